@@ -1,0 +1,134 @@
+//! What can go wrong: one opaque error, and its kind for those who match on it.
+
+use std::fmt;
+
+/// The result of every fallible operation of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of this crate.
+///
+/// Its message names the tensor, key or file, what was expected, what was found and the cure.
+/// Match on [`Error::kind`] to tell the cases apart.
+///
+/// ```
+/// use ln_tuning::{ErrorKind, LnTuningConfig};
+/// let error = LnTuningConfig::from_json(r#"{"peft_type": "LORA"}"#).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::WrongPeftType);
+/// ```
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    cause: anyhow::Error,
+}
+
+/// What kind of thing went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A configuration is not valid: bad JSON or YAML, a wrong type, an invalid value.
+    InvalidConfig,
+    /// A configuration is for another PEFT method.
+    WrongPeftType,
+    /// A pattern of `target_modules`, `exclude_modules` or a key mapping does not compile.
+    InvalidPattern,
+    /// An adapter name cannot be used (empty, or with `.`, `/`, `\` or `..` in it).
+    InvalidAdapterName,
+    /// No module was asked for, and none could be derived.
+    NoTargetModules,
+    /// No module has one of the names asked for.
+    NoMatchingModules,
+    /// Every module that was asked for is excluded too.
+    AllModulesExcluded,
+    /// The `VarStore` holds no variable.
+    EmptyVarStore,
+    /// A variable was selected that cannot be trained (an integer, quantised or sparse tensor, no elements …).
+    UnsupportedVariable,
+    /// A selected variable shares its tensor with one that is not selected.
+    TiedTensors,
+    /// An adapter of this name exists already.
+    DuplicateAdapter,
+    /// There is no adapter of this name.
+    UnknownAdapter,
+    /// The operation does not fit the present state (merged, disabled, not active, frozen …).
+    InvalidState,
+    /// User code has changed variables under the adapter in a way that cannot be followed.
+    BaseChanged,
+    /// The loss has no gradient for any selected variable, or is not a scalar.
+    NoGradient,
+    /// A file is not what it should be: truncated, malformed, unsafe to read.
+    CorruptFile,
+    /// A file or directory that must be there is not.
+    MissingFile,
+    /// Two things of the same name stand in a file.
+    DuplicateKey,
+    /// A tensor has another shape than the variable.
+    ShapeMismatch,
+    /// A tensor has a kind that cannot be put into the variable.
+    KindMismatch,
+    /// Tensors that are needed are missing.
+    MissingKeys,
+    /// Tensors were found that have no place.
+    UnexpectedKeys,
+    /// A tensor holds NaN or infinity.
+    NonFinite,
+    /// An architecture or an option that is not implemented.
+    Unsupported,
+    /// An argument is out of range.
+    InvalidArgument,
+    /// The operating system refused (permissions, a full disk …).
+    Io,
+    /// libtorch refused.
+    Torch,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
+        Error(Box::new(Inner { kind, cause: anyhow::anyhow!("{message}") }))
+    }
+
+    /// An error with another one as its cause.
+    pub(crate) fn with_source(
+        kind: ErrorKind,
+        message: impl fmt::Display + Send + Sync + 'static,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        let message = message.to_string();
+        Error(Box::new(Inner { kind, cause: anyhow::Error::new(source).context(message) }))
+    }
+
+    /// An error of the operating system about a path: `doing` completes "cannot …".
+    pub(crate) fn io(doing: &str, path: &std::path::Path, source: std::io::Error) -> Self {
+        let kind = match source.kind() {
+            std::io::ErrorKind::NotFound => ErrorKind::MissingFile,
+            _ => ErrorKind::Io,
+        };
+        Error::with_source(kind, format!("cannot {doing} '{}'", path.display()), source)
+    }
+
+    /// The kind of error, to match on.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+}
+
+/// Shows the message and its causes, on one line.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.0.cause)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {:#}", self.0.kind, self.0.cause)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        Error::with_source(ErrorKind::Torch, "libtorch refused", error)
+    }
+}
