@@ -1,0 +1,72 @@
+# Everything that a newcomer and a contributor run. `make` lists the targets.
+#
+# Variables: PYTHON (python3) makes the virtual environment; ARGS goes to the quickstart, e.g. ARGS=--help.
+# Environment: LIBTORCH names a libtorch to use, LN_TUNING_PYTHON a Python that has tests/python/requirements.txt.
+
+PYTHON ?= python3
+CARGO ?= cargo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit examples doc bench test-tch-0.26 clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## Find or install libtorch and tell cargo where it is
+	$(PYTHON) scripts/libtorch
+
+setup-tests: ## The same, and the Python packages of the tests, in .venv
+	$(PYTHON) scripts/libtorch --test-packages
+
+quickstart: setup ## Build and run the quickstart: real digits, a real ViT, results in target/quickstart
+	$(CARGO) run --locked --release --example quickstart -- $(ARGS)
+
+# One profile (dev) serves all of it: the C++ of torch-sys takes minutes to compile and would be compiled for each.
+test: fmt-check setup-tests clippy unit examples doc ## All checks: format, clippy, tests, examples, PEFT, docs
+
+fmt: ## Format the code
+	$(CARGO) fmt
+
+fmt-check:
+	$(CARGO) fmt --check
+
+clippy:
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+unit: # unit, integration (real PEFT among them) and documentation tests
+	$(CARGO) test --locked
+
+# Every example is run: with the small settings below, else with --help.
+SMALL_quickstart := --help
+
+examples:
+	$(CARGO) build --locked --examples
+	$(foreach example,$(basename $(notdir $(wildcard examples/*.rs))),$(call run_example,$(example)))
+
+define run_example
+
+	$(CARGO) run --locked --quiet --example $(1) -- $(or $(SMALL_$(1)),--help)
+endef
+
+doc: ## The documentation, with warnings as errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+bench: setup ## The benchmarks
+	$(CARGO) bench --locked
+
+# The newest tch that is accepted, in a copy, so that Cargo.lock and the ordinary build stay as they are.
+NEWEST := target/tch-0.26
+NEWEST_ENV := env -u LIBTORCH CARGO_TARGET_DIR="$(CURDIR)/$(NEWEST)/target" \
+	LN_TUNING_PYTHON="$${LN_TUNING_PYTHON:-$(CURDIR)/.venv/bin/python}"
+
+test-tch-0.26: setup-tests ## Build and test against tch 0.26 and libtorch 2.13.0
+	rm -rf $(NEWEST)/src
+	mkdir -p $(NEWEST)/src
+	tar -cf - --exclude=./target --exclude='./.venv*' --exclude=./.git . | tar -xf - -C $(NEWEST)/src
+	sed -E 's/^(tch|torch-sys) = .*/\1 = "=0.26.0"/' Cargo.toml > $(NEWEST)/src/Cargo.toml
+	cd $(NEWEST)/src && $(CARGO) update tch torch-sys
+	cd $(NEWEST)/src && env -u LIBTORCH $(PYTHON) scripts/libtorch --venv "$(CURDIR)/.venv-torch-2.13"
+	cd $(NEWEST)/src && $(NEWEST_ENV) $(CARGO) test --locked
+
+clean: ## Remove what was built; the virtual environments stay
+	$(CARGO) clean
