@@ -2,6 +2,32 @@
 
 #![deny(missing_docs)]
 
+mod adapter;
+mod architectures;
+mod attachment;
+mod checkpoint;
+mod config;
 mod error;
+mod flat;
+mod model;
+mod optim;
+mod options;
+mod pattern;
+mod selection;
+mod state_dict;
+mod status;
+mod strict;
+mod switch;
+mod variables;
 
+pub use config::{LnTuningConfig, Modules, ParsedConfig, TaskType};
 pub use error::{Error, ErrorKind, Result};
+pub use flat::Precision;
+pub use model::{LnTuningModel, DEFAULT_ADAPTER};
+pub use optim::{Algorithm, Optimizer};
+pub use options::{AdapterOptions, LoadOptions, SaveKind, SaveOptions};
+pub use selection::{natural_cmp, Norms, SelectedModule, Selection, VariableInfo};
+pub use state_dict::LoadReport;
+pub use status::TrainableParameters;
+pub use switch::DisabledAdapters;
+pub use tch::nn::{AdamW, Sgd};

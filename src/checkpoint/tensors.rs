@@ -1,0 +1,132 @@
+//! `adapter_model.safetensors`: bytes to tensors and back.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::strict::{Strict, DUPLICATE};
+
+/// The file that Python's `safetensors.torch.save_file` writes for these tensors, byte for byte.
+pub(super) fn to_bytes(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
+    let mut blobs = Vec::with_capacity(tensors.len());
+    for (key, tensor) in tensors {
+        let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+        let kind = tensor.f_kind()?;
+        let dtype = dtype_of(kind).ok_or_else(|| {
+            Error::new(
+                ErrorKind::KindMismatch,
+                format!("'{key}' has kind {kind:?}, which a safetensors file cannot hold"),
+            )
+        })?;
+        let numel = tensor.numel();
+        let mut bytes = vec![0u8; numel * kind.elt_size_in_bytes()];
+        tensor.f_copy_data_u8(&mut bytes, numel)?;
+        let shape: Vec<usize> = tensor.size().iter().map(|d| *d as usize).collect();
+        blobs.push((key.as_str(), dtype, shape, bytes));
+    }
+    let mut views = Vec::with_capacity(blobs.len());
+    for (key, dtype, shape, bytes) in &blobs {
+        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| {
+            Error::with_source(ErrorKind::CorruptFile, format!("cannot store '{key}'"), e)
+        })?;
+        views.push((*key, view));
+    }
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize(views, Some(metadata)).map_err(|e| {
+        Error::with_source(ErrorKind::CorruptFile, "cannot build a safetensors file", e)
+    })
+}
+
+/// Every tensor of a file, on the CPU, in the order of the keys. All values must be finite.
+pub(super) fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    check_header(&bytes, path)?;
+    let corrupt = |e| {
+        let message = format!(
+            "'{}' is not a complete safetensors file ({} bytes): was it cut off? Copy or save it again",
+            path.display(),
+            bytes.len()
+        );
+        Error::with_source(ErrorKind::CorruptFile, message, e)
+    };
+    let file = SafeTensors::deserialize(&bytes).map_err(corrupt)?;
+    let mut views = file.tensors();
+    views.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut tensors = Vec::with_capacity(views.len());
+    for (key, view) in views {
+        let kind = kind_of(view.dtype()).ok_or_else(|| {
+            Error::new(
+                ErrorKind::KindMismatch,
+                format!(
+                    "'{key}' in '{}' has kind {:?}, expected a floating-point or integer kind of libtorch",
+                    path.display(),
+                    view.dtype()
+                ),
+            )
+        })?;
+        let shape: Vec<i64> = view.shape().iter().map(|d| *d as i64).collect();
+        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)?;
+        check_finite(&key, &tensor, path)?;
+        tensors.push((key, tensor));
+    }
+    Ok(tensors)
+}
+
+/// A header in which a key stands twice would give one tensor the place of another.
+fn check_header(bytes: &[u8], path: &Path) -> Result<()> {
+    let header = bytes
+        .first_chunk::<8>()
+        .and_then(|len| usize::try_from(u64::from_le_bytes(*len)).ok())
+        .and_then(|len| bytes.get(8..)?.get(..len));
+    // Everything else about the header is checked, and reported, by the reader.
+    let Some(header) = header else { return Ok(()) };
+    match serde_json::from_slice::<Strict>(header) {
+        Err(e) if e.to_string().contains(DUPLICATE) => Err(Error::with_source(
+            ErrorKind::DuplicateKey,
+            format!("two tensors of one name in '{}'", path.display()),
+            e,
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn check_finite(key: &str, tensor: &Tensor, path: &Path) -> Result<()> {
+    if !matches!(tensor.f_kind()?, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
+        return Ok(());
+    }
+    let finite = tensor.f_isfinite()?;
+    if finite.f_all()?.f_int64_value(&[])? == 0 {
+        let bad = tensor.numel() as i64 - finite.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+        return Err(Error::new(
+            ErrorKind::NonFinite,
+            format!(
+                "'{key}' in '{}' holds {bad} values that are NaN or infinite: the run that wrote it had diverged",
+                path.display()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+const KINDS: [(Kind, Dtype); 9] = [
+    (Kind::Float, Dtype::F32),
+    (Kind::Double, Dtype::F64),
+    (Kind::Half, Dtype::F16),
+    (Kind::BFloat16, Dtype::BF16),
+    (Kind::Int64, Dtype::I64),
+    (Kind::Int, Dtype::I32),
+    (Kind::Int8, Dtype::I8),
+    (Kind::Uint8, Dtype::U8),
+    (Kind::Bool, Dtype::BOOL),
+];
+
+fn dtype_of(kind: Kind) -> Option<Dtype> {
+    KINDS.iter().find(|(k, _)| *k == kind).map(|(_, dtype)| *dtype)
+}
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    KINDS.iter().find(|(_, d)| *d == dtype).map(|(kind, _)| *kind)
+}

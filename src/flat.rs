@@ -1,0 +1,278 @@
+//! Many tensors in one buffer: the masters that an optimiser updates, and the live copies that a model computes with.
+
+use std::ops::Range;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Result;
+
+/// Every slot starts at a multiple of this many elements, so that each view is aligned to at least 64 bytes
+/// in every kind, as vectorised kernels want it, whatever odd-sized tensor stands before it.
+const ALIGN: i64 = 32;
+
+/// In which kind the tuned weights are stored and updated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Precision {
+    /// Masters in f32 (f64 for tensors in f64); a model in bf16 or f16 computes with a live copy in its own kind.
+    ///
+    /// An update smaller than half a unit in the last place is then kept rather than rounded away: near 1, bf16
+    /// loses everything below 0.002, which is more than a usual step of AdamW.
+    #[default]
+    Master,
+    /// Store and update the weights in the model's own kind, as PEFT does. In bf16 most small updates are lost.
+    Model,
+}
+
+/// Where one tensor lies in the buffer.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    pub(crate) shape: Vec<i64>,
+    /// The kind of the live view.
+    pub(crate) kind: Kind,
+    pub(crate) start: i64,
+    pub(crate) len: i64,
+}
+
+impl Slot {
+    /// The end, padding included: where the next slot starts.
+    fn end(&self) -> i64 {
+        self.start + padded(self.len)
+    }
+}
+
+/// Neighbouring slots of one kind that is not the master's, and their live buffer.
+#[derive(Debug)]
+struct Run {
+    slots: Range<usize>,
+    live: Tensor,
+}
+
+/// A list of tensors stored as views of one contiguous buffer.
+#[derive(Debug)]
+pub(crate) struct FlatParams {
+    slots: Vec<Slot>,
+    master: Tensor,
+    runs: Vec<Run>,
+    views: Vec<Tensor>,
+}
+
+impl FlatParams {
+    /// Copies `values` into a new buffer on their device. No graph is recorded.
+    pub(crate) fn new(values: &[Tensor], precision: Precision) -> Result<Self> {
+        let mut slots = Vec::with_capacity(values.len());
+        let mut start = 0;
+        for value in values {
+            let slot = Slot {
+                shape: value.size(),
+                kind: value.f_kind()?,
+                start,
+                len: value.numel() as i64,
+            };
+            start = slot.end();
+            slots.push(slot);
+        }
+        let device = values.first().map_or(Device::Cpu, Tensor::device);
+        let kind = master_kind(&slots, precision);
+        let master = Tensor::f_zeros([start], (kind, device))?;
+        let mut flat = FlatParams { slots, master, runs: Vec::new(), views: Vec::new() };
+        let values: Vec<_> = values.iter().map(Some).collect();
+        flat.gather(&values, &flat.master)?;
+        flat.expose()?;
+        Ok(flat)
+    }
+
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// The whole buffer, padding (zeros) included.
+    pub(crate) fn master(&self) -> &Tensor {
+        &self.master
+    }
+
+    /// What the model computes with in place of tensor `slot`: a view in the model's kind.
+    pub(crate) fn view(&self, slot: usize) -> &Tensor {
+        &self.views[slot]
+    }
+
+    /// Tensor `slot` as the optimiser knows it: a view of the master.
+    pub(crate) fn value(&self, slot: usize) -> Result<Tensor> {
+        self.view_of(&self.master, slot)
+    }
+
+    /// The view of tensor `slot` in another buffer of this layout.
+    pub(crate) fn view_of(&self, buffer: &Tensor, slot: usize) -> Result<Tensor> {
+        window(buffer, &self.slots[slot], 0)
+    }
+
+    /// The part of a buffer of this layout that holds these slots.
+    pub(crate) fn range(&self, buffer: &Tensor, slots: Range<usize>) -> Result<Tensor> {
+        let (start, end) = self.bounds(&slots);
+        Ok(buffer.f_narrow(0, start, end - start)?)
+    }
+
+    /// Overwrites tensor `slot`, master and live.
+    pub(crate) fn set_value(&mut self, slot: usize, value: &Tensor) -> Result<()> {
+        self.value(slot)?.f_copy_(&value.f_reshape(&self.slots[slot].shape)?)?;
+        let kind = self.slots[slot].kind;
+        if kind != self.master.f_kind()? {
+            let master = self.value(slot)?;
+            self.views[slot].f_copy_(&master)?;
+        }
+        Ok(())
+    }
+
+    /// Takes over what was written into the live view of `slot` by somebody else.
+    pub(crate) fn adopt(&mut self, slot: usize) -> Result<()> {
+        if self.slots[slot].kind != self.master.f_kind()? {
+            self.value(slot)?.f_copy_(&self.views[slot])?;
+        }
+        Ok(())
+    }
+
+    /// Copies the masters to the live buffers, where these are not the same memory.
+    pub(crate) fn publish(&mut self) -> Result<()> {
+        for run in &mut self.runs {
+            let (start, end) = bounds(&self.slots, &run.slots);
+            run.live.f_copy_(&self.master.f_narrow(0, start, end - start)?)?;
+        }
+        Ok(())
+    }
+
+    /// Follows the model to another device or into other kinds (one per slot). The masters keep their values,
+    /// and their kind where that is wider.
+    pub(crate) fn relocate(
+        &self,
+        device: Device,
+        kinds: &[Kind],
+        precision: Precision,
+    ) -> Result<FlatParams> {
+        let mut slots = self.slots.clone();
+        for (slot, kind) in slots.iter_mut().zip(kinds) {
+            slot.kind = *kind;
+        }
+        let kind = match (precision, self.master.f_kind()?) {
+            (Precision::Master, Kind::Double) => Kind::Double,
+            _ => master_kind(&slots, precision),
+        };
+        // A copy in any case: whoever holds the old buffer must not see the new one change.
+        let mut master = Tensor::f_zeros([self.master.size1()?], (kind, device))?;
+        master.f_copy_(&self.master)?;
+        let mut flat = FlatParams { slots, master, runs: Vec::new(), views: Vec::new() };
+        flat.expose()?;
+        Ok(flat)
+    }
+
+    /// Writes tensors (`None`: zeros) into `out`, a buffer of this layout, with one concatenation per run of kinds.
+    pub(crate) fn gather(&self, tensors: &[Option<&Tensor>], out: &Tensor) -> Result<()> {
+        let (kind, device) = (out.f_kind()?, out.device());
+        let mut from = 0;
+        while from < tensors.len() {
+            let run_kind = piece_kind(tensors[from], &self.slots[from])?;
+            let mut to = from;
+            let mut pieces = Vec::with_capacity(tensors.len() - from);
+            while to < tensors.len() && piece_kind(tensors[to], &self.slots[to])? == run_kind {
+                let slot = &self.slots[to];
+                match tensors[to] {
+                    Some(tensor) => pieces.push(tensor.f_detach()?.f_reshape([-1])?),
+                    None => pieces.push(Tensor::f_zeros([slot.len], (run_kind, device))?),
+                }
+                let padding = slot.end() - slot.start - slot.len;
+                if padding > 0 {
+                    pieces.push(Tensor::f_zeros([padding], (run_kind, device))?);
+                }
+                to += 1;
+            }
+            let (start, end) = self.bounds(&(from..to));
+            let mut window = out.f_narrow(0, start, end - start)?;
+            if run_kind == kind {
+                let _ = Tensor::f_cat_out(&window, &pieces, 0)?;
+            } else {
+                window.f_copy_(&Tensor::f_cat(&pieces, 0)?)?;
+            }
+            from = to;
+        }
+        Ok(())
+    }
+
+    fn bounds(&self, slots: &Range<usize>) -> (i64, i64) {
+        bounds(&self.slots, slots)
+    }
+
+    /// Makes the live buffers and the views.
+    fn expose(&mut self) -> Result<()> {
+        let kind = self.master.f_kind()?;
+        self.runs.clear();
+        self.views.clear();
+        let mut from = 0;
+        while from < self.slots.len() {
+            let run_kind = self.slots[from].kind;
+            let mut to = from + 1;
+            while to < self.slots.len() && self.slots[to].kind == run_kind {
+                to += 1;
+            }
+            let (start, end) = self.bounds(&(from..to));
+            let (buffer, origin) = if run_kind == kind {
+                (self.master.shallow_clone(), 0)
+            } else {
+                let live = self.master.f_narrow(0, start, end - start)?.f_to_kind(run_kind)?;
+                self.runs.push(Run { slots: from..to, live: live.shallow_clone() });
+                (live, start)
+            };
+            for slot in &self.slots[from..to] {
+                self.views.push(window(&buffer, slot, origin)?);
+            }
+            from = to;
+        }
+        Ok(())
+    }
+}
+
+fn padded(len: i64) -> i64 {
+    (len + ALIGN - 1) / ALIGN * ALIGN
+}
+
+fn bounds(slots: &[Slot], range: &Range<usize>) -> (i64, i64) {
+    match (slots.get(range.start), range.end.checked_sub(1).and_then(|last| slots.get(last))) {
+        (Some(first), Some(last)) if !range.is_empty() => (first.start, last.end()),
+        _ => (0, 0),
+    }
+}
+
+/// The view of one slot in a buffer whose first element is element `origin` of the layout.
+fn window(buffer: &Tensor, slot: &Slot, origin: i64) -> Result<Tensor> {
+    let mut strides = vec![1; slot.shape.len()];
+    for dim in (1..slot.shape.len()).rev() {
+        strides[dim - 1] = strides[dim] * slot.shape[dim];
+    }
+    Ok(buffer.f_as_strided(&slot.shape, &strides, slot.start - origin)?)
+}
+
+/// The kind that holds every slot's values without loss.
+fn master_kind(slots: &[Slot], precision: Precision) -> Kind {
+    let has = |kind| slots.iter().any(|slot| slot.kind == kind);
+    match slots.first() {
+        Some(first)
+            if precision == Precision::Model && slots.iter().all(|s| s.kind == first.kind) =>
+        {
+            first.kind
+        }
+        _ if has(Kind::Double) => Kind::Double,
+        _ => Kind::Float,
+    }
+}
+
+fn piece_kind(tensor: Option<&Tensor>, slot: &Slot) -> Result<Kind> {
+    match tensor {
+        Some(tensor) => Ok(tensor.f_kind()?),
+        None => Ok(slot.kind),
+    }
+}
+
+/// A copy in memory of its own. tch has only a panicking one.
+pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
+    let mut copy = tensor.f_empty_like()?;
+    copy.f_copy_(tensor)?;
+    Ok(copy)
+}

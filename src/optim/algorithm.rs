@@ -1,0 +1,190 @@
+//! The update rules, on flat buffers.
+
+use tch::{nn, Tensor};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::flat::copy_of;
+
+/// An optimisation algorithm with its settings: those of tch, so that a training script keeps its line.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Algorithm {
+    /// AdamW (Loshchilov and Hutter, arXiv 1711.05101), as `torch.optim.AdamW` computes it.
+    AdamW(nn::AdamW),
+    /// Stochastic gradient descent with momentum, as `torch.optim.SGD` computes it.
+    Sgd(nn::Sgd),
+}
+
+impl From<nn::AdamW> for Algorithm {
+    fn from(settings: nn::AdamW) -> Self {
+        Algorithm::AdamW(settings)
+    }
+}
+
+impl From<nn::Sgd> for Algorithm {
+    fn from(settings: nn::Sgd) -> Self {
+        Algorithm::Sgd(settings)
+    }
+}
+
+impl Algorithm {
+    /// The names of the buffers it keeps, as `torch.optim` has them in its state.
+    pub(super) fn buffers(&self) -> &'static [&'static str] {
+        match self {
+            Algorithm::AdamW(settings) if settings.amsgrad => {
+                &["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+            }
+            Algorithm::AdamW(_) => &["exp_avg", "exp_avg_sq"],
+            Algorithm::Sgd(settings) if settings.momentum != 0. => &["momentum_buffer"],
+            Algorithm::Sgd(_) => &[],
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let unit = |name, value: f64| check_range(name, value, 0.0..1.0, "in [0, 1)");
+        let positive = |name, value: f64| {
+            check_range(name, value, 0.0..f64::INFINITY, "finite and not negative")
+        };
+        match self {
+            Algorithm::AdamW(s) => {
+                unit("beta1", s.beta1)?;
+                unit("beta2", s.beta2)?;
+                positive("eps", s.eps)?;
+                positive("wd", s.wd)
+            }
+            Algorithm::Sgd(s) => {
+                positive("momentum", s.momentum)?;
+                positive("wd", s.wd)?;
+                if s.nesterov && (s.momentum == 0. || s.dampening != 0.) {
+                    return Err(Error::new(
+                        ErrorKind::InvalidArgument,
+                        "Nesterov momentum needs a momentum above 0 and no dampening",
+                    ));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn set_weight_decay(&mut self, wd: f64) -> Result<()> {
+        let mut changed = *self;
+        match &mut changed {
+            Algorithm::AdamW(settings) => settings.wd = wd,
+            Algorithm::Sgd(settings) => settings.wd = wd,
+        }
+        changed.check()?;
+        *self = changed;
+        Ok(())
+    }
+
+    pub(super) fn set_momentum(&mut self, momentum: f64) -> Result<()> {
+        let mut changed = *self;
+        match &mut changed {
+            Algorithm::AdamW(settings) => settings.beta1 = momentum,
+            Algorithm::Sgd(settings) if (settings.momentum == 0.) != (momentum == 0.) => {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    format!(
+                        "cannot change the momentum from {} to {momentum}: build the optimizer with or without one",
+                        settings.momentum
+                    ),
+                ));
+            }
+            Algorithm::Sgd(settings) => settings.momentum = momentum,
+        }
+        changed.check()?;
+        *self = changed;
+        Ok(())
+    }
+
+    /// Updates `params` in place. `step` counts from 1; `buffers` are in the order of [`Algorithm::buffers`].
+    pub(super) fn update(
+        &self,
+        params: &mut Tensor,
+        grad: &Tensor,
+        buffers: &mut [Tensor],
+        step: i64,
+        lr: f64,
+    ) -> Result<()> {
+        match self {
+            Algorithm::AdamW(settings) => adamw(settings, params, grad, buffers, step, lr),
+            Algorithm::Sgd(settings) => sgd(settings, params, grad, buffers, step, lr),
+        }
+    }
+}
+
+/// `p ← p·(1 − lr·wd) − lr/c₁ · m / (√v/√c₂ + eps)`, with c₁ = 1 − β₁ᵗ and c₂ = 1 − β₂ᵗ.
+///
+/// Eight kernels: the scalars are folded so that the step is `m / d` with `d = −(√v + eps·√c₂) · c₁/(lr·√c₂)`.
+fn adamw(
+    settings: &nn::AdamW,
+    params: &mut Tensor,
+    grad: &Tensor,
+    buffers: &mut [Tensor],
+    step: i64,
+    lr: f64,
+) -> Result<()> {
+    let (beta1, beta2) = (settings.beta1, settings.beta2);
+    if settings.wd != 0. {
+        let _ = params.f_mul_scalar_(1. - lr * settings.wd)?;
+    }
+    let _ = buffers[0].f_lerp_(grad, 1. - beta1)?;
+    let mut work = grad.f_square()?;
+    let _ = buffers[1].f_lerp_(&work, 1. - beta2)?;
+    let variance = match buffers.len() {
+        3 => {
+            let largest = buffers[2].f_maximum_out(&buffers[2], &buffers[1])?;
+            largest.f_sqrt_out(&work)?
+        }
+        _ => buffers[1].f_sqrt_out(&work)?,
+    };
+    drop(variance);
+    let step = step.min(i64::from(i32::MAX)) as i32;
+    let (correction1, correction2) = (1. - beta1.powi(step), (1. - beta2.powi(step)).sqrt());
+    let _ = work.f_add_scalar_(settings.eps * correction2)?;
+    if lr != 0. {
+        let _ = work.f_mul_scalar_(-correction1 / (lr * correction2))?;
+        let _ = params.f_addcdiv_(&buffers[0], &work)?;
+    }
+    Ok(())
+}
+
+fn sgd(
+    settings: &nn::Sgd,
+    params: &mut Tensor,
+    grad: &Tensor,
+    buffers: &mut [Tensor],
+    step: i64,
+    lr: f64,
+) -> Result<()> {
+    let mut direction = match settings.wd {
+        0. => copy_of(grad)?,
+        wd => grad.f_add(&params.f_mul_scalar(wd)?)?,
+    };
+    if let Some(momentum) = buffers.first_mut() {
+        if step == 1 {
+            momentum.f_copy_(&direction)?;
+        } else {
+            let _ = momentum.f_mul_scalar_(settings.momentum)?;
+            let _ = momentum.f_add_(&direction.f_mul_scalar(1. - settings.dampening)?)?;
+        }
+        direction = match settings.nesterov {
+            true => direction.f_add(&momentum.f_mul_scalar(settings.momentum)?)?,
+            false => copy_of(momentum)?,
+        };
+    }
+    let _ = params.f_sub_(&direction.f_mul_scalar_(lr)?)?;
+    Ok(())
+}
+
+pub(super) fn check_range(
+    name: &str,
+    value: f64,
+    range: std::ops::Range<f64>,
+    expected: &str,
+) -> Result<()> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InvalidArgument, format!("{name} is {value}, expected {expected}")))
+}

@@ -1,0 +1,118 @@
+//! The gradient of an adapter, in one flat buffer of its master's layout and kind.
+
+use tch::{COptimizer, Tensor};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::flat::FlatParams;
+
+#[derive(Debug)]
+pub(super) struct Gradients {
+    /// Kept between steps, so that a step allocates nothing.
+    flat: Option<Tensor>,
+    /// Which slots have got a gradient since they were cleared.
+    present: Vec<bool>,
+    /// The variables, for clearing the gradients that user code leaves in them.
+    variables: COptimizer,
+}
+
+impl Gradients {
+    pub(super) fn new(variables: COptimizer, slots: usize) -> Self {
+        Gradients { flat: None, present: vec![false; slots], variables }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        !self.present.contains(&true)
+    }
+
+    pub(super) fn is_present(&self, slot: usize) -> bool {
+        self.present[slot]
+    }
+
+    pub(super) fn flat(&self) -> Option<&Tensor> {
+        self.flat.as_ref()
+    }
+
+    pub(super) fn clear(&mut self) -> Result<()> {
+        self.present.fill(false);
+        Ok(self.variables.zero_grad()?)
+    }
+
+    /// Adds one tensor per slot; an undefined one adds nothing.
+    pub(super) fn add(&mut self, layout: &FlatParams, found: Vec<Tensor>) -> Result<()> {
+        let found: Vec<Option<&Tensor>> =
+            found.iter().map(|tensor| Some(tensor).filter(|t| t.defined())).collect();
+        if found.iter().all(Option::is_none) {
+            return Err(Error::new(
+                ErrorKind::NoGradient,
+                "no selected tensor has a gradient: call `backward` first, and check that the loss depends on the \
+                 selected modules",
+            ));
+        }
+        let first = self.is_empty();
+        let mut flat = match self.flat.take() {
+            Some(flat) if fits(&flat, layout)? => flat,
+            _ if first => layout.master().f_zeros_like()?,
+            Some(flat) => {
+                flat.f_to_device(layout.master().device())?.f_to_kind(layout.master().f_kind()?)?
+            }
+            None => layout.master().f_zeros_like()?,
+        };
+        if first {
+            layout.gather(&found, &flat)?;
+        } else {
+            let more = flat.f_zeros_like()?;
+            layout.gather(&found, &more)?;
+            let _ = flat.f_add_(&more)?;
+        }
+        for (present, gradient) in self.present.iter_mut().zip(&found) {
+            *present |= gradient.is_some();
+        }
+        self.flat = Some(flat);
+        Ok(())
+    }
+
+    /// Moves to the device and kind of the masters, if these have moved since.
+    pub(super) fn follow(&mut self, layout: &FlatParams) -> Result<()> {
+        if let Some(flat) = self.flat.take() {
+            self.flat = Some(match fits(&flat, layout)? {
+                true => flat,
+                false => flat
+                    .f_to_device(layout.master().device())?
+                    .f_to_kind(layout.master().f_kind()?)?,
+            });
+        }
+        Ok(())
+    }
+
+    pub(super) fn norm(&self) -> Result<Tensor> {
+        match &self.flat {
+            Some(flat) => Ok(flat.f_norm()?),
+            None => Err(Error::new(
+                ErrorKind::NoGradient,
+                "there is no gradient: call `backward` first",
+            )),
+        }
+    }
+
+    pub(super) fn clip_norm(&mut self, max: f64) -> Result<Tensor> {
+        let norm = self.norm()?;
+        // The coefficient stays on the device: multiplying by 1 is cheaper than asking whether it is below 1.
+        let coefficient =
+            norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max)?.f_clamp_max(1.)?;
+        if let Some(flat) = &mut self.flat {
+            let _ = flat.f_mul_(&coefficient)?;
+        }
+        Ok(norm)
+    }
+
+    pub(super) fn clip_value(&mut self, max: f64) -> Result<()> {
+        if let Some(flat) = &mut self.flat {
+            let _ = flat.f_clamp_(-max, max)?;
+        }
+        Ok(())
+    }
+}
+
+fn fits(flat: &Tensor, layout: &FlatParams) -> Result<bool> {
+    Ok(flat.device() == layout.master().device() && flat.f_kind()? == layout.master().f_kind()?)
+}

@@ -1,0 +1,458 @@
+//! Training the active adapter: the methods of `tch::nn::Optimizer` over one flat buffer.
+
+mod algorithm;
+mod gradients;
+mod state;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tch::{no_grad, Tensor};
+
+use algorithm::check_range;
+pub use algorithm::Algorithm;
+use gradients::Gradients;
+use state::State;
+
+use crate::attachment::Attachment;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Trains one adapter. Made by [`LnTuningModel::optimizer`](crate::LnTuningModel::optimizer).
+///
+/// It has the methods of [`tch::nn::Optimizer`], each returning a `Result`. Gradients, moments and masters are flat
+/// buffers, so that a step costs about ten kernels whatever the depth of the model, and nothing in it waits
+/// for the device.
+///
+/// The `backward…` methods compute gradients of the selected tensors only and keep them here: the `.grad()` of the
+/// variables stays undefined. Gradients that user code made with `loss.backward()` are taken as well.
+///
+/// ```
+/// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+/// use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel};
+/// # tch::manual_seed(0);
+/// # let vs = nn::VarStore::new(Device::Cpu);
+/// # let net = nn::seq()
+/// #     .add(nn::linear(vs.root() / "lin", 4, 4, Default::default()))
+/// #     .add(nn::layer_norm(vs.root() / "norm", vec![4], Default::default()));
+/// # let (x, y) = (Tensor::randn([8, 4], (Kind::Float, Device::Cpu)), Tensor::zeros([8, 4], (Kind::Float, Device::Cpu)));
+/// let tuned = LnTuningModel::new(&vs, LnTuningConfig::default().target_modules(["norm"]))?;
+/// let mut opt = tuned.optimizer(AdamW::default(), 1e-2)?;
+/// let before = net.forward(&x).mse_loss(&y, tch::Reduction::Mean);
+/// for _ in 0..50 {
+///     let loss = net.forward(&x).mse_loss(&y, tch::Reduction::Mean);
+///     opt.backward_step_clip_norm(&loss, 1.0)?;
+/// }
+/// let after = net.forward(&x).mse_loss(&y, tch::Reduction::Mean);
+/// assert!(after.double_value(&[]) < before.double_value(&[]));
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Optimizer {
+    attachment: Arc<Mutex<Attachment>>,
+    adapter: String,
+    adapter_id: u64,
+    groups: BTreeMap<usize, Group>,
+    /// The parameter group of each slot.
+    slot_groups: Vec<usize>,
+    state: State,
+    gradients: Gradients,
+    accumulation: i64,
+    accumulated: i64,
+}
+
+/// The settings of one parameter group (`Path::set_group` of tch).
+#[derive(Debug, Clone)]
+struct Group {
+    algorithm: Algorithm,
+    lr: f64,
+}
+
+impl Optimizer {
+    pub(crate) fn new(
+        attachment: Arc<Mutex<Attachment>>,
+        adapter: &str,
+        algorithm: Algorithm,
+        lr: f64,
+    ) -> Result<Self> {
+        algorithm.check()?;
+        check_lr(lr)?;
+        let shared = attachment.clone();
+        let mut guard = lock(&shared);
+        guard.sync()?;
+        guard.check_trainable(adapter)?;
+        let own = guard.adapter(adapter)?;
+        let slot_groups: Vec<usize> =
+            own.slot_variables.iter().map(|v| guard.variables.get(*v).group).collect();
+        let groups = slot_groups.iter().map(|g| (*g, Group { algorithm, lr })).collect();
+        let slots = own.flat.slots().len();
+        Ok(Optimizer {
+            attachment,
+            adapter: adapter.to_owned(),
+            adapter_id: own.id,
+            groups,
+            slot_groups,
+            state: State::new(algorithm, slots),
+            gradients: Gradients::new(guard.gradients(adapter)?, slots),
+            accumulation: 1,
+            accumulated: 0,
+        })
+    }
+
+    /// Takes `steps` backward passes for one update: each of the `backward_step…` methods then adds the gradient of
+    /// `loss / steps` and updates the weights at every `steps`-th call. The default is 1.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for 0.
+    #[doc(alias = "gradient_accumulation_steps")]
+    pub fn set_accumulation(&mut self, steps: usize) -> Result<()> {
+        if steps == 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "accumulation over 0 steps, expected at least 1",
+            ));
+        }
+        self.accumulation = steps as i64;
+        Ok(())
+    }
+
+    /// Forgets all gradients, those in the variables included.
+    ///
+    /// # Errors
+    /// If the adapter was deleted, or the variables were changed in a way that cannot be followed.
+    pub fn zero_grad(&mut self) -> Result<()> {
+        self.accumulated = 0;
+        self.with_adapter(|this, _| this.gradients.clear())
+    }
+
+    /// Adds the gradient of `loss`, a scalar, to what is there. The graph is freed.
+    ///
+    /// # Errors
+    /// `NoGradient` if `loss` is not a scalar or depends on no selected tensor; `InvalidState` if the adapter is not
+    /// active, merged, disabled or frozen.
+    pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
+        check_loss(loss)?;
+        self.with_adapter(|this, attachment| {
+            attachment.check_trainable(&this.adapter)?;
+            let inputs = inputs(attachment, &this.adapter)?;
+            let found = Tensor::f_run_backward(&[loss], &inputs, false, false)?;
+            this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found)
+        })
+    }
+
+    /// Adds gradients that `compute` finds for the selected tensors, in the order in which it is given them: for
+    /// backward passes that are more than one call, such as block checkpointing. `None` stands for no gradient.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward); `ShapeMismatch` if a gradient does not have its tensor's shape.
+    pub fn backward_with(
+        &mut self,
+        compute: impl FnOnce(&[Tensor]) -> Result<Vec<Tensor>>,
+    ) -> Result<()> {
+        let inputs = self.with_adapter(|this, attachment| {
+            attachment.check_trainable(&this.adapter)?;
+            inputs(attachment, &this.adapter)
+        })?;
+        let found = compute(&inputs)?;
+        if found.len() != inputs.len() {
+            return Err(Error::new(
+                ErrorKind::ShapeMismatch,
+                format!("{} gradients for {} selected tensors", found.len(), inputs.len()),
+            ));
+        }
+        for (gradient, input) in found.iter().zip(&inputs) {
+            if gradient.defined() && gradient.size() != input.size() {
+                return Err(Error::new(
+                    ErrorKind::ShapeMismatch,
+                    format!(
+                        "a gradient of shape {:?} for a tensor of shape {:?}",
+                        gradient.size(),
+                        input.size()
+                    ),
+                ));
+            }
+        }
+        self.with_adapter(|this, attachment| {
+            this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found)
+        })
+    }
+
+    /// Updates the weights from the gradients. As in PyTorch, a tensor without a gradient is left alone, weight
+    /// decay included, and the gradients stay until [`zero_grad`](Self::zero_grad).
+    ///
+    /// # Errors
+    /// `NoGradient` if there is none at all; `InvalidState` as for [`backward`](Self::backward).
+    pub fn step(&mut self) -> Result<()> {
+        self.with_adapter(|this, attachment| {
+            attachment.check_trainable(&this.adapter)?;
+            this.collect(attachment)?;
+            let adapter = attachment.adapter_mut(&this.adapter)?;
+            let (groups, slot_groups) = (&this.groups, &this.slot_groups);
+            this.state.update(&mut adapter.flat, &this.gradients, |slot| {
+                let group = &groups[&slot_groups[slot]];
+                (slot_groups[slot], group.algorithm, group.lr)
+            })
+        })
+    }
+
+    /// `zero_grad`, `backward` and `step` in one.
+    ///
+    /// # Errors
+    /// Those of the three.
+    pub fn backward_step(&mut self, loss: &Tensor) -> Result<()> {
+        self.accumulate(loss, |_| Ok(()))
+    }
+
+    /// [`backward_step`](Self::backward_step) with every gradient element clamped to ±`max` before the update.
+    ///
+    /// # Errors
+    /// Those of `backward_step`, and `InvalidArgument` if `max` is not a positive number.
+    pub fn backward_step_clip(&mut self, loss: &Tensor, max: f64) -> Result<()> {
+        check_max(max)?;
+        self.accumulate(loss, |this| this.clip_grad_value(max))
+    }
+
+    /// [`backward_step`](Self::backward_step) with the gradient scaled to a Euclidean norm of at most `max` before
+    /// the update.
+    ///
+    /// # Errors
+    /// Those of `backward_step`, and `InvalidArgument` if `max` is not a positive number.
+    pub fn backward_step_clip_norm(&mut self, loss: &Tensor, max: f64) -> Result<()> {
+        check_max(max)?;
+        self.accumulate(loss, |this| this.clip_grad_norm(max).map(drop))
+    }
+
+    fn accumulate(
+        &mut self,
+        loss: &Tensor,
+        clip: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        if self.accumulated == 0 {
+            self.zero_grad()?;
+        }
+        match self.accumulation {
+            1 => self.backward(loss)?,
+            steps => self.backward(&loss.f_div_scalar(steps)?)?,
+        }
+        self.accumulated += 1;
+        if self.accumulated >= self.accumulation {
+            clip(self)?;
+            self.step()?;
+            self.accumulated = 0;
+        }
+        Ok(())
+    }
+
+    /// Clamps every gradient element to ±`max`.
+    ///
+    /// # Errors
+    /// `NoGradient` if there is none; `InvalidArgument` if `max` is not a positive number.
+    pub fn clip_grad_value(&mut self, max: f64) -> Result<()> {
+        check_max(max)?;
+        self.with_adapter(|this, attachment| {
+            this.collect(attachment)?;
+            this.gradients.clip_value(max)
+        })
+    }
+
+    /// Scales the gradient so that its Euclidean norm over all selected tensors is at most `max`, as
+    /// `torch.nn.utils.clip_grad_norm_` does, and returns the norm that it had: a scalar on the model's device, so
+    /// that nothing waits for the device until somebody reads it.
+    ///
+    /// # Errors
+    /// `NoGradient` if there is none; `InvalidArgument` if `max` is not a positive number.
+    pub fn clip_grad_norm(&mut self, max: f64) -> Result<Tensor> {
+        check_max(max)?;
+        self.with_adapter(|this, attachment| {
+            this.collect(attachment)?;
+            this.gradients.clip_norm(max)
+        })
+    }
+
+    /// The Euclidean norm of the gradient over all selected tensors, as a scalar on the model's device.
+    ///
+    /// # Errors
+    /// `NoGradient` if there is none.
+    pub fn grad_norm(&mut self) -> Result<Tensor> {
+        self.with_adapter(|this, attachment| {
+            this.collect(attachment)?;
+            this.gradients.norm()
+        })
+    }
+
+    /// The present learning rate; that of the lowest group where there are several.
+    pub fn lr(&self) -> f64 {
+        self.groups.values().next().map_or(0., |group| group.lr)
+    }
+
+    /// Sets the learning rate of every group.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is negative or not finite.
+    pub fn set_lr(&mut self, lr: f64) -> Result<()> {
+        check_lr(lr)?;
+        self.groups.values_mut().for_each(|group| group.lr = lr);
+        Ok(())
+    }
+
+    /// Sets the learning rate of one parameter group (see `tch::nn::Path::set_group`), for example that of a
+    /// classifier head in `modules_to_save`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if no selected tensor is in that group, or the rate is negative or not finite.
+    pub fn set_lr_group(&mut self, group: usize, lr: f64) -> Result<()> {
+        check_lr(lr)?;
+        self.group(group)?.lr = lr;
+        Ok(())
+    }
+
+    /// Sets the weight decay of every group.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is negative or not finite.
+    pub fn set_weight_decay(&mut self, weight_decay: f64) -> Result<()> {
+        self.groups
+            .values_mut()
+            .try_for_each(|group| group.algorithm.set_weight_decay(weight_decay))
+    }
+
+    /// Sets the weight decay of one parameter group.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if no selected tensor is in that group, or the value is negative or not finite.
+    pub fn set_weight_decay_group(&mut self, group: usize, weight_decay: f64) -> Result<()> {
+        self.group(group)?.algorithm.set_weight_decay(weight_decay)
+    }
+
+    /// Sets the momentum of every group: β₁ for AdamW.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is out of range, or if it turns on a momentum that [`Sgd`](tch::nn::Sgd) was built without.
+    pub fn set_momentum(&mut self, momentum: f64) -> Result<()> {
+        self.groups.values_mut().try_for_each(|group| group.algorithm.set_momentum(momentum))
+    }
+
+    /// Sets the momentum of one parameter group: β₁ for AdamW.
+    ///
+    /// # Errors
+    /// As [`set_momentum`](Self::set_momentum), and `InvalidArgument` if no selected tensor is in that group.
+    pub fn set_momentum_group(&mut self, group: usize, momentum: f64) -> Result<()> {
+        self.group(group)?.algorithm.set_momentum(momentum)
+    }
+
+    /// The variables that this optimiser trains.
+    ///
+    /// # Errors
+    /// `UnknownAdapter` if the adapter was deleted.
+    pub fn trainable_variables(&self) -> Result<Vec<Tensor>> {
+        inputs(&lock(&self.attachment), &self.adapter)
+    }
+
+    /// The state to save for a later [`load_state_dict`](Self::load_state_dict): for every selected variable
+    /// `<name>.step` and the buffers of the algorithm under the names of `torch.optim`, such as `<name>.exp_avg`.
+    /// Tensors are copies, on the model's device.
+    ///
+    /// # Errors
+    /// `UnknownAdapter` if the adapter was deleted.
+    pub fn state_dict(&mut self) -> Result<Vec<(String, Tensor)>> {
+        self.with_adapter(|this, attachment| {
+            let names = variable_names(attachment, &this.adapter)?;
+            this.state.save(&attachment.adapter(&this.adapter)?.flat, &names)
+        })
+    }
+
+    /// Takes a state that [`state_dict`](Self::state_dict) gave. Either all of it is taken or, on an error, none.
+    ///
+    /// # Errors
+    /// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` where it does not fit the adapter and the algorithm.
+    pub fn load_state_dict(&mut self, state: &[(String, Tensor)]) -> Result<()> {
+        self.with_adapter(|this, attachment| {
+            let names = variable_names(attachment, &this.adapter)?;
+            this.state.load(&attachment.adapter(&this.adapter)?.flat, &names, state)
+        })
+    }
+
+    fn group(&mut self, group: usize) -> Result<&mut Group> {
+        let known: Vec<usize> = self.groups.keys().copied().collect();
+        self.groups.get_mut(&group).ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidArgument,
+                format!(
+                    "no selected tensor is in parameter group {group}; groups in use: {known:?}"
+                ),
+            )
+        })
+    }
+
+    /// Takes the gradients that user code has put into the variables, if there are none here.
+    fn collect(&mut self, attachment: &mut Attachment) -> Result<()> {
+        let adapter = attachment.adapter(&self.adapter)?;
+        if self.gradients.is_empty() {
+            let variables = adapter.slot_variables.iter();
+            let found = variables.map(|v| attachment.variables.get(*v).tensor.grad()).collect();
+            self.gradients.add(&adapter.flat, found)?;
+        }
+        self.gradients.follow(&adapter.flat)
+    }
+
+    /// Runs `f` without recording a graph, after looking at what user code did.
+    fn with_adapter<T>(
+        &mut self,
+        f: impl FnOnce(&mut Self, &mut Attachment) -> Result<T>,
+    ) -> Result<T> {
+        let shared = self.attachment.clone();
+        let mut attachment = lock(&shared);
+        no_grad(|| attachment.sync())?;
+        if attachment.adapter(&self.adapter)?.id != self.adapter_id {
+            return Err(Error::new(
+                ErrorKind::InvalidState,
+                format!(
+                    "adapter '{}' was deleted and made again: make a new optimizer for it",
+                    self.adapter
+                ),
+            ));
+        }
+        no_grad(|| f(self, &mut attachment))
+    }
+}
+
+pub(crate) fn lock(attachment: &Mutex<Attachment>) -> MutexGuard<'_, Attachment> {
+    attachment.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The leaves that an adapter trains, in the order of its slots.
+fn inputs(attachment: &Attachment, adapter: &str) -> Result<Vec<Tensor>> {
+    let variables = attachment.adapter(adapter)?.slot_variables.iter();
+    Ok(variables.map(|v| attachment.variables.get(*v).tensor.shallow_clone()).collect())
+}
+
+fn variable_names(attachment: &Attachment, adapter: &str) -> Result<Vec<String>> {
+    let variables = attachment.adapter(adapter)?.slot_variables.iter();
+    Ok(variables.map(|v| attachment.variables.get(*v).name.clone()).collect())
+}
+
+fn check_loss(loss: &Tensor) -> Result<()> {
+    if !loss.defined() || loss.numel() != 1 {
+        let shape = if loss.defined() { format!("{:?}", loss.size()) } else { "nothing".into() };
+        return Err(Error::new(
+            ErrorKind::NoGradient,
+            format!("the loss must be a scalar, found {shape}: take its mean or sum"),
+        ));
+    }
+    // libtorch's engine would read freed memory for a root without a graph.
+    if !loss.requires_grad() {
+        return Err(Error::new(
+            ErrorKind::NoGradient,
+            "the loss does not depend on any tensor that trains: was it computed under `no_grad`, detached, \
+             or before the adapter was active?",
+        ));
+    }
+    Ok(())
+}
+
+fn check_lr(lr: f64) -> Result<()> {
+    check_range("the learning rate", lr, 0.0..f64::INFINITY, "finite and not negative")
+}
+
+fn check_max(max: f64) -> Result<()> {
+    check_range("the clipping bound", max, f64::MIN_POSITIVE..f64::INFINITY, "finite and above 0")
+}

@@ -1,0 +1,89 @@
+//! Small models for tests, and exact comparison.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+
+use ln_tuning::{AdamW, LnTuningModel};
+use tch::nn::{self, Module, VarStore};
+use tch::{Device, Kind, Tensor};
+
+/// norm1 → up → relu → norm2 → head, on random data.
+pub struct Net {
+    pub vs: VarStore,
+    norm1: nn::LayerNorm,
+    up: nn::Linear,
+    norm2: nn::LayerNorm,
+    head: nn::Linear,
+    x: Tensor,
+    y: Tensor,
+}
+
+impl Net {
+    pub fn new(kind: Kind) -> Net {
+        tch::set_num_threads(1);
+        let vs = VarStore::new(Device::Cpu);
+        let root = vs.root();
+        let norm1 = nn::layer_norm(&root / "norm1", vec![8], Default::default());
+        let up = nn::linear(&root / "up", 8, 12, Default::default());
+        let norm2 = nn::layer_norm(&root / "norm2", vec![12], Default::default());
+        let head = nn::linear(&root / "head", 12, 3, Default::default());
+        let x = Tensor::arange(48, (Kind::Float, Device::Cpu)).sin().view([6, 8]);
+        let y = Tensor::from_slice(&[0i64, 1, 2, 0, 1, 2]);
+        let mut net = Net { vs, norm1, up, norm2, head, x, y };
+        net.to_kind(kind);
+        net
+    }
+
+    pub fn to_kind(&mut self, kind: Kind) {
+        match kind {
+            Kind::Float => self.vs.float(),
+            Kind::Double => self.vs.double(),
+            Kind::BFloat16 => self.vs.bfloat16(),
+            Kind::Half => self.vs.half(),
+            other => panic!("{other:?} is not for models"),
+        }
+        self.x = self.x.to_kind(kind);
+    }
+
+    pub fn logits(&self) -> Tensor {
+        let hidden = self.up.forward(&self.norm1.forward(&self.x)).relu();
+        self.head.forward(&self.norm2.forward(&hidden))
+    }
+
+    pub fn loss(&self) -> Tensor {
+        self.logits().to_kind(Kind::Double).cross_entropy_for_logits(&self.y)
+    }
+
+    pub fn train(&self, tuned: &LnTuningModel, steps: usize) {
+        let mut opt = tuned.optimizer(AdamW::default(), 1e-1).unwrap();
+        for _ in 0..steps {
+            opt.backward_step_clip_norm(&self.loss(), 1.0).unwrap();
+        }
+    }
+
+    pub fn flags(&self) -> BTreeMap<String, bool> {
+        self.vs.variables().into_iter().map(|(name, t)| (name, t.requires_grad())).collect()
+    }
+}
+
+/// The bytes of a tensor, with its kind and shape.
+pub fn bits(tensor: &Tensor) -> (Kind, Vec<i64>, Vec<u8>) {
+    let tensor = tensor.detach().contiguous();
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.copy_data_u8(&mut bytes, tensor.numel());
+    (tensor.kind(), tensor.size(), bytes)
+}
+
+pub type Bits = (Kind, Vec<i64>, Vec<u8>);
+
+pub fn snapshot(vs: &VarStore) -> BTreeMap<String, Bits> {
+    vs.variables().iter().map(|(name, tensor)| (name.clone(), bits(tensor))).collect()
+}
+
+pub fn named_bits(tensors: &[(String, Tensor)]) -> BTreeMap<String, Bits> {
+    tensors.iter().map(|(name, tensor)| (name.clone(), bits(tensor))).collect()
+}
+
+pub fn named_bits_as(tensors: &[(String, Tensor)], kind: Kind) -> BTreeMap<String, Bits> {
+    tensors.iter().map(|(name, tensor)| (name.clone(), bits(&tensor.to_kind(kind)))).collect()
+}
