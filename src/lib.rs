@@ -10,9 +10,12 @@ mod config;
 mod error;
 mod flat;
 mod model;
+#[cfg(feature = "models")]
+pub mod models;
 mod optim;
 mod options;
 mod pattern;
+pub mod pretrained;
 mod selection;
 mod state_dict;
 mod status;

@@ -51,6 +51,18 @@ pub(crate) fn adapter_files(
     ])
 }
 
+/// The two files of a whole model.
+pub(crate) fn model_files(
+    dir: &Path,
+    config_json: &str,
+    tensors: &[(String, Tensor)],
+) -> Result<Contents> {
+    Ok(vec![
+        (dir.join("model.safetensors"), tensors::to_bytes(tensors)?),
+        (dir.join("config.json"), config_json.as_bytes().to_vec()),
+    ])
+}
+
 /// The model card, with the text of the one that stands there.
 pub(crate) fn card_file(dir: &Path, card: &Card) -> Result<Contents> {
     let path = dir.join(CARD);

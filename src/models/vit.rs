@@ -1,0 +1,341 @@
+//! The vision transformer of Dosovitskiy et al. (arXiv 2010.11929), as transformers' `ViTForImageClassification`.
+
+use std::collections::BTreeMap;
+use std::path::Path as FilePath;
+
+use serde::{Deserialize, Serialize};
+use tch::nn::{self, Init, ModuleT, Path};
+use tch::Tensor;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The fields of a ViT's `config.json` that shape it. Others are not looked at, as they change no computation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ViTConfig {
+    /// Width of the hidden states.
+    pub hidden_size: i64,
+    /// Number of blocks.
+    pub num_hidden_layers: i64,
+    /// Attention heads per block; they divide `hidden_size`.
+    pub num_attention_heads: i64,
+    /// Width of the MLP's inner layer.
+    pub intermediate_size: i64,
+    /// The MLP's activation: `gelu`, `gelu_new`, `gelu_pytorch_tanh` or `relu`.
+    pub hidden_act: String,
+    /// Added to the variance in every LayerNorm.
+    pub layer_norm_eps: f64,
+    /// Height and width of the image, in pixels.
+    pub image_size: i64,
+    /// Height and width of a patch, in pixels; it divides `image_size`.
+    pub patch_size: i64,
+    /// Channels of the image.
+    pub num_channels: i64,
+    /// Whether queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Dropout on hidden states while training.
+    pub hidden_dropout_prob: f64,
+    /// Dropout on attention while training.
+    pub attention_probs_dropout_prob: f64,
+    /// Standard deviation of the initial weights.
+    pub initializer_range: f64,
+    /// The classes' names; their number is the number of logits.
+    pub id2label: BTreeMap<i64, String>,
+}
+
+/// Those of transformers: ViT-Base, with two classes.
+impl Default for ViTConfig {
+    fn default() -> Self {
+        ViTConfig {
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            hidden_act: "gelu".into(),
+            layer_norm_eps: 1e-12,
+            image_size: 224,
+            patch_size: 16,
+            num_channels: 3,
+            qkv_bias: true,
+            hidden_dropout_prob: 0.,
+            attention_probs_dropout_prob: 0.,
+            initializer_range: 0.02,
+            id2label: (0..2).map(|i| (i, format!("LABEL_{i}"))).collect(),
+        }
+    }
+}
+
+impl ViTConfig {
+    /// Reads a `config.json` of transformers.
+    ///
+    /// # Errors
+    /// `MissingFile` or `Io` if it cannot be read, `InvalidConfig` for bad JSON or sizes that do not fit,
+    /// `Unsupported` for another `model_type` or an activation that is not implemented.
+    pub fn from_file(path: impl AsRef<FilePath>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        Self::from_json(&text)
+    }
+
+    /// [`from_file`](Self::from_file) on the text of a file.
+    ///
+    /// # Errors
+    /// As [`from_file`](Self::from_file).
+    pub fn from_json(text: &str) -> Result<Self> {
+        let invalid = |e| Error::with_source(ErrorKind::InvalidConfig, "not a valid ViT configuration", e);
+        let fields: serde_json::Value = serde_json::from_str(text).map_err(invalid)?;
+        if let Some(model_type) = fields.get("model_type").filter(|t| *t != "vit") {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("model_type is {model_type}, expected \"vit\""),
+            ));
+        }
+        let config: Self = serde_json::from_value(fields).map_err(invalid)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The text of a `config.json` that transformers reads.
+    pub fn to_json(&self) -> String {
+        let mut fields = serde_json::json!(self);
+        let label2id: BTreeMap<&String, &i64> = self.id2label.iter().map(|(id, label)| (label, id)).collect();
+        fields["model_type"] = "vit".into();
+        fields["architectures"] = serde_json::json!(["ViTForImageClassification"]);
+        fields["label2id"] = serde_json::json!(label2id);
+        format!("{fields:#}\n")
+    }
+
+    fn check(&self) -> Result<()> {
+        let invalid = |message: String| Err(Error::new(ErrorKind::InvalidConfig, message));
+        for (name, size) in [
+            ("hidden_size", self.hidden_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("intermediate_size", self.intermediate_size),
+            ("image_size", self.image_size),
+            ("patch_size", self.patch_size),
+            ("num_channels", self.num_channels),
+        ] {
+            if size <= 0 {
+                return invalid(format!("'{name}' is {size}, expected a positive number"));
+            }
+        }
+        for (whole, part, value, divisor) in [
+            ("hidden_size", "num_attention_heads", self.hidden_size, self.num_attention_heads),
+            ("image_size", "patch_size", self.image_size, self.patch_size),
+        ] {
+            if value % divisor != 0 {
+                return invalid(format!("'{part}' ({divisor}) does not divide '{whole}' ({value})"));
+            }
+        }
+        Activation::named(&self.hidden_act).map(drop)
+    }
+}
+
+/// An image classifier: patches, blocks with LayerNorm in front of attention and MLP, a linear head on `[CLS]`.
+///
+/// Variables are named as in transformers 5: `vit.layers.0.layernorm_before.weight`, …, `classifier.bias`.
+#[derive(Debug)]
+pub struct ViTForImageClassification {
+    cls_token: Tensor,
+    position_embeddings: Tensor,
+    projection: nn::Conv2D,
+    layers: Vec<Block>,
+    layernorm: LayerNorm,
+    classifier: nn::Linear,
+    image: [i64; 3],
+    dropout: f64,
+}
+
+#[derive(Debug)]
+struct Block {
+    layernorm_before: LayerNorm,
+    q_proj: nn::Linear,
+    k_proj: nn::Linear,
+    v_proj: nn::Linear,
+    o_proj: nn::Linear,
+    layernorm_after: LayerNorm,
+    fc1: nn::Linear,
+    fc2: nn::Linear,
+    activation: Activation,
+    heads: i64,
+    dropout: f64,
+    attention_dropout: f64,
+}
+
+impl ViTForImageClassification {
+    /// Makes the variables below `path`, with initial weights as in transformers.
+    ///
+    /// # Errors
+    /// `InvalidConfig` or `Unsupported` if the configuration does not fit together.
+    pub fn new(path: &Path, config: &ViTConfig) -> Result<Self> {
+        config.check()?;
+        let init = Init::Randn { mean: 0., stdev: config.initializer_range };
+        let size = config.hidden_size;
+        let (vit, embeddings) = (path / "vit", path / "vit" / "embeddings");
+        let patches = (config.image_size / config.patch_size).pow(2);
+        let convolution =
+            nn::ConvConfig { stride: config.patch_size, ws_init: init, ..Default::default() };
+        Ok(ViTForImageClassification {
+            cls_token: embeddings.f_var("cls_token", &[1, 1, size], init)?,
+            position_embeddings: embeddings.f_var("position_embeddings", &[1, patches + 1, size], init)?,
+            projection: nn::conv2d(
+                &embeddings / "patch_embeddings" / "projection",
+                config.num_channels,
+                size,
+                config.patch_size,
+                convolution,
+            ),
+            layers: (0..config.num_hidden_layers)
+                .map(|layer| Block::new(&(&vit / "layers" / layer), config))
+                .collect::<Result<_>>()?,
+            layernorm: LayerNorm::new(&(&vit / "layernorm"), config)?,
+            classifier: linear(&(path / "classifier"), size, config.id2label.len() as i64, true, init),
+            image: [config.num_channels, config.image_size, config.image_size],
+            dropout: config.hidden_dropout_prob,
+        })
+    }
+
+    /// Images `[batch, channels, height, width]` to logits `[batch, classes]`.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` for images of another size; `Torch` for another kind or device than the model's.
+    pub fn logits(&self, pixel_values: &Tensor, train: bool) -> Result<Tensor> {
+        let size = pixel_values.size();
+        if size.len() != 4 || size[1..] != self.image {
+            return Err(Error::new(
+                ErrorKind::ShapeMismatch,
+                format!("the images have shape {size:?}, expected [batch, {:?}]", self.image),
+            ));
+        }
+        let (weight, bias) = (&self.projection.ws, self.projection.bs.as_ref());
+        let stride = weight.size()[2];
+        let patches = pixel_values.f_conv2d(weight, bias, [stride, stride], [0, 0], [1, 1], 1)?;
+        let patches = patches.f_flatten(2, 3)?.f_transpose(1, 2)?;
+        let cls = self.cls_token.f_expand([size[0], -1, -1], false)?;
+        let hidden = Tensor::f_cat(&[cls, patches], 1)?.f_add(&self.position_embeddings)?;
+        let mut hidden = hidden.f_dropout(self.dropout, train)?;
+        for layer in &self.layers {
+            hidden = layer.forward(&hidden, train)?;
+        }
+        let cls = hidden.f_select(1, 0)?;
+        apply(&self.classifier, &self.layernorm.forward(&cls)?)
+    }
+}
+
+/// For pipelines that are built of tch's modules. Panics where [`logits`](ViTForImageClassification::logits) fails.
+impl ModuleT for ViTForImageClassification {
+    fn forward_t(&self, pixel_values: &Tensor, train: bool) -> Tensor {
+        match self.logits(pixel_values, train) {
+            Ok(logits) => logits,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+impl Block {
+    fn new(path: &Path, config: &ViTConfig) -> Result<Self> {
+        let init = Init::Randn { mean: 0., stdev: config.initializer_range };
+        let (size, inner) = (config.hidden_size, config.intermediate_size);
+        let (attention, mlp) = (path / "attention", path / "mlp");
+        let qkv = |name: &str| linear(&(&attention / name), size, size, config.qkv_bias, init);
+        Ok(Block {
+            layernorm_before: LayerNorm::new(&(path / "layernorm_before"), config)?,
+            q_proj: qkv("q_proj"),
+            k_proj: qkv("k_proj"),
+            v_proj: qkv("v_proj"),
+            o_proj: linear(&(&attention / "o_proj"), size, size, true, init),
+            layernorm_after: LayerNorm::new(&(path / "layernorm_after"), config)?,
+            fc1: linear(&(&mlp / "fc1"), size, inner, true, init),
+            fc2: linear(&(&mlp / "fc2"), inner, size, true, init),
+            activation: Activation::named(&config.hidden_act)?,
+            heads: config.num_attention_heads,
+            dropout: config.hidden_dropout_prob,
+            attention_dropout: config.attention_probs_dropout_prob,
+        })
+    }
+
+    fn forward(&self, hidden: &Tensor, train: bool) -> Result<Tensor> {
+        let normed = self.layernorm_before.forward(hidden)?;
+        let (batch, length, size) = hidden.size3()?;
+        let heads = |projection: &nn::Linear| -> Result<Tensor> {
+            let split = [batch, length, self.heads, size / self.heads];
+            Ok(apply(projection, &normed)?.f_view(split)?.f_transpose(1, 2)?)
+        };
+        let dropout = if train { self.attention_dropout } else { 0. };
+        let attended = Tensor::f_scaled_dot_product_attention(
+            &heads(&self.q_proj)?,
+            &heads(&self.k_proj)?,
+            &heads(&self.v_proj)?,
+            None::<&Tensor>,
+            dropout,
+            false,
+            None,
+            false,
+        )?;
+        let attended = attended.f_transpose(1, 2)?.f_reshape([batch, length, size])?;
+        let attended = apply(&self.o_proj, &attended)?.f_dropout(self.dropout, train)?;
+        let hidden = hidden.f_add(&attended)?;
+        let inner = self.activation.apply(&apply(&self.fc1, &self.layernorm_after.forward(&hidden)?)?)?;
+        Ok(hidden.f_add(&apply(&self.fc2, &inner)?.f_dropout(self.dropout, train)?)?)
+    }
+}
+
+#[derive(Debug)]
+struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    fn new(path: &Path, config: &ViTConfig) -> Result<Self> {
+        Ok(LayerNorm {
+            weight: path.f_var("weight", &[config.hidden_size], Init::Const(1.))?,
+            bias: path.f_var("bias", &[config.hidden_size], Init::Const(0.))?,
+            eps: config.layer_norm_eps,
+        })
+    }
+
+    fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
+        let shape = self.weight.size();
+        Ok(hidden.f_layer_norm(&shape, Some(&self.weight), Some(&self.bias), self.eps, true)?)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Activation {
+    Gelu,
+    GeluTanh,
+    Relu,
+}
+
+impl Activation {
+    fn named(name: &str) -> Result<Self> {
+        match name {
+            "gelu" => Ok(Activation::Gelu),
+            "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+            "relu" => Ok(Activation::Relu),
+            other => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("'hidden_act' is '{other}', expected 'gelu', 'gelu_new', 'gelu_pytorch_tanh' or 'relu'"),
+            )),
+        }
+    }
+
+    fn apply(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Activation::Gelu => Ok(x.f_gelu("none")?),
+            Activation::GeluTanh => Ok(x.f_gelu("tanh")?),
+            Activation::Relu => Ok(x.f_relu()?),
+        }
+    }
+}
+
+fn linear(path: &Path, input: i64, output: i64, bias: bool, ws_init: Init) -> nn::Linear {
+    let config = nn::LinearConfig { ws_init, bs_init: Some(Init::Const(0.)), bias };
+    nn::linear(path, input, output, config)
+}
+
+fn apply(layer: &nn::Linear, x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_linear(&layer.ws, layer.bs.as_ref())?)
+}

@@ -1,0 +1,272 @@
+//! The optimisers compute what those of PyTorch do, and refuse what cannot be meant.
+
+mod common;
+mod nets;
+
+use std::collections::HashMap;
+
+use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Optimizer, Precision, Sgd};
+use nets::{bits, named_bits, snapshot, Net};
+use tch::{nn, Device, Kind, Tensor};
+
+const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+struct Problem {
+    vs: nn::VarStore,
+    data: HashMap<String, Tensor>,
+}
+
+impl Problem {
+    fn new() -> Problem {
+        tch::set_num_threads(1);
+        let wave = |n: i64, phase: f64| (Tensor::arange(n, CPU) + phase).sin();
+        let data = HashMap::from([
+            ("norm.weight".to_owned(), wave(7, 0.3) + 1.0),
+            ("norm.bias".to_owned(), wave(7, 0.7) * 0.1),
+            ("rare_norm.weight".to_owned(), wave(5, 1.1) + 1.0),
+            ("x".to_owned(), wave(70, 0.0).view([10, 7])),
+            ("y".to_owned(), wave(70, 2.0).view([10, 7]) * 3.0),
+            ("z".to_owned(), wave(5, 0.2).abs()),
+        ]);
+        let vs = nn::VarStore::new(Device::Cpu);
+        let _ = (vs.root() / "norm").var_copy("weight", &data["norm.weight"]);
+        let _ = (vs.root() / "norm").var_copy("bias", &data["norm.bias"]);
+        let _ = (vs.root() / "rare_norm").var_copy("weight", &data["rare_norm.weight"]);
+        Problem { vs, data }
+    }
+
+    fn loss(&self, step: usize) -> Tensor {
+        let v = self.vs.variables();
+        let d = &self.data;
+        let loss = (&d["x"] * &v["norm.weight"] + &v["norm.bias"] - &d["y"]).square().mean(Kind::Float);
+        match step % 3 {
+            1 => loss + (v["rare_norm.weight"].square() * &d["z"]).sum(Kind::Float),
+            _ => loss,
+        }
+    }
+}
+
+#[test]
+fn a_hundred_steps_agree_with_torch_optim() {
+    let dir = tempfile::tempdir().unwrap();
+    let problem = Problem::new();
+    let tensors: Vec<(&String, &Tensor)> = problem.data.iter().collect();
+    Tensor::write_safetensors(&tensors, dir.path().join("problem.safetensors")).unwrap();
+    common::run_python("optimizers.py", &[dir.path().to_str().unwrap()]);
+
+    type Step = fn(&mut Optimizer, &Tensor) -> ln_tuning::Result<()>;
+    let plain: Step = |opt, loss| opt.backward_step(loss);
+    let adamw = AdamW::default;
+    let cases: Vec<(&str, ln_tuning::Algorithm, f64, Step)> = vec![
+        ("adamw", adamw().into(), 1e-2, plain),
+        ("adamw_decay", adamw().wd(0.1).beta1(0.8).beta2(0.99).eps(1e-6).into(), 1e-2, plain),
+        ("adamw_amsgrad", adamw().amsgrad(true).into(), 1e-2, plain),
+        ("adamw_clipped", adamw().into(), 1e-2, |opt, loss| opt.backward_step_clip_norm(loss, 0.5)),
+        ("adamw_clamped", adamw().into(), 1e-2, |opt, loss| opt.backward_step_clip(loss, 0.1)),
+        ("sgd", Sgd::default().into(), 1e-3, plain),
+        ("sgd_momentum", nn::sgd(0.9, 0.1, 0.1, false).into(), 1e-3, plain),
+        ("sgd_nesterov", nn::sgd(0.9, 0., 0., true).into(), 1e-3, plain),
+    ];
+    for (case, algorithm, lr, step) in cases {
+        let problem = Problem::new();
+        let tuned = LnTuningModel::new(&problem.vs, LnTuningConfig::default()).unwrap();
+        let mut opt = tuned.optimizer(algorithm, lr).unwrap();
+        for i in 0..100 {
+            step(&mut opt, &problem.loss(i)).unwrap();
+        }
+        let variables = problem.vs.variables();
+        for (name, expected) in Tensor::read_safetensors(dir.path().join(format!("{case}.safetensors"))).unwrap() {
+            let start = &problem.data[&name];
+            assert!((&expected - start).abs().max().double_value(&[]) > 1e-3, "{case} {name} did not move");
+            let difference = (&variables[&name] - &expected).abs().max().double_value(&[]);
+            assert!(difference <= 1e-6, "{case} {name} is {difference} off");
+        }
+    }
+}
+
+#[test]
+fn accumulated_gradients_are_those_of_the_mean() {
+    for kind in [Kind::Float, Kind::Double] {
+        let results: Vec<_> = [1, 4]
+            .map(|parts| {
+                let net = Net::new(kind);
+                let tuned = LnTuningModel::new(&net.vs, LnTuningConfig::default()).unwrap();
+                let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+                opt.set_accumulation(parts).unwrap();
+                for _ in 0..3 {
+                    let before = snapshot(&net.vs);
+                    for part in 0..parts {
+                        assert_eq!(snapshot(&net.vs), before, "no update before part {part}");
+                        opt.backward_step_clip_norm(&net.loss(), 1.0).unwrap();
+                    }
+                    assert_ne!(snapshot(&net.vs), before);
+                }
+                tuned.state_dict("default").unwrap()
+            })
+            .into_iter()
+            .collect();
+        for ((key, a), (_, b)) in results[0].iter().zip(&results[1]) {
+            let difference = (a - b).abs().max().double_value(&[]);
+            assert!(difference < 1e-5, "{key} in {kind:?}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn gradients_made_by_user_code_count_as_our_own() {
+    let results = [true, false].map(|own| {
+        let net = Net::new(Kind::BFloat16);
+        let tuned = LnTuningModel::new(&net.vs, LnTuningConfig::default()).unwrap();
+        let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+        for _ in 0..3 {
+            if own {
+                opt.backward_step_clip_norm(&net.loss(), 1.0).unwrap();
+            } else {
+                opt.zero_grad().unwrap();
+                net.loss().backward();
+                opt.clip_grad_norm(1.0).unwrap();
+                opt.step().unwrap();
+            }
+        }
+        named_bits(&tuned.state_dict("default").unwrap())
+    });
+    assert_eq!(results[0], results[1]);
+}
+
+#[test]
+fn a_saved_state_goes_on_as_if_nothing_had_happened() {
+    for algorithm in [AdamW::default().amsgrad(true).into(), ln_tuning::Algorithm::Sgd(nn::sgd(0.9, 0., 0., false))] {
+        let run = |interrupted: bool| {
+            let net = Net::new(Kind::BFloat16);
+            let tuned = LnTuningModel::new(&net.vs, LnTuningConfig::default()).unwrap();
+            let mut opt = tuned.optimizer(algorithm, 1e-2).unwrap();
+            for step in 0..6 {
+                if interrupted && step == 3 {
+                    let state = opt.state_dict().unwrap();
+                    opt = tuned.optimizer(algorithm, 1e-2).unwrap();
+                    opt.load_state_dict(&state).unwrap();
+                }
+                opt.backward_step(&net.loss()).unwrap();
+            }
+            named_bits(&tuned.state_dict("default").unwrap())
+        };
+        assert_eq!(run(true), run(false), "{algorithm:?}");
+    }
+}
+
+#[test]
+fn a_state_that_does_not_fit_is_refused_whole() {
+    let net = Net::new(Kind::Float);
+    let tuned = LnTuningModel::new(&net.vs, LnTuningConfig::default()).unwrap();
+    let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+    opt.backward_step(&net.loss()).unwrap();
+    let state = opt.state_dict().unwrap();
+    let changed = |change: fn(&mut Vec<(String, Tensor)>)| {
+        let mut changed: Vec<_> = state.iter().map(|(k, t)| (k.clone(), t.copy())).collect();
+        change(&mut changed);
+        changed
+    };
+    for (bad, kind) in [
+        (changed(|s| drop(s.pop())), ErrorKind::MissingKeys),
+        (changed(|s| s.push(("x".into(), Tensor::from(1.0)))), ErrorKind::UnexpectedKeys),
+        (changed(|s| s[1].1 = Tensor::from(1.0)), ErrorKind::ShapeMismatch),
+    ] {
+        assert_eq!(opt.load_state_dict(&bad).unwrap_err().kind(), kind);
+        assert_eq!(named_bits(&opt.state_dict().unwrap()), named_bits(&state));
+    }
+}
+
+#[test]
+fn parameter_groups_have_learning_rates_of_their_own() {
+    let vs = nn::VarStore::new(Device::Cpu);
+    let weight = (vs.root() / "norm").var_copy("weight", &Tensor::ones([4], CPU));
+    let head = (vs.root() / "head").set_group(1).var_copy("weight", &Tensor::ones([4], CPU));
+    let config = LnTuningConfig::default().modules_to_save(["head"]);
+    let tuned = LnTuningModel::new(&vs, config).unwrap();
+    let mut opt = tuned.optimizer(Sgd::default(), 1.0).unwrap();
+    opt.set_lr_group(1, 0.25).unwrap();
+    opt.backward_step(&(&weight + &head).sum(Kind::Float)).unwrap();
+    assert_eq!(Vec::<f32>::try_from(&weight).unwrap(), [0.0; 4]);
+    assert_eq!(Vec::<f32>::try_from(&head).unwrap(), [0.75; 4]);
+    assert_eq!(opt.set_lr_group(2, 0.1).unwrap_err().kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn a_loss_without_a_gradient_is_refused() {
+    let net = Net::new(Kind::Float);
+    let tuned = LnTuningModel::new(&net.vs, LnTuningConfig::default()).unwrap();
+    let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+    let before = snapshot(&net.vs);
+    let stray = Tensor::ones([], CPU).set_requires_grad(true);
+    for loss in [net.logits(), tch::no_grad(|| net.loss()), Tensor::from(1.0), Tensor::new(), &stray * 2.0] {
+        assert_eq!(opt.backward_step(&loss).unwrap_err().kind(), ErrorKind::NoGradient);
+    }
+    assert_eq!(opt.step().unwrap_err().kind(), ErrorKind::NoGradient);
+    assert_eq!(opt.clip_grad_norm(1.0).unwrap_err().kind(), ErrorKind::NoGradient);
+    assert_eq!(snapshot(&net.vs), before);
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let net = Net::new(Kind::Float);
+    let tuned = LnTuningModel::new(&net.vs, LnTuningConfig::default()).unwrap();
+    for lr in [-1.0, f64::NAN, f64::INFINITY] {
+        assert_eq!(tuned.optimizer(AdamW::default(), lr).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    }
+    for bad in [AdamW::default().beta1(1.0), AdamW::default().eps(-1.0), AdamW::default().wd(f64::NAN)] {
+        assert_eq!(tuned.optimizer(bad, 1e-3).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    }
+    assert!(tuned.optimizer(nn::sgd(0., 0., 0., true), 1e-3).is_err());
+    let mut opt = tuned.optimizer(AdamW::default(), 1e-3).unwrap();
+    assert!(opt.set_lr(-1.).is_err() && opt.lr() == 1e-3);
+    assert!(opt.set_accumulation(0).is_err());
+    assert!(opt.set_momentum(2.).is_err());
+    assert!(opt.set_weight_decay(-1.).is_err());
+    for max in [0., -1., f64::NAN] {
+        assert_eq!(opt.backward_step_clip_norm(&net.loss(), max).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    }
+}
+
+#[test]
+fn the_clipped_norm_is_returned_as_it_was() {
+    let net = Net::new(Kind::Float);
+    let tuned = LnTuningModel::new(&net.vs, LnTuningConfig::default()).unwrap();
+    let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+    opt.backward(&net.loss()).unwrap();
+    let norm = opt.grad_norm().unwrap().double_value(&[]);
+    assert_eq!(opt.clip_grad_norm(norm / 2.).unwrap().double_value(&[]), norm);
+    let clipped = opt.grad_norm().unwrap().double_value(&[]);
+    assert!((clipped / norm - 0.5).abs() < 1e-4);
+    assert_eq!(opt.clip_grad_norm(norm).unwrap().double_value(&[]), clipped);
+    assert!((opt.grad_norm().unwrap().double_value(&[]) / clipped - 1.).abs() < 1e-6);
+}
+
+/// The setting of the reference measurement: LayerNorm weights at 1, bf16, lr 1e-4, 300 steps of AdamW.
+#[test]
+fn masters_train_in_bf16_where_the_models_own_kind_does_not() {
+    let mut moved = Vec::new();
+    for precision in [Precision::Master, Precision::Model] {
+        tch::manual_seed(0);
+        let net = Net::new(Kind::BFloat16);
+        // RMSNorm-like: the weights alone, as biases start at 0 where bf16 is fine enough.
+        let options = ln_tuning::AdapterOptions::default().precision(precision);
+        let tuned =
+            LnTuningModel::with_options(&net.vs, LnTuningConfig::default(), "default", &options).unwrap();
+        let before = tuned.state_dict("default").unwrap();
+        let first = net.loss().double_value(&[]);
+        let mut opt = tuned.optimizer(AdamW::default().wd(0.1), 1e-4).unwrap();
+        for _ in 0..300 {
+            opt.backward_step_clip_norm(&net.loss(), 1.0).unwrap();
+        }
+        let after = tuned.state_dict("default").unwrap();
+        let weights = before.iter().zip(&after).filter(|((key, _), _)| key.ends_with("weight"));
+        let (mut changed, mut all) = (0, 0);
+        for ((_, a), (_, b)) in weights {
+            changed += a.ne_tensor(b).sum(Kind::Int64).int64_value(&[]);
+            all += a.numel() as i64;
+        }
+        moved.push((changed, all, net.loss().double_value(&[]) < first, bits(&after[0].1).0));
+    }
+    assert_eq!(moved[0], (20, 20, true, Kind::Float), "every master moved, and the loss fell");
+    assert_eq!((moved[1].0, moved[1].3), (0, Kind::BFloat16), "none moved in the model's kind");
+}
