@@ -7,6 +7,7 @@ mod architectures;
 mod attachment;
 mod checkpoint;
 mod config;
+pub mod device;
 mod error;
 mod flat;
 mod model;

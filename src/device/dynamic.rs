@@ -1,0 +1,181 @@
+//! The dynamic loader: `libtorch_cuda`, the NVIDIA driver and the CUDA runtime, found in the running process.
+#![allow(unsafe_code)]
+
+use std::ffi::{c_char, c_int, CStr, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+use super::status::CudaStatus;
+
+type Counter = unsafe extern "C" fn(*mut c_int) -> c_int;
+
+/// The driver's number for "no device", also when `CUDA_VISIBLE_DEVICES` hides them all.
+const NO_DEVICE: c_int = 100;
+
+/// Loads `libtorch_cuda.so` from the directory of the `libtorch_cpu.so` that this process has mapped.
+pub(super) fn load() -> Result<(), CudaStatus> {
+    // Where /proc is not mounted this is empty, and says the same as a static libtorch.
+    let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
+    if mapped(&maps, "libtorch_cuda.so").is_some() {
+        return Ok(());
+    }
+    let cpu = mapped(&maps, "libtorch_cpu.so").ok_or(CudaStatus::LibtorchNotFound)?;
+    load_from(cpu.parent().unwrap_or(Path::new("/")))
+}
+
+/// The file of this name that is mapped, in the words of `/proc/PID/maps`: five columns, then the path.
+fn mapped(maps: &[u8], name: &str) -> Option<PathBuf> {
+    maps.split(|&byte| byte == b'\n').find_map(|line| {
+        let start = line.iter().position(|&byte| byte == b'/')?;
+        let path = Path::new(OsStr::from_bytes(&line[start..]));
+        (path.file_name() == Some(OsStr::new(name))).then(|| path.to_path_buf())
+    })
+}
+
+fn load_from(libtorch: &Path) -> Result<(), CudaStatus> {
+    let library = libtorch.join("libtorch_cuda.so");
+    if !library.exists() {
+        return Err(CudaStatus::CpuBuild { libtorch: libtorch.to_path_buf() });
+    }
+    // SAFETY: the static initialisers of libtorch_cuda run. It stands beside the libtorch that this process already
+    // runs, so it is a part of the same build; its initialisers register kernels and hooks behind libtorch's own locks,
+    // as they do when a binary is linked with it.
+    let loaded = unsafe { Library::open(Some(&library), RTLD_NOW | RTLD_GLOBAL) };
+    match loaded {
+        Ok(loaded) => {
+            // What it registered must stay valid: it is never closed.
+            std::mem::forget(loaded);
+            Ok(())
+        }
+        Err(error) => Err(CudaStatus::LibraryNotLoaded { library, reason: words(&error) }),
+    }
+}
+
+/// How many devices the driver sees, asked past libtorch and without creating a context.
+pub(super) fn devices_of_driver() -> Result<usize, CudaStatus> {
+    // SAFETY: the file of this name is the NVIDIA driver's interface; its initialisers have no requirements.
+    let driver = unsafe { Library::open(Some("libcuda.so.1"), RTLD_NOW) };
+    let driver = driver.map_err(|error| CudaStatus::NoDriver { reason: words(&error) })?;
+    // The driver starts threads that outlive us.
+    let driver = std::mem::ManuallyDrop::new(driver);
+
+    // SAFETY: CUresult cuInit(unsigned int), with flags 0 as its documentation demands.
+    let code = unsafe {
+        let init = driver.get::<unsafe extern "C" fn(u32) -> c_int>(b"cuInit\0");
+        init.map_err(|error| CudaStatus::DriverFailed { reason: words(&error) })?(0)
+    };
+    match code {
+        0 => {}
+        NO_DEVICE => return Ok(0),
+        code => return Err(failed("cuInit", code, driver_words(&driver, code))),
+    }
+    let mut devices = 0;
+    // SAFETY: CUresult cuDeviceGetCount(int *count), after cuInit, with a pointer to a live int.
+    let code = unsafe {
+        let count = driver.get::<Counter>(b"cuDeviceGetCount\0");
+        count.map_err(|error| CudaStatus::DriverFailed { reason: words(&error) })?(&mut devices)
+    };
+    if code != 0 {
+        return Err(failed("cuDeviceGetCount", code, driver_words(&driver, code)));
+    }
+    if devices > 0 {
+        ask_runtime()?;
+    }
+    Ok(usize::try_from(devices).unwrap_or(0))
+}
+
+/// Asks the CUDA runtime that libtorch brought along: it refuses a driver that is older than itself.
+fn ask_runtime() -> Result<(), CudaStatus> {
+    let process = Library::this();
+    // SAFETY: cudaError_t cudaGetDeviceCount(int *count) and const char *cudaGetErrorString(cudaError_t) keep these
+    // signatures in every version; the pointer is to a live int, the string is static and ends with a zero.
+    unsafe {
+        let Ok(count) = process.get::<Counter>(b"cudaGetDeviceCount\0") else {
+            return Ok(()); // linked into libtorch_cuda and not visible: nothing more to learn
+        };
+        let mut devices = 0;
+        let code = count(&mut devices);
+        if code == 0 {
+            return Ok(());
+        }
+        let text =
+            process.get::<unsafe extern "C" fn(c_int) -> *const c_char>(b"cudaGetErrorString\0");
+        let text = text.map(|text| text(code)).unwrap_or(std::ptr::null());
+        Err(failed("cudaGetDeviceCount", code, string(text)))
+    }
+}
+
+fn failed(call: &str, code: c_int, words: Option<String>) -> CudaStatus {
+    let words = words.unwrap_or_else(|| "an unknown error".to_string());
+    CudaStatus::DriverFailed { reason: format!("{call}: {words}, error {code}") }
+}
+
+/// The driver's words for one of its errors.
+fn driver_words(driver: &Library, code: c_int) -> Option<String> {
+    let mut text: *const c_char = std::ptr::null();
+    // SAFETY: CUresult cuGetErrorString(CUresult, const char **) sets the pointer to a static string, or to null.
+    unsafe {
+        let describe = driver
+            .get::<unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int>(b"cuGetErrorString\0");
+        describe.ok()?(code, &mut text);
+        string(text)
+    }
+}
+
+/// # Safety
+/// `text` is null or points to a string that ends with a zero and lives as long as the call.
+unsafe fn string(text: *const c_char) -> Option<String> {
+    // SAFETY: as the caller promises.
+    (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+}
+
+/// The dynamic loader's own message, which libloading keeps as the source of its error.
+fn words(error: &libloading::Error) -> String {
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    source.unwrap_or_else(|| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapped_library_is_found_by_its_whole_name() {
+        let maps = b"7f00-7f01 r-xp 00000000 fe:00 42    /opt/my torch/lib/libtorch_cpu.so\n\
+            7f01-7f02 rw-p 00000000 00:00 0 \n\
+            7f02-7f03 r-xp 00000000 fe:00 43    /opt/my torch/lib/libtorch.so\n";
+        assert_eq!(
+            mapped(maps, "libtorch_cpu.so").unwrap(),
+            Path::new("/opt/my torch/lib/libtorch_cpu.so")
+        );
+        assert_eq!(mapped(maps, "libtorch_cuda.so"), None);
+        assert_eq!(mapped(maps, "cpu.so"), None);
+    }
+
+    #[test]
+    fn a_directory_without_libtorch_cuda_is_a_cpu_build() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(
+            load_from(dir.path()),
+            Err(CudaStatus::CpuBuild { libtorch: dir.path().to_path_buf() })
+        );
+    }
+
+    #[test]
+    fn a_library_that_the_loader_refuses_is_named_with_its_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let library = dir.path().join("libtorch_cuda.so");
+        std::fs::write(&library, "not a library at all").unwrap();
+        let Err(CudaStatus::LibraryNotLoaded { library: named, reason }) = load_from(dir.path())
+        else {
+            panic!("a text file was loaded")
+        };
+        assert_eq!(named, library);
+        assert!(
+            reason.contains("file too short") || reason.contains("invalid ELF header"),
+            "{reason}"
+        );
+    }
+}
