@@ -35,16 +35,22 @@ fn adapters_pass_to_peft_and_back_unchanged() {
             .is_trainable(true)
             .adapter(AdapterOptions::default().model_type("llama"));
         let (mut tuned, report) =
-            LnTuningModel::from_pretrained_with(&vs, case.join("peft"), "default", &options).unwrap();
+            LnTuningModel::from_pretrained_with(&vs, case.join("peft"), "default", &options)
+                .unwrap();
         assert_eq!(report, Default::default(), "{case:?}");
         let facts: serde_json::Value =
-            serde_json::from_str(&std::fs::read_to_string(case.join("facts.json")).unwrap()).unwrap();
+            serde_json::from_str(&std::fs::read_to_string(case.join("facts.json")).unwrap())
+                .unwrap();
         let parameters = tuned.trainable_parameters();
-        assert_eq!((facts["trainable"].as_u64(), facts["total"].as_u64()), (Some(parameters.trainable), Some(parameters.total)));
+        assert_eq!(
+            (facts["trainable"].as_u64(), facts["total"].as_u64()),
+            (Some(parameters.trainable), Some(parameters.total))
+        );
 
         // Saved again: PEFT's file byte for byte, but for containers, whose keys no release of PEFT 0.19 reads back.
         tuned.save_pretrained(case.join("again")).unwrap();
-        let file = |dir: &str| std::fs::read(case.join(dir).join("adapter_model.safetensors")).unwrap();
+        let file =
+            |dir: &str| std::fs::read(case.join(dir).join("adapter_model.safetensors")).unwrap();
         if !case.ends_with("container") {
             assert!(file("again") == file("peft"), "{case:?}");
         }
@@ -58,7 +64,10 @@ fn adapters_pass_to_peft_and_back_unchanged() {
             let read = |dir: &str| std::fs::read(case.join(dir).join(name)).unwrap();
             assert!(read("again") == read("third"), "{case:?} {name}");
         }
-        assert_eq!(named_bits(&second.state_dict("default").unwrap()), named_bits(&tuned.state_dict("default").unwrap()));
+        assert_eq!(
+            named_bits(&second.state_dict("default").unwrap()),
+            named_bits(&tuned.state_dict("default").unwrap())
+        );
 
         // Other weights, made here.
         let changed: Vec<(String, Tensor)> = tuned
@@ -84,7 +93,8 @@ fn a_state_dict_has_the_keys_of_peft_in_the_order_of_the_model() {
     let net = nets::Net::new(tch::Kind::Float);
     let config = ln_tuning::LnTuningConfig::default().modules_to_save(["head"]);
     let tuned = LnTuningModel::new(&net.vs, config).unwrap();
-    let keys: Vec<String> = tuned.state_dict("default").unwrap().into_iter().map(|(key, _)| key).collect();
+    let keys: Vec<String> =
+        tuned.state_dict("default").unwrap().into_iter().map(|(key, _)| key).collect();
     assert_eq!(
         keys,
         [

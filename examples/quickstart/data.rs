@@ -31,10 +31,24 @@ impl Digits {
                 .map(|cell| cell.trim().parse().context("not a number"))
                 .collect::<Result<_>>()
                 .with_context(|| format!("line {} of the digits", index + 1))?;
-            ensure!(row.len() == 65, "line {} of the digits has {} cells, expected 65", index + 1, row.len());
-            if index % 5 == 4 { test.push(row) } else { train.push(row) }
+            ensure!(
+                row.len() == 65,
+                "line {} of the digits has {} cells, expected 65",
+                index + 1,
+                row.len()
+            );
+            if index % 5 == 4 {
+                test.push(row)
+            } else {
+                train.push(row)
+            }
         }
-        ensure!((train.len(), test.len()) == (1438, 359), "{} and {} digits", train.len(), test.len());
+        ensure!(
+            (train.len(), test.len()) == (1438, 359),
+            "{} and {} digits",
+            train.len(),
+            test.len()
+        );
         Ok(Digits { train: Set::of(&train), test: Set::of(&test) })
     }
 
@@ -50,7 +64,8 @@ impl Digits {
 
 impl Set {
     fn of(rows: &[Vec<f32>]) -> Set {
-        let pixels: Vec<f32> = rows.iter().flat_map(|row| &row[..64]).map(|x| x / 8. - 1.).collect();
+        let pixels: Vec<f32> =
+            rows.iter().flat_map(|row| &row[..64]).map(|x| x / 8. - 1.).collect();
         let labels: Vec<i64> = rows.iter().map(|row| row[64] as i64).collect();
         Set {
             images: Tensor::from_slice(&pixels).view([-1, 1, 8, 8]),

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use anyhow::{ensure, Context, Result};
 use clap::Parser;
+use ln_tuning::device::{best_device, cuda_status};
 use ln_tuning::models::{ViTConfig, ViTForImageClassification};
 use ln_tuning::{pretrained, AdamW, LnTuningConfig, LnTuningModel};
 use serde_json::json;
@@ -50,8 +51,11 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let start = Instant::now();
     tch::set_num_threads(args.threads);
-    let device = if args.cpu { Device::Cpu } else { Device::cuda_if_available() };
+    let device = if args.cpu { Device::Cpu } else { best_device() };
     println!("Training on {device:?}.");
+    if !args.cpu && device == Device::Cpu {
+        println!("{}.", cuda_status());
+    }
 
     let source = to(Digits::load()?, device);
     let target = source.inverted_and_rotated();
@@ -72,7 +76,12 @@ fn main() -> Result<()> {
     let vs = VarStore::new(device);
     let model = ViTForImageClassification::new(&vs.root(), &config)?;
     let total: u64 = vs.trainable_variables().iter().map(|t| t.numel() as u64).sum();
-    let base = full(&vs, &model, &source, Plan { name: "base", trainable: total, epochs: args.base_epochs as usize, lr: 2e-3 })?;
+    let base = full(
+        &vs,
+        &model,
+        &source,
+        Plan { name: "base", trainable: total, epochs: args.base_epochs as usize, lr: 2e-3 },
+    )?;
     let base_dir = args.out.join("base");
     pretrained::save(&vs, &base_dir, &config.to_json())?;
     let before = accuracy(&model, &target.test)?;
@@ -83,7 +92,12 @@ fn main() -> Result<()> {
     let parameters = tuned.trainable_parameters();
     println!("{parameters}");
     let mut opt = tuned.optimizer(AdamW::default(), 1e-2)?;
-    let plan = Plan { name: "LN tuning", trainable: parameters.trainable, epochs: args.epochs as usize, lr: 1e-2 };
+    let plan = Plan {
+        name: "LN tuning",
+        trainable: parameters.trainable,
+        epochs: args.epochs as usize,
+        lr: 1e-2,
+    };
     let ln = train(plan, &model, &target, |loss, lr| {
         opt.set_lr(lr)?;
         Ok(opt.backward_step_clip_norm(loss, 1.0)?)
@@ -104,13 +118,23 @@ fn main() -> Result<()> {
     })?;
     head.unload()?;
     tch::manual_seed(args.seed);
-    let plan = Plan { name: "full fine-tuning", trainable: total, epochs: args.epochs as usize, lr: 1e-3 };
+    let plan =
+        Plan { name: "full fine-tuning", trainable: total, epochs: args.epochs as usize, lr: 1e-3 };
     let everything = full(&vs, &model, &target, plan)?;
 
     // What counts is what is on disk.
-    let (again_base, again_ln) = reload(&base_dir, &adapter_dir, &source.test, &target.test, device)?;
-    ensure!(again_base == base.accuracy, "the reloaded base gives {again_base}, trained {}", base.accuracy);
-    ensure!(again_ln == ln.accuracy, "the reloaded adapter gives {again_ln}, trained {}", ln.accuracy);
+    let (again_base, again_ln) =
+        reload(&base_dir, &adapter_dir, &source.test, &target.test, device)?;
+    ensure!(
+        again_base == base.accuracy,
+        "the reloaded base gives {again_base}, trained {}",
+        base.accuracy
+    );
+    ensure!(
+        again_ln == ln.accuracy,
+        "the reloaded adapter gives {again_ln}, trained {}",
+        ln.accuracy
+    );
 
     let bytes = |path: &Path| Ok::<u64, anyhow::Error>(std::fs::metadata(path)?.len());
     let base_bytes = bytes(&base_dir.join("model.safetensors"))?;
@@ -134,7 +158,8 @@ fn main() -> Result<()> {
         "seconds": start.elapsed().as_secs_f64(),
     });
     let path = args.out.join("report.json");
-    std::fs::write(&path, format!("{report:#}\n")).with_context(|| format!("cannot write '{}'", path.display()))?;
+    std::fs::write(&path, format!("{report:#}\n"))
+        .with_context(|| format!("cannot write '{}'", path.display()))?;
 
     println!("\n{:<28} {:>8} {:>10} {:>8} {:>10}", "", "accuracy", "trainable", "seconds", "bytes");
     let line = |name: &str, accuracy: f64, run: Option<&Run>, bytes: u64| {
@@ -147,12 +172,20 @@ fn main() -> Result<()> {
     line("LN tuning", ln.accuracy, Some(&ln), adapter_bytes);
     line("head only", head_only.accuracy, Some(&head_only), head_only.trainable * 4);
     line("full fine-tuning", everything.accuracy, Some(&everything), base_bytes);
-    println!("\nBoth were read back from disk and give the same accuracy. Look at {}.", args.out.display());
+    println!(
+        "\nBoth were read back from disk and give the same accuracy. Look at {}.",
+        args.out.display()
+    );
     Ok(())
 }
 
 /// Trains every weight with tch's own optimiser.
-fn full(vs: &VarStore, model: &ViTForImageClassification, digits: &Digits, plan: Plan) -> Result<Run> {
+fn full(
+    vs: &VarStore,
+    model: &ViTForImageClassification,
+    digits: &Digits,
+    plan: Plan,
+) -> Result<Run> {
     let mut opt = tch::nn::AdamW::default().build(vs, plan.lr)?;
     train(plan, model, digits, |loss, lr| {
         opt.set_lr(lr);
@@ -162,7 +195,13 @@ fn full(vs: &VarStore, model: &ViTForImageClassification, digits: &Digits, plan:
 }
 
 /// Accuracies of the base on its own domain and of the adapter on the new one, both from disk.
-fn reload(base: &Path, adapter: &Path, source: &Set, target: &Set, device: Device) -> Result<(f64, f64)> {
+fn reload(
+    base: &Path,
+    adapter: &Path,
+    source: &Set,
+    target: &Set,
+    device: Device,
+) -> Result<(f64, f64)> {
     let config = ViTConfig::from_file(base.join("config.json"))?;
     let mut vs = VarStore::new(device);
     let model = ViTForImageClassification::new(&vs.root(), &config)?;

@@ -26,7 +26,12 @@ pub fn draw(path: &Path, runs: &[&Run], before: f64) -> Result<()> {
         .build_cartesian_2d(0f64..steps, 0f64..1f64)?;
     chart.configure_mesh().light_line_style(WHITE).x_desc("step").y_desc("test accuracy").draw()?;
     chart
-        .draw_series(DashedLineSeries::new([(0., before), (steps, before)], 4, 4, BLACK.stroke_width(1)))?
+        .draw_series(DashedLineSeries::new(
+            [(0., before), (steps, before)],
+            4,
+            4,
+            BLACK.stroke_width(1),
+        ))?
         .label(format!("before: {before:.2}"))
         .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], BLACK));
     for (run, colour) in runs.iter().zip(COLOURS) {
@@ -36,7 +41,12 @@ pub fn draw(path: &Path, runs: &[&Run], before: f64) -> Result<()> {
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
     }
     let legend = SeriesLabelPosition::LowerRight;
-    chart.configure_series_labels().position(legend).background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+    chart
+        .configure_series_labels()
+        .position(legend)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
 
     let mut chart = ChartBuilder::on(&right)
         .caption("Training loss", ("sans-serif", 18))
@@ -51,7 +61,11 @@ pub fn draw(path: &Path, runs: &[&Run], before: f64) -> Result<()> {
             .label(format!("{} ({} weights)", run.name, run.trainable))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+    chart
+        .configure_series_labels()
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
     root.present()?;
     Ok(())
 }

@@ -41,9 +41,8 @@ pub fn train(
     let start = Instant::now();
     let per_epoch = (digits.train.len() + BATCH - 1) / BATCH;
     let total = per_epoch * plan.epochs as i64;
-    let bar = ProgressBar::new(total as u64).with_style(ProgressStyle::with_template(
-        "{prefix:>22} {bar:30} {pos}/{len} {msg} {eta}",
-    )?);
+    let bar = ProgressBar::new(total as u64)
+        .with_style(ProgressStyle::with_template("{prefix:>22} {bar:30} {pos}/{len} {msg} {eta}")?);
     bar.set_prefix(plan.name);
     let mut run = Run {
         name: plan.name,

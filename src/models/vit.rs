@@ -82,7 +82,8 @@ impl ViTConfig {
     /// # Errors
     /// As [`from_file`](Self::from_file).
     pub fn from_json(text: &str) -> Result<Self> {
-        let invalid = |e| Error::with_source(ErrorKind::InvalidConfig, "not a valid ViT configuration", e);
+        let invalid =
+            |e| Error::with_source(ErrorKind::InvalidConfig, "not a valid ViT configuration", e);
         let fields: serde_json::Value = serde_json::from_str(text).map_err(invalid)?;
         if let Some(model_type) = fields.get("model_type").filter(|t| *t != "vit") {
             return Err(Error::new(
@@ -98,7 +99,8 @@ impl ViTConfig {
     /// The text of a `config.json` that transformers reads.
     pub fn to_json(&self) -> String {
         let mut fields = serde_json::json!(self);
-        let label2id: BTreeMap<&String, &i64> = self.id2label.iter().map(|(id, label)| (label, id)).collect();
+        let label2id: BTreeMap<&String, &i64> =
+            self.id2label.iter().map(|(id, label)| (label, id)).collect();
         fields["model_type"] = "vit".into();
         fields["architectures"] = serde_json::json!(["ViTForImageClassification"]);
         fields["label2id"] = serde_json::json!(label2id);
@@ -124,7 +126,9 @@ impl ViTConfig {
             ("image_size", "patch_size", self.image_size, self.patch_size),
         ] {
             if value % divisor != 0 {
-                return invalid(format!("'{part}' ({divisor}) does not divide '{whole}' ({value})"));
+                return invalid(format!(
+                    "'{part}' ({divisor}) does not divide '{whole}' ({value})"
+                ));
             }
         }
         Activation::named(&self.hidden_act).map(drop)
@@ -177,7 +181,11 @@ impl ViTForImageClassification {
             nn::ConvConfig { stride: config.patch_size, ws_init: init, ..Default::default() };
         Ok(ViTForImageClassification {
             cls_token: embeddings.f_var("cls_token", &[1, 1, size], init)?,
-            position_embeddings: embeddings.f_var("position_embeddings", &[1, patches + 1, size], init)?,
+            position_embeddings: embeddings.f_var(
+                "position_embeddings",
+                &[1, patches + 1, size],
+                init,
+            )?,
             projection: nn::conv2d(
                 &embeddings / "patch_embeddings" / "projection",
                 config.num_channels,
@@ -189,7 +197,13 @@ impl ViTForImageClassification {
                 .map(|layer| Block::new(&(&vit / "layers" / layer), config))
                 .collect::<Result<_>>()?,
             layernorm: LayerNorm::new(&(&vit / "layernorm"), config)?,
-            classifier: linear(&(path / "classifier"), size, config.id2label.len() as i64, true, init),
+            classifier: linear(
+                &(path / "classifier"),
+                size,
+                config.id2label.len() as i64,
+                true,
+                init,
+            ),
             image: [config.num_channels, config.image_size, config.image_size],
             dropout: config.hidden_dropout_prob,
         })
@@ -275,7 +289,8 @@ impl Block {
         let attended = attended.f_transpose(1, 2)?.f_reshape([batch, length, size])?;
         let attended = apply(&self.o_proj, &attended)?.f_dropout(self.dropout, train)?;
         let hidden = hidden.f_add(&attended)?;
-        let inner = self.activation.apply(&apply(&self.fc1, &self.layernorm_after.forward(&hidden)?)?)?;
+        let inner =
+            self.activation.apply(&apply(&self.fc1, &self.layernorm_after.forward(&hidden)?)?)?;
         Ok(hidden.f_add(&apply(&self.fc2, &inner)?.f_dropout(self.dropout, train)?)?)
     }
 }

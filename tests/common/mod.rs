@@ -7,7 +7,8 @@ use std::process::Command;
 /// The interpreter with the packages of `tests/python/requirements.txt`: `LN_TUNING_PYTHON`, or the one in `.venv`.
 pub fn python() -> Command {
     let path = std::env::var_os("LN_TUNING_PYTHON").map(PathBuf::from);
-    let path = path.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python"));
+    let path =
+        path.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python"));
     assert!(
         path.exists(),
         "'{}' is not there: run `make setup-tests`, or set LN_TUNING_PYTHON to a Python with the packages of \
@@ -23,7 +24,8 @@ pub fn python() -> Command {
 pub fn run_python(script: &str, args: &[&str]) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(script);
     let output = python().arg(script).args(args).output().expect("Python starts");
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "the script failed: {}\n{out}\n{err}", output.status);
     out.into_owned()
 }
