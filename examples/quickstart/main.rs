@@ -34,10 +34,10 @@ struct Args {
     #[arg(long, default_value_t = 0)]
     seed: i64,
     /// Epochs on the upright digits
-    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..))]
     base_epochs: u64,
     /// Epochs on the new domain, for each of the three methods
-    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     epochs: u64,
     /// CPU threads
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(i32).range(1..))]
@@ -67,6 +67,7 @@ fn main() -> Result<()> {
         image_size: 8,
         patch_size: 2,
         num_channels: 1,
+        initializer_range: 0.1,
         id2label: (0..10).map(|digit| (digit, digit.to_string())).collect(),
         ..Default::default()
     };
@@ -86,40 +87,23 @@ fn main() -> Result<()> {
     pretrained::save(&vs, &base_dir, &config.to_json())?;
     let before = accuracy(&model, &target.test)?;
 
-    // LayerNorm tuning: these lines are all that it takes.
+    // LayerNorm tuning.
     tch::manual_seed(args.seed);
+    let epochs = args.epochs as usize;
     let tuned = LnTuningModel::new(&vs, LnTuningConfig::default().base_model("digits-vit"))?;
-    let parameters = tuned.trainable_parameters();
-    println!("{parameters}");
-    let mut opt = tuned.optimizer(AdamW::default(), 1e-2)?;
-    let plan = Plan {
-        name: "LN tuning",
-        trainable: parameters.trainable,
-        epochs: args.epochs as usize,
-        lr: 1e-2,
-    };
-    let ln = train(plan, &model, &target, |loss, lr| {
-        opt.set_lr(lr)?;
-        Ok(opt.backward_step_clip_norm(loss, 1.0)?)
-    })?;
+    println!("{}", tuned.trainable_parameters());
+    let ln = tune("LN tuning", &tuned, &model, &target, epochs)?;
     let adapter_dir = args.out.join("adapter");
     tuned.save_pretrained(&adapter_dir)?;
     tuned.unload()?;
 
-    // For comparison: the head alone, as an adapter that replaces the classifier, and everything.
+    // For comparison: the head alone, which the method can train as well, and everything.
     tch::manual_seed(args.seed);
     let head = LnTuningModel::new(&vs, LnTuningConfig::default().target_modules(["classifier"]))?;
-    let mut opt = head.optimizer(AdamW::default(), 1e-2)?;
-    let trainable = head.trainable_parameters().trainable;
-    let plan = Plan { name: "head only", trainable, epochs: args.epochs as usize, lr: 1e-2 };
-    let head_only = train(plan, &model, &target, |loss, lr| {
-        opt.set_lr(lr)?;
-        Ok(opt.backward_step_clip_norm(loss, 1.0)?)
-    })?;
+    let head_only = tune("head only", &head, &model, &target, epochs)?;
     head.unload()?;
     tch::manual_seed(args.seed);
-    let plan =
-        Plan { name: "full fine-tuning", trainable: total, epochs: args.epochs as usize, lr: 1e-3 };
+    let plan = Plan { name: "full fine-tuning", trainable: total, epochs, lr: 1e-3 };
     let everything = full(&vs, &model, &target, plan)?;
 
     // What counts is what is on disk.
@@ -177,6 +161,23 @@ fn main() -> Result<()> {
         args.out.display()
     );
     Ok(())
+}
+
+/// Trains the weights of an adapter.
+fn tune(
+    name: &'static str,
+    tuned: &LnTuningModel,
+    model: &ViTForImageClassification,
+    digits: &Digits,
+    epochs: usize,
+) -> Result<Run> {
+    let trainable = tuned.trainable_parameters().trainable;
+    let plan = Plan { name, trainable, epochs, lr: 6e-2 };
+    let mut opt = tuned.optimizer(AdamW::default().wd(0.), plan.lr)?;
+    train(plan, model, digits, |loss, lr| {
+        opt.set_lr(lr)?;
+        Ok(opt.backward_step_clip_norm(loss, 1.0)?)
+    })
 }
 
 /// Trains every weight with tch's own optimiser.
