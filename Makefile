@@ -36,16 +36,18 @@ clippy:
 unit: # unit, integration (real PEFT among them) and documentation tests
 	$(CARGO) test --locked
 
-# Every example is run: with the small settings below, else with --help.
-SMALL_quickstart := --help
+# Every example is run, those that take long or need arguments with the settings below.
+ARGS_quickstart := --base-epochs 1 --epochs 1 --out target/quickstart-small
+EXAMPLES := $(patsubst examples/%/main.rs,%,$(wildcard examples/*/main.rs)) \
+	$(basename $(notdir $(wildcard examples/*.rs)))
 
 examples:
 	$(CARGO) build --locked --examples
-	$(foreach example,$(basename $(notdir $(wildcard examples/*.rs))),$(call run_example,$(example)))
+	$(foreach example,$(EXAMPLES),$(call run_example,$(example)))
 
 define run_example
 
-	$(CARGO) run --locked --quiet --example $(1) -- $(or $(SMALL_$(1)),--help)
+	$(CARGO) run --locked --quiet --example $(1) -- $(ARGS_$(1))
 endef
 
 doc: ## The documentation, with warnings as errors

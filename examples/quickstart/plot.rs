@@ -24,7 +24,13 @@ pub fn draw(path: &Path, runs: &[&Run], before: f64) -> Result<()> {
         .x_label_area_size(36)
         .y_label_area_size(48)
         .build_cartesian_2d(0f64..steps, 0f64..1f64)?;
-    chart.configure_mesh().light_line_style(WHITE).x_desc("step").y_desc("test accuracy").draw()?;
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .x_desc("step")
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_desc("test accuracy")
+        .draw()?;
     chart
         .draw_series(DashedLineSeries::new(
             [(0., before), (steps, before)],
@@ -54,7 +60,13 @@ pub fn draw(path: &Path, runs: &[&Run], before: f64) -> Result<()> {
         .x_label_area_size(36)
         .y_label_area_size(48)
         .build_cartesian_2d(0f64..steps, 0f64..highest * 1.05)?;
-    chart.configure_mesh().light_line_style(WHITE).x_desc("step").y_desc("cross-entropy").draw()?;
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .x_desc("step")
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_desc("cross-entropy")
+        .draw()?;
     for (run, colour) in runs.iter().zip(COLOURS) {
         chart
             .draw_series(LineSeries::new(run.losses.iter().copied(), colour.stroke_width(2)))?

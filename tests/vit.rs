@@ -1,0 +1,79 @@
+//! The vision transformer computes what transformers computes.
+
+mod common;
+
+use std::collections::HashMap;
+
+use ln_tuning::models::{ViTConfig, ViTForImageClassification};
+use ln_tuning::ErrorKind;
+use tch::nn::{self, ModuleT};
+use tch::{Device, Kind, Tensor};
+
+fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a - b).abs().max().double_value(&[])
+}
+
+#[test]
+fn logits_and_gradients_are_those_of_transformers() {
+    tch::set_num_threads(1);
+    let dir = tempfile::tempdir().unwrap();
+    common::run_python("vit.py", &[dir.path().to_str().unwrap()]);
+    let mut cases = 0;
+    for case in std::fs::read_dir(dir.path()).unwrap() {
+        let case = case.unwrap().path();
+        let config = ViTConfig::from_file(case.join("config.json")).unwrap();
+        let mut vs = nn::VarStore::new(Device::Cpu);
+        let model = ViTForImageClassification::new(&vs.root(), &config).unwrap();
+        vs.load(case.join("weights.safetensors")).unwrap();
+        let reference: HashMap<String, Tensor> =
+            Tensor::read_safetensors(case.join("reference.safetensors"))
+                .unwrap()
+                .into_iter()
+                .collect();
+        let logits = model.logits(&reference["images"], false).unwrap();
+        assert!(difference(&logits, &reference["logits"]) <= 1e-5, "{case:?}");
+        assert!(difference(&model.forward_t(&reference["images"], false), &logits) == 0.);
+        logits.square().sum(Kind::Float).backward();
+        let variables = vs.variables();
+        assert_eq!(variables.len() + 2, reference.len(), "{case:?}: one gradient per variable");
+        for (name, variable) in variables {
+            let expected = &reference[&format!("grad.{name}")];
+            let scale = expected.abs().max().double_value(&[]).max(1.);
+            assert!(difference(&variable.grad(), expected) <= 1e-5 * scale, "{case:?} {name}");
+        }
+        cases += 1;
+    }
+    assert_eq!(cases, 3);
+}
+
+#[test]
+fn a_configuration_that_cannot_be_computed_is_refused() {
+    for (json, kind) in [
+        (r#"{"model_type": "deit"}"#, ErrorKind::Unsupported),
+        (r#"{"hidden_act": "silu"}"#, ErrorKind::Unsupported),
+        (r#"{"hidden_size": 10, "num_attention_heads": 3}"#, ErrorKind::InvalidConfig),
+        (r#"{"image_size": 30, "patch_size": 16}"#, ErrorKind::InvalidConfig),
+        (r#"{"patch_size": 0}"#, ErrorKind::InvalidConfig),
+        (r#"{"hidden_size": "64"}"#, ErrorKind::InvalidConfig),
+        (r#"{"hidden_size": 64"#, ErrorKind::InvalidConfig),
+    ] {
+        assert_eq!(ViTConfig::from_json(json).unwrap_err().kind(), kind, "{json}");
+    }
+    assert_eq!(
+        ViTConfig::from_file("nowhere/config.json").unwrap_err().kind(),
+        ErrorKind::MissingFile
+    );
+}
+
+#[test]
+fn images_of_another_shape_are_refused() {
+    let vs = nn::VarStore::new(Device::Cpu);
+    let config =
+        ViTConfig { hidden_size: 24, num_hidden_layers: 1, image_size: 16, ..Default::default() };
+    let model = ViTForImageClassification::new(&vs.root(), &config).unwrap();
+    for shape in [vec![2, 3, 16, 15], vec![2, 1, 16, 16], vec![3, 16, 16]] {
+        let images = Tensor::zeros(&shape, (Kind::Float, Device::Cpu));
+        assert_eq!(model.logits(&images, false).unwrap_err().kind(), ErrorKind::ShapeMismatch);
+    }
+}
