@@ -82,7 +82,9 @@ const ALL: &[(&str, &str)] = &[
     ("distilbert", "LayerNorm sa_layer_norm output_layer_norm vocab_layer_norm"),
     ("albert", "LayerNorm full_layer_layer_norm"),
     ("modernbert", "norm attn_norm mlp_norm final_norm"),
-    ("vit deit beit", "layernorm_before layernorm_after layernorm"),
+    ("vit deit", "layernorm_before layernorm_after layernorm"),
+    // Its `beit.layernorm` is an identity, which PEFT fails to wrap.
+    ("beit", "layernorm_before layernorm_after pooler.layernorm"),
     ("swin", "layernorm_before layernorm_after layernorm norm"),
     ("dinov2", "norm1 norm2 layernorm"),
     ("clip", "layer_norm1 layer_norm2 final_layer_norm pre_layrnorm post_layernorm"),

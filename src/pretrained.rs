@@ -7,7 +7,7 @@ use tch::no_grad;
 
 use crate::checkpoint;
 use crate::error::Result;
-use crate::selection::natural_cmp;
+use crate::natural::natural_cmp;
 
 /// Writes the variables and a configuration as a directory that transformers loads: `config.json`, and
 /// `model.safetensors` with the metadata that it asks for. Tied tensors are written under each of their names.

@@ -1,29 +1,17 @@
 //! Which tensors an adapter trains: a value, computed from names, shapes and a configuration.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 
 use tch::Kind;
 
-pub use crate::architectures::Norms;
-use crate::architectures::{model_types, norm_names};
+use crate::architectures::{model_types, norm_names, Norms};
 use crate::config::{LnTuningConfig, Modules};
 use crate::error::{Error, ErrorKind, Result};
-use crate::pattern::{matches_suffix, Pattern};
-
-/// What selection knows of a variable.
-#[derive(Debug, Clone, PartialEq)]
-pub struct VariableInfo {
-    /// Its full name: the path of its module, a dot, its own name there.
-    pub name: String,
-    /// Its shape.
-    pub shape: Vec<i64>,
-    /// Its kind.
-    pub kind: Kind,
-    /// False for buffers, such as BatchNorm statistics.
-    pub is_parameter: bool,
-}
+use crate::module_tree::{Tree, VariableInfo};
+use crate::natural::{natural_cmp, Natural};
+use crate::nearest::{distance, sample};
+use crate::pattern::matches_suffix;
+use crate::rules::{Rules, Verdict};
 
 /// A module that an adapter replaces, with all tensors in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +37,8 @@ impl Selection {
     /// Selects by PEFT's rules: first `exclude_modules`, then `modules_to_save`, then `target_modules`.
     ///
     /// Without `target_modules` the table `norms` decides for a known `model_type`; otherwise every LayerNorm and
-    /// RMSNorm is taken that shows by its name and the shape of its tensors. A container (a path with modules below
+    /// RMSNorm is taken that shows by its name and the shape of its tensors (a 1-D `weight`, at most a `bias` beside
+    /// it; a norm with a 2-D weight per attention head must be named). A container (a path with modules below
     /// it, such as `mlp`) stands for the modules in it.
     ///
     /// # Errors
@@ -63,7 +52,8 @@ impl Selection {
         norms: Norms,
     ) -> Result<Self> {
         let tree = Tree::of(variables);
-        let targets = match &config.target_modules {
+        // By names, of the user or a table, as opposed to a list of paths that were found.
+        let (targets, named) = match &config.target_modules {
             Some(targets) if targets.is_empty() => {
                 return Err(Error::new(
                     ErrorKind::NoTargetModules,
@@ -77,7 +67,7 @@ impl Selection {
                      List their names",
                 ));
             }
-            Some(targets) => targets.clone(),
+            Some(targets) => (targets.clone(), true),
             None => default_targets(&tree, model_type, norms)?,
         };
         let rules = Rules::new(
@@ -135,7 +125,7 @@ impl Selection {
             tree.tensors(&module.path).try_for_each(check_kind)?;
         }
         let excludes = config.exclude_modules.clone().filter(|_| excluded_any);
-        let (targets, excludes) = exportable(&tree, &modules, config, targets, excludes)?;
+        let (targets, excludes) = exportable(&tree, &modules, config, targets, named, excludes)?;
         Ok(Selection { modules, targets, excludes, saves: config.modules_to_save.clone() })
     }
 
@@ -162,209 +152,13 @@ impl Selection {
     }
 }
 
-/// Compares names so that numbers in them count as numbers: `layers.2` before `layers.10`.
-pub fn natural_cmp(a: &str, b: &str) -> Ordering {
-    let digits =
-        |text: &str| text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (mut x, mut y) = (a, b);
-    while !x.is_empty() && !y.is_empty() {
-        let (m, n) = (digits(x), digits(y));
-        if m > 0 && n > 0 {
-            let (p, q) = (x[..m].trim_start_matches('0'), y[..n].trim_start_matches('0'));
-            let order = p.len().cmp(&q.len()).then_with(|| p.cmp(q));
-            if order != Ordering::Equal {
-                return order;
-            }
-            (x, y) = (&x[m..], &y[n..]);
-        } else {
-            let (c, d) = (x.chars().next(), y.chars().next());
-            if c != d {
-                return c.cmp(&d);
-            }
-            let len = c.map_or(0, char::len_utf8);
-            (x, y) = (&x[len..], &y[len..]);
-        }
-    }
-    // Equal but for leading zeros: any fixed order will do.
-    x.len().cmp(&y.len()).then_with(|| a.cmp(b))
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Natural(String);
-
-impl Ord for Natural {
-    fn cmp(&self, other: &Self) -> Ordering {
-        natural_cmp(&self.0, &other.0)
-    }
-}
-
-impl PartialOrd for Natural {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-/// The modules that the names of variables show.
-struct Tree<'a> {
-    /// Every path that is a prefix of a name, with the variables that lie directly in it.
-    modules: BTreeMap<&'a str, Vec<&'a VariableInfo>>,
-}
-
-impl<'a> Tree<'a> {
-    fn of(variables: &'a [VariableInfo]) -> Self {
-        let mut modules: BTreeMap<&str, Vec<&VariableInfo>> = BTreeMap::new();
-        for variable in variables {
-            let name = variable.name.as_str();
-            let dots: Vec<usize> = name.match_indices('.').map(|(at, _)| at).collect();
-            for dot in &dots {
-                modules.entry(&name[..*dot]).or_default();
-            }
-            if let Some(dot) = dots.last() {
-                modules.entry(&name[..*dot]).or_default().push(variable);
-            }
-        }
-        Tree { modules }
-    }
-
-    fn paths(&self) -> impl Iterator<Item = &'a str> + '_ {
-        self.modules.keys().copied()
-    }
-
-    fn tensors(&self, path: &str) -> impl Iterator<Item = &'a VariableInfo> + '_ {
-        self.modules.get(path).into_iter().flatten().copied()
-    }
-
-    fn is_leaf(&self, path: &str) -> bool {
-        let from = (Bound::Excluded(path), Bound::Unbounded);
-        !self
-            .modules
-            .range::<str, _>(from)
-            .take_while(|(p, _)| p.starts_with(path))
-            .any(|(p, _)| below(p, path))
-    }
-
-    /// The modules that hold tensors, from `root` downwards.
-    fn leaves<'s>(&'s self, root: &'s str) -> impl Iterator<Item = &'a str> + 's {
-        self.modules
-            .range::<str, _>((Bound::Included(root), Bound::Unbounded))
-            .take_while(move |(path, _)| path.starts_with(root))
-            .filter(move |(path, tensors)| {
-                !tensors.is_empty() && (**path == root || below(path, root))
-            })
-            .map(|(path, _)| *path)
-    }
-
-    /// A LayerNorm or RMSNorm, judged by name and shape.
-    fn is_norm(&self, path: &str) -> bool {
-        let last = path.rsplit('.').next().unwrap_or(path);
-        // Lists of norms (`norms.0`) are named by their parent.
-        let last = match last.chars().all(|c| c.is_ascii_digit()) {
-            true => path.rsplit('.').nth(1).unwrap_or(last),
-            false => last,
-        };
-        let last = last.to_ascii_lowercase();
-        let named = last.contains("norm")
-            || last.contains("layrnorm")
-            || last.split('_').any(|part| {
-                part.strip_prefix("ln").is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit()))
-            });
-        let mut weight = None;
-        for tensor in self.tensors(path) {
-            match &tensor.name[path.len() + 1..] {
-                "weight" if tensor.shape.len() == 1 => weight = Some(&tensor.shape),
-                "bias" if tensor.shape.len() == 1 => {}
-                _ => return false,
-            }
-        }
-        let bias_fits = self.tensors(path).all(|tensor| Some(&tensor.shape) == weight);
-        named && weight.is_some() && bias_fits && self.is_leaf(path)
-    }
-}
-
-fn below(path: &str, root: &str) -> bool {
-    path.strip_prefix(root).is_some_and(|rest| rest.starts_with('.'))
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Excluded,
-    Saved,
-    Targeted,
-    Other,
-}
-
-/// PEFT's three settings, compiled.
-struct Rules {
-    exclude: Option<Matcher>,
-    save: Vec<Pattern>,
-    target: Matcher,
-}
-
-enum Matcher {
-    Pattern(Pattern),
-    List(Vec<String>),
-}
-
-impl Matcher {
-    fn new(modules: &Modules, key: &str) -> Result<Self> {
-        match modules {
-            Modules::Pattern(pattern) => Ok(Matcher::Pattern(Pattern::full(pattern, key)?)),
-            Modules::List(names) => Ok(Matcher::List(names.clone())),
-        }
-    }
-
-    fn is_match(&self, path: &str) -> Result<bool> {
-        match self {
-            Matcher::Pattern(pattern) => pattern.is_match(path),
-            Matcher::List(names) => Ok(names.iter().any(|name| matches_suffix(path, name))),
-        }
-    }
-}
-
-impl Rules {
-    fn new(targets: &Modules, exclude: Option<&Modules>, save: Option<&[String]>) -> Result<Self> {
-        let exclude = exclude.filter(|modules| !modules.is_empty());
-        let save = save.unwrap_or_default().iter().map(|name| {
-            // PEFT takes the name as a regular expression, on the module itself and everything below it.
-            Pattern::full(&format!(r"(?:.*\.)?(?:{name})(?:\..*)?"), "modules_to_save")
-        });
-        Ok(Rules {
-            exclude: exclude.map(|modules| Matcher::new(modules, "exclude_modules")).transpose()?,
-            save: save.collect::<Result<_>>()?,
-            target: Matcher::new(targets, "target_modules")?,
-        })
-    }
-
-    /// Whether `modules_to_save` takes the module; there, excluding does not count.
-    fn is_saved(&self, path: &str) -> Result<bool> {
-        for pattern in &self.save {
-            if pattern.is_match(path)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn verdict(&self, path: &str) -> Result<Verdict> {
-        if let Some(exclude) = &self.exclude {
-            if exclude.is_match(path)? {
-                return Ok(Verdict::Excluded);
-            }
-        }
-        if self.is_saved(path)? {
-            return Ok(Verdict::Saved);
-        }
-        match self.target.is_match(path)? {
-            true => Ok(Verdict::Targeted),
-            false => Ok(Verdict::Other),
-        }
-    }
-}
-
-fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Result<Modules> {
+fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Result<(Modules, bool)> {
     let known = model_type.and_then(|model_type| norm_names(model_type, norms));
     if let Some(names) = known {
-        return Ok(Modules::List(names.into_iter().map(str::to_owned).collect()));
+        // Without those of other variants of the architecture.
+        let used = |name: &&str| tree.paths().any(|path| matches_suffix(path, name));
+        let (used, unused): (BTreeSet<&str>, BTreeSet<&str>) = names.into_iter().partition(used);
+        return Ok((Modules::list(if used.is_empty() { unused } else { used }), true));
     }
     let found: Vec<String> =
         tree.paths().filter(|path| tree.is_norm(path)).map(str::to_owned).collect();
@@ -378,7 +172,7 @@ fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Resul
             ),
         ));
     }
-    Ok(Modules::List(found))
+    Ok((Modules::List(found), false))
 }
 
 fn nothing_selected(
@@ -389,7 +183,7 @@ fn nothing_selected(
 ) -> Result<Error> {
     let mut matching = 0;
     for path in tree.paths() {
-        matching += usize::from(rules.target.is_match(path)?);
+        matching += usize::from(rules.is_targeted(path)?);
     }
     if matching > 0 {
         let saved = verdicts.values().filter(|v| **v == Verdict::Saved).count();
@@ -425,40 +219,6 @@ fn nothing_selected(
     ))
 }
 
-/// How far an entry is from a path: letters of its letters against the path's end, so that `layernorm` finds `ln.layer_norm`.
-fn distance(needle: &str, path: &str) -> usize {
-    let needle: String =
-        needle.chars().filter(|c| c.is_alphanumeric() || "._".contains(*c)).collect();
-    let depth = needle.matches('.').count() + 1;
-    let segments: Vec<&str> = path.split('.').collect();
-    let end = segments[segments.len().saturating_sub(depth)..].join(".");
-    edit_distance(&needle.to_lowercase(), &end.to_lowercase())
-}
-
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
-fn sample<'a>(paths: impl Iterator<Item = &'a str>) -> String {
-    let shown: Vec<String> = paths.take(5).map(|path| format!("'{path}'")).collect();
-    if shown.is_empty() {
-        "no modules".into()
-    } else {
-        shown.join(", ")
-    }
-}
-
 fn check_kind(variable: &VariableInfo) -> Result<()> {
     let float = matches!(variable.kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
     if variable.is_parameter && !float {
@@ -480,10 +240,12 @@ fn exportable(
     modules: &[SelectedModule],
     config: &LnTuningConfig,
     targets: Modules,
+    named: bool,
     excludes: Option<Modules>,
 ) -> Result<(Modules, Option<Modules>)> {
     let tuned: BTreeSet<&str> =
         modules.iter().filter(|m| !m.saved).map(|m| m.path.as_str()).collect();
+    let gaps: BTreeSet<String> = tuned.iter().flat_map(|path| tree.gaps(path)).collect();
     let selects = |targets: &Modules, excludes: Option<&Modules>| -> Result<bool> {
         let rules = Rules::new(targets, excludes, config.modules_to_save.as_deref())?;
         let mut found = BTreeSet::new();
@@ -492,17 +254,28 @@ fn exportable(
                 found.insert(path);
             }
         }
+        for path in &gaps {
+            if rules.verdict(path)? == Verdict::Targeted {
+                return Ok(false);
+            }
+        }
         Ok(found == tuned)
     };
-    if config.target_modules.is_some() && selects(&targets, excludes.as_ref())? {
+    if named && selects(&targets, excludes.as_ref())? {
         return Ok((targets, excludes));
     }
-    let last = |path: &&str| path.rsplit('.').next().unwrap_or(path).to_owned();
-    let suffixes: BTreeSet<String> = tuned.iter().map(last).collect();
-    let suffixes = Modules::list(suffixes);
+    // The name below the last number, which all blocks share. Elsewhere a bare name may hit a module without tensors.
+    let tail = |path: &&str| {
+        let numbered = |segment: &&str| segment.chars().all(|c| c.is_ascii_digit());
+        let behind = path.split('.').rev().take_while(|segment| !numbered(segment));
+        let behind: Vec<&str> = behind.collect();
+        behind.into_iter().rev().collect::<Vec<_>>().join(".")
+    };
+    let tails: BTreeSet<String> = tuned.iter().map(tail).filter(|tail| !tail.is_empty()).collect();
+    let tails = Modules::list(tails);
     for excludes in [None, excludes.as_ref()] {
-        if selects(&suffixes, excludes)? {
-            return Ok((suffixes, excludes.cloned()));
+        if selects(&tails, excludes)? {
+            return Ok((tails, excludes.cloned()));
         }
     }
     let paths = Modules::list(tuned.iter().copied());

@@ -7,7 +7,8 @@ use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::selection::{natural_cmp, VariableInfo};
+use crate::module_tree::VariableInfo;
+use crate::natural::natural_cmp;
 
 /// One variable: a handle that shares the tensor with the layers of the model.
 #[derive(Debug)]

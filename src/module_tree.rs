@@ -1,0 +1,134 @@
+//! The modules that the names of variables show.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use tch::Kind;
+
+/// What selection knows of a variable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VariableInfo {
+    /// Its full name: the path of its module, a dot, its own name there.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<i64>,
+    /// Its kind.
+    pub kind: Kind,
+    /// False for buffers, such as BatchNorm statistics.
+    pub is_parameter: bool,
+}
+
+/// The modules that the names of variables show.
+pub(crate) struct Tree<'a> {
+    /// Every path that is a prefix of a name, with the variables that lie directly in it.
+    modules: BTreeMap<&'a str, Vec<&'a VariableInfo>>,
+}
+
+impl<'a> Tree<'a> {
+    pub(crate) fn of(variables: &'a [VariableInfo]) -> Self {
+        let mut modules: BTreeMap<&str, Vec<&VariableInfo>> = BTreeMap::new();
+        for variable in variables {
+            let name = variable.name.as_str();
+            let dots: Vec<usize> = name.match_indices('.').map(|(at, _)| at).collect();
+            for dot in &dots {
+                modules.entry(&name[..*dot]).or_default();
+            }
+            if let Some(dot) = dots.last() {
+                modules.entry(&name[..*dot]).or_default().push(variable);
+            }
+        }
+        Tree { modules }
+    }
+
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &'a str> + '_ {
+        self.modules.keys().copied()
+    }
+
+    pub(crate) fn tensors(&self, path: &str) -> impl Iterator<Item = &'a VariableInfo> + '_ {
+        self.modules.get(path).into_iter().flatten().copied()
+    }
+
+    pub(crate) fn is_leaf(&self, path: &str) -> bool {
+        let from = (Bound::Excluded(path), Bound::Unbounded);
+        !self
+            .modules
+            .range::<str, _>(from)
+            .take_while(|(p, _)| p.starts_with(path))
+            .any(|(p, _)| below(p, path))
+    }
+
+    /// The modules that hold tensors, from `root` downwards.
+    pub(crate) fn leaves<'s>(&'s self, root: &'s str) -> impl Iterator<Item = &'a str> + 's {
+        self.modules
+            .range::<str, _>((Bound::Included(root), Bound::Unbounded))
+            .take_while(move |(path, _)| path.starts_with(root))
+            .filter(move |(path, tensors)| {
+                !tensors.is_empty() && (**path == root || below(path, root))
+            })
+            .map(|(path, _)| *path)
+    }
+
+    /// Paths that are this one but for a number in it, in modules that exist, and hold no tensors.
+    ///
+    /// A module without parameters may stand there in Python, such as the identity in the place of ModernBERT's first
+    /// norm, which PEFT fails to wrap.
+    pub(crate) fn gaps(&self, path: &str) -> BTreeSet<String> {
+        let mut gaps = BTreeSet::new();
+        let mut start = 0;
+        for segment in path.split('.') {
+            let (before, after) = (&path[..start], &path[start + segment.len()..]);
+            start += segment.len() + 1;
+            if !segment.chars().all(|c| c.is_ascii_digit()) || after.is_empty() {
+                continue;
+            }
+            for sibling in self.numbered(before) {
+                let other = format!("{before}{sibling}{after}");
+                let parent = other.rsplit_once('.').map_or("", |(parent, _)| parent);
+                if self.modules.contains_key(parent) && !self.modules.contains_key(other.as_str()) {
+                    gaps.insert(other);
+                }
+            }
+        }
+        gaps
+    }
+
+    /// The numbers that stand behind `before`, which is empty or ends in a dot.
+    fn numbered(&self, before: &str) -> BTreeSet<&'a str> {
+        self.modules
+            .range::<str, _>((Bound::Included(before), Bound::Unbounded))
+            .take_while(|(path, _)| path.starts_with(before))
+            .filter_map(|(path, _)| path[before.len()..].split('.').next())
+            .filter(|segment| !segment.is_empty() && segment.chars().all(|c| c.is_ascii_digit()))
+            .collect()
+    }
+
+    /// A LayerNorm or RMSNorm, judged by name and shape.
+    pub(crate) fn is_norm(&self, path: &str) -> bool {
+        let last = path.rsplit('.').next().unwrap_or(path);
+        // Lists of norms (`norms.0`) are named by their parent.
+        let last = match last.chars().all(|c| c.is_ascii_digit()) {
+            true => path.rsplit('.').nth(1).unwrap_or(last),
+            false => last,
+        };
+        let last = last.to_ascii_lowercase();
+        let named = last.contains("norm")
+            || last.contains("layrnorm")
+            || last.split('_').any(|part| {
+                part.strip_prefix("ln").is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit()))
+            });
+        let mut weight = None;
+        for tensor in self.tensors(path) {
+            match &tensor.name[path.len() + 1..] {
+                "weight" if tensor.shape.len() == 1 => weight = Some(&tensor.shape),
+                "bias" if tensor.shape.len() == 1 => {}
+                _ => return false,
+            }
+        }
+        let bias_fits = self.tensors(path).all(|tensor| Some(&tensor.shape) == weight);
+        named && weight.is_some() && bias_fits && self.is_leaf(path)
+    }
+}
+
+fn below(path: &str, root: &str) -> bool {
+    path.strip_prefix(root).is_some_and(|rest| rest.starts_with('.'))
+}
