@@ -99,7 +99,7 @@ impl Adapter {
                         }
                     })
                 };
-                let tensor = name.rsplit('.').next().unwrap_or(name).to_owned();
+                let tensor = name[module.path.len() + 1..].to_owned();
                 entries.push(Entry {
                     module: module.path.clone(),
                     tensor,

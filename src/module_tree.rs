@@ -57,7 +57,7 @@ impl<'a> Tree<'a> {
             .any(|(p, _)| below(p, path))
     }
 
-    /// The modules that hold tensors, from `root` downwards.
+    /// The modules that directly hold tensors, from `root` downwards.
     pub(crate) fn leaves<'s>(&'s self, root: &'s str) -> impl Iterator<Item = &'a str> + 's {
         self.modules
             .range::<str, _>((Bound::Included(root), Bound::Unbounded))
@@ -66,6 +66,26 @@ impl<'a> Tree<'a> {
                 !tensors.is_empty() && (**path == root || below(path, root))
             })
             .map(|(path, _)| *path)
+    }
+
+    /// The modules that can be tuned by themselves, from `root` downwards: those that hold tensors, each with all that
+    /// is in it.
+    pub(crate) fn units<'s>(&'s self, root: &'s str) -> Vec<&'a str> {
+        let mut units: Vec<&str> = Vec::new();
+        for path in self.leaves(root) {
+            if !units.iter().any(|unit| below(path, unit)) {
+                units.push(path);
+            }
+        }
+        units
+    }
+
+    /// The variables in a module and in all modules below it.
+    pub(crate) fn tensors_below<'s>(
+        &'s self,
+        path: &'s str,
+    ) -> impl Iterator<Item = &'a VariableInfo> + 's {
+        self.leaves(path).flat_map(|leaf| self.tensors(leaf))
     }
 
     /// Paths that are this one but for a number in it, in modules that exist, and hold no tensors.

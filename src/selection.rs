@@ -106,23 +106,36 @@ impl Selection {
         let mut modules: BTreeMap<Natural, SelectedModule> = BTreeMap::new();
         for (roots, is_saved) in [(&targeted, false), (&saved, true)] {
             for root in roots {
-                for leaf in tree.leaves(root) {
+                for path in tree.units(root) {
                     // Excluding a module inside a targeted container excludes it; PEFT would copy it along.
-                    if !is_saved && matches!(verdicts[leaf], Verdict::Excluded | Verdict::Saved) {
+                    let kept_out =
+                        |p: &str| matches!(verdicts[p], Verdict::Excluded | Verdict::Saved);
+                    if !is_saved && kept_out(path) {
                         continue;
                     }
-                    let module = SelectedModule {
-                        path: leaf.to_owned(),
-                        saved: is_saved,
-                        variables: tree.tensors(leaf).map(|v| v.name.clone()).collect(),
-                    };
-                    modules.entry(Natural(leaf.to_owned())).or_insert(module);
+                    if let (false, Some(inner)) =
+                        (is_saved, tree.leaves(path).find(|p| kept_out(p)))
+                    {
+                        return Err(inseparable(path, inner));
+                    }
+                    let variables = tree.tensors_below(path).map(|v| v.name.clone()).collect();
+                    let module =
+                        SelectedModule { path: path.to_owned(), saved: is_saved, variables };
+                    modules.entry(Natural(path.to_owned())).or_insert(module);
                 }
             }
         }
+        let inside = |module: &SelectedModule| {
+            let dots = module.path.match_indices('.');
+            dots.map(|(at, _)| Natural(module.path[..at].to_owned()))
+                .any(|p| modules.contains_key(&p))
+        };
+        let inside: Vec<Natural> =
+            modules.iter().filter(|(_, m)| inside(m)).map(|(path, _)| path.clone()).collect();
+        inside.iter().for_each(|path| drop(modules.remove(path)));
         let modules: Vec<SelectedModule> = modules.into_values().collect();
         for module in &modules {
-            tree.tensors(&module.path).try_for_each(check_kind)?;
+            tree.tensors_below(&module.path).try_for_each(check_kind)?;
         }
         let excludes = config.exclude_modules.clone().filter(|_| excluded_any);
         let (targets, excludes) = exportable(&tree, &modules, config, targets, named, excludes)?;
@@ -217,6 +230,16 @@ fn nothing_selected(
              A string is a regular expression for the whole path, a list entry matches the path or its end"
         ),
     ))
+}
+
+fn inseparable(outer: &str, inner: &str) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "'{inner}' cannot be left out of '{outer}', which has tensors of its own and is therefore tuned as a \
+             whole, as in PEFT: target the modules in it, or leave it all out"
+        ),
+    )
 }
 
 fn check_kind(variable: &VariableInfo) -> Result<()> {

@@ -51,7 +51,7 @@ fn adapters_pass_to_peft_and_back_unchanged() {
         tuned.save_pretrained(case.join("again")).unwrap();
         let file =
             |dir: &str| std::fs::read(case.join(dir).join("adapter_model.safetensors")).unwrap();
-        if !case.ends_with("container") {
+        if !case.ends_with("container") && !case.ends_with("own_tensors") {
             assert!(file("again") == file("peft"), "{case:?}");
         }
         vs.save(case.join("ours_merged.safetensors")).unwrap();
@@ -83,7 +83,7 @@ fn adapters_pass_to_peft_and_back_unchanged() {
         assert_eq!(snapshot(&vs), before);
         cases += 1;
     }
-    assert_eq!(cases, 8);
+    assert_eq!(cases, 9);
     let checked = common::run_python("interop.py", &["check", root]);
     assert_eq!(checked.lines().filter(|line| line.ends_with(" ok")).count(), cases, "{checked}");
 }

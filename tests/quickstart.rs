@@ -108,12 +108,14 @@ fn python_computes_with_its_adapter_what_we_compute_and_we_with_pythons() {
     assert_eq!(nets::bits(&base), nets::bits(&logits(&model, &images)));
 
     let folder = dir.path().to_str().unwrap();
-    common::run_python("quickstart.py", &[out.to_str().unwrap(), folder]);
-    let _tuned = LnTuningModel::from_pretrained(&vs, dir.path().join("peft")).unwrap();
+    common::run_python("quickstart.py", &["make", out.to_str().unwrap(), folder]);
+    let tuned = LnTuningModel::from_pretrained(&vs, dir.path().join("peft")).unwrap();
     let from_python = logits(&model, &images);
     let made = Tensor::read_safetensors(dir.path().join("python.safetensors")).unwrap();
     assert_eq!(made[0].0, "logits");
     assert!((&made[0].1 - &ours).abs().max().double_value(&[]) > 0.1, "another adapter");
     let difference = (&made[0].1 - from_python).abs().max().double_value(&[]);
     assert!(difference <= 1e-5, "PEFT's adapter gives logits that are {difference} off");
+    tuned.save_pretrained(dir.path().join("again")).unwrap();
+    common::run_python("quickstart.py", &["again", out.to_str().unwrap(), folder]);
 }

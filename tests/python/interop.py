@@ -8,6 +8,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from peft import LNTuningConfig, PeftModel, get_peft_model
@@ -16,6 +17,36 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 torch.set_num_threads(1)
 NORMS = ["input_layernorm", "post_attention_layernorm", "norm"]
+
+
+
+class Gated(torch.nn.Module):
+    """A block with a tensor of its own beside its modules."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.gate = torch.nn.Parameter(torch.ones(size))
+        self.up = torch.nn.Linear(size, size)
+
+    def forward(self, x):
+        return x + self.gate * self.up(x).relu()
+
+
+class Plain(torch.nn.Module):
+    """Not of transformers."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embed = torch.nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = torch.nn.ModuleList(Gated(config.hidden_size) for _ in range(2))
+        self.norm = torch.nn.LayerNorm(config.hidden_size)
+
+    def forward(self, input_ids):
+        hidden = self.embed(input_ids)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return SimpleNamespace(logits=self.norm(hidden))
+
 
 # name -> (model class, arguments of LNTuningConfig)
 CASES = {
@@ -26,6 +57,7 @@ CASES = {
     "linear": (LlamaForCausalLM, dict(target_modules=["q_proj", "norm"])),
     "container": (LlamaForCausalLM, dict(target_modules=["layers.1.mlp", "norm"])),
     "head": (LlamaForSequenceClassification, dict(task_type="SEQ_CLS", target_modules=NORMS)),
+    "own_tensors": (Plain, dict(target_modules=["layers.0", "1.up", "norm"])),
     "top_norm_only": (LlamaForCausalLM, dict(target_modules=r"model\.norm")),
 }
 

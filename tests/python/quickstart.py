@@ -1,7 +1,8 @@
-"""The Python half of tests/quickstart.rs: `quickstart.py RUN WORK`.
+"""The Python half of tests/quickstart.rs. Every warning is an error.
 
-Loads base and adapter of the quickstart with transformers and PEFT, every warning an error, and compares the logits
-with ours in WORK/ours.safetensors; then makes an adapter of its own in WORK/peft.
+`make RUN WORK` loads base and adapter of the quickstart with transformers and PEFT, and compares the logits with ours
+in WORK/ours.safetensors; then makes an adapter of its own in WORK/peft. `again RUN WORK` loads WORK/again, which is
+that adapter, loaded and saved by us.
 """
 
 import logging
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTForImageClassification
 
 torch.set_num_threads(1)
-run, work = map(Path, sys.argv[1:])
+run, work = map(Path, sys.argv[2:])
 ours = load_file(work / "ours.safetensors")
 
 
@@ -39,19 +40,16 @@ def logits(model):
         return model(pixel_values=ours["images"]).logits
 
 
-with warnings.catch_warnings():
-    warnings.simplefilter("error")
-    # PEFT gives it for every LayerNorm, its own adapters included; transformers gives it to PEFT.
-    warnings.filterwarnings("ignore", message="Unsupported layer type")
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-    difference = (logits(base()) - ours["base"]).abs().max().item()
-    assert difference <= 1e-5, f"the base is {difference} off"
+def compare(model, expected, what):
+    difference = (logits(model) - expected).abs().max().item()
+    assert difference <= 1e-5, f"{what}: the logits are {difference} off"
+
+
+def make():
+    compare(base(), ours["base"], "the base")
     tuned = PeftModel.from_pretrained(base(), str(run / "adapter")).eval()
-    difference = (logits(tuned) - ours["ours"]).abs().max().item()
-    assert difference <= 1e-5, f"our adapter in PEFT is {difference} off"
-    merged = tuned.merge_and_unload()
-    difference = (logits(merged) - ours["ours"]).abs().max().item()
-    assert difference <= 1e-5, f"our adapter merged by PEFT is {difference} off"
+    compare(tuned, ours["ours"], "our adapter")
+    compare(tuned.merge_and_unload(), ours["ours"], "our adapter merged by PEFT")
 
     config = LNTuningConfig(target_modules=["layernorm_before", "layernorm"], modules_to_save=["classifier"])
     own = get_peft_model(base(), config).eval()
@@ -62,3 +60,16 @@ with warnings.catch_warnings():
                 tensor.add_(torch.randn_like(tensor) * 0.3)
     own.save_pretrained(str(work / "peft"))
     save_file({"logits": logits(own)}, work / "python.safetensors")
+
+
+def again():
+    expected = load_file(work / "python.safetensors")["logits"]
+    compare(PeftModel.from_pretrained(base(), str(work / "again")).eval(), expected, "PEFT's adapter, saved by us")
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    # PEFT gives the first for every LayerNorm, its own adapters included; transformers gives the second to PEFT.
+    warnings.filterwarnings("ignore", message="Unsupported layer type")
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    {"make": make, "again": again}[sys.argv[1]]()

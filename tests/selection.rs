@@ -1,0 +1,216 @@
+//! PEFT's rules for choosing modules, on small trees of names.
+
+use std::collections::BTreeSet;
+
+use ln_tuning::{natural_cmp, ErrorKind, LnTuningConfig, Norms, Selection, VariableInfo};
+use proptest::prelude::*;
+use tch::Kind;
+
+fn variable(name: &str, shape: &[i64]) -> VariableInfo {
+    VariableInfo { name: name.into(), shape: shape.into(), kind: Kind::Float, is_parameter: true }
+}
+
+/// Two blocks of attention, MLP and two norms, a last norm, an embedding, BatchNorm statistics and a head.
+fn tree() -> Vec<VariableInfo> {
+    let mut variables = vec![
+        variable("embed.weight", &[50, 8]),
+        variable("norm.weight", &[8]),
+        variable("norm.bias", &[8]),
+        variable("batch_norm.weight", &[8]),
+        variable("batch_norm.bias", &[8]),
+        variable("batch_norm.running_mean", &[8]),
+        variable("batch_norm.running_var", &[8]),
+        variable("score.weight", &[3, 8]),
+    ];
+    for layer in 0..2 {
+        for (name, shape) in [
+            ("attn.q_proj.weight", vec![8, 8]),
+            ("attn.q_proj.bias", vec![8]),
+            ("attn.q_norm.weight", vec![4]),
+            ("input_norm.weight", vec![8]),
+            ("mlp.up.weight", vec![16, 8]),
+            ("mlp.down.weight", vec![8, 16]),
+            ("out_norm.weight", vec![8]),
+        ] {
+            variables.push(variable(&format!("layers.{layer}.{name}"), &shape));
+        }
+    }
+    variables
+}
+
+fn select(config: &LnTuningConfig) -> ln_tuning::Result<Vec<String>> {
+    let selection = Selection::new(&tree(), config, None, Norms::Peft)?;
+    Ok(selection.modules().iter().map(|module| module.path.clone()).collect())
+}
+
+fn config() -> LnTuningConfig {
+    LnTuningConfig::default()
+}
+
+#[test]
+fn a_list_matches_whole_paths_and_ends_after_a_dot() {
+    let chosen = select(&config().target_modules(["norm", "0.input_norm"])).unwrap();
+    assert_eq!(chosen, ["layers.0.input_norm", "norm"]);
+    // `norm` is neither the end of `input_norm` nor of `q_norm`.
+    assert_eq!(select(&config().target_modules(["norm"])).unwrap(), ["norm"]);
+}
+
+#[test]
+fn a_string_is_a_pattern_for_the_whole_path() {
+    assert_eq!(select(&config().target_pattern("norm")).unwrap(), ["norm"]);
+    let chosen = select(&config().target_pattern(r"layers\.(?!0)\d+\.\w+_norm")).unwrap();
+    assert_eq!(chosen, ["layers.1.input_norm", "layers.1.out_norm"]);
+}
+
+#[test]
+fn excluding_comes_before_saving_and_saving_before_targeting() {
+    let wanted = config().target_modules(["input_norm", "out_norm", "score", "norm"]);
+    let chosen = select(&wanted.clone().exclude_modules(["0.input_norm", "norm"])).unwrap();
+    assert_eq!(chosen, ["layers.0.out_norm", "layers.1.input_norm", "layers.1.out_norm", "score"]);
+    let selection =
+        Selection::new(&tree(), &wanted.modules_to_save(["score"]), None, Norms::Peft).unwrap();
+    let saved: Vec<_> = selection.modules().iter().filter(|m| m.saved).collect();
+    assert_eq!((saved.len(), saved[0].path.as_str()), (1, "score"));
+}
+
+#[test]
+fn without_targets_every_norm_is_found_by_name_and_shape_and_nothing_else() {
+    let chosen = select(&config()).unwrap();
+    let norms: Vec<String> = (0..2)
+        .flat_map(|i| ["attn.q_norm", "input_norm", "out_norm"].map(|n| format!("layers.{i}.{n}")))
+        .chain(["norm".to_owned()])
+        .collect();
+    assert_eq!(chosen, norms);
+}
+
+#[test]
+fn a_model_type_decides_by_pefts_table_or_by_ours() {
+    let variables: Vec<VariableInfo> =
+        ["input_layernorm", "self_attn.q_norm", "post_attention_layernorm"]
+            .iter()
+            .map(|name| variable(&format!("model.layers.0.{name}.weight"), &[8]))
+            .chain([variable("model.norm.weight", &[8])])
+            .collect();
+    let count = |norms| {
+        let selection = Selection::new(&variables, &config(), Some("qwen3"), norms).unwrap();
+        selection.modules().len()
+    };
+    assert_eq!((count(Norms::Peft), count(Norms::All)), (1, 4));
+}
+
+#[test]
+fn any_module_can_be_targeted_a_whole_block_too() {
+    assert_eq!(select(&config().target_modules(["embed"])).unwrap(), ["embed"]);
+    let chosen = select(&config().target_modules(["0.mlp"])).unwrap();
+    assert_eq!(chosen, ["layers.0.mlp.down", "layers.0.mlp.up"]);
+    let both = select(&config().target_modules(["0.mlp", "up"])).unwrap();
+    assert_eq!(both, ["layers.0.mlp.down", "layers.0.mlp.up", "layers.1.mlp.up"]);
+}
+
+#[test]
+fn a_block_with_tensors_of_its_own_is_one_module() {
+    let mut variables = tree();
+    variables.push(variable("layers.1.mlp.scale", &[8]));
+    let select = |config: &LnTuningConfig| {
+        let selection = Selection::new(&variables, config, None, Norms::Peft)?;
+        let exported = selection.export_config(config).target_modules;
+        Ok::<_, ln_tuning::Error>((selection.modules().to_vec(), exported))
+    };
+    let (modules, exported) = select(&config().target_modules(["1.mlp", "up"])).unwrap();
+    let paths: Vec<&str> = modules.iter().map(|module| module.path.as_str()).collect();
+    assert_eq!(paths, ["layers.0.mlp.up", "layers.1.mlp"]);
+    let inside = ["scale", "down.weight", "up.weight"].map(|name| format!("layers.1.mlp.{name}"));
+    assert_eq!(modules[1].variables, inside);
+    assert_eq!(
+        exported,
+        Some(ln_tuning::Modules::List(paths.iter().map(|p| p.to_string()).collect()))
+    );
+    // PEFT copies such a block as a whole: a part cannot be left out.
+    let error = select(&config().target_modules(["1.mlp"]).exclude_modules(["up"])).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("layers.1.mlp.up"), "{error}");
+}
+
+#[test]
+fn each_way_to_select_nothing_is_an_error_of_its_own() {
+    for (config, kind, words) in [
+        (config().target_modules(["input_nrom"]), ErrorKind::NoMatchingModules, "input_norm"),
+        (config().target_pattern("layernorm"), ErrorKind::NoMatchingModules, "nearest"),
+        (config().target_modules::<&str>([]), ErrorKind::NoTargetModules, "empty"),
+        (config().target_pattern(""), ErrorKind::NoTargetModules, "empty"),
+        (
+            config().target_modules(["norm"]).exclude_pattern(".*"),
+            ErrorKind::AllModulesExcluded,
+            "exclude_modules",
+        ),
+        (
+            config().target_modules(["score"]).modules_to_save(["score"]),
+            ErrorKind::AllModulesExcluded,
+            "modules_to_save",
+        ),
+        (config().target_pattern("*norm"), ErrorKind::InvalidPattern, "target_modules"),
+        (
+            config().target_modules(["norm"]).exclude_pattern("("),
+            ErrorKind::InvalidPattern,
+            "exclude_modules",
+        ),
+        (config().modules_to_save(["classifier"]), ErrorKind::NoMatchingModules, "classifier"),
+        (config().target_pattern("all-linear"), ErrorKind::Unsupported, "all-linear"),
+    ] {
+        let error = select(&config).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    let error = Selection::new(&tree()[..1], &config(), None, Norms::Peft).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoTargetModules);
+}
+
+#[test]
+fn numbers_in_names_are_ordered_as_numbers() {
+    let mut names = ["h.10.x", "h.9.x", "h.9.b", "h", "h.09.x", "g.2"];
+    names.sort_by(|a, b| natural_cmp(a, b));
+    assert_eq!(names, ["g.2", "h", "h.9.b", "h.09.x", "h.9.x", "h.10.x"]);
+}
+
+fn path() -> impl Strategy<Value = String> {
+    let segment = prop_oneof!["[a-c]", "norm", "ln_1", "[0-9]{1,2}"];
+    prop::collection::vec(segment, 1..5).prop_map(|segments| segments.join("."))
+}
+
+proptest! {
+    /// What is exported selects, read as PEFT reads it, the same modules again.
+    #[test]
+    fn an_exported_configuration_selects_the_same(
+        paths in prop::collection::btree_set(path(), 1..12),
+        targets in prop::collection::vec(path(), 1..4),
+        excludes in prop::collection::vec(path(), 0..2),
+        pattern: bool,
+    ) {
+        let variables: Vec<VariableInfo> =
+            paths.iter().map(|path| variable(&format!("{path}.weight"), &[4])).collect();
+        let wanted = if pattern {
+            config().target_pattern(format!("(.*\\.)?({})", targets.join("|")))
+        } else {
+            config().target_modules(targets)
+        };
+        let wanted = wanted.exclude_modules(excludes);
+        let Ok(selection) = Selection::new(&variables, &wanted, None, Norms::Peft) else {
+            return Ok(());
+        };
+        let exported = selection.export_config(&wanted);
+        let again = Selection::new(&variables, &exported, None, Norms::Peft).unwrap();
+        prop_assert_eq!(selection.modules(), again.modules());
+        prop_assert_eq!(again.export_config(&exported), exported);
+    }
+
+    /// The order is total: sorting twice, or backwards, gives one result.
+    #[test]
+    fn natural_order_is_an_order(names in prop::collection::btree_set("[a-b0-9.]{0,6}", 0..12)) {
+        let mut sorted: Vec<String> = names.iter().cloned().collect();
+        sorted.sort_by(|a, b| natural_cmp(a, b));
+        let mut reversed: Vec<String> = names.into_iter().rev().collect();
+        reversed.sort_by(|a, b| natural_cmp(a, b));
+        prop_assert_eq!(&sorted, &reversed);
+        prop_assert_eq!(sorted.iter().collect::<BTreeSet<_>>().len(), sorted.len());
+    }
+}
