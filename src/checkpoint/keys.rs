@@ -54,10 +54,14 @@ impl KeyMapping {
 }
 
 /// The key under which PEFT writes a tensor.
+///
+/// In a container (`up.weight` in a block) PEFT keeps the adapter's name and finds it again under the same name only;
+/// that is `default` for everyone who does not choose another.
 pub(crate) fn file_key(module: &str, tensor: &str, saved: bool) -> String {
-    match saved {
-        true => format!("{PREFIX}{module}.{tensor}"),
-        false => format!("{PREFIX}{module}.{MARK}.{tensor}"),
+    match (saved, tensor.contains('.')) {
+        (true, _) => format!("{PREFIX}{module}.{tensor}"),
+        (false, false) => format!("{PREFIX}{module}.{MARK}.{tensor}"),
+        (false, true) => format!("{PREFIX}{module}.{MARK}.default.{tensor}"),
     }
 }
 
@@ -159,7 +163,7 @@ mod tests {
     const WANTED: [Wanted; 4] = [
         Wanted { module: "enc.b.norm", tensor: "weight", saved: false },
         Wanted { module: "enc.b.norm", tensor: "bias", saved: false },
-        Wanted { module: "mlp.up", tensor: "weight", saved: false },
+        Wanted { module: "mlp", tensor: "up.weight", saved: false },
         Wanted { module: "head", tensor: "weight", saved: true },
     ];
 
