@@ -108,6 +108,17 @@ impl Adapter {
                 });
             }
         }
+        if slot_variables.is_empty() {
+            let names: Vec<&str> = selection.variables().take(4).collect();
+            return Err(Error::new(
+                ErrorKind::UnsupportedVariable,
+                format!(
+                    "nothing can be trained: '{}' is all that was selected, and was added to the VarStore as not \
+                     trainable (a buffer)",
+                    names.join("', '")
+                ),
+            ));
+        }
         check_uniform(variables, &slot_variables, &values, precision)?;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Ok(Adapter {

@@ -129,6 +129,9 @@ impl std::error::Error for Error {}
 
 impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Self {
-        Error::with_source(ErrorKind::Torch, "libtorch refused", error)
+        // Behind the message stands a trace of C++ frames, which tells users of this crate nothing.
+        let text = error.to_string();
+        let message = text.split("\nException raised from").next().unwrap_or(&text);
+        Error::new(ErrorKind::Torch, format!("libtorch refused: {message}"))
     }
 }

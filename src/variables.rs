@@ -126,9 +126,13 @@ impl Variables {
 
     /// Whether two handles are one variable: only then does a change of one show in the other.
     pub(crate) fn is_same_tensor(&self, a: usize, b: usize) -> Result<bool> {
+        if a == b {
+            return Ok(true);
+        }
         let (a, b) = (&self.list[a].tensor, &self.list[b].tensor);
         let (before, other) = (a.requires_grad(), b.requires_grad());
-        if before != other {
+        // The flag that tells them apart is for floating-point tensors alone.
+        if before != other || !a.is_floating_point() {
             return Ok(false);
         }
         let _ = a.f_set_requires_grad(!before)?;

@@ -144,13 +144,13 @@ fn readings(key: &str, adapter: &str) -> Vec<Reading> {
     readings
 }
 
-/// Another adapter's tensor of a module that we know, or a base weight that PEFT saved along.
+/// Another adapter's tensor (`norm.ln_tuning_layers.other.weight`), or a base weight that PEFT saved along.
 fn is_foreign(key: &str, places: &HashMap<(String, bool), usize>) -> bool {
     let mark = format!(".{MARK}.");
     if let Some(at) = key.rfind(&mark) {
         let (module, rest) = (&key[..at], &key[at + mark.len()..]);
         return rest.split_once('.').is_some_and(|(_, tensor)| {
-            places.contains_key(&(format!("{module}.{tensor}"), false))
+            !tensor.contains('.') || places.contains_key(&(format!("{module}.{tensor}"), false))
         });
     }
     key.contains(".base_layer.") || key.contains(".original_module.")
