@@ -320,15 +320,15 @@ fn load(
     Ok((adapter, report))
 }
 
-type Stored = Mutex<nn::Variables>;
+/// A VarStore's variables and the adapters on them, neither kept alive.
+type Attached = (Weak<Mutex<nn::Variables>>, Weak<Mutex<Attachment>>);
 
 /// Which `VarStore`s have adapters: two handles on one would pull the storage from under each other.
-struct Registry(MutexGuard<'static, Vec<(Weak<Stored>, Weak<Mutex<Attachment>>)>>);
+struct Registry(MutexGuard<'static, Vec<Attached>>);
 
 impl Registry {
     fn lock() -> Self {
-        static ATTACHED: Mutex<Vec<(Weak<Stored>, Weak<Mutex<Attachment>>)>> =
-            Mutex::new(Vec::new());
+        static ATTACHED: Mutex<Vec<Attached>> = Mutex::new(Vec::new());
         Registry(ATTACHED.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -143,7 +143,7 @@ fn another_kind_of_the_model_is_followed() {
         let mut opt = tuned.optimizer(AdamW::default(), 1e-3).unwrap();
         opt.backward_step(&net.loss()).unwrap();
         let masters = nets::named_bits_as(&tuned.state_dict("default").unwrap(), Kind::Float);
-        net.to_kind(to);
+        net.set_kind(to);
         let moved = nets::named_bits_as(&tuned.state_dict("default").unwrap(), Kind::Float);
         assert_eq!(moved, masters, "{from:?} to {to:?}");
         for _ in 0..3 {
@@ -172,7 +172,7 @@ fn a_gradient_from_before_a_change_of_kind_does_no_harm() {
     let tuned = LnTuningModel::new(&net.vs, LnTuningConfig::default()).unwrap();
     let mut opt = tuned.optimizer(AdamW::default(), 1e-3).unwrap();
     net.loss().backward();
-    net.to_kind(Kind::BFloat16);
+    net.set_kind(Kind::BFloat16);
     opt.backward_step(&net.loss()).unwrap();
     net.loss().backward();
     opt.step().unwrap();

@@ -39,11 +39,11 @@ impl Net {
             }
         });
         let mut net = Net { vs, norm1, up, norm2, head, x, y };
-        net.to_kind(kind);
+        net.set_kind(kind);
         net
     }
 
-    pub fn to_kind(&mut self, kind: Kind) {
+    pub fn set_kind(&mut self, kind: Kind) {
         match kind {
             Kind::Float => self.vs.float(),
             Kind::Double => self.vs.double(),
