@@ -12,7 +12,6 @@
 #![deny(missing_docs)]
 
 mod adapter;
-mod architectures;
 mod attachment;
 mod checkpoint;
 mod config;
@@ -22,14 +21,11 @@ mod flat;
 mod model;
 #[cfg(feature = "models")]
 pub mod models;
-mod module_tree;
 mod natural;
-mod nearest;
 mod optim;
 mod options;
 mod pattern;
 pub mod pretrained;
-mod rules;
 mod selection;
 mod state_dict;
 mod status;
@@ -37,16 +33,14 @@ mod strict;
 mod switch;
 mod variables;
 
-pub use architectures::Norms;
 pub use config::{LnTuningConfig, Modules, ParsedConfig, TaskType};
 pub use error::{Error, ErrorKind, Result};
 pub use flat::Precision;
 pub use model::{LnTuningModel, DEFAULT_ADAPTER};
-pub use module_tree::VariableInfo;
 pub use natural::natural_cmp;
 pub use optim::{Algorithm, Optimizer};
 pub use options::{AdapterOptions, LoadOptions, SaveKind, SaveOptions};
-pub use selection::{SelectedModule, Selection};
+pub use selection::{Norms, SelectedModule, Selection, VariableInfo};
 pub use state_dict::LoadReport;
 pub use status::TrainableParameters;
 pub use switch::DisabledAdapters;

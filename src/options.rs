@@ -1,7 +1,7 @@
 //! How to attach, load and save where the defaults do not fit.
 
-use crate::architectures::Norms;
 use crate::flat::Precision;
+use crate::selection::Norms;
 
 /// How an adapter is made. The default fits most models.
 ///

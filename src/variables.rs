@@ -7,8 +7,8 @@ use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::module_tree::VariableInfo;
 use crate::natural::natural_cmp;
+use crate::selection::VariableInfo;
 
 /// One variable: a handle that shares the tensor with the layers of the model.
 #[derive(Debug)]

@@ -1,17 +1,25 @@
 //! Which tensors an adapter trains: a value, computed from names, shapes and a configuration.
 
+mod architectures;
+mod nearest;
+mod rules;
+mod tree;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use tch::Kind;
 
-use crate::architectures::{model_types, norm_names, Norms};
+pub use architectures::Norms;
+use architectures::{model_types, norm_names};
+use nearest::{distance, sample};
+use rules::{Rules, Verdict};
+use tree::Tree;
+pub use tree::VariableInfo;
+
 use crate::config::{LnTuningConfig, Modules};
 use crate::error::{Error, ErrorKind, Result};
-use crate::module_tree::{Tree, VariableInfo};
 use crate::natural::{natural_cmp, Natural};
-use crate::nearest::{distance, sample};
 use crate::pattern::matches_suffix;
-use crate::rules::{Rules, Verdict};
 
 /// A module that an adapter replaces, with all tensors in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
