@@ -142,6 +142,9 @@ impl Selection {
             modules.iter().filter(|(_, m)| inside(m)).map(|(path, _)| path.clone()).collect();
         inside.iter().for_each(|path| drop(modules.remove(path)));
         let modules: Vec<SelectedModule> = modules.into_values().collect();
+        if modules.iter().all(|module| module.saved) {
+            return Err(nothing_selected(&tree, &targets, &rules, &verdicts)?);
+        }
         for module in &modules {
             tree.tensors_below(&module.path).try_for_each(check_kind)?;
         }
