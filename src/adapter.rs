@@ -41,6 +41,13 @@ pub(crate) struct Entry {
     pub(crate) place: Place,
 }
 
+impl Entry {
+    /// The name of the variable.
+    pub(crate) fn variable(&self) -> String {
+        format!("{}.{}", self.module, self.tensor)
+    }
+}
+
 /// Where an adapter keeps a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -146,6 +153,14 @@ impl Adapter {
             Place::Slot(slot) => self.flat.value(slot),
             Place::Buffer(buffer) => Ok(self.buffers[buffer].1.shallow_clone()),
         }
+    }
+
+    /// The entry of a variable.
+    pub(crate) fn entry(&self, variable: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| {
+            let rest = variable.strip_prefix(&entry.module).and_then(|rest| rest.strip_prefix('.'));
+            rest == Some(&entry.tensor)
+        })
     }
 
     /// The kind that the model has for this entry.

@@ -50,6 +50,8 @@ pub enum ErrorKind {
     DuplicateAdapter,
     /// There is no adapter of this name.
     UnknownAdapter,
+    /// Adapters do not tune the same modules where they must.
+    SelectionsDiffer,
     /// The operation does not fit the present state (merged, disabled, not active, frozen …).
     InvalidState,
     /// User code has changed variables under the adapter in a way that cannot be followed.

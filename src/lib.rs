@@ -16,8 +16,12 @@ mod attachment;
 mod checkpoint;
 mod config;
 pub mod device;
+mod diff;
 mod error;
 mod flat;
+#[cfg(feature = "plots")]
+mod heat_map;
+mod interpolation;
 mod model;
 #[cfg(feature = "models")]
 pub mod models;
@@ -34,14 +38,16 @@ mod switch;
 mod variables;
 
 pub use config::{LnTuningConfig, Modules, ParsedConfig, TaskType};
+pub use diff::{AdapterDiff, TensorDiff};
 pub use error::{Error, ErrorKind, Result};
 pub use flat::Precision;
+pub use interpolation::{InterpolateOptions, Interpolation};
 pub use model::{LnTuningModel, DEFAULT_ADAPTER};
 pub use natural::natural_cmp;
 pub use optim::{Algorithm, Optimizer};
 pub use options::{AdapterOptions, LoadOptions, SaveKind, SaveOptions};
 pub use selection::{Norms, SelectedModule, Selection, VariableInfo};
 pub use state_dict::LoadReport;
-pub use status::TrainableParameters;
+pub use status::{LayerStatus, ModelStatus, TrainableParameters};
 pub use switch::DisabledAdapters;
 pub use tch::nn::{AdamW, Sgd};

@@ -15,7 +15,7 @@ use crate::optim::{lock, Algorithm, Optimizer};
 use crate::options::{AdapterOptions, LoadOptions, SaveOptions};
 use crate::selection::Selection;
 use crate::state_dict::{self, LoadReport};
-use crate::status::TrainableParameters;
+use crate::status::{self, LayerStatus, ModelStatus, TrainableParameters};
 use crate::variables::Variables;
 
 /// The name of an adapter that was given none, as in PEFT.
@@ -201,7 +201,7 @@ impl LnTuningModel {
         Ok(report)
     }
 
-    fn insert(
+    pub(crate) fn insert(
         &mut self,
         name: &str,
         make: impl FnOnce(&Attachment) -> Result<Adapter>,
@@ -233,6 +233,18 @@ impl LnTuningModel {
     #[doc(alias = "get_nb_trainable_parameters")]
     pub fn trainable_parameters(&self) -> TrainableParameters {
         TrainableParameters::of(&self.attachment())
+    }
+
+    /// Every module with adapters, in natural order of the paths.
+    #[doc(alias = "get_layer_status")]
+    pub fn layer_status(&self) -> Vec<LayerStatus> {
+        status::layers(&self.attachment())
+    }
+
+    /// All adapters at a glance.
+    #[doc(alias = "get_model_status")]
+    pub fn model_status(&self) -> ModelStatus {
+        status::model(&self.attachment())
     }
 
     /// Writes every adapter as a PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.

@@ -1,9 +1,14 @@
 //! What is attached, in numbers and words.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use tch::Device;
+
+use crate::adapter::Adapter;
 use crate::attachment::Attachment;
 use crate::error::Result;
+use crate::natural::Natural;
 
 /// How many weights train. Prints PEFT's line:
 /// `trainable params: 8,704 || all params: 56,378,368 || trainable%: 0.0154`.
@@ -51,6 +56,95 @@ impl fmt::Display for TrainableParameters {
             self.percent()
         )
     }
+}
+
+/// The adapters of one module. Made by [`LnTuningModel::layer_status`](crate::LnTuningModel::layer_status).
+#[doc(alias = "TunerLayerStatus")]
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct LayerStatus {
+    /// The path of the module.
+    pub name: String,
+    /// Whether `modules_to_save` chose it (PEFT's `ModulesToSaveWrapper`), and not `target_modules`.
+    pub saved: bool,
+    /// Whether adapters are enabled.
+    pub enabled: bool,
+    /// The active adapter, if it has weights for this module; else the module uses the base.
+    pub active_adapter: Option<String>,
+    /// The merged adapter, if it has weights for this module.
+    pub merged_adapter: Option<String>,
+    /// Per adapter with weights for this module, whether they may train while it is the active one.
+    pub requires_grad: BTreeMap<String, bool>,
+    /// The adapters with weights for this module, sorted.
+    pub available_adapters: Vec<String>,
+    /// Where these weights are.
+    pub devices: BTreeMap<String, Device>,
+}
+
+/// All adapters. Made by [`LnTuningModel::model_status`](crate::LnTuningModel::model_status).
+#[doc(alias = "TunerModelStatus")]
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ModelStatus {
+    /// How many weights train.
+    pub parameters: TrainableParameters,
+    /// The number of modules with adapters.
+    pub num_adapter_layers: usize,
+    /// Whether adapters are enabled.
+    pub enabled: bool,
+    /// The adapter that is used while adapters are enabled.
+    pub active_adapter: Option<String>,
+    /// The adapter that stands in for the base.
+    pub merged_adapter: Option<String>,
+    /// Per adapter, whether it may train while it is the active one.
+    pub requires_grad: BTreeMap<String, bool>,
+    /// All adapters, sorted.
+    pub available_adapters: Vec<String>,
+    /// Where their weights are.
+    pub devices: BTreeMap<String, Device>,
+}
+
+pub(crate) fn layers(attachment: &Attachment) -> Vec<LayerStatus> {
+    let mut layers: BTreeMap<Natural, LayerStatus> = BTreeMap::new();
+    for (name, adapter) in &attachment.adapters {
+        for module in adapter.selection.modules() {
+            let layer = layers.entry(Natural(module.path.clone())).or_insert_with(|| LayerStatus {
+                name: module.path.clone(),
+                saved: module.saved,
+                enabled: attachment.enabled,
+                active_adapter: None,
+                merged_adapter: None,
+                requires_grad: BTreeMap::new(),
+                available_adapters: Vec::new(),
+                devices: BTreeMap::new(),
+            });
+            let this = |other: &Option<String>| other.clone().filter(|other| other == name);
+            layer.active_adapter = layer.active_adapter.take().or(this(&attachment.active));
+            layer.merged_adapter = layer.merged_adapter.take().or(this(&attachment.merged));
+            layer.requires_grad.insert(name.clone(), adapter.trainable);
+            layer.available_adapters.push(name.clone());
+            layer.devices.insert(name.clone(), device(adapter));
+        }
+    }
+    layers.into_values().collect()
+}
+
+pub(crate) fn model(attachment: &Attachment) -> ModelStatus {
+    let adapters = attachment.adapters.iter();
+    ModelStatus {
+        parameters: TrainableParameters::of(attachment),
+        num_adapter_layers: layers(attachment).len(),
+        enabled: attachment.enabled,
+        active_adapter: attachment.active.clone(),
+        merged_adapter: attachment.merged.clone(),
+        requires_grad: adapters.clone().map(|(n, a)| (n.clone(), a.trainable)).collect(),
+        available_adapters: attachment.adapters.keys().cloned().collect(),
+        devices: adapters.map(|(name, adapter)| (name.clone(), device(adapter))).collect(),
+    }
+}
+
+fn device(adapter: &Adapter) -> Device {
+    adapter.flat.master().device()
 }
 
 fn base(attachment: &Attachment) -> u64 {
