@@ -179,6 +179,24 @@ impl Adapter {
         }
     }
 
+    /// Overwrites the tensors of several entries; of two for one tied tensor the last counts. Shapes were checked before.
+    pub(crate) fn set_all(&mut self, values: &[(Place, &Tensor)]) -> Result<()> {
+        let mut slots: Vec<Option<&Tensor>> = vec![None; self.slot_variables.len()];
+        for (place, value) in values {
+            match place {
+                Place::Slot(slot) => slots[*slot] = Some(value),
+                Place::Buffer(_) => self.set_value(*place, value)?,
+            }
+        }
+        if slots.iter().all(Option::is_some) {
+            return self.flat.set_values(&slots.into_iter().flatten().collect::<Vec<_>>());
+        }
+        for (slot, value) in slots.into_iter().enumerate() {
+            value.map_or(Ok(()), |value| self.flat.set_value(slot, value))?;
+        }
+        Ok(())
+    }
+
     /// This adapter's storage in the kinds and on the device that the base has now.
     pub(crate) fn relocated(&self, name: &str, base: &HashMap<usize, Tensor>) -> Result<Storage> {
         let mut kinds = Vec::with_capacity(self.slot_variables.len());

@@ -123,6 +123,20 @@ impl FlatParams {
         Ok(())
     }
 
+    /// Overwrites every tensor, master and live, with one concatenation.
+    pub(crate) fn set_values(&mut self, values: &[&Tensor]) -> Result<()> {
+        let device = values.first().map_or(Device::Cpu, |value| value.device());
+        let values: Vec<_> = values.iter().map(|value| Some(*value)).collect();
+        if device == self.master.device() {
+            self.gather(&values, &self.master)?;
+        } else {
+            let staged = Tensor::f_zeros([self.master.size1()?], (self.master.f_kind()?, device))?;
+            self.gather(&values, &staged)?;
+            self.master.f_copy_(&staged)?;
+        }
+        self.publish()
+    }
+
     /// Takes over what was written into the live view of `slot` by somebody else.
     pub(crate) fn adopt(&mut self, slot: usize) -> Result<()> {
         if self.slots[slot].kind != self.master.f_kind()? {

@@ -6,7 +6,12 @@ use std::cmp::Ordering;
 pub fn natural_cmp(a: &str, b: &str) -> Ordering {
     let digits =
         |text: &str| text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (mut x, mut y) = (a, b);
+    // What is the same in both decides nothing, but for a number that goes on behind it.
+    let same = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    let boundary = |at: &usize| a.is_char_boundary(*at) && b.is_char_boundary(*at);
+    let digit = |at: usize| a.as_bytes()[at].is_ascii_digit();
+    let start = (0..=same).rev().find(|at| boundary(at) && (*at == 0 || !digit(*at - 1)));
+    let (mut x, mut y) = (&a[start.unwrap_or(0)..], &b[start.unwrap_or(0)..]);
     while !x.is_empty() && !y.is_empty() {
         let (m, n) = (digits(x), digits(y));
         if m > 0 && n > 0 {

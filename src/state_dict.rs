@@ -122,9 +122,7 @@ pub(crate) fn load(
             }
         }
     }
-    for (place, tensor) in writes {
-        adapter.set_value(place, tensor)?;
-    }
+    adapter.set_all(&writes)?;
     Ok(report)
 }
 

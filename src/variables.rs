@@ -23,6 +23,8 @@ pub(crate) struct Variable {
     pub(crate) group: usize,
     /// The first variable that shares this one's tensor; itself where it is not tied.
     pub(crate) tied_to: usize,
+    /// Whether its elements lie in one piece and have an address.
+    dense: bool,
     stamp: Stamp,
 }
 
@@ -79,7 +81,8 @@ impl Variables {
                 group: address.and_then(|a| groups.get(&a).copied()).unwrap_or(0),
                 required_grad: tensor.requires_grad(),
                 tied_to,
-                stamp: Stamp::of(&tensor),
+                dense: is_dense(&tensor),
+                stamp: Stamp::of(&tensor, is_dense(&tensor)),
                 name,
                 tensor,
             });
@@ -145,7 +148,7 @@ impl Variables {
     pub(crate) fn set_data(&mut self, index: usize, data: &Tensor) -> Result<()> {
         let variable = &mut self.list[index];
         variable.tensor.f_set_data(data)?;
-        variable.stamp = Stamp::of(&variable.tensor);
+        variable.stamp = Stamp::of(&variable.tensor, variable.dense);
         Ok(())
     }
 
@@ -153,7 +156,7 @@ impl Variables {
     pub(crate) fn changes(&self) -> Changes {
         let mut changes = Changes::default();
         for (index, variable) in self.list.iter().enumerate() {
-            let now = Stamp::of(&variable.tensor);
+            let now = Stamp::of(&variable.tensor, variable.dense);
             if now.address != variable.stamp.address {
                 changes.moved.push(index);
             }
@@ -168,15 +171,15 @@ impl Variables {
     pub(crate) fn accept(&mut self, changes: &Changes) {
         for &index in changes.moved.iter().chain(&changes.written) {
             let variable = &mut self.list[index];
-            variable.stamp = Stamp::of(&variable.tensor);
+            variable.stamp = Stamp::of(&variable.tensor, variable.dense);
         }
     }
 }
 
 impl Stamp {
-    fn of(tensor: &Tensor) -> Self {
+    fn of(tensor: &Tensor, dense: bool) -> Self {
         Stamp {
-            address: address(tensor).unwrap_or(0),
+            address: if dense { tensor.data_ptr() as usize } else { 0 },
             version: tensor.f_internal_version().unwrap_or(0),
         }
     }
@@ -184,10 +187,14 @@ impl Stamp {
 
 /// The address of the elements; none where there are none, or where they do not lie in one piece.
 fn address(tensor: &Tensor) -> Option<usize> {
-    if tensor.is_sparse() || tensor.is_mkldnn() {
+    if !is_dense(tensor) {
         return None;
     }
     Some(tensor.data_ptr() as usize).filter(|address| *address != 0)
+}
+
+fn is_dense(tensor: &Tensor) -> bool {
+    !tensor.is_sparse() && !tensor.is_mkldnn()
 }
 
 fn kind(variable: &Variable) -> Result<Kind> {

@@ -5,7 +5,7 @@ mod nearest;
 mod rules;
 mod tree;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tch::Kind;
 
@@ -18,7 +18,7 @@ pub use tree::VariableInfo;
 
 use crate::config::{LnTuningConfig, Modules};
 use crate::error::{Error, ErrorKind, Result};
-use crate::natural::{natural_cmp, Natural};
+use crate::natural::natural_cmp;
 use crate::pattern::matches_suffix;
 
 /// A module that an adapter replaces, with all tensors in it.
@@ -84,16 +84,16 @@ impl Selection {
             config.modules_to_save.as_deref(),
         )?;
         let mut verdicts = BTreeMap::new();
+        let (mut targeted, mut saved) = (Vec::new(), Vec::new());
         for path in tree.paths() {
-            verdicts.insert(path.to_owned(), rules.verdict(path)?);
-        }
-        let chosen = |path: &&String| verdicts[path.as_str()] == Verdict::Targeted;
-        let targeted: Vec<String> = verdicts.keys().filter(chosen).cloned().collect();
-        let mut saved = Vec::new();
-        for path in tree.paths() {
-            if rules.is_saved(path)? {
-                saved.push(path.to_owned());
+            let verdict = rules.verdict(path)?;
+            if verdict == Verdict::Targeted {
+                targeted.push(path);
             }
+            if rules.is_saved(path)? {
+                saved.push(path);
+            }
+            verdicts.insert(path, verdict);
         }
         if let (true, Some(names)) =
             (saved.is_empty(), config.modules_to_save.as_ref().filter(|n| !n.is_empty()))
@@ -111,37 +111,32 @@ impl Selection {
             return Err(nothing_selected(&tree, &targets, &rules, &verdicts)?);
         }
         let excluded_any = verdicts.values().any(|v| *v == Verdict::Excluded);
-        let mut modules: BTreeMap<Natural, SelectedModule> = BTreeMap::new();
+        let kept_out = |path: &str| matches!(verdicts[path], Verdict::Excluded | Verdict::Saved);
+        let mut chosen: HashMap<&str, bool> = HashMap::new();
         for (roots, is_saved) in [(&targeted, false), (&saved, true)] {
-            for root in roots {
-                for path in tree.units(root) {
-                    // Excluding a module inside a targeted container excludes it; PEFT would copy it along.
-                    let kept_out =
-                        |p: &str| matches!(verdicts[p], Verdict::Excluded | Verdict::Saved);
-                    if !is_saved && kept_out(path) {
-                        continue;
-                    }
-                    if let (false, Some(inner)) =
-                        (is_saved, tree.leaves(path).find(|p| kept_out(p)))
-                    {
-                        return Err(inseparable(path, inner));
-                    }
-                    let variables = tree.tensors_below(path).map(|v| v.name.clone()).collect();
-                    let module =
-                        SelectedModule { path: path.to_owned(), saved: is_saved, variables };
-                    modules.entry(Natural(path.to_owned())).or_insert(module);
+            for path in roots.iter().flat_map(|root| tree.units(root)) {
+                // Excluding a module inside a targeted container excludes it; PEFT would copy it along.
+                if !is_saved && kept_out(path) {
+                    continue;
                 }
+                if let (false, Some(inner)) = (is_saved, tree.leaves(path).find(|p| kept_out(p))) {
+                    return Err(inseparable(path, inner));
+                }
+                chosen.entry(path).or_insert(is_saved);
             }
         }
-        let inside = |module: &SelectedModule| {
-            let dots = module.path.match_indices('.');
-            dots.map(|(at, _)| Natural(module.path[..at].to_owned()))
-                .any(|p| modules.contains_key(&p))
-        };
-        let inside: Vec<Natural> =
-            modules.iter().filter(|(_, m)| inside(m)).map(|(path, _)| path.clone()).collect();
-        inside.iter().for_each(|path| drop(modules.remove(path)));
-        let modules: Vec<SelectedModule> = modules.into_values().collect();
+        let inside =
+            |path: &str| path.match_indices('.').any(|(at, _)| chosen.contains_key(&path[..at]));
+        let mut modules: Vec<SelectedModule> = chosen
+            .iter()
+            .filter(|(path, _)| !inside(path))
+            .map(|(path, saved)| SelectedModule {
+                path: (*path).to_owned(),
+                saved: *saved,
+                variables: tree.tensors_below(path).map(|v| v.name.clone()).collect(),
+            })
+            .collect();
+        modules.sort_by(|a, b| natural_cmp(&a.path, &b.path));
         if modules.iter().all(|module| module.saved) {
             return Err(nothing_selected(&tree, &targets, &rules, &verdicts)?);
         }
@@ -203,7 +198,7 @@ fn nothing_selected(
     tree: &Tree,
     targets: &Modules,
     rules: &Rules,
-    verdicts: &BTreeMap<String, Verdict>,
+    verdicts: &BTreeMap<&str, Verdict>,
 ) -> Result<Error> {
     let mut matching = 0;
     for path in tree.paths() {
@@ -279,7 +274,7 @@ fn exportable(
 ) -> Result<(Modules, Option<Modules>)> {
     let tuned: BTreeSet<&str> =
         modules.iter().filter(|m| !m.saved).map(|m| m.path.as_str()).collect();
-    let gaps: BTreeSet<String> = tuned.iter().flat_map(|path| tree.gaps(path)).collect();
+    let gaps = tree.gaps(&tuned);
     let selects = |targets: &Modules, excludes: Option<&Modules>| -> Result<bool> {
         let rules = Rules::new(targets, excludes, config.modules_to_save.as_deref())?;
         let mut found = BTreeSet::new();

@@ -27,15 +27,18 @@ pub(crate) struct Tree<'a> {
 impl<'a> Tree<'a> {
     pub(crate) fn of(variables: &'a [VariableInfo]) -> Self {
         let mut modules: BTreeMap<&str, Vec<&VariableInfo>> = BTreeMap::new();
+        let mut last = "";
         for variable in variables {
             let name = variable.name.as_str();
-            let dots: Vec<usize> = name.match_indices('.').map(|(at, _)| at).collect();
-            for dot in &dots {
-                modules.entry(&name[..*dot]).or_default();
+            // Neighbours share most of their path: what the last one had is there already.
+            let shared = name.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
+            for (dot, _) in name.match_indices('.').filter(|(dot, _)| *dot >= shared) {
+                modules.entry(&name[..dot]).or_default();
             }
-            if let Some(dot) = dots.last() {
-                modules.entry(&name[..*dot]).or_default().push(variable);
+            if let Some((module, _)) = name.rsplit_once('.') {
+                modules.entry(module).or_default().push(variable);
             }
+            last = name;
         }
         Tree { modules }
     }
@@ -88,21 +91,28 @@ impl<'a> Tree<'a> {
         self.leaves(path).flat_map(|leaf| self.tensors(leaf))
     }
 
-    /// Paths that are this one but for a number in it, in modules that exist, and hold no tensors.
+    /// Paths that are one of these but for a number, in modules that exist, and hold no tensors.
     ///
     /// A module without parameters may stand there in Python, such as the identity in the place of ModernBERT's first
     /// norm, which PEFT fails to wrap.
-    pub(crate) fn gaps(&self, path: &str) -> BTreeSet<String> {
-        let mut gaps = BTreeSet::new();
-        let mut start = 0;
-        for segment in path.split('.') {
-            let (before, after) = (&path[..start], &path[start + segment.len()..]);
-            start += segment.len() + 1;
-            if !segment.chars().all(|c| c.is_ascii_digit()) || after.is_empty() {
-                continue;
+    pub(crate) fn gaps(&self, paths: &BTreeSet<&str>) -> BTreeSet<String> {
+        let mut present: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
+        for path in paths {
+            let mut start = 0;
+            for segment in path.split('.') {
+                let (before, after) = (&path[..start], &path[start + segment.len()..]);
+                start += segment.len() + 1;
+                if is_number(segment) && !after.is_empty() {
+                    present.entry((before, after)).or_default().insert(segment);
+                }
             }
-            for sibling in self.numbered(before) {
-                let other = format!("{before}{sibling}{after}");
+        }
+        let mut numbers: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let mut gaps = BTreeSet::new();
+        for ((before, after), present) in present {
+            let all = numbers.entry(before).or_insert_with(|| self.numbered(before));
+            for number in all.difference(&present) {
+                let other = format!("{before}{number}{after}");
                 let parent = other.rsplit_once('.').map_or("", |(parent, _)| parent);
                 if self.modules.contains_key(parent) && !self.modules.contains_key(other.as_str()) {
                     gaps.insert(other);
@@ -118,7 +128,7 @@ impl<'a> Tree<'a> {
             .range::<str, _>((Bound::Included(before), Bound::Unbounded))
             .take_while(|(path, _)| path.starts_with(before))
             .filter_map(|(path, _)| path[before.len()..].split('.').next())
-            .filter(|segment| !segment.is_empty() && segment.chars().all(|c| c.is_ascii_digit()))
+            .filter(|segment| is_number(segment))
             .collect()
     }
 
@@ -147,6 +157,10 @@ impl<'a> Tree<'a> {
         let bias_fits = self.tensors(path).all(|tensor| Some(&tensor.shape) == weight);
         named && weight.is_some() && bias_fits && self.is_leaf(path)
     }
+}
+
+fn is_number(segment: &str) -> bool {
+    !segment.is_empty() && segment.bytes().all(|c| c.is_ascii_digit())
 }
 
 fn below(path: &str, root: &str) -> bool {
