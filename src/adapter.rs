@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 use crate::config::LnTuningConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::flat::{copy_of, FlatParams, Precision};
+use crate::options::AdapterOptions;
 use crate::selection::Selection;
 use crate::variables::Variables;
 
@@ -18,7 +19,8 @@ pub(crate) struct Adapter {
     pub(crate) id: u64,
     pub(crate) config: LnTuningConfig,
     pub(crate) selection: Selection,
-    pub(crate) precision: Precision,
+    /// How it was asked for.
+    pub(crate) options: AdapterOptions,
     /// Every selected tensor under every name, in the order of the selection.
     pub(crate) entries: Vec<Entry>,
     pub(crate) flat: FlatParams,
@@ -69,8 +71,9 @@ impl Adapter {
         base: impl Fn(usize) -> Result<Tensor>,
         config: LnTuningConfig,
         selection: Selection,
-        precision: Precision,
+        options: AdapterOptions,
     ) -> Result<Self> {
+        let precision = options.precision;
         let mut entries = Vec::new();
         let mut slot_variables: Vec<usize> = Vec::new();
         let mut values = Vec::new();
@@ -133,7 +136,7 @@ impl Adapter {
             flat: FlatParams::new(&values, precision)?,
             config,
             selection,
-            precision,
+            options,
             entries,
             slot_variables,
             buffers,
@@ -223,7 +226,7 @@ impl Adapter {
             buffers
                 .push((*variable, tensor.f_to_device(like.device())?.f_to_kind(like.f_kind()?)?));
         }
-        Ok(Storage { flat: self.flat.relocate(device, &kinds, self.precision)?, buffers })
+        Ok(Storage { flat: self.flat.relocate(device, &kinds, self.options.precision)?, buffers })
     }
 
     pub(crate) fn set_storage(&mut self, storage: Storage) {

@@ -74,11 +74,13 @@ impl FlatParams {
         }
         let device = values.first().map_or(Device::Cpu, Tensor::device);
         let kind = master_kind(&slots, precision);
-        let master = Tensor::f_zeros([start], (kind, device))?;
+        // Every element is written below, padding included.
+        let master = Tensor::f_empty([start], (kind, device))?;
         let mut flat = FlatParams { slots, master, runs: Vec::new(), views: Vec::new() };
         let values: Vec<_> = values.iter().map(Some).collect();
-        flat.gather(&values, &flat.master)?;
-        flat.expose()?;
+        // What is concatenated in another kind than the master's is the live buffer.
+        let lives = flat.gather(&values, &flat.master)?;
+        flat.expose(lives)?;
         Ok(flat)
     }
 
@@ -174,13 +176,15 @@ impl FlatParams {
         let mut master = Tensor::f_zeros([self.master.size1()?], (kind, device))?;
         master.f_copy_(&self.master)?;
         let mut flat = FlatParams { slots, master, runs: Vec::new(), views: Vec::new() };
-        flat.expose()?;
+        flat.expose(Vec::new())?;
         Ok(flat)
     }
 
     /// Writes tensors (`None`: zeros) into `out`, a buffer of this layout, with one concatenation per run of kinds.
-    pub(crate) fn gather(&self, tensors: &[Option<&Tensor>], out: &Tensor) -> Result<()> {
+    /// Returns those concatenations that have another kind than `out`.
+    pub(crate) fn gather(&self, tensors: &[Option<&Tensor>], out: &Tensor) -> Result<Vec<Tensor>> {
         let (kind, device) = (out.f_kind()?, out.device());
+        let mut others = Vec::new();
         let mut from = 0;
         while from < tensors.len() {
             let run_kind = piece_kind(tensors[from], &self.slots[from])?;
@@ -203,19 +207,22 @@ impl FlatParams {
             if run_kind == kind {
                 let _ = Tensor::f_cat_out(&window, &pieces, 0)?;
             } else {
-                window.f_copy_(&Tensor::f_cat(&pieces, 0)?)?;
+                let other = Tensor::f_cat(&pieces, 0)?;
+                window.f_copy_(&other)?;
+                others.push(other);
             }
             from = to;
         }
-        Ok(())
+        Ok(others)
     }
 
     fn bounds(&self, slots: &Range<usize>) -> (i64, i64) {
         bounds(&self.slots, slots)
     }
 
-    /// Makes the live buffers and the views.
-    fn expose(&mut self) -> Result<()> {
+    /// Makes the views, and the live buffers unless they are given.
+    fn expose(&mut self, lives: Vec<Tensor>) -> Result<()> {
+        let mut lives = lives.into_iter();
         let kind = self.master.f_kind()?;
         self.runs.clear();
         self.views.clear();
@@ -230,7 +237,10 @@ impl FlatParams {
             let (buffer, origin) = if run_kind == kind {
                 (self.master.shallow_clone(), 0)
             } else {
-                let live = self.master.f_narrow(0, start, end - start)?.f_to_kind(run_kind)?;
+                let live = match lives.next() {
+                    Some(live) => live,
+                    None => self.master.f_narrow(0, start, end - start)?.f_to_kind(run_kind)?,
+                };
                 self.runs.push(Run { slots: from..to, live: live.shallow_clone() });
                 (live, start)
             };

@@ -141,7 +141,8 @@ fn combine(
         }
     };
     let base = |variable: usize| attachment.base_data(variable);
-    let mut made = Adapter::new(&attachment.variables, base, config, selection, first.precision)?;
+    let like = first.options.clone();
+    let mut made = Adapter::new(&attachment.variables, base, config, selection, like)?;
     made.config.inference_mode = false;
     for entry in made.entries.clone() {
         let name = entry.variable();

@@ -314,9 +314,22 @@ fn make_adapter(
     options: &AdapterOptions,
 ) -> Result<Adapter> {
     let variables = &attachment.variables;
-    let model_type = options.model_type.as_deref();
-    let selection = Selection::new(&variables.infos()?, &config, model_type, options.norms)?;
-    Adapter::new(variables, |v| attachment.base_data(v), config, selection, options.precision)
+    // The same question has the same answer: the names and shapes of the variables do not change.
+    let asked = |other: &&Adapter| {
+        let (a, b) = (&other.config, &config);
+        other.options.model_type == options.model_type
+            && other.options.norms == options.norms
+            && (&a.target_modules, &a.exclude_modules, &a.modules_to_save)
+                == (&b.target_modules, &b.exclude_modules, &b.modules_to_save)
+    };
+    let selection = match attachment.adapters.values().rev().take(8).find(asked) {
+        Some(other) => other.selection.clone(),
+        None => {
+            let model_type = options.model_type.as_deref();
+            Selection::new(&variables.infos()?, &config, model_type, options.norms)?
+        }
+    };
+    Adapter::new(variables, |v| attachment.base_data(v), config, selection, options.clone())
 }
 
 fn load(
