@@ -36,13 +36,17 @@ clippy:
 unit: # unit, integration (real PEFT among them) and documentation tests
 	$(CARGO) test --locked
 
-# Every example is run, those that take long or need arguments with the settings below.
-ARGS_quickstart := --base-epochs 1 --epochs 1 --out target/quickstart-small
+# Every example is run, those that take long or need arguments with the settings below. The quickstart comes first.
+RUN := target/examples
+ARGS_quickstart := --base-epochs 1 --epochs 1 --out $(RUN)
+ARGS_inspect := $(RUN)/adapter --base $(RUN)/base --heatmap $(RUN)/heatmap.svg
+ARGS_merge := --base $(RUN)/base --adapter $(RUN)/adapter --out $(RUN)/merged
 EXAMPLES := $(patsubst examples/%/main.rs,%,$(wildcard examples/*/main.rs)) \
 	$(basename $(notdir $(wildcard examples/*.rs)))
 
 examples:
 	$(CARGO) build --locked --examples
+	rm -rf $(RUN)
 	$(foreach example,$(EXAMPLES),$(call run_example,$(example)))
 
 define run_example

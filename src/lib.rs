@@ -22,6 +22,7 @@ mod flat;
 #[cfg(feature = "plots")]
 mod heat_map;
 mod interpolation;
+mod mapped;
 mod model;
 #[cfg(feature = "models")]
 pub mod models;
@@ -37,6 +38,7 @@ mod strict;
 mod switch;
 mod variables;
 
+pub use checkpoint::SavedAdapter;
 pub use config::{LnTuningConfig, Modules, ParsedConfig, TaskType};
 pub use diff::{AdapterDiff, TensorDiff};
 pub use error::{Error, ErrorKind, Result};

@@ -8,7 +8,7 @@ use tch::{no_grad, Tensor};
 
 use crate::adapter::Adapter;
 use crate::attachment::Attachment;
-use crate::checkpoint::{self, check_adapter_name, AdapterFiles};
+use crate::checkpoint::{self, check_adapter_name, SavedAdapter};
 use crate::config::LnTuningConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::optim::{lock, Algorithm, Optimizer};
@@ -118,7 +118,7 @@ impl LnTuningModel {
         name: &str,
         options: &LoadOptions,
     ) -> Result<(Self, LoadReport)> {
-        let files = checkpoint::read(dir.as_ref())?;
+        let files = SavedAdapter::open(dir)?;
         let mut report = LoadReport::default();
         let model = Self::attach(vs, name, |attachment| {
             let (adapter, found) = load(attachment, files, name, options)?;
@@ -191,7 +191,7 @@ impl LnTuningModel {
         options: &LoadOptions,
     ) -> Result<LoadReport> {
         self.attachment().check_new(name)?;
-        let files = checkpoint::read(dir.as_ref())?;
+        let files = SavedAdapter::open(dir)?;
         let mut report = LoadReport::default();
         self.insert(name, |attachment| {
             let (adapter, found) = load(attachment, files, name, options)?;
@@ -334,7 +334,7 @@ fn make_adapter(
 
 fn load(
     attachment: &Attachment,
-    files: AdapterFiles,
+    files: SavedAdapter,
     name: &str,
     options: &LoadOptions,
 ) -> Result<(Adapter, LoadReport)> {

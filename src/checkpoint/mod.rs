@@ -11,6 +11,7 @@ use tch::Tensor;
 
 pub(crate) use card::Card;
 pub(crate) use keys::{file_key, match_keys, KeyMapping, Wanted};
+pub(crate) use tensors::{bytes_of, kind_of};
 
 use crate::config::LnTuningConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,11 +21,14 @@ const SAFETENSORS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 const CARD: &str = "README.md";
 
-/// An adapter as it stands on disk.
+/// An adapter as it stands on disk, for a look without a model.
 #[derive(Debug)]
-pub(crate) struct AdapterFiles {
-    pub(crate) config: LnTuningConfig,
-    pub(crate) tensors: Vec<(String, Tensor)>,
+#[non_exhaustive]
+pub struct SavedAdapter {
+    /// `adapter_config.json`.
+    pub config: LnTuningConfig,
+    /// The tensors on the CPU, under their keys, sorted by these.
+    pub tensors: Vec<(String, Tensor)>,
 }
 
 /// The directory of an adapter: PEFT puts `default` at the root and every other one into a folder of its name.
@@ -84,23 +88,29 @@ pub(crate) fn write(contents: &Contents) -> Result<()> {
     files::write_all(contents)
 }
 
-/// Reads an adapter directory in full.
-pub(crate) fn read(dir: &Path) -> Result<AdapterFiles> {
-    let config_path = dir.join(CONFIG);
-    if !config_path.exists() {
-        let what = if dir.is_dir() { "holds no" } else { "is not a directory with an" };
-        return Err(Error::new(
-            ErrorKind::MissingFile,
-            format!(
-                "'{}' {what} {CONFIG}: give the directory that `save_pretrained` wrote",
-                dir.display()
-            ),
-        ));
-    }
-    let config = LnTuningConfig::from_file(&config_path)?;
-    let path = dir.join(SAFETENSORS);
-    if !path.exists() && dir.join(PICKLE).exists() {
-        return Err(Error::new(
+impl SavedAdapter {
+    /// Reads a directory that PEFT or [`save_pretrained`](crate::LnTuningModel::save_pretrained) wrote.
+    ///
+    /// # Errors
+    /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite`, `KindMismatch`; `Unsupported` for a pickle; what
+    /// [`LnTuningConfig::from_file`] says.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let config_path = dir.join(CONFIG);
+        if !config_path.exists() {
+            let what = if dir.is_dir() { "holds no" } else { "is not a directory with an" };
+            return Err(Error::new(
+                ErrorKind::MissingFile,
+                format!(
+                    "'{}' {what} {CONFIG}: give the directory that `save_pretrained` wrote",
+                    dir.display()
+                ),
+            ));
+        }
+        let config = LnTuningConfig::from_file(&config_path)?;
+        let path = dir.join(SAFETENSORS);
+        if !path.exists() && dir.join(PICKLE).exists() {
+            return Err(Error::new(
             ErrorKind::Unsupported,
             format!(
                 "'{}' is a pickle, which can run code when it is read. Convert it in Python: \
@@ -108,8 +118,9 @@ pub(crate) fn read(dir: &Path) -> Result<AdapterFiles> {
                 dir.join(PICKLE).display()
             ),
         ));
+        }
+        Ok(SavedAdapter { config, tensors: tensors::read(&path)? })
     }
-    Ok(AdapterFiles { config, tensors: tensors::read(&path)? })
 }
 
 /// Checks that a name can be a key in a file and a folder on disk.

@@ -21,9 +21,7 @@ pub(super) fn to_bytes(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
                 format!("'{key}' has kind {kind:?}, which a safetensors file cannot hold"),
             )
         })?;
-        let numel = tensor.numel();
-        let mut bytes = vec![0u8; numel * kind.elt_size_in_bytes()];
-        tensor.f_copy_data_u8(&mut bytes, numel)?;
+        let bytes = bytes_of(&tensor)?;
         let shape: Vec<usize> = tensor.size().iter().map(|d| *d as usize).collect();
         blobs.push((key.as_str(), dtype, shape, bytes));
     }
@@ -38,6 +36,15 @@ pub(super) fn to_bytes(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
     safetensors::serialize(views, Some(metadata)).map_err(|e| {
         Error::with_source(ErrorKind::CorruptFile, "cannot build a safetensors file", e)
     })
+}
+
+/// The elements in row-major order.
+pub(crate) fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.f_contiguous()?;
+    let numel = tensor.numel();
+    let mut bytes = vec![0u8; numel * tensor.f_kind()?.elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, numel)?;
+    Ok(bytes)
 }
 
 /// Every tensor of a file, on the CPU, in the order of the keys. All values must be finite.
@@ -138,6 +145,6 @@ fn dtype_of(kind: Kind) -> Option<Dtype> {
     KINDS.iter().find(|(k, _)| *k == kind).map(|(_, dtype)| *dtype)
 }
 
-fn kind_of(dtype: Dtype) -> Option<Kind> {
+pub(crate) fn kind_of(dtype: Dtype) -> Option<Kind> {
     KINDS.iter().find(|(_, d)| *d == dtype).map(|(kind, _)| *kind)
 }

@@ -1,4 +1,11 @@
-//! A Hugging Face model directory: `config.json` and `model.safetensors`.
+//! A Hugging Face model directory: `config.json` and `model.safetensors`, or shards with their index.
+
+mod files;
+mod merge;
+mod names;
+
+pub use files::ModelFiles;
+pub use merge::{merge, MergeReport};
 
 use std::path::Path;
 

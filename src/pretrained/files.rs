@@ -1,0 +1,310 @@
+//! The files of a model: which tensors there are, and where.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensors};
+use serde_json::Value;
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+
+use super::names::Renaming;
+use crate::checkpoint::kind_of;
+use crate::error::{Error, ErrorKind, Result};
+use crate::mapped::MappedFile;
+use crate::natural::natural_cmp;
+use crate::selection::VariableInfo;
+
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A Hugging Face model directory, opened: its configuration and where each tensor is. No tensor is read yet.
+///
+/// Tensors go by the names that the live Python model has in memory in transformers 5, which PEFT's keys use; files
+/// with former names (`vit.encoder.layer.0…`, `gamma`, `beta`) are understood.
+#[derive(Debug)]
+pub struct ModelFiles {
+    dir: PathBuf,
+    config: Value,
+    shards: Vec<PathBuf>,
+    tensors: Vec<TensorFile>,
+    by_name: BTreeMap<String, usize>,
+}
+
+/// Where a tensor is.
+#[derive(Debug, Clone)]
+pub(super) struct TensorFile {
+    pub(super) name: String,
+    pub(super) shard: usize,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<i64>,
+    /// The first byte, from the start of the file.
+    pub(super) start: u64,
+    pub(super) len: u64,
+}
+
+impl ModelFiles {
+    /// Opens a directory with `config.json` and either `model.safetensors` or shards with
+    /// `model.safetensors.index.json`. Headers are read and checked against the files' lengths.
+    ///
+    /// # Errors
+    /// `MissingFile` for a file that must be there, shards of the index included; `Unsupported` where there is only a
+    /// pickle (`pytorch_model.bin`); `InvalidConfig` for bad JSON; `CorruptFile` for a file that was cut off, or an
+    /// index that disagrees with the shards.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let config = json(&dir.join("config.json"))?;
+        let model_type = config.get("model_type").and_then(Value::as_str);
+        let renaming = Renaming::of(model_type)?;
+        let (shards, index) = shards(dir)?;
+        let mut files = ModelFiles {
+            dir: dir.to_owned(),
+            config,
+            shards,
+            tensors: Vec::new(),
+            by_name: BTreeMap::new(),
+        };
+        for shard in 0..files.shards.len() {
+            files.read_header(shard, &renaming, index.as_ref())?;
+        }
+        if let Some(index) = &index {
+            files.check_index(index, &renaming)?;
+        }
+        files.tensors.sort_by(|a, b| natural_cmp(&a.name, &b.name));
+        if let Some(pair) = files.tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            return Err(Error::new(
+                ErrorKind::DuplicateKey,
+                format!("two tensors in '{}' are both '{}' in memory", dir.display(), pair[0].name),
+            ));
+        }
+        let names = files.tensors.iter().enumerate();
+        files.by_name = names.map(|(place, tensor)| (tensor.name.clone(), place)).collect();
+        Ok(files)
+    }
+
+    fn read_header(
+        &mut self,
+        shard: usize,
+        renaming: &Renaming,
+        index: Option<&BTreeMap<String, String>>,
+    ) -> Result<()> {
+        let path = &self.shards[shard];
+        // Only the header is looked at, so only the header is read.
+        let bytes = MappedFile::open(path)?;
+        let corrupt = |why: String| Error::new(ErrorKind::CorruptFile, why);
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| {
+            corrupt(format!(
+                "'{}' is not a complete safetensors file ({} bytes): {e}. Was it cut off? Copy it again",
+                path.display(),
+                bytes.len()
+            ))
+        })?;
+        let begin = bytes.as_ptr() as usize;
+        for (disk, view) in file.iter() {
+            if index.is_some_and(|index| !index.contains_key(disk)) {
+                return Err(corrupt(format!(
+                    "'{disk}' is in '{}' and not in {INDEX}: the index is of other files",
+                    path.display()
+                )));
+            }
+            let name = renaming.apply(disk)?;
+            self.tensors.push(TensorFile {
+                name,
+                shard,
+                dtype: view.dtype(),
+                shape: view.shape().iter().map(|size| *size as i64).collect(),
+                start: (view.data().as_ptr() as usize - begin) as u64,
+                len: view.data().len() as u64,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_index(&self, index: &BTreeMap<String, String>, renaming: &Renaming) -> Result<()> {
+        let here: BTreeSet<(&str, usize)> =
+            self.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shard)).collect();
+        for (disk, file) in index {
+            let name = renaming.apply(disk)?;
+            let shard = self.shards.iter().position(|path| path.ends_with(file));
+            if !shard.is_some_and(|shard| here.contains(&(name.as_str(), shard))) {
+                return Err(Error::new(
+                    ErrorKind::CorruptFile,
+                    format!("{INDEX} says that '{disk}' is in '{file}', and it is not: copy the shards again"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `config.json`.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// `model_type` of `config.json`, such as `llama`.
+    pub fn model_type(&self) -> Option<&str> {
+        self.config.get("model_type").and_then(Value::as_str)
+    }
+
+    /// Every tensor, as [`Selection::new`](crate::Selection::new) takes them, in natural order of the names. Which of
+    /// them are buffers a file does not say: integers and the statistics of BatchNorm are taken for such.
+    pub fn variables(&self) -> Vec<VariableInfo> {
+        let variable = |tensor: &TensorFile| {
+            let kind = kind_of(tensor.dtype).unwrap_or(Kind::Uint8);
+            VariableInfo {
+                name: tensor.name.clone(),
+                shape: tensor.shape.clone(),
+                kind,
+                is_parameter: is_parameter(&tensor.name, kind),
+            }
+        };
+        self.tensors.iter().map(variable).collect()
+    }
+
+    /// Reads one tensor to the CPU, in the kind that it has on disk.
+    ///
+    /// # Errors
+    /// `MissingKeys` if there is none of this name; `KindMismatch` for a kind that libtorch lacks; `Io`.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let place = self.find(name).ok_or_else(|| {
+            Error::new(
+                ErrorKind::MissingKeys,
+                format!("there is no tensor '{name}' in '{}'", self.dir.display()),
+            )
+        })?;
+        let kind = kind_of(place.dtype).ok_or_else(|| {
+            Error::new(
+                ErrorKind::KindMismatch,
+                format!("'{name}' has kind {:?}, which libtorch lacks", place.dtype),
+            )
+        })?;
+        let path = &self.shards[place.shard];
+        let failed = |e| Error::io("read", path, e);
+        let mut file = File::open(path).map_err(failed)?;
+        file.seek(SeekFrom::Start(place.start)).map_err(failed)?;
+        let mut bytes = vec![0; place.len as usize];
+        file.read_exact(&mut bytes).map_err(failed)?;
+        Ok(Tensor::f_from_data_size(&bytes, &place.shape, kind)?)
+    }
+
+    /// A `VarStore` with one variable per tensor that `wanted` accepts, without any model code: enough to attach
+    /// adapters, to compare them with the base, and to save.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    ///
+    /// ```no_run
+    /// use ln_tuning::{pretrained::ModelFiles, LnTuningModel};
+    /// let files = ModelFiles::open("llama")?;
+    /// let vs = files.var_store(tch::Device::Cpu, |name| name.contains("norm"))?;
+    /// let tuned = LnTuningModel::from_pretrained(&vs, "adapter")?;
+    /// println!("{}", tuned.diff("default", None)?);
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
+    pub fn var_store(&self, device: Device, wanted: impl Fn(&str) -> bool) -> Result<VarStore> {
+        let vs = VarStore::new(device);
+        for place in self.tensors.iter().filter(|tensor| wanted(&tensor.name)) {
+            let tensor = self.tensor(&place.name)?.f_to_device(device)?;
+            let parameter = is_parameter(&place.name, tensor.f_kind()?);
+            let (module, last) = place.name.rsplit_once('.').unwrap_or(("", &place.name));
+            let segments = module.split('.').filter(|segment| !segment.is_empty());
+            let path = segments.fold(vs.root(), |path, segment| path / segment);
+            let _ = path.add(last, tensor, parameter);
+        }
+        Ok(vs)
+    }
+
+    pub(super) fn shards(&self) -> &[PathBuf] {
+        &self.shards
+    }
+
+    pub(super) fn tensors(&self) -> &[TensorFile] {
+        &self.tensors
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<&TensorFile> {
+        self.by_name.get(name).map(|place| &self.tensors[*place])
+    }
+
+    /// Whether this is one of the files that hold the weights or say where they are.
+    pub(super) fn is_weights(&self, path: &Path) -> bool {
+        self.shards.iter().any(|shard| shard == path)
+    }
+}
+
+fn is_parameter(name: &str, kind: Kind) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let float = matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
+    float && !["running_mean", "running_var"].contains(&last)
+}
+
+fn json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    serde_json::from_str(&text).map_err(|e| {
+        Error::with_source(ErrorKind::InvalidConfig, format!("'{}' is not JSON", path.display()), e)
+    })
+}
+
+type Index = BTreeMap<String, String>;
+
+/// The files with weights, and the index if there is one.
+fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Option<Index>)> {
+    let single = dir.join(WEIGHTS);
+    if single.exists() {
+        return Ok((vec![single], None));
+    }
+    let path = dir.join(INDEX);
+    if !path.exists() {
+        let pickle = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+        if let Some(pickle) = pickle.iter().find(|name| dir.join(name).exists()) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "'{}' has its weights in a pickle ({pickle}), which can run code when it is read. Convert it in \
+                     Python: `AutoModel.from_pretrained(dir).save_pretrained(new_dir)`",
+                    dir.display()
+                ),
+            ));
+        }
+        return Err(Error::new(
+            ErrorKind::MissingFile,
+            format!("'{}' holds neither {WEIGHTS} nor {INDEX}", dir.display()),
+        ));
+    }
+    let value = json(&path)?;
+    let map = value.get("weight_map").cloned().unwrap_or(Value::Null);
+    let index: Index = serde_json::from_value(map).map_err(|e| {
+        let message = format!("'{}' has no valid 'weight_map'", path.display());
+        Error::with_source(ErrorKind::InvalidConfig, message, e)
+    })?;
+    let names: BTreeSet<&String> = index.values().collect();
+    let mut shards = Vec::new();
+    for name in names {
+        // A path would lead out of the directory.
+        if name.contains(['/', '\\']) || name.as_str() == ".." {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!(
+                    "'{}' names the shard '{name}', expected a plain file name",
+                    path.display()
+                ),
+            ));
+        }
+        let shard = dir.join(name);
+        if !shard.exists() {
+            return Err(Error::new(
+                ErrorKind::MissingFile,
+                format!("the shard '{}' that {INDEX} names is not there", shard.display()),
+            ));
+        }
+        shards.push(shard);
+    }
+    Ok((shards, Some(index)))
+}

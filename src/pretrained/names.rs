@@ -1,0 +1,104 @@
+//! From the names in a checkpoint file to those of the live Python model, which PEFT's keys use.
+//!
+//! transformers 5 renames some models while loading, and files written before keep the former names.
+
+use crate::error::Result;
+use crate::pattern::Pattern;
+
+/// Model types, and the renamings that transformers 5 applies one after the other.
+const RENAMINGS: &[(&str, &[(&str, &str)])] = &[
+    (
+        "vit deit beit vivit vit_mae vit_msn ijepa audio-spectrogram-transformer",
+        &[
+            (r"encoder\.layer\.", "layers."),
+            (r"attention\.query", "q_proj"),
+            (r"attention\.key", "k_proj"),
+            (r"attention\.value", "v_proj"),
+            (r"attention\.output\.dense", "attention.o_proj"),
+            (r"intermediate\.dense", "mlp.fc1"),
+            (r"output\.dense", "mlp.fc2"),
+        ],
+    ),
+    (
+        "swin",
+        &[
+            (r"attention\.self\.query", "attention.q_proj"),
+            (r"attention\.self\.key", "attention.k_proj"),
+            (r"attention\.self\.value", "attention.v_proj"),
+            (r"attention\.output\.dense", "attention.o_proj"),
+            (r"intermediate\.dense", "mlp.fc1"),
+            (r"output\.dense", "mlp.fc2"),
+        ],
+    ),
+    (
+        "llava vipllava paligemma aya_vision got_ocr2 gemma3 internvl mistral3 aria",
+        &[
+            (r"^language_model\.lm_head", "lm_head"),
+            (r"^language_model\.model", "model.language_model"),
+            (r"^vision_tower", "model.vision_tower"),
+            (r"^multi_modal_projector", "model.multi_modal_projector"),
+        ],
+    ),
+];
+
+/// Of the original BERT checkpoints, whatever the model.
+const LEGACY: &[(&str, &str)] =
+    &[(r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")];
+
+/// The renamings of one model type.
+#[derive(Debug)]
+pub(super) struct Renaming(Vec<(Pattern, &'static str)>);
+
+impl Renaming {
+    pub(super) fn of(model_type: Option<&str>) -> Result<Self> {
+        let known = |types: &str| types.split(' ').any(|t| Some(t) == model_type);
+        let own = RENAMINGS.iter().filter(|(types, _)| known(types)).flat_map(|(_, rules)| *rules);
+        let rules = LEGACY
+            .iter()
+            .chain(own)
+            .map(|(from, to)| Ok((Pattern::search(from, "the table of renamings")?, *to)));
+        Ok(Renaming(rules.collect::<Result<_>>()?))
+    }
+
+    /// The name in memory of a tensor that is called `name` on disk. Names of memory stay as they are.
+    pub(super) fn apply(&self, name: &str) -> Result<String> {
+        let mut name = name.to_owned();
+        for (pattern, replacement) in &self.0 {
+            if let Some(renamed) = pattern.replace(&name, replacement)? {
+                name = renamed;
+            }
+        }
+        Ok(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn former_names_become_those_of_transformers_5_and_new_ones_stay() {
+        let vit = Renaming::of(Some("vit")).unwrap();
+        for (disk, memory) in [
+            ("vit.encoder.layer.3.layernorm_before.weight", "vit.layers.3.layernorm_before.weight"),
+            (
+                "vit.encoder.layer.3.attention.attention.query.bias",
+                "vit.layers.3.attention.q_proj.bias",
+            ),
+            (
+                "vit.encoder.layer.3.attention.output.dense.bias",
+                "vit.layers.3.attention.o_proj.bias",
+            ),
+            ("vit.encoder.layer.3.intermediate.dense.bias", "vit.layers.3.mlp.fc1.bias"),
+            ("vit.encoder.layer.3.output.dense.bias", "vit.layers.3.mlp.fc2.bias"),
+            ("classifier.weight", "classifier.weight"),
+        ] {
+            assert_eq!(vit.apply(disk).unwrap(), memory);
+            assert_eq!(vit.apply(memory).unwrap(), memory);
+        }
+        let bert = Renaming::of(Some("bert")).unwrap();
+        let name = "bert.encoder.layer.0.output.LayerNorm";
+        assert_eq!(bert.apply(&format!("{name}.gamma")).unwrap(), format!("{name}.weight"));
+        assert_eq!(bert.apply(&format!("{name}.beta")).unwrap(), format!("{name}.bias"));
+    }
+}

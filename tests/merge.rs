@@ -1,0 +1,230 @@
+//! Merging into a model directory: what PEFT's merge gives, bit for bit; and the two tools that look at directories.
+
+mod common;
+mod nets;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use ln_tuning::pretrained::{merge, ModelFiles};
+use ln_tuning::{Error, ErrorKind, LnTuningModel, LoadOptions};
+use tch::{Device, Tensor};
+
+/// Runs an example as users do.
+fn example(name: &str, args: &[&str]) -> Output {
+    Command::new(env!("CARGO"))
+        .args(["run", "--locked", "--quiet", "--example", name, "--"])
+        .args(args)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn refusal(result: ln_tuning::Result<ln_tuning::pretrained::MergeReport>) -> Error {
+    result.expect_err("refused")
+}
+
+#[test]
+fn merging_gives_what_peft_gives_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = text(dir.path());
+    common::run_python("merge.py", &["make", root]);
+    let mut cases: Vec<PathBuf> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    assert_eq!(cases.len(), 4);
+    for case in &cases {
+        let (base, adapter, out) = (case.join("base"), case.join("adapter"), case.join("merged"));
+        let arguments =
+            ["--base", text(&base), "--adapter", text(&adapter), "--out", text(&out), "--json"];
+        let output = example("merge", &arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(!report["merged"].as_array().unwrap().is_empty(), "{report}");
+        // Everything is carried over, but for weights that are not merged.
+        assert_eq!(report["left_out"], serde_json::json!(["pytorch_model.bin"]));
+        let mut expected = names(&base);
+        expected.retain(|name| name != "pytorch_model.bin");
+        assert_eq!(names(&out), expected);
+        assert_eq!(std::fs::read(out.join("nested/notes.txt")).unwrap(), b"keep me");
+        assert_eq!(
+            std::fs::read(out.join("config.json")).unwrap(),
+            std::fs::read(base.join("config.json")).unwrap()
+        );
+
+        // The same weights as with the adapter attached to the base, without model code.
+        let files = ModelFiles::open(&base).unwrap();
+        let vs = files.var_store(Device::Cpu, |_| true).unwrap();
+        assert_eq!(vs.len(), files.variables().len());
+        let options = ln_tuning::AdapterOptions::default().model_type(files.model_type().unwrap());
+        let options = LoadOptions::default().adapter(options);
+        let (tuned, report) =
+            LnTuningModel::from_pretrained_with(&vs, &adapter, "default", &options).unwrap();
+        assert_eq!(report, Default::default());
+        tuned.merge_and_unload().unwrap();
+        let merged = ModelFiles::open(&out).unwrap();
+        for (name, tensor) in vs.variables() {
+            assert_eq!(nets::bits(&tensor), nets::bits(&merged.tensor(&name).unwrap()), "{name}");
+        }
+
+        // A second time the place is taken, and nothing happens to it.
+        let before = std::fs::metadata(out.join("config.json")).unwrap().modified().unwrap();
+        let output = example("merge", &arguments);
+        assert!(!output.status.success());
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(words.trim().lines().count(), 1, "{words}");
+        assert!(words.contains("not empty"), "{words}");
+        assert_eq!(std::fs::metadata(out.join("config.json")).unwrap().modified().unwrap(), before);
+        inspect(&base, &adapter, &case.join("map.svg"));
+    }
+    let checked = common::run_python("merge.py", &["check", root]);
+    assert_eq!(checked.lines().filter(|line| line.ends_with(" ok")).count(), 4, "{checked}");
+    refusals(&cases[0], dir.path());
+}
+
+fn inspect(base: &Path, adapter: &Path, map: &Path) {
+    let output = example(
+        "inspect",
+        &[text(adapter), "--base", text(base), "--heatmap", text(map), "--json"],
+    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["config"]["peft_type"], "LN_TUNING");
+    let (tensors, moved) =
+        (report["tensors"].as_array().unwrap(), report["moved"].as_array().unwrap());
+    assert_eq!(tensors.len(), moved.len());
+    assert!(moved.iter().all(|row| row["rms"].as_f64().unwrap() > 0.1), "{report:#}");
+    assert!(std::fs::read_to_string(map).unwrap().contains("</svg>"));
+
+    let output = example("inspect", &[text(adapter), "--base", text(base)]);
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && table.contains("largest"), "{table}");
+}
+
+/// What cannot be merged is refused in one piece.
+fn refusals(case: &Path, dir: &Path) {
+    let (base, adapter, out) = (case.join("base"), case.join("adapter"), dir.join("out"));
+    let silent = |_: u64, _: u64| {};
+    let kinds = [
+        refusal(merge(dir.join("nowhere"), &adapter, &out, silent)),
+        refusal(merge(&base, dir.join("nowhere"), &out, silent)),
+        refusal(merge(&base, &adapter, base.join("inside"), silent)),
+        refusal(merge(&base, &adapter, base.join("config.json"), silent)),
+        // An adapter for another architecture.
+        refusal(merge(&base, dir.join("llama_bf16_shards/adapter"), &out, silent)),
+    ]
+    .map(|error| error.kind());
+    use ErrorKind::*;
+    assert_eq!(kinds, [MissingFile, MissingFile, InvalidArgument, Io, NoMatchingModules]);
+
+    // Shards: one that is missing, one that is cut off, an index that is not theirs.
+    let sharded = dir.join("llama_bf16_shards");
+    let (base, adapter) = (sharded.join("base"), sharded.join("adapter"));
+    let index = base.join("model.safetensors.index.json");
+    let shard = base.join(names(&base).into_iter().rfind(|n| n.ends_with(".safetensors")).unwrap());
+    let (whole, listed) =
+        (std::fs::read(&shard).unwrap(), std::fs::read_to_string(&index).unwrap());
+    let refused = || refusal(merge(&base, &adapter, &out, silent)).kind();
+    std::fs::remove_file(&shard).unwrap();
+    assert_eq!(refused(), MissingFile);
+    std::fs::write(&shard, &whole[..whole.len() - 1]).unwrap();
+    assert_eq!(refused(), CorruptFile);
+    std::fs::write(&shard, &whole).unwrap();
+    for changed in
+        [listed.replace("model.norm.weight", "model.gone.weight"), "{}".into(), "[".into()]
+    {
+        std::fs::write(&index, changed).unwrap();
+        assert!(matches!(refused(), CorruptFile | InvalidConfig));
+    }
+    std::fs::remove_file(&index).unwrap();
+    assert_eq!(refused(), Unsupported, "the pickle is all that is left");
+    assert!(!out.exists());
+    assert!(names(dir).iter().all(|name| !name.contains("tmp")), "{:?}", names(dir));
+
+    let output = example("inspect", &[text(&dir.join("nowhere"))]);
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && words.trim().lines().count() == 1, "{words}");
+}
+
+/// The child of the next test: merges, and says how much memory of its own it took.
+#[test]
+fn merging_streams_child() {
+    let Some(dir) = std::env::var_os("LN_TUNING_MERGE") else { return };
+    let dir = Path::new(&dir);
+    merge(dir.join("base"), dir.join("adapter"), dir.join("out"), |_, _| ()).unwrap();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    println!("{peak}");
+}
+
+#[test]
+fn merging_takes_memory_for_a_tensor_and_not_for_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = |megabytes: i64, layers: i64| {
+        let vs = tch::nn::VarStore::new(Device::Cpu);
+        for layer in 0..layers {
+            let path = vs.root() / "layers" / layer;
+            let _ = path.var("big", &[megabytes, 1 << 18], tch::nn::Init::Const(0.5));
+            let _ = (&path / "norm").var("weight", &[64], tch::nn::Init::Const(1.));
+        }
+        vs
+    };
+    let peak = |megabytes: i64, layers: i64| -> f64 {
+        let folder = dir.path().join(format!("{megabytes}-{layers}"));
+        let vs = base(megabytes, layers);
+        ln_tuning::pretrained::save(&vs, folder.join("base"), "{}").unwrap();
+        let tuned = LnTuningModel::new(&vs, Default::default()).unwrap();
+        tuned.save_pretrained(folder.join("adapter")).unwrap();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "merging_streams_child", "--nocapture"])
+            .env("LN_TUNING_MERGE", &folder)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line =
+            text.lines().find(|line| line.contains("VmHWM")).unwrap_or_else(|| panic!("{text}"));
+        assert!(folder.join("out/model.safetensors").exists());
+        let number = line.split_whitespace().nth(1).unwrap();
+        number.parse::<f64>().unwrap() / 1024.
+    };
+    let (small, large) = (peak(1, 2), peak(16, 12));
+    // 2 MB against 192 MB of weights, 1 MB against 16 MB for the largest tensor.
+    assert!(large - small < 2. * 16., "{small} MB, {large} MB");
+}
+
+#[test]
+fn names_of_a_model_directory_are_those_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensor = Tensor::ones([4], (tch::Kind::Float, Device::Cpu));
+    let named = [
+        ("vit.encoder.layer.0.layernorm_before.weight", &tensor),
+        ("vit.encoder.layer.0.attention.attention.query.weight", &tensor),
+        ("embeddings.LayerNorm.gamma", &tensor),
+    ];
+    Tensor::write_safetensors(&named, dir.path().join("model.safetensors")).unwrap();
+    std::fs::write(dir.path().join("config.json"), r#"{"model_type": "vit"}"#).unwrap();
+    let files = ModelFiles::open(dir.path()).unwrap();
+    let names: Vec<String> = files.variables().into_iter().map(|variable| variable.name).collect();
+    assert_eq!(
+        names,
+        [
+            "embeddings.LayerNorm.weight",
+            "vit.layers.0.attention.q_proj.weight",
+            "vit.layers.0.layernorm_before.weight"
+        ]
+    );
+    assert_eq!(files.tensor("nope").unwrap_err().kind(), ErrorKind::MissingKeys);
+}
