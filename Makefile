@@ -57,7 +57,7 @@ endef
 doc: ## The documentation, with warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
-bench: setup ## The benchmarks
+bench: setup-tests ## The benchmarks, those beside PEFT included
 	$(CARGO) bench --locked
 
 # The newest tch that is accepted, in a copy, so that Cargo.lock and the ordinary build stay as they are.
