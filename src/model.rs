@@ -326,7 +326,12 @@ fn make_adapter(
         Some(other) => other.selection.clone(),
         None => {
             let model_type = options.model_type.as_deref();
-            Selection::new(&variables.infos()?, &config, model_type, options.norms)?
+            let infos = variables.infos()?;
+            let selection = Selection::new(&infos, &config, model_type, options.norms)?;
+            if selection.excludes_nothing() {
+                eprintln!("warning: `exclude_modules` matches no module: is it spelled as the VarStore's names are?");
+            }
+            selection
         }
     };
     Adapter::new(variables, |v| attachment.base_data(v), config, selection, options.clone())

@@ -4,6 +4,8 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
 
 use ln_tuning::{LnTuningConfig, Norms, Selection, VariableInfo};
 use serde::Deserialize;
@@ -63,6 +65,56 @@ fn paths(selection: &Selection) -> BTreeSet<String> {
     selection.modules().iter().map(|module| module.path.clone()).collect()
 }
 
+/// What `plan` prints for the model directories of all architectures.
+fn plans_agree(rows: &[Row]) {
+    let dir = tempfile::tempdir().unwrap();
+    common::run_python("architectures.py", &["save", dir.path().to_str().unwrap()]);
+    let here = env!("CARGO_MANIFEST_DIR");
+    let build = ["build", "--locked", "--quiet", "--example", "plan"];
+    assert!(Command::new(env!("CARGO")).args(build).current_dir(here).status().unwrap().success());
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    let plan = |args: &[&str]| {
+        Command::new(target.join("debug/examples/plan")).args(args).output().unwrap()
+    };
+    for row in rows {
+        let model = dir.path().join(&row.name);
+        let model = model.to_str().unwrap();
+        for norms in ["all", "peft"] {
+            let output = plan(&["--model", model, "--norms", norms, "--json"]);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let modules: BTreeSet<String> =
+                serde_json::from_value(plan["modules"].clone()).unwrap();
+            let expected = match (norms, &row.peft) {
+                // Tied heads are not on disk.
+                ("peft", Some(tuned)) => {
+                    let tied = |path: &String| path == "lm_head" && !modules.contains(path);
+                    row.leaves(tuned).into_iter().filter(|path| !tied(path)).collect()
+                }
+                ("peft", None) => row
+                    .select(&Default::default(), true, Norms::Peft)
+                    .modules()
+                    .iter()
+                    .map(|m| m.path.clone())
+                    .collect(),
+                _ => row.norms.clone(),
+            };
+            assert_eq!(modules, expected, "{} {norms}", row.name);
+            assert_eq!(plan["model_type"], row.model_type.as_str());
+            let sizes =
+                |name: &&Entry| modules.contains(name.name.rsplit_once('.').map_or("", |(m, _)| m));
+            if norms == "all" {
+                let entries = row.tensors.iter().filter(sizes).filter(|entry| entry.parameter);
+                let trainable: i64 = entries.map(|entry| entry.shape.iter().product::<i64>()).sum();
+                assert_eq!(plan["trainable"], trainable, "{}", row.name);
+            }
+        }
+    }
+    let output = plan(&["--model", dir.path().join("nowhere").to_str().unwrap()]);
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && words.trim().lines().count() == 1, "{words}");
+}
+
 #[test]
 fn selections_agree_with_transformers_and_peft_on_every_architecture() {
     let dir = tempfile::tempdir().unwrap();
@@ -76,6 +128,7 @@ fn selections_agree_with_transformers_and_peft_on_every_architecture() {
         assert!(types.contains(model_type.as_str()), "PEFT's table knows {model_type}");
     }
 
+    plans_agree(&described.rows);
     let anything = LnTuningConfig::default();
     let mut configs: BTreeMap<&str, BTreeMap<&str, serde_json::Value>> = BTreeMap::new();
     let mut expected = BTreeMap::new();

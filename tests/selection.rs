@@ -74,6 +74,17 @@ fn excluding_comes_before_saving_and_saving_before_targeting() {
 }
 
 #[test]
+fn excludes_that_match_nothing_are_noticed() {
+    let noticed = |config: LnTuningConfig| {
+        Selection::new(&tree(), &config, None, Norms::Peft).unwrap().excludes_nothing()
+    };
+    let wanted = config().target_modules(["norm", "input_norm"]);
+    assert!(noticed(wanted.clone().exclude_modules(["nrom"])));
+    assert!(!noticed(wanted.clone().exclude_modules(["norm"])));
+    assert!(!noticed(wanted));
+}
+
+#[test]
 fn without_targets_every_norm_is_found_by_name_and_shape_and_nothing_else() {
     let chosen = select(&config()).unwrap();
     let norms: Vec<String> = (0..2)

@@ -39,6 +39,22 @@ const RENAMINGS: &[(&str, &[(&str, &str)])] = &[
             (r"^multi_modal_projector", "model.multi_modal_projector"),
         ],
     ),
+    (
+        "dinov2",
+        &[
+            (r"attention\.attention\.query", "attention.q_proj"),
+            (r"attention\.attention\.key", "attention.k_proj"),
+            (r"attention\.attention\.value", "attention.v_proj"),
+            (r"attention\.output\.dense", "attention.o_proj"),
+        ],
+    ),
+    (
+        "qwen2_vl qwen2_5_vl",
+        &[
+            (r"^visual", "model.visual"),
+            (r"^model\.(?!language_model|visual)", "model.language_model."),
+        ],
+    ),
 ];
 
 /// Of the original BERT checkpoints, whatever the model.

@@ -39,6 +39,7 @@ pub struct Selection {
     targets: Modules,
     excludes: Option<Modules>,
     saves: Option<Vec<String>>,
+    idle_excludes: bool,
 }
 
 impl Selection {
@@ -145,7 +146,10 @@ impl Selection {
         }
         let excludes = config.exclude_modules.clone().filter(|_| excluded_any);
         let (targets, excludes) = exportable(&tree, &modules, config, targets, named, excludes)?;
-        Ok(Selection { modules, targets, excludes, saves: config.modules_to_save.clone() })
+        let idle_excludes =
+            !excluded_any && config.exclude_modules.as_ref().is_some_and(|m| !m.is_empty());
+        let saves = config.modules_to_save.clone();
+        Ok(Selection { modules, targets, excludes, saves, idle_excludes })
     }
 
     /// The selected modules, in natural order of their paths (`layers.2` before `layers.10`).
@@ -156,6 +160,11 @@ impl Selection {
     /// The full names of all selected variables, in the order of the modules.
     pub fn variables(&self) -> impl Iterator<Item = &str> {
         self.modules.iter().flat_map(|module| module.variables.iter().map(String::as_str))
+    }
+
+    /// Whether `exclude_modules` was given and matched no module: most likely a slip, and PEFT warns of it.
+    pub fn excludes_nothing(&self) -> bool {
+        self.idle_excludes
     }
 
     /// `config` with explicit `target_modules` that make PEFT select exactly these modules, without a warning.

@@ -2,20 +2,24 @@
 
 `describe FILE` writes, for every architecture below, what its module tree is (from a model without weights): tensors
 with shapes, the norms that have parameters, and the modules that PEFT tunes by its own table.
-`select FILE` reads configurations of ours and prints the modules that PEFT tunes with them.
+`save DIR` writes each as a model directory, with the names that transformers gives tensors on disk; all but vectors are
+shrunk to one element. `select FILE` reads configurations of ours and prints the modules that PEFT tunes with them.
 """
 
 import json
 import re
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 import transformers
 from peft import LNTuningConfig
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING as TABLE
 from peft.tuners.ln_tuning import LNTuningModel
+from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING
+from transformers.core_model_loading import revert_weight_conversion
 
 transformers.logging.set_verbosity_error()
 warnings.simplefilter("ignore")
@@ -126,6 +130,20 @@ def describe(path):
         json.dump(dict(rows=rows, table=sorted(TABLE)), file)
 
 
+def save(root):
+    for name, model_type, auto, changes in models():
+        model = build(model_type, auto, changes)
+        folder = Path(root) / name
+        model.config.save_pretrained(folder)
+        tensors = {}
+        tied = set(model.all_tied_weights_keys)
+        for key, tensor in revert_weight_conversion(model, model.state_dict()).items():
+            if key not in tied:
+                shape = tensor.shape if tensor.ndim < 2 or "norm" in key else [1] * tensor.ndim
+                tensors[key] = torch.zeros(shape, dtype=tensor.dtype)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def select(path):
     with open(path) as file:
         configs = json.load(file)
@@ -137,4 +155,4 @@ def select(path):
 
 
 if __name__ == "__main__":
-    {"describe": describe, "select": select}[sys.argv[1]](sys.argv[2])
+    {"describe": describe, "save": save, "select": select}[sys.argv[1]](sys.argv[2])

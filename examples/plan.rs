@@ -1,0 +1,89 @@
+//! Which tensors of a model would train: from names and shapes alone, for any architecture.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::{LnTuningConfig, Norms, Selection};
+use serde_json::json;
+
+/// Show which tensors of a model LayerNorm tuning would train.
+#[derive(Parser)]
+struct Args {
+    /// A directory with config.json and safetensors; weights are not read
+    #[arg(long, value_name = "MODEL_DIR")]
+    model: PathBuf,
+    /// An adapter's configuration, JSON or YAML. Default: no target_modules, so that the architecture decides
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Which norms, where the configuration names no target_modules
+    #[arg(long, value_enum, default_value_t = Choice::All)]
+    norms: Choice,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Choice {
+    /// Those that PEFT tunes for this model type
+    Peft,
+    /// Every norm of the architecture
+    All,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let files = ModelFiles::open(&args.model)?;
+    let config = match &args.config {
+        Some(path) => LnTuningConfig::from_file(path)?,
+        None => LnTuningConfig::default(),
+    };
+    let norms = match args.norms {
+        Choice::Peft => Norms::Peft,
+        Choice::All => Norms::All,
+    };
+    let variables = files.variables();
+    let selection = Selection::new(&variables, &config, files.model_type(), norms)?;
+    let modules: Vec<&str> =
+        selection.modules().iter().map(|module| module.path.as_str()).collect();
+    let tensors: Vec<&str> = selection.variables().collect();
+    let numel = |shape: &[i64]| shape.iter().product::<i64>();
+    let parameters = || variables.iter().filter(|variable| variable.is_parameter);
+    let total: i64 = parameters().map(|variable| numel(&variable.shape)).sum();
+    let chosen = |name: &str| tensors.contains(&name);
+    let tuned = parameters().filter(|variable| chosen(&variable.name));
+    let trainable: i64 = tuned.map(|variable| numel(&variable.shape)).sum();
+    let percent = 100. * trainable as f64 / total.max(1) as f64;
+    if args.json {
+        let plan = json!({
+            "model_type": files.model_type(),
+            "modules": modules,
+            "tensors": tensors,
+            "trainable": trainable,
+            "total": total,
+            "percent": percent,
+        });
+        println!("{plan:#}");
+        return Ok(());
+    }
+    let width = tensors.iter().map(|name| name.len()).max().unwrap_or(0);
+    for variable in variables.iter().filter(|variable| chosen(&variable.name)) {
+        println!("{:<width$} {:?} {:?}", variable.name, variable.shape, variable.kind);
+    }
+    let model_type = files.model_type().unwrap_or("unknown model type");
+    println!("\n{model_type}: {} modules, {} tensors", modules.len(), tensors.len());
+    println!("trainable: {trainable} of {total} ({percent:.4} %)");
+    Ok(())
+}
