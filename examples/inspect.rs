@@ -68,7 +68,7 @@ fn compare(saved: &SavedAdapter, args: &Args, base: &PathBuf) -> Result<AdapterD
     let model_type = files.model_type();
     let selection = Selection::new(&files.variables(), &saved.config, model_type, Norms::Peft)?;
     let tuned: Vec<&str> = selection.variables().collect();
-    let vs = files.var_store(Device::Cpu, |name| tuned.contains(&name))?;
+    let vs = files.var_store(Device::Cpu, None, |name| tuned.contains(&name))?;
     let mut adapter = AdapterOptions::default();
     if let Some(model_type) = model_type {
         adapter = adapter.model_type(model_type);

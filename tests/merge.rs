@@ -67,7 +67,7 @@ fn merging_gives_what_peft_gives_bit_for_bit() {
 
         // The same weights as with the adapter attached to the base, without model code.
         let files = ModelFiles::open(&base).unwrap();
-        let vs = files.var_store(Device::Cpu, |_| true).unwrap();
+        let vs = files.var_store(Device::Cpu, None, |_| true).unwrap();
         assert_eq!(vs.len(), files.variables().len());
         let options = ln_tuning::AdapterOptions::default().model_type(files.model_type().unwrap());
         let options = LoadOptions::default().adapter(options);

@@ -51,7 +51,7 @@ fn logits_and_gradients_are_those_of_transformers() {
 fn a_configuration_that_cannot_be_computed_is_refused() {
     for (json, kind) in [
         (r#"{"model_type": "deit"}"#, ErrorKind::Unsupported),
-        (r#"{"hidden_act": "silu"}"#, ErrorKind::Unsupported),
+        (r#"{"hidden_act": "mish"}"#, ErrorKind::Unsupported),
         (r#"{"hidden_size": 10, "num_attention_heads": 3}"#, ErrorKind::InvalidConfig),
         (r#"{"image_size": 30, "patch_size": 16}"#, ErrorKind::InvalidConfig),
         (r#"{"patch_size": 0}"#, ErrorKind::InvalidConfig),

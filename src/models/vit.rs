@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::nn::{self, Init, ModuleT, Path};
 use tch::Tensor;
 
+use super::activation::Activation;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The fields of a ViT's `config.json` that shape it. Others are not looked at, as they change no computation.
@@ -21,7 +22,7 @@ pub struct ViTConfig {
     pub num_attention_heads: i64,
     /// Width of the MLP's inner layer.
     pub intermediate_size: i64,
-    /// The MLP's activation: `gelu`, `gelu_new`, `gelu_pytorch_tanh` or `relu`.
+    /// The MLP's activation: `gelu`, `gelu_new`, `gelu_pytorch_tanh`, `relu` or `silu`.
     pub hidden_act: String,
     /// Added to the variance in every LayerNorm.
     pub layer_norm_eps: f64,
@@ -131,7 +132,7 @@ impl ViTConfig {
                 ));
             }
         }
-        Activation::named(&self.hidden_act).map(drop)
+        Activation::named(&self.hidden_act, "hidden_act").map(drop)
     }
 }
 
@@ -261,7 +262,7 @@ impl Block {
             layernorm_after: LayerNorm::new(&(path / "layernorm_after"), config)?,
             fc1: linear(&(&mlp / "fc1"), size, inner, true, init),
             fc2: linear(&(&mlp / "fc2"), inner, size, true, init),
-            activation: Activation::named(&config.hidden_act)?,
+            activation: Activation::named(&config.hidden_act, "hidden_act")?,
             heads: config.num_attention_heads,
             dropout: config.hidden_dropout_prob,
             attention_dropout: config.attention_probs_dropout_prob,
@@ -314,35 +315,6 @@ impl LayerNorm {
     fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
         let shape = self.weight.size();
         Ok(hidden.f_layer_norm(&shape, Some(&self.weight), Some(&self.bias), self.eps, true)?)
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Activation {
-    Gelu,
-    GeluTanh,
-    Relu,
-}
-
-impl Activation {
-    fn named(name: &str) -> Result<Self> {
-        match name {
-            "gelu" => Ok(Activation::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
-            "relu" => Ok(Activation::Relu),
-            other => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("'hidden_act' is '{other}', expected 'gelu', 'gelu_new', 'gelu_pytorch_tanh' or 'relu'"),
-            )),
-        }
-    }
-
-    fn apply(self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Activation::Gelu => Ok(x.f_gelu("none")?),
-            Activation::GeluTanh => Ok(x.f_gelu("tanh")?),
-            Activation::Relu => Ok(x.f_relu()?),
-        }
     }
 }
 

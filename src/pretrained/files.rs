@@ -194,8 +194,9 @@ impl ModelFiles {
         Ok(Tensor::f_from_data_size(&bytes, &place.shape, kind)?)
     }
 
-    /// A `VarStore` with one variable per tensor that `wanted` accepts, without any model code: enough to attach
-    /// adapters, to compare them with the base, and to save.
+    /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: each as on
+    /// disk; integers stay what they are). Without any model code that is enough to attach adapters, to compare them
+    /// with the base, and to save.
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor).
@@ -203,15 +204,25 @@ impl ModelFiles {
     /// ```no_run
     /// use ln_tuning::{pretrained::ModelFiles, LnTuningModel};
     /// let files = ModelFiles::open("llama")?;
-    /// let vs = files.var_store(tch::Device::Cpu, |name| name.contains("norm"))?;
+    /// let vs = files.var_store(tch::Device::Cpu, None, |name| name.contains("norm"))?;
     /// let tuned = LnTuningModel::from_pretrained(&vs, "adapter")?;
     /// println!("{}", tuned.diff("default", None)?);
     /// # Ok::<(), ln_tuning::Error>(())
     /// ```
-    pub fn var_store(&self, device: Device, wanted: impl Fn(&str) -> bool) -> Result<VarStore> {
+    pub fn var_store(
+        &self,
+        device: Device,
+        kind: impl Into<Option<Kind>>,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<VarStore> {
+        let kind = kind.into();
         let vs = VarStore::new(device);
         for place in self.tensors.iter().filter(|tensor| wanted(&tensor.name)) {
             let tensor = self.tensor(&place.name)?.f_to_device(device)?;
+            let tensor = match kind {
+                Some(kind) if tensor.is_floating_point() => tensor.f_to_kind(kind)?,
+                _ => tensor,
+            };
             let parameter = is_parameter(&place.name, tensor.f_kind()?);
             let (module, last) = place.name.rsplit_once('.').unwrap_or(("", &place.name));
             let segments = module.split('.').filter(|segment| !segment.is_empty());

@@ -1,0 +1,102 @@
+//! Rotary position embeddings: tables of cosines and sines, and their application.
+
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// How the angles grow with the position.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Rope {
+    theta: f64,
+    scaling: Scaling,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Scaling {
+    None,
+    Linear { factor: f64 },
+    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
+}
+
+impl Rope {
+    /// Reads `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` of before.
+    pub(super) fn from_config(config: &Value) -> Result<Self> {
+        let parameters = ["rope_parameters", "rope_scaling"];
+        let parameters =
+            parameters.iter().filter_map(|key| config.get(key)).find(|v| v.is_object());
+        let parameters = parameters.cloned().unwrap_or(Value::Null);
+        let number = |key: &str| parameters.get(key).and_then(Value::as_f64);
+        let needed = |key: &str| {
+            number(key).ok_or_else(|| {
+                let message = format!("'{key}' is missing in the rope parameters, or not a number");
+                Error::new(ErrorKind::InvalidConfig, message)
+            })
+        };
+        let theta = number("rope_theta").or(config.get("rope_theta").and_then(Value::as_f64));
+        let kind = parameters.get("rope_type").or(parameters.get("type")).and_then(Value::as_str);
+        let scaling = match kind.unwrap_or("default") {
+            "default" => Scaling::None,
+            "linear" => Scaling::Linear { factor: needed("factor")? },
+            "llama3" => Scaling::Llama3 {
+                factor: needed("factor")?,
+                low: needed("low_freq_factor")?,
+                high: needed("high_freq_factor")?,
+                original: needed("original_max_position_embeddings")?,
+            },
+            other => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("rope_type is '{other}', expected 'default', 'linear' or 'llama3'"),
+                ));
+            }
+        };
+        Ok(Rope { theta: theta.unwrap_or(10_000.), scaling })
+    }
+
+    /// Cosines and sines `[length, head_dim]` of the positions from `start` on.
+    pub(super) fn tables(
+        &self,
+        head_dim: i64,
+        start: i64,
+        length: i64,
+        kind: Kind,
+        device: Device,
+    ) -> Result<(Tensor, Tensor)> {
+        let half = (0..head_dim / 2).map(|i| {
+            let frequency = self.theta.powf(-2. * i as f64 / head_dim as f64);
+            self.scaled(frequency) as f32
+        });
+        let frequencies = Tensor::f_from_slice(&half.collect::<Vec<f32>>())?.f_to_device(device)?;
+        let positions = Tensor::f_arange_start(start, start + length, (Kind::Float, device))?;
+        let angles = positions.f_outer(&frequencies)?;
+        let angles = Tensor::f_cat(&[&angles, &angles], -1)?;
+        Ok((angles.f_cos()?.f_to_kind(kind)?, angles.f_sin()?.f_to_kind(kind)?))
+    }
+
+    fn scaled(&self, frequency: f64) -> f64 {
+        match self.scaling {
+            Scaling::None => frequency,
+            Scaling::Linear { factor } => frequency / factor,
+            // Long waves are slowed down, short ones left, those between blended (Llama 3.1).
+            Scaling::Llama3 { factor, low, high, original } => {
+                let wave = 2. * std::f64::consts::PI / frequency;
+                if wave < original / high {
+                    frequency
+                } else if wave > original / low {
+                    frequency / factor
+                } else {
+                    let smooth = (original / wave - low) / (high - low);
+                    (1. - smooth) * frequency / factor + smooth * frequency
+                }
+            }
+        }
+    }
+}
+
+/// Turns `[batch, heads, length, head_dim]` by the angles of the positions.
+pub(super) fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
+    let halves = x.f_chunk(2, -1)?;
+    let turned = Tensor::f_cat(&[halves[1].f_neg()?, halves[0].shallow_clone()], -1)?;
+    Ok(x.f_mul(cos)?.f_add(&turned.f_mul(sin)?)?)
+}

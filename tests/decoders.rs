@@ -1,0 +1,140 @@
+//! Decoders compute what transformers computes, forwards and backwards.
+
+mod common;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use ln_tuning::models::{Decoder, DecoderConfig};
+use ln_tuning::{ErrorKind, LnTuningConfig, LnTuningModel};
+use serde_json::json;
+use tch::{nn::VarStore, Device, Kind, Tensor};
+
+fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a - b).abs().max().double_value(&[])
+}
+
+fn open(dir: &Path) -> (VarStore, Decoder) {
+    Decoder::from_pretrained(dir, Device::Cpu, None).unwrap()
+}
+
+#[test]
+fn logits_and_gradients_are_those_of_transformers() {
+    tch::set_num_threads(1);
+    let dir = tempfile::tempdir().unwrap();
+    common::run_python("decoders.py", &[dir.path().to_str().unwrap()]);
+    let mut cases = 0;
+    for case in std::fs::read_dir(dir.path()).unwrap() {
+        let case = case.unwrap().path();
+        let reference: HashMap<String, Tensor> =
+            Tensor::read_safetensors(case.join("reference.st")).unwrap().into_iter().collect();
+        let ids = &reference["input_ids"];
+        for side in ["right", "left", "none"] {
+            let (vs, model) = open(&case);
+            let mask = &reference[&format!("{side}.mask")];
+            let given = (side != "none").then_some(mask);
+            let logits = model.logits(ids, given, false).unwrap();
+            let shown = mask.unsqueeze(-1).to_kind(Kind::Float);
+            let expected = &reference[&format!("{side}.logits")] * &shown;
+            let off = difference(&(&logits * &shown), &expected);
+            assert!(off <= 1e-4, "{case:?} {side}: logits are {off} off");
+            assert!(expected.abs().max().double_value(&[]) > 0.1);
+            (&logits * &shown).square().mean(Kind::Float).backward();
+            for (name, variable) in vs.variables() {
+                let expected = &reference[&format!("{side}.grad.{name}")];
+                let scale = expected.abs().max().double_value(&[]).max(1.);
+                let off = difference(&variable.grad(), expected) / scale;
+                assert!(off <= 1e-4, "{case:?} {side}: the gradient of {name} is {off} off");
+            }
+        }
+        tune(&case, ids);
+        cases += 1;
+    }
+    assert_eq!(cases, 12);
+    refusals(dir.path());
+}
+
+/// LN tuning of the checkpoint in bf16: the loss falls, and PEFT's table picks the norms.
+fn tune(case: &Path, ids: &Tensor) {
+    let (vs, model) = Decoder::from_pretrained(case, Device::Cpu, Kind::BFloat16).unwrap();
+    assert!(vs.variables().values().all(|tensor| tensor.kind() == Kind::BFloat16));
+    let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
+    let loss = || {
+        let logits = model.logits(&ids.narrow(1, 0, 10), None, true).unwrap();
+        let targets = ids.narrow(1, 1, 10).reshape([-1]);
+        logits.to_kind(Kind::Float).view([-1, 64]).cross_entropy_for_logits(&targets)
+    };
+    let mut opt = tuned.optimizer(ln_tuning::AdamW::default(), 1e-2).unwrap();
+    let first = loss().double_value(&[]);
+    for _ in 0..10 {
+        opt.backward_step_clip_norm(&loss(), 1.).unwrap();
+    }
+    assert!(loss().double_value(&[]) < first - 0.01, "{case:?}: the loss falls");
+}
+
+/// Checkpoints that are not what they should be.
+fn refusals(dir: &Path) {
+    let case = dir.join("qwen3");
+    let config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(case.join("config.json")).unwrap()).unwrap();
+    let with = |changes: &[(&str, serde_json::Value)]| {
+        let mut changed = config.clone();
+        for (key, value) in changes {
+            changed[*key] = value.clone();
+        }
+        std::fs::write(case.join("config.json"), changed.to_string()).unwrap();
+        Decoder::from_pretrained(&case, Device::Cpu, None).map(drop).unwrap_err()
+    };
+    for (changes, kind) in [
+        (
+            vec![("num_hidden_layers", json!(4)), ("layer_types", json!(null))],
+            ErrorKind::MissingKeys,
+        ),
+        (vec![("num_hidden_layers", json!(2))], ErrorKind::UnexpectedKeys),
+        (vec![("intermediate_size", json!(47))], ErrorKind::ShapeMismatch),
+        (vec![("model_type", json!("bert"))], ErrorKind::Unsupported),
+        (vec![("hidden_act", json!("mish"))], ErrorKind::Unsupported),
+        (vec![("rope_parameters", json!({"rope_type": "yarn"}))], ErrorKind::Unsupported),
+        (vec![("rope_parameters", json!({"rope_type": "linear"}))], ErrorKind::InvalidConfig),
+        (vec![("quantization_config", json!({"bits": 4}))], ErrorKind::Unsupported),
+        (vec![("hidden_size", json!(null))], ErrorKind::InvalidConfig),
+        (vec![("num_key_value_heads", json!(3))], ErrorKind::InvalidConfig),
+        (vec![("layer_types", json!(["chunked_attention"]))], ErrorKind::Unsupported),
+    ] {
+        let error = with(&changes);
+        assert_eq!(error.kind(), kind, "{changes:?}: {error}");
+    }
+    std::fs::write(case.join("config.json"), config.to_string()).unwrap();
+    let (_, model) = open(&case);
+    let ids = Tensor::zeros([2, 3], (Kind::Int64, Device::Cpu));
+    for (ids, mask) in [(ids.get(0), None), (ids.shallow_clone(), Some(ids.narrow(1, 0, 2)))] {
+        let error = model.logits(&ids, mask.as_ref(), false).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ShapeMismatch);
+    }
+    assert_eq!(model.logits(&(ids + 64), None, false).unwrap_err().kind(), ErrorKind::Torch);
+}
+
+#[test]
+fn a_model_can_be_made_without_a_checkpoint() {
+    let config = json!({
+        "model_type": "llama", "vocab_size": 20, "hidden_size": 8, "intermediate_size": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 2,
+    });
+    let config = DecoderConfig::from_value(&config).unwrap();
+    let vs = VarStore::new(Device::Cpu);
+    let model = Decoder::new(&vs.root(), &config).unwrap();
+    assert_eq!(vs.len(), 2 * 9 + 3);
+    let ids = Tensor::arange(6, (Kind::Int64, Device::Cpu)).view([2, 3]);
+    assert_eq!(model.logits(&ids, None, false).unwrap().size(), [2, 3, 20]);
+    // A second model on the same variables is the same model.
+    let again = Decoder::new(&vs.root(), &config).unwrap();
+    assert_eq!(vs.len(), 2 * 9 + 3);
+    assert_eq!(
+        difference(
+            &again.logits(&ids, None, false).unwrap(),
+            &model.logits(&ids, None, false).unwrap()
+        ),
+        0.
+    );
+}
