@@ -51,7 +51,7 @@ fn logits_and_gradients_are_those_of_transformers() {
         tune(&case, ids);
         cases += 1;
     }
-    assert_eq!(cases, 12);
+    assert_eq!(cases, 18);
     refusals(dir.path());
 }
 

@@ -5,8 +5,8 @@ use std::path::Path as FilePath;
 use tch::nn::{Init, Path, VarStore};
 use tch::{Device, Kind, Tensor};
 
-use super::decoder_config::DecoderConfig;
-use super::rope::rotate;
+use super::decoder_config::{DecoderConfig, NormPlaces, QkNorm};
+use super::rope::{rotate, Rope};
 use super::weights::Weights;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pretrained::ModelFiles;
@@ -27,23 +27,29 @@ pub struct Decoder {
 #[derive(Debug)]
 struct Layer {
     attention: Attention,
-    gate: Linear,
-    up: Linear,
+    /// Gate and up.
+    inner: Projections,
     down: Linear,
-    before_attention: Norm,
+    before_attention: Option<Norm>,
     after_attention: Option<Norm>,
-    before_mlp: Norm,
+    before_mlp: Option<Norm>,
     after_mlp: Option<Norm>,
+}
+
+/// Several linear layers of one input: a matrix each, or one matrix for all with the widths of the parts.
+#[derive(Debug)]
+enum Projections {
+    Apart(Vec<Linear>),
+    Fused(Linear, Vec<i64>),
 }
 
 #[derive(Debug)]
 struct Attention {
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    qkv: Projections,
     o: Linear,
     qk_norms: Option<(Norm, Norm)>,
     window: Option<i64>,
+    rope: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -62,7 +68,8 @@ struct Norm {
 
 /// What all layers share in one pass.
 struct Pass<'a> {
-    angles: (Tensor, Tensor),
+    /// Per rope.
+    angles: Vec<(Tensor, Tensor)>,
     /// `[batch, length]`, true where there is a token; `None`: everywhere.
     tokens: Option<&'a Tensor>,
     train: bool,
@@ -176,15 +183,15 @@ impl Decoder {
         }
         let config = &self.config;
         let mut hidden = Tensor::f_embedding(&self.embed, input_ids, -1, false, false)?;
-        if config.scaled_embeddings {
+        if config.embedding_scale != 1. {
             // Rounded to the model's kind first, as the reference does.
-            let factor =
-                Tensor::from((config.hidden_size as f64).sqrt()).f_to_kind(hidden.f_kind()?)?;
+            let factor = Tensor::from(config.embedding_scale).f_to_kind(hidden.f_kind()?)?;
             hidden = hidden.f_mul_scalar(factor.f_double_value(&[])?)?;
         }
         let tokens = attention_mask.map(|mask| mask.f_to_kind(Kind::Bool)).transpose()?;
         let (kind, device) = (hidden.f_kind()?, hidden.device());
-        let angles = config.rope.tables(config.head_dim, 0, size[1], kind, device)?;
+        let tables = |rope: &Rope| rope.tables(config.rotary_dim, 0, size[1], kind, device);
+        let angles = config.ropes.iter().map(tables).collect::<Result<_>>()?;
         let pass = Pass { angles, tokens: tokens.as_ref(), train };
         for layer in &self.layers {
             hidden = layer.forward(&hidden, &pass, config)?;
@@ -203,7 +210,9 @@ impl Decoder {
         train: bool,
     ) -> Result<Tensor> {
         let hidden = self.hidden_states(input_ids, attention_mask, train)?;
-        capped(hidden.f_linear(&self.head, None::<&Tensor>)?, self.config.logit_cap)
+        let logits = hidden.f_linear(&self.head, None::<&Tensor>)?;
+        let logits = scaled(logits, 1. / self.config.logit_divisor)?;
+        capped(logits, self.config.logit_cap)
     }
 }
 
@@ -215,34 +224,60 @@ impl Layer {
             Linear::build(weights, config, &name(part), from, to, bias)
         };
         let norm = |part: &str| Norm::build(weights, config, &name(part), size);
-        let head_norm = |part: &str| Norm::build(weights, config, &name(part), config.head_dim);
+        let sized_norm = |part: &str, size| Norm::build(weights, config, &name(part), size);
         let (wide, narrow) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let after = norm("post_attention_layernorm")?;
-        let (after_attention, before_mlp, after_mlp) = match config.sandwich {
-            true => (
-                Some(after),
+        let norm = |part: &str| norm(part).map(Some);
+        let (before_attention, after_attention, before_mlp, after_mlp) = match config.norms {
+            NormPlaces::Before => {
+                (norm("input_layernorm")?, None, norm("post_attention_layernorm")?, None)
+            }
+            NormPlaces::After => {
+                (None, norm("post_attention_layernorm")?, None, norm("post_feedforward_layernorm")?)
+            }
+            NormPlaces::Both => (
+                norm("input_layernorm")?,
+                norm("post_attention_layernorm")?,
                 norm("pre_feedforward_layernorm")?,
-                Some(norm("post_feedforward_layernorm")?),
+                norm("post_feedforward_layernorm")?,
             ),
-            false => (None, after, None),
         };
-        let qk_norms = match config.qk_norm {
-            true => Some((head_norm("self_attn.q_norm")?, head_norm("self_attn.k_norm")?)),
-            false => None,
+        let qk_norms = |q: i64, k: i64| -> Result<Option<(Norm, Norm)>> {
+            Ok(Some((sized_norm("self_attn.q_norm", q)?, sized_norm("self_attn.k_norm", k)?)))
+        };
+        let (qkv, inner_layers) = match config.fused {
+            true => {
+                let (all, both) = (vec![wide, narrow, narrow], vec![inner, inner]);
+                let qkv = linear("self_attn.qkv_proj", size, all.iter().sum(), config.qkv_bias)?;
+                let gate_up = linear("mlp.gate_up_proj", size, 2 * inner, config.mlp_bias)?;
+                (Projections::Fused(qkv, all), Projections::Fused(gate_up, both))
+            }
+            false => (
+                Projections::Apart(vec![
+                    linear("self_attn.q_proj", size, wide, config.qkv_bias)?,
+                    linear("self_attn.k_proj", size, narrow, config.qkv_bias)?,
+                    linear("self_attn.v_proj", size, narrow, config.qkv_bias)?,
+                ]),
+                Projections::Apart(vec![
+                    linear("mlp.gate_proj", size, inner, config.mlp_bias)?,
+                    linear("mlp.up_proj", size, inner, config.mlp_bias)?,
+                ]),
+            ),
         };
         Ok(Layer {
             attention: Attention {
-                q: linear("self_attn.q_proj", size, wide, config.qkv_bias)?,
-                k: linear("self_attn.k_proj", size, narrow, config.qkv_bias)?,
-                v: linear("self_attn.v_proj", size, narrow, config.qkv_bias)?,
+                qkv,
                 o: linear("self_attn.o_proj", wide, size, config.o_bias)?,
-                qk_norms,
+                qk_norms: match config.qk_norm {
+                    QkNorm::None => None,
+                    QkNorm::Heads => qk_norms(config.head_dim, config.head_dim)?,
+                    QkNorm::Whole => qk_norms(wide, narrow)?,
+                },
                 window: config.windows[layer as usize],
+                rope: config.layer_ropes[layer as usize],
             },
-            gate: linear("mlp.gate_proj", size, inner, config.mlp_bias)?,
-            up: linear("mlp.up_proj", size, inner, config.mlp_bias)?,
+            inner: inner_layers,
             down: linear("mlp.down_proj", inner, size, config.mlp_bias)?,
-            before_attention: norm("input_layernorm")?,
+            before_attention,
             after_attention,
             before_mlp,
             after_mlp,
@@ -250,33 +285,60 @@ impl Layer {
     }
 
     fn forward(&self, hidden: &Tensor, pass: &Pass, config: &DecoderConfig) -> Result<Tensor> {
-        let attended =
-            self.attention.forward(&self.before_attention.forward(hidden)?, pass, config)?;
-        let attended = optional(&self.after_attention, attended)?;
-        let hidden = hidden.f_add(&attended)?;
-        let inner = self.before_mlp.forward(&hidden)?;
-        let gate = config.activation.apply(&self.gate.forward(&inner)?)?;
-        let out = self.down.forward(&gate.f_mul(&self.up.forward(&inner)?)?)?;
-        Ok(hidden.f_add(&optional(&self.after_mlp, out)?)?)
+        let attended = optional(&self.before_attention, hidden)?;
+        let attended = self.attention.forward(&attended, pass, config)?;
+        let attended = optional(&self.after_attention, &attended)?;
+        let hidden = hidden.f_add(&scaled(attended, config.residual_scale)?)?;
+        let inner = self.inner.forward(&optional(&self.before_mlp, &hidden)?)?;
+        let gate = config.activation.apply(&inner[0])?;
+        let out = self.down.forward(&gate.f_mul(&inner[1])?)?;
+        let out = optional(&self.after_mlp, &out)?;
+        Ok(hidden.f_add(&scaled(out, config.residual_scale)?)?)
     }
 }
 
-fn optional(norm: &Option<Norm>, x: Tensor) -> Result<Tensor> {
-    norm.as_ref().map_or(Ok(x.shallow_clone()), |norm| norm.forward(&x))
+impl Projections {
+    fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
+        match self {
+            Projections::Apart(layers) => layers.iter().map(|layer| layer.forward(x)).collect(),
+            Projections::Fused(layer, widths) => {
+                Ok(layer.forward(x)?.f_split_with_sizes(widths, -1)?)
+            }
+        }
+    }
+}
+
+fn optional(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
+    norm.as_ref().map_or(Ok(x.shallow_clone()), |norm| norm.forward(x))
+}
+
+fn scaled(x: Tensor, factor: f64) -> Result<Tensor> {
+    match factor == 1. {
+        true => Ok(x),
+        false => Ok(x.f_mul_scalar(factor)?),
+    }
 }
 
 impl Attention {
     fn forward(&self, hidden: &Tensor, pass: &Pass, config: &DecoderConfig) -> Result<Tensor> {
         let (batch, length, _) = hidden.size3()?;
-        let split = |x: Tensor, heads: i64| x.f_view([batch, length, heads, config.head_dim]);
-        let mut q = split(self.q.forward(hidden)?, config.heads)?;
-        let mut k = split(self.k.forward(hidden)?, config.kv_heads)?;
-        let v = split(self.v.forward(hidden)?, config.kv_heads)?.f_transpose(1, 2)?;
-        if let Some((q_norm, k_norm)) = &self.qk_norms {
-            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
-        }
-        let q = rotate(&q.f_transpose(1, 2)?, &pass.angles)?;
-        let k = rotate(&k.f_transpose(1, 2)?, &pass.angles)?;
+        let norm = |x: &Tensor, norm: fn(&(Norm, Norm)) -> &Norm, when: QkNorm| match &self.qk_norms
+        {
+            Some(norms) if config.qk_norm == when => norm(norms).forward(x),
+            _ => Ok(x.shallow_clone()),
+        };
+        let heads =
+            |x: &Tensor, heads: i64, which: Option<fn(&(Norm, Norm)) -> &Norm>| -> Result<Tensor> {
+                let split = [batch, length, heads, config.head_dim];
+                let Some(which) = which else { return Ok(x.f_reshape(split)?.f_transpose(1, 2)?) };
+                let x = norm(x, which, QkNorm::Whole)?.f_reshape(split)?;
+                let x = norm(&x, which, QkNorm::Heads)?.f_transpose(1, 2)?;
+                self.rope.map_or(Ok(x.shallow_clone()), |rope| rotate(&x, &pass.angles[rope]))
+            };
+        let qkv = self.qkv.forward(hidden)?;
+        let q = heads(&qkv[0], config.heads, Some(|norms| &norms.0))?;
+        let k = heads(&qkv[1], config.kv_heads, Some(|norms| &norms.1))?;
+        let v = heads(&qkv[2], config.kv_heads, None)?;
         let mask = self.mask(length, pass, hidden.device())?;
         let dropout = if pass.train { config.attention_dropout } else { 0. };
         let grouped = config.heads != config.kv_heads;

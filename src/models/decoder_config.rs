@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// The shape and the options of a decoder-only language model, read from a `config.json` of transformers.
 ///
 /// Families: `llama` (llama-3 and linear rope scaling), `mistral` (sliding window), `qwen2`, `qwen3`, `gemma`, `gemma2`
-/// (soft caps, sliding window).
+/// (soft caps, sliding window), `gemma3_text`, `granite`, `olmo2`, `phi3`, `smollm3`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     pub(super) model_type: String,
@@ -22,19 +22,27 @@ pub struct DecoderConfig {
     pub(super) head_dim: i64,
     pub(super) norm_eps: f64,
     pub(super) activation: Activation,
-    pub(super) rope: Rope,
+    pub(super) ropes: Vec<Rope>,
+    /// Per layer, which of `ropes` turns queries and keys; `None`: they are not turned.
+    pub(super) layer_ropes: Vec<Option<usize>>,
+    /// How many dimensions of a head are turned.
+    pub(super) rotary_dim: i64,
     pub(super) tied: bool,
     pub(super) qkv_bias: bool,
     pub(super) o_bias: bool,
     pub(super) mlp_bias: bool,
-    /// Norms of queries and keys, per head.
-    pub(super) qk_norm: bool,
+    pub(super) qk_norm: QkNorm,
+    /// Queries, keys and values come from one matrix, gate and up from another.
+    pub(super) fused: bool,
     /// Norm weights count from 1: y · (1 + w).
     pub(super) zero_centred: bool,
-    /// Norms before and after attention and MLP.
-    pub(super) sandwich: bool,
-    /// Embeddings are multiplied with √hidden_size.
-    pub(super) scaled_embeddings: bool,
+    pub(super) norms: NormPlaces,
+    /// What embeddings are multiplied with.
+    pub(super) embedding_scale: f64,
+    /// What attention and MLP are multiplied with before they are added.
+    pub(super) residual_scale: f64,
+    /// What logits are divided by.
+    pub(super) logit_divisor: f64,
     /// What scores are multiplied with.
     pub(super) attention_scale: f64,
     pub(super) attention_cap: Option<f64>,
@@ -45,7 +53,39 @@ pub struct DecoderConfig {
     pub(super) initializer_range: f64,
 }
 
-const FAMILIES: [&str; 6] = ["gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3"];
+/// Whether queries and keys are normed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum QkNorm {
+    None,
+    /// Each head by itself.
+    Heads,
+    /// All heads together.
+    Whole,
+}
+
+/// Where the norms of a block stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NormPlaces {
+    /// Before attention and MLP.
+    Before,
+    /// Behind both.
+    After,
+    Both,
+}
+
+const FAMILIES: [&str; 11] = [
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "llama",
+    "mistral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+];
 
 impl DecoderConfig {
     /// Reads the parsed `config.json`.
@@ -71,7 +111,20 @@ impl DecoderConfig {
             return Err(Error::new(ErrorKind::Unsupported, "'pretraining_tp' is not 1"));
         }
         let gemma = model_type.starts_with("gemma");
-        let gemma2 = model_type == "gemma2";
+        if flag(config, "use_bidirectional_attention", false)? {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "'use_bidirectional_attention' is true",
+            ));
+        }
+        let later_gemma = ["gemma2", "gemma3_text"].contains(&model_type);
+        let granite = |key: &str| -> Result<f64> {
+            if model_type == "granite" {
+                number(config, key, 1.)
+            } else {
+                Ok(1.)
+            }
+        };
         let heads = integer(config, "num_attention_heads")?;
         let hidden_size = integer(config, "hidden_size")?;
         let head_dim = integer_or(config, "head_dim", hidden_size / heads.max(1))?;
@@ -86,12 +139,22 @@ impl DecoderConfig {
         // The first Gemma files say `gelu` and mean its approximation; transformers reads them so.
         let act = if gemma && act == "gelu" { "gelu_pytorch_tanh" } else { act };
         let attention_bias = flag(config, "attention_bias", false)?;
-        let query_scale = match gemma2 {
-            true => number(config, "query_pre_attn_scalar", 256.)?,
-            false => head_dim as f64,
+        let attention_scale = match model_type {
+            "granite" => granite("attention_multiplier")?,
+            _ if later_gemma => number(config, "query_pre_attn_scalar", 256.)?.powf(-0.5),
+            _ => (head_dim as f64).powf(-0.5),
         };
+        let windows = windows(config, model_type, layers)?;
+        let (ropes, layer_ropes) = ropes(config, model_type, &windows)?;
+        for key in ["resid_pdrop", "embd_pdrop"] {
+            if number(config, key, 0.)? != 0. {
+                return Err(Error::new(ErrorKind::Unsupported, format!("'{key}' is not 0")));
+            }
+        }
+        let partial = config.get("rope_parameters").unwrap_or(config);
+        let partial = number(partial, "partial_rotary_factor", 1.)?;
         let cap = |key: &str| -> Result<Option<f64>> {
-            match config.get(key).filter(|v| gemma2 && !v.is_null()) {
+            match config.get(key).filter(|v| later_gemma && !v.is_null()) {
                 Some(_) => number(config, key, 0.).map(Some),
                 None => Ok(None),
             }
@@ -107,19 +170,35 @@ impl DecoderConfig {
             head_dim,
             norm_eps: number(config, "rms_norm_eps", 1e-6)?,
             activation: Activation::named(act, key)?,
-            rope: Rope::from_config(config)?,
-            tied: flag(config, "tie_word_embeddings", gemma)?,
+            ropes,
+            layer_ropes,
+            rotary_dim: (head_dim as f64 * partial) as i64,
+            tied: flag(config, "tie_word_embeddings", gemma || model_type == "smollm3")?,
             qkv_bias: model_type == "qwen2" || attention_bias,
             o_bias: model_type != "qwen2" && attention_bias,
             mlp_bias: flag(config, "mlp_bias", false)?,
-            qk_norm: model_type == "qwen3",
+            qk_norm: match model_type {
+                "qwen3" | "gemma3_text" => QkNorm::Heads,
+                "olmo2" => QkNorm::Whole,
+                _ => QkNorm::None,
+            },
+            fused: model_type == "phi3",
             zero_centred: gemma,
-            sandwich: gemma2,
-            scaled_embeddings: gemma,
-            attention_scale: query_scale.powf(-0.5),
+            norms: match model_type {
+                "olmo2" => NormPlaces::After,
+                _ if later_gemma => NormPlaces::Both,
+                _ => NormPlaces::Before,
+            },
+            embedding_scale: match gemma {
+                true => (hidden_size as f64).sqrt(),
+                false => granite("embedding_multiplier")?,
+            },
+            residual_scale: granite("residual_multiplier")?,
+            logit_divisor: granite("logits_scaling")?,
+            attention_scale,
             attention_cap: cap("attn_logit_softcapping")?,
             logit_cap: cap("final_logit_softcapping")?,
-            windows: windows(config, model_type, layers)?,
+            windows,
             attention_dropout: number(config, "attention_dropout", 0.)?,
             initializer_range: number(config, "initializer_range", 0.02)?,
         };
@@ -149,8 +228,11 @@ impl DecoderConfig {
                 self.kv_heads, self.heads
             ));
         }
-        if self.head_dim % 2 != 0 {
-            return invalid(format!("'head_dim' is {}, expected an even number", self.head_dim));
+        if self.rotary_dim % 2 != 0 || self.rotary_dim <= 0 {
+            return invalid(format!(
+                "{} dimensions of a head are turned, expected an even number above 0",
+                self.rotary_dim
+            ));
         }
         Ok(self)
     }
@@ -195,8 +277,8 @@ fn flag(config: &Value, key: &str, default: bool) -> Result<bool> {
 /// Which layers see a window only: by `layer_types` where it stands, else by the family's habit.
 fn windows(config: &Value, model_type: &str, layers: i64) -> Result<Vec<Option<i64>>> {
     let used = match model_type {
-        "mistral" | "gemma2" => true,
-        "qwen2" | "qwen3" => flag(config, "use_sliding_window", false)?,
+        "mistral" | "gemma2" | "gemma3_text" | "phi3" => true,
+        "qwen2" | "qwen3" | "smollm3" => flag(config, "use_sliding_window", false)?,
         _ => false,
     };
     let window = match config.get("sliding_window") {
@@ -217,10 +299,58 @@ fn windows(config: &Value, model_type: &str, layers: i64) -> Result<Vec<Option<i
                     ));
                 }
                 None if model_type == "gemma2" => layer % 2 == 0,
+                None if model_type == "gemma3_text" => {
+                    (layer + 1) % integer_or(config, "sliding_window_pattern", 6)? != 0
+                }
+                None if model_type == "smollm3" => !turned(config, layer)?,
                 None if model_type.starts_with("qwen") => layer >= from,
                 None => true,
             };
             Ok(window.filter(|_| slides))
         })
         .collect()
+}
+
+/// SmolLM3 turns queries and keys in some layers only.
+fn turned(config: &Value, layer: i64) -> Result<bool> {
+    match config.get("no_rope_layers").and_then(Value::as_array) {
+        // Despite the name, 1 stands for layers with rope.
+        Some(layers) => Ok(layers.get(layer as usize).and_then(Value::as_i64) != Some(0)),
+        None => Ok((layer + 1) % integer_or(config, "no_rope_layer_interval", 4)?.max(1) != 0),
+    }
+}
+
+/// The ropes of a model and which layer uses which.
+fn ropes(
+    config: &Value,
+    model_type: &str,
+    windows: &[Option<i64>],
+) -> Result<(Vec<Rope>, Vec<Option<usize>>)> {
+    if model_type != "gemma3_text" {
+        let layers = (0..windows.len() as i64).map(|layer| {
+            let used = model_type != "smollm3" || turned(config, layer)?;
+            Ok(used.then_some(0))
+        });
+        return Ok((vec![Rope::from_config(config)?], layers.collect::<Result<_>>()?));
+    }
+    // Layers with a window have a rope of their own.
+    let nested = |key: &str| config.get("rope_parameters").and_then(|rope| rope.get(key));
+    let (full, sliding) = match (nested("full_attention"), nested("sliding_attention")) {
+        (Some(full), Some(sliding)) => (
+            Rope::from_config(&serde_json::json!({"rope_parameters": full}))?,
+            Rope::from_config(&serde_json::json!({"rope_parameters": sliding}))?,
+        ),
+        _ => {
+            let local = number(config, "rope_local_base_freq", 10_000.)?;
+            let full = number(config, "rope_theta", 1_000_000.)?;
+            let scaling = config.get("rope_scaling").cloned().unwrap_or(Value::Null);
+            let full = serde_json::json!({"rope_theta": full, "rope_scaling": scaling});
+            (
+                Rope::from_config(&full)?,
+                Rope::from_config(&serde_json::json!({"rope_theta": local}))?,
+            )
+        }
+    };
+    let layers = windows.iter().map(|window| Some(usize::from(window.is_some())));
+    Ok((vec![full, sliding], layers.collect()))
 }

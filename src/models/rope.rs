@@ -94,8 +94,14 @@ impl Rope {
     }
 }
 
-/// Turns `[batch, heads, length, head_dim]` by the angles of the positions.
+/// Turns `[batch, heads, length, head_dim]` by the angles of the positions; dimensions that have none stay.
 pub(super) fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
+    let (turned, whole) = (cos.size2()?.1, x.size4()?.3);
+    if turned < whole {
+        let parts = x.f_split_with_sizes([turned, whole - turned], -1)?;
+        let first = rotate(&parts[0], &(cos.shallow_clone(), sin.shallow_clone()))?;
+        return Ok(Tensor::f_cat(&[&first, &parts[1]], -1)?);
+    }
     let halves = x.f_chunk(2, -1)?;
     let turned = Tensor::f_cat(&[halves[1].f_neg()?, halves[0].shallow_clone()], -1)?;
     Ok(x.f_mul(cos)?.f_add(&turned.f_mul(sin)?)?)

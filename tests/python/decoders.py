@@ -32,6 +32,18 @@ CASES = {
     "qwen2_window": ("qwen2", dict(use_sliding_window=True, sliding_window=4, max_window_layers=1)),
     "qwen3": ("qwen3", dict(head_dim=8)),
     "gemma": ("gemma", dict(head_dim=16, tie_word_embeddings=True)),
+    "gemma3": ("gemma3_text", dict(
+        head_dim=16, query_pre_attn_scalar=20, sliding_window=4, layer_types=["sliding_attention"] * 2 + ["full_attention"],
+    )),
+    "granite": ("granite", dict(
+        embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.5, attention_multiplier=0.3,
+    )),
+    "olmo2": ("olmo2", {}),
+    "phi3": ("phi3", dict(sliding_window=6)),
+    "phi3_partial_rope": ("phi3", dict(
+        head_dim=8, rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5),
+    )),
+    "smollm3": ("smollm3", dict(no_rope_layer_interval=2)),
     "gemma2": ("gemma2", dict(head_dim=16, query_pre_attn_scalar=20, sliding_window=4)),
 }
 
