@@ -40,6 +40,7 @@ unit: # unit, integration (real PEFT among them) and documentation tests
 RUN := target/examples
 ARGS_quickstart := --base-epochs 1 --epochs 1 --out $(RUN)
 ARGS_inspect := $(RUN)/adapter --base $(RUN)/base --heatmap $(RUN)/heatmap.svg
+ARGS_verify := --help
 ARGS_plan := --model $(RUN)/base
 ARGS_merge := --base $(RUN)/base --adapter $(RUN)/adapter --out $(RUN)/merged
 EXAMPLES := $(patsubst examples/%/main.rs,%,$(wildcard examples/*/main.rs)) \

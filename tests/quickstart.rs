@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use ln_tuning::models::{ViTConfig, ViTForImageClassification};
+use ln_tuning::models::ViTForImageClassification;
 use ln_tuning::LnTuningModel;
 use serde_json::Value;
 use tch::{nn::VarStore, no_grad, Device, Kind, Tensor};
@@ -42,11 +42,7 @@ fn whole() -> &'static (PathBuf, Value) {
 
 fn load(dir: &Path) -> (VarStore, ViTForImageClassification) {
     tch::set_num_threads(1);
-    let config = ViTConfig::from_file(dir.join("config.json")).unwrap();
-    let mut vs = VarStore::new(Device::Cpu);
-    let model = ViTForImageClassification::new(&vs.root(), &config).unwrap();
-    vs.load(dir.join("model.safetensors")).unwrap();
-    (vs, model)
+    ViTForImageClassification::from_pretrained(dir, Device::Cpu, None).unwrap()
 }
 
 fn logits(model: &ViTForImageClassification, images: &Tensor) -> Tensor {

@@ -22,15 +22,11 @@ fn logits_and_gradients_are_those_of_transformers() {
     let mut cases = 0;
     for case in std::fs::read_dir(dir.path()).unwrap() {
         let case = case.unwrap().path();
-        let config = ViTConfig::from_file(case.join("config.json")).unwrap();
-        let mut vs = nn::VarStore::new(Device::Cpu);
-        let model = ViTForImageClassification::new(&vs.root(), &config).unwrap();
-        vs.load(case.join("weights.safetensors")).unwrap();
+        // On disk under their former names.
+        let (vs, model) =
+            ViTForImageClassification::from_pretrained(&case, Device::Cpu, None).unwrap();
         let reference: HashMap<String, Tensor> =
-            Tensor::read_safetensors(case.join("reference.safetensors"))
-                .unwrap()
-                .into_iter()
-                .collect();
+            Tensor::read_safetensors(case.join("reference.st")).unwrap().into_iter().collect();
         let logits = model.logits(&reference["images"], false).unwrap();
         assert!(difference(&logits, &reference["logits"]) <= 1e-5, "{case:?}");
         assert!(difference(&model.forward_t(&reference["images"], false), &logits) == 0.);

@@ -203,10 +203,7 @@ fn reload(
     target: &Set,
     device: Device,
 ) -> Result<(f64, f64)> {
-    let config = ViTConfig::from_file(base.join("config.json"))?;
-    let mut vs = VarStore::new(device);
-    let model = ViTForImageClassification::new(&vs.root(), &config)?;
-    vs.load(base.join("model.safetensors"))?;
+    let (vs, model) = ViTForImageClassification::from_pretrained(base, device, None)?;
     let base_accuracy = accuracy(&model, source)?;
     let _tuned = LnTuningModel::from_pretrained(&vs, adapter)?;
     Ok((base_accuracy, accuracy(&model, target)?))

@@ -5,9 +5,11 @@ use std::path::Path as FilePath;
 use tch::nn::{Init, Path, VarStore};
 use tch::{Device, Kind, Tensor};
 
+use super::attention::{capped, Attention, Pass};
 use super::decoder_config::{DecoderConfig, NormPlaces, QkNorm};
-use super::rope::{rotate, Rope};
-use super::weights::Weights;
+use super::parts::{Linear, Norm, Projections};
+use super::rope::Rope;
+use super::weights::{filled, Weights};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pretrained::ModelFiles;
 
@@ -34,45 +36,6 @@ struct Layer {
     after_attention: Option<Norm>,
     before_mlp: Option<Norm>,
     after_mlp: Option<Norm>,
-}
-
-/// Several linear layers of one input: a matrix each, or one matrix for all with the widths of the parts.
-#[derive(Debug)]
-enum Projections {
-    Apart(Vec<Linear>),
-    Fused(Linear, Vec<i64>),
-}
-
-#[derive(Debug)]
-struct Attention {
-    qkv: Projections,
-    o: Linear,
-    qk_norms: Option<(Norm, Norm)>,
-    window: Option<i64>,
-    rope: Option<usize>,
-}
-
-#[derive(Debug)]
-struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-}
-
-/// RMSNorm (arXiv 1910.07467).
-#[derive(Debug)]
-struct Norm {
-    weight: Tensor,
-    eps: f64,
-    zero_centred: bool,
-}
-
-/// What all layers share in one pass.
-struct Pass<'a> {
-    /// Per rope.
-    angles: Vec<(Tensor, Tensor)>,
-    /// `[batch, length]`, true where there is a token; `None`: everywhere.
-    tokens: Option<&'a Tensor>,
-    train: bool,
 }
 
 impl Decoder {
@@ -107,36 +70,13 @@ impl Decoder {
         let config = DecoderConfig::from_value(files.config())?;
         // A head that is tied may stand in the file as well.
         let tied_head = |name: &str| config.tied && name == "lm_head.weight";
-        let vs = files.var_store(device, kind, |name| !tied_head(name))?;
-        let root = vs.root();
-        let weights = Weights::new(&root);
-        let model = Self::build(&weights, &config)?;
-        let (taken, made) = weights.names();
-        let listed =
-            |names: &[String]| names.iter().take(4).cloned().collect::<Vec<_>>().join("', '");
-        let place = files.dir().display();
-        if !made.is_empty() {
-            return Err(Error::new(
-                ErrorKind::MissingKeys,
-                format!("'{place}' lacks {} tensors of the model: '{}'", made.len(), listed(&made)),
-            ));
-        }
-        // Older files hold the rotary frequencies, which are computed here.
-        let unused =
-            |name: &String| !taken.contains(name) && !name.ends_with("rotary_emb.inv_freq");
-        let mut surplus: Vec<String> = vs.variables().into_keys().filter(unused).collect();
-        surplus.sort();
-        if !surplus.is_empty() {
-            return Err(Error::new(
-                ErrorKind::UnexpectedKeys,
-                format!(
-                    "'{place}' holds {} tensors that the model has no place for: '{}'",
-                    surplus.len(),
-                    listed(&surplus)
-                ),
-            ));
-        }
-        Ok((vs, model))
+        filled(
+            &files,
+            device,
+            kind,
+            |name| !tied_head(name),
+            |weights| Self::build(weights, &config),
+        )
     }
 
     fn build(weights: &Weights, config: &DecoderConfig) -> Result<Self> {
@@ -220,8 +160,9 @@ impl Layer {
     fn build(weights: &Weights, config: &DecoderConfig, layer: i64) -> Result<Self> {
         let (size, inner) = (config.hidden_size, config.intermediate_size);
         let name = |part: &str| format!("model.layers.{layer}.{part}");
-        let linear = |part: &str, from, to, bias| {
-            Linear::build(weights, config, &name(part), from, to, bias)
+        let init = Init::Randn { mean: 0., stdev: config.initializer_range };
+        let linear = |part: &str, from: i64, to: i64, bias: bool| {
+            Linear::build(weights, &name(part), (from, to), bias, init)
         };
         let norm = |part: &str| Norm::build(weights, config, &name(part), size);
         let sized_norm = |part: &str, size| Norm::build(weights, config, &name(part), size);
@@ -297,17 +238,6 @@ impl Layer {
     }
 }
 
-impl Projections {
-    fn forward(&self, x: &Tensor) -> Result<Vec<Tensor>> {
-        match self {
-            Projections::Apart(layers) => layers.iter().map(|layer| layer.forward(x)).collect(),
-            Projections::Fused(layer, widths) => {
-                Ok(layer.forward(x)?.f_split_with_sizes(widths, -1)?)
-            }
-        }
-    }
-}
-
 fn optional(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
     norm.as_ref().map_or(Ok(x.shallow_clone()), |norm| norm.forward(x))
 }
@@ -316,136 +246,5 @@ fn scaled(x: Tensor, factor: f64) -> Result<Tensor> {
     match factor == 1. {
         true => Ok(x),
         false => Ok(x.f_mul_scalar(factor)?),
-    }
-}
-
-impl Attention {
-    fn forward(&self, hidden: &Tensor, pass: &Pass, config: &DecoderConfig) -> Result<Tensor> {
-        let (batch, length, _) = hidden.size3()?;
-        let norm = |x: &Tensor, norm: fn(&(Norm, Norm)) -> &Norm, when: QkNorm| match &self.qk_norms
-        {
-            Some(norms) if config.qk_norm == when => norm(norms).forward(x),
-            _ => Ok(x.shallow_clone()),
-        };
-        let heads =
-            |x: &Tensor, heads: i64, which: Option<fn(&(Norm, Norm)) -> &Norm>| -> Result<Tensor> {
-                let split = [batch, length, heads, config.head_dim];
-                let Some(which) = which else { return Ok(x.f_reshape(split)?.f_transpose(1, 2)?) };
-                let x = norm(x, which, QkNorm::Whole)?.f_reshape(split)?;
-                let x = norm(&x, which, QkNorm::Heads)?.f_transpose(1, 2)?;
-                self.rope.map_or(Ok(x.shallow_clone()), |rope| rotate(&x, &pass.angles[rope]))
-            };
-        let qkv = self.qkv.forward(hidden)?;
-        let q = heads(&qkv[0], config.heads, Some(|norms| &norms.0))?;
-        let k = heads(&qkv[1], config.kv_heads, Some(|norms| &norms.1))?;
-        let v = heads(&qkv[2], config.kv_heads, None)?;
-        let mask = self.mask(length, pass, hidden.device())?;
-        let dropout = if pass.train { config.attention_dropout } else { 0. };
-        let grouped = config.heads != config.kv_heads;
-        let attended = match config.attention_cap {
-            None => Tensor::f_scaled_dot_product_attention(
-                &q,
-                &k,
-                &v,
-                mask.as_ref(),
-                dropout,
-                mask.is_none(),
-                config.attention_scale,
-                grouped,
-            )?,
-            // The fused kernels have no cap on the scores.
-            Some(_) => {
-                let repeat = |x: Tensor| {
-                    x.f_repeat_interleave_self_int(config.heads / config.kv_heads, 1, None)
-                };
-                let scores = q.f_matmul(&repeat(k)?.f_transpose(2, 3)?)?;
-                let scores =
-                    capped(scores.f_mul_scalar(config.attention_scale)?, config.attention_cap)?;
-                let mask = match mask {
-                    Some(mask) => mask,
-                    None => causal(length, None, hidden.device())?,
-                };
-                let scores = scores.f_masked_fill(&mask.f_logical_not()?, f64::NEG_INFINITY)?;
-                let weights = scores.f_softmax(-1, Kind::Float)?.f_to_kind(q.f_kind()?)?;
-                weights.f_dropout(dropout, pass.train)?.f_matmul(&repeat(v)?)?
-            }
-        };
-        let wide = config.heads * config.head_dim;
-        self.o.forward(&attended.f_transpose(1, 2)?.f_reshape([batch, length, wide])?)
-    }
-
-    /// True where a position may look; none where plain causality is all there is.
-    fn mask(&self, length: i64, pass: &Pass, device: Device) -> Result<Option<Tensor>> {
-        let window = self.window.filter(|window| *window < length);
-        let Some(tokens) = pass.tokens else {
-            return window.map(|window| causal(length, Some(window), device)).transpose();
-        };
-        let seen = causal(length, window, device)?
-            .f_logical_and(&tokens.f_unsqueeze(1)?.f_unsqueeze(1)?)?;
-        // Padding looks at itself: a row without any place to look at is not a number.
-        let own = Tensor::f_eye(length, (Kind::Bool, device))?;
-        Ok(Some(seen.f_logical_or(&own)?))
-    }
-}
-
-/// `[length, length]`, true for each position and those before it, as far as the window goes.
-fn causal(length: i64, window: Option<i64>, device: Device) -> Result<Tensor> {
-    let seen = Tensor::f_ones([length, length], (Kind::Bool, device))?.f_tril(0)?;
-    match window {
-        Some(window) => Ok(seen.f_triu(1 - window)?),
-        None => Ok(seen),
-    }
-}
-
-/// cap · tanh(x / cap)
-fn capped(x: Tensor, cap: Option<f64>) -> Result<Tensor> {
-    match cap {
-        Some(cap) => Ok(x.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?),
-        None => Ok(x),
-    }
-}
-
-impl Linear {
-    fn build(
-        weights: &Weights,
-        config: &DecoderConfig,
-        name: &str,
-        from: i64,
-        to: i64,
-        bias: bool,
-    ) -> Result<Self> {
-        let init = Init::Randn { mean: 0., stdev: config.initializer_range };
-        let weight = weights.tensor(&format!("{name}.weight"), &[to, from], init)?;
-        let bias = match bias {
-            true => Some(weights.tensor(&format!("{name}.bias"), &[to], Init::Const(0.))?),
-            false => None,
-        };
-        Ok(Linear { weight, bias })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_linear(&self.weight, self.bias.as_ref())?)
-    }
-}
-
-impl Norm {
-    fn build(weights: &Weights, config: &DecoderConfig, name: &str, size: i64) -> Result<Self> {
-        let init = Init::Const(if config.zero_centred { 0. } else { 1. });
-        Ok(Norm {
-            weight: weights.tensor(&format!("{name}.weight"), &[size], init)?,
-            eps: config.norm_eps,
-            zero_centred: config.zero_centred,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let shape = self.weight.size();
-        if !self.zero_centred {
-            return Ok(x.f_rms_norm(&shape, Some(&self.weight), self.eps)?);
-        }
-        // Gemma's: in f32, 1 + w included, since that sum would be rounded in bf16.
-        let weight = self.weight.f_to_kind(Kind::Float)?.f_add_scalar(1.)?;
-        let normed = x.f_to_kind(Kind::Float)?.f_rms_norm(&shape, Some(&weight), self.eps)?;
-        Ok(normed.f_to_kind(x.f_kind()?)?)
     }
 }

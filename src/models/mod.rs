@@ -1,8 +1,10 @@
 //! Models written with tch under the variable names that transformers has in memory, so that PEFT's adapters fit.
 
 mod activation;
+mod attention;
 mod decoder;
 mod decoder_config;
+mod parts;
 mod rope;
 mod vit;
 mod weights;

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 
 use serde::{Deserialize, Serialize};
-use tch::nn::{self, Init, ModuleT, Path};
-use tch::Tensor;
+use tch::nn::{Init, ModuleT, Path, VarStore};
+use tch::{Device, Kind, Tensor};
 
 use super::activation::Activation;
+use super::parts::Linear;
+use super::weights::{filled, Weights};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pretrained::ModelFiles;
 
 /// The fields of a ViT's `config.json` that shape it. Others are not looked at, as they change no computation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -143,10 +146,10 @@ impl ViTConfig {
 pub struct ViTForImageClassification {
     cls_token: Tensor,
     position_embeddings: Tensor,
-    projection: nn::Conv2D,
+    projection: Linear,
     layers: Vec<Block>,
     layernorm: LayerNorm,
-    classifier: nn::Linear,
+    classifier: Linear,
     image: [i64; 3],
     dropout: f64,
 }
@@ -154,13 +157,13 @@ pub struct ViTForImageClassification {
 #[derive(Debug)]
 struct Block {
     layernorm_before: LayerNorm,
-    q_proj: nn::Linear,
-    k_proj: nn::Linear,
-    v_proj: nn::Linear,
-    o_proj: nn::Linear,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
     layernorm_after: LayerNorm,
-    fc1: nn::Linear,
-    fc2: nn::Linear,
+    fc1: Linear,
+    fc2: Linear,
     activation: Activation,
     heads: i64,
     dropout: f64,
@@ -168,46 +171,66 @@ struct Block {
 }
 
 impl ViTForImageClassification {
-    /// Makes the variables below `path`, with initial weights as in transformers.
+    /// Makes the model from the variables below `path`, adding those that are not there with initial weights as in
+    /// transformers.
     ///
     /// # Errors
-    /// `InvalidConfig` or `Unsupported` if the configuration does not fit together.
+    /// `InvalidConfig` or `Unsupported` if the configuration does not fit together; `ShapeMismatch` where a variable
+    /// that is there has another shape.
     pub fn new(path: &Path, config: &ViTConfig) -> Result<Self> {
         config.check()?;
+        Self::build(&Weights::new(path), config)
+    }
+
+    /// Opens a model directory of transformers and fills a `VarStore` with its weights, on `device` and in `kind`
+    /// (`None`: each as on disk).
+    ///
+    /// # Errors
+    /// What [`ModelFiles::open`] and [`ViTConfig::from_json`] say; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch`
+    /// where the tensors are not those of the model.
+    pub fn from_pretrained(
+        dir: impl AsRef<FilePath>,
+        device: Device,
+        kind: impl Into<Option<Kind>>,
+    ) -> Result<(VarStore, Self)> {
+        let files = ModelFiles::open(dir)?;
+        let config = ViTConfig::from_json(&files.config().to_string())?;
+        filled(&files, device, kind, |_| true, |weights| Self::build(weights, &config))
+    }
+
+    fn build(weights: &Weights, config: &ViTConfig) -> Result<Self> {
         let init = Init::Randn { mean: 0., stdev: config.initializer_range };
-        let size = config.hidden_size;
-        let (vit, embeddings) = (path / "vit", path / "vit" / "embeddings");
-        let patches = (config.image_size / config.patch_size).pow(2);
-        let convolution =
-            nn::ConvConfig { stride: config.patch_size, ws_init: init, ..Default::default() };
+        let (size, patch) = (config.hidden_size, config.patch_size);
+        let patches = (config.image_size / patch).pow(2);
+        let embeddings = |name: &str, shape: &[i64], init: Init| {
+            weights.tensor(&format!("vit.embeddings.{name}"), shape, init)
+        };
+        let kernel = [size, config.num_channels, patch, patch];
+        let layers =
+            (0..config.num_hidden_layers).map(|layer| Block::build(weights, config, layer));
+        let classes = config.id2label.len() as i64;
         Ok(ViTForImageClassification {
-            cls_token: embeddings.f_var("cls_token", &[1, 1, size], init)?,
-            position_embeddings: embeddings.f_var(
-                "position_embeddings",
-                &[1, patches + 1, size],
-                init,
-            )?,
-            projection: nn::conv2d(
-                &embeddings / "patch_embeddings" / "projection",
-                config.num_channels,
-                size,
-                config.patch_size,
-                convolution,
-            ),
-            layers: (0..config.num_hidden_layers)
-                .map(|layer| Block::new(&(&vit / "layers" / layer), config))
-                .collect::<Result<_>>()?,
-            layernorm: LayerNorm::new(&(&vit / "layernorm"), config)?,
-            classifier: linear(
-                &(path / "classifier"),
-                size,
-                config.id2label.len() as i64,
-                true,
-                init,
-            ),
+            cls_token: embeddings("cls_token", &[1, 1, size], init)?,
+            position_embeddings: embeddings("position_embeddings", &[1, patches + 1, size], init)?,
+            projection: Linear {
+                weight: embeddings("patch_embeddings.projection.weight", &kernel, init)?,
+                bias: Some(embeddings(
+                    "patch_embeddings.projection.bias",
+                    &[size],
+                    Init::Const(0.),
+                )?),
+            },
+            layers: layers.collect::<Result<_>>()?,
+            layernorm: LayerNorm::build(weights, config, "vit.layernorm")?,
+            classifier: Linear::build(weights, "classifier", (size, classes), true, init)?,
             image: [config.num_channels, config.image_size, config.image_size],
             dropout: config.hidden_dropout_prob,
         })
+    }
+
+    /// The kind of the weights, which images must have too.
+    pub fn kind(&self) -> Kind {
+        self.cls_token.kind()
     }
 
     /// Images `[batch, channels, height, width]` to logits `[batch, classes]`.
@@ -222,7 +245,7 @@ impl ViTForImageClassification {
                 format!("the images have shape {size:?}, expected [batch, {:?}]", self.image),
             ));
         }
-        let (weight, bias) = (&self.projection.ws, self.projection.bs.as_ref());
+        let (weight, bias) = (&self.projection.weight, self.projection.bias.as_ref());
         let stride = weight.size()[2];
         let patches = pixel_values.f_conv2d(weight, bias, [stride, stride], [0, 0], [1, 1], 1)?;
         let patches = patches.f_flatten(2, 3)?.f_transpose(1, 2)?;
@@ -233,7 +256,7 @@ impl ViTForImageClassification {
             hidden = layer.forward(&hidden, train)?;
         }
         let cls = hidden.f_select(1, 0)?;
-        apply(&self.classifier, &self.layernorm.forward(&cls)?)
+        self.classifier.forward(&self.layernorm.forward(&cls)?)
     }
 }
 
@@ -248,20 +271,23 @@ impl ModuleT for ViTForImageClassification {
 }
 
 impl Block {
-    fn new(path: &Path, config: &ViTConfig) -> Result<Self> {
+    fn build(weights: &Weights, config: &ViTConfig, layer: i64) -> Result<Self> {
         let init = Init::Randn { mean: 0., stdev: config.initializer_range };
         let (size, inner) = (config.hidden_size, config.intermediate_size);
-        let (attention, mlp) = (path / "attention", path / "mlp");
-        let qkv = |name: &str| linear(&(&attention / name), size, size, config.qkv_bias, init);
+        let name = |part: &str| format!("vit.layers.{layer}.{part}");
+        let linear = |part: &str, from: i64, to: i64, bias: bool| {
+            Linear::build(weights, &name(part), (from, to), bias, init)
+        };
+        let norm = |part: &str| LayerNorm::build(weights, config, &name(part));
         Ok(Block {
-            layernorm_before: LayerNorm::new(&(path / "layernorm_before"), config)?,
-            q_proj: qkv("q_proj"),
-            k_proj: qkv("k_proj"),
-            v_proj: qkv("v_proj"),
-            o_proj: linear(&(&attention / "o_proj"), size, size, true, init),
-            layernorm_after: LayerNorm::new(&(path / "layernorm_after"), config)?,
-            fc1: linear(&(&mlp / "fc1"), size, inner, true, init),
-            fc2: linear(&(&mlp / "fc2"), inner, size, true, init),
+            layernorm_before: norm("layernorm_before")?,
+            q_proj: linear("attention.q_proj", size, size, config.qkv_bias)?,
+            k_proj: linear("attention.k_proj", size, size, config.qkv_bias)?,
+            v_proj: linear("attention.v_proj", size, size, config.qkv_bias)?,
+            o_proj: linear("attention.o_proj", size, size, true)?,
+            layernorm_after: norm("layernorm_after")?,
+            fc1: linear("mlp.fc1", size, inner, true)?,
+            fc2: linear("mlp.fc2", inner, size, true)?,
             activation: Activation::named(&config.hidden_act, "hidden_act")?,
             heads: config.num_attention_heads,
             dropout: config.hidden_dropout_prob,
@@ -272,9 +298,9 @@ impl Block {
     fn forward(&self, hidden: &Tensor, train: bool) -> Result<Tensor> {
         let normed = self.layernorm_before.forward(hidden)?;
         let (batch, length, size) = hidden.size3()?;
-        let heads = |projection: &nn::Linear| -> Result<Tensor> {
+        let heads = |projection: &Linear| -> Result<Tensor> {
             let split = [batch, length, self.heads, size / self.heads];
-            Ok(apply(projection, &normed)?.f_view(split)?.f_transpose(1, 2)?)
+            Ok(projection.forward(&normed)?.f_view(split)?.f_transpose(1, 2)?)
         };
         let dropout = if train { self.attention_dropout } else { 0. };
         let attended = Tensor::f_scaled_dot_product_attention(
@@ -288,11 +314,11 @@ impl Block {
             false,
         )?;
         let attended = attended.f_transpose(1, 2)?.f_reshape([batch, length, size])?;
-        let attended = apply(&self.o_proj, &attended)?.f_dropout(self.dropout, train)?;
+        let attended = self.o_proj.forward(&attended)?.f_dropout(self.dropout, train)?;
         let hidden = hidden.f_add(&attended)?;
         let inner =
-            self.activation.apply(&apply(&self.fc1, &self.layernorm_after.forward(&hidden)?)?)?;
-        Ok(hidden.f_add(&apply(&self.fc2, &inner)?.f_dropout(self.dropout, train)?)?)
+            self.activation.apply(&self.fc1.forward(&self.layernorm_after.forward(&hidden)?)?)?;
+        Ok(hidden.f_add(&self.fc2.forward(&inner)?.f_dropout(self.dropout, train)?)?)
     }
 }
 
@@ -304,10 +330,11 @@ struct LayerNorm {
 }
 
 impl LayerNorm {
-    fn new(path: &Path, config: &ViTConfig) -> Result<Self> {
+    fn build(weights: &Weights, config: &ViTConfig, name: &str) -> Result<Self> {
+        let size = [config.hidden_size];
         Ok(LayerNorm {
-            weight: path.f_var("weight", &[config.hidden_size], Init::Const(1.))?,
-            bias: path.f_var("bias", &[config.hidden_size], Init::Const(0.))?,
+            weight: weights.tensor(&format!("{name}.weight"), &size, Init::Const(1.))?,
+            bias: weights.tensor(&format!("{name}.bias"), &size, Init::Const(0.))?,
             eps: config.layer_norm_eps,
         })
     }
@@ -316,13 +343,4 @@ impl LayerNorm {
         let shape = self.weight.size();
         Ok(hidden.f_layer_norm(&shape, Some(&self.weight), Some(&self.bias), self.eps, true)?)
     }
-}
-
-fn linear(path: &Path, input: i64, output: i64, bias: bool, ws_init: Init) -> nn::Linear {
-    let config = nn::LinearConfig { ws_init, bs_init: Some(Init::Const(0.)), bias };
-    nn::linear(path, input, output, config)
-}
-
-fn apply(layer: &nn::Linear, x: &Tensor) -> Result<Tensor> {
-    Ok(x.f_linear(&layer.ws, layer.bs.as_ref())?)
 }

@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 
-use tch::nn::{Init, Path};
-use tch::Tensor;
+use tch::nn::{Init, Path, VarStore};
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::pretrained::ModelFiles;
 
 /// Hands out variables by their full names, and remembers which.
 pub(super) struct Weights<'a> {
@@ -37,9 +38,43 @@ impl<'a> Weights<'a> {
             }
         }
     }
+}
 
-    /// Every name that was asked for, and those among them that were not there.
-    pub(super) fn names(self) -> (Vec<String>, Vec<String>) {
-        (self.taken.into_inner(), self.made.into_inner())
+/// A `VarStore` with the wanted tensors of a checkpoint, and the model that `build` makes of them: neither may lack a
+/// tensor that the other has.
+pub(super) fn filled<M>(
+    files: &ModelFiles,
+    device: Device,
+    kind: impl Into<Option<Kind>>,
+    wanted: impl Fn(&str) -> bool,
+    build: impl FnOnce(&Weights) -> Result<M>,
+) -> Result<(VarStore, M)> {
+    let vs = files.var_store(device, kind, wanted)?;
+    let root = vs.root();
+    let weights = Weights::new(&root);
+    let model = build(&weights)?;
+    let listed = |names: &[String]| names.iter().take(4).cloned().collect::<Vec<_>>().join("', '");
+    let place = files.dir().display();
+    let (taken, made) = (weights.taken.into_inner(), weights.made.into_inner());
+    if !made.is_empty() {
+        return Err(Error::new(
+            ErrorKind::MissingKeys,
+            format!("'{place}' lacks {} tensors of the model: '{}'", made.len(), listed(&made)),
+        ));
     }
+    // Older files hold the rotary frequencies, which are computed here.
+    let unused = |name: &String| !taken.contains(name) && !name.ends_with("rotary_emb.inv_freq");
+    let mut surplus: Vec<String> = vs.variables().into_keys().filter(unused).collect();
+    surplus.sort();
+    if !surplus.is_empty() {
+        return Err(Error::new(
+            ErrorKind::UnexpectedKeys,
+            format!(
+                "'{place}' holds {} tensors that the model has no place for: '{}'",
+                surplus.len(),
+                listed(&surplus)
+            ),
+        ));
+    }
+    Ok((vs, model))
 }

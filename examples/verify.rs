@@ -1,0 +1,172 @@
+//! Does this crate compute my model? Its outputs beside those that Python made of the same inputs.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{bail, Context, Result};
+use clap::{Parser, ValueEnum};
+use ln_tuning::device::{best_device, cuda_status};
+use ln_tuning::models::{Decoder, ViTForImageClassification};
+use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::{AdapterOptions, LnTuningModel, LoadOptions};
+use serde_json::json;
+use tch::nn::VarStore;
+use tch::{no_grad, Device, Kind, Tensor};
+
+/// Compare a model's outputs with a reference made in Python; exits with 1 where they differ.
+#[derive(Parser)]
+struct Args {
+    /// The model: a directory with config.json and safetensors
+    #[arg(long, value_name = "MODEL_DIR")]
+    model: PathBuf,
+    /// Inputs and outputs: `input_ids` (and `attention_mask`) or `pixel_values`; `logits` or `last_hidden_state`
+    #[arg(long, value_name = "FILE.safetensors")]
+    reference: PathBuf,
+    /// An adapter to attach first
+    #[arg(long, value_name = "ADAPTER_DIR")]
+    adapter: Option<PathBuf>,
+    /// The kind to compute in. Default: that of the files
+    #[arg(long, value_enum)]
+    kind: Option<Precision>,
+    #[arg(long, value_enum, default_value_t = Place::Cpu)]
+    device: Place,
+    /// The largest difference that counts as equal
+    #[arg(long, default_value_t = 1e-4)]
+    tolerance: f64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Precision {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Place {
+    Cpu,
+    Cuda,
+}
+
+/// Any of the models.
+enum Model {
+    Decoder(Decoder),
+    ViT(ViTForImageClassification),
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<bool> {
+    let device = match args.device {
+        Place::Cpu => Device::Cpu,
+        Place::Cuda => match best_device() {
+            Device::Cpu => bail!("{}", cuda_status()),
+            device => device,
+        },
+    };
+    let kind = args.kind.map(|kind| match kind {
+        Precision::F32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    });
+    let path = &args.reference;
+    let reference = Tensor::read_safetensors(path)
+        .with_context(|| format!("'{}' is not a safetensors file", path.display()))?;
+    let reference: HashMap<String, Tensor> =
+        reference.into_iter().map(|(name, tensor)| (name, tensor.to_device(device))).collect();
+    let files = ModelFiles::open(&args.model)?;
+    let model_type = files.model_type().unwrap_or_default().to_owned();
+    let (vs, model) = open(args, &model_type, device, kind)?;
+    let adapter = args.adapter.as_ref().map(|dir| {
+        let options = AdapterOptions::default().model_type(&model_type);
+        let options = LoadOptions::default().adapter(options);
+        LnTuningModel::from_pretrained_with(&vs, dir, "default", &options)
+    });
+    let _adapter = adapter.transpose()?;
+
+    let (output, expected) = no_grad(|| compute(&model, &reference))?;
+    let mut shown = expected.ones_like().to_kind(Kind::Bool);
+    if let Some(mask) = reference.get("attention_mask") {
+        // What stands at padding is nobody's business.
+        shown = mask.to_kind(Kind::Bool).unsqueeze(-1).expand_as(&expected);
+    }
+    let (a, b) = (output.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+    let (a, b) = (a.masked_fill(&shown.logical_not(), 0.), b.masked_fill(&shown.logical_not(), 0.));
+    let largest = |x: &Tensor| x.abs().max().double_value(&[]);
+    let max_abs_diff = largest(&(&a - &b));
+    let max_rel_diff = max_abs_diff / largest(&b).max(f64::MIN_POSITIVE);
+    let rows = shown.any_dim(-1, false);
+    let same = a.argmax(-1, false).eq_tensor(&b.argmax(-1, false)).logical_and(&rows);
+    let count = |x: &Tensor| x.sum(Kind::Int64).int64_value(&[]) as f64;
+    let argmax_agreement = count(&same) / count(&rows).max(1.);
+    let ok = max_abs_diff <= args.tolerance;
+    if args.json {
+        let report = json!({
+            "max_abs_diff": max_abs_diff,
+            "max_rel_diff": max_rel_diff,
+            "argmax_agreement": argmax_agreement,
+            "ok": ok,
+        });
+        println!("{report:#}");
+    } else {
+        println!("{model_type} on {device:?}");
+        println!("largest difference    {max_abs_diff:.3e} (tolerance {:.1e})", args.tolerance);
+        println!("relative              {max_rel_diff:.3e}");
+        println!("argmax the same       {:.2} %", 100. * argmax_agreement);
+        println!("{}", if ok { "ok" } else { "NOT the same" });
+    }
+    Ok(ok)
+}
+
+fn open(
+    args: &Args,
+    model_type: &str,
+    device: Device,
+    kind: Option<Kind>,
+) -> Result<(VarStore, Model)> {
+    if model_type == "vit" {
+        let (vs, model) = ViTForImageClassification::from_pretrained(&args.model, device, kind)?;
+        return Ok((vs, Model::ViT(model)));
+    }
+    let (vs, model) = Decoder::from_pretrained(&args.model, device, kind)?;
+    Ok((vs, Model::Decoder(model)))
+}
+
+/// What the model gives, and what Python's gave.
+fn compute(model: &Model, reference: &HashMap<String, Tensor>) -> Result<(Tensor, Tensor)> {
+    let need = |name: &str| {
+        let names: Vec<&str> = reference.keys().map(String::as_str).collect();
+        reference
+            .get(name)
+            .with_context(|| format!("the reference holds no '{name}', only {}", names.join(", ")))
+    };
+    match model {
+        Model::ViT(model) => {
+            let expected = need("logits")?;
+            let pixels = need("pixel_values")?.to_kind(model.kind());
+            Ok((model.logits(&pixels, false)?, expected.shallow_clone()))
+        }
+        Model::Decoder(model) => {
+            let ids = need("input_ids")?;
+            let mask = reference.get("attention_mask");
+            match reference.get("logits") {
+                Some(expected) => Ok((model.logits(ids, mask, false)?, expected.shallow_clone())),
+                None => {
+                    let expected = need("last_hidden_state")?;
+                    Ok((model.hidden_states(ids, mask, false)?, expected.shallow_clone()))
+                }
+            }
+        }
+    }
+}
