@@ -3,10 +3,12 @@
 //! # A tour of the crate
 //!
 //! - [`LnTuningConfig`] says which modules are tuned; [`Selection`] is what that means for a model.
-//! - [`LnTuningModel`] attaches adapters to a `VarStore`, switches between them, merges, loads and saves them.
+//! - [`LnTuningModel`] attaches adapters to a `VarStore`, switches between them, combines, compares, merges, loads and
+//!   saves them.
 //!   [`AdapterOptions`], [`LoadOptions`] and [`SaveOptions`] are for where the defaults do not fit.
 //! - [`Optimizer`] trains the active adapter.
-//! - [`device`] finds the GPU, [`models`] has models with the names of transformers, [`pretrained`] their directories.
+//! - [`device`] finds the GPU; [`models`] has models with the names of transformers; [`pretrained`] opens their
+//!   directories and merges adapters into them; [`SavedAdapter`] reads an adapter's.
 //! - Every fallible operation returns an [`Error`]; its [`kind`](Error::kind) is there to be matched on.
 
 #![deny(missing_docs)]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use ln_tuning::{AdamW, LnTuningModel};
+use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel};
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 
@@ -95,4 +95,26 @@ pub fn named_bits(tensors: &[(String, Tensor)]) -> BTreeMap<String, Bits> {
 
 pub fn named_bits_as(tensors: &[(String, Tensor)], kind: Kind) -> BTreeMap<String, Bits> {
     tensors.iter().map(|(name, tensor)| (name.clone(), bits(&tensor.to_kind(kind)))).collect()
+}
+
+/// A configuration for one module.
+pub fn only(name: &str) -> LnTuningConfig {
+    LnTuningConfig::default().target_modules([name])
+}
+
+/// The bytes of an adapter's tensors, by key.
+pub fn state_of(tuned: &LnTuningModel, name: &str) -> BTreeMap<String, Bits> {
+    named_bits(&tuned.state_dict(name).unwrap())
+}
+
+/// `a` on both norms and the head, trained; `b` on norm2 alone, trained.
+pub fn two(net: &Net) -> LnTuningModel {
+    let config = LnTuningConfig::default().modules_to_save(["head"]);
+    let mut tuned = LnTuningModel::with_adapter_name(&net.vs, config, "a").unwrap();
+    net.train(&tuned, 3);
+    tuned.add_adapter("b", only("norm2")).unwrap();
+    tuned.set_adapter("b").unwrap();
+    net.train(&tuned, 3);
+    tuned.set_adapter("a").unwrap();
+    tuned
 }
