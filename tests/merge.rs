@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use ln_tuning::pretrained::{merge, ModelFiles};
-use ln_tuning::{Error, ErrorKind, LnTuningModel, LoadOptions};
+use ln_tuning::{Error, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions};
 use tch::{Device, Tensor};
 
 /// Runs an example as users do.
@@ -175,9 +175,11 @@ fn merging_takes_memory_for_a_tensor_and_not_for_the_model() {
     let dir = tempfile::tempdir().unwrap();
     let base = |megabytes: i64, layers: i64| {
         let vs = tch::nn::VarStore::new(Device::Cpu);
+        let size = [megabytes, 1 << 18];
+        let _ = (vs.root() / "embed").var("weight", &size, tch::nn::Init::Const(0.5));
         for layer in 0..layers {
             let path = vs.root() / "layers" / layer;
-            let _ = path.var("big", &[megabytes, 1 << 18], tch::nn::Init::Const(0.5));
+            let _ = (&path / "big").var("weight", &size, tch::nn::Init::Const(0.5));
             let _ = (&path / "norm").var("weight", &[64], tch::nn::Init::Const(1.));
         }
         vs
@@ -186,7 +188,9 @@ fn merging_takes_memory_for_a_tensor_and_not_for_the_model() {
         let folder = dir.path().join(format!("{megabytes}-{layers}"));
         let vs = base(megabytes, layers);
         ln_tuning::pretrained::save(&vs, folder.join("base"), "{}").unwrap();
-        let tuned = LnTuningModel::new(&vs, Default::default()).unwrap();
+        // The largest tensor is among the tuned ones.
+        let config = LnTuningConfig::default().target_modules(["norm", "embed"]);
+        let tuned = LnTuningModel::new(&vs, config).unwrap();
         tuned.save_pretrained(folder.join("adapter")).unwrap();
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "merging_streams_child", "--nocapture"])
@@ -201,8 +205,9 @@ fn merging_takes_memory_for_a_tensor_and_not_for_the_model() {
         number.parse::<f64>().unwrap() / 1024.
     };
     let (small, large) = (peak(1, 2), peak(16, 12));
-    // 2 MB against 192 MB of weights, 1 MB against 16 MB for the largest tensor.
-    assert!(large - small < 2. * 16., "{small} MB, {large} MB");
+    // 3 MB against 208 MB of weights, 1 MB against 16 MB for the largest tensor.
+    println!("{small:.1} MB, {large:.1} MB");
+    assert!(large - small < 2. * 16. + 4., "{small} MB, {large} MB");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod card;
 mod files;
 mod keys;
+mod stored;
 mod tensors;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use tch::Tensor;
 
 pub(crate) use card::Card;
 pub(crate) use keys::{file_key, match_keys, KeyMapping, Wanted};
+pub(crate) use stored::{Stored, StoredTensors};
 pub(crate) use tensors::{bytes_of, kind_of};
 
 use crate::config::LnTuningConfig;
@@ -95,22 +97,28 @@ impl SavedAdapter {
     /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite`, `KindMismatch`; `Unsupported` for a pickle; what
     /// [`LnTuningConfig::from_file`] says.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let dir = dir.as_ref();
-        let config_path = dir.join(CONFIG);
-        if !config_path.exists() {
-            let what = if dir.is_dir() { "holds no" } else { "is not a directory with an" };
-            return Err(Error::new(
-                ErrorKind::MissingFile,
-                format!(
-                    "'{}' {what} {CONFIG}: give the directory that `save_pretrained` wrote",
-                    dir.display()
-                ),
-            ));
-        }
-        let config = LnTuningConfig::from_file(&config_path)?;
-        let path = dir.join(SAFETENSORS);
-        if !path.exists() && dir.join(PICKLE).exists() {
-            return Err(Error::new(
+        let (config, path) = located(dir.as_ref())?;
+        Ok(SavedAdapter { config, tensors: tensors::read(&path)? })
+    }
+}
+
+/// The configuration in an adapter directory, and the file with the tensors.
+pub(crate) fn located(dir: &Path) -> Result<(LnTuningConfig, PathBuf)> {
+    let config_path = dir.join(CONFIG);
+    if !config_path.exists() {
+        let what = if dir.is_dir() { "holds no" } else { "is not a directory with an" };
+        return Err(Error::new(
+            ErrorKind::MissingFile,
+            format!(
+                "'{}' {what} {CONFIG}: give the directory that `save_pretrained` wrote",
+                dir.display()
+            ),
+        ));
+    }
+    let config = LnTuningConfig::from_file(&config_path)?;
+    let path = dir.join(SAFETENSORS);
+    if !path.exists() && dir.join(PICKLE).exists() {
+        return Err(Error::new(
             ErrorKind::Unsupported,
             format!(
                 "'{}' is a pickle, which can run code when it is read. Convert it in Python: \
@@ -118,9 +126,8 @@ impl SavedAdapter {
                 dir.join(PICKLE).display()
             ),
         ));
-        }
-        Ok(SavedAdapter { config, tensors: tensors::read(&path)? })
     }
+    Ok((config, path))
 }
 
 /// Checks that a name can be a key in a file and a folder on disk.

@@ -50,36 +50,48 @@ pub(crate) fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
 /// Every tensor of a file, on the CPU, in the order of the keys. All values must be finite.
 pub(super) fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    check_header(&bytes, path)?;
-    let corrupt = |e| {
+    let read = |(key, view): (String, TensorView)| {
+        check_finite(&key, view.dtype(), view.data(), path)?;
+        let shape: Vec<i64> = view.shape().iter().map(|d| *d as i64).collect();
+        let tensor = to_tensor(&key, view.dtype(), &shape, view.data(), path)?;
+        Ok((key, tensor))
+    };
+    views(&bytes, path)?.into_iter().map(read).collect()
+}
+
+/// The tensors of a whole file, by what its header says, sorted by their keys.
+pub(super) fn views<'a>(bytes: &'a [u8], path: &Path) -> Result<Vec<(String, TensorView<'a>)>> {
+    check_header(bytes, path)?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| {
         let message = format!(
             "'{}' is not a complete safetensors file ({} bytes): was it cut off? Copy or save it again",
             path.display(),
             bytes.len()
         );
         Error::with_source(ErrorKind::CorruptFile, message, e)
-    };
-    let file = SafeTensors::deserialize(&bytes).map_err(corrupt)?;
+    })?;
     let mut views = file.tensors();
     views.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut tensors = Vec::with_capacity(views.len());
-    for (key, view) in views {
-        let kind = kind_of(view.dtype()).ok_or_else(|| {
-            Error::new(
-                ErrorKind::KindMismatch,
-                format!(
-                    "'{key}' in '{}' has kind {:?}, expected a floating-point or integer kind of libtorch",
-                    path.display(),
-                    view.dtype()
-                ),
-            )
-        })?;
-        let shape: Vec<i64> = view.shape().iter().map(|d| *d as i64).collect();
-        check_finite(&key, &view, path)?;
-        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)?;
-        tensors.push((key, tensor));
-    }
-    Ok(tensors)
+    Ok(views)
+}
+
+pub(super) fn to_tensor(
+    key: &str,
+    dtype: Dtype,
+    shape: &[i64],
+    bytes: &[u8],
+    path: &Path,
+) -> Result<Tensor> {
+    let kind = kind_of(dtype).ok_or_else(|| {
+        Error::new(
+            ErrorKind::KindMismatch,
+            format!(
+                "'{key}' in '{}' has kind {dtype:?}, expected a floating-point or integer kind of libtorch",
+                path.display()
+            ),
+        )
+    })?;
+    Ok(Tensor::f_from_data_size(bytes, shape, kind)?)
 }
 
 /// A header in which a key stands twice would give one tensor the place of another.
@@ -102,9 +114,8 @@ fn check_header(bytes: &[u8], path: &Path) -> Result<()> {
 
 /// All values of the file must be numbers: looked at as bits, since a pass of libtorch per tensor takes longer than
 /// reading the file.
-fn check_finite(key: &str, view: &TensorView, path: &Path) -> Result<()> {
-    let data = view.data();
-    let bad = match view.dtype() {
+pub(super) fn check_finite(key: &str, dtype: Dtype, data: &[u8], path: &Path) -> Result<()> {
+    let bad = match dtype {
         Dtype::F32 => {
             data.chunks_exact(4).filter(|b| b[3] & 0x7f == 0x7f && b[2] & 0x80 != 0).count()
         }

@@ -1,19 +1,15 @@
 //! The files of a model: which tensors there are, and where.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 use super::names::Renaming;
-use crate::checkpoint::kind_of;
+use crate::checkpoint::{kind_of, Stored, StoredTensors};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mapped::MappedFile;
 use crate::natural::natural_cmp;
 use crate::selection::VariableInfo;
 
@@ -28,21 +24,17 @@ const INDEX: &str = "model.safetensors.index.json";
 pub struct ModelFiles {
     dir: PathBuf,
     config: Value,
-    shards: Vec<PathBuf>,
+    shards: Vec<StoredTensors>,
     tensors: Vec<TensorFile>,
     by_name: BTreeMap<String, usize>,
 }
 
 /// Where a tensor is.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct TensorFile {
     pub(super) name: String,
     pub(super) shard: usize,
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<i64>,
-    /// The first byte, from the start of the file.
-    pub(super) start: u64,
-    pub(super) len: u64,
+    pub(super) stored: Stored,
 }
 
 impl ModelFiles {
@@ -58,17 +50,11 @@ impl ModelFiles {
         let config = json(&dir.join("config.json"))?;
         let model_type = config.get("model_type").and_then(Value::as_str);
         let renaming = Renaming::of(model_type)?;
-        let (shards, index) = shards(dir)?;
-        let mut files = ModelFiles {
-            dir: dir.to_owned(),
-            config,
-            shards,
-            tensors: Vec::new(),
-            by_name: BTreeMap::new(),
-        };
-        for shard in 0..files.shards.len() {
-            files.read_header(shard, &renaming, index.as_ref())?;
-        }
+        let (paths, index) = shards(dir)?;
+        let shards = paths.iter().map(|path| StoredTensors::open(path)).collect::<Result<_>>()?;
+        let (tensors, by_name) = Default::default();
+        let mut files = ModelFiles { dir: dir.to_owned(), config, shards, tensors, by_name };
+        files.name_tensors(&renaming, index.as_ref())?;
         if let Some(index) = &index {
             files.check_index(index, &renaming)?;
         }
@@ -84,50 +70,32 @@ impl ModelFiles {
         Ok(files)
     }
 
-    fn read_header(
-        &mut self,
-        shard: usize,
-        renaming: &Renaming,
-        index: Option<&BTreeMap<String, String>>,
-    ) -> Result<()> {
-        let path = &self.shards[shard];
-        // Only the header is looked at, so only the header is read.
-        let bytes = MappedFile::open(path)?;
-        let corrupt = |why: String| Error::new(ErrorKind::CorruptFile, why);
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| {
-            corrupt(format!(
-                "'{}' is not a complete safetensors file ({} bytes): {e}. Was it cut off? Copy it again",
-                path.display(),
-                bytes.len()
-            ))
-        })?;
-        let begin = bytes.as_ptr() as usize;
-        for (disk, view) in file.iter() {
-            if index.is_some_and(|index| !index.contains_key(disk)) {
-                return Err(corrupt(format!(
-                    "'{disk}' is in '{}' and not in {INDEX}: the index is of other files",
-                    path.display()
-                )));
+    fn name_tensors(&mut self, renaming: &Renaming, index: Option<&Index>) -> Result<()> {
+        for (shard, file) in self.shards.iter().enumerate() {
+            for stored in &file.tensors {
+                if index.is_some_and(|index| !index.contains_key(&stored.key)) {
+                    return Err(Error::new(
+                        ErrorKind::CorruptFile,
+                        format!(
+                            "'{}' is in '{}' and not in {INDEX}: the index is of other files",
+                            stored.key,
+                            file.path.display()
+                        ),
+                    ));
+                }
+                let name = renaming.apply(&stored.key)?;
+                self.tensors.push(TensorFile { name, shard, stored: stored.clone() });
             }
-            let name = renaming.apply(disk)?;
-            self.tensors.push(TensorFile {
-                name,
-                shard,
-                dtype: view.dtype(),
-                shape: view.shape().iter().map(|size| *size as i64).collect(),
-                start: (view.data().as_ptr() as usize - begin) as u64,
-                len: view.data().len() as u64,
-            });
         }
         Ok(())
     }
 
-    fn check_index(&self, index: &BTreeMap<String, String>, renaming: &Renaming) -> Result<()> {
+    fn check_index(&self, index: &Index, renaming: &Renaming) -> Result<()> {
         let here: BTreeSet<(&str, usize)> =
             self.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shard)).collect();
         for (disk, file) in index {
             let name = renaming.apply(disk)?;
-            let shard = self.shards.iter().position(|path| path.ends_with(file));
+            let shard = self.shards.iter().position(|shard| shard.path.ends_with(file));
             if !shard.is_some_and(|shard| here.contains(&(name.as_str(), shard))) {
                 return Err(Error::new(
                     ErrorKind::CorruptFile,
@@ -157,10 +125,10 @@ impl ModelFiles {
     /// them are buffers a file does not say: integers and the statistics of BatchNorm are taken for such.
     pub fn variables(&self) -> Vec<VariableInfo> {
         let variable = |tensor: &TensorFile| {
-            let kind = kind_of(tensor.dtype).unwrap_or(Kind::Uint8);
+            let kind = kind_of(tensor.stored.dtype).unwrap_or(Kind::Uint8);
             VariableInfo {
                 name: tensor.name.clone(),
-                shape: tensor.shape.clone(),
+                shape: tensor.stored.shape.clone(),
                 kind,
                 is_parameter: is_parameter(&tensor.name, kind),
             }
@@ -179,19 +147,7 @@ impl ModelFiles {
                 format!("there is no tensor '{name}' in '{}'", self.dir.display()),
             )
         })?;
-        let kind = kind_of(place.dtype).ok_or_else(|| {
-            Error::new(
-                ErrorKind::KindMismatch,
-                format!("'{name}' has kind {:?}, which libtorch lacks", place.dtype),
-            )
-        })?;
-        let path = &self.shards[place.shard];
-        let failed = |e| Error::io("read", path, e);
-        let mut file = File::open(path).map_err(failed)?;
-        file.seek(SeekFrom::Start(place.start)).map_err(failed)?;
-        let mut bytes = vec![0; place.len as usize];
-        file.read_exact(&mut bytes).map_err(failed)?;
-        Ok(Tensor::f_from_data_size(&bytes, &place.shape, kind)?)
+        self.shards[place.shard].read(&place.stored)
     }
 
     /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: each as on
@@ -232,7 +188,7 @@ impl ModelFiles {
         Ok(vs)
     }
 
-    pub(super) fn shards(&self) -> &[PathBuf] {
+    pub(super) fn shards(&self) -> &[StoredTensors] {
         &self.shards
     }
 
@@ -246,7 +202,7 @@ impl ModelFiles {
 
     /// Whether this is one of the files that hold the weights or say where they are.
     pub(super) fn is_weights(&self, path: &Path) -> bool {
-        self.shards.iter().any(|shard| shard == path)
+        self.shards.iter().any(|shard| shard.path == path)
     }
 }
 

@@ -5,10 +5,13 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use tch::{no_grad, Tensor};
+use tch::{no_grad, Kind};
 
 use super::files::{ModelFiles, TensorFile};
-use crate::checkpoint::{bytes_of, kind_of, match_keys, KeyMapping, SavedAdapter, Wanted};
+use crate::checkpoint::{
+    bytes_of, kind_of, located, match_keys, KeyMapping, Stored, StoredTensors, Wanted,
+};
+use crate::config::LnTuningConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::selection::{Norms, Selection};
 
@@ -33,7 +36,7 @@ pub struct MergeReport {
 /// through in pieces, so that memory does not grow with the model. `progress` hears of bytes written and to write.
 ///
 /// # Errors
-/// What [`ModelFiles::open`], [`SavedAdapter::open`] and [`Selection::new`] say; `MissingKeys`, `UnexpectedKeys` or
+/// What [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and [`Selection::new`] say; `MissingKeys`, `UnexpectedKeys` or
 /// `ShapeMismatch` where the adapter does not fit; `InvalidArgument` if `out` lies in the model directory; `Io`, also if
 /// `out` is there and not empty. Then nothing is left behind.
 pub fn merge(
@@ -44,9 +47,10 @@ pub fn merge(
 ) -> Result<MergeReport> {
     let (base, out) = (base.as_ref(), out.as_ref());
     let files = ModelFiles::open(base)?;
-    let saved = SavedAdapter::open(adapter)?;
+    let (config, path) = located(adapter.as_ref())?;
+    let adapter = StoredTensors::open(&path)?;
     check_out(base, out)?;
-    let replaced = no_grad(|| replacements(&files, &saved))?;
+    let replaced = replacements(&files, &config, &adapter)?;
 
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
@@ -56,12 +60,13 @@ pub fn merge(
     let mut left_out = Vec::new();
     list(&files, Path::new(""), &mut others, &mut left_out)?;
     let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
-    let total = files.shards().iter().map(|shard| size(shard)).sum::<u64>()
+    let total = files.shards().iter().map(|shard| size(&shard.path)).sum::<u64>()
         + others.iter().map(|path| size(&base.join(path))).sum::<u64>();
     let mut done = 0;
     for (index, shard) in files.shards().iter().enumerate() {
-        let name = shard.file_name().unwrap_or_default();
-        write_shard(&files, index, &dir.path().join(name), &replaced, |bytes| {
+        let name = shard.path.file_name().unwrap_or_default();
+        let tuned = |name: &str| replaced.get(name).map(|stored| (&adapter, *stored));
+        write_shard(&files, index, &dir.path().join(name), tuned, |bytes| {
             done += bytes;
             progress(done, total);
         })?;
@@ -82,7 +87,7 @@ pub fn merge(
     if let Ok(parent) = File::open(parent) {
         let _ = parent.sync_all();
     }
-    let mut merged: Vec<String> = replaced.into_keys().collect();
+    let mut merged: Vec<String> = replaced.keys().cloned().collect();
     merged.sort_by(|a, b| crate::natural::natural_cmp(a, b));
     Ok(MergeReport { merged, files: files.shards().len() + others.len(), bytes: done, left_out })
 }
@@ -107,10 +112,13 @@ fn check_out(base: &Path, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The bytes of every tuned tensor, in the kind and shape that the base has.
-fn replacements(files: &ModelFiles, saved: &SavedAdapter) -> Result<HashMap<String, Vec<u8>>> {
-    let variables = files.variables();
-    let selection = Selection::new(&variables, &saved.config, files.model_type(), Norms::Peft)?;
+/// Which tensor of the adapter stands for which of the model; all is checked before anything is written.
+fn replacements<'a>(
+    files: &ModelFiles,
+    config: &LnTuningConfig,
+    adapter: &'a StoredTensors,
+) -> Result<HashMap<String, &'a Stored>> {
+    let selection = Selection::new(&files.variables(), config, files.model_type(), Norms::Peft)?;
     let mut wanted = Vec::new();
     for module in selection.modules() {
         for variable in &module.variables {
@@ -118,7 +126,7 @@ fn replacements(files: &ModelFiles, saved: &SavedAdapter) -> Result<HashMap<Stri
             wanted.push(Wanted { module: &module.path, tensor, saved: module.saved });
         }
     }
-    let keys: Vec<&str> = saved.tensors.iter().map(|(key, _)| key.as_str()).collect();
+    let keys: Vec<&str> = adapter.tensors.iter().map(|stored| stored.key.as_str()).collect();
     let matched = match_keys(&wanted, &keys, "default", &KeyMapping::default())?;
     for (kind, keys, what) in [
         (ErrorKind::MissingKeys, &matched.missing, "lacks tensors of the modules that it tunes"),
@@ -139,67 +147,79 @@ fn replacements(files: &ModelFiles, saved: &SavedAdapter) -> Result<HashMap<Stri
     for (want, found) in wanted.iter().zip(&matched.found) {
         let name = format!("{}.{}", want.module, want.tensor);
         if let (Some(index), Some(place)) = (found, files.find(&name)) {
-            let (key, tensor) = &saved.tensors[*index];
-            replaced.insert(name, fitted(key, tensor, place)?);
+            let stored = &adapter.tensors[*index];
+            check_fit(stored, place)?;
+            adapter.check_finite(stored)?;
+            replaced.insert(name, stored);
         }
     }
     Ok(replaced)
 }
 
-fn fitted(key: &str, tensor: &Tensor, place: &TensorFile) -> Result<Vec<u8>> {
-    if tensor.size() != place.shape {
+fn check_fit(stored: &Stored, place: &TensorFile) -> Result<()> {
+    let shape = &place.stored.shape;
+    if stored.shape != *shape {
         return Err(Error::new(
             ErrorKind::ShapeMismatch,
             format!(
-                "'{key}' has shape {:?}, the model's is {:?}: was the adapter made for another size?",
-                tensor.size(),
-                place.shape
+                "'{}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size?",
+                stored.key, stored.shape
             ),
         ));
     }
-    let kind = kind_of(place.dtype).ok_or_else(|| {
-        Error::new(
-            ErrorKind::KindMismatch,
-            format!(
-                "'{}' has kind {:?} in the model, which libtorch lacks",
-                place.name, place.dtype
-            ),
-        )
-    })?;
-    bytes_of(&tensor.f_to_kind(kind)?)
+    for (name, dtype) in [(&stored.key, stored.dtype), (&place.name, place.stored.dtype)] {
+        if kind_of(dtype).is_none() {
+            return Err(Error::new(
+                ErrorKind::KindMismatch,
+                format!("'{name}' has kind {dtype:?}, which libtorch lacks"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of a tuned tensor in the kind that the model has.
+fn fitted(adapter: &StoredTensors, stored: &Stored, place: &TensorFile) -> Result<Vec<u8>> {
+    let kind = kind_of(place.stored.dtype).unwrap_or(Kind::Float);
+    no_grad(|| {
+        // One copy at a time: the tensor as read is gone before its bytes are made.
+        let tensor = adapter.read(stored)?.f_to_kind(kind)?;
+        bytes_of(&tensor)
+    })
 }
 
 /// One file of weights: header and all else as they are, tuned tensors in place of the base's.
-fn write_shard(
+fn write_shard<'a>(
     files: &ModelFiles,
     shard: usize,
     to: &Path,
-    replaced: &HashMap<String, Vec<u8>>,
+    tuned: impl Fn(&str) -> Option<(&'a StoredTensors, &'a Stored)>,
     mut wrote: impl FnMut(u64),
 ) -> Result<()> {
-    let from = &files.shards()[shard];
+    let from = &files.shards()[shard].path;
     let (reading, writing) = (|e| Error::io("read", from, e), |e| Error::io("write", to, e));
     let mut input = File::open(from).map_err(reading)?;
     let mut output = BufWriter::new(File::create(to).map_err(writing)?);
     let mut tensors: Vec<&TensorFile> =
         files.tensors().iter().filter(|tensor| tensor.shard == shard).collect();
-    tensors.sort_by_key(|tensor| tensor.start);
+    tensors.sort_by_key(|tensor| tensor.stored.start);
     let mut buffer = vec![0; 1 << 20];
     let mut at = 0;
     let end = input.metadata().map_err(reading)?.len();
-    let tuned = tensors.iter().filter_map(|tensor| Some((tensor, replaced.get(&tensor.name)?)));
-    let pieces = tuned.map(|(tensor, bytes)| (tensor.start, Some(bytes))).chain([(end, None)]);
-    for (start, bytes) in pieces {
+    let tuned = tensors.iter().filter_map(|place| Some((*place, tuned(&place.name)?)));
+    let pieces = tuned.map(|(place, tuned)| (place.stored.start, Some((place, tuned))));
+    for (start, piece) in pieces.chain([(end, None)]) {
         input.seek(SeekFrom::Start(at)).map_err(reading)?;
         while at < start {
-            let piece = buffer.len().min((start - at) as usize);
-            input.read_exact(&mut buffer[..piece]).map_err(reading)?;
-            output.write_all(&buffer[..piece]).map_err(writing)?;
-            at += piece as u64;
-            wrote(piece as u64);
+            let length = buffer.len().min((start - at) as usize);
+            input.read_exact(&mut buffer[..length]).map_err(reading)?;
+            output.write_all(&buffer[..length]).map_err(writing)?;
+            at += length as u64;
+            wrote(length as u64);
         }
-        if let Some(bytes) = bytes {
-            output.write_all(bytes).map_err(writing)?;
+        if let Some((place, (adapter, stored))) = piece {
+            let bytes = fitted(adapter, stored, place)?;
+            output.write_all(&bytes).map_err(writing)?;
             at += bytes.len() as u64;
             wrote(bytes.len() as u64);
         }

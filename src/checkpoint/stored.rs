@@ -1,0 +1,72 @@
+//! A safetensors file of which only the header was read.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, TensorView};
+use tch::Tensor;
+
+use super::tensors::{check_finite, to_tensor, views};
+use crate::error::{Error, ErrorKind, Result};
+use crate::mapped::MappedFile;
+
+/// Where a tensor is in its file.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) key: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<i64>,
+    /// The first byte, from the start of the file.
+    pub(crate) start: u64,
+    len: u64,
+}
+
+/// A safetensors file: its tensors are read one at a time, when they are asked for.
+#[derive(Debug)]
+pub(crate) struct StoredTensors {
+    pub(crate) path: PathBuf,
+    /// Sorted by their keys.
+    pub(crate) tensors: Vec<Stored>,
+}
+
+impl StoredTensors {
+    /// Reads the header and checks it against the length of the file.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let bytes = MappedFile::open(path)?;
+        let begin = bytes.as_ptr() as usize;
+        let stored = |(key, view): (String, TensorView)| Stored {
+            key,
+            dtype: view.dtype(),
+            shape: view.shape().iter().map(|size| *size as i64).collect(),
+            start: (view.data().as_ptr() as usize - begin) as u64,
+            len: view.data().len() as u64,
+        };
+        let tensors = views(&bytes, path)?.into_iter().map(stored).collect();
+        Ok(StoredTensors { path: path.to_owned(), tensors })
+    }
+
+    /// Reads one tensor to the CPU, in the kind that it has in the file.
+    pub(crate) fn read(&self, stored: &Stored) -> Result<Tensor> {
+        let bytes = self.bytes(stored)?;
+        to_tensor(&stored.key, stored.dtype, &stored.shape, &bytes, &self.path)
+    }
+
+    /// Refuses a tensor that holds NaN or infinity.
+    pub(crate) fn check_finite(&self, stored: &Stored) -> Result<()> {
+        check_finite(&stored.key, stored.dtype, &self.bytes(stored)?, &self.path)
+    }
+
+    fn bytes(&self, stored: &Stored) -> Result<Vec<u8>> {
+        let failed = |e| Error::io("read", &self.path, e);
+        let mut file = File::open(&self.path).map_err(failed)?;
+        file.seek(SeekFrom::Start(stored.start)).map_err(failed)?;
+        let length = usize::try_from(stored.len).map_err(|e| {
+            let message = format!("'{}' does not fit into memory", stored.key);
+            Error::with_source(ErrorKind::Unsupported, message, e)
+        })?;
+        let mut bytes = vec![0; length];
+        file.read_exact(&mut bytes).map_err(failed)?;
+        Ok(bytes)
+    }
+}
