@@ -4,6 +4,7 @@ mod activation;
 mod attention;
 mod decoder;
 mod decoder_config;
+mod fields;
 mod parts;
 mod rope;
 mod vit;

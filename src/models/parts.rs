@@ -1,4 +1,4 @@
-//! What the blocks of decoders are made of: linear layers and RMSNorms.
+//! What blocks are made of: linear layers and norms.
 
 use tch::nn::Init;
 use tch::{Kind, Tensor};
@@ -18,6 +18,14 @@ pub(super) struct Linear {
 pub(super) enum Projections {
     Apart(Vec<Linear>),
     Fused(Linear, Vec<i64>),
+}
+
+/// LayerNorm (arXiv 1607.06450).
+#[derive(Debug)]
+pub(super) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
 }
 
 /// RMSNorm (arXiv 1910.07467).
@@ -57,6 +65,22 @@ impl Projections {
                 Ok(layer.forward(x)?.f_split_with_sizes(widths, -1)?)
             }
         }
+    }
+}
+
+impl LayerNorm {
+    pub(super) fn build(weights: &Weights, name: &str, size: i64, eps: f64) -> Result<Self> {
+        let size = [size];
+        Ok(LayerNorm {
+            weight: weights.tensor(&format!("{name}.weight"), &size, Init::Const(1.))?,
+            bias: weights.tensor(&format!("{name}.bias"), &size, Init::Const(0.))?,
+            eps,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let shape = self.weight.size();
+        Ok(x.f_layer_norm(&shape, Some(&self.weight), Some(&self.bias), self.eps, true)?)
     }
 }
 

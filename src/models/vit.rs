@@ -8,7 +8,7 @@ use tch::nn::{Init, ModuleT, Path, VarStore};
 use tch::{Device, Kind, Tensor};
 
 use super::activation::Activation;
-use super::parts::Linear;
+use super::parts::{LayerNorm, Linear};
 use super::weights::{filled, Weights};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pretrained::ModelFiles;
@@ -221,7 +221,7 @@ impl ViTForImageClassification {
                 )?),
             },
             layers: layers.collect::<Result<_>>()?,
-            layernorm: LayerNorm::build(weights, config, "vit.layernorm")?,
+            layernorm: LayerNorm::build(weights, "vit.layernorm", size, config.layer_norm_eps)?,
             classifier: Linear::build(weights, "classifier", (size, classes), true, init)?,
             image: [config.num_channels, config.image_size, config.image_size],
             dropout: config.hidden_dropout_prob,
@@ -278,7 +278,7 @@ impl Block {
         let linear = |part: &str, from: i64, to: i64, bias: bool| {
             Linear::build(weights, &name(part), (from, to), bias, init)
         };
-        let norm = |part: &str| LayerNorm::build(weights, config, &name(part));
+        let norm = |part: &str| LayerNorm::build(weights, &name(part), size, config.layer_norm_eps);
         Ok(Block {
             layernorm_before: norm("layernorm_before")?,
             q_proj: linear("attention.q_proj", size, size, config.qkv_bias)?,
@@ -319,28 +319,5 @@ impl Block {
         let inner =
             self.activation.apply(&self.fc1.forward(&self.layernorm_after.forward(&hidden)?)?)?;
         Ok(hidden.f_add(&self.fc2.forward(&inner)?.f_dropout(self.dropout, train)?)?)
-    }
-}
-
-#[derive(Debug)]
-struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
-}
-
-impl LayerNorm {
-    fn build(weights: &Weights, config: &ViTConfig, name: &str) -> Result<Self> {
-        let size = [config.hidden_size];
-        Ok(LayerNorm {
-            weight: weights.tensor(&format!("{name}.weight"), &size, Init::Const(1.))?,
-            bias: weights.tensor(&format!("{name}.bias"), &size, Init::Const(0.))?,
-            eps: config.layer_norm_eps,
-        })
-    }
-
-    fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
-        let shape = self.weight.size();
-        Ok(hidden.f_layer_norm(&shape, Some(&self.weight), Some(&self.bias), self.eps, true)?)
     }
 }

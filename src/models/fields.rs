@@ -1,0 +1,41 @@
+//! The fields of a `config.json`: read by name and type, with errors that say which.
+
+use serde_json::Value;
+
+use crate::error::{Error, ErrorKind, Result};
+
+pub(super) fn invalid<T>(message: String) -> Result<T> {
+    Err(Error::new(ErrorKind::InvalidConfig, message))
+}
+
+pub(super) fn integer(config: &Value, key: &str) -> Result<i64> {
+    match config.get(key).and_then(Value::as_i64) {
+        Some(value) => Ok(value),
+        None => invalid(format!("'{key}' is missing, or not an integer")),
+    }
+}
+
+pub(super) fn integer_or(config: &Value, key: &str, default: i64) -> Result<i64> {
+    match config.get(key) {
+        None | Some(Value::Null) => Ok(default),
+        Some(_) => integer(config, key),
+    }
+}
+
+pub(super) fn number(config: &Value, key: &str, default: f64) -> Result<f64> {
+    match config.get(key) {
+        None | Some(Value::Null) => Ok(default),
+        Some(value) => match value.as_f64() {
+            Some(number) => Ok(number),
+            None => invalid(format!("'{key}' is {value}, expected a number")),
+        },
+    }
+}
+
+pub(super) fn flag(config: &Value, key: &str, default: bool) -> Result<bool> {
+    match config.get(key) {
+        None | Some(Value::Null) => Ok(default),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(other) => invalid(format!("'{key}' is {other}, expected true or false")),
+    }
+}
