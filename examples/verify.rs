@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{bail, Context, Result};
 use clap::{Parser, ValueEnum};
 use ln_tuning::device::{best_device, cuda_status};
-use ln_tuning::models::{Decoder, ViTForImageClassification};
+use ln_tuning::models::{Decoder, Inputs, ViTForImageClassification};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{AdapterOptions, LnTuningModel, LoadOptions};
 use serde_json::json;
@@ -53,7 +53,7 @@ enum Place {
 
 /// Any of the models.
 enum Model {
-    Decoder(Decoder),
+    Decoder(Box<Decoder>),
     ViT(ViTForImageClassification),
 }
 
@@ -140,7 +140,7 @@ fn open(
         return Ok((vs, Model::ViT(model)));
     }
     let (vs, model) = Decoder::from_pretrained(&args.model, device, kind)?;
-    Ok((vs, Model::Decoder(model)))
+    Ok((vs, Model::Decoder(Box::new(model))))
 }
 
 /// What the model gives, and what Python's gave.
@@ -159,12 +159,12 @@ fn compute(model: &Model, reference: &HashMap<String, Tensor>) -> Result<(Tensor
         }
         Model::Decoder(model) => {
             let ids = need("input_ids")?;
-            let mask = reference.get("attention_mask");
+            let inputs = Inputs::new(ids).attention_mask(reference.get("attention_mask"));
             match reference.get("logits") {
-                Some(expected) => Ok((model.logits(ids, mask, false)?, expected.shallow_clone())),
+                Some(expected) => Ok((model.logits(inputs)?, expected.shallow_clone())),
                 None => {
                     let expected = need("last_hidden_state")?;
-                    Ok((model.hidden_states(ids, mask, false)?, expected.shallow_clone()))
+                    Ok((model.hidden_states(inputs)?, expected.shallow_clone()))
                 }
             }
         }

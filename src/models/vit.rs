@@ -212,14 +212,10 @@ impl ViTForImageClassification {
         Ok(ViTForImageClassification {
             cls_token: embeddings("cls_token", &[1, 1, size], init)?,
             position_embeddings: embeddings("position_embeddings", &[1, patches + 1, size], init)?,
-            projection: Linear {
-                weight: embeddings("patch_embeddings.projection.weight", &kernel, init)?,
-                bias: Some(embeddings(
-                    "patch_embeddings.projection.bias",
-                    &[size],
-                    Init::Const(0.),
-                )?),
-            },
+            projection: Linear::of(
+                embeddings("patch_embeddings.projection.weight", &kernel, init)?,
+                Some(embeddings("patch_embeddings.projection.bias", &[size], Init::Const(0.))?),
+            ),
             layers: layers.collect::<Result<_>>()?,
             layernorm: LayerNorm::build(weights, "vit.layernorm", size, config.layer_norm_eps)?,
             classifier: Linear::build(weights, "classifier", (size, classes), true, init)?,

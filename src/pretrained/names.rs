@@ -48,6 +48,7 @@ const RENAMINGS: &[(&str, &[(&str, &str)])] = &[
             (r"attention\.output\.dense", "attention.o_proj"),
         ],
     ),
+    ("gpt_neox", &[(r"^embed_out\.", "lm_head.")]),
     (
         "qwen2_vl qwen2_5_vl",
         &[

@@ -1,7 +1,7 @@
 //! Rotary position embeddings: tables of cosines and sines, and their application.
 
 use serde_json::Value;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -20,8 +20,9 @@ enum Scaling {
 }
 
 impl Rope {
-    /// Reads `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` of before.
-    pub(super) fn from_config(config: &Value) -> Result<Self> {
+    /// Reads `rope_parameters` of transformers 5, or `rope_theta` (`theta` is its name in the family, and its default)
+    /// and `rope_scaling` of before.
+    pub(super) fn from_config(config: &Value, theta: (&str, f64)) -> Result<Self> {
         let parameters = ["rope_parameters", "rope_scaling"];
         let parameters =
             parameters.iter().filter_map(|key| config.get(key)).find(|v| v.is_object());
@@ -33,7 +34,8 @@ impl Rope {
                 Error::new(ErrorKind::InvalidConfig, message)
             })
         };
-        let theta = number("rope_theta").or(config.get("rope_theta").and_then(Value::as_f64));
+        let top = |key: &str| config.get(key).and_then(Value::as_f64);
+        let base = number("rope_theta").or(top("rope_theta")).or(top(theta.0)).unwrap_or(theta.1);
         let kind = parameters.get("rope_type").or(parameters.get("type")).and_then(Value::as_str);
         let scaling = match kind.unwrap_or("default") {
             "default" => Scaling::None,
@@ -51,26 +53,29 @@ impl Rope {
                 ));
             }
         };
-        Ok(Rope { theta: theta.unwrap_or(10_000.), scaling })
+        Ok(Rope { theta: base, scaling })
     }
 
-    /// Cosines and sines `[length, head_dim]` of the positions from `start` on.
+    /// Cosines and sines `[length, dims]` of the positions `[length]`, or `[batch, 1, length, dims]` of `[batch, length]`.
     pub(super) fn tables(
         &self,
-        head_dim: i64,
-        start: i64,
-        length: i64,
+        dims: i64,
+        positions: &Tensor,
+        side_by_side: bool,
         kind: Kind,
-        device: Device,
     ) -> Result<(Tensor, Tensor)> {
-        let half = (0..head_dim / 2).map(|i| {
-            let frequency = self.theta.powf(-2. * i as f64 / head_dim as f64);
+        let half = (0..dims / 2).map(|i| {
+            let frequency = self.theta.powf(-2. * i as f64 / dims as f64);
             self.scaled(frequency) as f32
         });
-        let frequencies = Tensor::f_from_slice(&half.collect::<Vec<f32>>())?.f_to_device(device)?;
-        let positions = Tensor::f_arange_start(start, start + length, (Kind::Float, device))?;
-        let angles = positions.f_outer(&frequencies)?;
-        let angles = Tensor::f_cat(&[&angles, &angles], -1)?;
+        let frequencies = Tensor::f_from_slice(&half.collect::<Vec<f32>>())?;
+        let frequencies = frequencies.f_to_device(positions.device())?;
+        let angles = positions.f_to_kind(Kind::Float)?.f_unsqueeze(-1)?.f_mul(&frequencies)?;
+        let angles = match side_by_side {
+            true => angles.f_repeat_interleave_self_int(2, -1, None)?,
+            false => Tensor::f_cat(&[&angles, &angles], -1)?,
+        };
+        let angles = if angles.dim() == 3 { angles.f_unsqueeze(1)? } else { angles };
         Ok((angles.f_cos()?.f_to_kind(kind)?, angles.f_sin()?.f_to_kind(kind)?))
     }
 
@@ -94,15 +99,25 @@ impl Rope {
     }
 }
 
-/// Turns `[batch, heads, length, head_dim]` by the angles of the positions; dimensions that have none stay.
-pub(super) fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
-    let (turned, whole) = (cos.size2()?.1, x.size4()?.3);
+/// Turns `[batch, heads, length, head_dim]` by the angles of the positions; dimensions that have none stay. The two that
+/// are turned against each other stand half apart, or side by side.
+pub(super) fn rotate(
+    x: &Tensor,
+    (cos, sin): &(Tensor, Tensor),
+    side_by_side: bool,
+) -> Result<Tensor> {
+    let (turned, whole) = (*cos.size().last().unwrap_or(&0), x.size4()?.3);
     if turned < whole {
         let parts = x.f_split_with_sizes([turned, whole - turned], -1)?;
-        let first = rotate(&parts[0], &(cos.shallow_clone(), sin.shallow_clone()))?;
-        return Ok(Tensor::f_cat(&[&first, &parts[1]], -1)?);
+        let angles = (cos.shallow_clone(), sin.shallow_clone());
+        return Ok(Tensor::f_cat(&[&rotate(&parts[0], &angles, side_by_side)?, &parts[1]], -1)?);
     }
-    let halves = x.f_chunk(2, -1)?;
-    let turned = Tensor::f_cat(&[halves[1].f_neg()?, halves[0].shallow_clone()], -1)?;
-    Ok(x.f_mul(cos)?.f_add(&turned.f_mul(sin)?)?)
+    let other = if side_by_side {
+        let (even, odd) = (x.f_slice(-1, 0, None, 2)?, x.f_slice(-1, 1, None, 2)?);
+        Tensor::f_stack(&[&odd.f_neg()?, &even], -1)?.f_flatten(-2, -1)?
+    } else {
+        let halves = x.f_chunk(2, -1)?;
+        Tensor::f_cat(&[&halves[1].f_neg()?, &halves[0]], -1)?
+    };
+    Ok(x.f_mul(cos)?.f_add(&other.f_mul(sin)?)?)
 }
