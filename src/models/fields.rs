@@ -39,3 +39,23 @@ pub(super) fn flag(config: &Value, key: &str, default: bool) -> Result<bool> {
         Some(other) => invalid(format!("'{key}' is {other}, expected true or false")),
     }
 }
+
+/// The labels' names in the order of the logits: of `id2label`, else as many as `num_labels`, else two.
+pub(super) fn labels(config: &Value) -> Result<Vec<String>> {
+    let names = match config.get("id2label") {
+        None | Some(Value::Null) => {
+            let count = integer_or(config, "num_labels", 2)?;
+            return Ok((0..count).map(|id| format!("LABEL_{id}")).collect());
+        }
+        Some(names) => names,
+    };
+    let fits = || -> Option<Vec<String>> {
+        let names = names.as_object()?;
+        let name = |id: usize| Some(names.get(&id.to_string())?.as_str()?.to_owned());
+        (0..names.len()).map(name).collect()
+    };
+    match fits() {
+        Some(labels) => Ok(labels),
+        None => invalid(format!("'id2label' is {names}, expected names for 0, 1, 2 …")),
+    }
+}

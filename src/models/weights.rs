@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use tch::nn::{Init, Path, VarStore};
+use tch::nn::{f_init, Init, Path, VarStore};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -11,13 +11,15 @@ use crate::pretrained::ModelFiles;
 /// Hands out variables by their full names, and remembers which.
 pub(super) struct Weights<'a> {
     root: &'a Path<'a>,
+    /// Of new variables.
+    kind: Kind,
     taken: RefCell<Vec<String>>,
     made: RefCell<Vec<String>>,
 }
 
 impl<'a> Weights<'a> {
     pub(super) fn new(root: &'a Path<'a>) -> Self {
-        Weights { root, taken: RefCell::default(), made: RefCell::default() }
+        Weights { root, kind: root.kind(), taken: RefCell::default(), made: RefCell::default() }
     }
 
     /// The variable of this name if it is there, else a new one.
@@ -34,7 +36,7 @@ impl<'a> Weights<'a> {
             )),
             None => {
                 self.made.borrow_mut().push(name.to_owned());
-                Ok(path.f_var(last, shape, init)?)
+                Ok(path.add(last, f_init(init, shape, path.device(), self.kind)?, true))
             }
         }
     }
@@ -49,13 +51,30 @@ pub(super) fn filled<M>(
     wanted: impl Fn(&str) -> bool,
     build: impl FnOnce(&Weights) -> Result<M>,
 ) -> Result<(VarStore, M)> {
-    let vs = files.var_store(device, kind, wanted)?;
+    let renamed = |name: &str| wanted(name).then(|| name.to_owned());
+    filled_with(files, device, kind, renamed, |_| false, build)
+}
+
+/// [`filled`] with variables that have other names than the checkpoint's, by `renamed` (none: left out), and with
+/// those that `fresh` accepts made anew where they are lacking, in the kind of the others.
+pub(super) fn filled_with<M>(
+    files: &ModelFiles,
+    device: Device,
+    kind: impl Into<Option<Kind>>,
+    renamed: impl Fn(&str) -> Option<String>,
+    fresh: impl Fn(&str) -> bool,
+    build: impl FnOnce(&Weights) -> Result<M>,
+) -> Result<(VarStore, M)> {
+    let vs = files.renamed_var_store(device, kind, renamed)?;
     let root = vs.root();
-    let weights = Weights::new(&root);
+    let mut weights = Weights::new(&root);
+    let mut kinds = vs.trainable_variables().into_iter().map(|tensor| tensor.kind());
+    weights.kind = kinds.next().unwrap_or(weights.kind);
     let model = build(&weights)?;
     let listed = |names: &[String]| names.iter().take(4).cloned().collect::<Vec<_>>().join("', '");
     let place = files.dir().display();
-    let (taken, made) = (weights.taken.into_inner(), weights.made.into_inner());
+    let (taken, mut made) = (weights.taken.into_inner(), weights.made.into_inner());
+    made.retain(|name| !fresh(name));
     if !made.is_empty() {
         return Err(Error::new(
             ErrorKind::MissingKeys,

@@ -171,18 +171,38 @@ impl ModelFiles {
         kind: impl Into<Option<Kind>>,
         wanted: impl Fn(&str) -> bool,
     ) -> Result<VarStore> {
+        self.renamed_var_store(device, kind, |name| wanted(name).then(|| name.to_owned()))
+    }
+
+    /// [`var_store`](Self::var_store) with other names: `renamed` gives the variable's, or none to leave it out.
+    pub(crate) fn renamed_var_store(
+        &self,
+        device: Device,
+        kind: impl Into<Option<Kind>>,
+        renamed: impl Fn(&str) -> Option<String>,
+    ) -> Result<VarStore> {
         let kind = kind.into();
         let vs = VarStore::new(device);
-        for place in self.tensors.iter().filter(|tensor| wanted(&tensor.name)) {
+        for place in &self.tensors {
+            let Some(name) = renamed(&place.name) else { continue };
             let tensor = self.tensor(&place.name)?.f_to_device(device)?;
             let tensor = match kind {
                 Some(kind) if tensor.is_floating_point() => tensor.f_to_kind(kind)?,
                 _ => tensor,
             };
-            let parameter = is_parameter(&place.name, tensor.f_kind()?);
-            let (module, last) = place.name.rsplit_once('.').unwrap_or(("", &place.name));
+            let parameter = is_parameter(&name, tensor.f_kind()?);
+            let (module, last) = name.rsplit_once('.').unwrap_or(("", &name));
             let segments = module.split('.').filter(|segment| !segment.is_empty());
             let path = segments.fold(vs.root(), |path, segment| path / segment);
+            if path.get(last).is_some() {
+                return Err(Error::new(
+                    ErrorKind::DuplicateKey,
+                    format!(
+                        "two tensors in '{}' are both '{name}' in the model",
+                        self.dir.display()
+                    ),
+                ));
+            }
             let _ = path.add(last, tensor, parameter);
         }
         Ok(vs)
