@@ -56,7 +56,7 @@ fn logits_and_gradients_are_those_of_transformers() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 40);
+    assert_eq!(cases, 42);
     refusals(dir.path());
 }
 

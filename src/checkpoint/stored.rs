@@ -5,9 +5,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
-use super::tensors::{check_finite, to_tensor, views};
+use super::tensors::{check_finite, kind_of, to_tensor, views};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mapped::MappedFile;
 
@@ -19,7 +19,7 @@ pub(crate) struct Stored {
     pub(crate) shape: Vec<i64>,
     /// The first byte, from the start of the file.
     pub(crate) start: u64,
-    len: u64,
+    pub(crate) len: u64,
 }
 
 /// A safetensors file: its tensors are read one at a time, when they are asked for.
@@ -50,6 +50,25 @@ impl StoredTensors {
     pub(crate) fn read(&self, stored: &Stored) -> Result<Tensor> {
         let bytes = self.bytes(stored)?;
         to_tensor(&stored.key, stored.dtype, &stored.shape, &bytes, &self.path)
+    }
+
+    /// The whole file as bytes of which this process has its own copy as far as it writes to them; none where the system
+    /// has no room for that.
+    pub(crate) fn mapped(&self) -> Option<Tensor> {
+        let length = i64::try_from(std::fs::metadata(&self.path).ok()?.len()).ok()?;
+        let options = (Kind::Uint8, Device::Cpu);
+        Tensor::f_from_file(self.path.to_str()?, false, length, options).ok()
+    }
+
+    /// One tensor in the bytes that [`mapped`](Self::mapped) gave, or a copy where they are not aligned.
+    pub(crate) fn view(&self, map: &Tensor, stored: &Stored) -> Result<Tensor> {
+        let (start, len) = (stored.start as i64, stored.len as i64);
+        match kind_of(stored.dtype) {
+            Some(kind) if start % kind.elt_size_in_bytes() as i64 == 0 && len > 0 => {
+                Ok(map.f_narrow(0, start, len)?.f_view_dtype(kind)?.f_view(&stored.shape[..])?)
+            }
+            _ => self.read(stored),
+        }
     }
 
     /// Refuses a tensor that holds NaN or infinity.

@@ -44,7 +44,7 @@ impl Head {
                 let names = config.family.masked_lm;
                 let bias = weights.tensor(names.bias, &[config.vocab_size], Init::Const(0.))?;
                 let decoder = match config.tied {
-                    true => Linear { weight: words.shallow_clone(), bias: Some(bias) },
+                    true => Linear::of(words.shallow_clone(), Some(bias)),
                     // transformers keeps the other bias and does not use it.
                     false => linear(names.decoder, config.vocab_size)?,
                 };

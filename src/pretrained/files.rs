@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use tch::nn::VarStore;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::names::Renaming;
 use crate::checkpoint::{kind_of, Stored, StoredTensors};
@@ -27,6 +26,22 @@ pub struct ModelFiles {
     shards: Vec<StoredTensors>,
     tensors: Vec<TensorFile>,
     by_name: BTreeMap<String, usize>,
+    pub(super) progress: Option<Progress>,
+}
+
+impl TensorFile {
+    pub(super) fn kind(&self) -> Option<Kind> {
+        kind_of(self.stored.dtype)
+    }
+}
+
+/// Hears of bytes done and to do.
+pub(super) struct Progress(pub(super) Box<dyn Fn(u64, u64)>);
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress")
+    }
 }
 
 /// Where a tensor is.
@@ -48,21 +63,26 @@ impl ModelFiles {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let config = json(&dir.join("config.json"))?;
-        let model_type = config.get("model_type").and_then(Value::as_str);
-        let renaming = Renaming::of(model_type)?;
         let (paths, index) = shards(dir)?;
-        let shards = paths.iter().map(|path| StoredTensors::open(path)).collect::<Result<_>>()?;
+        let shards = paths.iter().map(|path| StoredTensors::open(path));
+        let shards = shards.collect::<Result<Vec<_>>>()?;
+        let model_type = config.get("model_type").and_then(Value::as_str);
+        let architecture = config.get("architectures").and_then(|names| names.get(0)?.as_str());
+        let keys = shards.iter().flat_map(|shard| &shard.tensors).map(|stored| stored.key.as_str());
+        let renaming = Renaming::of(model_type, architecture, keys)?;
         let (tensors, by_name) = Default::default();
-        let mut files = ModelFiles { dir: dir.to_owned(), config, shards, tensors, by_name };
+        let dir = dir.to_owned();
+        let mut files = ModelFiles { dir, config, shards, tensors, by_name, progress: None };
         files.name_tensors(&renaming, index.as_ref())?;
         if let Some(index) = &index {
             files.check_index(index, &renaming)?;
         }
         files.tensors.sort_by(|a, b| natural_cmp(&a.name, &b.name));
         if let Some(pair) = files.tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            let (place, name) = (files.dir.display(), &pair[0].name);
             return Err(Error::new(
                 ErrorKind::DuplicateKey,
-                format!("two tensors in '{}' are both '{}' in memory", dir.display(), pair[0].name),
+                format!("two tensors in '{place}' are both '{name}' in memory"),
             ));
         }
         let names = files.tensors.iter().enumerate();
@@ -125,7 +145,7 @@ impl ModelFiles {
     /// them are buffers a file does not say: integers and the statistics of BatchNorm are taken for such.
     pub fn variables(&self) -> Vec<VariableInfo> {
         let variable = |tensor: &TensorFile| {
-            let kind = kind_of(tensor.stored.dtype).unwrap_or(Kind::Uint8);
+            let kind = tensor.kind().unwrap_or(Kind::Uint8);
             VariableInfo {
                 name: tensor.name.clone(),
                 shape: tensor.stored.shape.clone(),
@@ -150,62 +170,11 @@ impl ModelFiles {
         self.shards[place.shard].read(&place.stored)
     }
 
-    /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: each as on
-    /// disk; integers stay what they are). Without any model code that is enough to attach adapters, to compare them
-    /// with the base, and to save.
-    ///
-    /// # Errors
-    /// As [`tensor`](Self::tensor).
-    ///
-    /// ```no_run
-    /// use ln_tuning::{pretrained::ModelFiles, LnTuningModel};
-    /// let files = ModelFiles::open("llama")?;
-    /// let vs = files.var_store(tch::Device::Cpu, None, |name| name.contains("norm"))?;
-    /// let tuned = LnTuningModel::from_pretrained(&vs, "adapter")?;
-    /// println!("{}", tuned.diff("default", None)?);
-    /// # Ok::<(), ln_tuning::Error>(())
-    /// ```
-    pub fn var_store(
-        &self,
-        device: Device,
-        kind: impl Into<Option<Kind>>,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<VarStore> {
-        self.renamed_var_store(device, kind, |name| wanted(name).then(|| name.to_owned()))
-    }
-
-    /// [`var_store`](Self::var_store) with other names: `renamed` gives the variable's, or none to leave it out.
-    pub(crate) fn renamed_var_store(
-        &self,
-        device: Device,
-        kind: impl Into<Option<Kind>>,
-        renamed: impl Fn(&str) -> Option<String>,
-    ) -> Result<VarStore> {
-        let kind = kind.into();
-        let vs = VarStore::new(device);
-        for place in &self.tensors {
-            let Some(name) = renamed(&place.name) else { continue };
-            let tensor = self.tensor(&place.name)?.f_to_device(device)?;
-            let tensor = match kind {
-                Some(kind) if tensor.is_floating_point() => tensor.f_to_kind(kind)?,
-                _ => tensor,
-            };
-            let parameter = is_parameter(&name, tensor.f_kind()?);
-            let (module, last) = name.rsplit_once('.').unwrap_or(("", &name));
-            let segments = module.split('.').filter(|segment| !segment.is_empty());
-            let path = segments.fold(vs.root(), |path, segment| path / segment);
-            if path.get(last).is_some() {
-                return Err(Error::new(
-                    ErrorKind::DuplicateKey,
-                    format!(
-                        "two tensors in '{}' are both '{name}' in the model",
-                        self.dir.display()
-                    ),
-                ));
-            }
-            let _ = path.add(last, tensor, parameter);
-        }
-        Ok(vs)
+    /// Calls `progress` with the bytes loaded and those to load, whenever variables are filled from these files. What
+    /// stays where it is on disk counts as loaded.
+    pub fn with_progress(mut self, progress: impl Fn(u64, u64) + 'static) -> Self {
+        self.progress = Some(Progress(Box::new(progress)));
+        self
     }
 
     pub(super) fn shards(&self) -> &[StoredTensors] {
@@ -226,7 +195,7 @@ impl ModelFiles {
     }
 }
 
-fn is_parameter(name: &str, kind: Kind) -> bool {
+pub(super) fn is_parameter(name: &str, kind: Kind) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     let float = matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
     float && !["running_mean", "running_var"].contains(&last)

@@ -1,6 +1,7 @@
 //! A Hugging Face model directory: `config.json` and `model.safetensors`, or shards with their index.
 
 mod files;
+mod load;
 mod merge;
 mod names;
 

@@ -62,31 +62,80 @@ const RENAMINGS: &[(&str, &[(&str, &str)])] = &[
 const LEGACY: &[(&str, &str)] =
     &[(r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")];
 
-/// The renamings of one model type.
+/// Where the base model stands in a model with a head, by model type. Files of base models lack it, and so do some of
+/// models with heads that are older than the library.
+const BASES: &[(&str, &str)] = &[
+    ("transformer", "bloom codegen falcon gpt2 gpt_bigcode gpt_neo gptj mpt"),
+    ("gpt_neox", "gpt_neox"),
+    ("model", "opt"),
+    ("bert", "bert"),
+    ("roberta", "roberta xlm-roberta camembert"),
+    ("distilbert", "distilbert"),
+];
+
+/// The beginnings of heads, which stand beside the base model.
+const HEADS: &[&str] = &[
+    "lm_head.",
+    "embed_out.",
+    "score.",
+    "cls.",
+    "classifier.",
+    "pre_classifier.",
+    "qa_outputs.",
+    "vocab_",
+];
+
+/// The renamings of one model.
 #[derive(Debug)]
-pub(super) struct Renaming(Vec<(Pattern, &'static str)>);
+pub(super) struct Renaming {
+    rules: Vec<(Pattern, &'static str)>,
+    /// What is put in front of the base model's names.
+    base: Option<&'static str>,
+}
 
 impl Renaming {
-    pub(super) fn of(model_type: Option<&str>) -> Result<Self> {
+    /// `architecture` is the class that the files were saved from, `keys` are theirs.
+    pub(super) fn of<'a>(
+        model_type: Option<&str>,
+        architecture: Option<&str>,
+        mut keys: impl Iterator<Item = &'a str>,
+    ) -> Result<Self> {
         let known = |types: &str| types.split(' ').any(|t| Some(t) == model_type);
         let own = RENAMINGS.iter().filter(|(types, _)| known(types)).flat_map(|(_, rules)| *rules);
         let rules = LEGACY
             .iter()
             .chain(own)
             .map(|(from, to)| Ok((Pattern::search(from, "the table of renamings")?, *to)));
-        Ok(Renaming(rules.collect::<Result<_>>()?))
+        let has_head = architecture.is_some_and(|class| !class.ends_with("Model") || is_lm(class));
+        let base = BASES.iter().find(|(_, types)| known(types)).map(|(base, _)| *base);
+        let base = base.filter(|base| has_head && keys.all(|key| below(key, base).is_none()));
+        Ok(Renaming { rules: rules.collect::<Result<_>>()?, base })
     }
 
     /// The name in memory of a tensor that is called `name` on disk. Names of memory stay as they are.
     pub(super) fn apply(&self, name: &str) -> Result<String> {
         let mut name = name.to_owned();
-        for (pattern, replacement) in &self.0 {
+        for (pattern, replacement) in &self.rules {
             if let Some(renamed) = pattern.replace(&name, replacement)? {
                 name = renamed;
             }
         }
-        Ok(name)
+        match self.base {
+            Some(base) if !HEADS.iter().any(|head| name.starts_with(head)) => {
+                Ok(format!("{base}.{name}"))
+            }
+            _ => Ok(name),
+        }
     }
+}
+
+/// `GPT2LMHeadModel` has a head, `GPT2Model` is a base model.
+fn is_lm(class: &str) -> bool {
+    class.ends_with("LMHeadModel") || class.ends_with("HeadsModel")
+}
+
+fn below<'a>(name: &'a str, base: &str) -> Option<&'a str> {
+    name.strip_prefix(base)?.strip_prefix('.')
 }
 
 #[cfg(test)]
@@ -95,7 +144,8 @@ mod tests {
 
     #[test]
     fn former_names_become_those_of_transformers_5_and_new_ones_stay() {
-        let vit = Renaming::of(Some("vit")).unwrap();
+        let none = || std::iter::empty();
+        let vit = Renaming::of(Some("vit"), None, none()).unwrap();
         for (disk, memory) in [
             ("vit.encoder.layer.3.layernorm_before.weight", "vit.layers.3.layernorm_before.weight"),
             (
@@ -113,9 +163,21 @@ mod tests {
             assert_eq!(vit.apply(disk).unwrap(), memory);
             assert_eq!(vit.apply(memory).unwrap(), memory);
         }
-        let bert = Renaming::of(Some("bert")).unwrap();
+        let bert = Renaming::of(Some("bert"), None, none()).unwrap();
         let name = "bert.encoder.layer.0.output.LayerNorm";
         assert_eq!(bert.apply(&format!("{name}.gamma")).unwrap(), format!("{name}.weight"));
         assert_eq!(bert.apply(&format!("{name}.beta")).unwrap(), format!("{name}.bias"));
+    }
+
+    #[test]
+    fn the_base_models_prefix_is_added_where_a_model_with_a_head_lacks_it() {
+        let of = |class: &str, key: &str| {
+            let renaming = Renaming::of(Some("gpt2"), Some(class), [key].into_iter()).unwrap();
+            renaming.apply(key).unwrap()
+        };
+        assert_eq!(of("GPT2LMHeadModel", "h.0.ln_1.weight"), "transformer.h.0.ln_1.weight");
+        assert_eq!(of("GPT2LMHeadModel", "lm_head.weight"), "lm_head.weight");
+        assert_eq!(of("GPT2LMHeadModel", "transformer.ln_f.bias"), "transformer.ln_f.bias");
+        assert_eq!(of("GPT2Model", "h.0.ln_1.weight"), "h.0.ln_1.weight");
     }
 }

@@ -55,6 +55,8 @@ CASES = {
     "cohere": ("cohere", dict(num_key_value_heads=2, logit_scale=1.0)),
     "cohere_qk_norm": ("cohere", dict(use_qk_norm=True, attention_bias=True, logit_scale=0.5)),
     "gpt2": ("gpt2", {}),
+    "gpt2_saved_without_head": ("gpt2", {}),
+    "gpt2_without_prefix": ("gpt2", {}),
     "gpt2_options": ("gpt2", dict(n_inner=40, scale_attn_by_inverse_layer_idx=True, tie_word_embeddings=False)),
     "gpt2_without_scale": ("gpt2", dict(scale_attn_weights=False, activation_function="relu")),
     "gpt_neox": ("gpt_neox", {}),
@@ -99,6 +101,14 @@ for case, (model_type, arguments) in CASES.items():
             small = "norm" in name or "ln_" in name or "bias" in name
             tensor.add_(torch.randn_like(tensor) * (0.3 if small else 0.1))
     model.save_pretrained(folder, max_shard_size="30KB" if case == "llama" else "1GB")
+
+    if case == "gpt2_saved_without_head":
+        model.transformer.save_pretrained(folder)
+    if case == "gpt2_without_prefix":
+        # As the first checkpoints were, with the buffers that they held.
+        tensors = {name: tensor.clone() for name, tensor in model.transformer.state_dict().items()}
+        tensors["h.0.attn.bias"] = torch.ones(1, 1, 64, 64)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     input_ids = torch.randint(3, 64, (3, 11))
     reference = {"input_ids": input_ids}

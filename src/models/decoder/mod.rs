@@ -19,7 +19,7 @@ use tch::{no_grad, Device, Kind, Tensor};
 
 use super::generation::{generated, GenerateOptions, Step};
 use super::parts::Linear;
-use super::weights::{filled, Weights};
+use super::weights::{filled_with, Weights};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pretrained::ModelFiles;
 use attention::capped;
@@ -86,16 +86,37 @@ impl Decoder {
         device: Device,
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
-        let files = ModelFiles::open(dir)?;
+        Self::from_files(&ModelFiles::open(dir)?, device, kind)
+    }
+
+    /// [`from_pretrained`](Self::from_pretrained) from files that are open already, for
+    /// [`with_progress`](ModelFiles::with_progress).
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained).
+    pub fn from_files(
+        files: &ModelFiles,
+        device: Device,
+        kind: impl Into<Option<Kind>>,
+    ) -> Result<(VarStore, Self)> {
         let config = DecoderConfig::from_value(files.config())?;
         // A head that is tied may stand in the file as well.
         let tied_head = |name: &str| config.tied && name == "lm_head.weight";
         let computed = |name: &str| COMPUTED.iter().any(|end| name.ends_with(end));
-        filled(
-            &files,
+        let base = config.names.embed.split_once('.').map_or("", |(base, _)| base);
+        let below_base = |name: &str| name.starts_with("lm_head.") || name.starts_with(base);
+        // The files of a base model have its names without the prefix.
+        let prefixed = files.variables().iter().any(|variable| variable.name.starts_with(base));
+        filled_with(
+            files,
             device,
             kind,
-            |name| !tied_head(name) && !computed(name),
+            |name| match name {
+                _ if tied_head(name) || computed(name) => None,
+                _ if prefixed || below_base(name) => Some(name.to_owned()),
+                _ => Some(format!("{base}.{name}")),
+            },
+            |_| false,
             |weights| Self::build(weights, &config),
         )
     }

@@ -1,0 +1,132 @@
+//! Loading a checkpoint of 1 GB (a Llama in bf16, random weights) beside transformers' `from_pretrained`.
+//!
+//! `cargo bench --bench loading_vs_transformers` runs both alternately, each time in a process of its own with the file in
+//! the page cache, and prints medians: seconds to a usable model and to its first logits, and the memory that the process
+//! then holds, private (anonymous) and shared (the file's pages) apart. target/bench/loading.json holds the same.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use ln_tuning::models::{Decoder, DecoderConfig};
+use ln_tuning::pretrained;
+use serde_json::{json, Value};
+use tch::{no_grad, Device, Kind, Tensor};
+
+const THREADS: i32 = 2;
+const PAIRS: usize = 5;
+
+/// The checkpoint, made once.
+fn checkpoint(dir: &Path) -> Result<()> {
+    if dir.join("model.safetensors").exists() {
+        return Ok(());
+    }
+    eprintln!("making a checkpoint in '{}'", dir.display());
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "vocab_size": 64_000,
+        "hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "num_key_value_heads": 12, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+    });
+    tch::manual_seed(0);
+    let mut vs = tch::nn::VarStore::new(Device::Cpu);
+    Decoder::new(&vs.root(), &DecoderConfig::from_value(&config)?)?;
+    vs.bfloat16();
+    pretrained::save(&vs, dir, &format!("{config:#}"))?;
+    Ok(())
+}
+
+/// Megabytes: private, and of files.
+fn memory() -> Result<(f64, f64)> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let megabytes = |key: &str| -> Result<f64> {
+        let line = status.lines().find(|line| line.starts_with(key)).context("no such line")?;
+        Ok(line.split_whitespace().nth(1).context("no number")?.parse::<f64>()? / 1024.)
+    };
+    Ok((megabytes("RssAnon")?, megabytes("RssFile")?))
+}
+
+/// What a child process does.
+fn load(dir: &str) -> Result<()> {
+    tch::set_num_threads(THREADS);
+    let before = memory()?;
+    let start = Instant::now();
+    let (_vs, model) = Decoder::from_pretrained(dir, Device::Cpu, None)?;
+    let loaded = start.elapsed().as_secs_f64();
+    let held = memory()?;
+    let ids = Tensor::arange(16, (Kind::Int64, Device::Cpu)).view([1, -1]);
+    let logits = no_grad(|| model.logits(&ids))?;
+    let first = start.elapsed().as_secs_f64();
+    let used = memory()?;
+    let report = json!({
+        "import": 0., "load": loaded, "first": first, "private": held.0 - before.0, "shared": held.1 - before.1,
+        "private_after": used.0 - before.0, "sum": logits.sum(Kind::Float).double_value(&[]),
+    });
+    println!("{report}");
+    Ok(())
+}
+
+fn answer(command: &mut Command) -> Result<Value> {
+    let output = command.output()?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "{error}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().find(|line| line.starts_with('{'));
+    Ok(serde_json::from_str(line.with_context(|| format!("{text}{error}"))?)?)
+}
+
+fn median(reports: &[Value], key: &str) -> f64 {
+    let mut values: Vec<f64> = reports.iter().filter_map(|report| report[key].as_f64()).collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() -> Result<()> {
+    if let Some(dir) = std::env::args().skip_while(|argument| argument != "--load").nth(1) {
+        return load(&dir);
+    }
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = here.join("target/bench/llama-1gb");
+    checkpoint(&dir)?;
+    let python = std::env::var_os("LN_TUNING_PYTHON").map(PathBuf::from);
+    let python = python.unwrap_or_else(|| here.join(".venv/bin/python"));
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    // The first pair brings the file into the page cache.
+    for pair in 0..=PAIRS {
+        let own = answer(Command::new(std::env::current_exe()?).arg("--load").arg(&dir))?;
+        let script = here.join("benches/transformers_loading.py");
+        let arguments = [script.as_os_str(), dir.as_os_str()];
+        let mut command = Command::new(&python);
+        command.args(arguments).arg(THREADS.to_string()).env("HF_HUB_OFFLINE", "1");
+        let other = answer(&mut command)
+            .with_context(|| format!("'{}' failed: run `make setup-tests`", python.display()))?;
+        if pair > 0 {
+            ours.push(own);
+            theirs.push(other);
+        }
+    }
+    let megabytes = std::fs::metadata(dir.join("model.safetensors"))?.len() >> 20;
+    println!(
+        "Llama in bf16, {megabytes} MB, {THREADS} threads; medians of {PAIRS} pairs of processes"
+    );
+    println!("{:<36} {:>10} {:>13} {:>8}", "", "ours", "transformers", "ratio");
+    let rows = [
+        ("s to a usable model", "load"),
+        ("s to its first logits (16 tokens)", "first"),
+        ("s of imports before", "import"),
+        ("MB private", "private"),
+        ("MB private after the first logits", "private_after"),
+        ("MB of the file's pages", "shared"),
+        ("sum of the logits", "sum"),
+    ];
+    let mut report = Vec::new();
+    for (name, key) in rows {
+        let (a, b) = (median(&ours, key), median(&theirs, key));
+        println!("{name:<36} {a:>10.4} {b:>13.4} {:>8.3}", b / a);
+        report.push(json!({"row": name, "ours": a, "transformers": b}));
+    }
+    let path = here.join("target/bench/loading.json");
+    std::fs::write(&path, format!("{:#}\n", json!({"megabytes": megabytes, "rows": report})))?;
+    println!("wrote {}", path.display());
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! Generation draws what its options say, and packed documents do not see each other.
+
+use ln_tuning::models::{Decoder, DecoderConfig, GenerateOptions, Inputs};
+use ln_tuning::ErrorKind;
+use serde_json::json;
+use tch::nn::VarStore;
+use tch::{no_grad, Device, Kind, Tensor};
+
+fn model(config: serde_json::Value) -> (VarStore, Decoder) {
+    tch::manual_seed(3);
+    let vs = VarStore::new(Device::Cpu);
+    let model = Decoder::new(&vs.root(), &DecoderConfig::from_value(&config).unwrap()).unwrap();
+    no_grad(|| {
+        for tensor in vs.variables().values_mut() {
+            let noise = tensor.randn_like() * 0.3;
+            let _ = tensor.f_add_(&noise).unwrap();
+        }
+    });
+    (vs, model)
+}
+
+fn llama() -> (VarStore, Decoder) {
+    model(json!({
+        "model_type": "llama", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "eos_token_id": [7, 8], "pad_token_id": 0,
+    }))
+}
+
+fn tokens(text: &Tensor) -> Vec<i64> {
+    Vec::try_from(text.reshape([-1])).unwrap()
+}
+
+fn ids(rows: &[[i64; 4]]) -> Tensor {
+    Tensor::from_slice2(rows)
+}
+
+#[test]
+fn each_token_is_the_likeliest_of_the_whole_text_so_far() {
+    let (_vs, model) = llama();
+    let prompt = ids(&[[3, 4, 5, 6], [9, 8, 7, 6]]);
+    let options = GenerateOptions::default().max_new_tokens(12).stop_tokens([]);
+    let text = model.generate(&prompt, &options, |_| true).unwrap();
+    assert_eq!(text.size(), [2, 12]);
+    let whole = Tensor::cat(&[&prompt, &text], 1);
+    let likeliest = no_grad(|| model.logits(&whole)).unwrap().argmax(-1, false);
+    assert_eq!(tokens(&likeliest.narrow(1, 3, 12)), tokens(&text));
+}
+
+#[test]
+fn draws_hang_on_the_seed_alone_and_stay_within_the_likeliest() {
+    let (_vs, model) = llama();
+    let prompt = ids(&[[3, 4, 5, 6]]).expand([200, 4], false).contiguous();
+    let options = GenerateOptions::default().max_new_tokens(1).temperature(1.5).stop_tokens([]);
+    let draw = |options: &GenerateOptions| {
+        tch::manual_seed(rand_seed());
+        tokens(&model.generate(&prompt, options, |_| true).unwrap())
+    };
+    assert_eq!(draw(&options), draw(&options));
+    assert_ne!(draw(&options), draw(&options.clone().seed(1)));
+
+    let scores = no_grad(|| model.logits(&prompt)).unwrap().select(1, 3).get(0) / 1.5;
+    let (likely, order) = scores.softmax(-1, Kind::Double).sort(-1, true);
+    let (likely, order) = (Vec::<f64>::try_from(likely).unwrap(), tokens(&order));
+    // Frequencies are those of the probabilities: 4,000 draws of the likeliest token, within five deviations.
+    let mut count = 0;
+    for seed in 0..20 {
+        let drawn = draw(&options.clone().seed(seed));
+        count += drawn.iter().filter(|token| **token == order[0]).count();
+    }
+    let (expected, deviation) = (4000. * likely[0], (4000. * likely[0] * (1. - likely[0])).sqrt());
+    assert!((count as f64 - expected).abs() < 5. * deviation, "{count}, expected {expected}");
+
+    let top = draw(&options.clone().top_k(3));
+    assert!(top.iter().all(|token| order[..3].contains(token)));
+    assert!(order[..3].iter().all(|token| top.contains(token)), "each of the three is drawn");
+    let needed = likely.iter().scan(0., |sum, p| {
+        let before = *sum;
+        *sum += p;
+        Some(before)
+    });
+    let needed = needed.take_while(|before| *before < 0.5).count();
+    let nucleus = draw(&options.clone().top_p(0.5));
+    assert!(nucleus.iter().all(|token| order[..needed].contains(token)));
+    assert!(order[..needed].iter().all(|token| nucleus.contains(token)));
+    let coldest = draw(&options.clone().temperature(1e-4));
+    assert!(coldest.iter().all(|token| *token == order[0]));
+    assert!(draw(&options.clone().top_k(1)).iter().all(|token| *token == order[0]));
+}
+
+fn rand_seed() -> i64 {
+    std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos().into()
+}
+
+#[test]
+fn a_row_ends_behind_a_stop_token_and_the_caller_may_end_it_all() {
+    let (_vs, model) = llama();
+    let prompt = ids(&[[3, 4, 5, 6], [9, 8, 7, 6]]);
+    let options = GenerateOptions::default().max_new_tokens(12).stop_tokens([]);
+    let free = model.generate(&prompt, &options, |_| true).unwrap();
+    let row = tokens(&free.get(0));
+    let stop = row[3];
+    let at = row.iter().position(|token| *token == stop).unwrap() as i64;
+    let other = tokens(&free.get(1)).iter().position(|token| *token == stop).map(|at| at as i64);
+    let stopped = model.generate(&prompt, &options.clone().stop_tokens([stop]), |_| true).unwrap();
+    let length = stopped.size()[1];
+    assert_eq!(length, other.map_or(12, |other| at.max(other) + 1));
+    assert_eq!(tokens(&stopped.get(0).narrow(0, 0, at + 1)), row[..=at as usize]);
+    assert!(tokens(&stopped.get(0)).iter().skip(at as usize + 1).all(|token| *token == 0));
+
+    let mut seen = Vec::new();
+    let text = model
+        .generate(&prompt, &options, |tokens| {
+            seen.push(tokens.to_vec());
+            seen.len() < 5
+        })
+        .unwrap();
+    assert_eq!(text.size(), [2, 5]);
+    assert_eq!(seen.concat(), tokens(&text.tr().contiguous()));
+}
+
+#[test]
+fn options_and_inputs_that_cannot_be_are_refused() {
+    let (_vs, model) = llama();
+    let prompt = ids(&[[3, 4, 5, 6]]);
+    let good = GenerateOptions::default().max_new_tokens(2);
+    for bad in [
+        good.clone().max_new_tokens(0),
+        good.clone().temperature(-1.),
+        good.clone().temperature(f64::NAN),
+        good.clone().top_k(0),
+        good.clone().top_p(0.),
+        good.clone().top_p(1.1),
+    ] {
+        let error = model.generate(&prompt, &bad, |_| true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{bad:?}: {error}");
+    }
+    let mask = Tensor::from_slice2(&[[1_i64, 1, 1, 0]]);
+    let error = model.generate(Inputs::new(&prompt).attention_mask(&mask), &good, |_| true);
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidArgument);
+    let (_vs, gpt2) = model_gpt2();
+    let error = gpt2.generate(&prompt, &good.max_new_tokens(20), |_| true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+}
+
+fn model_gpt2() -> (VarStore, Decoder) {
+    model(json!({
+        "model_type": "gpt2", "vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12,
+    }))
+}
+
+#[test]
+fn packed_documents_are_computed_as_if_each_stood_alone() {
+    let gemma = json!({
+        "model_type": "gemma2", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 3,
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    });
+    let bloom = json!({
+        "model_type": "bloom", "vocab_size": 40, "hidden_size": 16, "n_layer": 2, "n_head": 2,
+    });
+    for (_vs, model) in [llama(), model_gpt2(), model(gemma), model(bloom)] {
+        let name = model.config().model_type().to_owned();
+        let row = Tensor::from_slice2(&[
+            [3_i64, 4, 5, 6, 11, 12, 13, 20, 21, 22, 23, 0],
+            [31, 32, 33, 34, 35, 36, 37, 38, 39, 30, 29, 28],
+        ]);
+        let documents = Tensor::from_slice2(&[[0_i64, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, -1], [0; 12]]);
+        let packed = no_grad(|| model.logits(Inputs::new(&row).documents(&documents))).unwrap();
+        for (batch, start, length) in [(0, 0, 4), (0, 4, 3), (0, 7, 4), (1, 0, 12)] {
+            let alone = row.narrow(0, batch, 1).narrow(1, start, length);
+            let alone = no_grad(|| model.logits(&alone)).unwrap();
+            let same = packed.narrow(0, batch, 1).narrow(1, start, length);
+            let off = (alone - same).abs().max().double_value(&[]);
+            assert!(off < 1e-5, "{name}, row {batch}, from {start}: {off} off");
+        }
+    }
+    let (_vs, model) = llama();
+    let row = ids(&[[3, 4, 5, 6]]);
+    let both = Inputs::new(&row).documents(&row).attention_mask(&row);
+    assert_eq!(model.logits(both).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    let short = row.narrow(1, 0, 2);
+    let error = model.logits(Inputs::new(&row).documents(&short)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ShapeMismatch);
+}
+
+#[test]
+fn dropout_is_applied_in_training_alone() {
+    let (_vs, model) = model_gpt2();
+    let row = ids(&[[3, 4, 5, 6]]);
+    let logits = |train: bool| no_grad(|| model.logits(Inputs::new(&row).train(train))).unwrap();
+    assert_eq!(logits(false), logits(false));
+    assert_ne!(logits(true), logits(true));
+}
