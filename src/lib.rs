@@ -24,6 +24,7 @@ mod flat;
 #[cfg(feature = "plots")]
 mod heat_map;
 mod interpolation;
+pub mod loss;
 mod mapped;
 mod model;
 #[cfg(feature = "models")]
@@ -33,10 +34,12 @@ mod optim;
 mod options;
 mod pattern;
 pub mod pretrained;
+pub mod recompute;
 mod selection;
 mod state_dict;
 mod status;
 mod strict;
+mod surrogate;
 mod switch;
 mod variables;
 

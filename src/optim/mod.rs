@@ -140,19 +140,21 @@ impl Optimizer {
     }
 
     /// Adds gradients that `compute` finds for the selected tensors, in the order in which it is given them: for
-    /// backward passes that are more than one call, such as block checkpointing. `None` stands for no gradient.
+    /// backward passes that are more than one call, such as block checkpointing
+    /// ([`Recompute::gradients`](crate::recompute::Recompute::gradients)). An undefined tensor stands for no gradient.
+    /// What `compute` gives beside them, usually the loss, is given back.
     ///
     /// # Errors
     /// As [`backward`](Self::backward); `ShapeMismatch` if a gradient does not have its tensor's shape.
-    pub fn backward_with(
+    pub fn backward_with<T>(
         &mut self,
-        compute: impl FnOnce(&[Tensor]) -> Result<Vec<Tensor>>,
-    ) -> Result<()> {
+        compute: impl FnOnce(&[Tensor]) -> Result<(T, Vec<Tensor>)>,
+    ) -> Result<T> {
         let inputs = self.with_adapter(|this, attachment| {
             attachment.check_trainable(&this.adapter)?;
             inputs(attachment, &this.adapter)
         })?;
-        let found = compute(&inputs)?;
+        let (value, found) = compute(&inputs)?;
         if found.len() != inputs.len() {
             return Err(Error::new(
                 ErrorKind::ShapeMismatch,
@@ -173,7 +175,8 @@ impl Optimizer {
         }
         self.with_adapter(|this, attachment| {
             this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found)
-        })
+        })?;
+        Ok(value)
     }
 
     /// Updates the weights from the gradients. As in PyTorch, a tensor without a gradient is left alone, weight

@@ -1,0 +1,428 @@
+//! Cross-entropy through the head of a language model, in chunks: the logits of a batch are never held at once.
+//!
+//! For a vocabulary of 128,256 the logits of 4,096 tokens take 2 GB in f32, and their gradient as much again; hidden
+//! states of size 4,096 take 64 MB. [`LinearCrossEntropy`] computes the logits of some tokens, their loss and its
+//! gradient with respect to the hidden states, and goes on to the next tokens in the same memory. Frozen heads need
+//! nothing more.
+
+mod head;
+mod targets;
+
+use tch::{no_grad, Device, Kind, Tensor};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::surrogate::{inner_product, is_recorded, with_value};
+use head::Head;
+use targets::{Count, Targets};
+
+/// The target that transformers and PyTorch give to tokens that do not count.
+pub const IGNORE_INDEX: i64 = -100;
+
+/// What the losses of the tokens are put together to.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub enum Reduction {
+    /// Their mean over the tokens that count; 0 if none does.
+    #[default]
+    Mean,
+    /// Their sum.
+    Sum,
+    /// Their sum, divided by this number of tokens: that of the whole batch where this is one of several passes whose
+    /// gradients are added up.
+    #[doc(alias = "num_items_in_batch")]
+    SumOver(i64),
+}
+
+/// Cross-entropy of `logit_cap · tanh(logit_scale · (hidden · weightᵀ + bias) / logit_cap)`, without those logits.
+///
+/// The loss is a scalar in f32 (f64 for hidden states in f64), whatever the kind of the model. It is ready for `backward`, for [`Optimizer::backward_step`](crate::Optimizer::backward_step) and to
+/// be scaled or added to other losses. Gradients are computed together with the loss, and only those that are asked
+/// for: of the hidden states, and of the weight and bias if they train (a tied embedding among them). Under `no_grad`
+/// there are none. Gradients of gradients are not there.
+///
+/// Tokens whose target is `ignore_index` are left out before the head if the targets are on the CPU, so keep them there.
+/// Targets on a GPU are computed with and weighted by 0, since dropping them would wait for the device.
+///
+/// ```
+/// # use tch::{Device, Kind, Tensor};
+/// use ln_tuning::loss::LinearCrossEntropy;
+/// # tch::manual_seed(0);
+/// # let cpu = (Kind::Float, Device::Cpu);
+/// let head = Tensor::randn([1000, 16], cpu); // [vocabulary, hidden size]
+/// let hidden = Tensor::randn([2, 3, 16], cpu).set_requires_grad(true);
+/// let targets = Tensor::from_slice2(&[[5i64, 6, -100], [7, 8, 9]]);
+/// let loss = LinearCrossEntropy::default().compute(&hidden, &head, None, &targets)?;
+/// loss.backward();
+///
+/// let logits = hidden.matmul(&head.tr()).view([-1, 1000]);
+/// let same = logits.cross_entropy_loss::<Tensor>(&targets.view(-1), None, tch::Reduction::Mean, -100, 0.);
+/// assert!((&loss - same).abs().double_value(&[]) < 1e-5);
+/// assert_eq!(hidden.grad().size(), [2, 3, 16]);
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[doc(alias = "LigerFusedLinearCrossEntropyLoss")]
+#[doc(alias = "CrossEntropyLoss")]
+#[non_exhaustive]
+pub struct LinearCrossEntropy {
+    /// The target of tokens that do not count; -100.
+    pub ignore_index: i64,
+    /// Multiplies the logits, before the cap; 1. (The inverse of Granite's `logits_scaling`.)
+    pub logit_scale: f64,
+    /// Bounds the logits as Gemma 2 does; none.
+    #[doc(alias = "final_logit_softcapping")]
+    pub logit_cap: Option<f64>,
+    /// How much of each target is spread over the whole vocabulary; 0.
+    pub label_smoothing: f64,
+    /// Adds this times the square of the logarithm of the softmax's denominator (PaLM, arXiv 2204.02311); 0.
+    #[doc(alias = "lse_square_scale")]
+    pub z_loss: f64,
+    /// What the losses of the tokens are put together to; their mean.
+    pub reduction: Reduction,
+    /// How many tokens go through the head at a time; `None`: as the shapes suggest.
+    pub chunk_size: Option<i64>,
+}
+
+impl Default for LinearCrossEntropy {
+    fn default() -> Self {
+        LinearCrossEntropy {
+            ignore_index: IGNORE_INDEX,
+            logit_scale: 1.,
+            logit_cap: None,
+            label_smoothing: 0.,
+            z_loss: 0.,
+            reduction: Reduction::Mean,
+            chunk_size: None,
+        }
+    }
+}
+
+/// Sums over the chunks so far: the loss and the gradients that are asked for, all in the kind of the logits.
+struct Sums {
+    loss: Tensor,
+    hidden: Option<Tensor>,
+    weight: Option<Tensor>,
+    bias: Option<Tensor>,
+}
+
+impl LinearCrossEntropy {
+    /// Sets `ignore_index`.
+    pub fn ignore_index(mut self, ignore_index: i64) -> Self {
+        self.ignore_index = ignore_index;
+        self
+    }
+
+    /// Sets `logit_scale`.
+    pub fn logit_scale(mut self, logit_scale: f64) -> Self {
+        self.logit_scale = logit_scale;
+        self
+    }
+
+    /// Sets `logit_cap`.
+    pub fn logit_cap(mut self, logit_cap: impl Into<Option<f64>>) -> Self {
+        self.logit_cap = logit_cap.into();
+        self
+    }
+
+    /// Sets `label_smoothing`.
+    pub fn label_smoothing(mut self, label_smoothing: f64) -> Self {
+        self.label_smoothing = label_smoothing;
+        self
+    }
+
+    /// Sets `z_loss`.
+    pub fn z_loss(mut self, z_loss: f64) -> Self {
+        self.z_loss = z_loss;
+        self
+    }
+
+    /// Sets `reduction`.
+    pub fn reduction(mut self, reduction: Reduction) -> Self {
+        self.reduction = reduction;
+        self
+    }
+
+    /// Sets `chunk_size`.
+    pub fn chunk_size(mut self, chunk_size: impl Into<Option<i64>>) -> Self {
+        self.chunk_size = chunk_size.into();
+        self
+    }
+
+    /// The loss of hidden states `[…, hidden size]` through a head with `weight` `[vocabulary, hidden size]` and `bias`
+    /// `[vocabulary]`, of the same kind and on the same device, against integer `targets` `[…]`.
+    ///
+    /// # Errors
+    /// `ShapeMismatch`, `KindMismatch`; `InvalidArgument` for settings out of range and for targets on the CPU that are not in
+    /// the vocabulary; `Torch`.
+    pub fn compute(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        targets: &Tensor,
+    ) -> Result<Tensor> {
+        self.check()?;
+        check_tensors(hidden, weight, bias, targets)?;
+        let (vocab, size) = weight.size2()?;
+        let kind = match hidden.f_kind()? {
+            Kind::Double => Kind::Double,
+            _ => Kind::Float,
+        };
+        let device = hidden.device();
+        let flat = hidden.f_reshape([-1, size])?;
+        let wanted = [Some(hidden), Some(weight), bias].map(|t| t.map_or(Ok(false), is_recorded));
+        let [train_hidden, train_weight, train_bias] = wanted;
+        let wanted = [train_hidden?, train_weight?, train_bias?];
+        let (targets, sums) = no_grad(|| -> Result<_> {
+            let targets = Targets::new(targets, self.ignore_index, vocab, kind, device)?;
+            let zeros = |wanted: bool, shape: &[i64]| {
+                wanted.then(|| Tensor::f_zeros(shape, (kind, device))).transpose()
+            };
+            let sums = Sums {
+                loss: Tensor::f_zeros([0; 0], (kind, device))?,
+                hidden: zeros(wanted[0], &flat.size())?,
+                weight: zeros(wanted[1], &[vocab, size])?,
+                bias: zeros(wanted[2], &[vocab])?,
+            };
+            let sums = self.sums(&flat.f_detach()?, weight, bias, &targets, sums)?;
+            Ok((targets, sums))
+        })?;
+        let loss = self.reduced(&sums.loss, &targets.count)?;
+        let flat = Some(&flat);
+        let pairs = [(flat, &sums.hidden), (Some(weight), &sums.weight), (bias, &sums.bias)];
+        let pairs: Vec<_> =
+            pairs.iter().filter_map(|(t, gradient)| Some((*t)?).zip(gradient.as_ref())).collect();
+        match pairs.is_empty() {
+            true => Ok(loss),
+            false => with_value(self.reduced(&inner_product(&pairs)?, &targets.count)?, &loss),
+        }
+    }
+
+    /// Goes through the chunks.
+    fn sums(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        targets: &Targets,
+        mut sums: Sums,
+    ) -> Result<Sums> {
+        let (vocab, _) = weight.size2()?;
+        let (kind, device) = (sums.loss.f_kind()?, hidden.device());
+        let tokens = targets.len();
+        if tokens == 0 {
+            return Ok(sums);
+        }
+        let chunk = self.chunk_size.unwrap_or_else(|| suggested_chunk(vocab, device));
+        // All of about the same length.
+        let chunks = (tokens + chunk - 1) / chunk;
+        let chunk = (tokens + chunks - 1) / chunks;
+        let mut head = Head::new(weight, bias, kind, chunk)?;
+        let input_kind = head.input_kind(kind)?;
+        let buffer = Tensor::f_empty([chunk, vocab], (kind, device))?;
+        let mut start = 0;
+        while start < tokens {
+            let len = chunk.min(tokens - start);
+            let rows = targets.rows(hidden, start, len)?.f_to_kind(input_kind)?;
+            let mut logits = buffer.f_narrow(0, 0, len)?;
+            head.logits(&rows, &mut logits)?;
+            let classes = targets.classes.f_narrow(0, start, len)?;
+            let weights =
+                targets.weights.as_ref().map(|w| w.f_narrow(0, start, len)).transpose()?;
+            let gradient = self.chunk(logits, &classes, weights.as_ref(), &mut sums)?;
+            if let Some(mut gradient) = gradient {
+                // Rows of the hidden states' gradient are masked when all are there, which is cheaper.
+                if let (Some(weights), true) = (&weights, sums.trains_head()) {
+                    let _ = gradient.f_mul_(weights)?;
+                }
+                if let Some(bias) = &mut sums.bias {
+                    let _ = bias.f_add_(&gradient.f_sum_dim_intlist(
+                        [0i64].as_slice(),
+                        false,
+                        kind,
+                    )?)?;
+                }
+                let part = match (&sums.hidden, &targets.kept) {
+                    (None, _) => None,
+                    (Some(all), None) => Some(all.f_narrow(0, start, len)?),
+                    (Some(all), Some(_)) => {
+                        Some(all.f_new_empty([len, all.size()[1]], (kind, device))?)
+                    }
+                };
+                let written = part.as_ref().map(Tensor::shallow_clone);
+                head.backward(&rows, &gradient, written, sums.weight.as_mut())?;
+                if let (Some(all), Some(kept), Some(part)) =
+                    (&mut sums.hidden, &targets.kept, &part)
+                {
+                    let _ = all.f_index_copy_(0, &kept.f_narrow(0, start, len)?, part)?;
+                }
+            }
+            start += len;
+        }
+        if let (Some(hidden), Some(weights)) = (&mut sums.hidden, &targets.weights) {
+            let _ = hidden.f_mul_(weights)?;
+        }
+        if self.logit_scale != 1. {
+            for sum in [&mut sums.hidden, &mut sums.weight, &mut sums.bias].into_iter().flatten() {
+                let _ = sum.f_mul_scalar_(self.logit_scale)?;
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Adds the loss of a chunk to the sums, and gives its gradient with respect to the scaled logits, before the cap:
+    /// the logits' memory is used up for it.
+    fn chunk(
+        &self,
+        mut logits: Tensor,
+        classes: &Tensor,
+        weights: Option<&Tensor>,
+        sums: &mut Sums,
+    ) -> Result<Option<Tensor>> {
+        let kind = logits.f_kind()?;
+        let smoothing = self.label_smoothing;
+        let vocab = logits.size2()?.1 as f64;
+        if self.logit_scale != 1. {
+            let _ = logits.f_mul_scalar_(self.logit_scale)?;
+        }
+        if let Some(cap) = self.logit_cap {
+            let _ = logits.f_mul_scalar_(1. / cap)?.f_tanh_()?.f_mul_scalar_(cap)?;
+        }
+        let mut target = logits.f_gather(1, classes, false)?;
+        if smoothing != 0. {
+            let mut mean = logits.f_mean_dim([-1i64].as_slice(), true, kind)?;
+            target = target.f_mul_scalar(1. - smoothing)?.f_add(&mean.f_mul_scalar_(smoothing)?)?;
+        }
+        // The softmax in one kernel. Its largest value is at least 1/vocabulary, so that its logarithm, and with it
+        // the denominator's, is exact however small the others are.
+        let mut largest = logits.f_amax([-1i64], true)?;
+        let in_place = logits.device() == Device::Cpu && self.logit_cap.is_none();
+        let mut softmax = match in_place {
+            true => logits.f_internal_softmax_out(&logits, -1, false)?,
+            false => logits.f_softmax(-1, kind)?,
+        };
+        let denominator = largest.f_sub_(&softmax.f_amax([-1i64], true)?.f_log_()?)?;
+        let mut losses = denominator.f_sub(&target)?;
+        if self.z_loss != 0. {
+            let _ = losses.f_add_(&denominator.f_square()?.f_mul_scalar_(self.z_loss)?)?;
+        }
+        if let Some(weights) = weights {
+            let _ = losses.f_mul_(weights)?;
+        }
+        let _ = sums.loss.f_add_(&losses.f_sum(kind)?)?;
+        if !sums.trains_head() && sums.hidden.is_none() {
+            return Ok(None);
+        }
+        if self.z_loss != 0. {
+            let factor = denominator.f_mul_scalar(2. * self.z_loss)?.f_add_scalar_(1.)?;
+            let _ = softmax.f_mul_(&factor)?;
+        }
+        let _ = softmax.f_scatter_add_(1, classes, &target.f_full_like(smoothing - 1.)?)?;
+        if smoothing != 0. {
+            let _ = softmax.f_sub_scalar_(smoothing / vocab)?;
+        }
+        if let Some(cap) = self.logit_cap {
+            let slope = logits.f_square_()?.f_mul_scalar_(-1. / (cap * cap))?.f_add_scalar_(1.)?;
+            let _ = softmax.f_mul_(&slope)?;
+        }
+        Ok(Some(softmax))
+    }
+
+    fn reduced(&self, sum: &Tensor, count: &Count) -> Result<Tensor> {
+        match (self.reduction, count) {
+            (Reduction::Sum, _) => Ok(sum.shallow_clone()),
+            (Reduction::SumOver(count), _) => Ok(sum.f_div_scalar(count)?),
+            (Reduction::Mean, Count::Known(count)) => Ok(sum.f_div_scalar(count.max(1.))?),
+            (Reduction::Mean, Count::OnDevice(count)) => Ok(sum.f_div(&count.f_clamp_min(1.)?)?),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let out = |name: &str, value: f64, expected: &str| {
+            Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("{name} is {value}, expected {expected}"),
+            ))
+        };
+        if !(0. ..=1.).contains(&self.label_smoothing) {
+            return out("label_smoothing", self.label_smoothing, "0 to 1");
+        }
+        if !(self.z_loss >= 0. && self.z_loss.is_finite()) {
+            return out("z_loss", self.z_loss, "a finite number that is not negative");
+        }
+        if !self.logit_scale.is_finite() {
+            return out("logit_scale", self.logit_scale, "a finite number");
+        }
+        if let Some(cap) = self.logit_cap.filter(|cap| !(*cap > 0. && cap.is_finite())) {
+            return out("logit_cap", cap, "a finite number above 0");
+        }
+        match (self.reduction, self.chunk_size) {
+            (Reduction::SumOver(count @ ..=0), _) => {
+                out("the number of tokens to divide by", count as f64, "at least 1")
+            }
+            (_, Some(size @ ..=0)) => out("chunk_size", size as f64, "at least 1"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Sums {
+    fn trains_head(&self) -> bool {
+        self.weight.is_some() || self.bias.is_some()
+    }
+}
+
+/// As many tokens as let matrix products run at full speed, and no more, since the logits of a chunk are what costs
+/// memory: 32 MB for a vocabulary of 32,000 on a CPU, where they should also stay in the cache.
+fn suggested_chunk(vocab: i64, device: Device) -> i64 {
+    let (elements, least) = match device {
+        Device::Cpu => (1 << 23, 128),
+        _ => (1 << 26, 256),
+    };
+    (elements / vocab.max(1)).max(least) / 64 * 64
+}
+
+fn check_tensors(
+    hidden: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    targets: &Tensor,
+) -> Result<()> {
+    let shape = |message: String| Err(Error::new(ErrorKind::ShapeMismatch, message));
+    let kinds = |message: String| Err(Error::new(ErrorKind::KindMismatch, message));
+    let (states, head) = (hidden.size(), weight.size());
+    if head.len() != 2 || states.is_empty() || states.last() != head.last() {
+        return shape(format!(
+            "hidden states of shape {states:?} and a head of shape {head:?}, expected […, hidden size] and \
+             [vocabulary, hidden size]"
+        ));
+    }
+    if let Some(size) = bias.map(Tensor::size).filter(|size| *size != head[..1]) {
+        return shape(format!("the head's bias has shape {size:?}, expected {:?}", &head[..1]));
+    }
+    if targets.size() != states[..states.len() - 1] {
+        return shape(format!(
+            "targets of shape {:?} for hidden states of shape {states:?}, expected {:?}",
+            targets.size(),
+            &states[..states.len() - 1]
+        ));
+    }
+    let kind = hidden.f_kind()?;
+    if !matches!(kind, Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) {
+        return kinds(format!("hidden states in {kind:?}, expected a floating kind"));
+    }
+    for (name, tensor) in [("weight", Some(weight)), ("bias", bias)] {
+        if let Some(found) = tensor.map(Tensor::f_kind).transpose()?.filter(|found| *found != kind)
+        {
+            return kinds(format!(
+                "the head's {name} is in {found:?}, the hidden states in {kind:?}"
+            ));
+        }
+    }
+    match targets.f_kind()? {
+        Kind::Int64 | Kind::Int | Kind::Int16 | Kind::Int8 | Kind::Uint8 => Ok(()),
+        other => kinds(format!(
+            "targets in {other:?}, expected integers: probabilities are not implemented"
+        )),
+    }
+}
