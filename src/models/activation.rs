@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) enum Activation {
     Gelu,
     GeluTanh,
+    QuickGelu,
     Relu,
     Silu,
     Tanh,
@@ -19,13 +20,15 @@ impl Activation {
         match name {
             "gelu" | "gelu_python" => Ok(Activation::Gelu),
             "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+            "quick_gelu" => Ok(Activation::QuickGelu),
             "relu" => Ok(Activation::Relu),
             "silu" | "swish" => Ok(Activation::Silu),
             "tanh" => Ok(Activation::Tanh),
             other => Err(Error::new(
                 ErrorKind::Unsupported,
                 format!(
-                    "'{key}' is '{other}', expected 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'relu', 'silu' or 'tanh'"
+                    "'{key}' is '{other}', expected 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'quick_gelu', 'relu', \
+                     'silu' or 'tanh'"
                 ),
             )),
         }
@@ -35,6 +38,7 @@ impl Activation {
         match self {
             Activation::Gelu => Ok(x.f_gelu("none")?),
             Activation::GeluTanh => Ok(x.f_gelu("tanh")?),
+            Activation::QuickGelu => Ok(x.f_mul_scalar(1.702)?.f_sigmoid()?.f_mul(x)?),
             Activation::Relu => Ok(x.f_relu()?),
             Activation::Silu => Ok(x.f_silu()?),
             Activation::Tanh => Ok(x.f_tanh()?),

@@ -3,18 +3,17 @@
 mod activation;
 mod decoder;
 mod encoder;
-mod encoder_config;
-mod encoder_families;
-mod encoder_heads;
 mod fields;
 mod generation;
+mod multi_head;
 mod parts;
 mod self_attention;
+mod seq2seq;
 mod vit;
 mod weights;
 
 pub use decoder::{Decoder, DecoderConfig, Inputs};
-pub use encoder::Encoder;
-pub use encoder_config::{EncoderConfig, EncoderHead};
+pub use encoder::{Encoder, EncoderConfig, EncoderHead};
 pub use generation::GenerateOptions;
+pub use seq2seq::{Seq2Seq, Seq2SeqConfig};
 pub use vit::{ViTConfig, ViTForImageClassification};

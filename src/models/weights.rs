@@ -24,21 +24,51 @@ impl<'a> Weights<'a> {
 
     /// The variable of this name if it is there, else a new one.
     pub(super) fn tensor(&self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
-        let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
-        let segments = module.split('.').filter(|segment| !segment.is_empty());
-        let path = segments.fold(self.root.clone(), |path, segment| path / segment);
+        if let Some(tensor) = self.found(name, shape)? {
+            return Ok(tensor);
+        }
         self.taken.borrow_mut().push(name.to_owned());
-        match path.get(last) {
-            Some(tensor) if tensor.size() == shape => Ok(tensor),
-            Some(tensor) => Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!("'{name}' has shape {:?}, the model's is {shape:?}", tensor.size()),
-            )),
-            None => {
-                self.made.borrow_mut().push(name.to_owned());
-                Ok(path.add(last, f_init(init, shape, path.device(), self.kind)?, true))
+        self.made.borrow_mut().push(name.to_owned());
+        let (path, last) = self.place(name);
+        Ok(path.add(last, f_init(init, shape, path.device(), self.kind)?, true))
+    }
+
+    /// The variable of this name if it is there, else `other`, which it is tied to.
+    pub(super) fn tied(&self, name: &str, other: &Tensor) -> Result<Tensor> {
+        Ok(self.found(name, &other.size())?.unwrap_or_else(|| other.shallow_clone()))
+    }
+
+    /// The buffer of this name if it is there, else zeros. A checkpoint may lack it.
+    pub(super) fn buffer(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        if let Some(tensor) = self.found(name, shape)? {
+            return Ok(tensor);
+        }
+        self.taken.borrow_mut().push(name.to_owned());
+        let (path, last) = self.place(name);
+        let zeros = f_init(Init::Const(0.), shape, path.device(), self.kind)?;
+        Ok(path.add(last, zeros, false))
+    }
+
+    fn found(&self, name: &str, shape: &[i64]) -> Result<Option<Tensor>> {
+        let (path, last) = self.place(name);
+        let tensor = path.get(last);
+        if let Some(tensor) = &tensor {
+            self.taken.borrow_mut().push(name.to_owned());
+            if tensor.size() != shape {
+                return Err(Error::new(
+                    ErrorKind::ShapeMismatch,
+                    format!("'{name}' has shape {:?}, the model's is {shape:?}", tensor.size()),
+                ));
             }
         }
+        Ok(tensor)
+    }
+
+    /// The path of a variable's module, and its own name.
+    fn place<'n>(&self, name: &'n str) -> (Path<'a>, &'n str) {
+        let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
+        let segments = module.split('.').filter(|segment| !segment.is_empty());
+        (segments.fold(self.root.clone(), |path, segment| path / segment), last)
     }
 }
 

@@ -142,7 +142,8 @@ impl ModelFiles {
     }
 
     /// Every tensor, as [`Selection::new`](crate::Selection::new) takes them, in natural order of the names. Which of
-    /// them are buffers a file does not say: integers and the statistics of BatchNorm are taken for such.
+    /// them are buffers a file does not say: integers, the statistics of BatchNorm and BART's `final_logits_bias` are
+    /// taken for such.
     pub fn variables(&self) -> Vec<VariableInfo> {
         let variable = |tensor: &TensorFile| {
             let kind = tensor.kind().unwrap_or(Kind::Uint8);
@@ -177,6 +178,21 @@ impl ModelFiles {
         self
     }
 
+    /// Gives a tensor another name in memory, where the name depends on which others there are.
+    #[cfg(feature = "models")]
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
+        if let Some(place) = self.by_name.remove(from) {
+            self.tensors[place].name = to.to_owned();
+            self.by_name.insert(to.to_owned(), place);
+        }
+    }
+
+    /// Whether there is a tensor of this name.
+    #[cfg(feature = "models")]
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
     pub(super) fn shards(&self) -> &[StoredTensors] {
         &self.shards
     }
@@ -198,7 +214,7 @@ impl ModelFiles {
 pub(super) fn is_parameter(name: &str, kind: Kind) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     let float = matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
-    float && !["running_mean", "running_var"].contains(&last)
+    float && !["running_mean", "running_var", "final_logits_bias"].contains(&last)
 }
 
 fn json(path: &Path) -> Result<Value> {

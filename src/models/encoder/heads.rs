@@ -3,11 +3,11 @@
 use tch::nn::Init;
 use tch::Tensor;
 
-use super::activation::Activation;
-use super::encoder_config::{EncoderConfig, EncoderHead};
-use super::parts::{LayerNorm, Linear};
-use super::weights::Weights;
+use super::config::{EncoderConfig, EncoderHead};
 use crate::error::{Error, ErrorKind, Result};
+use crate::models::activation::Activation;
+use crate::models::parts::{LayerNorm, Linear};
+use crate::models::weights::Weights;
 
 #[derive(Debug)]
 pub(super) enum Head {

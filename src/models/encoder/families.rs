@@ -1,7 +1,7 @@
 //! The families of text encoders as data: what their variables and the keys of their `config.json` are called, and in
 //! what little they compute differently.
 
-use super::activation::Activation;
+use crate::models::activation::Activation;
 
 /// One `model_type`.
 #[derive(Debug, PartialEq)]

@@ -1,21 +1,25 @@
 //! Text encoders of BERT's kind, as transformers' `…Model`, `…ForMaskedLM`, `…ForSequenceClassification` and
 //! `…ForTokenClassification`.
 
+mod config;
+mod families;
+mod heads;
+
 use std::collections::HashSet;
 use std::path::Path as FilePath;
 
 use tch::nn::{Init, Path, VarStore};
 use tch::{Device, Kind, Tensor};
 
-use super::activation::Activation;
-use super::encoder_config::{EncoderConfig, EncoderHead};
-use super::encoder_families::{below, POOLER};
-use super::encoder_heads::Head;
-use super::parts::{LayerNorm, Linear};
-use super::self_attention::SelfAttention;
-use super::weights::{filled_with, Weights};
 use crate::error::{Error, ErrorKind, Result};
+use crate::models::activation::Activation;
+use crate::models::parts::{LayerNorm, Linear};
+use crate::models::self_attention::SelfAttention;
+use crate::models::weights::{filled_with, Weights};
 use crate::pretrained::ModelFiles;
+pub use config::{EncoderConfig, EncoderHead};
+use families::{below, POOLER};
+use heads::Head;
 
 const WORDS: &str = "embeddings.word_embeddings.weight";
 

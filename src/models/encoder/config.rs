@@ -2,10 +2,10 @@
 
 use serde_json::{json, Map, Value};
 
-use super::activation::Activation;
-use super::encoder_families::{Family, FAMILIES, POOLER};
-use super::fields::{flag, integer, integer_or, invalid, labels, number};
+use super::families::{Family, FAMILIES, POOLER};
 use crate::error::{Error, ErrorKind, Result};
+use crate::models::activation::Activation;
+use crate::models::fields::{flag, integer, integer_or, invalid, labels, number};
 
 /// What stands on top of an encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

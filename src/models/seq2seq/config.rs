@@ -1,0 +1,324 @@
+//! What `config.json` says of an encoder-decoder, for all families in one form.
+
+use serde_json::Value;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::activation::Activation;
+use crate::models::fields::{flag, integer, integer_or, invalid, number};
+
+/// The shape and the options of an encoder-decoder language model, read from a `config.json` of transformers.
+///
+/// Families: `t5` (1.0 and 1.1), `mt5`, `bart`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seq2SeqConfig {
+    pub(super) model_type: String,
+    pub(super) family: Family,
+    pub(super) vocab_size: i64,
+    pub(super) hidden_size: i64,
+    pub(super) encoder: StackShape,
+    pub(super) decoder: StackShape,
+    pub(super) positions: PositionsShape,
+    pub(super) activation: Activation,
+    /// The inner layer of the MLP is gated.
+    pub(super) gated: bool,
+    pub(super) norm_eps: f64,
+    /// What embeddings are multiplied with.
+    pub(super) embedding_scale: f64,
+    /// What hidden states are multiplied with in front of the head.
+    pub(super) output_scale: f64,
+    /// Encoder, decoder and head have one matrix of embeddings, unless the checkpoint holds several that differ.
+    pub(super) tied: bool,
+    pub(super) dropout: f64,
+    pub(super) attention_dropout: f64,
+    pub(super) activation_dropout: f64,
+    /// T5: a factor; BART: the standard deviation of initial weights.
+    pub(super) init: f64,
+    pub(super) pad_token_id: Option<i64>,
+    pub(super) decoder_start_token_id: Option<i64>,
+    pub(super) generation: Generation,
+}
+
+/// How variables are named, and where the norms stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    /// RMSNorms in front of attention and MLP, and behind the last layer.
+    T5,
+    /// LayerNorms behind attention and MLP, and in front of the first layer.
+    Bart,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct StackShape {
+    pub(super) layers: i64,
+    pub(super) heads: i64,
+    pub(super) head_dim: i64,
+    pub(super) inner: i64,
+    /// How probable it is that a layer is left out while training.
+    pub(super) layerdrop: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum PositionsShape {
+    /// A learned bias on scores by distance.
+    Relative { buckets: i64, max_distance: i64 },
+    /// Learned embeddings, as many as this.
+    Learned(i64),
+}
+
+/// What `generation_config.json` says, or `config.json` where that is not there.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Generation {
+    pub(super) start: Option<i64>,
+    pub(super) pad: Option<i64>,
+    pub(super) eos: Vec<i64>,
+    pub(super) forced_first: Option<i64>,
+    pub(super) forced_last: Option<i64>,
+    /// An option that changes the tokens and is not implemented.
+    pub(super) refused: Option<String>,
+}
+
+const FAMILIES: [&str; 3] = ["bart", "mt5", "t5"];
+
+impl Seq2SeqConfig {
+    /// Reads the parsed `config.json`.
+    ///
+    /// # Errors
+    /// `Unsupported` for a `model_type` that is not a family above, or an option that changes the computation and is
+    /// not implemented; `InvalidConfig` for a key that is missing or does not fit.
+    pub fn from_value(config: &Value) -> Result<Self> {
+        let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        if !FAMILIES.contains(&model_type) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("model_type is '{model_type}', expected one of {}", FAMILIES.join(", ")),
+            ));
+        }
+        if config.get("quantization_config").is_some_and(|v| !v.is_null()) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "'quantization_config' is set: load a checkpoint that is not quantised",
+            ));
+        }
+        let read = if model_type == "bart" { Self::bart(config)? } else { Self::t5(config)? };
+        read.check()
+    }
+
+    /// The family, such as `t5`.
+    pub fn model_type(&self) -> &str {
+        &self.model_type
+    }
+
+    fn t5(config: &Value) -> Result<Self> {
+        let model_type = config["model_type"].as_str().unwrap_or_default();
+        let multilingual = model_type == "mt5";
+        let hidden_size = integer(config, "d_model")?;
+        let text = |key: &str| config.get(key).and_then(Value::as_str);
+        let mlp =
+            text("feed_forward_proj").unwrap_or(if multilingual { "gated-gelu" } else { "relu" });
+        let (gated, activation) = match mlp.split('-').collect::<Vec<_>>()[..] {
+            // The first files that say `gelu` here mean its approximation; transformers reads them so.
+            ["gated", "gelu"] => (true, "gelu_new"),
+            ["gated", name] => (true, name),
+            [name] => (false, name),
+            _ => {
+                return invalid(format!(
+                    "'feed_forward_proj' is '{mlp}', expected NAME or gated-NAME"
+                ))
+            }
+        };
+        // transformers derives both and writes them beside the key above, from where they win.
+        let gated = flag(config, "is_gated_act", gated)?;
+        let (activation, key) = match text("dense_act_fn") {
+            Some(name) => (name, "dense_act_fn"),
+            None => (activation, "feed_forward_proj"),
+        };
+        let layers = integer(config, "num_layers")?;
+        let encoder = StackShape {
+            layers,
+            heads: integer(config, "num_heads")?,
+            head_dim: integer(config, "d_kv")?,
+            inner: integer(config, "d_ff")?,
+            layerdrop: 0.,
+        };
+        let decoder =
+            StackShape { layers: integer_or(config, "num_decoder_layers", layers)?, ..encoder };
+        // Not whether the head is tied, which the checkpoint shows: only what version 1.0 did with a tied one.
+        let scaled = !multilingual
+            && flag(config, "scale_decoder_outputs", flag(config, "tie_word_embeddings", true)?)?;
+        let dropout = number(config, "dropout_rate", 0.1)?;
+        Ok(Seq2SeqConfig {
+            model_type: model_type.to_owned(),
+            family: Family::T5,
+            vocab_size: integer(config, "vocab_size")?,
+            hidden_size,
+            encoder,
+            decoder,
+            positions: PositionsShape::Relative {
+                buckets: integer_or(config, "relative_attention_num_buckets", 32)?,
+                max_distance: integer_or(config, "relative_attention_max_distance", 128)?,
+            },
+            activation: Activation::named(activation, key)?,
+            gated,
+            norm_eps: number(config, "layer_norm_epsilon", 1e-6)?,
+            embedding_scale: 1.,
+            output_scale: if scaled { (hidden_size as f64).powf(-0.5) } else { 1. },
+            tied: true,
+            dropout,
+            attention_dropout: dropout,
+            activation_dropout: dropout,
+            init: number(config, "initializer_factor", 1.)?,
+            pad_token_id: optional(config, "pad_token_id", Some(0))?,
+            decoder_start_token_id: optional(
+                config,
+                "decoder_start_token_id",
+                multilingual.then_some(0),
+            )?,
+            generation: Generation::from_value(config, Some(1), None)?,
+        })
+    }
+
+    fn bart(config: &Value) -> Result<Self> {
+        let hidden_size = integer(config, "d_model")?;
+        let stack = |side: &str| -> Result<StackShape> {
+            let key = |what: &str| format!("{side}_{what}");
+            let heads = integer(config, &key("attention_heads"))?;
+            if heads <= 0 || hidden_size % heads != 0 {
+                return invalid(format!(
+                    "'{side}_attention_heads' ({heads}) does not divide 'd_model' ({hidden_size})"
+                ));
+            }
+            Ok(StackShape {
+                layers: integer(config, &key("layers"))?,
+                heads,
+                head_dim: hidden_size / heads,
+                inner: integer(config, &key("ffn_dim"))?,
+                layerdrop: number(config, &key("layerdrop"), 0.)?,
+            })
+        };
+        let activation = config.get("activation_function").and_then(Value::as_str);
+        let scaled = flag(config, "scale_embedding", false)?;
+        Ok(Seq2SeqConfig {
+            model_type: "bart".into(),
+            family: Family::Bart,
+            vocab_size: integer(config, "vocab_size")?,
+            hidden_size,
+            encoder: stack("encoder")?,
+            decoder: stack("decoder")?,
+            positions: PositionsShape::Learned(integer_or(
+                config,
+                "max_position_embeddings",
+                1024,
+            )?),
+            activation: Activation::named(activation.unwrap_or("gelu"), "activation_function")?,
+            gated: false,
+            norm_eps: 1e-5,
+            embedding_scale: if scaled { (hidden_size as f64).sqrt() } else { 1. },
+            output_scale: 1.,
+            tied: flag(config, "tie_word_embeddings", true)?,
+            dropout: number(config, "dropout", 0.1)?,
+            attention_dropout: number(config, "attention_dropout", 0.)?,
+            activation_dropout: number(config, "activation_dropout", 0.)?,
+            init: number(config, "init_std", 0.02)?,
+            pad_token_id: optional(config, "pad_token_id", Some(1))?,
+            decoder_start_token_id: optional(config, "decoder_start_token_id", Some(2))?,
+            generation: Generation::from_value(config, Some(2), Some(2))?,
+        })
+    }
+
+    fn check(self) -> Result<Self> {
+        let sides = [("encoder", &self.encoder), ("decoder", &self.decoder)];
+        let sizes = sides.iter().flat_map(|(side, shape)| {
+            [
+                ("heads", shape.heads),
+                ("width of a head", shape.head_dim),
+                ("MLP's width", shape.inner),
+            ]
+            .map(|(what, size)| (format!("the {side}'s {what}"), size))
+        });
+        let own = [("'vocab_size'", self.vocab_size), ("'d_model'", self.hidden_size)];
+        let own = own.map(|(name, size)| (name.to_owned(), size));
+        if let Some((name, size)) = own.into_iter().chain(sizes).find(|(_, size)| *size <= 0) {
+            return invalid(format!("{name}: {size}, expected a positive number"));
+        }
+        match self.positions {
+            PositionsShape::Relative { buckets, max_distance }
+                if buckets < 4 || max_distance <= buckets / 2 =>
+            {
+                invalid(format!(
+                    "'relative_attention_num_buckets' is {buckets} and 'relative_attention_max_distance' \
+                     {max_distance}, expected at least 4, and more than half of the former"
+                ))
+            }
+            PositionsShape::Learned(count) if count <= 0 => {
+                invalid(format!("'max_position_embeddings' is {count}, expected a positive number"))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+impl Generation {
+    /// `eos` and `forced_last` stand where the keys do not.
+    pub(super) fn from_value(
+        config: &Value,
+        eos: Option<i64>,
+        forced_last: Option<i64>,
+    ) -> Result<Self> {
+        // Nothing, or what says that nothing is done.
+        let idle = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Array(items) => items.is_empty(),
+            Value::Number(number) => number.as_f64() == Some(0.),
+            _ => false,
+        };
+        let set = |key: &str| config.get(key).is_some_and(|value| !idle(value));
+        let one = |key: &str| Ok::<_, Error>(set(key) && number(config, key, 1.)? != 1.);
+        let refused = REFUSED.iter().copied().find(|key| set(key));
+        let refused = match refused {
+            None if one("repetition_penalty")? => Some("repetition_penalty"),
+            None if one("encoder_repetition_penalty")? => Some("encoder_repetition_penalty"),
+            None if one("guidance_scale")? => Some("guidance_scale"),
+            refused => refused,
+        };
+        Ok(Generation {
+            start: optional(config, "decoder_start_token_id", None)?,
+            pad: optional(config, "pad_token_id", None)?,
+            eos: match config.get("eos_token_id") {
+                None => eos.into_iter().collect(),
+                Some(Value::Array(ids)) => match ids.iter().map(Value::as_i64).collect() {
+                    Some(ids) => ids,
+                    None => {
+                        return invalid("'eos_token_id' holds something else than integers".into())
+                    }
+                },
+                Some(_) => optional(config, "eos_token_id", None)?.into_iter().collect(),
+            },
+            forced_first: optional(config, "forced_bos_token_id", None)?,
+            forced_last: optional(config, "forced_eos_token_id", forced_last)?,
+            refused: refused.map(str::to_owned),
+        })
+    }
+}
+
+/// Options of generation that change which token is the likeliest.
+const REFUSED: [&str; 10] = [
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "min_length",
+    "min_new_tokens",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "sequence_bias",
+    "exponential_decay_length_penalty",
+    "forced_decoder_ids",
+];
+
+/// An integer, `default` where the key is not there, nothing where it is null.
+fn optional(config: &Value, key: &str, default: Option<i64>) -> Result<Option<i64>> {
+    match config.get(key) {
+        None => Ok(default),
+        Some(Value::Null) => Ok(None),
+        Some(_) => integer(config, key).map(Some),
+    }
+}
