@@ -7,11 +7,10 @@ use std::process::ExitCode;
 use anyhow::{bail, Context, Result};
 use clap::{Parser, ValueEnum};
 use ln_tuning::device::{best_device, cuda_status};
-use ln_tuning::models::{Decoder, Inputs, ViTForImageClassification};
+use ln_tuning::models::{AnyModel, Inputs};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{AdapterOptions, LnTuningModel, LoadOptions};
 use serde_json::json;
-use tch::nn::VarStore;
 use tch::{no_grad, Device, Kind, Tensor};
 
 /// Compare a model's outputs with a reference made in Python; exits with 1 where they differ.
@@ -20,7 +19,8 @@ struct Args {
     /// The model: a directory with config.json and safetensors
     #[arg(long, value_name = "MODEL_DIR")]
     model: PathBuf,
-    /// Inputs and outputs: `input_ids` (and `attention_mask`) or `pixel_values`; `logits` or `last_hidden_state`
+    /// Inputs: `input_ids` (`attention_mask`, `token_type_ids`; `decoder_input_ids` and `decoder_attention_mask` of an
+    /// encoder-decoder) or `pixel_values`. Outputs: `logits` or `last_hidden_state`
     #[arg(long, value_name = "FILE.safetensors")]
     reference: PathBuf,
     /// An adapter to attach first
@@ -49,12 +49,6 @@ enum Precision {
 enum Place {
     Cpu,
     Cuda,
-}
-
-/// Any of the models.
-enum Model {
-    Decoder(Box<Decoder>),
-    ViT(ViTForImageClassification),
 }
 
 fn main() -> ExitCode {
@@ -87,7 +81,7 @@ fn run(args: &Args) -> Result<bool> {
         reference.into_iter().map(|(name, tensor)| (name, tensor.to_device(device))).collect();
     let files = ModelFiles::open(&args.model)?;
     let model_type = files.model_type().unwrap_or_default().to_owned();
-    let (vs, model) = open(args, &model_type, device, kind)?;
+    let (vs, model) = AnyModel::from_pretrained(&args.model, device, kind)?;
     let adapter = args.adapter.as_ref().map(|dir| {
         let options = AdapterOptions::default().model_type(&model_type);
         let options = LoadOptions::default().adapter(options);
@@ -97,7 +91,10 @@ fn run(args: &Args) -> Result<bool> {
 
     let (output, expected) = no_grad(|| compute(&model, &reference))?;
     let mut shown = expected.ones_like().to_kind(Kind::Bool);
-    if let Some(mask) = reference.get("attention_mask") {
+    // The output goes with the decoder's input where there is one.
+    let decoded = reference.contains_key("decoder_input_ids") && reference.contains_key("logits");
+    let mask = if decoded { "decoder_attention_mask" } else { "attention_mask" };
+    if let Some(mask) = reference.get(mask).filter(|_| expected.dim() == 3) {
         // What stands at padding is nobody's business.
         shown = mask.to_kind(Kind::Bool).unsqueeze(-1).expand_as(&expected);
     }
@@ -129,44 +126,53 @@ fn run(args: &Args) -> Result<bool> {
     Ok(ok)
 }
 
-fn open(
-    args: &Args,
-    model_type: &str,
-    device: Device,
-    kind: Option<Kind>,
-) -> Result<(VarStore, Model)> {
-    if model_type == "vit" {
-        let (vs, model) = ViTForImageClassification::from_pretrained(&args.model, device, kind)?;
-        return Ok((vs, Model::ViT(model)));
-    }
-    let (vs, model) = Decoder::from_pretrained(&args.model, device, kind)?;
-    Ok((vs, Model::Decoder(Box::new(model))))
-}
-
 /// What the model gives, and what Python's gave.
-fn compute(model: &Model, reference: &HashMap<String, Tensor>) -> Result<(Tensor, Tensor)> {
+fn compute(model: &AnyModel, reference: &HashMap<String, Tensor>) -> Result<(Tensor, Tensor)> {
+    let given = |name: &str| reference.get(name);
     let need = |name: &str| {
         let names: Vec<&str> = reference.keys().map(String::as_str).collect();
-        reference
-            .get(name)
+        given(name)
             .with_context(|| format!("the reference holds no '{name}', only {}", names.join(", ")))
     };
-    match model {
-        Model::ViT(model) => {
-            let expected = need("logits")?;
-            let pixels = need("pixel_values")?.to_kind(model.kind());
-            Ok((model.logits(&pixels, false)?, expected.shallow_clone()))
-        }
-        Model::Decoder(model) => {
-            let ids = need("input_ids")?;
-            let inputs = Inputs::new(ids).attention_mask(reference.get("attention_mask"));
-            match reference.get("logits") {
-                Some(expected) => Ok((model.logits(inputs)?, expected.shallow_clone())),
-                None => {
-                    let expected = need("last_hidden_state")?;
-                    Ok((model.hidden_states(inputs)?, expected.shallow_clone()))
-                }
+    // Logits where they are there, since they depend on all else.
+    let (logits, name) = match given("logits") {
+        Some(_) => (true, "logits"),
+        None => (false, "last_hidden_state"),
+    };
+    let mask = given("attention_mask");
+    let output = match model {
+        AnyModel::Decoder(model) => {
+            let inputs = Inputs::new(need("input_ids")?).attention_mask(mask);
+            if logits {
+                model.logits(inputs)?
+            } else {
+                model.hidden_states(inputs)?
             }
         }
-    }
+        AnyModel::Encoder(model) => {
+            let (ids, types) = (need("input_ids")?, given("token_type_ids"));
+            match logits {
+                true => model.logits(ids, mask, types, false)?,
+                false => model.hidden_states(ids, mask, types, false)?,
+            }
+        }
+        AnyModel::Seq2Seq(model) => {
+            let ids = need("input_ids")?;
+            match logits {
+                true => {
+                    let (decoder_ids, decoder_mask) =
+                        (need("decoder_input_ids")?, given("decoder_attention_mask"));
+                    model.logits(ids, mask, decoder_ids, decoder_mask, false)?
+                }
+                // The encoder's, as transformers calls it there.
+                false => model.encode(ids, mask, false)?,
+            }
+        }
+        AnyModel::ViT(model) => {
+            anyhow::ensure!(logits, "of this model the reference must hold 'logits'");
+            model.logits(&need("pixel_values")?.to_kind(model.kind()), false)?
+        }
+        _ => bail!("this example does not know the model yet"),
+    };
+    Ok((output, need(name)?.shallow_clone()))
 }

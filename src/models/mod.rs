@@ -1,6 +1,7 @@
 //! Models written with tch under the variable names that transformers has in memory, so that PEFT's adapters fit.
 
 mod activation;
+mod any;
 mod decoder;
 mod encoder;
 mod fields;
@@ -12,6 +13,7 @@ mod seq2seq;
 mod vit;
 mod weights;
 
+pub use any::AnyModel;
 pub use decoder::{Decoder, DecoderConfig, Inputs};
 pub use encoder::{Encoder, EncoderConfig, EncoderHead};
 pub use generation::GenerateOptions;

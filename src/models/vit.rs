@@ -111,6 +111,10 @@ impl ViTConfig {
         format!("{fields:#}\n")
     }
 
+    pub(super) fn model_types() -> Vec<&'static str> {
+        vec!["vit"]
+    }
+
     fn check(&self) -> Result<()> {
         let invalid = |message: String| Err(Error::new(ErrorKind::InvalidConfig, message));
         for (name, size) in [

@@ -84,10 +84,10 @@ impl DecoderConfig {
     pub fn from_value(config: &Value) -> Result<Self> {
         let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
-            let known: Vec<_> = FAMILIES.iter().map(|family| family.model_type).collect();
+            let known = Self::model_types().join(", ");
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("model_type is '{model_type}', expected one of {}", known.join(", ")),
+                format!("model_type is '{model_type}', expected one of {known}"),
             ));
         };
         refuse_unknown(config)?;
@@ -258,6 +258,10 @@ impl DecoderConfig {
             };
         }
         Ok(())
+    }
+
+    pub(in crate::models) fn model_types() -> Vec<&'static str> {
+        FAMILIES.iter().map(|family| family.model_type).collect()
     }
 
     /// The family, such as `llama`.

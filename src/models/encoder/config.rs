@@ -99,7 +99,7 @@ impl EncoderConfig {
     pub(super) fn with_any_head(config: &Value) -> Result<Self> {
         let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
-            let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+            let known = Self::model_types();
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!("model_type is '{model_type}', expected one of {}", known.join(", ")),
@@ -175,6 +175,10 @@ impl EncoderConfig {
         }
         self.fields.shift_remove("problem_type");
         Ok(self)
+    }
+
+    pub(in crate::models) fn model_types() -> Vec<&'static str> {
+        FAMILIES.iter().map(|family| family.model_type).collect()
     }
 
     /// The family, such as `bert`.

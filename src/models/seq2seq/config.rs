@@ -103,6 +103,10 @@ impl Seq2SeqConfig {
         read.check()
     }
 
+    pub(in crate::models) fn model_types() -> Vec<&'static str> {
+        FAMILIES.to_vec()
+    }
+
     /// The family, such as `t5`.
     pub fn model_type(&self) -> &str {
         &self.model_type

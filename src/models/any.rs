@@ -1,0 +1,86 @@
+//! Whichever model a directory holds.
+
+use std::path::Path;
+
+use tch::nn::VarStore;
+use tch::{Device, Kind};
+
+use super::{Decoder, DecoderConfig, Encoder, EncoderConfig, Seq2Seq, Seq2SeqConfig};
+use super::{ViTConfig, ViTForImageClassification};
+use crate::error::{Error, ErrorKind, Result};
+use crate::pretrained::ModelFiles;
+
+/// One of the models, by the `model_type` of a directory's `config.json`.
+#[doc(alias = "AutoModel")]
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AnyModel {
+    /// A decoder-only language model.
+    Decoder(Box<Decoder>),
+    /// A text encoder.
+    Encoder(Box<Encoder>),
+    /// An encoder-decoder.
+    Seq2Seq(Box<Seq2Seq>),
+    /// An image classifier.
+    ViT(Box<ViTForImageClassification>),
+}
+
+impl AnyModel {
+    /// Opens a model directory of transformers and fills a `VarStore` with its weights, on `device` and in `kind`
+    /// (`None`: each as on disk).
+    ///
+    /// # Errors
+    /// `Unsupported` for a `model_type` that is none of [`model_types`](Self::model_types); otherwise as the
+    /// `from_pretrained` of the model.
+    ///
+    /// ```no_run
+    /// use ln_tuning::models::AnyModel;
+    /// let (vs, model) = AnyModel::from_pretrained("some-model", tch::Device::Cpu, None)?;
+    /// if let AnyModel::Encoder(encoder) = &model {
+    ///     println!("{}", encoder.config().model_type());
+    /// }
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
+    pub fn from_pretrained(
+        dir: impl AsRef<Path>,
+        device: Device,
+        kind: impl Into<Option<Kind>>,
+    ) -> Result<(VarStore, Self)> {
+        let (dir, kind) = (dir.as_ref(), kind.into());
+        let files = ModelFiles::open(dir)?;
+        let model_type = files.model_type().unwrap_or_default();
+        let is = |types: &[&str]| types.contains(&model_type);
+        if is(&DecoderConfig::model_types()) {
+            let (vs, model) = Decoder::from_files(&files, device, kind)?;
+            Ok((vs, AnyModel::Decoder(Box::new(model))))
+        } else if is(&EncoderConfig::model_types()) {
+            let (vs, model) = Encoder::from_pretrained(dir, device, kind)?;
+            Ok((vs, AnyModel::Encoder(Box::new(model))))
+        } else if is(&Seq2SeqConfig::model_types()) {
+            let (vs, model) = Seq2Seq::from_pretrained(dir, device, kind)?;
+            Ok((vs, AnyModel::Seq2Seq(Box::new(model))))
+        } else if is(&ViTConfig::model_types()) {
+            let (vs, model) = ViTForImageClassification::from_pretrained(dir, device, kind)?;
+            Ok((vs, AnyModel::ViT(Box::new(model))))
+        } else {
+            Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "'{}' has the model_type '{model_type}', expected one of {}",
+                    dir.display(),
+                    Self::model_types().join(", ")
+                ),
+            ))
+        }
+    }
+
+    /// The `model_type`s that are known, in alphabetical order.
+    pub fn model_types() -> Vec<&'static str> {
+        let mut all = DecoderConfig::model_types();
+        all.extend(EncoderConfig::model_types());
+        all.extend(Seq2SeqConfig::model_types());
+        all.extend(ViTConfig::model_types());
+        all.sort_unstable();
+        all
+    }
+}
