@@ -172,6 +172,29 @@ fn compute(model: &AnyModel, reference: &HashMap<String, Tensor>) -> Result<(Ten
             anyhow::ensure!(logits, "of this model the reference must hold 'logits'");
             model.logits(&need("pixel_values")?.to_kind(model.kind()), false)?
         }
+        AnyModel::Dinov2(model) => {
+            let pixels = need("pixel_values")?.to_kind(model.kind());
+            if logits {
+                model.logits(&pixels, false)?
+            } else {
+                model.hidden_states(&pixels, false)?
+            }
+        }
+        AnyModel::Clip(model) if reference.contains_key("pixel_values") => {
+            let pixels = need("pixel_values")?.to_kind(model.kind());
+            match logits {
+                // `logits_per_image`, if there are texts as well.
+                true => {
+                    let texts = model.text_features(need("input_ids")?, mask, false)?;
+                    model.logits_per_image(&model.image_features(&pixels, false)?, &texts)?
+                }
+                false => model.image_hidden_states(&pixels, false)?,
+            }
+        }
+        AnyModel::Clip(model) => {
+            anyhow::ensure!(!logits, "without 'pixel_values' CLIP has no logits");
+            model.text_hidden_states(need("input_ids")?, mask, false)?
+        }
         _ => bail!("this example does not know the model yet"),
     };
     Ok((output, need(name)?.shallow_clone()))

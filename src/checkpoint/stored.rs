@@ -30,6 +30,32 @@ pub(crate) struct StoredTensors {
     pub(crate) tensors: Vec<Stored>,
 }
 
+impl Stored {
+    /// So many tensors of which this one is made, one behind the other along the first dimension.
+    pub(crate) fn parts(&self, count: usize, path: &Path) -> Result<Vec<Stored>> {
+        if count == 1 {
+            return Ok(vec![self.clone()]);
+        }
+        let rows = self.shape.first().copied().unwrap_or(0);
+        if rows % count as i64 != 0 {
+            return Err(Error::new(
+                ErrorKind::ShapeMismatch,
+                format!(
+                    "'{}' in '{}' has shape {:?}, expected {count} tensors on top of each other",
+                    self.key,
+                    path.display(),
+                    self.shape
+                ),
+            ));
+        }
+        let mut part = self.clone();
+        part.shape[0] = rows / count as i64;
+        part.len = self.len / count as u64;
+        let at = |i: usize| Stored { start: self.start + i as u64 * part.len, ..part.clone() };
+        Ok((0..count).map(at).collect())
+    }
+}
+
 impl StoredTensors {
     /// Reads the header and checks it against the length of the file.
     pub(crate) fn open(path: &Path) -> Result<Self> {

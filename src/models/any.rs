@@ -5,8 +5,10 @@ use std::path::Path;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 
-use super::{Decoder, DecoderConfig, Encoder, EncoderConfig, Seq2Seq, Seq2SeqConfig};
-use super::{ViTConfig, ViTForImageClassification};
+use super::{
+    Clip, ClipConfig, Decoder, DecoderConfig, Dinov2, Dinov2Config, Encoder, EncoderConfig,
+};
+use super::{Seq2Seq, Seq2SeqConfig, ViTConfig, ViTForImageClassification};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pretrained::ModelFiles;
 
@@ -23,6 +25,10 @@ pub enum AnyModel {
     Seq2Seq(Box<Seq2Seq>),
     /// An image classifier.
     ViT(Box<ViTForImageClassification>),
+    /// A DINOv2, with or without a classifier.
+    Dinov2(Box<Dinov2>),
+    /// A CLIP.
+    Clip(Box<Clip>),
 }
 
 impl AnyModel {
@@ -62,6 +68,12 @@ impl AnyModel {
         } else if is(&ViTConfig::model_types()) {
             let (vs, model) = ViTForImageClassification::from_pretrained(dir, device, kind)?;
             Ok((vs, AnyModel::ViT(Box::new(model))))
+        } else if is(&Dinov2Config::model_types()) {
+            let (vs, model) = Dinov2::from_pretrained(dir, device, kind)?;
+            Ok((vs, AnyModel::Dinov2(Box::new(model))))
+        } else if is(&ClipConfig::model_types()) {
+            let (vs, model) = Clip::from_pretrained(dir, device, kind)?;
+            Ok((vs, AnyModel::Clip(Box::new(model))))
         } else {
             Err(Error::new(
                 ErrorKind::Unsupported,
@@ -80,6 +92,8 @@ impl AnyModel {
         all.extend(EncoderConfig::model_types());
         all.extend(Seq2SeqConfig::model_types());
         all.extend(ViTConfig::model_types());
+        all.extend(Dinov2Config::model_types());
+        all.extend(ClipConfig::model_types());
         all.sort_unstable();
         all
     }

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::activation::Activation;
 use super::parts::{LayerNorm, Linear};
+use super::pre_norm::{BlockNames, BlockShape, PreNormBlock};
 use super::weights::{filled, Weights};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pretrained::ModelFiles;
@@ -151,28 +152,21 @@ pub struct ViTForImageClassification {
     cls_token: Tensor,
     position_embeddings: Tensor,
     projection: Linear,
-    layers: Vec<Block>,
+    layers: Vec<PreNormBlock>,
     layernorm: LayerNorm,
     classifier: Linear,
     image: [i64; 3],
     dropout: f64,
 }
 
-#[derive(Debug)]
-struct Block {
-    layernorm_before: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-    layernorm_after: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    activation: Activation,
-    heads: i64,
-    dropout: f64,
-    attention_dropout: f64,
-}
+const NAMES: BlockNames = BlockNames {
+    norms: ["layernorm_before", "layernorm_after"],
+    qkv: ["attention.q_proj", "attention.k_proj", "attention.v_proj"],
+    o: "attention.o_proj",
+    inner: &["mlp.fc1"],
+    outer: "mlp.fc2",
+    scales: None,
+};
 
 impl ViTForImageClassification {
     /// Makes the model from the variables below `path`, adding those that are not there with initial weights as in
@@ -210,8 +204,21 @@ impl ViTForImageClassification {
             weights.tensor(&format!("vit.embeddings.{name}"), shape, init)
         };
         let kernel = [size, config.num_channels, patch, patch];
-        let layers =
-            (0..config.num_hidden_layers).map(|layer| Block::build(weights, config, layer));
+        let shape = BlockShape {
+            size,
+            inner: config.intermediate_size,
+            heads: config.num_attention_heads,
+            qkv_bias: config.qkv_bias,
+            norm_eps: config.layer_norm_eps,
+            activation: Activation::named(&config.hidden_act, "hidden_act")?,
+            dropout: config.hidden_dropout_prob,
+            attention_dropout: config.attention_probs_dropout_prob,
+            scale: 1.,
+            initializer_range: config.initializer_range,
+        };
+        let layers = (0..config.num_hidden_layers).map(|layer| {
+            PreNormBlock::build(weights, &format!("vit.layers.{layer}"), &NAMES, &shape)
+        });
         let classes = config.id2label.len() as i64;
         Ok(ViTForImageClassification {
             cls_token: embeddings("cls_token", &[1, 1, size], init)?,
@@ -253,7 +260,7 @@ impl ViTForImageClassification {
         let hidden = Tensor::f_cat(&[cls, patches], 1)?.f_add(&self.position_embeddings)?;
         let mut hidden = hidden.f_dropout(self.dropout, train)?;
         for layer in &self.layers {
-            hidden = layer.forward(&hidden, train)?;
+            hidden = layer.forward(&hidden, None, train)?;
         }
         let cls = hidden.f_select(1, 0)?;
         self.classifier.forward(&self.layernorm.forward(&cls)?)
@@ -267,57 +274,5 @@ impl ModuleT for ViTForImageClassification {
             Ok(logits) => logits,
             Err(error) => panic!("{error}"),
         }
-    }
-}
-
-impl Block {
-    fn build(weights: &Weights, config: &ViTConfig, layer: i64) -> Result<Self> {
-        let init = Init::Randn { mean: 0., stdev: config.initializer_range };
-        let (size, inner) = (config.hidden_size, config.intermediate_size);
-        let name = |part: &str| format!("vit.layers.{layer}.{part}");
-        let linear = |part: &str, from: i64, to: i64, bias: bool| {
-            Linear::build(weights, &name(part), (from, to), bias, init)
-        };
-        let norm = |part: &str| LayerNorm::build(weights, &name(part), size, config.layer_norm_eps);
-        Ok(Block {
-            layernorm_before: norm("layernorm_before")?,
-            q_proj: linear("attention.q_proj", size, size, config.qkv_bias)?,
-            k_proj: linear("attention.k_proj", size, size, config.qkv_bias)?,
-            v_proj: linear("attention.v_proj", size, size, config.qkv_bias)?,
-            o_proj: linear("attention.o_proj", size, size, true)?,
-            layernorm_after: norm("layernorm_after")?,
-            fc1: linear("mlp.fc1", size, inner, true)?,
-            fc2: linear("mlp.fc2", inner, size, true)?,
-            activation: Activation::named(&config.hidden_act, "hidden_act")?,
-            heads: config.num_attention_heads,
-            dropout: config.hidden_dropout_prob,
-            attention_dropout: config.attention_probs_dropout_prob,
-        })
-    }
-
-    fn forward(&self, hidden: &Tensor, train: bool) -> Result<Tensor> {
-        let normed = self.layernorm_before.forward(hidden)?;
-        let (batch, length, size) = hidden.size3()?;
-        let heads = |projection: &Linear| -> Result<Tensor> {
-            let split = [batch, length, self.heads, size / self.heads];
-            Ok(projection.forward(&normed)?.f_view(split)?.f_transpose(1, 2)?)
-        };
-        let dropout = if train { self.attention_dropout } else { 0. };
-        let attended = Tensor::f_scaled_dot_product_attention(
-            &heads(&self.q_proj)?,
-            &heads(&self.k_proj)?,
-            &heads(&self.v_proj)?,
-            None::<&Tensor>,
-            dropout,
-            false,
-            None,
-            false,
-        )?;
-        let attended = attended.f_transpose(1, 2)?.f_reshape([batch, length, size])?;
-        let attended = self.o_proj.forward(&attended)?.f_dropout(self.dropout, train)?;
-        let hidden = hidden.f_add(&attended)?;
-        let inner =
-            self.activation.apply(&self.fc1.forward(&self.layernorm_after.forward(&hidden)?)?)?;
-        Ok(hidden.f_add(&self.fc2.forward(&inner)?.f_dropout(self.dropout, train)?)?)
     }
 }

@@ -103,8 +103,10 @@ impl ModelFiles {
                         ),
                     ));
                 }
-                let name = renaming.apply(&stored.key)?;
-                self.tensors.push(TensorFile { name, shard, stored: stored.clone() });
+                let names = renaming.apply(&stored.key)?;
+                let parts = stored.parts(names.len(), &file.path)?;
+                let parts = names.into_iter().zip(parts);
+                self.tensors.extend(parts.map(|(name, stored)| TensorFile { name, shard, stored }));
             }
         }
         Ok(())
@@ -114,9 +116,10 @@ impl ModelFiles {
         let here: BTreeSet<(&str, usize)> =
             self.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shard)).collect();
         for (disk, file) in index {
-            let name = renaming.apply(disk)?;
+            let names = renaming.apply(disk)?;
             let shard = self.shards.iter().position(|shard| shard.path.ends_with(file));
-            if !shard.is_some_and(|shard| here.contains(&(name.as_str(), shard))) {
+            let is_here = |shard| names.iter().all(|name| here.contains(&(name.as_str(), shard)));
+            if !shard.is_some_and(is_here) {
                 return Err(Error::new(
                     ErrorKind::CorruptFile,
                     format!("{INDEX} says that '{disk}' is in '{file}', and it is not: copy the shards again"),

@@ -46,6 +46,8 @@ const RENAMINGS: &[(&str, &[(&str, &str)])] = &[
             (r"attention\.attention\.key", "attention.k_proj"),
             (r"attention\.attention\.value", "attention.v_proj"),
             (r"attention\.output\.dense", "attention.o_proj"),
+            (r"mlp\.weights_in\.", "mlp.gate_proj+up_proj."),
+            (r"mlp\.weights_out\.", "mlp.down_proj."),
         ],
     ),
     ("gpt_neox", &[(r"^embed_out\.", "lm_head.")]),
@@ -112,8 +114,19 @@ impl Renaming {
         Ok(Renaming { rules: rules.collect::<Result<_>>()?, base })
     }
 
-    /// The name in memory of a tensor that is called `name` on disk. Names of memory stay as they are.
-    pub(super) fn apply(&self, name: &str) -> Result<String> {
+    /// The names in memory of a tensor that is called `name` on disk: several, if it is that many tensors on top of each
+    /// other.
+    pub(super) fn apply(&self, name: &str) -> Result<Vec<String>> {
+        let name = self.renamed(name)?;
+        // `module.one+other.weight`
+        let Some((before, after)) = name.split_once('+') else { return Ok(vec![name]) };
+        let (module, first) = before.rsplit_once('.').unwrap_or(("", before));
+        let (second, last) = after.split_once('.').unwrap_or((after, ""));
+        Ok([first, second].map(|part| format!("{module}.{part}.{last}")).to_vec())
+    }
+
+    /// Names of memory stay as they are.
+    fn renamed(&self, name: &str) -> Result<String> {
         let mut name = name.to_owned();
         for (pattern, replacement) in &self.rules {
             if let Some(renamed) = pattern.replace(&name, replacement)? {
@@ -160,20 +173,29 @@ mod tests {
             ("vit.encoder.layer.3.output.dense.bias", "vit.layers.3.mlp.fc2.bias"),
             ("classifier.weight", "classifier.weight"),
         ] {
-            assert_eq!(vit.apply(disk).unwrap(), memory);
-            assert_eq!(vit.apply(memory).unwrap(), memory);
+            assert_eq!(vit.renamed(disk).unwrap(), memory);
+            assert_eq!(vit.renamed(memory).unwrap(), memory);
         }
         let bert = Renaming::of(Some("bert"), None, none()).unwrap();
         let name = "bert.encoder.layer.0.output.LayerNorm";
-        assert_eq!(bert.apply(&format!("{name}.gamma")).unwrap(), format!("{name}.weight"));
-        assert_eq!(bert.apply(&format!("{name}.beta")).unwrap(), format!("{name}.bias"));
+        assert_eq!(bert.renamed(&format!("{name}.gamma")).unwrap(), format!("{name}.weight"));
+        assert_eq!(bert.renamed(&format!("{name}.beta")).unwrap(), format!("{name}.bias"));
+    }
+
+    #[test]
+    fn a_tensor_may_be_two_in_memory() {
+        let none = || std::iter::empty();
+        let dinov2 = Renaming::of(Some("dinov2"), None, none()).unwrap();
+        let names = dinov2.apply("encoder.layer.0.mlp.weights_in.bias").unwrap();
+        let [gate, up] = ["gate", "up"].map(|n| format!("encoder.layer.0.mlp.{n}_proj.bias"));
+        assert_eq!(names, [gate, up]);
     }
 
     #[test]
     fn the_base_models_prefix_is_added_where_a_model_with_a_head_lacks_it() {
         let of = |class: &str, key: &str| {
             let renaming = Renaming::of(Some("gpt2"), Some(class), [key].into_iter()).unwrap();
-            renaming.apply(key).unwrap()
+            renaming.renamed(key).unwrap()
         };
         assert_eq!(of("GPT2LMHeadModel", "h.0.ln_1.weight"), "transformer.h.0.ln_1.weight");
         assert_eq!(of("GPT2LMHeadModel", "lm_head.weight"), "lm_head.weight");
