@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use ln_tuning::models::{AnyModel, Clip, ClipConfig, Dinov2, Dinov2Config};
-use ln_tuning::{ErrorKind, LnTuningConfig, LnTuningModel};
+use ln_tuning::{AdamW, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel, Norms};
 use serde_json::{json, Value};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -104,6 +104,57 @@ fn clip(case: &Path, reference: &Tensors) {
     assert_eq!(tuned.trainable_parameters().trainable, 2 * 24 * (2 * 2 + 2));
 }
 
+/// LN tuning of a CLIP in bf16: the default configuration tunes every norm of both towers, and the loss falls.
+fn tune_clip(case: &Path, reference: &Tensors) {
+    let (vs, model) = Clip::from_pretrained(case, Device::Cpu, Kind::BFloat16).unwrap();
+    assert!(vs.variables().values().all(|tensor| tensor.kind() == Kind::BFloat16));
+    // PEFT's table does not know CLIP: its norms show by name and shape, which says the same as our table.
+    let of_type = || AdapterOptions::default().model_type("clip");
+    for options in [of_type(), of_type().norms(Norms::All), AdapterOptions::default()] {
+        let config = LnTuningConfig::default();
+        let tuned = LnTuningModel::with_options(&vs, config, "default", &options).unwrap();
+        for (name, tensor) in vs.variables() {
+            let norm = name.contains("norm") || name.contains("layrnorm");
+            assert_eq!(tensor.requires_grad(), norm, "{name}");
+        }
+        tuned.unload().unwrap();
+    }
+    let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
+    let (ids, images) = (reference["none.ids"].narrow(0, 0, 3), &reference["images"]);
+    let images = images.to_kind(Kind::BFloat16);
+    let loss = || {
+        let texts = model.text_features(&ids, None, true).unwrap();
+        let images = model.image_features(&images, true).unwrap();
+        let logits = model.logits_per_image(&images, &texts).unwrap().to_kind(Kind::Float);
+        logits.cross_entropy_for_logits(&Tensor::from_slice(&[1i64, 2, 0]))
+    };
+    let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+    let first = loss().double_value(&[]);
+    for _ in 0..10 {
+        opt.backward_step_clip_norm(&loss(), 1.).unwrap();
+    }
+    let last = loss().double_value(&[]);
+    assert!(last < first - 0.01, "{case:?}: the loss falls, from {first} to {last}");
+}
+
+/// The dropout of CLIP's attention is applied in the tower that it is set for, while training only.
+fn clip_dropout(case: &Path, reference: &Tensors) {
+    let path = case.join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    for tower in ["text", "vision"] {
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        config[format!("{tower}_config")]["attention_dropout"] = json!(0.5);
+        std::fs::write(&path, config.to_string()).unwrap();
+        let (_, model) = Clip::from_pretrained(case, Device::Cpu, None).unwrap();
+        let texts = |train| model.text_features(&reference["none.ids"], None, train).unwrap();
+        let images = |train| model.image_features(&reference["images"], train).unwrap();
+        let off =
+            [difference(&texts(true), &texts(false)), difference(&images(true), &images(false))];
+        assert_eq!(off.map(|off| off > 1e-3), [tower == "text", tower == "vision"], "{off:?}");
+    }
+    std::fs::write(&path, text).unwrap();
+}
+
 fn with(case: &Path, changes: &[(&str, Value)]) -> ErrorKind {
     let path = case.join("config.json");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -128,12 +179,18 @@ fn outputs_and_gradients_are_those_of_transformers() {
         let reference: Tensors =
             Tensor::read_safetensors(case.join("reference.st")).unwrap().into_iter().collect();
         match case.to_str().unwrap().contains("clip") {
-            true => clip(&case, &reference),
+            true => {
+                clip(&case, &reference);
+                tune_clip(&case, &reference);
+                if case.ends_with("clip") {
+                    clip_dropout(&case, &reference);
+                }
+            }
             false => dinov2(&case, &reference),
         }
         cases += 1;
     }
-    assert_eq!(cases, 5);
+    assert_eq!(cases, 6);
 
     let case = dir.path().join("dinov2_classifier");
     for (changes, kind) in [
@@ -150,12 +207,19 @@ fn outputs_and_gradients_are_those_of_transformers() {
         assert_eq!(with(&case, std::slice::from_ref(&changes)), kind, "{changes:?}");
     }
     let case = dir.path().join("clip");
+    let deeper = json!({
+        "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 3, "intermediate_size": 40, "image_size": 16,
+        "patch_size": 4,
+    });
     for (changes, kind) in [
         (("projection_dim", json!(21)), ErrorKind::ShapeMismatch),
         (("text_config", json!("none")), ErrorKind::InvalidConfig),
         (("text_config_dict", json!({"num_attention_heads": 5})), ErrorKind::InvalidConfig),
         (("vision_config_dict", json!({"hidden_act": "mish"})), ErrorKind::Unsupported),
-        (("vision_config_dict", json!({"num_hidden_layers": 3})), ErrorKind::MissingKeys),
+        (("vision_config_dict", json!({"num_hidden_layers": 3})), ErrorKind::ShapeMismatch),
+        (("vision_config_dict", deeper), ErrorKind::MissingKeys),
+        (("quantization_config", json!({"bits": 4})), ErrorKind::Unsupported),
+        (("vision_config", json!({"image_size": [16, 16]})), ErrorKind::InvalidConfig),
     ] {
         assert_eq!(with(&case, std::slice::from_ref(&changes)), kind, "{changes:?}");
     }

@@ -35,14 +35,20 @@ impl ClipConfig {
     /// Reads the parsed `config.json`.
     ///
     /// # Errors
-    /// `Unsupported` for another `model_type` or an activation that is not implemented; `InvalidConfig` for a key that
-    /// does not fit.
+    /// `Unsupported` for another `model_type`, a quantised checkpoint or an activation that is not implemented;
+    /// `InvalidConfig` for a key that does not fit.
     pub fn from_value(config: &Value) -> Result<Self> {
         let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
         if model_type != "clip" {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!("model_type is '{model_type}', expected clip"),
+            ));
+        }
+        if config.get("quantization_config").is_some_and(|v| !v.is_null()) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "'quantization_config' is set: load a checkpoint that is not quantised",
             ));
         }
         let (text, image) = (tower(config, "text_config")?, tower(config, "vision_config")?);
@@ -74,19 +80,16 @@ impl ClipConfig {
     }
 }
 
-/// The settings of one tower; older files have more of them under a second key, which goes before.
+/// The settings of one tower. In older files there is a second key, which stands for the first as a whole: what it does
+/// not say is transformers' default, whatever the first says.
 fn tower(config: &Value, key: &str) -> Result<Value> {
-    let mut tower = config.get(key).cloned().unwrap_or(Value::Null);
-    if tower.is_null() {
-        tower = serde_json::json!({});
+    let keys = [format!("{key}_dict"), key.to_owned()];
+    let given = keys.iter().find_map(|key| config.get(key).filter(|value| !value.is_null()));
+    match given {
+        None => Ok(serde_json::json!({})),
+        Some(tower) if tower.is_object() => Ok(tower.clone()),
+        Some(_) => invalid(format!("'{key}' is not a mapping")),
     }
-    let Some(fields) = tower.as_object_mut() else {
-        return invalid(format!("'{key}' is not a mapping"));
-    };
-    if let Some(more) = config.get(format!("{key}_dict")).and_then(Value::as_object) {
-        fields.extend(more.iter().map(|(key, value)| (key.clone(), value.clone())));
-    }
-    Ok(tower)
 }
 
 fn block(config: &Value, (size, inner, heads): (i64, i64, i64)) -> Result<BlockShape> {

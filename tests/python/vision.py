@@ -1,12 +1,13 @@
 """`vision.py DIR`: tiny random DINOv2s and CLIPs of transformers, what they compute, and all gradients."""
 
+import json
 import sys
 import warnings
 from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForImageClassification
 
 transformers.logging.set_verbosity_error()
@@ -23,6 +24,7 @@ DINOV2 = {
 CLIP = {
     "clip": dict(eos_token_id=49),
     "clip_first": dict(eos_token_id=2, hidden_act="gelu"),
+    "clip_old": dict(eos_token_id=49),
 }
 
 
@@ -66,6 +68,19 @@ for case, options in CLIP.items():
     )
     model = shaken(AutoModel.from_config(config, attn_implementation="eager"))
     model.save_pretrained(root / case)
+    if case == "clip_old":
+        # Positions among the weights, and a second configuration of a tower: what that does not say is the default.
+        path = root / case / "model.safetensors"
+        positions = {"text_model.embeddings.position_ids": torch.arange(12)[None]}
+        save_file(load_file(path) | positions, path, metadata={"format": "pt"})
+        path = root / case / "config.json"
+        fields = json.loads(path.read_text())
+        fields |= dict(text_config_dict=dict(TEXT, eos_token_id=49), vision_config_dict=None)
+        fields["text_config"] |= dict(hidden_act="gelu", layer_norm_eps=0.5, eos_token_id=2)
+        path.write_text(json.dumps(fields))
+        model = AutoModel.from_pretrained(root / case, attn_implementation="eager").eval()
+        read = model.config.text_config
+        assert (read.hidden_act, read.layer_norm_eps, read.eos_token_id) == ("quick_gelu", 1e-5, 49)
     ids = torch.randint(3, 48, (4, 11))
     images = torch.randn(3, 3, 16, 16)
     reference = {"images": images}
