@@ -11,8 +11,10 @@ mod norm;
 mod pass;
 mod per_layer;
 mod rope;
+mod training;
 
 use std::path::Path as FilePath;
+use std::rc::Rc;
 
 use tch::nn::{Init, Path, VarStore};
 use tch::{no_grad, Device, Kind, Tensor};
@@ -180,7 +182,9 @@ impl Decoder {
         inputs.check()?;
         let tokens = inputs.tokens()?;
         let by_tokens = matches!(self.config.positions, Positions::Learned { by_tokens: true, .. });
-        self.forward(&inputs, tokens.as_ref(), by_tokens, None)
+        self.forward(&inputs, tokens.as_ref(), by_tokens, 0, |layer, hidden, pass| {
+            layer.forward(hidden, pass, &self.config, None)
+        })
     }
 
     /// Token ids to logits `[batch, length, vocabulary]`.
@@ -247,26 +251,31 @@ impl Decoder {
         no_grad(|| {
             generated(options, run, on_tokens, |last| {
                 let ids = last.unwrap_or(inputs.ids);
-                let total = cache.length + ids.size2()?.1;
+                let start = cache.length;
+                let total = start + ids.size2()?.1;
                 let seen = tokens.as_ref().map(|tokens| tokens.f_narrow(1, 0, total));
-                let seen = seen.transpose()?;
+                let (seen, ids) = (seen.transpose()?, Inputs::new(ids));
                 let hidden =
-                    self.forward(&Inputs::new(ids), seen.as_ref(), true, Some(&mut cache))?;
+                    self.forward(&ids, seen.as_ref(), true, start, |layer, hidden, pass| {
+                        layer.forward(hidden, pass, &self.config, Some(&mut cache))
+                    })?;
+                cache.length = total;
                 let last = hidden.f_narrow(1, hidden.size()[1] - 1, 1)?;
                 Ok(self.head(&last)?.f_squeeze_dim(1)?)
             })
         })
     }
 
-    fn forward(
-        &self,
+    /// `run` runs each of the layers.
+    fn forward<'m>(
+        &'m self,
         inputs: &Inputs,
         tokens: Option<&Tensor>,
         by_tokens: bool,
-        mut cache: Option<&mut Cache>,
+        start: i64,
+        mut run: impl FnMut(&'m Layer, &Tensor, &Rc<Pass>) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let config = &self.config;
-        let start = cache.as_ref().map_or(0, |cache| cache.length);
         let (length, device) = (inputs.ids.size2()?.1, inputs.ids.device());
         let span = Span { start, length, device, tokens, by_tokens };
         let positions = span.positions(inputs.documents)?;
@@ -299,12 +308,9 @@ impl Decoder {
             hidden = norm.forward(&hidden)?;
         }
         let mut hidden = dropped(hidden, config.embedding_dropout, inputs.train)?;
-        let pass = Pass::new(config, inputs, span, &positions, hidden.f_kind()?)?;
+        let pass = Rc::new(Pass::new(config, inputs, span, &positions, hidden.f_kind()?)?);
         for layer in &self.layers {
-            hidden = layer.forward(&hidden, &pass, config, cache.as_deref_mut())?;
-        }
-        if let Some(cache) = cache {
-            cache.length += length;
+            hidden = run(layer, &hidden, &pass)?;
         }
         if let Some(norm) = &self.norm {
             hidden = norm.forward(&hidden)?;
