@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{bail, Context, Result};
 use clap::{Parser, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
 use ln_tuning::device::{best_device, cuda_status};
 use ln_tuning::models::{AnyModel, Inputs};
 use ln_tuning::pretrained::ModelFiles;
@@ -81,7 +82,16 @@ fn run(args: &Args) -> Result<bool> {
         reference.into_iter().map(|(name, tensor)| (name, tensor.to_device(device))).collect();
     let files = ModelFiles::open(&args.model)?;
     let model_type = files.model_type().unwrap_or_default().to_owned();
-    let (vs, model) = AnyModel::from_pretrained(&args.model, device, kind)?;
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
+        "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+    )?);
+    let shown = bar.clone();
+    let files = files.with_progress(move |done, total| {
+        shown.set_length(total);
+        shown.set_position(done);
+    });
+    let (vs, model) = AnyModel::from_files(files, device, kind)?;
+    bar.finish_and_clear();
     let adapter = args.adapter.as_ref().map(|dir| {
         let options = AdapterOptions::default().model_type(&model_type);
         let options = LoadOptions::default().adapter(options);

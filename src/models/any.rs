@@ -52,27 +52,39 @@ impl AnyModel {
         device: Device,
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
-        let (dir, kind) = (dir.as_ref(), kind.into());
-        let files = ModelFiles::open(dir)?;
-        let model_type = files.model_type().unwrap_or_default();
-        let is = |types: &[&str]| types.contains(&model_type);
+        Self::from_files(ModelFiles::open(dir)?, device, kind)
+    }
+
+    /// [`from_pretrained`](Self::from_pretrained) from files that are open already, for
+    /// [`with_progress`](ModelFiles::with_progress).
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained).
+    pub fn from_files(
+        files: ModelFiles,
+        device: Device,
+        kind: impl Into<Option<Kind>>,
+    ) -> Result<(VarStore, Self)> {
+        let (kind, dir) = (kind.into(), files.dir().to_owned());
+        let model_type = files.model_type().unwrap_or_default().to_owned();
+        let is = |types: &[&str]| types.contains(&model_type.as_str());
         if is(&DecoderConfig::model_types()) {
             let (vs, model) = Decoder::from_files(&files, device, kind)?;
             Ok((vs, AnyModel::Decoder(Box::new(model))))
         } else if is(&EncoderConfig::model_types()) {
-            let (vs, model) = Encoder::from_pretrained(dir, device, kind)?;
+            let (vs, model) = Encoder::open(files, device, kind)?;
             Ok((vs, AnyModel::Encoder(Box::new(model))))
         } else if is(&Seq2SeqConfig::model_types()) {
-            let (vs, model) = Seq2Seq::from_pretrained(dir, device, kind)?;
+            let (vs, model) = Seq2Seq::open(files, device, kind)?;
             Ok((vs, AnyModel::Seq2Seq(Box::new(model))))
         } else if is(&ViTConfig::model_types()) {
-            let (vs, model) = ViTForImageClassification::from_pretrained(dir, device, kind)?;
+            let (vs, model) = ViTForImageClassification::open(files, device, kind)?;
             Ok((vs, AnyModel::ViT(Box::new(model))))
         } else if is(&Dinov2Config::model_types()) {
-            let (vs, model) = Dinov2::from_pretrained(dir, device, kind)?;
+            let (vs, model) = Dinov2::open(files, device, kind)?;
             Ok((vs, AnyModel::Dinov2(Box::new(model))))
         } else if is(&ClipConfig::model_types()) {
-            let (vs, model) = Clip::from_pretrained(dir, device, kind)?;
+            let (vs, model) = Clip::open(files, device, kind)?;
             Ok((vs, AnyModel::Clip(Box::new(model))))
         } else {
             Err(Error::new(

@@ -172,7 +172,14 @@ impl Clip {
         device: Device,
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
-        let files = ModelFiles::open(dir)?;
+        Self::open(ModelFiles::open(dir)?, device, kind.into())
+    }
+
+    pub(super) fn open(
+        files: ModelFiles,
+        device: Device,
+        kind: Option<Kind>,
+    ) -> Result<(VarStore, Self)> {
         let config = ClipConfig::from_value(files.config())?;
         // Buffers of older files.
         let wanted = |name: &str| !name.ends_with(".embeddings.position_ids");

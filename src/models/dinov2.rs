@@ -175,7 +175,14 @@ impl Dinov2 {
         device: Device,
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
-        let files = ModelFiles::open(dir)?;
+        Self::open(ModelFiles::open(dir)?, device, kind.into())
+    }
+
+    pub(super) fn open(
+        files: ModelFiles,
+        device: Device,
+        kind: Option<Kind>,
+    ) -> Result<(VarStore, Self)> {
         let config = Dinov2Config::from_value(files.config())?;
         filled(&files, device, kind, |_| true, |weights| Self::build(weights, &config))
     }

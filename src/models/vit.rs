@@ -191,7 +191,14 @@ impl ViTForImageClassification {
         device: Device,
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
-        let files = ModelFiles::open(dir)?;
+        Self::open(ModelFiles::open(dir)?, device, kind.into())
+    }
+
+    pub(super) fn open(
+        files: ModelFiles,
+        device: Device,
+        kind: Option<Kind>,
+    ) -> Result<(VarStore, Self)> {
         let config = ViTConfig::from_json(&files.config().to_string())?;
         filled(&files, device, kind, |_| true, |weights| Self::build(weights, &config))
     }

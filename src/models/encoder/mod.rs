@@ -81,9 +81,16 @@ impl Encoder {
         device: Device,
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
-        let files = ModelFiles::open(dir)?;
+        Self::open(ModelFiles::open(dir)?, device, kind.into())
+    }
+
+    pub(in crate::models) fn open(
+        files: ModelFiles,
+        device: Device,
+        kind: Option<Kind>,
+    ) -> Result<(VarStore, Self)> {
         let config = EncoderConfig::from_value(files.config())?;
-        Self::from_files(&files, &config, false, device, kind.into())
+        Self::from_files(&files, &config, false, device, kind)
     }
 
     /// [`from_pretrained`](Self::from_pretrained) with a head of your choice, whatever `architectures` says. Weights of

@@ -61,7 +61,14 @@ impl Seq2Seq {
         device: Device,
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
-        let mut files = ModelFiles::open(dir)?;
+        Self::open(ModelFiles::open(dir)?, device, kind.into())
+    }
+
+    pub(in crate::models) fn open(
+        mut files: ModelFiles,
+        device: Device,
+        kind: Option<Kind>,
+    ) -> Result<(VarStore, Self)> {
         let mut config = Seq2SeqConfig::from_value(files.config())?;
         if let Some(options) = generation_config(files.dir())? {
             config.generation = Generation::from_value(&options, None, None)?;
