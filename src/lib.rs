@@ -51,7 +51,7 @@ pub use flat::Precision;
 pub use interpolation::{InterpolateOptions, Interpolation};
 pub use model::{LnTuningModel, DEFAULT_ADAPTER};
 pub use natural::natural_cmp;
-pub use optim::{Algorithm, Optimizer};
+pub use optim::{Algorithm, Decay, Optimizer, Schedule};
 pub use options::{AdapterOptions, LoadOptions, SaveKind, SaveOptions};
 pub use selection::{Norms, SelectedModule, Selection, VariableInfo};
 pub use state_dict::LoadReport;

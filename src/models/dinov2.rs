@@ -8,10 +8,10 @@ use tch::nn::{Init, Path, VarStore};
 use tch::{Device, Kind, Tensor};
 
 use super::activation::Activation;
-use super::fields::{flag, integer_or, invalid, number};
+use super::fields::{checked_labels, flag, integer_or, invalid, number};
 use super::parts::{LayerNorm, Linear};
 use super::pre_norm::{BlockNames, BlockShape, PreNormBlock};
-use super::weights::{filled, Weights};
+use super::weights::{filled, filled_with_new_classifier, Weights};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pretrained::ModelFiles;
 
@@ -176,6 +176,23 @@ impl Dinov2 {
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
         Self::open(ModelFiles::open(dir)?, device, kind.into())
+    }
+
+    /// [`from_pretrained`](Self::from_pretrained) with a classifier for classes of your own, whose weights are
+    /// initialised anew (after `tch::manual_seed`, the same each time); one that the checkpoint holds is left out.
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained); `InvalidArgument` for bad labels.
+    pub fn from_pretrained_with_labels<L: Into<String>>(
+        dir: impl AsRef<FilePath>,
+        labels: impl IntoIterator<Item = L>,
+        device: Device,
+        kind: impl Into<Option<Kind>>,
+    ) -> Result<(VarStore, Self)> {
+        let files = ModelFiles::open(dir)?;
+        let mut config = Dinov2Config::from_value(files.config())?;
+        config.labels = Some(checked_labels(labels)?);
+        filled_with_new_classifier(&files, device, kind, "dinov2", |w| Self::build(w, &config))
     }
 
     pub(super) fn open(

@@ -59,3 +59,18 @@ pub(super) fn labels(config: &Value) -> Result<Vec<String>> {
         None => invalid(format!("'id2label' is {names}, expected names for 0, 1, 2 …")),
     }
 }
+
+/// Names for classes of the user's.
+pub(super) fn checked_labels<L: Into<String>>(
+    labels: impl IntoIterator<Item = L>,
+) -> Result<Vec<String>> {
+    let labels: Vec<String> = labels.into_iter().map(Into::into).collect();
+    let twice = |(place, label): (usize, &String)| labels[..place].contains(label);
+    if labels.is_empty() || labels.iter().enumerate().any(twice) {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("the labels are {labels:?}, expected one or more, each once"),
+        ));
+    }
+    Ok(labels)
+}

@@ -8,9 +8,10 @@ use tch::nn::{Init, ModuleT, Path, VarStore};
 use tch::{Device, Kind, Tensor};
 
 use super::activation::Activation;
+use super::fields::checked_labels;
 use super::parts::{LayerNorm, Linear};
 use super::pre_norm::{BlockNames, BlockShape, PreNormBlock};
-use super::weights::{filled, Weights};
+use super::weights::{filled, filled_with_new_classifier, Weights};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pretrained::ModelFiles;
 
@@ -192,6 +193,24 @@ impl ViTForImageClassification {
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
         Self::open(ModelFiles::open(dir)?, device, kind.into())
+    }
+
+    /// [`from_pretrained`](Self::from_pretrained) with a classifier for classes of your own, whose weights are
+    /// initialised anew (after `tch::manual_seed`, the same each time); one that the checkpoint holds is left out.
+    /// The checkpoint may be one of a base model, without a classifier.
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained); `InvalidArgument` for bad labels.
+    pub fn from_pretrained_with_labels<L: Into<String>>(
+        dir: impl AsRef<FilePath>,
+        labels: impl IntoIterator<Item = L>,
+        device: Device,
+        kind: impl Into<Option<Kind>>,
+    ) -> Result<(VarStore, Self)> {
+        let files = ModelFiles::open(dir)?;
+        let mut config = ViTConfig::from_json(&files.config().to_string())?;
+        config.id2label = (0..).zip(checked_labels(labels)?).collect();
+        filled_with_new_classifier(&files, device, kind, "vit", |w| Self::build(w, &config))
     }
 
     pub(super) fn open(

@@ -85,6 +85,27 @@ pub(super) fn filled<M>(
     filled_with(files, device, kind, renamed, |_| false, build)
 }
 
+/// [`filled`] with a `classifier` made anew, from the files of a classifier or of the base model in it, whose tensors
+/// have no prefix `base`.
+pub(super) fn filled_with_new_classifier<M>(
+    files: &ModelFiles,
+    device: Device,
+    kind: impl Into<Option<Kind>>,
+    base: &str,
+    build: impl FnOnce(&Weights) -> Result<M>,
+) -> Result<(VarStore, M)> {
+    let starts = |name: &str, module: &str| {
+        name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))
+    };
+    let prefixed = files.variables().iter().any(|variable| starts(&variable.name, base));
+    let renamed = |name: &str| match name {
+        _ if starts(name, "classifier") || starts(name, "pooler") => None,
+        _ if prefixed => Some(name.to_owned()),
+        _ => Some(format!("{base}.{name}")),
+    };
+    filled_with(files, device, kind, renamed, |name| starts(name, "classifier"), build)
+}
+
 /// [`filled`] with variables that have other names than the checkpoint's, by `renamed` (none: left out), and with
 /// those that `fresh` accepts made anew where they are lacking, in the kind of the others.
 pub(super) fn filled_with<M>(

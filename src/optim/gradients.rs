@@ -3,7 +3,7 @@
 use tch::{COptimizer, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::flat::FlatParams;
+use crate::flat::{copy_of, FlatParams};
 
 #[derive(Debug)]
 pub(super) struct Gradients {
@@ -82,6 +82,20 @@ impl Gradients {
             });
         }
         Ok(())
+    }
+
+    /// Each slot's, under the slots' names.
+    pub(super) fn named(
+        &self,
+        layout: &FlatParams,
+        names: Vec<String>,
+    ) -> Result<Vec<(String, Option<Tensor>)>> {
+        let of = |(slot, name): (usize, String)| {
+            let flat = self.flat.as_ref().filter(|_| self.present[slot]);
+            let view = flat.map(|flat| copy_of(&layout.view_of(flat, slot)?)).transpose()?;
+            Ok((name, view))
+        };
+        names.into_iter().enumerate().map(of).collect()
     }
 
     pub(super) fn norm(&self) -> Result<Tensor> {

@@ -2,6 +2,7 @@
 
 mod algorithm;
 mod gradients;
+mod schedule;
 mod state;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use tch::{no_grad, Tensor};
 use algorithm::check_range;
 pub use algorithm::Algorithm;
 use gradients::Gradients;
+pub use schedule::{Decay, Schedule};
 use state::State;
 
 use crate::attachment::Attachment;
@@ -279,6 +281,19 @@ impl Optimizer {
         self.with_adapter(|this, attachment| {
             this.collect(attachment)?;
             this.gradients.norm()
+        })
+    }
+
+    /// Every selected variable's name and a copy of its gradient, `None` where it has none.
+    ///
+    /// # Errors
+    /// `UnknownAdapter` if the adapter was deleted.
+    pub fn gradients(&mut self) -> Result<Vec<(String, Option<Tensor>)>> {
+        self.with_adapter(|this, attachment| {
+            let names = variable_names(attachment, &this.adapter)?;
+            let layout = &attachment.adapter(&this.adapter)?.flat;
+            this.gradients.follow(layout)?;
+            this.gradients.named(layout, names)
         })
     }
 

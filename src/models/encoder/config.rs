@@ -5,7 +5,7 @@ use serde_json::{json, Map, Value};
 use super::families::{Family, FAMILIES, POOLER};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::activation::Activation;
-use crate::models::fields::{flag, integer, integer_or, invalid, labels, number};
+use crate::models::fields::{checked_labels, flag, integer, integer_or, invalid, labels, number};
 
 /// What stands on top of an encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -165,14 +165,7 @@ impl EncoderConfig {
         mut self,
         labels: impl IntoIterator<Item = L>,
     ) -> Result<Self> {
-        self.labels = labels.into_iter().map(Into::into).collect();
-        let twice = |(place, label): (usize, &String)| self.labels[..place].contains(label);
-        if self.labels.is_empty() || self.labels.iter().enumerate().any(twice) {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("the labels are {:?}, expected one or more, each once", self.labels),
-            ));
-        }
+        self.labels = checked_labels(labels)?;
         self.fields.shift_remove("problem_type");
         Ok(self)
     }

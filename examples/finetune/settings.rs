@@ -1,0 +1,255 @@
+//! The settings that both examples have. Their defaults are what the commented samples say.
+
+use std::path::PathBuf;
+
+use anyhow::{bail, ensure, Context, Result};
+use ln_tuning::device::{best_device, cuda_status, load_cuda};
+use ln_tuning::recompute::{Blocks, Recompute};
+use ln_tuning::{AdamW, AdapterOptions, Decay, LnTuningConfig, Norms, Precision, Schedule};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tch::{Device, Kind};
+
+/// What is asked for in YAML, the data apart.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    pub model: PathBuf,
+    pub out: PathBuf,
+    pub resume: Resume,
+    pub device: String,
+    pub kind: KindName,
+    pub threads: Option<i32>,
+    pub seed: u64,
+    pub adapter: Value,
+    pub norms: NormsName,
+    pub precision: PrecisionName,
+    pub optimizer: OptimizerSettings,
+    pub schedule: ScheduleSettings,
+    pub batch_size: usize,
+    pub accumulation: usize,
+    pub clip_norm: Option<f64>,
+    pub epochs: u64,
+    pub max_steps: Option<u64>,
+    pub checkpointing: Checkpointing,
+    pub eval_interval: Option<u64>,
+    pub save_interval: Option<u64>,
+    pub keep_last: usize,
+    pub tensorboard: bool,
+    pub workers: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resume {
+    Auto,
+    Never,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KindName {
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormsName {
+    Peft,
+    All,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrecisionName {
+    Master,
+    Model,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerSettings {
+    pub lr: f64,
+    pub betas: [f64; 2],
+    pub eps: f64,
+    pub weight_decay: f64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScheduleSettings {
+    pub name: DecayName,
+    pub warmup_steps: Option<u64>,
+    pub warmup_ratio: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecayName {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+/// `none`, `all`, or n: every n-th block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Checkpointing {
+    Every(usize),
+    Named(String),
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let adapter = serde_json::from_str(&LnTuningConfig::default().to_json());
+        Settings {
+            model: PathBuf::new(),
+            out: "target/finetune".into(),
+            resume: Resume::Auto,
+            device: "auto".into(),
+            kind: KindName::Auto,
+            threads: None,
+            seed: 0,
+            adapter: adapter.expect("a configuration is JSON"),
+            norms: NormsName::Peft,
+            precision: PrecisionName::Master,
+            optimizer: Default::default(),
+            schedule: Default::default(),
+            batch_size: 8,
+            accumulation: 1,
+            clip_norm: Some(1.),
+            epochs: 1,
+            max_steps: None,
+            checkpointing: Checkpointing::Named("none".into()),
+            eval_interval: None,
+            save_interval: None,
+            keep_last: 2,
+            tensorboard: false,
+            workers: 2,
+        }
+    }
+}
+
+impl Default for OptimizerSettings {
+    fn default() -> Self {
+        OptimizerSettings { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+impl Default for ScheduleSettings {
+    fn default() -> Self {
+        ScheduleSettings { name: DecayName::Cosine, warmup_steps: None, warmup_ratio: 0. }
+    }
+}
+
+impl Settings {
+    pub fn check(&self) -> Result<()> {
+        ensure!(!self.model.as_os_str().is_empty(), "'model' is not set, expected a directory");
+        for (name, value) in [
+            ("batch_size", self.batch_size as u64),
+            ("accumulation", self.accumulation as u64),
+            ("epochs", self.epochs),
+            ("max_steps", self.max_steps.unwrap_or(1)),
+            ("eval_interval", self.eval_interval.unwrap_or(1)),
+            ("save_interval", self.save_interval.unwrap_or(1)),
+            ("keep_last", self.keep_last as u64),
+            ("workers", self.workers as u64),
+            ("threads", self.threads.unwrap_or(1).max(0) as u64),
+        ] {
+            ensure!(value > 0, "'{name}' is {value}, expected at least 1");
+        }
+        if let Some(max) = self.clip_norm {
+            ensure!(max > 0. && max.is_finite(), "'clip_norm' is {max}, expected more than 0");
+        }
+        let ratio = self.schedule.warmup_ratio;
+        ensure!((0. ..=1.).contains(&ratio), "'schedule.warmup_ratio' is {ratio}, expected 0 to 1");
+        ensure!(
+            ratio == 0. || self.schedule.warmup_steps.is_none(),
+            "both 'schedule.warmup_steps' and 'schedule.warmup_ratio' are set: leave out one"
+        );
+        self.recompute().map(drop)
+    }
+
+    /// The adapter's configuration. Its keys have been checked: they are those of the default's.
+    pub fn adapter(&self) -> Result<LnTuningConfig> {
+        let mut config = LnTuningConfig::from_yaml(&serde_yaml::to_string(&self.adapter)?)
+            .context("'adapter'")?;
+        if config.base_model_name_or_path.is_none() {
+            config.base_model_name_or_path = Some(self.model.display().to_string());
+        }
+        Ok(config)
+    }
+
+    pub fn adapter_options(&self, model_type: &str) -> AdapterOptions {
+        let norms = match self.norms {
+            NormsName::Peft => Norms::Peft,
+            NormsName::All => Norms::All,
+        };
+        let precision = match self.precision {
+            PrecisionName::Master => Precision::Master,
+            PrecisionName::Model => Precision::Model,
+        };
+        AdapterOptions::default().model_type(model_type).norms(norms).precision(precision)
+    }
+
+    pub fn device(&self) -> Result<Device> {
+        let cuda = |index: usize| -> Result<Device> {
+            load_cuda()?;
+            let count = tch::Cuda::device_count().max(0) as usize;
+            ensure!(index < count, "'device' is '{}': {}", self.device, cuda_status());
+            Ok(Device::Cuda(index))
+        };
+        match self.device.as_str() {
+            "auto" => Ok(best_device()),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => cuda(0),
+            other => match other.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(index)) => cuda(index),
+                _ => bail!("'device' is '{other}', expected auto, cpu, cuda or cuda:N"),
+            },
+        }
+    }
+
+    /// The kind of the model; `None`: as on disk.
+    pub fn kind(&self, device: Device) -> Option<Kind> {
+        match self.kind {
+            // Half the memory and several times the speed on a GPU; on a CPU, what the file has.
+            KindName::Auto => (device != Device::Cpu).then_some(Kind::BFloat16),
+            KindName::F32 => Some(Kind::Float),
+            KindName::Bf16 => Some(Kind::BFloat16),
+            KindName::F16 => Some(Kind::Half),
+        }
+    }
+
+    pub fn adamw(&self) -> AdamW {
+        let OptimizerSettings { betas, eps, weight_decay, .. } = self.optimizer;
+        AdamW { beta1: betas[0], beta2: betas[1], wd: weight_decay, eps, ..AdamW::default() }
+    }
+
+    pub fn schedule(&self, total: u64) -> Schedule {
+        let decay = match self.schedule.name {
+            DecayName::Constant => Decay::Constant,
+            DecayName::Linear => Decay::Linear,
+            DecayName::Cosine => Decay::Cosine,
+        };
+        let ratio = (self.schedule.warmup_ratio * total as f64).ceil() as u64;
+        Schedule::new(decay, self.schedule.warmup_steps.unwrap_or(ratio), total)
+    }
+
+    /// Which blocks are run twice, if any.
+    pub fn recompute(&self) -> Result<Option<Recompute>> {
+        match &self.checkpointing {
+            Checkpointing::Named(name) if name == "none" => Ok(None),
+            Checkpointing::Named(name) if name == "all" => Ok(Some(Recompute::default())),
+            Checkpointing::Every(n) if *n > 0 => Ok(Some(Recompute::new(Blocks::EveryNth(*n)))),
+            other => bail!("'checkpointing' is {other:?}, expected none, all or a number above 0"),
+        }
+    }
+}
+
+/// Settings that may differ between the parts of a run: they change nothing that is computed.
+pub const FREE: [&str; 7] =
+    ["resume", "save_interval", "keep_last", "tensorboard", "workers", "threads", "device"];

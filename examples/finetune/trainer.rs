@@ -1,0 +1,310 @@
+//! The training loop.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{bail, ensure, Context, Result};
+use indicatif::ProgressBar;
+use ln_tuning::{LnTuningModel, Optimizer};
+use serde_json::Value;
+use tch::nn::VarStore;
+use tch::{no_grad, Tensor};
+
+use super::checkpoint::{self, State};
+use super::memory::Memory;
+use super::metrics::{Metrics, StepLine};
+use super::order::step_seed;
+use super::prefetch::Prefetch;
+use super::settings::{Resume, Settings};
+use super::task::{Batch, Of, Scores, Task};
+use super::tensorboard::TensorBoard;
+use super::{curves, interrupt, preflight, progress};
+
+/// Seconds between two drawings of the curves.
+const REDRAW: u64 = 5;
+
+struct Run<'a, T: Task> {
+    task: &'a T,
+    tuned: &'a mut LnTuningModel,
+    optimizer: Optimizer,
+    settings: &'a Settings,
+    state: State,
+    total: u64,
+    /// Batches in an epoch.
+    per_epoch: usize,
+    metrics: Metrics,
+    tensorboard: Option<TensorBoard>,
+    memory: Memory,
+    bar: ProgressBar,
+    drawn: Instant,
+}
+
+/// A step whose figures have not been read yet: the device may still be at it.
+struct Pending {
+    step: u64,
+    loss: Tensor,
+    grad_norm: Tensor,
+    lr: f64,
+    size: u64,
+    sources: String,
+    start: Instant,
+}
+
+/// Trains to the end, or until Ctrl-C. `all` is everything that was set, the data included.
+pub fn train<T: Task>(
+    task: &T,
+    vs: &VarStore,
+    tuned: &mut LnTuningModel,
+    settings: &Settings,
+    all: Value,
+) -> Result<()> {
+    let out = settings.out.as_path();
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make '{}'", out.display()))?;
+    let mut optimizer = tuned.optimizer(settings.adamw(), settings.optimizer.lr)?;
+    preflight::check(task, vs, tuned, &mut optimizer, settings)?;
+    let per_epoch = task.jobs(0).len();
+    let per_epoch_steps = per_epoch.div_ceil(settings.accumulation) as u64;
+    let total = settings.max_steps.unwrap_or(per_epoch_steps * settings.epochs);
+    let state = match checkpoint::newest(out, &all, &task.digest())? {
+        Some(_) if settings.resume == Resume::Never => bail!(
+            "'{}' holds checkpoints of a run, and 'resume' is never: take another 'out', or set 'resume' to auto",
+            out.display()
+        ),
+        Some(state) => {
+            checkpoint::load(out, state.step, tuned, &mut optimizer)?;
+            println!("going on behind step {} of {total}", state.step);
+            state
+        }
+        None => {
+            println!("{total} steps, {per_epoch_steps} in an epoch");
+            let (settings, data) = (all, task.digest());
+            State { step: 0, epoch: 0, batch: 0, best: None, settings, data }
+        }
+    };
+    checkpoint::rotate(out, settings.keep_last, state.best.map(|best| best.0))?;
+    let tensorboard = settings.tensorboard.then(|| TensorBoard::create(out)).transpose()?;
+    let mut run = Run {
+        metrics: Metrics::open(out, state.step)?,
+        tensorboard,
+        memory: Memory::of(vs.device()),
+        bar: progress::steps(total, state.step)?,
+        drawn: Instant::now(),
+        task,
+        tuned,
+        optimizer,
+        settings,
+        state,
+        total,
+        per_epoch,
+    };
+    run.whole()?;
+    run.finish(out)
+}
+
+impl<T: Task> Run<'_, T> {
+    fn whole(&mut self) -> Result<()> {
+        let schedule = self.settings.schedule(self.total);
+        let loader = self.task.loader();
+        while self.state.step < self.total {
+            let jobs = self.task.jobs(self.state.epoch).split_off(self.state.batch);
+            let mut batches = Prefetch::new(&loader, jobs, self.settings.workers);
+            let mut pending: Option<Pending> = None;
+            loop {
+                let group = batches.by_ref().take(self.settings.accumulation);
+                let group = group.collect::<Result<Vec<_>>>()?;
+                if group.is_empty() {
+                    break;
+                }
+                let lr = self.settings.optimizer.lr * schedule.factor(self.state.step);
+                let next = self.step(&group, lr)?;
+                self.state.batch += group.len();
+                self.state.step += 1;
+                if let Some(pending) = pending.replace(next) {
+                    self.read(pending)?;
+                }
+                let (evaluate, save) = self.due();
+                let stop = interrupt::asked();
+                if evaluate || save || stop {
+                    pending.take().map_or(Ok(()), |pending| self.read(pending))?;
+                    let improved = evaluate && self.evaluate()?;
+                    if save || stop || improved {
+                        self.save()?;
+                    }
+                }
+                if stop {
+                    return Ok(());
+                }
+                if self.state.step == self.total {
+                    break;
+                }
+            }
+            pending.map_or(Ok(()), |pending| self.read(pending))?;
+            if self.state.batch >= self.per_epoch {
+                (self.state.epoch, self.state.batch) = (self.state.epoch + 1, 0);
+            }
+        }
+        Ok(())
+    }
+
+    /// One update from a group of batches. Nothing here waits for the device.
+    fn step(&mut self, group: &[Of<T>], lr: f64) -> Result<Pending> {
+        let start = Instant::now();
+        tch::manual_seed(step_seed(self.settings.seed, self.state.step));
+        self.optimizer.set_lr(lr)?;
+        self.optimizer.zero_grad()?;
+        let targets: i64 = group.iter().map(Batch::targets).sum();
+        let mut loss: Option<Tensor> = None;
+        for batch in group {
+            let part = self.task.backward(batch, targets.max(1), &mut self.optimizer)?;
+            loss = Some(match loss {
+                Some(loss) => loss.f_add(&part)?,
+                None => part,
+            });
+        }
+        let grad_norm = match self.settings.clip_norm {
+            Some(max) => self.optimizer.clip_grad_norm(max)?,
+            None => self.optimizer.grad_norm()?,
+        };
+        self.optimizer.step()?;
+        let sources: Vec<String> = group.iter().map(Batch::sources).collect();
+        Ok(Pending {
+            step: self.state.step + 1,
+            loss: loss.context("a step without batches")?,
+            grad_norm,
+            lr,
+            size: group.iter().map(Batch::size).sum(),
+            sources: sources.join("; "),
+            start,
+        })
+    }
+
+    /// Waits for a step's figures and writes them down.
+    fn read(&mut self, pending: Pending) -> Result<()> {
+        let Pending { step, lr, size, .. } = pending;
+        let loss = pending.loss.f_double_value(&[])?;
+        let grad_norm = pending.grad_norm.f_double_value(&[])?;
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            let good = match checkpoint::steps(&self.settings.out)?.pop() {
+                Some(step) => {
+                    let dir = checkpoint::dir(&self.settings.out, step);
+                    format!("the last good checkpoint is '{}'", dir.display())
+                }
+                None => "there is no checkpoint yet".into(),
+            };
+            bail!(
+                "step {step}: the loss is {loss} and the gradient norm {grad_norm}, from {}; {good}. Look at these \
+                 lines, or try a lower 'optimizer.lr'",
+                pending.sources
+            );
+        }
+        let seconds = pending.start.elapsed().as_secs_f64();
+        let (tokens_per_s, memory_mb) = (size as f64 / seconds, self.memory.megabytes());
+        self.metrics.step(StepLine {
+            step,
+            loss,
+            lr,
+            grad_norm,
+            tokens: size,
+            tokens_per_s,
+            memory_mb,
+        })?;
+        if let Some(board) = &mut self.tensorboard {
+            let values = [("loss", loss), ("lr", lr), ("grad_norm", grad_norm)];
+            board.scalars(step, &values)?;
+            board.scalars(step, &[("tokens_per_s", tokens_per_s), ("memory_mb", memory_mb)])?;
+        }
+        self.bar.set_position(step);
+        let unit = self.task.unit();
+        self.bar
+            .set_message(format!("loss {loss:.4} {tokens_per_s:.0} {unit}/s {memory_mb:.0} MB"));
+        if self.drawn.elapsed().as_secs() >= REDRAW {
+            self.draw()?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is to be an evaluation and a checkpoint behind the step that was just made.
+    fn due(&self) -> (bool, bool) {
+        let end = self.state.step == self.total || self.state.batch >= self.per_epoch;
+        let at = |interval: Option<u64>| match interval {
+            Some(interval) => {
+                self.state.step.is_multiple_of(interval) || self.state.step == self.total
+            }
+            None => end,
+        };
+        (at(self.settings.eval_interval), at(self.settings.save_interval))
+    }
+
+    /// Whether it is better than all before.
+    fn evaluate(&mut self) -> Result<bool> {
+        let step = self.state.step;
+        let Some(scores) = scores(self.task, self.settings.workers)? else { return Ok(false) };
+        self.metrics.evaluation(step, &scores)?;
+        if let Some(board) = &mut self.tensorboard {
+            board.scalars(step, &scores)?;
+        }
+        let shown: Vec<String> =
+            scores.iter().map(|(n, value)| format!("{n} {value:.4}")).collect();
+        self.say(&format!("step {step}: {}", shown.join(", ")));
+        let value = scores[0].1;
+        let better = value.is_finite() && self.state.best.is_none_or(|(_, best)| value < best);
+        if better {
+            self.state.best = Some((step, value));
+        }
+        self.draw()?;
+        Ok(better)
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let out = &self.settings.out;
+        checkpoint::save(out, &self.state, self.tuned, &mut self.optimizer)?;
+        checkpoint::rotate(out, self.settings.keep_last, self.state.best.map(|best| best.0))?;
+        self.draw()
+    }
+
+    fn draw(&mut self) -> Result<()> {
+        self.drawn = Instant::now();
+        curves::draw(&self.settings.out, &self.metrics)
+    }
+
+    /// A line above the bar, or alone where there is none to see.
+    fn say(&self, line: &str) {
+        match self.bar.is_hidden() {
+            true => println!("{line}"),
+            false => self.bar.println(line),
+        }
+    }
+
+    fn finish(self, out: &Path) -> Result<()> {
+        self.bar.finish();
+        let step = self.state.step;
+        if step < self.total {
+            println!("stopped behind step {step} of {}; the same command goes on", self.total);
+            return Ok(());
+        }
+        ensure!(step > 0, "there was nothing to do");
+        let adapter = out.join("adapter");
+        self.tuned.save_pretrained(&adapter)?;
+        self.task.add_files(&adapter)?;
+        println!("the adapter is in '{}'", adapter.display());
+        if let Some((step, value)) = self.state.best {
+            let dir = checkpoint::dir(out, step);
+            println!("the lowest eval_loss, {value:.4}, was that of '{}'", dir.display());
+        }
+        Ok(())
+    }
+}
+
+/// The scores of an evaluation, if there is anything to evaluate on.
+fn scores<T: Task>(task: &T, workers: usize) -> Result<Option<Scores>> {
+    let jobs = task.evaluation();
+    if jobs.is_empty() {
+        return Ok(None);
+    }
+    let bar = progress::counted("evaluating", jobs.len() as u64)?;
+    let batches = Prefetch::new(&task.loader(), jobs, workers);
+    let mut batches = batches.inspect(|_| bar.inc(1));
+    let scores = no_grad(|| task.evaluate(&mut batches))?;
+    bar.finish_and_clear();
+    Ok(Some(scores))
+}

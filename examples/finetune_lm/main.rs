@@ -1,0 +1,92 @@
+//! Fine-tunes a language model by LayerNorm tuning, from a YAML file: plain text, prompts with completions, or chats.
+//!
+//! `cargo run --release --example finetune_lm -- --config lm.yaml [--set key=value …]`. Every setting is explained in
+//! `examples/finetune_lm/sample.yaml`. What comes out is a PEFT directory, with curves and metrics beside it.
+
+#[path = "../finetune/mod.rs"]
+mod finetune;
+
+mod chat;
+mod corpus;
+mod packing;
+mod records;
+mod settings;
+mod task;
+mod tokens;
+
+use std::path::PathBuf;
+
+use anyhow::{bail, Context, Result};
+use clap::Parser;
+use finetune::{interrupt, order, progress, trainer, yaml};
+use ln_tuning::models::Decoder;
+use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::{LnTuningModel, TaskType};
+
+use corpus::Corpus;
+use settings::LmSettings;
+use task::LmTask;
+use tokens::TextEncoder;
+
+/// Fine-tune a language model by LayerNorm tuning.
+#[derive(Parser)]
+struct Args {
+    /// The settings; examples/finetune_lm/sample.yaml explains them all
+    #[arg(long)]
+    config: PathBuf,
+    /// Sets one of them, with dots between levels: --set optimizer.lr=1e-4
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Prints all settings as they would be used, and ends
+    #[arg(long)]
+    show: bool,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let settings: LmSettings = yaml::read(&args.config, &args.set)?;
+    if args.show {
+        print!("{}", serde_yaml::to_string(&settings)?);
+        return Ok(());
+    }
+    settings.check()?;
+    let common = &settings.common;
+    interrupt::listen()?;
+    if let Some(threads) = common.threads {
+        tch::set_num_threads(threads);
+    }
+    let device = common.device()?;
+    // Here rather than after the model has been loaded: bad lines are found first.
+    let encoder = TextEncoder::open(&common.model, &settings.data)?;
+    let data = &settings.data;
+    let train = Corpus::open(data.train()?, &encoder, data, common.workers)?;
+    let (train, eval) = match &data.eval {
+        Some(path) => (train, Some(Corpus::open(path, &encoder, data, common.workers)?)),
+        None if data.eval_fraction > 0. => {
+            let (eval, train) = train.split(data.eval_fraction, common.seed);
+            (train, Some(eval))
+        }
+        None => (train, None),
+    };
+    let bar = progress::bytes("loading the model", 0)?;
+    let shown = bar.clone();
+    let files = ModelFiles::open(&common.model)?.with_progress(move |done, total| {
+        shown.set_length(total);
+        shown.set_position(done);
+    });
+    let model_type = files.model_type().unwrap_or_default().to_owned();
+    tch::manual_seed(order::step_seed(common.seed, u64::MAX));
+    let (vs, model) = Decoder::from_files(&files, device, common.kind(device))?;
+    bar.finish_and_clear();
+    let vocabulary = model.config().vocab_size();
+    if let Some(id) = train.largest_id().filter(|id| i64::from(*id) >= vocabulary) {
+        bail!("the tokenizer gives the id {id}, and the model has a vocabulary of {vocabulary}");
+    }
+    let mut config = common.adapter()?;
+    config.task_type = config.task_type.or(Some(TaskType::CausalLm));
+    let options = common.adapter_options(&model_type);
+    let mut tuned = LnTuningModel::with_options(&vs, config, "default", &options)?;
+    let all = serde_json::to_value(&settings).context("the settings are no JSON")?;
+    let task = LmTask::new(&model, device, encoder, train, eval, &settings)?;
+    trainer::train(&task, &vs, &mut tuned, common, all)
+}

@@ -1,0 +1,163 @@
+//! A line of the data to token ids, and which of them the loss is on.
+
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::{anyhow, bail, ensure, Context, Result};
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use crate::chat::ChatTemplate;
+use crate::settings::{DataSettings, LossOn};
+
+pub struct TextEncoder {
+    tokenizer: Tokenizer,
+    chat: Option<ChatTemplate>,
+    eos: Option<u32>,
+    loss_on: LossOn,
+}
+
+/// A document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tokens {
+    pub ids: Vec<u32>,
+    /// Whether the loss counts a token.
+    pub counted: Vec<bool>,
+    /// Whether what does not fit is cut off, rather than made another piece.
+    pub whole: bool,
+}
+
+impl TextEncoder {
+    pub fn open(model: &Path, data: &DataSettings) -> Result<Self> {
+        let path = model.join("tokenizer.json");
+        let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| {
+            anyhow!(
+                "'{}': {error}. A model directory with a tokenizer.json is needed",
+                path.display()
+            )
+        })?;
+        // What the file says of these is for inference.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| anyhow!(error))?;
+        let config = tokenizer_config(model)?;
+        let eos = special(&config, "eos_token").and_then(|token| tokenizer.token_to_id(&token));
+        let eos = match data.append_eos {
+            true => eos.or(eos_of_model(model)?),
+            false => None,
+        };
+        Ok(TextEncoder { tokenizer, chat: ChatTemplate::open(model)?, eos, loss_on: data.loss_on })
+    }
+
+    /// A plain document.
+    pub fn text(&self, text: &str) -> Result<Tokens> {
+        let mut ids = self.encode(text, true)?.0;
+        self.end(&mut ids);
+        Ok(Tokens { counted: vec![true; ids.len()], ids, whole: false })
+    }
+
+    /// A line of JSON: `text`, `prompt` and `completion`, or `messages`.
+    pub fn json(&self, line: &str) -> Result<Tokens> {
+        let value: Value = serde_json::from_str(line).context("this is not JSON")?;
+        let field = |key: &str| match value.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            Some(other) => bail!("'{key}' is {other}, expected a string"),
+        };
+        if let Some(text) = field("text")? {
+            ensure!(!text.is_empty(), "'text' is empty");
+            return self.text(text);
+        }
+        if let Some(prompt) = field("prompt")? {
+            let completion =
+                field("completion")?.context("there is a 'prompt' and no 'completion'")?;
+            ensure!(!completion.is_empty(), "'completion' is empty");
+            return self.completion(prompt, completion);
+        }
+        match value.get("messages") {
+            Some(Value::Array(messages)) if !messages.is_empty() => self.chat(messages),
+            Some(_) => bail!("'messages' is not a list of messages"),
+            None => bail!("there is neither 'text', nor 'prompt' and 'completion', nor 'messages'"),
+        }
+    }
+
+    fn completion(&self, prompt: &str, completion: &str) -> Result<Tokens> {
+        let (mut ids, ends) = self.encode(&format!("{prompt}{completion}"), true)?;
+        // A token on the border belongs to the completion.
+        let mut counted: Vec<bool> = ends.iter().map(|end| *end > prompt.len()).collect();
+        if self.end(&mut ids) {
+            counted.push(true);
+        }
+        Ok(Tokens { ids, counted, whole: true })
+    }
+
+    fn chat(&self, messages: &[Value]) -> Result<Tokens> {
+        for message in messages {
+            let is_text = |key: &str| message.get(key).is_some_and(Value::is_string);
+            ensure!(is_text("role"), "a message has no 'role': {message}");
+            let silent = message.get("tool_calls").is_some() || message["role"] == "tool";
+            ensure!(silent || is_text("content"), "a message has no 'content': {message}");
+        }
+        let chat = self.chat.as_ref().context(
+            "there are 'messages', and the model has no chat template (tokenizer_config.json, chat_template.jinja)",
+        )?;
+        let (text, replies) = match self.loss_on {
+            LossOn::Assistant => chat.with_replies(messages)?,
+            LossOn::All => {
+                let text = chat.render(messages, false)?;
+                let all: Range<usize> = 0..text.len();
+                (text, vec![all])
+            }
+        };
+        ensure!(!replies.is_empty(), "no message has the role 'assistant'");
+        let (ids, ends) = self.encode(&text, false)?;
+        let of_reply =
+            |end: &usize| replies.iter().any(|reply| reply.start < *end && *end <= reply.end);
+        let counted = ends.iter().map(of_reply).collect();
+        Ok(Tokens { ids, counted, whole: true })
+    }
+
+    /// The ids, and where in the text each token ends.
+    fn encode(&self, text: &str, special: bool) -> Result<(Vec<u32>, Vec<usize>)> {
+        let encoding = self.tokenizer.encode(text, special).map_err(|error| anyhow!(error))?;
+        let ends = encoding.get_offsets().iter().map(|(_, end)| *end);
+        Ok((encoding.get_ids().to_vec(), ends.collect()))
+    }
+
+    /// Ends a document, if it does not end yet.
+    fn end(&self, ids: &mut Vec<u32>) -> bool {
+        match self.eos {
+            Some(eos) if ids.last() != Some(&eos) => {
+                ids.push(eos);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// `tokenizer_config.json`; null where there is none.
+pub fn tokenizer_config(model: &Path) -> Result<Value> {
+    json_of(&model.join("tokenizer_config.json"))
+}
+
+/// The text of a special token.
+pub fn special(config: &Value, name: &str) -> Option<String> {
+    let token = config.get(name)?;
+    Some(token.as_str().or_else(|| token.get("content")?.as_str())?.to_owned())
+}
+
+fn eos_of_model(model: &Path) -> Result<Option<u32>> {
+    let config = json_of(&model.join("config.json"))?;
+    let eos = config.get("eos_token_id");
+    let id = eos.and_then(|eos| eos.as_u64().or_else(|| eos.get(0)?.as_u64()));
+    Ok(id.map(|id| id as u32))
+}
+
+fn json_of(path: &Path) -> Result<Value> {
+    let place = || format!("cannot read '{}'", path.display());
+    match std::fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text).with_context(place),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
+        Err(error) => Err(error).with_context(place),
+    }
+}

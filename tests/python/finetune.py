@@ -1,0 +1,167 @@
+"""Models, tokenizers and loss curves of PEFT for tests/finetune_lm and tests/finetune_classifier.
+
+`make-lm DIR llama|gpt2`        a tiny random language model with a tokenizer
+`make-bert DIR LABELS`          a tiny random classifier with a tokenizer
+`curve-lm MODEL ROWS STEPS LR WD CLIP`    PEFT's losses on the rows of token ids in ROWS, a batch per line
+`curve-bert MODEL ROWS STEPS LR WD CLIP`  the same; a row is ids, mask, types and label
+"""
+
+import json
+import sys
+import warnings
+
+warnings.simplefilter("ignore")
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from peft import LNTuningConfig, PeftModel, get_peft_model  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+transformers.logging.set_verbosity_error()
+torch.set_num_threads(1)
+TEXT = [
+    "the quick brown fox jumps over the lazy dog",
+    "a stitch in time saves nine, and a penny saved is a penny earned",
+    "all that glitters is not gold; often have you heard that told",
+    "to be, or not to be, that is the question",
+]
+CHAT = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def make_lm(directory, family):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=384, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(TEXT * 4, trainer)
+    if family == "llama":
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    fast.chat_template = CHAT
+    fast.save_pretrained(directory)
+    torch.manual_seed(0)
+    common = {"vocab_size": len(fast), "bos_token_id": 0, "eos_token_id": 1}
+    if family == "llama":
+        config = LlamaConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=256, initializer_range=0.2, **common,
+        )
+        model = LlamaForCausalLM(config)
+    else:
+        config = GPT2Config(
+            n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2, resid_pdrop=0.0, embd_pdrop=0.0,
+            attn_pdrop=0.0, **common,
+        )
+        model = GPT2LMHeadModel(config)
+    model.save_pretrained(directory)
+
+
+def make_bert(directory, labels):
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(TEXT * 4, trainers.WordPieceTrainer(vocab_size=256, special_tokens=special))
+    ids = {name: tokenizer.token_to_id(name) for name in special}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]"
+    )
+    fast.save_pretrained(directory)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(fast), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, initializer_range=0.2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)},
+    )
+    BertForSequenceClassification(config).save_pretrained(directory)
+
+
+def train(model, batches, steps, lr, weight_decay, clip, loss_of):
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 5, steps)
+    losses, norms = [], []
+    for step in range(steps):
+        loss = loss_of(model, batches[step % len(batches)])
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, clip)))
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    print(json.dumps({"loss": losses, "grad_norm": norms}))
+
+
+def curve_lm(directory, rows, steps, lr, weight_decay, clip):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = get_peft_model(model, LNTuningConfig(task_type="CAUSAL_LM"))
+    batches = [json.loads(line) for line in open(rows)]
+
+    def loss_of(model, batch):
+        longest = max(len(row["ids"]) for row in batch)
+        pad = lambda row, key, fill: row[key] + [fill] * (longest - len(row[key]))  # noqa: E731
+        ids = torch.tensor([pad(row, "ids", 0) for row in batch])
+        labels = torch.tensor([pad(row, "labels", -100) for row in batch])
+        mask = torch.tensor([[1] * len(row["ids"]) + [0] * (longest - len(row["ids"])) for row in batch])
+        return model(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+    train(model, batches, int(steps), float(lr), float(weight_decay), float(clip), loss_of)
+
+
+def curve_bert(directory, rows, steps, lr, weight_decay, clip):
+    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+    model = get_peft_model(model, LNTuningConfig(task_type="SEQ_CLS"))
+    batches = [json.loads(line) for line in open(rows)]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+
+    def loss_of(model, batch):
+        texts = [row["text"] for row in batch]
+        pairs = [row["pair"] for row in batch]
+        given = tokenizer(texts, pairs, padding=True, return_tensors="pt", return_token_type_ids=True)
+        labels = torch.tensor([model.config.label2id[row["label"]] for row in batch])
+        return model(**given, labels=labels).loss
+
+    train(model, batches, int(steps), float(lr), float(weight_decay), float(clip), loss_of)
+
+
+def loads_lm(base, adapter, ids):
+    """PEFT's logits with an adapter of ours, for the ids in a JSON file; their sum and their largest."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([json.load(open(ids))])).logits
+    print(json.dumps(logits.flatten().tolist()))
+
+
+command, arguments = sys.argv[1], sys.argv[2:]
+if command == "make-lm":
+    make_lm(*arguments)
+elif command == "make-bert":
+    make_bert(arguments[0], arguments[1].split(","))
+elif command == "curve-lm":
+    curve_lm(*arguments)
+elif command == "curve-bert":
+    curve_bert(*arguments)
+elif command == "loads-lm":
+    loads_lm(*arguments)
+else:
+    sys.exit(f"unknown command {command}")
