@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{anyhow, bail, Context, Result};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
 use serde_yaml::{Mapping, Value};
@@ -31,8 +31,30 @@ where
         set(&mut settings, key.trim(), value).with_context(place)?;
         check(&settings, &known, "").with_context(place)?;
     }
-    // By way of text: its errors say at which key.
-    serde_yaml::from_str(&serde_yaml::to_string(&settings)?).with_context(place)
+    serde_yaml::from_value(settings.clone())
+        .map_err(|error| anyhow!(culprit::<S>(&settings, &known).unwrap_or(error.to_string())))
+        .with_context(place)
+}
+
+/// The key whose value does not fit: alone among the defaults it fails as well.
+fn culprit<S: DeserializeOwned>(given: &Value, known: &Value) -> Option<String> {
+    let mut places = vec![(String::new(), given)];
+    while let Some((above, value)) = places.pop() {
+        if let (Value::Mapping(map), false) = (value, above.matches('.').count() > 1) {
+            let inner = map.iter().filter_map(|(key, value)| Some((key.as_str()?, value)));
+            places.extend(inner.map(|(key, value)| (format!("{above}{key}."), value)));
+        }
+        let key = above.trim_end_matches('.');
+        let mut alone = known.clone();
+        if key.is_empty() || value.is_mapping() || set(&mut alone, key, value.clone()).is_err() {
+            continue;
+        }
+        if let Err(error) = serde_yaml::from_value::<S>(alone) {
+            let shown = serde_yaml::to_string(value).unwrap_or_default();
+            return Some(format!("'{key}' is {}: {error}", shown.trim_end()));
+        }
+    }
+    None
 }
 
 fn check(given: &Value, known: &Value, above: &str) -> Result<()> {

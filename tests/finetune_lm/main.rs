@@ -1,0 +1,63 @@
+//! The example `finetune_lm`, run as users do.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod curves;
+mod data;
+#[path = "../finetune/mod.rs"]
+mod finetune;
+mod outputs;
+mod refusals;
+mod resume;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use finetune::Example;
+
+/// A tiny random model with its tokenizer, made once for all tests.
+fn model(family: &str) -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    let dir = MADE.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("finetune_lm");
+        let _ = std::fs::remove_dir_all(&dir);
+        for family in ["llama", "gpt2"] {
+            let dir = dir.join(family);
+            common::run_python("finetune.py", &["make-lm", dir.to_str().unwrap(), family]);
+        }
+        dir
+    });
+    dir.join(family)
+}
+
+const SENTENCES: [&str; 4] = [
+    "the quick brown fox jumps over the lazy dog",
+    "a stitch in time saves nine, and a penny saved is a penny earned",
+    "all that glitters is not gold; often have you heard that told",
+    "to be, or not to be, that is the question",
+];
+
+/// Paragraphs of one to three sentences.
+fn text(count: usize) -> String {
+    let paragraph = |i: usize| {
+        let parts: Vec<&str> = (0..=i % 3).map(|j| SENTENCES[(i * 7 + j * 5) % 4]).collect();
+        parts.join("; ")
+    };
+    (0..count).map(paragraph).collect::<Vec<_>>().join("\n\n")
+}
+
+/// The example on a tiny Llama with 60 paragraphs.
+fn example() -> Example {
+    let example = Example::new("finetune_lm", &model("llama"));
+    example.write("train.txt", &text(60));
+    let settings = [
+        "data.train=train.txt",
+        "data.max_length=64",
+        "batch_size=4",
+        "optimizer.lr=0.02",
+        "threads=1",
+        "workers=1",
+        "device=cpu",
+    ];
+    example.set(&settings)
+}

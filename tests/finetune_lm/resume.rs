@@ -1,0 +1,146 @@
+//! Nothing is lost, whenever a run ends.
+
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use crate::example;
+use crate::finetune::Example;
+
+const STEPS: &str = "max_steps=40";
+
+/// What a run leaves: the adapter's bytes, those of the last checkpoint's moments, and the losses.
+fn result(example: &Example, out: &str) -> (Vec<u8>, Vec<u8>, Vec<(u64, f64)>, Vec<(u64, f64)>) {
+    let bytes = |name: &str| std::fs::read(example.path(out).join(name)).unwrap();
+    (
+        bytes("adapter/adapter_model.safetensors"),
+        bytes("checkpoints/step-40/optimizer.safetensors"),
+        example.series(out, "loss"),
+        example.series(out, "eval_loss"),
+    )
+}
+
+fn settings() -> Example {
+    let settings = [STEPS, "data.eval_fraction=0.2", "eval_interval=7", "save_interval=1"];
+    example().set(&settings).set(&["accumulation=2"])
+}
+
+fn start(example: &Example, more: &[&str]) -> Child {
+    example.command(more).spawn().unwrap()
+}
+
+fn lines(example: &Example) -> usize {
+    let text = std::fs::read_to_string(example.path("out/metrics.jsonl")).unwrap_or_default();
+    text.lines().count()
+}
+
+/// A small generator of its own, so that the instants are the same in each run of the test.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+    *state >> 33
+}
+
+#[test]
+fn a_run_killed_at_20_random_instants_ends_as_one_that_was_not() {
+    let example = settings();
+    example.run(&["out=whole"]);
+    let whole = result(&example, "whole");
+    let mut state = 7;
+    let mut kills = 0;
+    while kills < 20 {
+        let mut child = start(&example, &[]);
+        // In the first instants of a run, while it loads, or among its steps, while it saves.
+        let before = lines(&example);
+        if kills % 5 != 0 {
+            let begun = Instant::now();
+            while lines(&example) <= before && begun.elapsed() < Duration::from_secs(60) {
+                if child.try_wait().unwrap().is_some() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        std::thread::sleep(Duration::from_micros(random(&mut state) % 20_000));
+        let ended = child.try_wait().unwrap().is_some();
+        // SIGKILL.
+        let _ = child.kill();
+        let _ = child.wait();
+        kills += 1;
+        if ended {
+            // Begin again from an earlier state: a finished run has nothing left to be killed in.
+            let steps = example.checkpoints("out");
+            for step in &steps[1..] {
+                let dir = example.path(&format!("out/checkpoints/step-{step}"));
+                std::fs::remove_dir_all(dir).unwrap();
+            }
+        }
+    }
+    example.run(&[]);
+    let ours = result(&example, "out");
+    assert_eq!(ours.2, whole.2, "losses");
+    assert_eq!(ours.3, whole.3, "evaluations");
+    assert!(ours.0 == whole.0, "the adapters differ");
+    assert!(ours.1 == whole.1, "the moments differ");
+}
+
+#[test]
+fn ctrl_c_finishes_the_step_saves_and_ends_well() {
+    let example = settings().set(&["save_interval=1000"]);
+    example.run(&["out=whole"]);
+    let mut child = start(&example, &[]);
+    let begun = Instant::now();
+    while lines(&example) < 3 && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let id = child.id().to_string();
+    let sent = std::process::Command::new("kill").args(["-INT", &id]).status().unwrap();
+    assert!(sent.success());
+    let status = child.wait().unwrap();
+    assert!(status.success(), "{status}");
+    let step = *example.checkpoints("out").last().expect("a checkpoint");
+    assert_eq!(example.series("out", "loss").last().unwrap().0, step);
+    let printed = example.run(&[]);
+    assert!(step == 40 || printed.contains(&format!("going on behind step {step}")), "{printed}");
+    assert!(result(&example, "out") == result(&example, "whole"));
+}
+
+#[test]
+fn old_checkpoints_go_and_the_best_is_kept() {
+    // A rate this high makes everything worse behind the warm-up's first steps.
+    let settings = ["max_steps=12", "data.eval_fraction=0.2", "eval_interval=1", "save_interval=1"];
+    let example = example().set(&settings).set(&["optimizer.lr=100", "schedule.warmup_steps=2000"]);
+    let printed = example.run(&["keep_last=3", "clip_norm=null"]);
+    let evaluations = example.series("out", "eval_loss");
+    let best = evaluations.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+    let mut expected = vec![10, 11, 12];
+    if best < 10 {
+        expected.insert(0, best);
+    }
+    assert_eq!(example.checkpoints("out"), expected);
+    assert!(printed.contains(&format!("step-{best}")), "{printed}");
+    assert!(best < 10, "the test wants a run that gets worse: {evaluations:?}");
+}
+
+#[test]
+fn a_run_is_not_gone_on_with_on_other_settings_or_data() {
+    let example = settings();
+    example.run(&["max_steps=3"]);
+    let error = example.refusal(&["max_steps=3", "optimizer.lr=0.5"]);
+    assert!(error.contains("'optimizer.lr': 0.02, and it is 0.5 now"), "{error}");
+    let error = example.refusal(&["max_steps=3", "resume=never"]);
+    assert!(error.contains("'resume' is never"), "{error}");
+    // As many letters, another text.
+    let text = example.read("train.txt").replace("lazy", "idle");
+    example.write("train.txt", &text);
+    let error = example.refusal(&["max_steps=3"]);
+    assert!(error.contains("other data"), "{error}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_with_the_lines_and_the_last_good_checkpoint() {
+    let settings = ["max_steps=30", "save_interval=1", "data.shuffle=false", "data.packing=false"];
+    let example = example().set(&settings).set(&["optimizer.lr=1e30", "schedule.warmup_steps=3"]);
+    let error = example.refusal(&["clip_norm=null", "optimizer.weight_decay=1e9"]);
+    for part in ["step ", "train.txt:", "the last good checkpoint is 'out/checkpoints/step-"] {
+        assert!(error.contains(part), "'{part}' is not in: {error}");
+    }
+}
