@@ -29,7 +29,6 @@ impl Random {
 
 /// Streams of random numbers.
 pub const SPLIT: u64 = 1;
-pub const BATCHES: u64 = 2;
 /// The epochs' orders, from here on.
 pub const EPOCHS: u64 = 1 << 32;
 

@@ -7,6 +7,9 @@ use crate::finetune::order::Random;
 /// So many pieces are looked at together: more would fill the rows hardly better.
 const WINDOW: usize = 8192;
 
+/// The stream of random numbers that rows are made with.
+pub const ROWS: u64 = 2;
+
 /// Fills rows of `capacity` with pieces, which are given by their lengths, none above `capacity`. In order or, with
 /// random numbers, the longest first into the fullest row that has the space.
 pub fn pack(lengths: &[u32], capacity: u32, random: Option<Random>) -> Vec<Vec<usize>> {

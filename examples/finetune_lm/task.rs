@@ -12,10 +12,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::corpus::{Corpus, Piece};
 use crate::finetune::batches;
-use crate::finetune::order::{Random, BATCHES, EPOCHS};
+use crate::finetune::order::{Random, EPOCHS};
 use crate::finetune::prefetch::to_device;
 use crate::finetune::task::{Batch, Load, Scores, Task};
-use crate::packing::pack;
+use crate::packing::{pack, ROWS};
 use crate::settings::LmSettings;
 use crate::tokens::TextEncoder;
 
@@ -137,7 +137,7 @@ impl<'m> LmTask<'m> {
         let (common, data) = (&settings.common, &settings.data);
         let rows = |corpus: &Corpus, shuffle: bool| -> Vec<Vec<usize>> {
             let lengths: Vec<u32> = corpus.pieces.iter().map(|piece| piece.len).collect();
-            let random = shuffle.then(|| Random::new(common.seed, BATCHES));
+            let random = shuffle.then(|| Random::new(common.seed, ROWS));
             match data.packing {
                 true => pack(&lengths, data.max_length as u32, random),
                 false => (0..lengths.len()).map(|piece| vec![piece]).collect(),

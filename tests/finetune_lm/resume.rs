@@ -8,15 +8,23 @@ use crate::finetune::Example;
 
 const STEPS: &str = "max_steps=40";
 
-/// What a run leaves: the adapter's bytes, those of the last checkpoint's moments, and the losses.
-fn result(example: &Example, out: &str) -> (Vec<u8>, Vec<u8>, Vec<(u64, f64)>, Vec<(u64, f64)>) {
+/// What a run leaves.
+#[derive(PartialEq)]
+struct Left {
+    adapter: Vec<u8>,
+    moments: Vec<u8>,
+    losses: Vec<(u64, f64)>,
+    evaluations: Vec<(u64, f64)>,
+}
+
+fn result(example: &Example, out: &str) -> Left {
     let bytes = |name: &str| std::fs::read(example.path(out).join(name)).unwrap();
-    (
-        bytes("adapter/adapter_model.safetensors"),
-        bytes("checkpoints/step-40/optimizer.safetensors"),
-        example.series(out, "loss"),
-        example.series(out, "eval_loss"),
-    )
+    Left {
+        adapter: bytes("adapter/adapter_model.safetensors"),
+        moments: bytes("checkpoints/step-40/optimizer.safetensors"),
+        losses: example.series(out, "loss"),
+        evaluations: example.series(out, "eval_loss"),
+    }
 }
 
 fn settings() -> Example {
@@ -76,10 +84,10 @@ fn a_run_killed_at_20_random_instants_ends_as_one_that_was_not() {
     }
     example.run(&[]);
     let ours = result(&example, "out");
-    assert_eq!(ours.2, whole.2, "losses");
-    assert_eq!(ours.3, whole.3, "evaluations");
-    assert!(ours.0 == whole.0, "the adapters differ");
-    assert!(ours.1 == whole.1, "the moments differ");
+    assert_eq!(ours.losses, whole.losses);
+    assert_eq!(ours.evaluations, whole.evaluations);
+    assert!(ours.adapter == whole.adapter, "the adapters differ");
+    assert!(ours.moments == whole.moments, "the moments differ");
 }
 
 #[test]

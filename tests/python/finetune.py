@@ -2,6 +2,7 @@
 
 `make-lm DIR llama|gpt2`        a tiny random language model with a tokenizer
 `make-bert DIR LABELS`          a tiny random classifier with a tokenizer
+`make-dinov2 DIR`               a tiny random DINOv2 without a head
 `curve-lm MODEL ROWS STEPS LR WD CLIP`    PEFT's losses on the rows of token ids in ROWS, a batch per line
 `curve-bert MODEL ROWS STEPS LR WD CLIP`  the same; a row is ids, mask, types and label
 """
@@ -16,10 +17,13 @@ import transformers  # noqa: E402
 from peft import LNTuningConfig, PeftModel, get_peft_model  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 from transformers import (  # noqa: E402
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    Dinov2Config,
+    Dinov2Model,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -95,6 +99,14 @@ def make_bert(directory, labels):
     BertForSequenceClassification(config).save_pretrained(directory)
 
 
+def make_dinov2(directory):
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=7, initializer_range=0.2
+    )
+    Dinov2Model(config).save_pretrained(directory)
+
+
 def train(model, batches, steps, lr, weight_decay, clip, loss_of):
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
@@ -129,7 +141,7 @@ def curve_lm(directory, rows, steps, lr, weight_decay, clip):
 
 def curve_bert(directory, rows, steps, lr, weight_decay, clip):
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
-    model = get_peft_model(model, LNTuningConfig(task_type="SEQ_CLS"))
+    model = get_peft_model(model, LNTuningConfig(task_type="SEQ_CLS", target_modules=["LayerNorm"]))
     batches = [json.loads(line) for line in open(rows)]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
 
@@ -141,6 +153,18 @@ def curve_bert(directory, rows, steps, lr, weight_decay, clip):
         return model(**given, labels=labels).loss
 
     train(model, batches, int(steps), float(lr), float(weight_decay), float(clip), loss_of)
+
+
+def loads_bert(base, adapter, texts):
+    """PEFT's predictions, as the names of the labels, with an adapter of ours on a base without its head."""
+    config = AutoConfig.from_pretrained(adapter)
+    model = AutoModelForSequenceClassification.from_pretrained(base, config=config, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    with torch.no_grad():
+        given = tokenizer(json.load(open(texts)), padding=True, return_tensors="pt", return_token_type_ids=True)
+        predictions = model(**given).logits.argmax(-1).tolist()
+    print(json.dumps([config.id2label[prediction] for prediction in predictions]))
 
 
 def loads_lm(base, adapter, ids):
@@ -157,10 +181,14 @@ if command == "make-lm":
     make_lm(*arguments)
 elif command == "make-bert":
     make_bert(arguments[0], arguments[1].split(","))
+elif command == "make-dinov2":
+    make_dinov2(*arguments)
 elif command == "curve-lm":
     curve_lm(*arguments)
 elif command == "curve-bert":
     curve_bert(*arguments)
+elif command == "loads-bert":
+    loads_bert(*arguments)
 elif command == "loads-lm":
     loads_lm(*arguments)
 else:
