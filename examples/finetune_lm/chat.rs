@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{context, Environment, Error, ErrorKind, Value as Given};
@@ -17,7 +17,7 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// `None` where the model has none.
     pub fn open(model: &Path) -> Result<Option<Self>> {
-        let config = super::tokens::tokenizer_config(model)?;
+        let config = super::special::tokenizer_config(model)?;
         let file = model.join("chat_template.jinja");
         let text = match std::fs::read_to_string(&file) {
             Ok(text) => Some(text),
@@ -40,7 +40,7 @@ impl ChatTemplate {
             .with_context(|| format!("the chat template of '{}'", model.display()))?;
         let mut tokens = serde_json::json!({});
         for name in ["bos_token", "eos_token", "pad_token", "unk_token"] {
-            if let Some(token) = super::tokens::special(&config, name) {
+            if let Some(token) = super::special::special(&config, name) {
                 tokens[name] = token.into();
             }
         }
@@ -56,30 +56,6 @@ impl ChatTemplate {
             let detail = error.detail().unwrap_or("").to_owned();
             anyhow::Error::from(error).context(format!("the chat template: {detail}"))
         })
-    }
-
-    /// The text, and the parts of it that the assistant says, as ranges of bytes.
-    pub fn with_replies(
-        &self,
-        messages: &[Value],
-    ) -> Result<(String, Vec<std::ops::Range<usize>>)> {
-        let whole = self.render(messages, false)?;
-        let mut replies = Vec::new();
-        for (i, message) in messages.iter().enumerate() {
-            if message["role"] != "assistant" {
-                continue;
-            }
-            let (before, after) =
-                (self.render(&messages[..i], true)?, self.render(&messages[..=i], false)?);
-            if !whole.starts_with(&after) || !after.starts_with(&before) {
-                bail!(
-                    "the chat template does not render the beginning of a conversation as the beginning of the whole, \
-                     so the replies cannot be told apart: set 'data.loss_on' to all"
-                );
-            }
-            replies.push(before.len()..after.len());
-        }
-        Ok((whole, replies))
     }
 }
 

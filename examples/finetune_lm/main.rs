@@ -11,6 +11,7 @@ mod corpus;
 mod packing;
 mod records;
 mod settings;
+mod special;
 mod task;
 mod tokens;
 

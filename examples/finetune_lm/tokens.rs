@@ -9,6 +9,7 @@ use tokenizers::Tokenizer;
 
 use crate::chat::ChatTemplate;
 use crate::settings::{DataSettings, LossOn};
+use crate::special::{eos_of_model, special, tokenizer_config};
 
 pub struct TextEncoder {
     tokenizer: Tokenizer,
@@ -42,7 +43,7 @@ impl TextEncoder {
         let config = tokenizer_config(model)?;
         let eos = special(&config, "eos_token").and_then(|token| tokenizer.token_to_id(&token));
         let eos = match data.append_eos {
-            true => eos.or(eos_of_model(model)?),
+            true => eos.or(eos_of_model(model)?.first().map(|id| *id as u32)),
             false => None,
         };
         Ok(TextEncoder { tokenizer, chat: ChatTemplate::open(model)?, eos, loss_on: data.loss_on })
@@ -101,7 +102,7 @@ impl TextEncoder {
             "there are 'messages', and the model has no chat template (tokenizer_config.json, chat_template.jinja)",
         )?;
         let (text, replies) = match self.loss_on {
-            LossOn::Assistant => chat.with_replies(messages)?,
+            LossOn::Assistant => with_replies(chat, messages)?,
             LossOn::All => {
                 let text = chat.render(messages, false)?;
                 let all: Range<usize> = 0..text.len();
@@ -135,29 +136,23 @@ impl TextEncoder {
     }
 }
 
-/// `tokenizer_config.json`; null where there is none.
-pub fn tokenizer_config(model: &Path) -> Result<Value> {
-    json_of(&model.join("tokenizer_config.json"))
-}
-
-/// The text of a special token.
-pub fn special(config: &Value, name: &str) -> Option<String> {
-    let token = config.get(name)?;
-    Some(token.as_str().or_else(|| token.get("content")?.as_str())?.to_owned())
-}
-
-fn eos_of_model(model: &Path) -> Result<Option<u32>> {
-    let config = json_of(&model.join("config.json"))?;
-    let eos = config.get("eos_token_id");
-    let id = eos.and_then(|eos| eos.as_u64().or_else(|| eos.get(0)?.as_u64()));
-    Ok(id.map(|id| id as u32))
-}
-
-fn json_of(path: &Path) -> Result<Value> {
-    let place = || format!("cannot read '{}'", path.display());
-    match std::fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text).with_context(place),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-        Err(error) => Err(error).with_context(place),
+/// The text of a conversation, and the parts of it that the assistant says, as ranges of bytes.
+fn with_replies(chat: &ChatTemplate, messages: &[Value]) -> Result<(String, Vec<Range<usize>>)> {
+    let whole = chat.render(messages, false)?;
+    let mut replies = Vec::new();
+    for (i, message) in messages.iter().enumerate() {
+        if message["role"] != "assistant" {
+            continue;
+        }
+        let (before, after) =
+            (chat.render(&messages[..i], true)?, chat.render(&messages[..=i], false)?);
+        if !whole.starts_with(&after) || !after.starts_with(&before) {
+            bail!(
+                "the chat template does not render the beginning of a conversation as the beginning of the whole, so \
+                 the replies cannot be told apart: set 'data.loss_on' to all"
+            );
+        }
+        replies.push(before.len()..after.len());
     }
+    Ok((whole, replies))
 }

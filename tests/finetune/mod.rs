@@ -96,7 +96,7 @@ fn texts(output: &Output) -> (String, String) {
 }
 
 /// The example's binary, built if it is not there: `cargo test --test …` alone does not build examples.
-fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     static BUILDING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = BUILDING.lock().unwrap_or_else(|e| e.into_inner());
     let output = Command::new(env!("CARGO"))

@@ -6,6 +6,7 @@ mod curves;
 mod data;
 #[path = "../finetune/mod.rs"]
 mod finetune;
+mod generate;
 mod outputs;
 mod refusals;
 mod resume;

@@ -167,6 +167,20 @@ def loads_bert(base, adapter, texts):
     print(json.dumps([config.id2label[prediction] for prediction in predictions]))
 
 
+def generate(base, prompt, count, *adapters):
+    """What transformers and PEFT answer: without an adapter, then with each."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    answers = []
+    for adapter in [None, *adapters]:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        if adapter:
+            model = PeftModel.from_pretrained(model, adapter)
+        given = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        new = model.generate(**given, max_new_tokens=int(count), do_sample=False, pad_token_id=1)
+        answers.append(tokenizer.decode(new[0, given["input_ids"].shape[1] :], skip_special_tokens=True))
+    print(json.dumps(answers))
+
+
 def loads_lm(base, adapter, ids):
     """PEFT's logits with an adapter of ours, for the ids in a JSON file; their sum and their largest."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -189,6 +203,8 @@ elif command == "curve-bert":
     curve_bert(*arguments)
 elif command == "loads-bert":
     loads_bert(*arguments)
+elif command == "generate":
+    generate(*arguments)
 elif command == "loads-lm":
     loads_lm(*arguments)
 else:
