@@ -6,11 +6,14 @@
 PYTHON ?= python3
 CARGO ?= cargo
 
+# The Python that has the packages of the tests.
+TEST_PYTHON = $${LN_TUNING_PYTHON:-.venv/bin/python}
+
 # Property tests try the same inputs each time; PROPTEST_CASES=10000 PROPTEST_RNG_SEED=2 make unit looks further.
 export PROPTEST_RNG_SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit examples doc bench test-tch-0.26 clean
+.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit examples doc bf16-vs-peft minilm bench test-tch-0.26 clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +47,9 @@ RUN := target/examples
 ARGS_quickstart := --base-epochs 1 --epochs 1 --out $(RUN)
 ARGS_inspect := $(RUN)/adapter --base $(RUN)/base --heatmap $(RUN)/heatmap.svg
 ARGS_verify := --help
+ARGS_finetune_lm := --help
+ARGS_finetune_classifier := --help
+ARGS_generate := --help
 ARGS_plan := --model $(RUN)/base
 ARGS_merge := --base $(RUN)/base --adapter $(RUN)/adapter --out $(RUN)/merged
 EXAMPLES := $(patsubst examples/%/main.rs,%,$(wildcard examples/*/main.rs)) \
@@ -61,6 +67,21 @@ endef
 
 doc: ## The documentation, with warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+# Both write what the README shows: target/bf16/bf16.svg, and the metrics in target/minilm.
+bf16-vs-peft: setup-tests ## A bf16 language model tuned here and by PEFT, side by side
+	$(CARGO) build --locked --release --example finetune_lm
+	$(TEST_PYTHON) examples/finetune_lm/bf16_vs_peft.py --out target/bf16 \
+		--binary $${CARGO_TARGET_DIR:-target}/release/examples/finetune_lm
+
+MINILM := --config examples/finetune_classifier/minilm.yaml --set resume=never
+minilm: setup-tests ## The real all-MiniLM-L6-v2 on real texts: LN tuning and head, against head only
+	rm -rf target/minilm
+	$(TEST_PYTHON) examples/finetune_classifier/docstrings.py target/minilm
+	ln -s "$$($(TEST_PYTHON) tests/python/minilm.py where)" target/minilm/model
+	$(CARGO) run --locked --release --example finetune_classifier -- $(MINILM) --set out=target/minilm/norms
+	$(CARGO) run --locked --release --example finetune_classifier -- $(MINILM) --set out=target/minilm/head \
+		--set 'adapter.target_modules=[classifier]'
 
 bench: setup-tests ## The benchmarks, those beside PEFT included
 	$(CARGO) bench --locked

@@ -166,6 +166,21 @@ fn folders_of_images_train_a_vit_and_a_dinov2() {
 }
 
 #[test]
+fn texts_and_images_train_in_bf16_on_the_best_device() {
+    let device = finetune::best_device("finetune_classifier in bf16");
+    let settings = ["max_steps=60", "kind=bf16", "data.eval_fraction=0.25", "eval_interval=60"];
+    for (name, data) in [("bert", "data.train=train.csv"), ("vit", "data.train=images")] {
+        let example = example(name).set(&settings).set(&[data]);
+        example.write("train.csv", &csv(&rows(48), ["x", "y"]));
+        images(&example);
+        let printed = example.run(&[device]);
+        assert!(printed.contains("weights in BFloat16"), "{printed}");
+        let accuracy = example.series("out", "accuracy")[0].1;
+        assert!(accuracy >= 0.9, "{name}: {printed}");
+    }
+}
+
+#[test]
 fn a_killed_run_of_a_classifier_ends_as_one_that_was_not() {
     let settings = ["data.train=train.csv", "max_steps=20", "save_interval=1", "accumulation=2"];
     let example = example("bert").set(&settings);

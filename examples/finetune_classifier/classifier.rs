@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{bail, Result};
 use ln_tuning::models::{AnyModel, Dinov2, Encoder, EncoderHead, ViTForImageClassification};
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{LnTuningConfig, TaskType};
+use ln_tuning::{LnTuningConfig, Modules, TaskType};
 use serde_json::{json, Map, Value};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -120,10 +120,15 @@ impl Classifier {
         if let Net::Encoder(_) = self.net {
             config.task_type = config.task_type.or(Some(TaskType::SeqCls));
         }
+        // Whoever targets the head wants to train nothing else.
+        let targeted = match &config.target_modules {
+            Some(Modules::List(names)) => names.clone(),
+            _ => Vec::new(),
+        };
         let saved = config.modules_to_save.get_or_insert_default();
-        for module in &self.head {
-            if !saved.iter().any(|name| name == module) {
-                saved.push((*module).to_owned());
+        for module in self.head.iter().map(|module| (*module).to_owned()) {
+            if !saved.contains(&module) && !targeted.contains(&module) {
+                saved.push(module);
             }
         }
         config

@@ -1,6 +1,7 @@
 //! Runs one of the fine-tuning examples in a directory of its own.
 #![allow(dead_code)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
@@ -112,4 +113,15 @@ pub fn binary(name: &str) -> PathBuf {
         (message["target"]["name"] == name).then(|| PathBuf::from(path))
     };
     messages.filter_map(of_it).next_back().expect("cargo says where the example is")
+}
+
+/// `device=cuda` where there is a device; otherwise says in a line that is always seen that the test runs on the CPU.
+pub fn best_device(test: &str) -> &'static str {
+    let status = ln_tuning::device::cuda_status();
+    if status.is_available() {
+        return "device=cuda";
+    }
+    // Not by a macro: what those print is kept back when a test passes.
+    let _ = writeln!(std::io::stderr(), "{test}: on the CPU, its CUDA part is skipped. {status}");
+    "device=cpu"
 }

@@ -1,9 +1,11 @@
 //! The example `finetune_lm`, run as users do.
 
+mod bf16;
 #[path = "../common/mod.rs"]
 mod common;
 mod curves;
 mod data;
+mod device;
 #[path = "../finetune/mod.rs"]
 mod finetune;
 mod generate;
