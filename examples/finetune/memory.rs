@@ -38,7 +38,8 @@ impl Memory {
     }
 }
 
-fn of_driver() -> Option<u64> {
+/// Megabytes that this process has on a GPU.
+pub fn of_driver() -> Option<u64> {
     let query = ["--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"];
     let output = Command::new("nvidia-smi").args(query).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;

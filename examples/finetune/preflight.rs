@@ -6,6 +6,7 @@ use ln_tuning::{LnTuningModel, Optimizer};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
+use super::memory::of_driver;
 use super::settings::Settings;
 use super::task::{Batch, Load, Task};
 
@@ -93,7 +94,11 @@ fn memory(vs: &VarStore, tuned: &LnTuningModel) -> Result<String> {
         megabytes(weights),
         megabytes(own)
     );
-    if let Some(peak) = peak() {
+    if let Device::Cuda(_) = vs.device() {
+        if let Some(taken) = of_driver() {
+            text += &format!("; {taken} MB of the GPU are taken behind the largest batch");
+        }
+    } else if let Some(peak) = peak() {
         text += &format!(
             "; the process took at most {:.0} MB so far, the largest batch included",
             megabytes(peak)

@@ -2,6 +2,7 @@
 
 mod algorithm;
 mod gradients;
+mod groups;
 mod schedule;
 mod state;
 
@@ -13,6 +14,7 @@ use tch::{no_grad, Tensor};
 use algorithm::check_range;
 pub use algorithm::Algorithm;
 use gradients::Gradients;
+use groups::{check_lr, Group};
 pub use schedule::{Decay, Schedule};
 use state::State;
 
@@ -60,13 +62,6 @@ pub struct Optimizer {
     gradients: Gradients,
     accumulation: i64,
     accumulated: i64,
-}
-
-/// The settings of one parameter group (`Path::set_group` of tch).
-#[derive(Debug, Clone)]
-struct Group {
-    algorithm: Algorithm,
-    lr: f64,
 }
 
 impl Optimizer {
@@ -297,66 +292,6 @@ impl Optimizer {
         })
     }
 
-    /// The present learning rate; that of the lowest group where there are several.
-    pub fn lr(&self) -> f64 {
-        self.groups.values().next().map_or(0., |group| group.lr)
-    }
-
-    /// Sets the learning rate of every group.
-    ///
-    /// # Errors
-    /// `InvalidArgument` if it is negative or not finite.
-    pub fn set_lr(&mut self, lr: f64) -> Result<()> {
-        check_lr(lr)?;
-        self.groups.values_mut().for_each(|group| group.lr = lr);
-        Ok(())
-    }
-
-    /// Sets the learning rate of one parameter group (see `tch::nn::Path::set_group`), for example that of a
-    /// classifier head in `modules_to_save`.
-    ///
-    /// # Errors
-    /// `InvalidArgument` if no selected tensor is in that group, or the rate is negative or not finite.
-    pub fn set_lr_group(&mut self, group: usize, lr: f64) -> Result<()> {
-        check_lr(lr)?;
-        self.group(group)?.lr = lr;
-        Ok(())
-    }
-
-    /// Sets the weight decay of every group.
-    ///
-    /// # Errors
-    /// `InvalidArgument` if it is negative or not finite.
-    pub fn set_weight_decay(&mut self, weight_decay: f64) -> Result<()> {
-        self.groups
-            .values_mut()
-            .try_for_each(|group| group.algorithm.set_weight_decay(weight_decay))
-    }
-
-    /// Sets the weight decay of one parameter group.
-    ///
-    /// # Errors
-    /// `InvalidArgument` if no selected tensor is in that group, or the value is negative or not finite.
-    pub fn set_weight_decay_group(&mut self, group: usize, weight_decay: f64) -> Result<()> {
-        self.group(group)?.algorithm.set_weight_decay(weight_decay)
-    }
-
-    /// Sets the momentum of every group: β₁ for AdamW.
-    ///
-    /// # Errors
-    /// `InvalidArgument` if it is out of range, or if it turns on a momentum that [`Sgd`](tch::nn::Sgd) was built without.
-    pub fn set_momentum(&mut self, momentum: f64) -> Result<()> {
-        self.groups.values_mut().try_for_each(|group| group.algorithm.set_momentum(momentum))
-    }
-
-    /// Sets the momentum of one parameter group: β₁ for AdamW.
-    ///
-    /// # Errors
-    /// As [`set_momentum`](Self::set_momentum), and `InvalidArgument` if no selected tensor is in that group.
-    pub fn set_momentum_group(&mut self, group: usize, momentum: f64) -> Result<()> {
-        self.group(group)?.algorithm.set_momentum(momentum)
-    }
-
     /// The variables that this optimiser trains.
     ///
     /// # Errors
@@ -386,18 +321,6 @@ impl Optimizer {
         self.with_adapter(|this, attachment| {
             let names = variable_names(attachment, &this.adapter)?;
             this.state.load(&attachment.adapter(&this.adapter)?.flat, &names, state)
-        })
-    }
-
-    fn group(&mut self, group: usize) -> Result<&mut Group> {
-        let known: Vec<usize> = self.groups.keys().copied().collect();
-        self.groups.get_mut(&group).ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidArgument,
-                format!(
-                    "no selected tensor is in parameter group {group}; groups in use: {known:?}"
-                ),
-            )
         })
     }
 
@@ -465,10 +388,6 @@ fn check_loss(loss: &Tensor) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-fn check_lr(lr: f64) -> Result<()> {
-    check_range("the learning rate", lr, 0.0..f64::INFINITY, "finite and not negative")
 }
 
 fn check_max(max: f64) -> Result<()> {

@@ -4,6 +4,8 @@
 mod config;
 mod families;
 mod heads;
+mod layer;
+mod tied;
 
 use std::collections::HashSet;
 use std::path::Path as FilePath;
@@ -14,14 +16,13 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::activation::Activation;
 use crate::models::parts::{LayerNorm, Linear};
-use crate::models::self_attention::SelfAttention;
 use crate::models::weights::{filled_with, Weights};
 use crate::pretrained::ModelFiles;
 pub use config::{EncoderConfig, EncoderHead};
 use families::{below, POOLER};
 use heads::Head;
-
-const WORDS: &str = "embeddings.word_embeddings.weight";
+use layer::Layer;
+use tied::TiedDecoder;
 
 /// A text encoder: embeddings, blocks with LayerNorm behind attention and MLP, and a head.
 ///
@@ -39,18 +40,6 @@ pub struct Encoder {
     layers: Vec<Layer>,
     pooler: Option<Linear>,
     head: Head,
-}
-
-#[derive(Debug)]
-struct Layer {
-    attention: SelfAttention,
-    attention_norm: LayerNorm,
-    inner: Linear,
-    outer: Linear,
-    output_norm: LayerNorm,
-    activation: Activation,
-    attention_output_dropout: f64,
-    dropout: f64,
 }
 
 impl Encoder {
@@ -342,93 +331,4 @@ impl Encoder {
         };
         Ok(words.f_add(&positions)?)
     }
-}
-
-impl Layer {
-    fn build(weights: &Weights, config: &EncoderConfig, layer: i64) -> Result<Self> {
-        let init = Init::Randn { mean: 0., stdev: config.initializer_range };
-        let (size, inner) = (config.hidden_size, config.intermediate_size);
-        let names = config.family.names;
-        let name = |part: &str| config.base(&format!("{}.{layer}.{part}", names.layers));
-        let linear = |part: &str, from: i64, to: i64| {
-            Linear::build(weights, &name(part), (from, to), true, init)
-        };
-        let norm = |part: &str| LayerNorm::build(weights, &name(part), size, config.norm_eps);
-        Ok(Layer {
-            attention: SelfAttention {
-                query: linear(names.query, size, size)?,
-                key: linear(names.key, size, size)?,
-                value: linear(names.value, size, size)?,
-                output: linear(names.attention_output, size, size)?,
-                heads: config.heads,
-                dropout: config.attention_dropout,
-            },
-            attention_norm: norm(names.attention_norm)?,
-            inner: linear(names.inner, size, inner)?,
-            outer: linear(names.outer, inner, size)?,
-            output_norm: norm(names.output_norm)?,
-            activation: config.activation,
-            attention_output_dropout: match config.family.attention_output_dropout {
-                true => config.dropout,
-                false => 0.,
-            },
-            dropout: config.dropout,
-        })
-    }
-
-    fn forward(&self, hidden: &Tensor, mask: Option<&Tensor>, train: bool) -> Result<Tensor> {
-        let attended = self.attention.forward(hidden, mask, train)?;
-        let attended = attended.f_dropout(self.attention_output_dropout, train)?;
-        let hidden = self.attention_norm.forward(&hidden.f_add(&attended)?)?;
-        let inner = self.activation.apply(&self.inner.forward(&hidden)?)?;
-        let outer = self.outer.forward(&inner)?.f_dropout(self.dropout, train)?;
-        self.output_norm.forward(&hidden.f_add(&outer)?)
-    }
-}
-
-/// What a checkpoint holds of a decoder that is the word embedding: nothing, or the same once more.
-struct TiedDecoder {
-    /// The decoder's names, and what they are in memory: nothing where the file has the other name too.
-    names: Vec<(String, Option<String>)>,
-}
-
-impl TiedDecoder {
-    fn of(config: &EncoderConfig, files: &ModelFiles, there: &HashSet<String>) -> Result<Self> {
-        let mut tied = TiedDecoder { names: vec![] };
-        if !config.tied || config.head != EncoderHead::MaskedLm {
-            return Ok(tied);
-        }
-        let names = config.family.masked_lm;
-        let is_words = |name: &&String| config.family.base_name(name) == Some(WORDS);
-        let words = there.iter().find(is_words).map_or(WORDS, String::as_str);
-        for (part, original) in [("weight", words), ("bias", names.bias)] {
-            let copy = format!("{}.{part}", names.decoder);
-            if copy == original {
-                continue;
-            }
-            let both = there.contains(&copy) && there.contains(original);
-            if both && !same(&files.tensor(&copy)?, &files.tensor(original)?)? {
-                return Err(Error::new(
-                    ErrorKind::InvalidConfig,
-                    format!(
-                        "'{copy}' is not '{original}', and 'tie_word_embeddings' says that it is: set it to false"
-                    ),
-                ));
-            }
-            let alone = !there.contains(original) && part == "bias";
-            tied.names.push((copy, alone.then(|| original.to_owned())));
-        }
-        Ok(tied)
-    }
-
-    fn renamed(&self, name: &str) -> Option<String> {
-        match self.names.iter().find(|(copy, _)| copy == name) {
-            Some((_, memory)) => memory.clone(),
-            None => Some(name.to_owned()),
-        }
-    }
-}
-
-fn same(a: &Tensor, b: &Tensor) -> Result<bool> {
-    Ok(a.size() == b.size() && a.f_equal(b)?)
 }

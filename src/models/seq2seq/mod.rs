@@ -1,6 +1,8 @@
 //! Encoder-decoder language models, as transformers' `T5ForConditionalGeneration` and `BartForConditionalGeneration`.
 
 mod config;
+mod distance;
+mod norm;
 mod stack;
 
 use std::path::Path as FilePath;

@@ -4,10 +4,12 @@ use tch::nn::Init;
 use tch::{Device, Kind, Tensor};
 
 use super::config::{Family, PositionsShape, Seq2SeqConfig, StackShape};
+use super::distance::distance_bias;
+use super::norm::Norm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::activation::Activation;
 use crate::models::multi_head::{KeysValues, Mask, MultiHeadAttention};
-use crate::models::parts::{LayerNorm, Linear};
+use crate::models::parts::Linear;
 use crate::models::weights::Weights;
 
 /// BART's table of positions starts here.
@@ -52,12 +54,6 @@ struct CachedLayer {
 enum Positions {
     Learned(Tensor),
     Relative { table: Tensor, max_distance: i64 },
-}
-
-#[derive(Debug)]
-enum Norm {
-    Layer(LayerNorm),
-    Rms { weight: Tensor, eps: f64 },
 }
 
 #[derive(Debug)]
@@ -254,15 +250,7 @@ impl Builder<'_> {
     }
 
     fn norm(&self, name: &str) -> Result<Norm> {
-        let (size, eps) = (self.config.hidden_size, self.config.norm_eps);
-        match self.config.family {
-            Family::Bart => Ok(Norm::Layer(LayerNorm::build(self.weights, name, size, eps)?)),
-            Family::T5 => {
-                let init = Init::Const(self.config.init);
-                let weight = self.weights.tensor(&format!("{name}.weight"), &[size], init)?;
-                Ok(Norm::Rms { weight, eps })
-            }
-        }
+        Norm::build(self.weights, self.config, name)
     }
 
     fn positions(&self) -> Result<Positions> {
@@ -381,21 +369,6 @@ impl Mlp {
     }
 }
 
-impl Norm {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (weight, eps) = match self {
-            Norm::Layer(norm) => return norm.forward(x),
-            Norm::Rms { weight, eps } => (weight, *eps),
-        };
-        let kind = weight.f_kind()?;
-        if x.f_kind()? == kind {
-            return Ok(x.f_rms_norm(weight.size(), Some(weight), eps)?);
-        }
-        let normed = x.f_rms_norm(weight.size(), None::<&Tensor>, eps)?;
-        Ok(normed.f_to_kind(kind)?.f_mul(weight)?)
-    }
-}
-
 /// Keeps f16 from infinity.
 fn clamped(x: Tensor) -> Result<Tensor> {
     if x.f_kind()? != Kind::Half {
@@ -406,34 +379,4 @@ fn clamped(x: Tensor) -> Result<Tensor> {
         (Tensor::f_scalar_tensor(65504., place)?, Tensor::f_scalar_tensor(64504., place)?);
     let limit = most.f_where_self(&x.f_isfinite()?.f_all()?, &less)?;
     Ok(x.f_clamp_tensor(Some(&limit.f_neg()?), Some(&limit))?)
-}
-
-/// The bias on the scores of the last `queries` of `keys` positions, `[1, heads, queries, keys]`: learned per distance,
-/// where far distances share a bucket, the more the farther. In both directions half of the buckets are for each.
-fn distance_bias(
-    table: &Tensor,
-    max_distance: i64,
-    (queries, keys): (i64, i64),
-    both_directions: bool,
-) -> Result<Tensor> {
-    let place = (Kind::Int64, table.device());
-    let query = Tensor::f_arange_start(keys - queries, keys, place)?.f_unsqueeze(1)?;
-    let distance = Tensor::f_arange(keys, place)?.f_unsqueeze(0)?.f_sub(&query)?;
-    let buckets = table.size()[0] / if both_directions { 2 } else { 1 };
-    let (first, distance) = match both_directions {
-        true => {
-            (distance.f_gt(0)?.f_to_kind(Kind::Int64)?.f_mul_scalar(buckets)?, distance.f_abs()?)
-        }
-        false => (distance.f_zeros_like()?, distance.f_clamp_max(0)?.f_neg()?),
-    };
-    let exact = buckets / 2;
-    let spread = (max_distance as f64 / exact as f64).ln();
-    let far = distance.f_to_kind(Kind::Float)?.f_div_scalar(exact as f64)?.f_log()?;
-    let far = far.f_div_scalar(spread)?.f_mul_scalar((buckets - exact) as f64)?;
-    // Distance 0 is never far, and its logarithm no integer.
-    let far = far.f_clamp_min(0.)?.f_to_kind(Kind::Int64)?.f_add_scalar(exact)?;
-    let far = far.f_clamp_max(buckets - 1)?;
-    let bucket = distance.f_where_self(&distance.f_lt(exact)?, &far)?.f_add(&first)?;
-    let bias = Tensor::f_embedding(table, &bucket, -1, false, false)?;
-    Ok(bias.f_permute([2, 0, 1])?.f_unsqueeze(0)?)
 }
