@@ -328,3 +328,24 @@ fn masters_train_in_bf16_where_the_models_own_kind_does_not() {
     assert_eq!((moved, kind), (0, Kind::BFloat16), "none moved in the model's kind");
     assert_eq!(first, last);
 }
+
+#[test]
+fn gradients_are_given_by_name_and_missing_ones_are_told() {
+    let problem = Problem::new();
+    let config = LnTuningConfig::default().target_modules(["norm", "rare_norm"]);
+    let tuned = LnTuningModel::new(&problem.vs, config).unwrap();
+    let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+    assert!(opt.gradients().unwrap().iter().all(|(_, gradient)| gradient.is_none()));
+    let inputs =
+        ["norm.weight", "norm.bias"].map(|name| problem.vs.variables()[name].shallow_clone());
+    let expected = Tensor::run_backward(&[problem.loss(0)], &inputs, false, false);
+    opt.backward(&problem.loss(0)).unwrap();
+    let found: HashMap<String, Option<Tensor>> = opt.gradients().unwrap().into_iter().collect();
+    assert_eq!(found.len(), 3);
+    for (name, expected) in ["norm.weight", "norm.bias"].into_iter().zip(&expected) {
+        assert_eq!(bits(found[name].as_ref().unwrap()), bits(expected), "{name}");
+    }
+    assert!(found["rare_norm.weight"].is_none());
+    opt.zero_grad().unwrap();
+    assert!(opt.gradients().unwrap().iter().all(|(_, gradient)| gradient.is_none()));
+}

@@ -45,11 +45,12 @@ impl Schedule {
             return step as f64 / self.warmup.max(1) as f64;
         }
         let whole = self.total.saturating_sub(self.warmup).max(1) as f64;
-        let gone = (step - self.warmup) as f64 / whole;
+        let (gone, left) = (step - self.warmup, self.total.saturating_sub(step));
         match self.decay {
             Decay::Constant => 1.,
-            Decay::Linear => (1. - gone).max(0.),
-            Decay::Cosine => (0.5 * (1. + (PI * gone.min(1.)).cos())).max(0.),
+            Decay::Linear => left as f64 / whole,
+            // transformers goes up again behind the end.
+            Decay::Cosine => 0.5 * (1. + (PI * (gone as f64 / whole).min(1.)).cos()),
         }
     }
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 torch.set_num_threads(1)
 CASES = {
@@ -33,3 +33,7 @@ for case, arguments in CASES.items():
     logits.square().sum().backward()
     reference = {"grad." + name: tensor.grad for name, tensor in model.named_parameters()}
     save_file(reference | {"images": images, "logits": logits.detach()}, folder / "reference.st")
+    if case == "plain":
+        base = ViTModel(config, add_pooling_layer=True)
+        base.load_state_dict(model.vit.state_dict(), strict=False)
+        base.save_pretrained(Path(sys.argv[1]) / "plain-base")
