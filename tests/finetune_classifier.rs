@@ -210,7 +210,7 @@ fn bad_data_is_refused_with_its_place() {
         assert!(!example.path("out/metrics.jsonl").exists());
     };
     example.write("train.csv", "text,label\na,x\n,y\nb,x,z\n");
-    refused(&[], &["2 bad rows", "train.csv:3: the text or the label is empty", "train.csv:4:"]);
+    refused(&[], &["2 bad lines", "train.csv:3: the text or the label is empty", "train.csv:4:"]);
     refused(&["data.label=class"], &["no column 'class', only text, label"]);
     refused(&["data.bad_lines=skip"], &["expected two labels or more"]);
     example.write("train.csv", &csv(&rows(8), ["x", "y"]));

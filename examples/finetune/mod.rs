@@ -2,7 +2,9 @@
 
 pub mod batches;
 pub mod checkpoint;
+pub mod cli;
 pub mod curves;
+pub mod data;
 pub mod digest;
 pub mod interrupt;
 pub mod memory;
@@ -15,4 +17,4 @@ pub mod settings;
 pub mod task;
 pub mod tensorboard;
 pub mod trainer;
-pub mod yaml;
+mod yaml;

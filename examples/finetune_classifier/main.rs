@@ -16,11 +16,8 @@ mod settings;
 mod task;
 mod texts;
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result};
-use clap::Parser;
-use finetune::{interrupt, order, trainer, yaml};
+use finetune::{cli, interrupt, order, trainer};
 use ln_tuning::LnTuningModel;
 
 use classifier::Classifier;
@@ -29,27 +26,11 @@ use rows::Rows;
 use settings::ClassifierSettings;
 use task::ClassifierTask;
 
-/// Fine-tune a classifier of texts or images by LayerNorm tuning.
-#[derive(Parser)]
-struct Args {
-    /// The settings; examples/finetune_classifier/sample.yaml explains them all
-    #[arg(long)]
-    config: PathBuf,
-    /// Sets one of them, with dots between levels: --set optimizer.lr=1e-4
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Prints all settings as they would be used, and ends
-    #[arg(long)]
-    show: bool,
-}
-
 fn main() -> Result<()> {
-    let args = Args::parse();
-    let settings: ClassifierSettings = yaml::read(&args.config, &args.set)?;
-    if args.show {
-        print!("{}", serde_yaml::to_string(&settings)?);
+    let about = "Fine-tune a classifier of texts or images by LayerNorm tuning.";
+    let Some(settings) = cli::settings::<ClassifierSettings>(about)? else {
         return Ok(());
-    }
+    };
     settings.check()?;
     let common = &settings.common;
     interrupt::listen()?;
@@ -58,11 +39,11 @@ fn main() -> Result<()> {
     }
     let device = common.device()?;
     let data = &settings.data;
-    let train = Rows::open(data.train()?, data)?;
-    let (train, eval) = match &data.eval {
+    let train = Rows::open(data.common.train()?, data)?;
+    let (train, eval) = match &data.common.eval {
         Some(path) => (train, Some(Rows::open(path, data)?)),
-        None if data.eval_fraction > 0. => {
-            let (eval, train) = train.split(data.eval_fraction, common.seed);
+        None if data.common.eval_fraction > 0. => {
+            let (eval, train) = train.split(data.common.eval_fraction, common.seed);
             (train, Some(eval))
         }
         None => (train, None),

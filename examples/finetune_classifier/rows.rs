@@ -10,10 +10,7 @@ use serde_json::Value;
 use crate::finetune::digest::Digest;
 use crate::finetune::{order, progress};
 use crate::images;
-use crate::settings::{BadLines, DataSettings, Format};
-
-/// Bad rows that are shown.
-const SHOWN: usize = 5;
+use crate::settings::{DataSettings, Format};
 
 #[derive(Debug, Clone)]
 pub struct Row {
@@ -95,17 +92,7 @@ impl Rows {
                 Err(error) => bad.push(format!("{place}: {error:#}")),
             }
         }
-        if !bad.is_empty() {
-            let shown = bad.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n  ");
-            if data.bad_lines == BadLines::Stop {
-                bail!(
-                    "{} bad rows in '{}', such as\n  {shown}\nMend them, or set 'data.bad_lines' to skip",
-                    bad.len(),
-                    path.display()
-                );
-            }
-            eprintln!("warning: {} bad rows were skipped, such as\n  {shown}", bad.len());
-        }
+        data.common.refuse(path, &bad)?;
         if rows.is_empty() {
             bail!("'{}' holds nothing to learn from", path.display());
         }

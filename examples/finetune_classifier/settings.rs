@@ -1,10 +1,11 @@
 //! The settings of classifiers.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{ensure, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::finetune::data::Data;
 use crate::finetune::settings::Settings;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -16,17 +17,14 @@ pub struct ClassifierSettings {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct DataSettings {
-    pub train: Option<PathBuf>,
-    pub eval: Option<PathBuf>,
-    pub eval_fraction: f64,
+    #[serde(flatten)]
+    pub common: Data,
     pub format: Format,
     pub text: String,
     pub pair: Option<String>,
     pub label: String,
-    pub bad_lines: BadLines,
-    pub shuffle: bool,
     pub max_length: usize,
 }
 
@@ -39,25 +37,14 @@ pub enum Format {
     Images,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BadLines {
-    Stop,
-    Skip,
-}
-
 impl Default for DataSettings {
     fn default() -> Self {
         DataSettings {
-            train: None,
-            eval: None,
-            eval_fraction: 0.,
+            common: Data::default(),
             format: Format::Auto,
             text: "text".into(),
             pair: None,
             label: "label".into(),
-            bad_lines: BadLines::Stop,
-            shuffle: true,
             max_length: 512,
         }
     }
@@ -76,24 +63,11 @@ impl ClassifierSettings {
             "'data.max_length' is {}, expected 3 or more",
             data.max_length
         );
-        let fraction = data.eval_fraction;
-        ensure!(
-            (0. ..1.).contains(&fraction),
-            "'data.eval_fraction' is {fraction}, expected 0 or more and below 1"
-        );
-        ensure!(
-            fraction == 0. || data.eval.is_none(),
-            "both 'data.eval' and 'data.eval_fraction' are set: leave out one"
-        );
-        data.train().map(drop)
+        data.common.check()
     }
 }
 
 impl DataSettings {
-    pub fn train(&self) -> Result<&Path> {
-        self.train.as_deref().context("'data.train' is not set, expected a file or a folder")
-    }
-
     /// The format of a path; never `Auto`.
     pub fn format_of(&self, path: &Path) -> Format {
         match self.format {

@@ -137,7 +137,7 @@ impl<'m> ClassifierTask<'m> {
             loader: Arc::new(ClassifierLoader { train, eval, labels, preparation }),
             batch_size: common.batch_size,
             seed: common.seed,
-            shuffle: data.shuffle,
+            shuffle: data.common.shuffle,
         })
     }
 

@@ -10,13 +10,11 @@ use anyhow::{bail, Context, Result};
 use crate::finetune::order;
 use crate::finetune::progress;
 use crate::records::Records;
-use crate::settings::{BadLines, DataSettings, Documents};
+use crate::settings::{DataSettings, Documents};
 use crate::tokens::{TextEncoder, Tokens};
 
 /// Documents that make several pieces are kept, since the pieces come one after another.
 const KEPT: usize = 16;
-/// Bad lines that are shown.
-const SHOWN: usize = 5;
 /// Documents that a thread takes at a time.
 const SHARE: usize = 64;
 
@@ -72,17 +70,7 @@ impl Corpus {
                 Err(error) => bad.push(format!("{}: {error:#}", source.records.place(record))),
             }
         }
-        let shown = bad.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n  ");
-        if !bad.is_empty() && data.bad_lines == BadLines::Stop {
-            bail!(
-                "{} bad lines in '{}', such as\n  {shown}\nMend them, or set 'data.bad_lines' to skip",
-                bad.len(),
-                path.display()
-            );
-        }
-        if !bad.is_empty() {
-            eprintln!("warning: {} bad lines were skipped, such as\n  {shown}", bad.len());
-        }
+        data.common.refuse(path, &bad)?;
         if pieces.is_empty() {
             bail!("'{}' holds no document with anything to learn from", path.display());
         }

@@ -15,11 +15,8 @@ mod special;
 mod task;
 mod tokens;
 
-use std::path::PathBuf;
-
 use anyhow::{bail, Context, Result};
-use clap::Parser;
-use finetune::{interrupt, order, progress, trainer, yaml};
+use finetune::{cli, interrupt, order, progress, trainer};
 use ln_tuning::models::Decoder;
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{LnTuningModel, TaskType};
@@ -29,27 +26,11 @@ use settings::LmSettings;
 use task::LmTask;
 use tokens::TextEncoder;
 
-/// Fine-tune a language model by LayerNorm tuning.
-#[derive(Parser)]
-struct Args {
-    /// The settings; examples/finetune_lm/sample.yaml explains them all
-    #[arg(long)]
-    config: PathBuf,
-    /// Sets one of them, with dots between levels: --set optimizer.lr=1e-4
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Prints all settings as they would be used, and ends
-    #[arg(long)]
-    show: bool,
-}
-
 fn main() -> Result<()> {
-    let args = Args::parse();
-    let settings: LmSettings = yaml::read(&args.config, &args.set)?;
-    if args.show {
-        print!("{}", serde_yaml::to_string(&settings)?);
+    let about = "Fine-tune a language model by LayerNorm tuning.";
+    let Some(settings) = cli::settings::<LmSettings>(about)? else {
         return Ok(());
-    }
+    };
     settings.check()?;
     let common = &settings.common;
     interrupt::listen()?;
@@ -60,11 +41,11 @@ fn main() -> Result<()> {
     // Here rather than after the model has been loaded: bad lines are found first.
     let encoder = TextEncoder::open(&common.model, &settings.data)?;
     let data = &settings.data;
-    let train = Corpus::open(data.train()?, &encoder, data, common.workers)?;
-    let (train, eval) = match &data.eval {
+    let train = Corpus::open(data.common.train()?, &encoder, data, common.workers)?;
+    let (train, eval) = match &data.common.eval {
         Some(path) => (train, Some(Corpus::open(path, &encoder, data, common.workers)?)),
-        None if data.eval_fraction > 0. => {
-            let (eval, train) = train.split(data.eval_fraction, common.seed);
+        None if data.common.eval_fraction > 0. => {
+            let (eval, train) = train.split(data.common.eval_fraction, common.seed);
             (train, Some(eval))
         }
         None => (train, None),
@@ -80,7 +61,8 @@ fn main() -> Result<()> {
     let (vs, model) = Decoder::from_files(&files, device, common.kind(device))?;
     bar.finish_and_clear();
     let vocabulary = model.config().vocab_size();
-    if let Some(id) = train.largest_id().filter(|id| i64::from(*id) >= vocabulary) {
+    let largest = train.largest_id().max(eval.as_ref().and_then(Corpus::largest_id));
+    if let Some(id) = largest.filter(|id| i64::from(*id) >= vocabulary) {
         bail!("the tokenizer gives the id {id}, and the model has a vocabulary of {vocabulary}");
     }
     let mut config = common.adapter()?;

@@ -1,10 +1,11 @@
 //! The settings of language models.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{ensure, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::finetune::data::Data;
 use crate::finetune::settings::Settings;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -16,15 +17,12 @@ pub struct LmSettings {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct DataSettings {
-    pub train: Option<PathBuf>,
-    pub eval: Option<PathBuf>,
-    pub eval_fraction: f64,
+    #[serde(flatten)]
+    pub common: Data,
     pub format: Format,
     pub documents: Documents,
-    pub bad_lines: BadLines,
-    pub shuffle: bool,
     pub max_length: usize,
     pub packing: bool,
     pub append_eos: bool,
@@ -49,13 +47,6 @@ pub enum Documents {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum BadLines {
-    Stop,
-    Skip,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum LossOn {
     Assistant,
     All,
@@ -64,13 +55,9 @@ pub enum LossOn {
 impl Default for DataSettings {
     fn default() -> Self {
         DataSettings {
-            train: None,
-            eval: None,
-            eval_fraction: 0.,
+            common: Data::default(),
             format: Format::Auto,
             documents: Documents::Paragraphs,
-            bad_lines: BadLines::Stop,
-            shuffle: true,
             max_length: 1024,
             packing: true,
             append_eos: true,
@@ -88,24 +75,11 @@ impl LmSettings {
             "'data.max_length' is {}, expected 2 or more",
             data.max_length
         );
-        let fraction = data.eval_fraction;
-        ensure!(
-            (0. ..1.).contains(&fraction),
-            "'data.eval_fraction' is {fraction}, expected 0 or more and below 1"
-        );
-        ensure!(
-            fraction == 0. || data.eval.is_none(),
-            "both 'data.eval' and 'data.eval_fraction' are set: leave out one"
-        );
-        data.train().map(drop)
+        data.common.check()
     }
 }
 
 impl DataSettings {
-    pub fn train(&self) -> Result<&Path> {
-        self.train.as_deref().context("'data.train' is not set, expected a file")
-    }
-
     pub fn is_jsonl(&self, path: &Path) -> bool {
         match self.format {
             Format::Auto => path

@@ -144,7 +144,7 @@ impl<'m> LmTask<'m> {
             }
         };
         let (train_rows, eval_rows) = (
-            rows(&train, data.shuffle),
+            rows(&train, data.common.shuffle),
             eval.as_ref().map(|eval| rows(eval, false)).unwrap_or_default(),
         );
         let mut largest = train_rows.clone();
@@ -157,7 +157,7 @@ impl<'m> LmTask<'m> {
             recompute: common.recompute()?,
             batch_size: common.batch_size,
             seed: common.seed,
-            shuffle: data.shuffle,
+            shuffle: data.common.shuffle,
             packing: data.packing,
             train: train_rows,
             eval: eval_rows,
