@@ -83,8 +83,38 @@ pub fn cuda_status() -> CudaStatus {
     }
 }
 
+/// Lets CUDA multiply f32 matrices in TF32, with 10 bits of mantissa and several times the speed, from Ampere on. bf16
+/// and f16 are not concerned, nor are CPUs.
+///
+/// libtorch reads this setting once, when it is first used: call it first of all in `main`. It is the environment
+/// variable `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`, which child processes inherit.
+///
+/// # Errors
+/// `InvalidState` if this module has asked libtorch for its devices already.
+///
+/// ```
+/// # // In a process of its own, as documentation tests are.
+/// ln_tuning::device::allow_tf32()?;
+/// let device = ln_tuning::device::best_device();
+/// assert!(ln_tuning::device::allow_tf32().is_err()); // too late
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[doc(alias = "set_float32_matmul_precision")]
+pub fn allow_tf32() -> Result<()> {
+    if LOADED.get().is_some() {
+        return Err(Error::new(
+            ErrorKind::InvalidState,
+            "libtorch has been asked for its devices already: call `allow_tf32` before `best_device`, `load_cuda` and \
+             `cuda_status`",
+        ));
+    }
+    std::env::set_var("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1");
+    Ok(())
+}
+
+static LOADED: OnceLock<std::result::Result<(), CudaStatus>> = OnceLock::new();
+
 fn loaded() -> &'static std::result::Result<(), CudaStatus> {
-    static LOADED: OnceLock<std::result::Result<(), CudaStatus>> = OnceLock::new();
     LOADED.get_or_init(|| {
         #[cfg(target_os = "linux")]
         return dynamic::load();

@@ -121,6 +121,10 @@ pub fn load(
 /// Keeps the newest `keep_last` checkpoints and the best one. What was never finished goes as well.
 pub fn rotate(out: &Path, keep_last: usize, best: Option<u64>) -> Result<()> {
     let steps = steps(out)?;
+    let entries = std::fs::read_dir(folder(out)).into_iter().flatten().flatten();
+    for entry in entries.filter(|e| e.file_name().to_string_lossy().starts_with(UNFINISHED)) {
+        let _ = fs::remove_dir_all(entry.path());
+    }
     let old = &steps[..steps.len().saturating_sub(keep_last)];
     for step in old.iter().filter(|step| Some(**step) != best) {
         // Under another name first: a checkpoint is never there in part.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{bail, ensure, Context, Result};
-use ln_tuning::device::{best_device, cuda_status, load_cuda};
+use ln_tuning::device::{allow_tf32, best_device, cuda_status, load_cuda};
 use ln_tuning::recompute::{Blocks, Recompute};
 use ln_tuning::{AdamW, AdapterOptions, Decay, LnTuningConfig, Norms, Precision, Schedule};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ pub struct Settings {
     pub resume: Resume,
     pub device: String,
     pub kind: KindName,
+    pub tf32: bool,
     pub threads: Option<i32>,
     pub seed: u64,
     pub adapter: Value,
@@ -111,6 +112,7 @@ impl Default for Settings {
             resume: Resume::Auto,
             device: "auto".into(),
             kind: KindName::Auto,
+            tf32: false,
             threads: None,
             seed: 0,
             adapter: adapter.expect("a configuration is JSON"),
@@ -196,6 +198,9 @@ impl Settings {
     }
 
     pub fn device(&self) -> Result<Device> {
+        if self.tf32 {
+            allow_tf32()?;
+        }
         let cuda = |index: usize| -> Result<Device> {
             load_cuda()?;
             let count = tch::Cuda::device_count().max(0) as usize;

@@ -88,6 +88,19 @@ fn a_run_killed_at_20_random_instants_ends_as_one_that_was_not() {
     assert_eq!(ours.evaluations, whole.evaluations);
     assert!(ours.adapter == whole.adapter, "the adapters differ");
     assert!(ours.moments == whole.moments, "the moments differ");
+    // Nothing half-made is left behind.
+    let left = std::fs::read_dir(example.path("out/checkpoints")).unwrap();
+    let mut left: Vec<_> =
+        left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    let best = example.series("out", "eval_loss");
+    let best = best.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+    let mut expected = vec!["step-39".to_owned(), "step-40".to_owned()];
+    if best < 39 {
+        expected.push(format!("step-{best}"));
+        expected.sort();
+    }
+    assert_eq!(left, expected);
 }
 
 #[test]
