@@ -11,6 +11,11 @@ use super::metrics::Metrics;
 
 type Points = Vec<(f64, f64)>;
 
+/// Points in a line; more are put together.
+const MOST: usize = 1000;
+/// From so many points on, a line is drawn palely with a smooth one over it.
+const SMOOTHED: usize = 100;
+
 /// Draws the loss, the learning rate and the gradient norm of every step, and the evaluations.
 pub fn draw(out: &Path, metrics: &Metrics) -> Result<()> {
     let mut svg = String::new();
@@ -68,8 +73,14 @@ fn panel(
         if points.is_empty() {
             continue;
         }
-        let drawn =
-            chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
+        let points = thinned(points);
+        let noisy = points.len() > SMOOTHED;
+        if noisy {
+            let pale = colour.mix(0.25).stroke_width(1);
+            chart.draw_series(LineSeries::new(points.iter().copied(), pale))?;
+        }
+        let shown = if noisy { smooth(&points) } else { points };
+        let drawn = chart.draw_series(LineSeries::new(shown, colour.stroke_width(2)))?;
         if !name.is_empty() {
             drawn.label(*name).legend(move |(x, y)| {
                 PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2))
@@ -79,9 +90,30 @@ fn panel(
     if lines.len() > 1 {
         chart
             .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.3))
             .draw()?;
     }
     Ok(())
+}
+
+/// Means of neighbours, where there are too many points to be told apart.
+fn thinned(points: &Points) -> Points {
+    let mean = |points: &[(f64, f64)]| {
+        let count = points.len() as f64;
+        let sum = points.iter().fold((0., 0.), |sum, point| (sum.0 + point.0, sum.1 + point.1));
+        (sum.0 / count, sum.1 / count)
+    };
+    points.chunks(points.len().div_ceil(MOST)).map(mean).collect()
+}
+
+/// The mean of each point and its neighbours, a twentieth of all.
+fn smooth(points: &Points) -> Points {
+    let reach = points.len() / 40;
+    let mean = |place: usize| {
+        let near = &points[place.saturating_sub(reach)..points.len().min(place + reach + 1)];
+        (points[place].0, near.iter().map(|point| point.1).sum::<f64>() / near.len() as f64)
+    };
+    (0..points.len()).map(mean).collect()
 }
