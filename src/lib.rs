@@ -34,6 +34,8 @@ mod optim;
 mod options;
 mod pattern;
 pub mod pretrained;
+mod processor;
+mod product;
 pub mod recompute;
 mod selection;
 mod state_dict;

@@ -1,8 +1,10 @@
 //! The products with a head's weight, chunk by chunk, in the kind that the device is fast in.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::error::Result;
+use crate::processor::multiplies_fast;
+use crate::product::{linear, linear_transposed, prefers_convolution, SMALL_WEIGHT};
 
 /// How many rows of the weight are converted at a time.
 const TILE: i64 = 8192;
@@ -19,6 +21,8 @@ enum Products {
     Same,
     /// Products in the weight's kind, whose results are converted; the buffer for them.
     Low(Tensor),
+    /// As `Same`, tile by tile, through products that have no room for the whole weight in an order of their own.
+    InTiles,
     /// The weight is converted tile by tile, as products in its kind would be slower than that; the buffer for a tile.
     Tiled(Tensor),
 }
@@ -33,7 +37,10 @@ impl Head {
     ) -> Result<Self> {
         let (vocab, size) = weight.size2()?;
         let (low, device) = (weight.f_kind()?, weight.device());
-        let products = if low == kind {
+        let part = weight.f_narrow(0, 0, small_tile(size).min(vocab))?;
+        let products = if low == kind && prefers_convolution(rows, &part)? {
+            Products::InTiles
+        } else if low == kind {
             Products::Same
         } else if multiplies_fast(low, device) {
             Products::Low(Tensor::f_empty([rows, vocab], (low, device))?)
@@ -63,6 +70,11 @@ impl Head {
                 let _ = rows.f_mm_out(&buffer, &self.weight.f_tr()?)?;
                 out.f_copy_(&buffer)?;
             }
+            Products::InTiles => self.tiles(|start, tile| {
+                let mut out = out.f_narrow(1, start, tile.size2()?.0)?;
+                out.f_copy_(&linear(rows, tile, None)?)?;
+                Ok(())
+            })?,
             Products::Tiled(_) => self.tiles(|start, tile| {
                 let out = out.f_narrow(1, start, tile.size2()?.0)?;
                 let _ = rows.f_mm_out(&out, &tile.f_tr()?)?;
@@ -103,6 +115,19 @@ impl Head {
                     let _ = weight.f_add_(&low.f_tr()?.f_mm(rows)?)?;
                 }
             }
+            Products::InTiles => {
+                if let Some(mut hidden) = hidden {
+                    let _ = hidden.f_zero_()?;
+                    self.tiles(|start, tile| {
+                        let part = logits.f_narrow(1, start, tile.size2()?.0)?;
+                        let _ = hidden.f_add_(&linear_transposed(&part, tile, None)?)?;
+                        Ok(())
+                    })?;
+                }
+                if let Some(weight) = weight {
+                    let _ = weight.f_addmm_(&logits.f_tr()?, rows)?;
+                }
+            }
             Products::Tiled(_) => {
                 if let Some(mut hidden) = hidden {
                     let _ = hidden.f_zero_()?;
@@ -120,40 +145,37 @@ impl Head {
         Ok(())
     }
 
-    /// Calls `f` with the first row and the converted rows of each tile.
+    /// Calls `f` with the first row and the rows of each tile, converted where they must be.
     fn tiles(&self, mut f: impl FnMut(i64, &Tensor) -> Result<()>) -> Result<()> {
-        let Products::Tiled(buffer) = &self.products else { return Ok(()) };
-        let vocab = self.weight.size2()?.0;
+        let (vocab, size) = self.weight.size2()?;
+        let height = if let Products::Tiled(_) = self.products { TILE } else { small_tile(size) };
         let mut start = 0;
         while start < vocab {
-            let rows = TILE.min(vocab - start);
-            let mut tile = buffer.f_narrow(0, 0, rows)?;
-            tile.f_copy_(&self.weight.f_narrow(0, start, rows)?)?;
-            f(start, &tile)?;
+            let rows = height.min(vocab - start);
+            let part = self.weight.f_narrow(0, start, rows)?;
+            match &self.products {
+                Products::Tiled(buffer) => {
+                    let mut tile = buffer.f_narrow(0, 0, rows)?;
+                    tile.f_copy_(&part)?;
+                    f(start, &tile)?;
+                }
+                _ => f(start, &part)?,
+            }
             start += rows;
         }
         Ok(())
     }
 }
 
-/// Whether libtorch multiplies matrices of this kind at least about as fast as those in f32.
-fn multiplies_fast(kind: Kind, device: Device) -> bool {
-    if device != Device::Cpu {
-        return true;
-    }
-    match kind {
-        // Without instructions for it, bf16 is several times slower than f32.
-        #[cfg(target_arch = "x86_64")]
-        Kind::BFloat16 => std::arch::is_x86_feature_detected!("avx512bf16"),
-        #[cfg(target_arch = "aarch64")]
-        Kind::BFloat16 => std::arch::is_aarch64_feature_detected!("bf16"),
-        Kind::Float | Kind::Double => true,
-        _ => false,
-    }
+/// How many rows of a weight fit the cache.
+fn small_tile(size: i64) -> i64 {
+    (SMALL_WEIGHT / size.max(1)).max(1)
 }
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
 
     /// Which products are used depends on the processor, so that each is tried here.
@@ -173,7 +195,7 @@ mod tests {
             gradient.matmul(&wide),
             gradient.tr().matmul(&input) + 1.,
         ];
-        for way in 0..3 {
+        for way in 0..4 {
             let mut head = Head::new(&weight, Some(&bias), Kind::Float, rows + 3).unwrap();
             match way {
                 0 => (head.weight, head.products) = (wide.shallow_clone(), Products::Same),
@@ -181,6 +203,7 @@ mod tests {
                     let buffer = Tensor::empty([rows + 3, vocab], (Kind::BFloat16, Device::Cpu));
                     head.products = Products::Low(buffer);
                 }
+                2 => (head.weight, head.products) = (wide.shallow_clone(), Products::InTiles),
                 _ => head.products = Products::Tiled(Tensor::empty([TILE, size], options)),
             }
             let x = x.to_kind(head.input_kind(Kind::Float).unwrap());

@@ -5,6 +5,7 @@ use tch::Tensor;
 
 use super::weights::Weights;
 use crate::error::Result;
+use crate::product::{linear, linear_transposed};
 
 #[derive(Debug)]
 pub(super) struct Linear {
@@ -60,9 +61,9 @@ impl Linear {
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if self.transposed {
-            return Ok(x.f_linear(&self.weight.f_tr()?, self.bias.as_ref())?);
+            return linear_transposed(x, &self.weight, self.bias.as_ref());
         }
-        Ok(x.f_linear(&self.weight, self.bias.as_ref())?)
+        linear(x, &self.weight, self.bias.as_ref())
     }
 }
 
