@@ -8,6 +8,7 @@ use super::family::{Positions, Qkv};
 use super::norm::HeadNorm;
 use super::pass::Pass;
 use super::rope::rotate;
+use super::whole_scores;
 use crate::error::Result;
 use crate::models::parts::Linear;
 
@@ -99,6 +100,10 @@ fn attend(
     let dropout = if pass.train { config.attention_dropout } else { 0. };
     let grouped = config.heads != config.kv_heads;
     let Some(cap) = config.attention_cap else {
+        let known = causal || mask.is_some_and(|mask| mask.kind() == Kind::Bool);
+        if known && dropout == 0. && whole_scores::pays(q, k)? {
+            return whole_scores::attend(q, k, v, mask, scale);
+        }
         let attended =
             Tensor::f_scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale, grouped)?;
         return Ok(attended);

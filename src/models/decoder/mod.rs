@@ -12,6 +12,7 @@ mod pass;
 mod per_layer;
 mod rope;
 mod training;
+mod whole_scores;
 
 use std::path::Path as FilePath;
 use std::rc::Rc;
