@@ -22,6 +22,8 @@ use super::{curves, interrupt, preflight, progress};
 
 /// Seconds between two drawings of the curves.
 const REDRAW: u64 = 5;
+/// Seconds between two lines where there is no terminal for a bar, such as in a job's log.
+const REPEAT: u64 = 30;
 
 struct Run<'a, T: Task> {
     task: &'a T,
@@ -37,6 +39,7 @@ struct Run<'a, T: Task> {
     memory: Memory,
     bar: ProgressBar,
     drawn: Instant,
+    said: Instant,
 }
 
 /// A step whose figures have not been read yet: the device may still be at it.
@@ -89,6 +92,7 @@ pub fn train<T: Task>(
         memory: Memory::of(vs.device()),
         bar: progress::steps(total, state.step)?,
         drawn: Instant::now(),
+        said: Instant::now(),
         task,
         tuned,
         optimizer,
@@ -213,10 +217,15 @@ impl<T: Task> Run<'_, T> {
             board.scalars(step, &values)?;
             board.scalars(step, &[("tokens_per_s", tokens_per_s), ("memory_mb", memory_mb)])?;
         }
-        self.bar.set_position(step);
         let unit = self.task.unit();
-        self.bar
-            .set_message(format!("loss {loss:.4} {tokens_per_s:.0} {unit}/s {memory_mb:.0} MB"));
+        let shown = format!("loss {loss:.4} {tokens_per_s:.0} {unit}/s {memory_mb:.0} MB");
+        self.bar.set_position(step);
+        if self.bar.is_hidden() && self.said.elapsed().as_secs() >= REPEAT {
+            self.said = Instant::now();
+            let left = indicatif::HumanDuration(self.bar.eta());
+            println!("step {step} of {}: {shown}, {left} left", self.total);
+        }
+        self.bar.set_message(shown);
         if self.drawn.elapsed().as_secs() >= REDRAW {
             self.draw()?;
         }

@@ -138,3 +138,43 @@ impl Decoder {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tch::nn::VarStore;
+    use tch::Device;
+
+    use super::*;
+    use crate::models::DecoderConfig;
+    use crate::{LnTuningConfig, LnTuningModel};
+
+    #[test]
+    fn nothing_below_the_lowest_tensor_that_trains_keeps_a_graph() {
+        let config = json!({
+            "model_type": "llama", "vocab_size": 20, "hidden_size": 8, "intermediate_size": 16,
+            "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 16,
+        });
+        let vs = VarStore::new(Device::Cpu);
+        let config = DecoderConfig::from_value(&config).unwrap();
+        let model = Decoder::new(&vs.root(), &config).unwrap();
+        let lowest = LnTuningConfig::default().target_modules(["layers.2.input_layernorm"]);
+        let _tuned = LnTuningModel::new(&vs, lowest).unwrap();
+        let ids = Tensor::from_slice2(&[[1_i64, 2, 3, 4]]);
+        let mut graphs = Vec::new();
+        let hidden = model.forward(&Inputs::new(&ids), None, false, 0, |layer, hidden, pass| {
+            let hidden = layer.forward(hidden, pass, &model.config, None)?;
+            graphs.push(hidden.requires_grad());
+            Ok(hidden)
+        });
+        assert_eq!(graphs, [false, false, true, true]);
+        // The loss has a graph to the norm, and none where nothing trains above or in the head.
+        let loss = LinearCrossEntropy::default();
+        assert!(model.loss(&ids, &ids, &loss).unwrap().requires_grad());
+        assert!(hidden.unwrap().requires_grad());
+        assert!(vs.variables().iter().all(|(name, variable)| {
+            variable.requires_grad() == (name == "model.layers.2.input_layernorm.weight")
+        }));
+    }
+}
