@@ -1,5 +1,6 @@
 //! Our side: what a child process does.
 
+use std::collections::HashMap;
 use std::io::{stdin, BufRead};
 use std::time::Instant;
 
@@ -94,8 +95,32 @@ impl Training {
     }
 }
 
-/// The matrix products of a step, forwards and backwards to their inputs, and nothing else: in the model's kind, or in
-/// f32 where the processor is faster in that.
+/// How a product is asked of libtorch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    Matrices(Kind),
+    /// As a convolution of one pixel in f32, which goes to another library.
+    Pixels,
+}
+
+/// The product with a weight, forwards and backwards to its input, of so many rows.
+fn product(weight: &Tensor, tokens: i64, way: Way) {
+    let (rows, columns) = weight.size2().unwrap_or_default();
+    let options = (weight.kind(), weight.device());
+    let (x, y) = (Tensor::ones([tokens, columns], options), Tensor::ones([tokens, rows], options));
+    if way != Way::Pixels {
+        let _ = (x.linear(weight, None::<Tensor>), y.matmul(weight));
+        return;
+    }
+    let pixels =
+        |x: Tensor, size: i64| x.view([1, tokens, 1, size]).permute([0_i64, 3, 1, 2].as_slice());
+    let weight = weight.view([rows, columns, 1, 1]);
+    let _ = pixels(x, columns).conv2d(&weight, None::<Tensor>, 1, 0, 1, 1);
+    let _ = pixels(y, rows).conv_transpose2d(&weight, None::<Tensor>, 1, 0, 0, 1, 1);
+}
+
+/// The matrix products of a step, forwards and backwards to their inputs, and nothing else: each in the way in which
+/// this processor is fastest.
 fn floor(
     dir: &str,
     kind: Kind,
@@ -113,34 +138,38 @@ fn floor(
         kv_heads: number("num_key_value_heads")?,
         vocabulary: number("vocab_size")?,
     };
-    let pass = move |weights: &[Tensor], kind: Kind| {
-        no_grad(|| {
-            for weight in weights {
-                let (rows, columns) = weight.size2().unwrap_or_default();
-                let (x, y) = (
-                    Tensor::ones([tokens, columns], (kind, device)),
-                    Tensor::ones([tokens, rows], (kind, device)),
-                );
-                let _ = (x.linear(weight, None::<Tensor>), y.matmul(weight));
+    let weight = |size: (i64, i64), way: Way| {
+        let kind = if let Way::Matrices(kind) = way { kind } else { Kind::Float };
+        Tensor::ones([size.0, size.1], (kind, device))
+    };
+    let seconds = |size: (i64, i64), way: Way| {
+        let weight = weight(size, way);
+        let trial = |_| {
+            let start = Instant::now();
+            product(&weight, tokens, way);
+            if let Device::Cuda(index) = device {
+                Cuda::synchronize(index as i64);
             }
-        })
+            start.elapsed().as_secs_f64()
+        };
+        (0..4).map(trial).fold(f64::INFINITY, f64::min)
     };
-    let weights = |sizes: &[(i64, i64)], kind: Kind| -> Vec<Tensor> {
-        let ones = |(rows, columns): &(i64, i64)| Tensor::ones([*rows, *columns], (kind, device));
-        sizes.iter().map(ones).collect()
-    };
+    let mut ways = vec![Way::Matrices(kind)];
+    if device == Device::Cpu {
+        ways.extend([Way::Matrices(Kind::Float), Way::Pixels]);
+    }
     let sizes = shape.matrices();
-    let trial = |kind: Kind| {
-        let weights = weights(&sizes[..1], kind);
-        pass(&weights, kind);
-        let start = Instant::now();
-        pass(&weights, kind);
-        start.elapsed()
-    };
-    let kind = if trial(Kind::Float) < trial(kind) { Kind::Float } else { kind };
-    let weights = weights(&sizes, kind);
+    let mut fastest: HashMap<(i64, i64), Way> = HashMap::new();
+    for size in &sizes {
+        fastest.entry(*size).or_insert_with(|| {
+            let timed = ways.iter().map(|way| (no_grad(|| seconds(*size, *way)), *way));
+            timed.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(ways[0], |(_, way)| way)
+        });
+    }
+    let all = sizes.iter().map(|size| (weight(*size, fastest[size]), fastest[size]));
+    let all: Vec<(Tensor, Way)> = all.collect();
     Ok(Box::new(move |_| {
-        pass(&weights, kind);
+        no_grad(|| all.iter().for_each(|(weight, way)| product(weight, tokens, *way)));
         Ok(Tensor::from(0.))
     }))
 }
