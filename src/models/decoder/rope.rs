@@ -56,7 +56,8 @@ impl Rope {
         Ok(Rope { theta: base, scaling })
     }
 
-    /// Cosines and sines `[length, dims]` of the positions `[length]`, or `[batch, 1, length, dims]` of `[batch, length]`.
+    /// Cosines and sines, with their signs, `[length, dims]` of the positions `[length]`, or `[batch, 1, length, dims]` of
+    /// `[batch, length]`.
     pub(super) fn tables(
         &self,
         dims: i64,
@@ -71,12 +72,21 @@ impl Rope {
         let frequencies = Tensor::f_from_slice(&half.collect::<Vec<f32>>())?;
         let frequencies = frequencies.f_to_device(positions.device())?;
         let angles = positions.f_to_kind(Kind::Float)?.f_unsqueeze(-1)?.f_mul(&frequencies)?;
-        let angles = match side_by_side {
-            true => angles.f_repeat_interleave_self_int(2, -1, None)?,
-            false => Tensor::f_cat(&[&angles, &angles], -1)?,
+        let (cos, sin) = (angles.f_cos()?, angles.f_sin()?);
+        // Of the two that are turned against each other, the first loses what the second gains.
+        let lost = sin.f_neg()?;
+        let (cos, sin) = match side_by_side {
+            true => (
+                cos.f_repeat_interleave_self_int(2, -1, None)?,
+                Tensor::f_stack(&[&lost, &sin], -1)?.f_flatten(-2, -1)?,
+            ),
+            false => (Tensor::f_cat(&[&cos, &cos], -1)?, Tensor::f_cat(&[&lost, &sin], -1)?),
         };
-        let angles = if angles.dim() == 3 { angles.f_unsqueeze(1)? } else { angles };
-        Ok((angles.f_cos()?.f_to_kind(kind)?, angles.f_sin()?.f_to_kind(kind)?))
+        let table = |x: Tensor| -> Result<Tensor> {
+            let x = if x.dim() == 3 { x.f_unsqueeze(1)? } else { x };
+            Ok(x.f_to_kind(kind)?)
+        };
+        Ok((table(cos)?, table(sin)?))
     }
 
     fn scaled(&self, frequency: f64) -> f64 {
@@ -112,12 +122,9 @@ pub(super) fn rotate(
         let angles = (cos.shallow_clone(), sin.shallow_clone());
         return Ok(Tensor::f_cat(&[&rotate(&parts[0], &angles, side_by_side)?, &parts[1]], -1)?);
     }
-    let other = if side_by_side {
-        let (even, odd) = (x.f_slice(-1, 0, None, 2)?, x.f_slice(-1, 1, None, 2)?);
-        Tensor::f_stack(&[&odd.f_neg()?, &even], -1)?.f_flatten(-2, -1)?
-    } else {
-        let halves = x.f_chunk(2, -1)?;
-        Tensor::f_cat(&[&halves[1].f_neg()?, &halves[0]], -1)?
+    let other = match side_by_side {
+        true => x.f_unflatten(-1, [turned / 2, 2])?.f_flip([-1])?.f_flatten(-2, -1)?,
+        false => x.f_roll([turned / 2], [-1])?,
     };
-    Ok(x.f_mul(cos)?.f_add(&other.f_mul(sin)?)?)
+    Ok(x.f_mul(cos)?.f_addcmul(&other, sin)?)
 }
