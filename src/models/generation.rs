@@ -113,7 +113,8 @@ pub(super) fn generated(
     while (columns.len() as i64) < options.max_new {
         let scores = logits(columns.last())?;
         let chosen = match options.temperature == 0. {
-            true => scores.f_argmax(-1, true)?,
+            // Five times as fast as in bf16, on a CPU.
+            true => scores.f_to_kind(Kind::Float)?.f_argmax(-1, true)?,
             false => drawn(&scores, options, &mut random)?,
         };
         let mut tokens = Vec::<i64>::try_from(chosen.f_view([-1])?)?;

@@ -12,6 +12,9 @@ use super::whole_scores;
 use crate::error::Result;
 use crate::models::parts::Linear;
 
+/// From so many keys on, one query's attention in f32 is worth their conversion where the fused kernel is slow.
+const MANY_KEYS: i64 = 64;
+
 #[derive(Debug)]
 pub(super) struct Attention {
     pub(super) layer: usize,
@@ -99,14 +102,23 @@ fn attend(
     let causal = mask.is_none() && pass.causal;
     let dropout = if pass.train { config.attention_dropout } else { 0. };
     let grouped = config.heads != config.kv_heads;
+    let fused = |q: &Tensor, k: &Tensor, v: &Tensor| {
+        Tensor::f_scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale, grouped)
+    };
     let Some(cap) = config.attention_cap else {
-        let known = causal || mask.is_some_and(|mask| mask.kind() == Kind::Bool);
-        if known && dropout == 0. && whole_scores::pays(q, k)? {
-            return whole_scores::attend(q, k, v, mask, scale);
+        let boolean = mask.is_none_or(|mask| mask.kind() == Kind::Bool);
+        if boolean && dropout == 0. && whole_scores::fused_is_slow(q)? {
+            if whole_scores::pays(q, k)? && (causal || mask.is_some()) {
+                return whole_scores::attend(q, k, v, mask, scale);
+            }
+            if q.size4()?.2 == 1 && k.size4()?.2 >= MANY_KEYS {
+                let kind = q.f_kind()?;
+                let wide = |x: &Tensor| x.f_to_kind(Kind::Float);
+                let (q, k, v) = (wide(q)?, wide(k)?, wide(v)?);
+                return Ok(fused(&q, &k, &v)?.f_to_kind(kind)?);
+            }
         }
-        let attended =
-            Tensor::f_scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale, grouped)?;
-        return Ok(attended);
+        return Ok(fused(q, k, v)?);
     };
     // The fused kernels have no cap on the scores.
     let repeat =

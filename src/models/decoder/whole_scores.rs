@@ -11,16 +11,18 @@ use crate::processor::{mkl_is_slow, multiplies_fast};
 const LONGEST: i64 = 512;
 const SHORTEST: i64 = 32;
 
-/// Whether [`attend`] is faster than the fused kernel. That gives its products in bf16 to MKL, which computes them by
-/// way of f32 on processors that are not Intel's.
+/// Whether the fused kernel is slow with these queries: it gives products in bf16 to MKL, which computes them by way of
+/// f32 on processors that are not Intel's.
+pub(super) fn fused_is_slow(q: &Tensor) -> Result<bool> {
+    Ok(q.device() == Device::Cpu && q.f_kind()? == Kind::BFloat16 && mkl_is_slow())
+}
+
+/// Whether [`attend`] is then faster.
 pub(super) fn pays(q: &Tensor, k: &Tensor) -> Result<bool> {
     let (length, keys) = (q.size4()?.2, k.size4()?.2);
-    Ok(q.device() == Device::Cpu
-        && q.f_kind()? == Kind::BFloat16
-        && length == keys
+    Ok(length == keys
         && (SHORTEST..=LONGEST).contains(&length)
-        && multiplies_fast(Kind::BFloat16, Device::Cpu)
-        && mkl_is_slow())
+        && multiplies_fast(Kind::BFloat16, Device::Cpu))
 }
 
 /// Queries `[batch, heads, length, head_dim]`, keys and values with fewer heads perhaps. `mask` is true where a place
