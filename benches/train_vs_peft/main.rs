@@ -5,9 +5,12 @@
 //! only the same work can be compared. "floor" is the share of our time that the step's matrix products take alone.
 //!
 //! Arguments behind `--`: `--row TEXT` (those whose names contain it; may stand several times), `--pairs N` (default 7),
-//! `--seconds N` (ends a row early, after three pairs; default 180), `--ours-only`, `--no-compile`.
+//! `--seconds N` (ends a row early, after three pairs; default 180), `--ours-only`, `--no-compile`. `--growth` measures
+//! how a step's time and memory grow instead, and writes target/bench/growth.json and a picture to `--svg PATH` (default:
+//! target/bench/growth.svg).
 
 mod contender;
+mod growth;
 mod ours;
 mod work;
 
@@ -29,6 +32,8 @@ struct Options {
     seconds: f64,
     ours_only: bool,
     compile: bool,
+    growth: bool,
+    svg: Option<String>,
 }
 
 impl Options {
@@ -47,6 +52,8 @@ impl Options {
             seconds: value("--seconds").map_or(Ok(180.), |n| n.parse())?,
             ours_only: has("--ours-only"),
             compile: !has("--no-compile"),
+            growth: has("--growth"),
+            svg: value("--svg").cloned(),
         })
     }
 
@@ -174,6 +181,11 @@ fn main() -> Result<()> {
     let options = Options::parse()?;
     let start = Instant::now();
     println!("{THREADS} threads; {}", processor());
+    if options.growth {
+        growth::growth(&options, options.svg.as_deref())?;
+        println!("{:.0} s in all", start.elapsed().as_secs_f64());
+        return Ok(());
+    }
     let mut report = Vec::new();
     for (work, who) in rows().iter().filter(|(work, _)| options.asks_for(work.name)) {
         let cuda = (work.device != "cpu").then(cuda_status);
