@@ -83,8 +83,9 @@ minilm: setup-tests ## The real all-MiniLM-L6-v2 on real texts: LN tuning and he
 	$(CARGO) run --locked --release --example finetune_classifier -- $(MINILM) --set out=target/minilm/head \
 		--set 'adapter.target_modules=[classifier]'
 
-bench: setup-tests ## The benchmarks, those beside PEFT included
+bench: setup-tests ## The benchmarks, those beside PEFT included: about half an hour on a quiet machine
 	$(CARGO) bench --locked
+	$(CARGO) bench --locked --bench train_vs_peft -- --growth
 
 # The newest tch that is accepted, in a copy, so that Cargo.lock and the ordinary build stay as they are.
 NEWEST := target/tch-0.26
