@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use ln_tuning::{LnTuningModel, Optimizer};
 use serde_json::Value;
 use tch::nn::VarStore;
-use tch::{no_grad, Tensor};
+use tch::{no_grad, Device, Tensor};
 
 use super::checkpoint::{self, State};
 use super::memory::Memory;
@@ -37,6 +37,10 @@ struct Run<'a, T: Task> {
     metrics: Metrics,
     tensorboard: Option<TensorBoard>,
     memory: Memory,
+    /// Whether the next step is begun before the figures of the last are read.
+    ahead: bool,
+    /// When the figures of the last step were read.
+    clock: Instant,
     bar: ProgressBar,
     drawn: Instant,
     said: Instant,
@@ -50,7 +54,6 @@ struct Pending {
     lr: f64,
     size: u64,
     sources: String,
-    start: Instant,
 }
 
 /// Trains to the end, or until Ctrl-C. `all` is everything that was set, the data included.
@@ -90,6 +93,9 @@ pub fn train<T: Task>(
         metrics: Metrics::open(out, state.step)?,
         tensorboard,
         memory: Memory::of(vs.device()),
+        // A CPU has done its work when it comes back.
+        ahead: vs.device() != Device::Cpu,
+        clock: Instant::now(),
         bar: progress::steps(total, state.step)?,
         drawn: Instant::now(),
         said: Instant::now(),
@@ -113,6 +119,7 @@ impl<T: Task> Run<'_, T> {
             let jobs = self.task.jobs(self.state.epoch).split_off(self.state.batch);
             let mut batches = Prefetch::new(&loader, jobs, self.settings.workers);
             let mut pending: Option<Pending> = None;
+            self.clock = Instant::now();
             loop {
                 let group = batches.by_ref().take(self.settings.accumulation);
                 let group = group.collect::<Result<Vec<_>>>()?;
@@ -128,11 +135,14 @@ impl<T: Task> Run<'_, T> {
                 }
                 let (evaluate, save) = self.due();
                 let stop = interrupt::asked();
-                if evaluate || save || stop {
+                if !self.ahead || evaluate || save || stop {
                     pending.take().map_or(Ok(()), |pending| self.read(pending))?;
                     let improved = evaluate && self.evaluate()?;
                     if save || stop || improved {
                         self.save()?;
+                    }
+                    if evaluate || save {
+                        self.clock = Instant::now();
                     }
                 }
                 if stop {
@@ -152,7 +162,6 @@ impl<T: Task> Run<'_, T> {
 
     /// One update from a group of batches. Nothing here waits for the device.
     fn step(&mut self, group: &[Of<T>], lr: f64) -> Result<Pending> {
-        let start = Instant::now();
         tch::manual_seed(step_seed(self.settings.seed, self.state.step));
         self.optimizer.set_lr(lr)?;
         self.optimizer.zero_grad()?;
@@ -178,7 +187,6 @@ impl<T: Task> Run<'_, T> {
             lr,
             size: group.iter().map(Batch::size).sum(),
             sources: sources.join("; "),
-            start,
         })
     }
 
@@ -201,7 +209,8 @@ impl<T: Task> Run<'_, T> {
                 pending.sources
             );
         }
-        let seconds = pending.start.elapsed().as_secs_f64();
+        let seconds = self.clock.elapsed().as_secs_f64();
+        self.clock = Instant::now();
         let (tokens_per_s, memory_mb) = (size as f64 / seconds, self.memory.megabytes());
         self.metrics.step(StepLine {
             step,

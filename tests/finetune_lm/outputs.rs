@@ -8,7 +8,9 @@ fn metrics_curves_and_tensorboard_say_the_same() {
     let settings =
         ["max_steps=12", "data.eval_fraction=0.2", "eval_interval=4", "tensorboard=true"];
     let example = example().set(&settings);
+    let start = std::time::Instant::now();
     let printed = example.run(&[]);
+    let seconds = start.elapsed().as_secs_f64();
     for part in [
         "trainable params: 160",
         "5 modules train",
@@ -26,6 +28,11 @@ fn metrics_curves_and_tensorboard_say_the_same() {
         assert_eq!(series.len(), 12, "{key}");
         assert!(series.iter().all(|(_, value)| value.is_finite()), "{key}: {series:?}");
     }
+    // No step takes part of another's time.
+    let rates = example.series("out", "tokens_per_s");
+    let tokens = example.series("out", "tokens");
+    let taken: f64 = tokens.iter().zip(&rates).map(|(count, rate)| count.1 / rate.1).sum();
+    assert!(taken < seconds, "{taken} of {seconds} s");
     let losses = example.series("out", "eval_loss");
     let steps: Vec<u64> = losses.iter().map(|(step, _)| *step).collect();
     assert_eq!(steps, [4, 8, 12]);
