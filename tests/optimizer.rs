@@ -349,3 +349,48 @@ fn gradients_are_given_by_name_and_missing_ones_are_told() {
     opt.zero_grad().unwrap();
     assert!(opt.gradients().unwrap().iter().all(|(_, gradient)| gradient.is_none()));
 }
+
+#[test]
+fn a_scaled_loss_has_the_same_gradients_and_those_of_f16_do_not_vanish() {
+    tch::set_num_threads(1);
+    for (kind, factor, scale) in [(Kind::Float, 1e-2, 8.), (Kind::Half, 1e-9, 65536. * 1024.)] {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let weight = vs.root().sub("norm").ones("weight", &[4]);
+        let mut stored = vs.root().sub("norm").get("weight").unwrap();
+        if kind == Kind::Half {
+            let half = stored.detach().to_kind(Kind::Half);
+            stored.set_data(&half);
+        }
+        let config = LnTuningConfig::default().target_modules(["norm"]);
+        let tuned = LnTuningModel::new(&vs, config).unwrap();
+        let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+        let x = Tensor::from_slice(&[1f32, 2., -3., 4.]).to_kind(kind);
+        // Of a mean over very many: the gradient of the product is `factor`.
+        let loss = || ((&x * &weight).to_kind(Kind::Float) * factor).sum(Kind::Float);
+        let gradient = |opt: &mut Optimizer| {
+            opt.gradients().unwrap().remove(0).1.unwrap().to_kind(Kind::Double) / factor
+        };
+        opt.backward(&loss()).unwrap();
+        let plain = gradient(&mut opt);
+        opt.zero_grad().unwrap();
+        opt.set_loss_scale(scale).unwrap();
+        opt.backward(&loss()).unwrap();
+        opt.backward_with(|inputs| {
+            let scaled = loss() * scale;
+            Ok(((), Tensor::run_backward(&[scaled], inputs, false, false)))
+        })
+        .unwrap();
+        let scaled = gradient(&mut opt) / 2.;
+        let expected = x.to_kind(Kind::Double);
+        let off = |found: &Tensor| (found - &expected).abs().max().double_value(&[]);
+        assert!(off(&scaled) < 1e-2, "{kind:?}: {scaled}");
+        match kind {
+            Kind::Half => assert!(off(&plain) > 0.5, "they have not vanished: {plain}"),
+            _ => assert!(off(&plain) < 1e-6, "{plain}"),
+        }
+        for bad in [0., -1., f64::NAN, f64::INFINITY] {
+            let error = opt.set_loss_scale(bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{bad}");
+        }
+    }
+}

@@ -30,6 +30,7 @@ pub struct Settings {
     pub batch_size: usize,
     pub accumulation: usize,
     pub clip_norm: Option<f64>,
+    pub loss_scale: Option<f64>,
     pub epochs: u64,
     pub max_steps: Option<u64>,
     pub checkpointing: Checkpointing,
@@ -123,6 +124,7 @@ impl Default for Settings {
             batch_size: 8,
             accumulation: 1,
             clip_norm: Some(1.),
+            loss_scale: None,
             epochs: 1,
             max_steps: None,
             checkpointing: Checkpointing::Named("none".into()),
@@ -227,6 +229,11 @@ impl Settings {
             KindName::Bf16 => Some(Kind::BFloat16),
             KindName::F16 => Some(Kind::Half),
         }
+    }
+
+    /// What the loss is multiplied by for the backward pass.
+    pub fn loss_scale(&self) -> f64 {
+        self.loss_scale.unwrap_or(if self.kind == KindName::F16 { 1024. } else { 1. })
     }
 
     pub fn adamw(&self) -> AdamW {

@@ -67,6 +67,7 @@ pub fn train<T: Task>(
     let out = settings.out.as_path();
     std::fs::create_dir_all(out).with_context(|| format!("cannot make '{}'", out.display()))?;
     let mut optimizer = tuned.optimizer(settings.adamw(), settings.optimizer.lr)?;
+    optimizer.set_loss_scale(settings.loss_scale())?;
     preflight::check(task, vs, tuned, &mut optimizer, settings)?;
     let per_epoch = task.jobs(0).len();
     let per_epoch_steps = per_epoch.div_ceil(settings.accumulation) as u64;

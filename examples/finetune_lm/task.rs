@@ -224,11 +224,14 @@ impl Task for LmTask<'_> {
                 optimizer.backward(&loss)?;
                 return Ok(loss.f_detach()?);
             };
-            Ok(optimizer.backward_with(|variables| {
+            let scale = optimizer.loss_scale();
+            let loss = optimizer.backward_with(|variables| {
                 recompute.gradients(variables, |tape| {
-                    self.model.loss_with(inputs, &batch.labels, &loss, tape)
+                    let loss = self.model.loss_with(inputs, &batch.labels, &loss, tape)?;
+                    Ok(loss.f_mul_scalar(scale)?)
                 })
-            })?)
+            })?;
+            Ok(loss.f_div_scalar(scale)?)
         })
     }
 

@@ -37,8 +37,13 @@ impl Gradients {
         Ok(self.variables.zero_grad()?)
     }
 
-    /// Adds one tensor per slot; an undefined one adds nothing.
-    pub(super) fn add(&mut self, layout: &FlatParams, found: Vec<Tensor>) -> Result<()> {
+    /// Adds one tensor per slot, divided by `scale`; an undefined one adds nothing.
+    pub(super) fn add(
+        &mut self,
+        layout: &FlatParams,
+        found: Vec<Tensor>,
+        scale: f64,
+    ) -> Result<()> {
         let found: Vec<Option<&Tensor>> =
             found.iter().map(|tensor| Some(tensor).filter(|t| t.defined())).collect();
         if found.iter().all(Option::is_none) {
@@ -57,12 +62,13 @@ impl Gradients {
             }
             None => layout.master().f_zeros_like()?,
         };
-        if first {
-            layout.gather(&found, &flat)?;
-        } else {
-            let more = flat.f_zeros_like()?;
-            layout.gather(&found, &more)?;
-            let _ = flat.f_add_(&more)?;
+        let mut new = if first { flat.shallow_clone() } else { flat.f_zeros_like()? };
+        layout.gather(&found, &new)?;
+        if scale != 1. {
+            let _ = new.f_div_scalar_(scale)?;
+        }
+        if !first {
+            let _ = flat.f_add_(&new)?;
         }
         for (present, gradient) in self.present.iter_mut().zip(&found) {
             *present |= gradient.is_some();

@@ -2,8 +2,8 @@
 
 mod algorithm;
 mod gradients;
-mod groups;
 mod schedule;
+mod settings;
 mod state;
 
 use std::collections::BTreeMap;
@@ -14,8 +14,8 @@ use tch::{no_grad, Tensor};
 use algorithm::check_range;
 pub use algorithm::Algorithm;
 use gradients::Gradients;
-use groups::{check_lr, Group};
 pub use schedule::{Decay, Schedule};
+use settings::{check_lr, Group};
 use state::State;
 
 use crate::attachment::Attachment;
@@ -62,6 +62,7 @@ pub struct Optimizer {
     gradients: Gradients,
     accumulation: i64,
     accumulated: i64,
+    loss_scale: f64,
 }
 
 impl Optimizer {
@@ -92,24 +93,8 @@ impl Optimizer {
             gradients: Gradients::new(guard.gradients(adapter)?, slots),
             accumulation: 1,
             accumulated: 0,
+            loss_scale: 1.,
         })
-    }
-
-    /// Takes `steps` backward passes for one update: each of the `backward_step…` methods then adds the gradient of
-    /// `loss / steps` and updates the weights at every `steps`-th call. The default is 1.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for 0.
-    #[doc(alias = "gradient_accumulation_steps")]
-    pub fn set_accumulation(&mut self, steps: usize) -> Result<()> {
-        if steps == 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "accumulation over 0 steps, expected at least 1",
-            ));
-        }
-        self.accumulation = steps as i64;
-        Ok(())
     }
 
     /// Forgets all gradients, those in the variables included.
@@ -128,18 +113,23 @@ impl Optimizer {
     /// active, merged, disabled or frozen.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
         check_loss(loss)?;
+        let scaled = match self.loss_scale == 1. {
+            true => loss.shallow_clone(),
+            false => loss.f_mul_scalar(self.loss_scale)?,
+        };
         self.with_adapter(|this, attachment| {
             attachment.check_trainable(&this.adapter)?;
             let inputs = inputs(attachment, &this.adapter)?;
-            let found = Tensor::f_run_backward(&[loss], &inputs, false, false)?;
-            this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found)
+            let found = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
+            this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found, this.loss_scale)
         })
     }
 
     /// Adds gradients that `compute` finds for the selected tensors, in the order in which it is given them: for
     /// backward passes that are more than one call, such as block checkpointing
     /// ([`Recompute::gradients`](crate::recompute::Recompute::gradients)). An undefined tensor stands for no gradient.
-    /// What `compute` gives beside them, usually the loss, is given back.
+    /// What `compute` gives beside them, usually the loss, is given back. With a [`loss_scale`](Self::loss_scale) the
+    /// gradients are those of the scaled loss.
     ///
     /// # Errors
     /// As [`backward`](Self::backward); `ShapeMismatch` if a gradient does not have its tensor's shape.
@@ -171,7 +161,7 @@ impl Optimizer {
             }
         }
         self.with_adapter(|this, attachment| {
-            this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found)
+            this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found, this.loss_scale)
         })?;
         Ok(value)
     }
@@ -330,7 +320,7 @@ impl Optimizer {
         if self.gradients.is_empty() {
             let variables = adapter.slot_variables.iter();
             let found = variables.map(|v| attachment.variables.get(*v).tensor.grad()).collect();
-            self.gradients.add(&adapter.flat, found)?;
+            self.gradients.add(&adapter.flat, found, 1.)?;
         }
         self.gradients.follow(&adapter.flat)
     }

@@ -101,3 +101,19 @@ fn bf16_and_both_precisions_run() {
     let first = first_loss(&example, "model");
     assert!((first - first_loss(&example, "master")).abs() < 1e-6);
 }
+
+#[test]
+fn f16_trains_with_a_scaled_loss_with_and_without_checkpointing() {
+    let example = example().set(&["max_steps=8"]);
+    example.run(&["out=f32", "kind=f32"]);
+    example.run(&["out=f16", "kind=f16"]);
+    example.run(&["out=twice", "kind=f16", "checkpointing=all", "loss_scale=4096"]);
+    for key in ["loss", "grad_norm"] {
+        let expected = example.series("f32", key);
+        for out in ["f16", "twice"] {
+            for (a, b) in expected.iter().zip(example.series(out, key)) {
+                assert!((a.1 - b.1).abs() < 0.02 * a.1.abs(), "{out} {key}: {a:?} {b:?}");
+            }
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! The settings of an optimiser that may differ between parameter groups, and change while it runs.
+//! The settings of an optimiser that may change while it runs; some may differ between parameter groups.
 
 use super::algorithm::{check_range, Algorithm};
 use super::Optimizer;
@@ -12,6 +12,46 @@ pub(super) struct Group {
 }
 
 impl Optimizer {
+    /// Takes `steps` backward passes for one update: each of the `backward_step…` methods then adds the gradient of
+    /// `loss / steps` and updates the weights at every `steps`-th call. The default is 1.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for 0.
+    #[doc(alias = "gradient_accumulation_steps")]
+    pub fn set_accumulation(&mut self, steps: usize) -> Result<()> {
+        if steps == 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "accumulation over 0 steps, expected at least 1",
+            ));
+        }
+        self.accumulation = steps as i64;
+        Ok(())
+    }
+
+    /// Multiplies losses before their backward pass, and divides the gradients again where they are in f32: in f16 those
+    /// of a mean over thousands of tokens are too small for its exponent otherwise. bf16 has no need of it. The default
+    /// is 1; with 1024 a model in f16 trains.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is not a finite number above 0.
+    #[doc(alias = "GradScaler")]
+    pub fn set_loss_scale(&mut self, scale: f64) -> Result<()> {
+        check_range(
+            "the loss scale",
+            scale,
+            f64::MIN_POSITIVE..f64::INFINITY,
+            "finite and above 0",
+        )?;
+        self.loss_scale = scale;
+        Ok(())
+    }
+
+    /// What losses are multiplied by before their backward pass.
+    pub fn loss_scale(&self) -> f64 {
+        self.loss_scale
+    }
+
     /// The present learning rate; that of the lowest group where there are several.
     pub fn lr(&self) -> f64 {
         self.groups.values().next().map_or(0., |group| group.lr)
