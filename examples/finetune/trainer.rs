@@ -42,6 +42,7 @@ struct Run<'a, T: Task> {
     /// When the figures of the last step were read.
     clock: Instant,
     bar: ProgressBar,
+    begun: Instant,
     drawn: Instant,
     said: Instant,
 }
@@ -98,6 +99,7 @@ pub fn train<T: Task>(
         ahead: vs.device() != Device::Cpu,
         clock: Instant::now(),
         bar: progress::steps(total, state.step)?,
+        begun: Instant::now(),
         drawn: Instant::now(),
         said: Instant::now(),
         task,
@@ -305,7 +307,8 @@ impl<T: Task> Run<'_, T> {
         let adapter = out.join("adapter");
         self.tuned.save_pretrained(&adapter)?;
         self.task.add_files(&adapter)?;
-        println!("the adapter is in '{}'", adapter.display());
+        let seconds = self.begun.elapsed().as_secs_f64();
+        println!("{seconds:.1} s; the adapter is in '{}'", adapter.display());
         if let Some((step, value)) = self.state.best {
             let dir = checkpoint::dir(out, step);
             println!("the lowest eval_loss, {value:.4}, was that of '{}'", dir.display());
