@@ -65,10 +65,10 @@ impl Head {
             Products::Same => {
                 let _ = rows.f_mm_out(out, &self.weight.f_tr()?)?;
             }
-            Products::Low(buffer) => {
-                let buffer = buffer.f_narrow(0, 0, out.size2()?.0)?;
-                let _ = rows.f_mm_out(&buffer, &self.weight.f_tr()?)?;
-                out.f_copy_(&buffer)?;
+            Products::Low(_) => {
+                if let Some(low) = self.low_logits(rows)? {
+                    out.f_copy_(&low)?;
+                }
             }
             Products::InTiles => self.tiles(|start, tile| {
                 let mut out = out.f_narrow(1, start, tile.size2()?.0)?;
@@ -81,13 +81,26 @@ impl Head {
                 Ok(())
             })?,
         }
+        self.add_bias(out)
+    }
+
+    /// The logits of `rows` in the weight's kind and without the bias, in memory that is used again for the next, where
+    /// products are in another kind than the logits.
+    pub(super) fn low_logits(&self, rows: &Tensor) -> Result<Option<Tensor>> {
+        let Products::Low(buffer) = &self.products else { return Ok(None) };
+        let buffer = buffer.f_narrow(0, 0, rows.size2()?.0)?;
+        let _ = rows.f_mm_out(&buffer, &self.weight.f_tr()?)?;
+        Ok(Some(buffer))
+    }
+
+    pub(super) fn add_bias(&self, logits: &mut Tensor) -> Result<()> {
         if let Some(bias) = &self.bias {
-            let _ = out.f_add_(bias)?;
+            let _ = logits.f_add_(bias)?;
         }
         Ok(())
     }
 
-    /// Given the gradient of the logits, writes that of the hidden states into `hidden`, and adds that of the weight
+    /// Given the gradient of the logits, in their kind or in the weight's, writes that of the hidden states into `hidden`, and adds that of the weight
     /// to `weight`.
     pub(super) fn backward(
         &mut self,
@@ -105,9 +118,8 @@ impl Head {
                     let _ = weight.f_addmm_(&logits.f_tr()?, rows)?;
                 }
             }
-            Products::Low(buffer) => {
-                let mut low = buffer.f_narrow(0, 0, logits.size2()?.0)?;
-                low.f_copy_(logits)?;
+            Products::Low(_) => {
+                let low = logits.f_to_kind(self.weight.f_kind()?)?;
                 if let Some(mut hidden) = hidden {
                     hidden.f_copy_(&low.f_mm(&self.weight)?)?;
                 }

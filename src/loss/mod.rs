@@ -18,6 +18,9 @@ use targets::{Count, Targets};
 /// The target that transformers and PyTorch give to tokens that do not count.
 pub const IGNORE_INDEX: i64 = -100;
 
+/// So many elements of the logits are computed with at a time where they are converted anyway: they stay in a CPU's cache.
+const CACHED: i64 = 1 << 21;
+
 /// What the losses of the tokens are put together to.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
@@ -219,29 +222,40 @@ impl LinearCrossEntropy {
         let chunk = (tokens + chunks - 1) / chunks;
         let mut head = Head::new(weight, bias, kind, chunk)?;
         let input_kind = head.input_kind(kind)?;
-        let buffer = Tensor::f_empty([chunk, vocab], (kind, device))?;
+        let block = match device {
+            Device::Cpu if input_kind != kind => (CACHED / vocab).clamp(1, chunk),
+            _ => chunk,
+        };
+        let buffer = Tensor::f_empty([block, vocab], (kind, device))?;
         let mut start = 0;
         while start < tokens {
             let len = chunk.min(tokens - start);
             let rows = targets.rows(hidden, start, len)?.f_to_kind(input_kind)?;
-            let mut logits = buffer.f_narrow(0, 0, len)?;
-            head.logits(&rows, &mut logits)?;
-            let classes = targets.classes.f_narrow(0, start, len)?;
-            let weights =
-                targets.weights.as_ref().map(|w| w.f_narrow(0, start, len)).transpose()?;
-            let gradient = self.chunk(logits, &classes, weights.as_ref(), &mut sums)?;
-            if let Some(mut gradient) = gradient {
-                // Rows of the hidden states' gradient are masked when all are there, which is cheaper.
-                if let (Some(weights), true) = (&weights, sums.trains_head()) {
-                    let _ = gradient.f_mul_(weights)?;
+            let gradient = match head.low_logits(&rows)? {
+                None => {
+                    let mut logits = buffer.f_narrow(0, 0, len)?;
+                    head.logits(&rows, &mut logits)?;
+                    self.block(logits, start, targets, &mut sums)?
                 }
-                if let Some(bias) = &mut sums.bias {
-                    let _ = bias.f_add_(&gradient.f_sum_dim_intlist(
-                        [0i64].as_slice(),
-                        false,
-                        kind,
-                    )?)?;
+                // Block by block to the kind of the logits, and back as their gradient.
+                Some(low) => {
+                    let mut wanted = false;
+                    for at in (0..len).step_by(block as usize) {
+                        let mut low = low.f_narrow(0, at, block.min(len - at))?;
+                        let mut logits = buffer.f_narrow(0, 0, low.size2()?.0)?;
+                        logits.f_copy_(&low)?;
+                        head.add_bias(&mut logits)?;
+                        if let Some(gradient) =
+                            self.block(logits, start + at, targets, &mut sums)?
+                        {
+                            low.f_copy_(&gradient)?;
+                            wanted = true;
+                        }
+                    }
+                    wanted.then_some(low)
                 }
+            };
+            if let Some(gradient) = gradient {
                 let part = match (&sums.hidden, &targets.kept) {
                     (None, _) => None,
                     (Some(all), None) => Some(all.f_narrow(0, start, len)?),
@@ -268,6 +282,30 @@ impl LinearCrossEntropy {
             }
         }
         Ok(sums)
+    }
+
+    /// [`chunk`](Self::chunk) of the targets from `start` on. What the bias gains is added to the sums as well.
+    fn block(
+        &self,
+        logits: Tensor,
+        start: i64,
+        targets: &Targets,
+        sums: &mut Sums,
+    ) -> Result<Option<Tensor>> {
+        let (kind, len) = (logits.f_kind()?, logits.size2()?.0);
+        let classes = targets.classes.f_narrow(0, start, len)?;
+        let weights = targets.weights.as_ref().map(|w| w.f_narrow(0, start, len)).transpose()?;
+        let Some(mut gradient) = self.chunk(logits, &classes, weights.as_ref(), sums)? else {
+            return Ok(None);
+        };
+        // Rows of the hidden states' gradient are masked when all are there, which is cheaper.
+        if let (Some(weights), true) = (&weights, sums.trains_head()) {
+            let _ = gradient.f_mul_(weights)?;
+        }
+        if let Some(bias) = &mut sums.bias {
+            let _ = bias.f_add_(&gradient.f_sum_dim_intlist([0i64].as_slice(), false, kind)?)?;
+        }
+        Ok(Some(gradient))
     }
 
     /// Adds the loss of a chunk to the sums, and gives its gradient with respect to the scaled logits, before the cap:
