@@ -80,8 +80,8 @@ fn rows() -> Vec<(Work, Vec<Who>)> {
         ..work(name, LLAMA_3B, "bfloat16", batch, length)
     };
     vec![
-        (work("step, bf16", LLAMA_56M, "bfloat16", 4, 256), all.clone()),
-        (work("step, f32", LLAMA_56M, "float32", 4, 256), all.clone()),
+        (work("step, bf16, 4 x 256", LLAMA_56M, "bfloat16", 4, 256), all.clone()),
+        (work("step, f32, 4 x 256", LLAMA_56M, "float32", 4, 256), all.clone()),
         (work("step, bf16, long vocabulary", LONG_VOCABULARY, "bfloat16", 2, 512), all.clone()),
         (
             work("step, bf16, 4 x 1024", LLAMA_56M, "bfloat16", 4, 1024),
