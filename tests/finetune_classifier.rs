@@ -113,7 +113,8 @@ fn labels_that_the_model_does_not_know_get_a_new_head_that_peft_loads() {
     assert!(printed.contains("6 modules train"), "{printed}");
     let last = |key: &str| example.series("out", key).last().unwrap().1;
     assert!(last("accuracy") == 1. && last("f1") == 1., "{printed}");
-    example.write("texts.json", &json!([OLD[0], WISE[0], OLD[1]]).to_string());
+    let texts: Vec<String> = rows(3).into_iter().map(|(text, ..)| text).collect();
+    example.write("texts.json", &json!(texts).to_string());
     let (base, adapter, texts) =
         (model("bert"), example.path("out/adapter"), example.path("texts.json"));
     let path = |path: &PathBuf| path.to_str().unwrap().to_owned();

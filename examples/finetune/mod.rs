@@ -16,5 +16,6 @@ pub mod progress;
 pub mod settings;
 pub mod task;
 pub mod tensorboard;
+pub mod tokenizer;
 pub mod trainer;
 mod yaml;

@@ -48,7 +48,7 @@ pub fn check<T: Task>(
     let idle: Vec<String> = found.iter().filter_map(idle).collect();
     if !idle.is_empty() {
         bail!(
-            "{} selected tensors have no gradient in the largest batch, or one of 0: {}. Leave them out with \
+            "{} selected tensors have no gradient in the largest batch, or one that is 0 or not finite: {}. Leave them out with \
              'adapter.exclude_modules'",
             idle.len(),
             idle.join(", ")

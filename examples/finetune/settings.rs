@@ -12,7 +12,7 @@ use tch::{Device, Kind};
 
 /// What is asked for in YAML, the data apart.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Settings {
     pub model: PathBuf,
     pub out: PathBuf,

@@ -6,6 +6,8 @@ use anyhow::{anyhow, ensure, Result};
 use serde_json::Value;
 use tokenizers::{EncodeInput, Tokenizer, TruncationParams};
 
+use crate::finetune::tokenizer;
+
 pub struct Texts {
     tokenizer: Tokenizer,
     pad: i64,
@@ -25,16 +27,8 @@ pub struct TextRows {
 
 impl Texts {
     pub fn open(model: &Path, config: &Value, max_length: usize) -> Result<Self> {
-        let path = model.join("tokenizer.json");
-        let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| {
-            anyhow!(
-                "'{}': {error}. A model directory with a tokenizer.json is needed",
-                path.display()
-            )
-        })?;
-        tokenizer.with_padding(None);
         let truncation = TruncationParams { max_length, ..Default::default() };
-        tokenizer.with_truncation(Some(truncation)).map_err(|error| anyhow!(error))?;
+        let tokenizer = tokenizer::open(model, Some(truncation))?;
         let id = |name: &str| tokenizer.token_to_id(name).map(i64::from);
         let pad = config["pad_token_id"].as_i64().or(id("[PAD]")).or(id("<pad>")).unwrap_or(0);
         let types = config["type_vocab_size"].as_i64().is_some_and(|count| count > 1);

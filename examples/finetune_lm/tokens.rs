@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::chat::ChatTemplate;
+use crate::finetune::tokenizer;
 use crate::settings::{DataSettings, LossOn};
 use crate::special::{eos_of_model, special, tokenizer_config};
 
@@ -30,16 +31,7 @@ pub struct Tokens {
 
 impl TextEncoder {
     pub fn open(model: &Path, data: &DataSettings) -> Result<Self> {
-        let path = model.join("tokenizer.json");
-        let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| {
-            anyhow!(
-                "'{}': {error}. A model directory with a tokenizer.json is needed",
-                path.display()
-            )
-        })?;
-        // What the file says of these is for inference.
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| anyhow!(error))?;
+        let tokenizer = tokenizer::open(model, None)?;
         let config = tokenizer_config(model)?;
         let eos = special(&config, "eos_token").and_then(|token| tokenizer.token_to_id(&token));
         let eos = match data.append_eos {

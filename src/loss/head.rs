@@ -100,8 +100,8 @@ impl Head {
         Ok(())
     }
 
-    /// Given the gradient of the logits, in their kind or in the weight's, writes that of the hidden states into `hidden`, and adds that of the weight
-    /// to `weight`.
+    /// Given the gradient of the logits, in their kind or in the weight's, writes that of the hidden states into
+    /// `hidden`, and adds that of the weight to `weight`.
     pub(super) fn backward(
         &mut self,
         rows: &Tensor,

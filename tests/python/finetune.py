@@ -76,11 +76,15 @@ def make_lm(directory, family):
 
 
 def make_bert(directory, labels):
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # Written out: a vocabulary that is trained differs from run to run.
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = sorted({word for text in TEXT for word in text.replace(",", " , ").replace(";", " ; ").split()})
+    letters = sorted({letter for word in words for letter in word})
+    known = [*special, *letters, *("##" + letter for letter in letters), *(word for word in words if len(word) > 1)]
+    vocabulary = {token: i for i, token in enumerate(known)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(TEXT * 4, trainers.WordPieceTrainer(vocab_size=256, special_tokens=special))
     ids = {name: tokenizer.token_to_id(name) for name in special}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
