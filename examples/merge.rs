@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use ln_tuning::pretrained::merge;
+use ln_tuning::merge;
 use serde_json::json;
 
 /// Merge an adapter into a Hugging Face model directory.

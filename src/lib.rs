@@ -8,55 +8,32 @@
 //!   [`AdapterOptions`], [`LoadOptions`] and [`SaveOptions`] are for where the defaults do not fit.
 //! - [`Optimizer`] trains the active adapter.
 //! - [`device`] finds the GPU; [`models`] has models with the names of transformers; [`pretrained`] opens their
-//!   directories and merges adapters into them; [`SavedAdapter`] reads an adapter's.
+//!   directories, [`merge`] puts an adapter into one; [`SavedAdapter`] reads an adapter's.
 //! - Every fallible operation returns an [`Error`]; its [`kind`](Error::kind) is there to be matched on.
 
 #![deny(missing_docs)]
 
 mod adapter;
-mod attachment;
-mod checkpoint;
-mod config;
+mod autograd;
 pub mod device;
-mod diff;
 mod error;
-mod flat;
-#[cfg(feature = "plots")]
-mod heat_map;
-mod interpolation;
-pub mod loss;
-mod mapped;
-mod model;
+mod kernels;
 #[cfg(feature = "models")]
 pub mod models;
-mod natural;
+mod names;
 mod optim;
-mod options;
-mod pattern;
 pub mod pretrained;
-mod processor;
-mod product;
-pub mod recompute;
-mod selection;
-mod state_dict;
-mod status;
-mod strict;
-mod surrogate;
-mod switch;
-mod variables;
+mod storage;
 
-pub use checkpoint::SavedAdapter;
-pub use config::{LnTuningConfig, Modules, ParsedConfig, TaskType};
-pub use diff::{AdapterDiff, TensorDiff};
+pub use adapter::{
+    merge, AdapterDiff, AdapterOptions, DisabledAdapters, InterpolateOptions, Interpolation,
+    LayerStatus, LnTuningConfig, LnTuningModel, LoadOptions, LoadReport, MergeReport, ModelStatus,
+    Modules, Norms, ParsedConfig, Precision, SaveKind, SaveOptions, SavedAdapter, SelectedModule,
+    Selection, TaskType, TensorDiff, TrainableParameters, DEFAULT_ADAPTER,
+};
+pub use autograd::{loss, recompute};
 pub use error::{Error, ErrorKind, Result};
-pub use flat::Precision;
-pub use interpolation::{InterpolateOptions, Interpolation};
-pub use model::{LnTuningModel, DEFAULT_ADAPTER};
-pub use natural::natural_cmp;
+pub use names::natural::natural_cmp;
 pub use optim::{Algorithm, Decay, Optimizer, Schedule};
-pub use options::{AdapterOptions, LoadOptions, SaveKind, SaveOptions};
-pub use selection::{Norms, SelectedModule, Selection, VariableInfo};
-pub use state_dict::LoadReport;
-pub use status::{LayerStatus, ModelStatus, TrainableParameters};
-pub use switch::DisabledAdapters;
+pub use storage::info::VariableInfo;
 pub use tch::nn::{AdamW, Sgd};

@@ -6,7 +6,7 @@ mod nets;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use ln_tuning::pretrained::{merge, ModelFiles};
+use ln_tuning::{merge, pretrained::ModelFiles};
 use ln_tuning::{Error, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions};
 use tch::{Device, Tensor};
 
@@ -33,7 +33,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn refusal(result: ln_tuning::Result<ln_tuning::pretrained::MergeReport>) -> Error {
+fn refusal(result: ln_tuning::Result<ln_tuning::MergeReport>) -> Error {
     result.expect_err("refused")
 }
 

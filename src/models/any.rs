@@ -5,10 +5,12 @@ use std::path::Path;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 
-use super::{
-    Clip, ClipConfig, Decoder, DecoderConfig, Dinov2, Dinov2Config, Encoder, EncoderConfig,
-};
-use super::{Seq2Seq, Seq2SeqConfig, ViTConfig, ViTForImageClassification};
+use super::clip::{Clip, ClipConfig};
+use super::decoder::{Decoder, DecoderConfig};
+use super::dinov2::{Dinov2, Dinov2Config};
+use super::encoder::{Encoder, EncoderConfig};
+use super::seq2seq::{Seq2Seq, Seq2SeqConfig};
+use super::vit::{ViTConfig, ViTForImageClassification};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pretrained::ModelFiles;
 

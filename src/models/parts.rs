@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use super::weights::Weights;
 use crate::error::Result;
-use crate::product::{linear, linear_transposed};
+use crate::kernels::product::{linear, linear_transposed};
 
 #[derive(Debug)]
 pub(super) struct Linear {

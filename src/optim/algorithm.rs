@@ -2,8 +2,8 @@
 
 use tch::{nn, Tensor};
 
+use crate::adapter::flat::copy_of;
 use crate::error::{Error, ErrorKind, Result};
-use crate::flat::copy_of;
 
 /// An optimisation algorithm with its settings: those of tch, so that a training script keeps its line.
 #[derive(Debug, Clone, Copy)]

@@ -2,8 +2,8 @@
 
 use tch::{COptimizer, Tensor};
 
+use crate::adapter::flat::{copy_of, FlatParams};
 use crate::error::{Error, ErrorKind, Result};
-use crate::flat::{copy_of, FlatParams};
 
 #[derive(Debug)]
 pub(super) struct Gradients {

@@ -1,15 +1,9 @@
 //! The settings of an optimiser that may change while it runs; some may differ between parameter groups.
 
-use super::algorithm::{check_range, Algorithm};
-use super::Optimizer;
+use super::algorithm::check_range;
+use super::group::{check_lr, Group};
+use super::optimizer::Optimizer;
 use crate::error::{Error, ErrorKind, Result};
-
-/// The settings of one parameter group (`Path::set_group` of tch).
-#[derive(Debug, Clone)]
-pub(super) struct Group {
-    pub(super) algorithm: Algorithm,
-    pub(super) lr: f64,
-}
 
 impl Optimizer {
     /// Takes `steps` backward passes for one update: each of the `backward_step…` methods then adds the gradient of
@@ -123,8 +117,4 @@ impl Optimizer {
             )
         })
     }
-}
-
-pub(super) fn check_lr(lr: f64) -> Result<()> {
-    check_range("the learning rate", lr, 0.0..f64::INFINITY, "finite and not negative")
 }

@@ -7,8 +7,8 @@ use tch::{Kind, Tensor};
 
 use super::algorithm::Algorithm;
 use super::gradients::Gradients;
+use crate::adapter::flat::{copy_of, FlatParams};
 use crate::error::{Error, ErrorKind, Result};
-use crate::flat::{copy_of, FlatParams};
 
 #[derive(Debug)]
 pub(super) struct State {

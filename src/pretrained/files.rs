@@ -7,10 +7,11 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::names::Renaming;
-use crate::checkpoint::{kind_of, Stored, StoredTensors};
 use crate::error::{Error, ErrorKind, Result};
-use crate::natural::natural_cmp;
-use crate::selection::VariableInfo;
+use crate::names::natural::natural_cmp;
+use crate::storage::info::VariableInfo;
+use crate::storage::safetensors::kind_of;
+use crate::storage::stored::{Stored, StoredTensors};
 
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -30,13 +31,13 @@ pub struct ModelFiles {
 }
 
 impl TensorFile {
-    pub(super) fn kind(&self) -> Option<Kind> {
+    pub(crate) fn kind(&self) -> Option<Kind> {
         kind_of(self.stored.dtype)
     }
 }
 
 /// Hears of bytes done and to do.
-pub(super) struct Progress(pub(super) Box<dyn Fn(u64, u64)>);
+pub(crate) struct Progress(pub(super) Box<dyn Fn(u64, u64)>);
 
 impl std::fmt::Debug for Progress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -46,10 +47,10 @@ impl std::fmt::Debug for Progress {
 
 /// Where a tensor is.
 #[derive(Debug)]
-pub(super) struct TensorFile {
-    pub(super) name: String,
-    pub(super) shard: usize,
-    pub(super) stored: Stored,
+pub(crate) struct TensorFile {
+    pub(crate) name: String,
+    pub(crate) shard: usize,
+    pub(crate) stored: Stored,
 }
 
 impl ModelFiles {
@@ -196,25 +197,25 @@ impl ModelFiles {
         self.by_name.contains_key(name)
     }
 
-    pub(super) fn shards(&self) -> &[StoredTensors] {
+    pub(crate) fn shards(&self) -> &[StoredTensors] {
         &self.shards
     }
 
-    pub(super) fn tensors(&self) -> &[TensorFile] {
+    pub(crate) fn tensors(&self) -> &[TensorFile] {
         &self.tensors
     }
 
-    pub(super) fn find(&self, name: &str) -> Option<&TensorFile> {
+    pub(crate) fn find(&self, name: &str) -> Option<&TensorFile> {
         self.by_name.get(name).map(|place| &self.tensors[*place])
     }
 
     /// Whether this is one of the files that hold the weights or say where they are.
-    pub(super) fn is_weights(&self, path: &Path) -> bool {
+    pub(crate) fn is_weights(&self, path: &Path) -> bool {
         self.shards.iter().any(|shard| shard.path == path)
     }
 }
 
-pub(super) fn is_parameter(name: &str, kind: Kind) -> bool {
+pub(crate) fn is_parameter(name: &str, kind: Kind) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     let float = matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
     float && !["running_mean", "running_var", "final_logits_bias"].contains(&last)

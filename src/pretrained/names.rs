@@ -3,7 +3,7 @@
 //! transformers 5 renames some models while loading, and files written before keep the former names.
 
 use crate::error::Result;
-use crate::pattern::Pattern;
+use crate::names::pattern::Pattern;
 
 /// Model types, and the renamings that transformers 5 applies one after the other.
 const RENAMINGS: &[(&str, &[(&str, &str)])] = &[

@@ -8,8 +8,8 @@ use super::family::{Positions, Qkv};
 use super::norm::HeadNorm;
 use super::pass::Pass;
 use super::rope::rotate;
-use super::whole_scores;
 use crate::error::Result;
+use crate::kernels::attention as kernels;
 use crate::models::parts::Linear;
 
 /// From so many keys on, one query's attention in f32 is worth their conversion where the fused kernel is slow.
@@ -107,9 +107,9 @@ fn attend(
     };
     let Some(cap) = config.attention_cap else {
         let boolean = mask.is_none_or(|mask| mask.kind() == Kind::Bool);
-        if boolean && dropout == 0. && whole_scores::fused_is_slow(q)? {
-            if whole_scores::pays(q, k)? && (causal || mask.is_some()) {
-                return whole_scores::attend(q, k, v, mask, scale);
+        if boolean && dropout == 0. && kernels::fused_is_slow(q)? {
+            if kernels::pays(q, k)? && (causal || mask.is_some()) {
+                return kernels::attend(q, k, v, mask, scale);
             }
             if q.size4()?.2 == 1 && k.size4()?.2 >= MANY_KEYS {
                 let kind = q.f_kind()?;

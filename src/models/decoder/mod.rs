@@ -12,7 +12,6 @@ mod pass;
 mod per_layer;
 mod rope;
 mod training;
-mod whole_scores;
 
 use std::path::Path as FilePath;
 use std::rc::Rc;

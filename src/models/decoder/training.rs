@@ -6,9 +6,9 @@ use tch::{Kind, Tensor};
 
 use super::family::Positions;
 use super::{Decoder, Inputs};
+use crate::autograd::loss::LinearCrossEntropy;
+use crate::autograd::recompute::Tape;
 use crate::error::{Error, ErrorKind, Result};
-use crate::loss::LinearCrossEntropy;
-use crate::recompute::Tape;
 
 impl Decoder {
     /// The cross-entropy of each token given those before it. `labels` `[batch, length]` are the ids once more, with

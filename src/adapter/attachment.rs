@@ -1,0 +1,386 @@
+//! Adapters attached to variables: which storage each variable uses now, and whether user code has moved it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tch::{COptimizer, Tensor};
+
+use crate::adapter::variables::{Changes, Variable, Variables};
+use crate::adapter::weights::Adapter;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The state that a model handle and its optimisers share.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) variables: Variables,
+    /// The storage, without adapters, of every variable that some adapter replaces.
+    base: HashMap<usize, Tensor>,
+    pub(crate) adapters: BTreeMap<String, Adapter>,
+    /// The adapter that is used while adapters are enabled.
+    pub(crate) active: Option<String>,
+    pub(crate) enabled: bool,
+    /// The adapter whose weights stand in for the base until unmerged.
+    pub(crate) merged: Option<String>,
+    /// The adapter whose storage the variables use now.
+    shown: Option<String>,
+}
+
+impl Attachment {
+    pub(crate) fn new(variables: Variables) -> Self {
+        Attachment {
+            variables,
+            base: HashMap::new(),
+            adapters: BTreeMap::new(),
+            active: None,
+            enabled: true,
+            merged: None,
+            shown: None,
+        }
+    }
+
+    /// Takes every adapter away. The variables keep the storage that they use now.
+    pub(crate) fn clear(&mut self) -> Result<()> {
+        self.adapters.clear();
+        self.base.clear();
+        (self.active, self.merged, self.shown) = (None, None, None);
+        self.enabled = true;
+        self.forget_requires_grad()
+    }
+
+    /// The adapter of this name.
+    pub(crate) fn adapter(&self, name: &str) -> Result<&Adapter> {
+        self.adapters.get(name).ok_or_else(|| self.unknown(name))
+    }
+
+    pub(crate) fn adapter_mut(&mut self, name: &str) -> Result<&mut Adapter> {
+        if !self.adapters.contains_key(name) {
+            return Err(self.unknown(name));
+        }
+        Ok(self.adapters.get_mut(name).expect("the name was just found"))
+    }
+
+    /// Refuses the name of an adapter that is there already.
+    pub(crate) fn check_new(&self, name: &str) -> Result<()> {
+        if self.adapters.contains_key(name) {
+            return Err(Error::new(
+                ErrorKind::DuplicateAdapter,
+                format!("an adapter '{name}' is attached already: delete it first, or choose another name"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses what cannot be done while an adapter is merged.
+    pub(crate) fn check_unmerged(&self, doing: &str) -> Result<()> {
+        match &self.merged {
+            None => Ok(()),
+            Some(merged) => Err(Error::new(
+                ErrorKind::InvalidState,
+                format!(
+                    "cannot {doing}: adapter '{merged}' is merged. Call `unmerge_adapter` first"
+                ),
+            )),
+        }
+    }
+
+    fn unknown(&self, name: &str) -> Error {
+        let known: Vec<&str> = self.adapters.keys().map(String::as_str).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join("', '") };
+        Error::new(
+            ErrorKind::UnknownAdapter,
+            format!("there is no adapter '{name}'; attached: '{known}'"),
+        )
+    }
+
+    /// The storage that a variable has without adapters.
+    pub(crate) fn base_data(&self, variable: usize) -> Result<Tensor> {
+        match self.base.get(&variable) {
+            Some(data) => Ok(data.shallow_clone()),
+            None => Ok(self.variables.get(variable).tensor.f_detach()?),
+        }
+    }
+
+    /// Puts an adapter beside the others. The model does not see it before it is made active.
+    pub(crate) fn insert(&mut self, name: &str, adapter: Adapter) -> Result<()> {
+        let mut missing = Vec::new();
+        for (variable, _) in adapter.storages() {
+            if !self.base.contains_key(&variable) {
+                missing.push((variable, self.base_data(variable)?));
+            }
+        }
+        self.base.extend(missing);
+        self.adapters.insert(name.to_owned(), adapter);
+        Ok(())
+    }
+
+    /// Takes an adapter out. It must not be in use.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.adapters.remove(name);
+    }
+
+    /// The adapter that the present state asks for.
+    fn wanted(&self) -> Option<String> {
+        match (&self.merged, self.enabled) {
+            (Some(merged), _) => Some(merged.clone()),
+            (None, true) => self.active.clone(),
+            (None, false) => None,
+        }
+    }
+
+    /// Makes variables and gradients follow the present state: a pointer swap per tensor of the two adapters involved.
+    pub(crate) fn apply(&mut self) -> Result<()> {
+        let wanted = self.wanted();
+        if wanted != self.shown {
+            if let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
+                // A gradient that is left behind would be taken for one of the next adapter.
+                let graded = adapter.slot_variables.iter().copied();
+                let graded: Vec<usize> =
+                    graded.filter(|v| self.variables.get(*v).tensor.grad().defined()).collect();
+                if !graded.is_empty() {
+                    gradients_of(&self.variables, &graded)?.zero_grad()?;
+                }
+                let mut stays = vec![false; self.variables.len()];
+                if let Some(next) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
+                    next.storages().for_each(|(variable, _)| stays[variable] = true);
+                }
+                for (variable, _) in adapter.storages() {
+                    let tensor = &self.variables.get(variable).tensor;
+                    if tensor.requires_grad() {
+                        let _ = tensor.f_set_requires_grad(false)?;
+                    }
+                    if !stays[variable] {
+                        self.variables.set_data(variable, &self.base[&variable])?;
+                    }
+                }
+            }
+            if let Some(adapter) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
+                for (variable, storage) in adapter.storages() {
+                    self.variables.set_data(variable, storage)?;
+                }
+            }
+            self.shown = wanted;
+        }
+        self.apply_requires_grad()
+    }
+
+    /// Only the parameters of a trainable adapter in use require a gradient.
+    fn apply_requires_grad(&self) -> Result<()> {
+        let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) else {
+            return Ok(());
+        };
+        let train = adapter.trainable && self.merged.is_none();
+        for variable in &adapter.slot_variables {
+            let tensor = &self.variables.get(*variable).tensor;
+            if tensor.requires_grad() != train {
+                let _ = tensor.f_set_requires_grad(train)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Freezes every variable.
+    pub(crate) fn freeze_all(&self) -> Result<()> {
+        for variable in self.variables.iter().filter(|v| v.tensor.requires_grad()) {
+            let _ = variable.tensor.f_set_requires_grad(false)?;
+        }
+        Ok(())
+    }
+
+    /// Freezes the base again and makes trainable what should be, whatever user code did to the flags.
+    pub(crate) fn restore_requires_grad(&self) -> Result<()> {
+        self.freeze_all()?;
+        self.apply_requires_grad()
+    }
+
+    /// Gives every variable the flag that it had before anything was attached.
+    pub(crate) fn forget_requires_grad(&self) -> Result<()> {
+        for variable in self.variables.iter() {
+            if variable.tensor.requires_grad() != variable.required_grad {
+                let _ = variable.tensor.f_set_requires_grad(variable.required_grad)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what user code did to the variables since the last call, and follows it or refuses.
+    ///
+    /// Followed: another kind or device of the model, weights of the adapter written by another optimiser.
+    /// Refused: a base that was overwritten, since the adapter belongs to the earlier one. Then nothing is changed.
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        let changes = self.variables.changes();
+        if changes.moved.is_empty() && changes.written.is_empty() {
+            return Ok(());
+        }
+        let in_use = match (&self.merged, &self.shown) {
+            (None, Some(name)) => self.adapters[name].slot_variables.clone(),
+            _ => Vec::new(),
+        };
+        if let Some(base) = changes.written.iter().find(|v| !in_use.contains(v)) {
+            return Err(self.base_changed(
+                *base,
+                "was overwritten (vs.load, vs.copy or an in-place operation?)",
+            ));
+        }
+        if !changes.moved.is_empty() {
+            self.follow_move(&changes)?;
+        }
+        if let Some(name) = self.shown.clone().filter(|_| self.merged.is_none()) {
+            let adapter = self.adapter_mut(&name)?;
+            for slot in 0..adapter.slot_variables.len() {
+                let variable = adapter.slot_variables[slot];
+                if changes.written.contains(&variable) && !changes.moved.contains(&variable) {
+                    adapter.flat.adopt(slot)?;
+                }
+            }
+        }
+        self.variables.accept(&changes);
+        Ok(())
+    }
+
+    fn base_changed(&self, variable: usize, what: &str) -> Error {
+        let name = &self.variables.get(variable).name;
+        Error::new(
+            ErrorKind::BaseChanged,
+            format!(
+                "the frozen variable '{name}' {what} after an adapter had been attached, which belongs to the \
+                 weights that were there before. Load the base first and attach afterwards; to go on from the \
+                 weights that the VarStore holds now, drop this LnTuningModel and attach a new one"
+            ),
+        )
+    }
+
+    /// Variables have another storage: bring every adapter and the base copies to their kind and device.
+    fn follow_move(&mut self, changes: &Changes) -> Result<()> {
+        let now =
+            |index: usize| -> Result<Tensor> { Ok(self.variables.get(index).tensor.f_detach()?) };
+        let in_use: HashMap<usize, Tensor> =
+            match self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
+                Some(adapter) => adapter.storages().map(|(v, t)| (v, t.shallow_clone())).collect(),
+                None => HashMap::new(),
+            };
+        // What the variables hold that is not the old value in the new kind was put there by user code.
+        let mut foreign: HashMap<usize, Tensor> = HashMap::new();
+        for index in changes.moved.iter().filter(|v| self.base.contains_key(v)) {
+            let present = now(*index)?;
+            let known = in_use.get(index).unwrap_or(&self.base[index]);
+            if present.size() != known.size() {
+                return Err(self.base_changed(*index, "was given another shape"));
+            }
+            let (kind, device) = (present.f_kind()?, present.device());
+            if !present.f_equal(&known.f_to_kind(kind)?.f_to_device(device)?)? {
+                if !in_use.contains_key(index) || self.merged.is_some() {
+                    return Err(self.base_changed(*index, "was given other values"));
+                }
+                foreign.insert(*index, present);
+            }
+        }
+        let mut base = HashMap::new();
+        for (index, data) in &self.base {
+            let present = now(*index)?;
+            base.insert(*index, data.f_to_device(present.device())?.f_to_kind(present.f_kind()?)?);
+        }
+        let mut storages = Vec::with_capacity(self.adapters.len());
+        for (name, adapter) in &self.adapters {
+            storages.push(adapter.relocated(name, &base)?);
+        }
+        for (adapter, storage) in self.adapters.values_mut().zip(storages) {
+            adapter.set_storage(storage);
+        }
+        self.base = base;
+        self.variables.accept(changes);
+        let Some(name) = self.shown.take() else { return Ok(()) };
+        let adapter = self.adapter_mut(&name)?;
+        for slot in 0..adapter.slot_variables.len() {
+            if let Some(value) = foreign.get(&adapter.slot_variables[slot]) {
+                adapter.flat.set_value(slot, value)?;
+            }
+        }
+        let requires_grad: Vec<bool> = {
+            let tensors = self.adapters[&name].slot_variables.iter();
+            tensors.map(|v| self.variables.get(*v).tensor.requires_grad()).collect()
+        };
+        let adapter = &self.adapters[&name];
+        for (variable, storage) in adapter.storages() {
+            self.variables.set_data(variable, storage)?;
+        }
+        for (variable, required) in adapter.slot_variables.iter().zip(requires_grad) {
+            let _ = self.variables.get(*variable).tensor.f_set_requires_grad(required)?;
+        }
+        // A gradient of the former kind or device would meet one of the new kind in the next backward pass.
+        gradients_of(&self.variables, &adapter.slot_variables)?.zero_grad()?;
+        self.shown = Some(name);
+        Ok(())
+    }
+
+    /// Checks that an optimiser step on this adapter would do what it says.
+    pub(crate) fn check_trainable(&self, name: &str) -> Result<()> {
+        let adapter = self.adapter(name)?;
+        let refuse = |why: String| Err(Error::new(ErrorKind::InvalidState, why));
+        if let Some(merged) = &self.merged {
+            return refuse(format!(
+                "adapter '{merged}' is merged, so nothing trains: call `unmerge_adapter` first"
+            ));
+        }
+        if !self.enabled {
+            return refuse(
+                "adapters are disabled, so nothing trains: drop the guard of `disable` first"
+                    .into(),
+            );
+        }
+        if self.active.as_deref() != Some(name) {
+            return refuse(format!(
+                "adapter '{name}' is not the active one ('{}' is), so it gets no gradient: \
+                 call `set_adapter(\"{name}\")` first",
+                self.active.as_deref().unwrap_or("none")
+            ));
+        }
+        if !adapter.trainable {
+            return refuse(format!(
+                "adapter '{name}' is frozen (loaded for inference?): \
+                 call `set_requires_grad(\"{name}\", true)` to train it"
+            ));
+        }
+        let selected = &adapter.slot_variables;
+        if let Some(frozen) =
+            selected.iter().find(|v| !self.variables.get(**v).tensor.requires_grad())
+        {
+            return refuse(format!(
+                "'{}' is selected but does not require a gradient any more (vs.freeze?): \
+                 call `set_requires_grad(\"{name}\", true)`",
+                self.variables.get(*frozen).name
+            ));
+        }
+        let mut trains = vec![false; self.variables.len()];
+        for variable in selected {
+            trains[*variable] = true;
+        }
+        let thawed = |v: &&Variable| v.tensor.requires_grad() && !trains[v.tied_to];
+        if let Some(variable) = self.variables.iter().find(thawed) {
+            return refuse(format!(
+                "'{}' belongs to the frozen base but requires a gradient (vs.unfreeze?): \
+                 call `set_requires_grad(\"{name}\", true)` to freeze the base again",
+                variable.name
+            ));
+        }
+        Ok(())
+    }
+
+    /// The gradients of these variables as libtorch's optimiser sees them: its `zero_grad` makes them undefined,
+    /// which tch offers nowhere else, and the next backward pass then moves gradients in rather than adding them.
+    pub(crate) fn gradients(&self, name: &str) -> Result<COptimizer> {
+        gradients_of(&self.variables, &self.adapter(name)?.slot_variables)
+    }
+}
+
+fn gradients_of(variables: &Variables, indices: &[usize]) -> Result<COptimizer> {
+    let mut gradients = COptimizer::sgd(0., 0., 0., 0., false)?;
+    for index in indices {
+        gradients.add_parameters(&variables.get(*index).tensor, 0)?;
+    }
+    Ok(gradients)
+}
+
+/// The state, whether or not a thread that held it panicked.
+pub(crate) fn lock(attachment: &Mutex<Attachment>) -> MutexGuard<'_, Attachment> {
+    attachment.lock().unwrap_or_else(PoisonError::into_inner)
+}

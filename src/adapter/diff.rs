@@ -1,0 +1,138 @@
+//! How far an adapter's weights are from another's, or from the base.
+
+use std::fmt;
+
+use tch::{no_grad, Kind, Tensor};
+
+use crate::adapter::attachment::Attachment;
+use crate::adapter::model::LnTuningModel;
+use crate::error::Result;
+use crate::names::natural::natural_cmp;
+
+/// How far two sets of weights are apart, tensor by tensor; [`Display`](fmt::Display) prints a table.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct AdapterDiff {
+    /// The adapter that is looked at.
+    pub adapter: String,
+    /// What it is compared with: another adapter, or `None` for the base.
+    pub against: Option<String>,
+    /// Every floating-point tensor that one of the two has, in natural order of the modules.
+    pub tensors: Vec<TensorDiff>,
+}
+
+/// How far one tensor has moved.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct TensorDiff {
+    /// The path of the module.
+    pub module: String,
+    /// Its name in the module: `weight` (γ), `bias` (β).
+    pub tensor: String,
+    /// The number of elements.
+    pub numel: usize,
+    /// The length of the difference, √Σ(a−b)².
+    pub norm: f64,
+    /// That length in units of the length of what it is compared with; `None` where this is 0, as for fresh biases.
+    pub relative_norm: Option<f64>,
+    /// The largest difference of an element, as an absolute value.
+    pub max_abs: f64,
+    /// Where that element is, in row-major order.
+    pub max_index: usize,
+}
+
+impl TensorDiff {
+    /// How far an element moved in the root mean square: comparable between tensors of different sizes.
+    pub fn rms(&self) -> f64 {
+        self.norm / (self.numel.max(1) as f64).sqrt()
+    }
+}
+
+impl LnTuningModel {
+    /// How far adapter `adapter` is from adapter `against`, or from the base if that is `None`. Where an adapter has no
+    /// weights the base counts.
+    ///
+    /// # Errors
+    /// `UnknownAdapter`.
+    pub fn diff<'a>(
+        &self,
+        adapter: &str,
+        against: impl Into<Option<&'a str>>,
+    ) -> Result<AdapterDiff> {
+        let against = against.into();
+        let mut attachment = self.attachment();
+        no_grad(|| {
+            attachment.sync()?;
+            let sides = [Some(adapter), against];
+            let mut names: Vec<(String, String)> = Vec::new();
+            for side in sides.into_iter().flatten() {
+                for entry in &attachment.adapter(side)?.entries {
+                    names.push((entry.module.clone(), entry.tensor.clone()));
+                }
+            }
+            names.sort_by(|a, b| natural_cmp(&a.0, &b.0).then_with(|| b.1.cmp(&a.1)));
+            names.dedup();
+            let mut tensors = Vec::new();
+            for (module, tensor) in names {
+                let name = format!("{module}.{tensor}");
+                let a = side(&attachment, Some(adapter), &name)?;
+                let b = side(&attachment, against, &name)?;
+                if let (Some(a), Some(b)) = (a, b) {
+                    tensors.push(compare(module, tensor, &a, &b)?);
+                }
+            }
+            let (adapter, against) = (adapter.to_owned(), against.map(str::to_owned));
+            Ok(AdapterDiff { adapter, against, tensors })
+        })
+    }
+}
+
+/// The weights of one side in f64; none for integers.
+fn side(attachment: &Attachment, adapter: Option<&str>, name: &str) -> Result<Option<Tensor>> {
+    let adapter = adapter.map(|adapter| attachment.adapter(adapter)).transpose()?;
+    let value = match adapter.and_then(|a| Some((a, a.entry(name)?))) {
+        Some((adapter, entry)) => adapter.value(entry)?,
+        None => match attachment.variables.position(name) {
+            Some(variable) => attachment.base_data(attachment.variables.get(variable).tied_to)?,
+            None => return Ok(None),
+        },
+    };
+    match value.is_floating_point() {
+        true => Ok(Some(value.f_to_kind(Kind::Double)?)),
+        false => Ok(None),
+    }
+}
+
+fn compare(module: String, tensor: String, a: &Tensor, b: &Tensor) -> Result<TensorDiff> {
+    let difference = a.f_sub(b)?.f_abs()?.f_reshape([-1])?;
+    let length = |x: &Tensor| -> Result<f64> {
+        Ok(x.f_square()?.f_sum(Kind::Double)?.f_double_value(&[])?.sqrt())
+    };
+    let (norm, scale) = (length(&difference)?, length(b)?);
+    let max_index = difference.f_argmax(None, false)?.f_int64_value(&[])?;
+    Ok(TensorDiff {
+        module,
+        tensor,
+        numel: difference.numel(),
+        norm,
+        relative_norm: (scale > 0.).then_some(norm / scale),
+        max_abs: difference.f_double_value(&[max_index])?,
+        max_index: max_index as usize,
+    })
+}
+
+impl fmt::Display for AdapterDiff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let widths = self.tensors.iter().map(|row| row.module.len() + row.tensor.len() + 1);
+        let width = widths.max().unwrap_or(0).max(6);
+        let against = self.against.as_deref().unwrap_or("the base");
+        writeln!(f, "'{}' against {against}", self.adapter)?;
+        writeln!(f, "{:<width$} {:>10} {:>10} {:>10}", "tensor", "rms", "relative", "largest")?;
+        for row in &self.tensors {
+            let name = format!("{}.{}", row.module, row.tensor);
+            let relative = row.relative_norm.map_or("–".into(), |r| format!("{:.3} %", 100. * r));
+            writeln!(f, "{name:<width$} {:>10.6} {relative:>10} {:>10.6}", row.rms(), row.max_abs)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,32 @@
+//! Adapters on the variables of a `VarStore`: selected, attached, switched, combined, written as PEFT directories.
+
+pub(crate) mod attachment;
+mod config;
+mod diff;
+pub(crate) mod flat;
+#[cfg(feature = "plots")]
+mod heat_map;
+mod interpolation;
+mod merge;
+mod model;
+mod options;
+mod peft;
+mod registry;
+mod selection;
+mod status;
+mod switching;
+mod variables;
+mod weights;
+
+pub use config::{LnTuningConfig, Modules, ParsedConfig, TaskType};
+pub use diff::{AdapterDiff, TensorDiff};
+pub use flat::Precision;
+pub use interpolation::{InterpolateOptions, Interpolation};
+pub use merge::{merge, MergeReport};
+pub use model::{LnTuningModel, DEFAULT_ADAPTER};
+pub use options::{AdapterOptions, LoadOptions, SaveKind, SaveOptions};
+pub use peft::directory::SavedAdapter;
+pub use peft::state_dict::LoadReport;
+pub use selection::{Norms, SelectedModule, Selection};
+pub use status::{LayerStatus, ModelStatus, TrainableParameters};
+pub use switching::DisabledAdapters;

@@ -1,0 +1,340 @@
+//! The handle that users hold: adapters attached to a `VarStore`.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tch::nn::VarStore;
+use tch::{no_grad, Tensor};
+
+use super::peft::directory::{check_adapter_name, SavedAdapter};
+use super::registry::Registry;
+use crate::adapter::attachment::{lock, Attachment};
+use crate::adapter::config::LnTuningConfig;
+use crate::adapter::options::{AdapterOptions, LoadOptions, SaveOptions};
+use crate::adapter::peft::state_dict::{self, LoadReport};
+use crate::adapter::selection::Selection;
+use crate::adapter::status::{self, LayerStatus, ModelStatus, TrainableParameters};
+use crate::adapter::variables::Variables;
+use crate::adapter::weights::Adapter;
+use crate::error::Result;
+use crate::storage::atomic;
+
+/// The name of an adapter that was given none, as in PEFT.
+pub const DEFAULT_ADAPTER: &str = "default";
+
+/// Adapters attached to the variables of a `VarStore`.
+///
+/// Attaching freezes every variable, makes the selected ones trainable and changes no output. The model itself is not
+/// touched: its layers share their variables with the `VarStore`, and an adapter swaps the storage behind these. So
+/// forward passes need nothing of this type, which keeps handles of the variables and no borrow of the `VarStore`.
+///
+/// What user code does to the variables meanwhile is seen at the next call: another kind or device is followed, an
+/// overwritten base is refused with [`ErrorKind::BaseChanged`](crate::ErrorKind::BaseChanged).
+/// Dropping the handle leaves the variables as they are; [`unload`](Self::unload) gives the base back.
+///
+/// ```
+/// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+/// use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel};
+///
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// let net = nn::seq()
+///     .add(nn::linear(vs.root() / "up", 4, 8, Default::default()))
+///     .add(nn::layer_norm(vs.root() / "norm", vec![8], Default::default()));
+///
+/// let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
+/// assert_eq!(
+///     tuned.trainable_parameters().to_string(),
+///     "trainable params: 16 || all params: 72 || trainable%: 22.2222"
+/// );
+/// let mut opt = tuned.optimizer(AdamW::default(), 1e-3)?;
+/// let x = Tensor::randn([2, 4], (Kind::Float, Device::Cpu));
+/// opt.backward_step(&net.forward(&x).square().mean(Kind::Float))?;
+/// let dir = tempfile::tempdir()?;
+/// tuned.save_pretrained(dir.path())?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "PeftModel")]
+#[doc(alias = "LNTuningModel")]
+#[derive(Debug)]
+pub struct LnTuningModel {
+    pub(crate) attachment: Arc<Mutex<Attachment>>,
+}
+
+impl LnTuningModel {
+    /// Attaches an adapter named `default` and makes it active.
+    ///
+    /// # Errors
+    /// `EmptyVarStore`; what [`Selection::new`] says of the configuration; `UnsupportedVariable` or `TiedTensors` where
+    /// a selected tensor cannot be trained; `InvalidState` if adapters of another handle are attached. The variables
+    /// are then as before.
+    #[doc(alias = "get_peft_model")]
+    pub fn new(vs: &VarStore, config: LnTuningConfig) -> Result<Self> {
+        Self::with_adapter_name(vs, config, DEFAULT_ADAPTER)
+    }
+
+    /// [`new`](Self::new) with a name for the adapter.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and `InvalidAdapterName`.
+    pub fn with_adapter_name(vs: &VarStore, config: LnTuningConfig, name: &str) -> Result<Self> {
+        Self::with_options(vs, config, name, &AdapterOptions::default())
+    }
+
+    /// [`new`](Self::new) with a name for the adapter and options.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and `InvalidAdapterName`.
+    pub fn with_options(
+        vs: &VarStore,
+        config: LnTuningConfig,
+        name: &str,
+        options: &AdapterOptions,
+    ) -> Result<Self> {
+        let trainable = !config.inference_mode;
+        Self::attach(vs, name, |attachment| {
+            let mut adapter = make_adapter(attachment, config, options)?;
+            adapter.trainable = trainable;
+            Ok(adapter)
+        })
+    }
+
+    /// Attaches an adapter that PEFT or [`save_pretrained`](Self::save_pretrained) wrote, for inference.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new) and [`from_pretrained_with`](Self::from_pretrained_with).
+    pub fn from_pretrained(vs: &VarStore, dir: impl AsRef<Path>) -> Result<Self> {
+        let options = LoadOptions::default();
+        Self::from_pretrained_with(vs, dir, DEFAULT_ADAPTER, &options).map(|(model, _)| model)
+    }
+
+    /// [`from_pretrained`](Self::from_pretrained) with a name for the adapter and options, and a report on the keys.
+    ///
+    /// # Errors
+    /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite` or what [`LnTuningConfig::from_file`] says of what is
+    /// in the directory; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch` or `KindMismatch` where it does not fit the
+    /// model. The variables are then as before.
+    pub fn from_pretrained_with(
+        vs: &VarStore,
+        dir: impl AsRef<Path>,
+        name: &str,
+        options: &LoadOptions,
+    ) -> Result<(Self, LoadReport)> {
+        let files = SavedAdapter::open(dir)?;
+        let mut report = LoadReport::default();
+        let model = Self::attach(vs, name, |attachment| {
+            let (adapter, found) = load(attachment, files, name, options)?;
+            report = found;
+            Ok(adapter)
+        })?;
+        Ok((model, report))
+    }
+
+    fn attach(
+        vs: &VarStore,
+        name: &str,
+        make: impl FnOnce(&Attachment) -> Result<Adapter>,
+    ) -> Result<Self> {
+        check_adapter_name(name)?;
+        let mut registry = Registry::lock();
+        registry.check_free(vs)?;
+        let mut attachment = Attachment::new(Variables::of(vs)?);
+        no_grad(|| {
+            let adapter = make(&attachment)?;
+            attachment.insert(name, adapter)?;
+            attachment.active = Some(name.to_owned());
+            attachment.freeze_all().and_then(|()| attachment.apply()).inspect_err(|_| {
+                // Best effort: what failed once may fail again.
+                attachment.active = None;
+                let _ = attachment.apply();
+                let _ = attachment.forget_requires_grad();
+            })
+        })?;
+        let attachment = Arc::new(Mutex::new(attachment));
+        registry.add(vs, &attachment);
+        Ok(LnTuningModel { attachment })
+    }
+
+    /// Adds an adapter beside the others, starting from the base's weights, whatever is active or merged.
+    /// It is used once [`set_adapter`](Self::set_adapter) makes it active.
+    ///
+    /// # Errors
+    /// `DuplicateAdapter`, `InvalidAdapterName`, and as [`new`](Self::new). Nothing is changed then.
+    pub fn add_adapter(&mut self, name: &str, config: LnTuningConfig) -> Result<()> {
+        self.add_adapter_with(name, config, &AdapterOptions::default())
+    }
+
+    /// [`add_adapter`](Self::add_adapter) with options.
+    ///
+    /// # Errors
+    /// As [`add_adapter`](Self::add_adapter).
+    pub fn add_adapter_with(
+        &mut self,
+        name: &str,
+        config: LnTuningConfig,
+        options: &AdapterOptions,
+    ) -> Result<()> {
+        let trainable = !config.inference_mode;
+        self.insert(name, |attachment| {
+            let mut adapter = make_adapter(attachment, config, options)?;
+            adapter.trainable = trainable;
+            Ok(adapter)
+        })
+    }
+
+    /// Adds an adapter from a directory. It is used once [`set_adapter`](Self::set_adapter) makes it active.
+    ///
+    /// # Errors
+    /// As [`add_adapter`](Self::add_adapter) and [`from_pretrained_with`](Self::from_pretrained_with).
+    pub fn load_adapter(
+        &mut self,
+        dir: impl AsRef<Path>,
+        name: &str,
+        options: &LoadOptions,
+    ) -> Result<LoadReport> {
+        self.attachment().check_new(name)?;
+        let files = SavedAdapter::open(dir)?;
+        let mut report = LoadReport::default();
+        self.insert(name, |attachment| {
+            let (adapter, found) = load(attachment, files, name, options)?;
+            report = found;
+            Ok(adapter)
+        })?;
+        Ok(report)
+    }
+
+    pub(crate) fn insert(
+        &mut self,
+        name: &str,
+        make: impl FnOnce(&Attachment) -> Result<Adapter>,
+    ) -> Result<()> {
+        check_adapter_name(name)?;
+        let mut attachment = self.attachment();
+        attachment.check_new(name)?;
+        no_grad(|| {
+            attachment.sync()?;
+            let adapter = make(&attachment)?;
+            attachment.insert(name, adapter)
+        })
+    }
+
+    /// How many weights train: of the active adapter, against those of the base and all adapters, as PEFT counts.
+    #[doc(alias = "print_trainable_parameters")]
+    #[doc(alias = "get_nb_trainable_parameters")]
+    pub fn trainable_parameters(&self) -> TrainableParameters {
+        TrainableParameters::of(&self.attachment())
+    }
+
+    /// Every module with adapters, in natural order of the paths.
+    #[doc(alias = "get_layer_status")]
+    pub fn layer_status(&self) -> Vec<LayerStatus> {
+        status::layers(&self.attachment())
+    }
+
+    /// All adapters at a glance.
+    #[doc(alias = "get_model_status")]
+    pub fn model_status(&self) -> ModelStatus {
+        status::model(&self.attachment())
+    }
+
+    /// Writes every adapter as a PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
+    ///
+    /// The adapter `default` goes to `dir` itself, any other to `dir/<name>`. A card that stands there keeps its text.
+    /// Either all files are written or, on an error, none.
+    ///
+    /// # Errors
+    /// `Io` or `MissingFile` where the operating system refuses.
+    pub fn save_pretrained(&self, dir: impl AsRef<Path>) -> Result<()> {
+        self.save_pretrained_with(dir, &SaveOptions::default())
+    }
+
+    /// [`save_pretrained`](Self::save_pretrained) with options.
+    ///
+    /// # Errors
+    /// As [`save_pretrained`](Self::save_pretrained), and `UnknownAdapter` for a selected adapter that is not there.
+    pub fn save_pretrained_with(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
+        let mut attachment = self.attachment();
+        no_grad(|| {
+            attachment.sync()?;
+            let contents = state_dict::files(&attachment, dir.as_ref(), DEFAULT_ADAPTER, options)?;
+            atomic::write(&contents)
+        })
+    }
+
+    /// The tensors of an adapter under the keys that PEFT writes, as copies in the kind that they are trained in.
+    ///
+    /// # Errors
+    /// `UnknownAdapter`.
+    #[doc(alias = "get_peft_model_state_dict")]
+    pub fn state_dict(&self, name: &str) -> Result<Vec<(String, Tensor)>> {
+        let mut attachment = self.attachment();
+        no_grad(|| {
+            attachment.sync()?;
+            state_dict::tensors(attachment.adapter(name)?)
+        })
+    }
+
+    /// Puts tensors into an adapter, active, merged or neither; the base is not touched.
+    ///
+    /// # Errors
+    /// `UnknownAdapter`, or what [`from_pretrained_with`](Self::from_pretrained_with) says of tensors that do not fit.
+    /// Nothing is changed then.
+    #[doc(alias = "set_peft_model_state_dict")]
+    pub fn load_state_dict(
+        &mut self,
+        name: &str,
+        tensors: &[(String, Tensor)],
+        options: &LoadOptions,
+    ) -> Result<LoadReport> {
+        let mut attachment = self.attachment();
+        no_grad(|| {
+            attachment.sync()?;
+            state_dict::load(attachment.adapter_mut(name)?, name, tensors, options)
+        })
+    }
+
+    pub(crate) fn attachment(&self) -> MutexGuard<'_, Attachment> {
+        lock(&self.attachment)
+    }
+}
+
+fn make_adapter(
+    attachment: &Attachment,
+    config: LnTuningConfig,
+    options: &AdapterOptions,
+) -> Result<Adapter> {
+    let variables = &attachment.variables;
+    // The same question has the same answer: the names and shapes of the variables do not change.
+    let asked = |other: &&Adapter| {
+        let (a, b) = (&other.config, &config);
+        other.options.model_type == options.model_type
+            && other.options.norms == options.norms
+            && (&a.target_modules, &a.exclude_modules, &a.modules_to_save)
+                == (&b.target_modules, &b.exclude_modules, &b.modules_to_save)
+    };
+    let selection = match attachment.adapters.values().rev().take(8).find(asked) {
+        Some(other) => other.selection.clone(),
+        None => {
+            let model_type = options.model_type.as_deref();
+            let infos = variables.infos()?;
+            let selection = Selection::new(&infos, &config, model_type, options.norms)?;
+            if selection.excludes_nothing() {
+                eprintln!("warning: `exclude_modules` matches no module: is it spelled as the VarStore's names are?");
+            }
+            selection
+        }
+    };
+    Adapter::new(variables, |v| attachment.base_data(v), config, selection, options.clone())
+}
+
+fn load(
+    attachment: &Attachment,
+    files: SavedAdapter,
+    name: &str,
+    options: &LoadOptions,
+) -> Result<(Adapter, LoadReport)> {
+    let mut adapter = make_adapter(attachment, files.config, &options.adapter)?;
+    adapter.trainable = options.is_trainable;
+    adapter.config.inference_mode = !options.is_trainable;
+    let report = state_dict::load(&mut adapter, name, &files.tensors, options)?;
+    Ok((adapter, report))
+}

@@ -1,0 +1,129 @@
+//! The PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
+
+use std::path::{Path, PathBuf};
+
+use tch::Tensor;
+
+use super::card::Card;
+use crate::adapter::config::LnTuningConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::atomic::Contents;
+use crate::storage::safetensors;
+
+const CONFIG: &str = "adapter_config.json";
+const SAFETENSORS: &str = "adapter_model.safetensors";
+const PICKLE: &str = "adapter_model.bin";
+const CARD: &str = "README.md";
+
+/// An adapter as it stands on disk, for a look without a model.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SavedAdapter {
+    /// `adapter_config.json`.
+    pub config: LnTuningConfig,
+    /// The tensors on the CPU, under their keys, sorted by these.
+    pub tensors: Vec<(String, Tensor)>,
+}
+
+/// The directory of an adapter: PEFT puts `default` at the root and every other one into a folder of its name.
+pub(crate) fn adapter_dir(root: &Path, adapter: &str, default: &str) -> PathBuf {
+    if adapter == default {
+        root.to_owned()
+    } else {
+        root.join(adapter)
+    }
+}
+
+/// The two files of one adapter.
+pub(crate) fn adapter_files(
+    dir: &Path,
+    config: &LnTuningConfig,
+    tensors: &[(String, Tensor)],
+) -> Result<Contents> {
+    Ok(vec![
+        (dir.join(SAFETENSORS), safetensors::to_bytes(tensors)?),
+        (dir.join(CONFIG), config.to_json().into_bytes()),
+    ])
+}
+
+/// The model card, with the text of the one that stands there.
+pub(crate) fn card_file(dir: &Path, card: &Card) -> Result<Contents> {
+    let path = dir.join(CARD);
+    let before = match std::fs::read(&path) {
+        Ok(bytes) => String::from_utf8(bytes).map_err(|e| {
+            let message = format!("'{}' is not UTF-8 text: move it away", path.display());
+            Error::with_source(ErrorKind::CorruptFile, message, e)
+        })?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        // A plain file in place of the directory is reported by the write, in its own words.
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => String::new(),
+        Err(e) => return Err(Error::io("read", &path, e)),
+    };
+    Ok(vec![(path, card.render(&before).into_bytes())])
+}
+
+impl SavedAdapter {
+    /// Reads a directory that PEFT or [`save_pretrained`](crate::LnTuningModel::save_pretrained) wrote.
+    ///
+    /// # Errors
+    /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite`, `KindMismatch`; `Unsupported` for a pickle; what
+    /// [`LnTuningConfig::from_file`] says.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let (config, path) = located(dir.as_ref())?;
+        Ok(SavedAdapter { config, tensors: safetensors::read(&path)? })
+    }
+}
+
+/// The configuration in an adapter directory, and the file with the tensors.
+pub(crate) fn located(dir: &Path) -> Result<(LnTuningConfig, PathBuf)> {
+    let config_path = dir.join(CONFIG);
+    if !config_path.exists() {
+        let what = if dir.is_dir() { "holds no" } else { "is not a directory with an" };
+        return Err(Error::new(
+            ErrorKind::MissingFile,
+            format!(
+                "'{}' {what} {CONFIG}: give the directory that `save_pretrained` wrote",
+                dir.display()
+            ),
+        ));
+    }
+    let config = LnTuningConfig::from_file(&config_path)?;
+    let path = dir.join(SAFETENSORS);
+    if !path.exists() && dir.join(PICKLE).exists() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "'{}' is a pickle, which can run code when it is read. Convert it in Python: \
+                 `safetensors.torch.save_file(torch.load('{PICKLE}', weights_only=True), '{SAFETENSORS}')`",
+                dir.join(PICKLE).display()
+            ),
+        ));
+    }
+    Ok((config, path))
+}
+
+/// Checks that a name can be a key in a file and a folder on disk.
+pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
+    let refuse = |why: &str| {
+        Err(Error::new(
+            ErrorKind::InvalidAdapterName,
+            format!("'{name}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'"),
+        ))
+    };
+    if name.trim().is_empty() {
+        return refuse("it is empty");
+    }
+    if name.contains('.') {
+        return refuse("a '.' separates the parts of a tensor's key");
+    }
+    if name.contains(['/', '\\']) {
+        return refuse("it would be a path");
+    }
+    if name.chars().any(char::is_control) {
+        return refuse("it holds control characters");
+    }
+    if name.len() > 200 {
+        return refuse("it is longer than 200 bytes, and file systems end at 255");
+    }
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! The names of tensors in an adapter file, and which selected tensor each belongs to.
+
+use std::collections::HashMap;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::names::pattern::Pattern;
+
+const PREFIX: &str = "base_model.model.";
+const MARK: &str = "ln_tuning_layers";
+const SAVED_MARK: &str = "modules_to_save";
+
+/// A tensor that an adapter needs, by the path of its module and its own name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) module: &'a str,
+    pub(crate) tensor: &'a str,
+    pub(crate) saved: bool,
+}
+
+/// Which key of a file each wanted tensor was found under.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Matched {
+    /// Per wanted tensor, the index of its key.
+    pub(crate) found: Vec<Option<usize>>,
+    /// Wanted, by the key under which PEFT writes them today.
+    pub(crate) missing: Vec<String>,
+    /// Keys that fit nothing.
+    pub(crate) unexpected: Vec<String>,
+    /// Keys that are known to be of no use: other adapters', and copies of base weights.
+    pub(crate) foreign: Vec<String>,
+}
+
+/// Rules that rename keys: a regular expression and its replacement, in Python's syntax. The first that matches is
+/// applied, to the key without `base_model.model.`.
+#[derive(Debug, Default)]
+pub(crate) struct KeyMapping(Vec<(Pattern, String)>);
+
+impl KeyMapping {
+    pub(crate) fn new<'a>(rules: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
+        let rules = rules.into_iter().map(|(pattern, replacement)| {
+            Ok((Pattern::search(pattern, "key_mapping")?, replacement.to_owned()))
+        });
+        Ok(KeyMapping(rules.collect::<Result<_>>()?))
+    }
+
+    pub(crate) fn apply(&self, key: &str) -> Result<String> {
+        for (pattern, replacement) in &self.0 {
+            if let Some(renamed) = pattern.replace(key, replacement)? {
+                return Ok(renamed);
+            }
+        }
+        Ok(key.to_owned())
+    }
+}
+
+/// The key under which PEFT writes a tensor.
+///
+/// In a container (`up.weight` in a block) PEFT keeps the adapter's name and finds it again under the same name only;
+/// that is `default` for everyone who does not choose another.
+pub(crate) fn file_key(module: &str, tensor: &str, saved: bool) -> String {
+    match (saved, tensor.contains('.')) {
+        (true, _) => format!("{PREFIX}{module}.{tensor}"),
+        (false, false) => format!("{PREFIX}{module}.{MARK}.{tensor}"),
+        (false, true) => format!("{PREFIX}{module}.{MARK}.default.{tensor}"),
+    }
+}
+
+/// Finds every wanted tensor among the keys of a file of any PEFT version, for the adapter `adapter`.
+///
+/// Understood are keys with and without `base_model.model.`; with an adapter's name kept, as for containers
+/// (`mlp.ln_tuning_layers.default.gate_proj.weight`); several adapters in one file, as PEFT 0.19 wrote them.
+pub(crate) fn match_keys(
+    wanted: &[Wanted],
+    keys: &[&str],
+    adapter: &str,
+    mapping: &KeyMapping,
+) -> Result<Matched> {
+    let mut places: HashMap<(String, bool), usize> = HashMap::new();
+    for (index, want) in wanted.iter().enumerate() {
+        places.insert((format!("{}.{}", want.module, want.tensor), want.saved), index);
+    }
+    let mut matched = Matched { found: vec![None; wanted.len()], ..Matched::default() };
+    // How far the reading that found a tensor is from what PEFT writes today: the nearest wins.
+    let mut ranks = vec![usize::MAX; wanted.len()];
+    for (index, key) in keys.iter().enumerate() {
+        let renamed = mapping.apply(key.strip_prefix(PREFIX).unwrap_or(key))?;
+        let readings = readings(&renamed, adapter).into_iter().enumerate();
+        let place =
+            readings.filter_map(|(rank, r)| Some((rank, *places.get(&(r.name, r.saved))?))).next();
+        match place {
+            Some((rank, place)) => match matched.found[place] {
+                Some(first) if rank == ranks[place] => {
+                    return Err(Error::new(
+                        ErrorKind::DuplicateKey,
+                        format!(
+                            "'{}' and '{key}' are both for '{renamed}': which one is meant?",
+                            keys[first]
+                        ),
+                    ));
+                }
+                Some(_) if rank > ranks[place] => matched.foreign.push((*key).to_owned()),
+                former => {
+                    matched.foreign.extend(former.map(|former| keys[former].to_owned()));
+                    (matched.found[place], ranks[place]) = (Some(index), rank);
+                }
+            },
+            None if is_foreign(&renamed, &places) => matched.foreign.push((*key).to_owned()),
+            None => matched.unexpected.push((*key).to_owned()),
+        }
+    }
+    for (want, found) in wanted.iter().zip(&matched.found) {
+        if found.is_none() {
+            matched.missing.push(file_key(want.module, want.tensor, want.saved));
+        }
+    }
+    Ok(matched)
+}
+
+/// What a key may stand for.
+struct Reading {
+    /// The variable's name.
+    name: String,
+    saved: bool,
+}
+
+fn readings(key: &str, adapter: &str) -> Vec<Reading> {
+    let mut readings = Vec::new();
+    for (mark, saved) in [(MARK, false), (SAVED_MARK, true)] {
+        // The mark may be a part of a module's path too: every place where it stands is tried, the last one first.
+        let mark = format!(".{mark}.");
+        for (at, _) in key.rmatch_indices(&mark) {
+            let (module, rest) = (&key[..at], &key[at + mark.len()..]);
+            readings.push(Reading { name: format!("{module}.{rest}"), saved });
+            // The name of the adapter is kept for containers, whatever name it was saved under: ours or `default`.
+            for name in [adapter, "default"] {
+                if let Some(rest) = rest.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'))
+                {
+                    readings.push(Reading { name: format!("{module}.{rest}"), saved });
+                }
+            }
+        }
+    }
+    readings.push(Reading { name: key.to_owned(), saved: true });
+    readings
+}
+
+/// Another adapter's tensor (`norm.ln_tuning_layers.other.weight`), or a base weight that PEFT saved along.
+fn is_foreign(key: &str, places: &HashMap<(String, bool), usize>) -> bool {
+    let mark = format!(".{MARK}.");
+    if let Some(at) = key.rfind(&mark) {
+        let (module, rest) = (&key[..at], &key[at + mark.len()..]);
+        return rest.split_once('.').is_some_and(|(_, tensor)| {
+            !tensor.contains('.') || places.contains_key(&(format!("{module}.{tensor}"), false))
+        });
+    }
+    key.contains(".base_layer.") || key.contains(".original_module.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WANTED: [Wanted; 4] = [
+        Wanted { module: "enc.b.norm", tensor: "weight", saved: false },
+        Wanted { module: "enc.b.norm", tensor: "bias", saved: false },
+        Wanted { module: "mlp", tensor: "up.weight", saved: false },
+        Wanted { module: "head", tensor: "weight", saved: true },
+    ];
+
+    fn found(keys: &[&str], adapter: &str) -> Matched {
+        match_keys(&WANTED, keys, adapter, &KeyMapping::default()).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_found() {
+        let keys: Vec<String> =
+            WANTED.iter().map(|w| file_key(w.module, w.tensor, w.saved)).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        for adapter in ["default", "b", "enc", "weight", "norm", "efaul", "default2"] {
+            let matched = found(&keys, adapter);
+            assert_eq!(matched.found, [Some(0), Some(1), Some(2), Some(3)]);
+            assert!(matched.unexpected.is_empty() && matched.foreign.is_empty());
+        }
+    }
+
+    #[test]
+    fn older_spellings_are_found() {
+        let keys = [
+            "enc.b.norm.ln_tuning_layers.default.weight",
+            "base_model.model.enc.b.norm.ln_tuning_layers.bias",
+            "base_model.model.mlp.ln_tuning_layers.default.up.weight",
+            "base_model.model.head.modules_to_save.default.weight",
+        ];
+        assert_eq!(found(&keys, "mine").found, [Some(0), Some(1), Some(2), Some(3)]);
+    }
+
+    #[test]
+    fn other_adapters_and_base_copies_are_foreign_and_the_rest_unexpected() {
+        let keys = [
+            "base_model.model.enc.b.norm.ln_tuning_layers.other.weight",
+            "base_model.model.embed_tokens.base_layer.weight",
+            "base_model.model.nowhere.ln_tuning_layers.weight",
+        ];
+        let matched = found(&keys, "default");
+        assert_eq!(matched.foreign, &keys[..2]);
+        assert_eq!(matched.unexpected, &keys[2..]);
+        assert_eq!(matched.missing.len(), 4);
+    }
+
+    #[test]
+    fn a_leaked_adapter_of_our_name_does_not_take_the_place_of_the_saved_one() {
+        for order in [[0, 1], [1, 0]] {
+            let keys =
+                ["enc.b.norm.ln_tuning_layers.weight", "enc.b.norm.ln_tuning_layers.other.weight"];
+            let keys = order.map(|i: usize| keys[i]);
+            let matched = found(&keys, "other");
+            assert_eq!(
+                matched.found[0].map(|i| keys[i]),
+                Some("enc.b.norm.ln_tuning_layers.weight")
+            );
+            assert_eq!(matched.foreign, ["enc.b.norm.ln_tuning_layers.other.weight"]);
+        }
+    }
+
+    #[test]
+    fn two_keys_for_one_tensor_are_an_error() {
+        let keys = ["head.weight", "base_model.model.head.weight"]; // with and without the prefix
+        let error = match_keys(&WANTED, &keys, "default", &KeyMapping::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DuplicateKey);
+    }
+
+    #[test]
+    fn the_first_rule_of_a_key_mapping_that_matches_is_applied() {
+        let mapping = KeyMapping::new([(r"^old\.(.*)", r"enc.b.\1"), ("^old", "nowhere")]).unwrap();
+        let keys = ["base_model.model.old.norm.ln_tuning_layers.weight"];
+        assert_eq!(match_keys(&WANTED, &keys, "default", &mapping).unwrap().found[0], Some(0));
+    }
+}

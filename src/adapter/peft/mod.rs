@@ -1,0 +1,6 @@
+//! The PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
+
+mod card;
+pub(crate) mod directory;
+pub(crate) mod keys;
+pub(crate) mod state_dict;

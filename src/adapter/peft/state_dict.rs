@@ -1,0 +1,206 @@
+//! An adapter's tensors under PEFT's keys: out, in, and into files.
+
+use std::path::Path;
+
+use tch::{Kind, Tensor};
+
+use super::card::Card;
+use super::directory::{adapter_dir, adapter_files, card_file};
+use super::keys::{file_key, match_keys, KeyMapping, Wanted};
+use crate::adapter::attachment::Attachment;
+use crate::adapter::config::{LnTuningConfig, Modules, TaskType};
+use crate::adapter::flat::copy_of;
+use crate::adapter::options::{LoadOptions, SaveKind, SaveOptions};
+use crate::adapter::status::TrainableParameters;
+use crate::adapter::weights::{Adapter, Place};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::atomic::Contents;
+
+/// What loading found besides the tensors that it took.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LoadReport {
+    /// Tensors that the adapter has and the file has not, by their keys.
+    pub missing_keys: Vec<String>,
+    /// Keys that fit no selected module.
+    pub unexpected_keys: Vec<String>,
+    /// Keys that are known to be of no use here: other adapters' in the same file, and copies of base weights.
+    pub foreign_keys: Vec<String>,
+    /// Keys whose tensors have another shape than the model's, with [`LoadOptions::ignore_mismatched_sizes`].
+    pub mismatched_keys: Vec<String>,
+}
+
+/// Copies of all tensors, in the order of the selection.
+pub(crate) fn tensors(adapter: &Adapter) -> Result<Vec<(String, Tensor)>> {
+    let entries = adapter.entries.iter();
+    entries
+        .map(|entry| {
+            let key = file_key(&entry.module, &entry.tensor, entry.saved);
+            Ok((key, copy_of(&adapter.value(entry)?)?))
+        })
+        .collect()
+}
+
+/// Puts tensors into an adapter; all checks come before the first write.
+pub(crate) fn load(
+    adapter: &mut Adapter,
+    name: &str,
+    tensors: &[(String, Tensor)],
+    options: &LoadOptions,
+) -> Result<LoadReport> {
+    let mapping = &options.key_mapping;
+    let mapping = KeyMapping::new(mapping.iter().map(|(p, r)| (p.as_str(), r.as_str())))?;
+    let wanted: Vec<Wanted> = adapter
+        .entries
+        .iter()
+        .map(|e| Wanted { module: &e.module, tensor: &e.tensor, saved: e.saved })
+        .collect();
+    let keys: Vec<&str> = tensors.iter().map(|(key, _)| key.as_str()).collect();
+    let matched = match_keys(&wanted, &keys, name, &mapping)?;
+    if !matched.missing.is_empty() && !options.allow_missing {
+        return Err(Error::new(
+            ErrorKind::MissingKeys,
+            format!(
+                "the adapter lacks {} of {} tensors that its configuration selects here: {}. \
+                 Was it made for another model? `LoadOptions::allow_missing` takes the base's values for them",
+                matched.missing.len(),
+                wanted.len(),
+                listed(&matched.missing)
+            ),
+        ));
+    }
+    if !matched.unexpected.is_empty() && !options.allow_unexpected {
+        return Err(Error::new(
+            ErrorKind::UnexpectedKeys,
+            format!(
+                "{} tensors of the adapter fit no selected module here: {}. Was it made for another model? \
+                 Rename with `LoadOptions::key_mapping`, or leave them out with `LoadOptions::allow_unexpected`",
+                matched.unexpected.len(),
+                listed(&matched.unexpected)
+            ),
+        ));
+    }
+    let mut report = LoadReport {
+        missing_keys: matched.missing,
+        unexpected_keys: matched.unexpected,
+        foreign_keys: matched.foreign,
+        mismatched_keys: Vec::new(),
+    };
+    let mut writes: Vec<(Place, &Tensor)> = Vec::new();
+    for (entry, found) in adapter.entries.iter().zip(&matched.found) {
+        let Some((key, tensor)) = found.map(|index| &tensors[index]) else { continue };
+        let shape = adapter.value(entry)?.size();
+        if tensor.size() != shape {
+            if options.ignore_mismatched_sizes {
+                report.mismatched_keys.push(key.clone());
+                continue;
+            }
+            return Err(Error::new(
+                ErrorKind::ShapeMismatch,
+                format!(
+                    "'{key}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
+                     `LoadOptions::ignore_mismatched_sizes` takes the base's values for such tensors",
+                    tensor.size()
+                ),
+            ));
+        }
+        let (kind, expected) = (tensor.f_kind()?, adapter.model_kind(entry)?);
+        if is_float(kind) != is_float(expected) {
+            return Err(Error::new(
+                ErrorKind::KindMismatch,
+                format!("'{key}' has kind {kind:?}, the model's is {expected:?}: rounding it would lose its meaning"),
+            ));
+        }
+        writes.push((entry.place, tensor));
+    }
+    // A tied tensor has several keys; they must agree.
+    for (index, (place, tensor)) in writes.iter().enumerate() {
+        if let Some((_, other)) = writes[..index].iter().find(|(p, _)| p == place) {
+            if !tensor.f_equal(other)? {
+                return Err(Error::new(
+                    ErrorKind::TiedTensors,
+                    "the adapter holds different values for two names of one tied tensor: untie it in the model",
+                ));
+            }
+        }
+    }
+    adapter.set_all(&writes)?;
+    Ok(report)
+}
+
+/// Everything that `save_pretrained` writes.
+pub(crate) fn files(
+    attachment: &Attachment,
+    dir: &Path,
+    default: &str,
+    options: &SaveOptions,
+) -> Result<Contents> {
+    let all = || attachment.adapters.keys().cloned().collect();
+    let names: Vec<String> = options.selected_adapters.clone().unwrap_or_else(all);
+    let mut contents = Contents::new();
+    for name in &names {
+        let adapter = attachment.adapter(name)?;
+        let mapping = options.key_mapping.iter().map(|(p, r)| (p.as_str(), r.as_str()));
+        let mapping = KeyMapping::new(mapping)?;
+        let mut tensors = Vec::with_capacity(adapter.entries.len());
+        for entry in &adapter.entries {
+            let value = adapter.value(entry)?;
+            let value = match options.kind {
+                SaveKind::Master => value,
+                SaveKind::Model => value.f_to_kind(adapter.model_kind(entry)?)?,
+            };
+            tensors.push((
+                file_key(&mapping.apply(&entry.module)?, &entry.tensor, entry.saved),
+                value,
+            ));
+        }
+        let config = exported(adapter, &mapping, options)?;
+        contents.extend(adapter_files(&adapter_dir(dir, name, default), &config, &tensors)?);
+    }
+    let shown = names.iter().find(|name| *name == default).or(names.first());
+    if let Some(name) = shown {
+        let config = &attachment.adapter(name)?.config;
+        let card = Card {
+            base_model: config.base_model_name_or_path.clone(),
+            causal_lm: config.task_type == Some(TaskType::CausalLm),
+            summary: TrainableParameters::of_adapter(attachment, name)?.to_string(),
+        };
+        contents.extend(card_file(dir, &card)?);
+    }
+    Ok(contents)
+}
+
+/// The configuration as PEFT saves it: explicit targets, for inference.
+fn exported(
+    adapter: &Adapter,
+    mapping: &KeyMapping,
+    options: &SaveOptions,
+) -> Result<LnTuningConfig> {
+    let mut config = adapter.selection.export_config(&adapter.config);
+    config.inference_mode = true;
+    if !options.key_mapping.is_empty() {
+        let (mut tuned, mut saved) = (Vec::new(), Vec::new());
+        for module in adapter.selection.modules() {
+            let path = mapping.apply(&module.path)?;
+            if module.saved {
+                saved.push(path)
+            } else {
+                tuned.push(regex::escape(&path))
+            }
+        }
+        config.target_modules = Some(Modules::Pattern(tuned.join("|")));
+        config.exclude_modules = None;
+        config.modules_to_save = Some(saved).filter(|saved| !saved.is_empty());
+    }
+    Ok(config)
+}
+
+fn is_float(kind: Kind) -> bool {
+    matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
+}
+
+fn listed(keys: &[String]) -> String {
+    let shown: Vec<String> = keys.iter().take(4).map(|key| format!("'{key}'")).collect();
+    let more = if keys.len() > 4 { ", …" } else { "" };
+    shown.join(", ") + more
+}

@@ -1,0 +1,41 @@
+//! The `VarStore`s that have adapters, so that one never gets two handles.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tch::nn::{self, VarStore};
+
+use super::attachment::{lock, Attachment};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A VarStore's variables and the adapters on them, neither kept alive.
+type Attached = (Weak<Mutex<nn::Variables>>, Weak<Mutex<Attachment>>);
+
+/// Which `VarStore`s have adapters: two handles on one would pull the storage from under each other.
+pub(crate) struct Registry(MutexGuard<'static, Vec<Attached>>);
+
+impl Registry {
+    pub(crate) fn lock() -> Self {
+        static ATTACHED: Mutex<Vec<Attached>> = Mutex::new(Vec::new());
+        Registry(ATTACHED.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn check_free(&mut self, vs: &VarStore) -> Result<()> {
+        self.0.retain(|(stored, attachment)| {
+            stored.strong_count() > 0
+                && attachment.upgrade().is_some_and(|a| !lock(&a).adapters.is_empty())
+        });
+        let here = Arc::downgrade(&vs.variables_);
+        if self.0.iter().any(|(stored, _)| stored.ptr_eq(&here)) {
+            return Err(Error::new(
+                ErrorKind::InvalidState,
+                "this VarStore has adapters of another LnTuningModel: add to that one with `add_adapter`, or \
+                 `unload` or drop it, and its optimizers, first",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn add(&mut self, vs: &VarStore, attachment: &Arc<Mutex<Attachment>>) {
+        self.0.push((Arc::downgrade(&vs.variables_), Arc::downgrade(attachment)));
+    }
+}

@@ -1,0 +1,325 @@
+//! Which tensors an adapter trains: a value, computed from names, shapes and a configuration.
+
+mod architectures;
+mod rules;
+mod tree;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use tch::Kind;
+
+pub use architectures::Norms;
+use architectures::{model_types, norm_names};
+use rules::{Rules, Verdict};
+use tree::Tree;
+
+use crate::adapter::config::{LnTuningConfig, Modules};
+use crate::error::{Error, ErrorKind, Result};
+use crate::names::natural::natural_cmp;
+use crate::names::nearest::{distance, sample};
+use crate::names::pattern::matches_suffix;
+use crate::storage::info::VariableInfo;
+
+/// A module that an adapter replaces, with all tensors in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelectedModule {
+    /// The path of the module.
+    pub path: String,
+    /// Whether it was chosen by `modules_to_save`, and not by `target_modules`.
+    pub saved: bool,
+    /// The full names of its variables.
+    pub variables: Vec<String>,
+}
+
+/// The modules that an adapter replaces, and how PEFT is told to choose the same.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Selection {
+    modules: Vec<SelectedModule>,
+    targets: Modules,
+    excludes: Option<Modules>,
+    saves: Option<Vec<String>>,
+    idle_excludes: bool,
+}
+
+impl Selection {
+    /// Selects by PEFT's rules: first `exclude_modules`, then `modules_to_save`, then `target_modules`.
+    ///
+    /// Without `target_modules` the table `norms` decides for a known `model_type`; otherwise every LayerNorm and
+    /// RMSNorm is taken that shows by its name and the shape of its tensors (a 1-D `weight`, at most a `bias` beside
+    /// it; a norm with a 2-D weight per attention head must be named). A container (a path with modules below
+    /// it, such as `mlp`) stands for the modules in it.
+    ///
+    /// # Errors
+    /// `NoTargetModules` for an empty list or string; `NoMatchingModules` if no module matches; `AllModulesExcluded`
+    /// if all that match are excluded; `InvalidPattern`; `UnsupportedVariable` if a parameter in a selected module is
+    /// not a floating-point tensor.
+    pub fn new(
+        variables: &[VariableInfo],
+        config: &LnTuningConfig,
+        model_type: Option<&str>,
+        norms: Norms,
+    ) -> Result<Self> {
+        let tree = Tree::of(variables);
+        // By names, of the user or a table, as opposed to a list of paths that were found.
+        let (targets, named) = match &config.target_modules {
+            Some(targets) if targets.is_empty() => {
+                return Err(Error::new(
+                    ErrorKind::NoTargetModules,
+                    "`target_modules` is empty: name at least one module, or leave it out to take the norms",
+                ));
+            }
+            Some(Modules::Pattern(all)) if all.eq_ignore_ascii_case("all-linear") => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "`target_modules: all-linear` is not offered: a VarStore does not say which modules are Linear. \
+                     List their names",
+                ));
+            }
+            Some(targets) => (targets.clone(), true),
+            None => default_targets(&tree, model_type, norms)?,
+        };
+        let rules = Rules::new(
+            &targets,
+            config.exclude_modules.as_ref(),
+            config.modules_to_save.as_deref(),
+        )?;
+        let mut verdicts = BTreeMap::new();
+        let (mut targeted, mut saved) = (Vec::new(), Vec::new());
+        for path in tree.paths() {
+            let verdict = rules.verdict(path)?;
+            if verdict == Verdict::Targeted {
+                targeted.push(path);
+            }
+            if rules.is_saved(path)? {
+                saved.push(path);
+            }
+            verdicts.insert(path, verdict);
+        }
+        if let (true, Some(names)) =
+            (saved.is_empty(), config.modules_to_save.as_ref().filter(|n| !n.is_empty()))
+        {
+            return Err(Error::new(
+                ErrorKind::NoMatchingModules,
+                format!(
+                    "no module matches `modules_to_save` '{}'. Modules: {}",
+                    names.join("', '"),
+                    sample(tree.paths())
+                ),
+            ));
+        }
+        if targeted.is_empty() {
+            return Err(nothing_selected(&tree, &targets, &rules, &verdicts)?);
+        }
+        let excluded_any = verdicts.values().any(|v| *v == Verdict::Excluded);
+        let kept_out = |path: &str| matches!(verdicts[path], Verdict::Excluded | Verdict::Saved);
+        let mut chosen: HashMap<&str, bool> = HashMap::new();
+        for (roots, is_saved) in [(&targeted, false), (&saved, true)] {
+            for path in roots.iter().flat_map(|root| tree.units(root)) {
+                // Excluding a module inside a targeted container excludes it; PEFT would copy it along.
+                if !is_saved && kept_out(path) {
+                    continue;
+                }
+                if let (false, Some(inner)) = (is_saved, tree.leaves(path).find(|p| kept_out(p))) {
+                    return Err(inseparable(path, inner));
+                }
+                chosen.entry(path).or_insert(is_saved);
+            }
+        }
+        let inside =
+            |path: &str| path.match_indices('.').any(|(at, _)| chosen.contains_key(&path[..at]));
+        let mut modules: Vec<SelectedModule> = chosen
+            .iter()
+            .filter(|(path, _)| !inside(path))
+            .map(|(path, saved)| SelectedModule {
+                path: (*path).to_owned(),
+                saved: *saved,
+                variables: tree.tensors_below(path).map(|v| v.name.clone()).collect(),
+            })
+            .collect();
+        modules.sort_by(|a, b| natural_cmp(&a.path, &b.path));
+        if modules.iter().all(|module| module.saved) {
+            return Err(nothing_selected(&tree, &targets, &rules, &verdicts)?);
+        }
+        for module in &modules {
+            tree.tensors_below(&module.path).try_for_each(check_kind)?;
+        }
+        let excludes = config.exclude_modules.clone().filter(|_| excluded_any);
+        let (targets, excludes) = exportable(&tree, &modules, config, targets, named, excludes)?;
+        let idle_excludes =
+            !excluded_any && config.exclude_modules.as_ref().is_some_and(|m| !m.is_empty());
+        let saves = config.modules_to_save.clone();
+        Ok(Selection { modules, targets, excludes, saves, idle_excludes })
+    }
+
+    /// The selected modules, in natural order of their paths (`layers.2` before `layers.10`).
+    pub fn modules(&self) -> &[SelectedModule] {
+        &self.modules
+    }
+
+    /// The full names of all selected variables, in the order of the modules.
+    pub fn variables(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().flat_map(|module| module.variables.iter().map(String::as_str))
+    }
+
+    /// Whether `exclude_modules` was given and matched no module: most likely a slip, and PEFT warns of it.
+    pub fn excludes_nothing(&self) -> bool {
+        self.idle_excludes
+    }
+
+    /// `config` with explicit `target_modules` that make PEFT select exactly these modules, without a warning.
+    ///
+    /// What the user wrote stays where it does that; else names are derived, sorted.
+    pub fn export_config(&self, config: &LnTuningConfig) -> LnTuningConfig {
+        LnTuningConfig {
+            target_modules: Some(self.targets.clone()),
+            exclude_modules: self.excludes.clone(),
+            modules_to_save: self.saves.clone(),
+            ..config.clone()
+        }
+    }
+}
+
+fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Result<(Modules, bool)> {
+    let known = model_type.and_then(|model_type| norm_names(model_type, norms));
+    if let Some(names) = known {
+        // Without those of other variants of the architecture.
+        let used = |name: &&str| tree.paths().any(|path| matches_suffix(path, name));
+        let (used, unused): (BTreeSet<&str>, BTreeSet<&str>) = names.into_iter().partition(used);
+        return Ok((Modules::list(if used.is_empty() { unused } else { used }), true));
+    }
+    let found: Vec<String> =
+        tree.paths().filter(|path| tree.is_norm(path)).map(str::to_owned).collect();
+    if found.is_empty() {
+        let (sample, known) = (sample(tree.paths()), model_types(norms).join(", "));
+        return Err(Error::new(
+            ErrorKind::NoTargetModules,
+            format!(
+                "no LayerNorm or RMSNorm was found by name and shape among {sample}: name the modules in \
+                 `target_modules`, or give the model type ({known})"
+            ),
+        ));
+    }
+    Ok((Modules::List(found), false))
+}
+
+fn nothing_selected(
+    tree: &Tree,
+    targets: &Modules,
+    rules: &Rules,
+    verdicts: &BTreeMap<&str, Verdict>,
+) -> Result<Error> {
+    let mut matching = 0;
+    for path in tree.paths() {
+        matching += usize::from(rules.is_targeted(path)?);
+    }
+    if matching > 0 {
+        let saved = verdicts.values().filter(|v| **v == Verdict::Saved).count();
+        return Ok(Error::new(
+            ErrorKind::AllModulesExcluded,
+            format!(
+                "all {matching} modules that `target_modules` matches are left out by `exclude_modules`{}: \
+                 narrow what is excluded",
+                if saved > 0 { " or stand in `modules_to_save`" } else { "" }
+            ),
+        ));
+    }
+    let wanted = match targets {
+        Modules::Pattern(pattern) => pattern.clone(),
+        Modules::List(names) => names.join("', '"),
+    };
+    let needles: Vec<&str> = match targets {
+        Modules::Pattern(pattern) => vec![pattern],
+        Modules::List(names) => names.iter().map(String::as_str).collect(),
+    };
+    let with_tensors = tree.paths().filter(|path| tree.tensors(path).next().is_some());
+    let mut nearest: Vec<(usize, &str)> = with_tensors
+        .map(|path| (needles.iter().map(|n| distance(n, path)).min().unwrap_or(usize::MAX), path))
+        .collect();
+    nearest.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| natural_cmp(a.1, b.1)));
+    let nearest = sample(nearest.iter().map(|(_, path)| *path));
+    Ok(Error::new(
+        ErrorKind::NoMatchingModules,
+        format!(
+            "no module matches `target_modules` '{wanted}'. The nearest are {nearest}. \
+             A string is a regular expression for the whole path, a list entry matches the path or its end"
+        ),
+    ))
+}
+
+fn inseparable(outer: &str, inner: &str) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "'{inner}' cannot be left out of '{outer}', which has tensors of its own and is therefore tuned as a \
+             whole, as in PEFT: target the modules in it, or leave it all out"
+        ),
+    )
+}
+
+fn check_kind(variable: &VariableInfo) -> Result<()> {
+    let float = matches!(variable.kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
+    if variable.is_parameter && !float {
+        return Err(Error::new(
+            ErrorKind::UnsupportedVariable,
+            format!(
+                "'{}' was selected but its kind is {:?}, expected Float, Double, Half or BFloat16: \
+                 exclude its module with `exclude_modules`",
+                variable.name, variable.kind
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// What to write so that PEFT selects the same leaf modules: the user's words, or names derived from the result.
+fn exportable(
+    tree: &Tree,
+    modules: &[SelectedModule],
+    config: &LnTuningConfig,
+    targets: Modules,
+    named: bool,
+    excludes: Option<Modules>,
+) -> Result<(Modules, Option<Modules>)> {
+    let tuned: BTreeSet<&str> =
+        modules.iter().filter(|m| !m.saved).map(|m| m.path.as_str()).collect();
+    let gaps = tree.gaps(&tuned);
+    let selects = |targets: &Modules, excludes: Option<&Modules>| -> Result<bool> {
+        let rules = Rules::new(targets, excludes, config.modules_to_save.as_deref())?;
+        let mut found = BTreeSet::new();
+        for path in tree.paths() {
+            if rules.verdict(path)? == Verdict::Targeted {
+                found.insert(path);
+            }
+        }
+        for path in &gaps {
+            if rules.verdict(path)? == Verdict::Targeted {
+                return Ok(false);
+            }
+        }
+        Ok(found == tuned)
+    };
+    if named && selects(&targets, excludes.as_ref())? {
+        return Ok((targets, excludes));
+    }
+    // The name below the last number, which all blocks share. Elsewhere a bare name may hit a module without tensors.
+    let tail = |path: &&str| {
+        let numbered = |segment: &&str| segment.chars().all(|c| c.is_ascii_digit());
+        let behind = path.split('.').rev().take_while(|segment| !numbered(segment));
+        let behind: Vec<&str> = behind.collect();
+        behind.into_iter().rev().collect::<Vec<_>>().join(".")
+    };
+    let tails: BTreeSet<String> = tuned.iter().map(tail).filter(|tail| !tail.is_empty()).collect();
+    let tails = Modules::list(tails);
+    for excludes in [None, excludes.as_ref()] {
+        if selects(&tails, excludes)? {
+            return Ok((tails, excludes.cloned()));
+        }
+    }
+    let paths = Modules::list(tuned.iter().copied());
+    if selects(&paths, None)? {
+        return Ok((paths, None));
+    }
+    // A path that is the end of another one can only be told apart by a pattern for the whole.
+    let escaped: Vec<String> = tuned.iter().map(|path| regex::escape(path)).collect();
+    Ok((Modules::Pattern(escaped.join("|")), None))
+}

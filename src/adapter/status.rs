@@ -1,0 +1,171 @@
+//! What is attached, in numbers and words.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use tch::Device;
+
+use crate::adapter::attachment::Attachment;
+use crate::adapter::weights::Adapter;
+use crate::error::Result;
+use crate::names::natural::Natural;
+
+/// How many weights train. Prints PEFT's line:
+/// `trainable params: 8,704 || all params: 56,378,368 || trainable%: 0.0154`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrainableParameters {
+    /// Weights of the active adapter; 0 while nothing trains.
+    pub trainable: u64,
+    /// Weights of the base and of all adapters. Buffers do not count, a tied tensor counts once.
+    pub total: u64,
+}
+
+impl TrainableParameters {
+    /// The share that trains, in percent.
+    pub fn percent(&self) -> f64 {
+        if self.total == 0 {
+            0.
+        } else {
+            100. * self.trainable as f64 / self.total as f64
+        }
+    }
+
+    pub(crate) fn of(attachment: &Attachment) -> Self {
+        let active = attachment.active.as_ref().and_then(|name| attachment.adapters.get(name));
+        let trains = attachment.enabled && attachment.merged.is_none();
+        let active = active.filter(|adapter| adapter.trainable && trains);
+        TrainableParameters {
+            trainable: active.map_or(0, |adapter| adapter.numel()),
+            total: total(attachment),
+        }
+    }
+
+    /// As if this adapter were the only one.
+    pub(crate) fn of_adapter(attachment: &Attachment, name: &str) -> Result<Self> {
+        let own = attachment.adapter(name)?.numel();
+        Ok(TrainableParameters { trainable: own, total: base(attachment) + own })
+    }
+}
+
+impl fmt::Display for TrainableParameters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (trainable, total) = (grouped(self.trainable), grouped(self.total));
+        write!(
+            f,
+            "trainable params: {trainable} || all params: {total} || trainable%: {:.4}",
+            self.percent()
+        )
+    }
+}
+
+/// The adapters of one module. Made by [`LnTuningModel::layer_status`](crate::LnTuningModel::layer_status).
+#[doc(alias = "TunerLayerStatus")]
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct LayerStatus {
+    /// The path of the module.
+    pub name: String,
+    /// Whether `modules_to_save` chose it (PEFT's `ModulesToSaveWrapper`), and not `target_modules`.
+    pub saved: bool,
+    /// Whether adapters are enabled.
+    pub enabled: bool,
+    /// The active adapter, if it has weights for this module; else the module uses the base.
+    pub active_adapter: Option<String>,
+    /// The merged adapter, if it has weights for this module.
+    pub merged_adapter: Option<String>,
+    /// Per adapter with weights for this module, whether they may train while it is the active one.
+    pub requires_grad: BTreeMap<String, bool>,
+    /// The adapters with weights for this module, sorted.
+    pub available_adapters: Vec<String>,
+    /// Where these weights are.
+    pub devices: BTreeMap<String, Device>,
+}
+
+/// All adapters. Made by [`LnTuningModel::model_status`](crate::LnTuningModel::model_status).
+#[doc(alias = "TunerModelStatus")]
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ModelStatus {
+    /// How many weights train.
+    pub parameters: TrainableParameters,
+    /// The number of modules with adapters.
+    pub num_adapter_layers: usize,
+    /// Whether adapters are enabled.
+    pub enabled: bool,
+    /// The adapter that is used while adapters are enabled.
+    pub active_adapter: Option<String>,
+    /// The adapter that stands in for the base.
+    pub merged_adapter: Option<String>,
+    /// Per adapter, whether it may train while it is the active one.
+    pub requires_grad: BTreeMap<String, bool>,
+    /// All adapters, sorted.
+    pub available_adapters: Vec<String>,
+    /// Where their weights are.
+    pub devices: BTreeMap<String, Device>,
+}
+
+pub(crate) fn layers(attachment: &Attachment) -> Vec<LayerStatus> {
+    let mut layers: BTreeMap<Natural, LayerStatus> = BTreeMap::new();
+    for (name, adapter) in &attachment.adapters {
+        for module in adapter.selection.modules() {
+            let layer = layers.entry(Natural(module.path.clone())).or_insert_with(|| LayerStatus {
+                name: module.path.clone(),
+                saved: module.saved,
+                enabled: attachment.enabled,
+                active_adapter: None,
+                merged_adapter: None,
+                requires_grad: BTreeMap::new(),
+                available_adapters: Vec::new(),
+                devices: BTreeMap::new(),
+            });
+            let this = |other: &Option<String>| other.clone().filter(|other| other == name);
+            layer.active_adapter = layer.active_adapter.take().or(this(&attachment.active));
+            layer.merged_adapter = layer.merged_adapter.take().or(this(&attachment.merged));
+            layer.requires_grad.insert(name.clone(), adapter.trainable);
+            layer.available_adapters.push(name.clone());
+            layer.devices.insert(name.clone(), device(adapter));
+        }
+    }
+    layers.into_values().collect()
+}
+
+pub(crate) fn model(attachment: &Attachment) -> ModelStatus {
+    let adapters = attachment.adapters.iter();
+    ModelStatus {
+        parameters: TrainableParameters::of(attachment),
+        num_adapter_layers: layers(attachment).len(),
+        enabled: attachment.enabled,
+        active_adapter: attachment.active.clone(),
+        merged_adapter: attachment.merged.clone(),
+        requires_grad: adapters.clone().map(|(n, a)| (n.clone(), a.trainable)).collect(),
+        available_adapters: attachment.adapters.keys().cloned().collect(),
+        devices: adapters.map(|(name, adapter)| (name.clone(), device(adapter))).collect(),
+    }
+}
+
+fn device(adapter: &Adapter) -> Device {
+    adapter.flat.master().device()
+}
+
+fn base(attachment: &Attachment) -> u64 {
+    let variables = attachment.variables.iter().enumerate();
+    let counted = variables.filter(|(index, v)| v.is_parameter && v.tied_to == *index);
+    counted.map(|(_, v)| v.tensor.numel() as u64).sum()
+}
+
+fn total(attachment: &Attachment) -> u64 {
+    base(attachment) + attachment.adapters.values().map(|adapter| adapter.numel()).sum::<u64>()
+}
+
+/// Digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,196 @@
+//! Which adapter is in use: set, disable, merge, unload.
+
+use tch::no_grad;
+
+use crate::adapter::attachment::Attachment;
+use crate::adapter::model::LnTuningModel;
+use crate::error::{Error, ErrorKind, Result};
+
+impl LnTuningModel {
+    /// The adapter that is used while adapters are enabled, if any.
+    pub fn active_adapter(&self) -> Option<String> {
+        self.attachment().active.clone()
+    }
+
+    /// The names of all adapters, sorted.
+    #[doc(alias = "peft_config")]
+    pub fn adapters(&self) -> Vec<String> {
+        self.attachment().adapters.keys().cloned().collect()
+    }
+
+    /// Makes an adapter the active one: a pointer swap per tensor, whatever the number of adapters. Modules that it
+    /// does not tune use the base. An adapter that was loaded for inference stays frozen.
+    ///
+    /// # Errors
+    /// `UnknownAdapter`; `InvalidState` while an adapter is merged.
+    pub fn set_adapter(&mut self, name: &str) -> Result<()> {
+        self.change(|attachment| {
+            attachment.adapter(name)?;
+            attachment.check_unmerged("set another adapter")?;
+            attachment.active = Some(name.to_owned());
+            Ok(())
+        })
+    }
+
+    /// Takes an adapter away. If it was the active one, the model uses the base until another is set.
+    ///
+    /// # Errors
+    /// `UnknownAdapter`; `InvalidState` while it is merged.
+    pub fn delete_adapter(&mut self, name: &str) -> Result<()> {
+        self.change(|attachment| {
+            attachment.adapter(name)?;
+            if attachment.merged.as_deref() == Some(name) {
+                attachment.check_unmerged("delete it")?;
+            }
+            attachment.active = attachment.active.take().filter(|active| active != name);
+            Ok(())
+        })?;
+        self.attachment().remove(name);
+        Ok(())
+    }
+
+    /// Uses the base until the guard is dropped.
+    ///
+    /// # Errors
+    /// `InvalidState` while an adapter is merged.
+    #[doc(alias = "disable_adapter")]
+    pub fn disable(&mut self) -> Result<DisabledAdapters<'_>> {
+        let before = self.attachment().enabled;
+        self.change(|attachment| {
+            attachment.check_unmerged("disable adapters")?;
+            attachment.enabled = false;
+            Ok(())
+        })?;
+        Ok(DisabledAdapters { model: self, before })
+    }
+
+    /// Runs `f` on the base.
+    ///
+    /// # Errors
+    /// As [`disable`](Self::disable); what `f` returns is not looked at.
+    pub fn with_disabled<T>(&mut self, f: impl FnOnce() -> T) -> Result<T> {
+        let _guard = self.disable()?;
+        Ok(f())
+    }
+
+    /// Lets the active adapter's weights stand in for the base, exactly, until unmerged. Nothing trains meanwhile.
+    ///
+    /// # Errors
+    /// `UnknownAdapter`; `InvalidState` if another adapter is active, or one is merged already.
+    pub fn merge_adapter(&mut self, name: &str) -> Result<()> {
+        self.change(|attachment| {
+            attachment.adapter(name)?;
+            attachment.check_unmerged("merge an adapter")?;
+            if attachment.active.as_deref() != Some(name) {
+                return Err(Error::new(
+                    ErrorKind::InvalidState,
+                    format!(
+                        "adapter '{name}' is not the active one ('{}' is): call `set_adapter(\"{name}\")` before \
+                         merging it",
+                        attachment.active.as_deref().unwrap_or("none")
+                    ),
+                ));
+            }
+            attachment.merged = Some(name.to_owned());
+            Ok(())
+        })
+    }
+
+    /// The inverse of [`merge_adapter`](Self::merge_adapter), bit for bit.
+    ///
+    /// # Errors
+    /// `InvalidState` if no adapter is merged.
+    pub fn unmerge_adapter(&mut self) -> Result<()> {
+        self.change(|attachment| match attachment.merged.take() {
+            Some(_) => Ok(()),
+            None => Err(Error::new(
+                ErrorKind::InvalidState,
+                "no adapter is merged: there is nothing to undo",
+            )),
+        })
+    }
+
+    /// Leaves the active adapter's weights in the model for good, `modules_to_save` included, and takes all adapters
+    /// away. Every variable then requires a gradient as it did before anything was attached.
+    ///
+    /// # Errors
+    /// `InvalidState` if no adapter is active. On any error the handle is lost but the variables are as before.
+    pub fn merge_and_unload(self) -> Result<()> {
+        let mut attachment = self.attachment();
+        no_grad(|| {
+            attachment.sync()?;
+            if attachment.active.is_none() && attachment.merged.is_none() {
+                return Err(Error::new(
+                    ErrorKind::InvalidState,
+                    "no adapter is active: call `set_adapter` before `merge_and_unload`, or use `unload`",
+                ));
+            }
+            attachment.enabled = true;
+            attachment.apply()?;
+            attachment.clear()
+        })
+    }
+
+    /// Takes all adapters away and gives the base back, bit for bit, `modules_to_save` and merged adapters included.
+    /// Every variable then requires a gradient as it did before anything was attached.
+    ///
+    /// # Errors
+    /// `BaseChanged` if the base was overwritten meanwhile.
+    pub fn unload(self) -> Result<()> {
+        let mut attachment = self.attachment();
+        no_grad(|| {
+            attachment.sync()?;
+            (attachment.active, attachment.merged) = (None, None);
+            attachment.apply()?;
+            attachment.clear()
+        })
+    }
+
+    /// Lets an adapter train, or freezes it; no other is affected. Also freezes the base again, should user code have
+    /// thawed it (`vs.unfreeze`).
+    ///
+    /// # Errors
+    /// `UnknownAdapter`.
+    pub fn set_requires_grad(&mut self, name: &str, requires_grad: bool) -> Result<()> {
+        self.change(|attachment| {
+            attachment.adapter_mut(name)?.trainable = requires_grad;
+            attachment.restore_requires_grad()
+        })
+    }
+
+    /// Changes the state and makes the variables follow; on an error the state is the former one.
+    fn change(&mut self, f: impl FnOnce(&mut Attachment) -> Result<()>) -> Result<()> {
+        let mut attachment = self.attachment();
+        no_grad(|| {
+            attachment.sync()?;
+            let before = (attachment.active.clone(), attachment.enabled, attachment.merged.clone());
+            f(&mut attachment).and_then(|()| attachment.apply()).inspect_err(|_| {
+                (attachment.active, attachment.enabled, attachment.merged) = before;
+                // Best effort: the error that is returned says what went wrong.
+                let _ = attachment.apply();
+            })
+        })
+    }
+}
+
+/// While this lives, the model uses the base. Made by [`LnTuningModel::disable`].
+#[derive(Debug)]
+#[must_use = "adapters are enabled again when the guard is dropped"]
+pub struct DisabledAdapters<'a> {
+    model: &'a mut LnTuningModel,
+    before: bool,
+}
+
+impl Drop for DisabledAdapters<'_> {
+    fn drop(&mut self) {
+        let before = self.before;
+        let enabled = self.model.change(|attachment| {
+            attachment.enabled = before;
+            Ok(())
+        });
+        if let Err(error) = enabled {
+            // A destructor cannot return it; the next call will find the same state and report it.
+            eprintln!("warning: adapters could not be enabled again: {error}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The variables of a `VarStore`, and what user code has done to them since we looked last.
+
+use std::collections::HashMap;
+use std::sync::PoisonError;
+
+use tch::nn::VarStore;
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::names::natural::natural_cmp;
+use crate::storage::info::VariableInfo;
+
+/// One variable: a handle that shares the tensor with the layers of the model.
+#[derive(Debug)]
+pub(crate) struct Variable {
+    pub(crate) name: String,
+    pub(crate) tensor: Tensor,
+    /// False for buffers such as BatchNorm statistics, which no optimiser trains.
+    pub(crate) is_parameter: bool,
+    /// Whether it was trainable before anything was attached.
+    pub(crate) required_grad: bool,
+    /// Its parameter group (`Path::set_group`).
+    pub(crate) group: usize,
+    /// The first variable that shares this one's tensor; itself where it is not tied.
+    pub(crate) tied_to: usize,
+    /// Whether its elements lie in one piece and have an address.
+    dense: bool,
+    stamp: Stamp,
+}
+
+/// What tells that a variable was written to (the version of its tensor) or moved (the address of its storage).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    address: usize,
+    version: i64,
+}
+
+/// What user code has done since the last look, as indices of variables.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// The storage is another one: another kind, another device, or data set by hand.
+    pub(crate) moved: Vec<usize>,
+    /// Written to in place.
+    pub(crate) written: Vec<usize>,
+}
+
+/// All variables, in natural order of their names.
+#[derive(Debug)]
+pub(crate) struct Variables {
+    list: Vec<Variable>,
+    by_name: HashMap<String, usize>,
+}
+
+impl Variables {
+    pub(crate) fn of(vs: &VarStore) -> Result<Self> {
+        if vs.is_empty() {
+            return Err(Error::new(
+                ErrorKind::EmptyVarStore,
+                "the VarStore holds no variable: build the model on `vs.root()` before attaching an adapter",
+            ));
+        }
+        let groups: HashMap<usize, usize> = {
+            let stored = vs.variables_.lock().unwrap_or_else(PoisonError::into_inner);
+            let trainable = stored.trainable_variables.iter();
+            trainable.filter_map(|v| Some((address(&v.tensor)?, v.group))).collect()
+        };
+        let mut named: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
+        named.sort_by(|a, b| natural_cmp(&a.0, &b.0));
+        let mut first_at: HashMap<usize, usize> = HashMap::new();
+        let mut list = Vec::with_capacity(named.len());
+        let mut by_name = HashMap::with_capacity(named.len());
+        for (index, (name, tensor)) in named.into_iter().enumerate() {
+            let address = address(&tensor);
+            let tied_to = match address {
+                Some(address) => *first_at.entry(address).or_insert(index),
+                None => index,
+            };
+            by_name.insert(name.clone(), index);
+            list.push(Variable {
+                is_parameter: address.is_some_and(|a| groups.contains_key(&a)),
+                group: address.and_then(|a| groups.get(&a).copied()).unwrap_or(0),
+                required_grad: tensor.requires_grad(),
+                tied_to,
+                dense: is_dense(&tensor),
+                stamp: Stamp::of(&tensor, is_dense(&tensor)),
+                name,
+                tensor,
+            });
+        }
+        Ok(Variables { list, by_name })
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Variable> {
+        self.list.iter()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(crate) fn get(&self, index: usize) -> &Variable {
+        &self.list[index]
+    }
+
+    pub(crate) fn position(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// What selection needs to know of them.
+    pub(crate) fn infos(&self) -> Result<Vec<VariableInfo>> {
+        self.list
+            .iter()
+            .map(|variable| {
+                Ok(VariableInfo {
+                    name: variable.name.clone(),
+                    shape: variable.tensor.size(),
+                    kind: kind(variable)?,
+                    is_parameter: variable.is_parameter,
+                })
+            })
+            .collect()
+    }
+
+    /// All names that share the tensor of variable `index`, itself included.
+    pub(crate) fn tied_with(&self, index: usize) -> Vec<usize> {
+        let first = self.list[index].tied_to;
+        (0..self.list.len()).filter(|&other| self.list[other].tied_to == first).collect()
+    }
+
+    /// Whether two handles are one variable: only then does a change of one show in the other.
+    pub(crate) fn is_same_tensor(&self, a: usize, b: usize) -> Result<bool> {
+        if a == b {
+            return Ok(true);
+        }
+        let (a, b) = (&self.list[a].tensor, &self.list[b].tensor);
+        let (before, other) = (a.requires_grad(), b.requires_grad());
+        // The flag that tells them apart is for floating-point tensors alone.
+        if before != other || !a.is_floating_point() {
+            return Ok(false);
+        }
+        let _ = a.f_set_requires_grad(!before)?;
+        let same = b.requires_grad() != other;
+        let _ = a.f_set_requires_grad(before)?;
+        Ok(same)
+    }
+
+    /// Makes a variable, and every layer that shares it, use this storage.
+    pub(crate) fn set_data(&mut self, index: usize, data: &Tensor) -> Result<()> {
+        let variable = &mut self.list[index];
+        variable.tensor.f_set_data(data)?;
+        variable.stamp = Stamp::of(&variable.tensor, variable.dense);
+        Ok(())
+    }
+
+    /// Compares with the last look. Buffers may be written to at any time.
+    pub(crate) fn changes(&self) -> Changes {
+        let mut changes = Changes::default();
+        for (index, variable) in self.list.iter().enumerate() {
+            let now = Stamp::of(&variable.tensor, variable.dense);
+            if now.address != variable.stamp.address {
+                changes.moved.push(index);
+            }
+            if now.version != variable.stamp.version && variable.is_parameter {
+                changes.written.push(index);
+            }
+        }
+        changes
+    }
+
+    /// Takes the present state as the known one.
+    pub(crate) fn accept(&mut self, changes: &Changes) {
+        for &index in changes.moved.iter().chain(&changes.written) {
+            let variable = &mut self.list[index];
+            variable.stamp = Stamp::of(&variable.tensor, variable.dense);
+        }
+    }
+}
+
+impl Stamp {
+    fn of(tensor: &Tensor, dense: bool) -> Self {
+        Stamp {
+            address: if dense { tensor.data_ptr() as usize } else { 0 },
+            version: tensor.f_internal_version().unwrap_or(0),
+        }
+    }
+}
+
+/// The address of the elements; none where there are none, or where they do not lie in one piece.
+fn address(tensor: &Tensor) -> Option<usize> {
+    if !is_dense(tensor) {
+        return None;
+    }
+    Some(tensor.data_ptr() as usize).filter(|address| *address != 0)
+}
+
+fn is_dense(tensor: &Tensor) -> bool {
+    !tensor.is_sparse() && !tensor.is_mkldnn()
+}
+
+fn kind(variable: &Variable) -> Result<Kind> {
+    variable.tensor.f_kind().map_err(|source| {
+        Error::with_source(
+            ErrorKind::UnsupportedVariable,
+            format!("variable '{}' has a kind that tch does not know", variable.name),
+            source,
+        )
+    })
+}

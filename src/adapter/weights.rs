@@ -1,0 +1,323 @@
+//! One adapter: a configuration, what it selects, and the weights that it holds for that.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tch::{Kind, Tensor};
+
+use crate::adapter::config::LnTuningConfig;
+use crate::adapter::flat::{copy_of, FlatParams, Precision};
+use crate::adapter::options::AdapterOptions;
+use crate::adapter::selection::Selection;
+use crate::adapter::variables::Variables;
+use crate::error::{Error, ErrorKind, Result};
+
+/// An adapter's weights are a deep copy of the selected modules: parameters in one flat buffer, buffers beside it.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    /// Tells this adapter from a later one of the same name.
+    pub(crate) id: u64,
+    pub(crate) config: LnTuningConfig,
+    pub(crate) selection: Selection,
+    /// How it was asked for.
+    pub(crate) options: AdapterOptions,
+    /// Every selected tensor under every name, in the order of the selection.
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) flat: FlatParams,
+    /// The variable of each slot of `flat`.
+    pub(crate) slot_variables: Vec<usize>,
+    /// Tensors that are part of a selected module but not trained, such as BatchNorm statistics.
+    pub(crate) buffers: Vec<(usize, Tensor)>,
+    /// Whether it may be trained: false for one that was loaded for inference.
+    pub(crate) trainable: bool,
+}
+
+/// One selected tensor.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    /// The path of its module and its own name there: together the name of the variable.
+    pub(crate) module: String,
+    pub(crate) tensor: String,
+    /// From `modules_to_save`.
+    pub(crate) saved: bool,
+    pub(crate) place: Place,
+}
+
+impl Entry {
+    /// The name of the variable.
+    pub(crate) fn variable(&self) -> String {
+        format!("{}.{}", self.module, self.tensor)
+    }
+}
+
+/// Where an adapter keeps a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Slot(usize),
+    Buffer(usize),
+}
+
+/// The weights of an adapter, apart from what they are for.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    flat: FlatParams,
+    buffers: Vec<(usize, Tensor)>,
+}
+
+impl Adapter {
+    /// Copies what `selection` names out of `base`, which gives the storage that a variable has without adapters.
+    pub(crate) fn new(
+        variables: &Variables,
+        base: impl Fn(usize) -> Result<Tensor>,
+        config: LnTuningConfig,
+        selection: Selection,
+        options: AdapterOptions,
+    ) -> Result<Self> {
+        let precision = options.precision;
+        let mut entries = Vec::new();
+        let mut slot_variables: Vec<usize> = Vec::new();
+        let mut values = Vec::new();
+        let mut buffers: Vec<(usize, Tensor)> = Vec::new();
+        let chosen: Vec<usize> = selection
+            .modules()
+            .iter()
+            .flat_map(|module| &module.variables)
+            .filter_map(|name| variables.position(name))
+            .collect();
+        for module in selection.modules() {
+            for name in &module.variables {
+                let Some(index) = variables.position(name) else { continue };
+                let variable = variables.get(index);
+                let owner = variable.tied_to;
+                check_ties(variables, index, &chosen)?;
+                let data = base(owner)?;
+                let place = if variable.is_parameter {
+                    check_parameter(name, &data)?;
+                    let slot = slot_variables.iter().position(|v| *v == owner);
+                    Place::Slot(slot.unwrap_or_else(|| {
+                        slot_variables.push(owner);
+                        values.push(data);
+                        slot_variables.len() - 1
+                    }))
+                } else {
+                    let buffer = buffers.iter().position(|(v, _)| *v == owner);
+                    Place::Buffer(match buffer {
+                        Some(buffer) => buffer,
+                        None => {
+                            buffers.push((owner, copy_of(&data)?));
+                            buffers.len() - 1
+                        }
+                    })
+                };
+                let tensor = name[module.path.len() + 1..].to_owned();
+                entries.push(Entry {
+                    module: module.path.clone(),
+                    tensor,
+                    saved: module.saved,
+                    place,
+                });
+            }
+        }
+        if slot_variables.is_empty() {
+            let names: Vec<&str> = selection.variables().take(4).collect();
+            return Err(Error::new(
+                ErrorKind::UnsupportedVariable,
+                format!(
+                    "nothing can be trained: '{}' is all that was selected, and was added to the VarStore as not \
+                     trainable (a buffer)",
+                    names.join("', '")
+                ),
+            ));
+        }
+        check_uniform(variables, &slot_variables, &values, precision)?;
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Ok(Adapter {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            flat: FlatParams::new(&values, precision)?,
+            config,
+            selection,
+            options,
+            entries,
+            slot_variables,
+            buffers,
+            trainable: true,
+        })
+    }
+
+    /// Every variable it replaces, with the storage it puts there.
+    pub(crate) fn storages(&self) -> impl Iterator<Item = (usize, &Tensor)> {
+        let slots = self.slot_variables.iter().enumerate().map(|(s, v)| (*v, self.flat.view(s)));
+        slots.chain(self.buffers.iter().map(|(v, tensor)| (*v, tensor)))
+    }
+
+    /// The tensor that a checkpoint holds for this entry: the master of a parameter, or the buffer.
+    pub(crate) fn value(&self, entry: &Entry) -> Result<Tensor> {
+        match entry.place {
+            Place::Slot(slot) => self.flat.value(slot),
+            Place::Buffer(buffer) => Ok(self.buffers[buffer].1.shallow_clone()),
+        }
+    }
+
+    /// The entry of a variable.
+    pub(crate) fn entry(&self, variable: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| {
+            let rest = variable.strip_prefix(&entry.module).and_then(|rest| rest.strip_prefix('.'));
+            rest == Some(&entry.tensor)
+        })
+    }
+
+    /// The kind that the model has for this entry.
+    pub(crate) fn model_kind(&self, entry: &Entry) -> Result<Kind> {
+        match entry.place {
+            Place::Slot(slot) => Ok(self.flat.slots()[slot].kind),
+            Place::Buffer(buffer) => Ok(self.buffers[buffer].1.f_kind()?),
+        }
+    }
+
+    /// Overwrites the tensor of an entry. Shapes were checked before.
+    pub(crate) fn set_value(&mut self, place: Place, value: &Tensor) -> Result<()> {
+        match place {
+            Place::Slot(slot) => self.flat.set_value(slot, value),
+            Place::Buffer(buffer) => Ok(self.buffers[buffer].1.f_copy_(value)?),
+        }
+    }
+
+    /// Overwrites the tensors of several entries; of two for one tied tensor the last counts. Shapes were checked before.
+    pub(crate) fn set_all(&mut self, values: &[(Place, &Tensor)]) -> Result<()> {
+        let mut slots: Vec<Option<&Tensor>> = vec![None; self.slot_variables.len()];
+        for (place, value) in values {
+            match place {
+                Place::Slot(slot) => slots[*slot] = Some(value),
+                Place::Buffer(_) => self.set_value(*place, value)?,
+            }
+        }
+        if slots.iter().all(Option::is_some) {
+            return self.flat.set_values(&slots.into_iter().flatten().collect::<Vec<_>>());
+        }
+        for (slot, value) in slots.into_iter().enumerate() {
+            value.map_or(Ok(()), |value| self.flat.set_value(slot, value))?;
+        }
+        Ok(())
+    }
+
+    /// This adapter's storage in the kinds and on the device that the base has now.
+    pub(crate) fn relocated(&self, name: &str, base: &HashMap<usize, Tensor>) -> Result<Storage> {
+        let mut kinds = Vec::with_capacity(self.slot_variables.len());
+        let mut device = None;
+        for variable in &self.slot_variables {
+            let tensor = &base[variable];
+            kinds.push(tensor.f_kind()?);
+            let first = *device.get_or_insert(tensor.device());
+            if first != tensor.device() {
+                return Err(Error::new(
+                    ErrorKind::BaseChanged,
+                    format!(
+                        "the variables of adapter '{name}' are on {first:?} and on {:?} now: \
+                         move the whole model with `vs.set_device`",
+                        tensor.device()
+                    ),
+                ));
+            }
+        }
+        let device = device.unwrap_or_else(|| self.flat.master().device());
+        let mut buffers = Vec::with_capacity(self.buffers.len());
+        for (variable, tensor) in &self.buffers {
+            let like = &base[variable];
+            buffers
+                .push((*variable, tensor.f_to_device(like.device())?.f_to_kind(like.f_kind()?)?));
+        }
+        Ok(Storage { flat: self.flat.relocate(device, &kinds, self.options.precision)?, buffers })
+    }
+
+    pub(crate) fn set_storage(&mut self, storage: Storage) {
+        self.flat = storage.flat;
+        self.buffers = storage.buffers;
+    }
+
+    /// The number of trainable weights; buffers and padding do not count.
+    pub(crate) fn numel(&self) -> u64 {
+        self.flat.slots().iter().map(|slot| slot.len as u64).sum()
+    }
+}
+
+/// A tensor with several names trains as one; that must be what was asked for.
+fn check_ties(variables: &Variables, index: usize, chosen: &[usize]) -> Result<()> {
+    let name = &variables.get(index).name;
+    for other in variables.tied_with(index) {
+        let other_name = &variables.get(other).name;
+        if !chosen.contains(&other) {
+            return Err(Error::new(
+                ErrorKind::TiedTensors,
+                format!(
+                    "'{name}' shares its tensor with '{other_name}', which is not selected: \
+                     training one would change the other. Select both, or neither"
+                ),
+            ));
+        }
+        if !variables.is_same_tensor(index, other)? {
+            return Err(Error::new(
+                ErrorKind::TiedTensors,
+                format!(
+                    "'{name}' and '{other_name}' are two tensors over the same memory: they cannot be tuned \
+                     together. Tie them with `shallow_clone`, or select neither"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_parameter(name: &str, data: &Tensor) -> Result<()> {
+    let refuse = |why: String| {
+        Err(Error::new(
+            ErrorKind::UnsupportedVariable,
+            format!("'{name}' was selected but cannot be trained: {why}. Exclude it with `exclude_modules`"),
+        ))
+    };
+    if data.is_sparse() || data.is_mkldnn() {
+        return refuse("it is not a dense tensor".into());
+    }
+    let kind = data.f_kind()?;
+    if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
+        return refuse(format!("its kind is {kind:?}, expected Float, Double, Half or BFloat16"));
+    }
+    if data.numel() == 0 {
+        return refuse("it has no elements".into());
+    }
+    Ok(())
+}
+
+fn check_uniform(
+    variables: &Variables,
+    slots: &[usize],
+    values: &[Tensor],
+    precision: Precision,
+) -> Result<()> {
+    let Some(first) = values.first() else { return Ok(()) };
+    for (index, value) in slots.iter().zip(values) {
+        let (name, first_name) = (&variables.get(*index).name, &variables.get(slots[0]).name);
+        if value.device() != first.device() {
+            return Err(Error::new(
+                ErrorKind::UnsupportedVariable,
+                format!(
+                    "'{first_name}' is on {:?} and '{name}' on {:?}: the tensors of an adapter must be on one \
+                     device. Move the model with `vs.set_device`, or use one adapter per device",
+                    first.device(),
+                    value.device()
+                ),
+            ));
+        }
+        if precision == Precision::Model && value.f_kind()? != first.f_kind()? {
+            return Err(Error::new(
+                ErrorKind::UnsupportedVariable,
+                format!(
+                    "'{first_name}' is {:?} and '{name}' {:?}: Precision::Model needs one kind. \
+                     Use Precision::Master, which takes any mixture",
+                    first.f_kind()?,
+                    value.f_kind()?
+                ),
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,309 @@
+//! Block checkpointing: a block is run without a graph, and run again, with one, when its gradient is asked for.
+//!
+//! Activations are then held for one block at a time, at the price of a second forward pass. tch has no custom autograd
+//! functions, so the second run cannot happen inside `loss.backward()`: [`Recompute::gradients`] makes the forward pass
+//! and walks back through its blocks.
+//!
+//! ```
+//! # use tch::{nn, nn::Module, Device, Kind, Tensor};
+//! use ln_tuning::recompute::{Blocks, Recompute};
+//! use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel};
+//! # let vs = nn::VarStore::new(Device::Cpu);
+//! # let x = Tensor::randn([4, 8], (Kind::Float, Device::Cpu));
+//! let blocks: Vec<_> = (0..4) // the blocks of any model
+//!     .map(|i| {
+//!         let path = vs.root() / "layers" / i;
+//!         nn::seq()
+//!             .add(nn::layer_norm(&path / "norm", vec![8], Default::default()))
+//!             .add(nn::linear(&path / "linear", 8, 8, Default::default()))
+//!     })
+//!     .collect();
+//!
+//! let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
+//! let mut opt = tuned.optimizer(AdamW::default(), 1e-3)?;
+//! let recompute = Recompute::new(Blocks::All);
+//! for _step in 0..3 {
+//!     opt.zero_grad()?;
+//!     let loss = opt.backward_with(|inputs| {
+//!         recompute.gradients(inputs, |tape| {
+//!             let mut h = x.shallow_clone();
+//!             for block in &blocks {
+//!                 h = tape.run(&h, move |h| Ok(block.forward(h)))?;
+//!             }
+//!             Ok(h.square().mean(Kind::Float))
+//!         })
+//!     })?;
+//!     opt.clip_grad_norm(1.0)?;
+//!     opt.step()?;
+//!     # assert!(loss.double_value(&[]) > 0.);
+//! }
+//! # Ok::<(), ln_tuning::Error>(())
+//! ```
+
+use tch::{no_grad, Device, Kind, Tensor};
+
+use crate::autograd::known_gradient::{grad_is_enabled, inner_product};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Which blocks are run a second time; the others keep their activations. Blocks are counted as they are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Blocks {
+    /// Every one: the least memory.
+    #[default]
+    All,
+    /// Every n-th: with 2 the second, the fourth, ….
+    EveryNth(usize),
+    /// So many from the first on: those that run last have done with their activations when these need the memory.
+    First(usize),
+}
+
+impl Blocks {
+    /// As few of `blocks` blocks as let the activations of the others, `block_bytes` each, fit into `budget_bytes`.
+    ///
+    /// ```
+    /// # use ln_tuning::recompute::Blocks;
+    /// assert_eq!(Blocks::within(1 << 30, 300 << 20, 32), Blocks::First(29));
+    /// ```
+    pub fn within(budget_bytes: usize, block_bytes: usize, blocks: usize) -> Self {
+        Blocks::First(blocks - blocks.min(budget_bytes / block_bytes.max(1)))
+    }
+
+    fn include(self, block: usize) -> bool {
+        match self {
+            Blocks::All => true,
+            Blocks::EveryNth(n) => block % n.max(1) == n.max(1) - 1,
+            Blocks::First(count) => block < count,
+        }
+    }
+}
+
+/// Computes losses and their gradients with block checkpointing.
+#[derive(Debug, Clone, Copy)]
+#[doc(alias = "gradient_checkpointing")]
+pub struct Recompute {
+    blocks: Blocks,
+    preserve_rng_state: bool,
+}
+
+impl Default for Recompute {
+    fn default() -> Self {
+        Recompute::new(Blocks::All)
+    }
+}
+
+impl Recompute {
+    /// Checkpointing of these blocks.
+    pub fn new(blocks: Blocks) -> Self {
+        Recompute { blocks, preserve_rng_state: true }
+    }
+
+    /// Whether the second run of a block draws the random numbers of the first, as dropout needs; true.
+    ///
+    /// tch can seed the generators but not save their state, so each block is given a seed, drawn from the CPU's
+    /// generator. This seeds the generators of all devices, for all threads. Without random numbers in the blocks it
+    /// is not needed.
+    pub fn preserve_rng_state(mut self, preserve_rng_state: bool) -> Self {
+        self.preserve_rng_state = preserve_rng_state;
+        self
+    }
+
+    /// Runs `forward`, which gives a scalar and runs its blocks through the [`Tape`]. Gives the scalar, without its
+    /// graph, and its gradients with respect to `inputs`, undefined where it does not depend on one.
+    ///
+    /// # Errors
+    /// Those of `forward`; `NoGradient` if the result is not a scalar or depends on no tensor that trains.
+    pub fn gradients<'a>(
+        &self,
+        inputs: &[Tensor],
+        forward: impl FnOnce(&mut Tape<'a>) -> Result<Tensor>,
+    ) -> Result<(Tensor, Vec<Tensor>)> {
+        let mut tape = Tape { options: *self, count: 0, segments: Vec::new() };
+        let loss = forward(&mut tape)?;
+        if loss.numel() != 1 || !loss.requires_grad() {
+            return Err(Error::new(
+                ErrorKind::NoGradient,
+                format!(
+                    "the loss must be a scalar that depends on a tensor that trains, found shape {:?}{}",
+                    loss.size(),
+                    if loss.requires_grad() { "" } else { ", without a graph" }
+                ),
+            ));
+        }
+        let value = loss.f_detach()?;
+        // Where the generators go on afterwards: the second runs leave them where the forward pass has been.
+        let seed = tape.segments.iter().any(|segment| segment.seed.is_some());
+        let seed = seed.then(draw_seed).transpose()?;
+        let gradients = tape.walk(loss, inputs);
+        if let Some(seed) = seed {
+            tch::manual_seed(seed);
+        }
+        Ok((value, gradients?))
+    }
+
+    /// [`gradients`](Self::gradients), added to the `.grad()` of `inputs`, as `loss.backward()` would: for the
+    /// optimisers of tch. Gives the loss.
+    ///
+    /// # Errors
+    /// Those of `gradients`.
+    pub fn backward<'a>(
+        &self,
+        inputs: &[Tensor],
+        forward: impl FnOnce(&mut Tape<'a>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (loss, gradients) = self.gradients(inputs, forward)?;
+        let pairs: Vec<_> = inputs.iter().zip(&gradients).filter(|(_, g)| g.defined()).collect();
+        if !pairs.is_empty() {
+            inner_product(&pairs)?.f_backward()?;
+        }
+        Ok(loss)
+    }
+}
+
+/// What the backward pass needs to run blocks again.
+pub struct Tape<'a> {
+    options: Recompute,
+    /// How many blocks have been run.
+    count: usize,
+    segments: Vec<Segment<'a>>,
+}
+
+type Block<'a> = Box<dyn Fn(&[Tensor]) -> Result<Vec<Tensor>> + 'a>;
+
+/// A block that was run without a graph.
+struct Segment<'a> {
+    block: Block<'a>,
+    /// With the graphs that they came with.
+    inputs: Vec<Tensor>,
+    /// Leaves, from which the graph of what follows starts; none for outputs that have no gradient.
+    outputs: Vec<Option<Tensor>>,
+    seed: Option<i64>,
+}
+
+impl<'a> Tape<'a> {
+    /// Runs a block: the result is that of `block(input)`, and so are the gradients in the end, those of what `block`
+    /// has captured included.
+    ///
+    /// The block must compute the same when it is run again, and must not change its input in place; nor may its output
+    /// be changed in place. Under `no_grad`, and where nothing trains in or below the block, it is only run.
+    ///
+    /// # Errors
+    /// Those of `block`.
+    pub fn run(
+        &mut self,
+        input: &Tensor,
+        block: impl Fn(&Tensor) -> Result<Tensor> + 'a,
+    ) -> Result<Tensor> {
+        let block = move |inputs: &[Tensor]| Ok(vec![block(&inputs[0])?]);
+        Ok(self.run_many(&[input], block)?.remove(0))
+    }
+
+    /// [`run`](Self::run) for a block of several inputs and outputs.
+    ///
+    /// # Errors
+    /// Those of `block`.
+    pub fn run_many(
+        &mut self,
+        inputs: &[&Tensor],
+        block: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + 'a,
+    ) -> Result<Vec<Tensor>> {
+        let inputs: Vec<Tensor> = inputs.iter().map(|input| input.shallow_clone()).collect();
+        let recomputed = self.options.blocks.include(self.count) && grad_is_enabled()?;
+        self.count += 1;
+        if !recomputed {
+            return block(&inputs);
+        }
+        let seed = self.options.preserve_rng_state.then(draw_seed).transpose()?;
+        if let Some(seed) = seed {
+            tch::manual_seed(seed);
+        }
+        let results = if inputs.iter().any(Tensor::requires_grad) {
+            no_grad(|| block(&inputs))?
+        } else {
+            // Whether anything trains in the block shows in its graph, which goes at once.
+            let results = block(&inputs)?;
+            if !results.iter().any(Tensor::requires_grad) {
+                return Ok(results);
+            }
+            results
+        };
+        let leaf = |result: &Tensor| -> Result<Option<Tensor>> {
+            match result.f_kind()? {
+                Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half => {
+                    Ok(Some(result.f_detach()?.f_set_requires_grad(true)?))
+                }
+                _ => Ok(None),
+            }
+        };
+        let outputs = results.iter().map(leaf).collect::<Result<Vec<_>>>()?;
+        let given = results.into_iter().zip(&outputs);
+        let given = given
+            .map(|(result, leaf)| leaf.as_ref().map_or(result, Tensor::shallow_clone))
+            .collect();
+        self.segments.push(Segment { block: Box::new(block), inputs, outputs, seed });
+        Ok(given)
+    }
+
+    /// From the loss through the blocks, last to first.
+    ///
+    /// A block's second run starts from its inputs as they are, so that the engine goes on below them to the leaves of
+    /// earlier blocks, whatever lies between. Graphs are kept until their last owner goes, since what lies between may
+    /// be shared.
+    fn walk(mut self, loss: Tensor, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let mut gradients: Vec<Option<Tensor>> = inputs.iter().map(|_| None).collect();
+        let mut of_outputs: Vec<Vec<Option<Tensor>>> =
+            self.segments.iter().map(|s| s.outputs.iter().map(|_| None).collect()).collect();
+        self.pull(loss, inputs, &mut gradients, &mut of_outputs)?;
+        while let (Some(segment), Some(given)) = (self.segments.pop(), of_outputs.pop()) {
+            if given.iter().all(Option::is_none) {
+                continue;
+            }
+            if let Some(seed) = segment.seed {
+                tch::manual_seed(seed);
+            }
+            let results = (segment.block)(&segment.inputs)?;
+            let pairs = results.iter().zip(&given);
+            let pairs: Vec<_> = pairs
+                .filter_map(|(result, gradient)| Some((result, gradient.as_ref()?)))
+                .filter(|(result, _)| result.requires_grad())
+                .collect();
+            if !pairs.is_empty() {
+                let root = inner_product(&pairs)?;
+                self.pull(root, inputs, &mut gradients, &mut of_outputs)?;
+            }
+        }
+        Ok(gradients.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// Adds the gradients of `root` with respect to the inputs and the outputs of the blocks that are left.
+    fn pull(
+        &self,
+        root: Tensor,
+        inputs: &[Tensor],
+        gradients: &mut [Option<Tensor>],
+        of_outputs: &mut [Vec<Option<Tensor>>],
+    ) -> Result<()> {
+        let leaves = self.segments.iter().flat_map(|segment| segment.outputs.iter().flatten());
+        let all: Vec<&Tensor> = inputs.iter().chain(leaves).collect();
+        let found = Tensor::f_run_backward(&[root], &all, !self.segments.is_empty(), false)?;
+        let of_leaves = of_outputs.iter_mut().zip(&self.segments).flat_map(|(sums, segment)| {
+            sums.iter_mut().zip(&segment.outputs).filter(|(_, leaf)| leaf.is_some())
+        });
+        let sums = gradients.iter_mut().chain(of_leaves.map(|(sum, _)| sum));
+        for (sum, found) in sums.zip(found) {
+            if found.defined() {
+                *sum = Some(match sum.take() {
+                    None => found,
+                    Some(sum) => sum.f_add(&found)?,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// From the CPU's generator, so that no other device is waited for.
+fn draw_seed() -> Result<i64> {
+    let drawn = Tensor::f_randint(i64::MAX, [1], (Kind::Int64, Device::Cpu))?;
+    Ok(drawn.f_int64_value(&[0])?)
+}

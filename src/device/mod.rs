@@ -1,0 +1,141 @@
+//! CUDA without tears: load its library at run time, and say in words why it is not available.
+//!
+//! A binary that uses `tch` is linked with `--as-needed`, names no symbol of `libtorch_cuda`, and so does not load it;
+//! `Cuda::is_available()` is then false on the best GPU. A build script can add the link, but link arguments do not
+//! reach dependants: each binary needs its own. Loading the library at run time cures it for every binary.
+//!
+//! libtorch looks for CUDA once, at the first question about it. Call [`best_device`], [`load_cuda`] or
+//! [`cuda_status`] before `tch::Device::cuda_if_available()` or anything else of `tch::Cuda`.
+
+#[cfg(target_os = "linux")]
+mod dynamic;
+mod status;
+
+pub use status::CudaStatus;
+
+use std::sync::OnceLock;
+
+use tch::{Cuda, Device};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Loads `libtorch_cuda.so` into this process, unless it is there already; once, whichever thread comes first.
+///
+/// The file is looked for beside the `libtorch_cpu.so` that this process runs with. It stays loaded to the end of the
+/// process. Success says that libtorch has CUDA support, not that there is a device: see [`cuda_status`].
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for a CPU build of libtorch, one linked statically, and systems other than Linux;
+/// [`ErrorKind::MissingFile`] if the dynamic loader refuses the library. All have the words of [`CudaStatus`].
+pub fn load_cuda() -> Result<()> {
+    loaded().as_ref().map_err(|status| {
+        let kind = match status {
+            CudaStatus::LibraryNotLoaded { .. } => ErrorKind::MissingFile,
+            _ => ErrorKind::Unsupported,
+        };
+        Error::new(kind, status)
+    })?;
+    Ok(())
+}
+
+/// The first CUDA device if there is one, else the CPU; loads `libtorch_cuda.so` first.
+///
+/// Put it in the place of `tch::Device::cuda_if_available()`. When a GPU was expected and this is the CPU,
+/// [`cuda_status`] says why.
+///
+/// ```
+/// let device = ln_tuning::device::best_device();
+/// if device == tch::Device::Cpu {
+///     eprintln!("{}", ln_tuning::device::cuda_status());
+/// }
+/// let vs = tch::nn::VarStore::new(device);
+/// ```
+#[doc(alias = "cuda_if_available")]
+pub fn best_device() -> Device {
+    // A libtorch without CUDA is no error here: the CPU is the answer.
+    let _ = load_cuda();
+    Device::cuda_if_available()
+}
+
+/// Whether CUDA can be used in this process, and why not; loads `libtorch_cuda.so` first.
+///
+/// Asks libtorch, and, if that sees no device, the driver itself, without creating a CUDA context.
+///
+/// ```
+/// use ln_tuning::device::{cuda_status, CudaStatus};
+/// match cuda_status() {
+///     CudaStatus::Available { devices } => println!("{devices} device(s)"),
+///     why_not => println!("{why_not}"),
+/// }
+/// ```
+#[doc(alias = "why_no_cuda")]
+#[doc(alias = "is_available")]
+pub fn cuda_status() -> CudaStatus {
+    let loaded = loaded();
+    // Only now: this is the question that libtorch answers once and for all.
+    match usize::try_from(Cuda::device_count()) {
+        Ok(devices) if devices > 0 => return CudaStatus::Available { devices },
+        _ => {}
+    }
+    match loaded {
+        Ok(()) => without_devices(),
+        Err(status) => status.clone(),
+    }
+}
+
+/// Lets CUDA multiply f32 matrices in TF32, with 10 bits of mantissa and several times the speed, from Ampere on. bf16
+/// and f16 are not concerned, nor are CPUs.
+///
+/// libtorch reads this setting once, when it is first used: call it first of all in `main`. It is the environment
+/// variable `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`, which child processes inherit.
+///
+/// # Errors
+/// `InvalidState` if this module has asked libtorch for its devices already.
+///
+/// ```
+/// # // In a process of its own, as documentation tests are.
+/// ln_tuning::device::allow_tf32()?;
+/// let device = ln_tuning::device::best_device();
+/// assert!(ln_tuning::device::allow_tf32().is_err()); // too late
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[doc(alias = "set_float32_matmul_precision")]
+pub fn allow_tf32() -> Result<()> {
+    if LOADED.get().is_some() {
+        return Err(Error::new(
+            ErrorKind::InvalidState,
+            "libtorch has been asked for its devices already: call `allow_tf32` before `best_device`, `load_cuda` and \
+             `cuda_status`",
+        ));
+    }
+    std::env::set_var("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1");
+    Ok(())
+}
+
+static LOADED: OnceLock<std::result::Result<(), CudaStatus>> = OnceLock::new();
+
+fn loaded() -> &'static std::result::Result<(), CudaStatus> {
+    LOADED.get_or_init(|| {
+        #[cfg(target_os = "linux")]
+        return dynamic::load();
+        #[cfg(not(target_os = "linux"))]
+        return Err(CudaStatus::OtherSystem);
+    })
+}
+
+/// Why a libtorch with CUDA sees no device.
+fn without_devices() -> CudaStatus {
+    #[cfg(not(target_os = "linux"))]
+    return CudaStatus::OtherSystem;
+    #[cfg(target_os = "linux")]
+    match dynamic::devices_of_driver() {
+        Err(status) => status,
+        Ok(0) => match std::env::var_os("CUDA_VISIBLE_DEVICES") {
+            Some(visible) => {
+                CudaStatus::DevicesHidden { visible: visible.to_string_lossy().into_owned() }
+            }
+            None => CudaStatus::NoDevice,
+        },
+        Ok(devices) => CudaStatus::LoadedTooLate { devices },
+    }
+}

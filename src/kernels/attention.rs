@@ -1,0 +1,121 @@
+//! Attention by plain products, all scores at once: faster than the fused kernel where that multiplies slowly, as long
+//! as the scores are few.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Result;
+use crate::kernels::processor::{mkl_is_slow, multiplies_fast};
+
+/// Scores are kept for the backward pass, and grow with the square of the length: up to here they are a small part of
+/// what a block keeps.
+const LONGEST: i64 = 512;
+const SHORTEST: i64 = 32;
+
+/// Whether the fused kernel is slow with these queries: it gives products in bf16 to MKL, which computes them by way of
+/// f32 on processors that are not Intel's.
+pub(crate) fn fused_is_slow(q: &Tensor) -> Result<bool> {
+    Ok(q.device() == Device::Cpu && q.f_kind()? == Kind::BFloat16 && mkl_is_slow())
+}
+
+/// Whether [`attend`] is then faster.
+pub(crate) fn pays(q: &Tensor, k: &Tensor) -> Result<bool> {
+    let (length, keys) = (q.size4()?.2, k.size4()?.2);
+    Ok(length == keys
+        && (SHORTEST..=LONGEST).contains(&length)
+        && multiplies_fast(Kind::BFloat16, Device::Cpu))
+}
+
+/// Queries `[batch, heads, length, head_dim]`, keys and values with fewer heads perhaps. `mask` is true where a place
+/// may look, `[length, length]` or `[batch, 1, length, length]`; without it, a place sees those before it.
+pub(crate) fn attend(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    scale: f64,
+) -> Result<Tensor> {
+    let (batch, heads, length, dim) = q.size4()?;
+    let (kv_heads, value_dim) = (k.size4()?.1, v.size4()?.3);
+    let group = heads / kv_heads;
+    // The queries of a group are rows of one matrix, so that keys and values are not repeated.
+    let q = q.f_view([batch, kv_heads, group, length, dim])?.f_transpose(2, 3)?;
+    let q = q.f_reshape([batch * kv_heads, length * group, dim])?;
+    let k = k.f_reshape([batch * kv_heads, length, dim])?.f_transpose(1, 2)?;
+    let v = v.f_reshape([batch * kv_heads, length, value_dim])?;
+    let options = (q.f_kind()?, q.device());
+    let scores = match mask {
+        None => {
+            let hidden = Tensor::f_full([length, length], f64::NEG_INFINITY, options)?.f_triu(1)?;
+            let hidden = hidden.f_unsqueeze(1)?.f_expand([length, group, length], false)?;
+            hidden.f_reshape([1, length * group, length])?.f_baddbmm(&q, &k, 1., scale)?
+        }
+        Some(mask) => {
+            let scores = Tensor::f_zeros([1, 1, 1], options)?.f_baddbmm(&q, &k, 0., scale)?;
+            let hidden = mask.f_logical_not()?;
+            // Behind the kv heads and the group.
+            let hidden = match hidden.dim() {
+                2 => hidden.f_unsqueeze(1)?,
+                _ => hidden.f_unsqueeze(3)?,
+            };
+            let apart = scores.f_view([batch, kv_heads, length, group, length])?;
+            let masked = apart.f_masked_fill(&hidden, f64::NEG_INFINITY)?;
+            masked.f_view([batch * kv_heads, length * group, length])?
+        }
+    };
+    let attended = scores.f_softmax(-1, None)?.f_bmm(&v)?;
+    let attended = attended.f_view([batch, kv_heads, length, group, value_dim])?;
+    // In the order that the next product takes them in.
+    let attended = attended.f_permute([0, 2, 1, 3, 4])?;
+    Ok(attended.f_reshape([batch, length, heads, value_dim])?.f_transpose(1, 2)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_the_fused_attention() {
+        tch::set_num_threads(1);
+        let (batch, heads, kv_heads, length, dim) = (2, 6, 2, 40, 8);
+        let options = (Kind::Float, Device::Cpu);
+        let random = |heads: i64| {
+            Tensor::randn([batch, length, heads, dim], options).set_requires_grad(true)
+        };
+        let [q, k, v] = [random(heads), random(kv_heads), random(kv_heads)];
+        let upstream = Tensor::randn([batch, heads, length, dim], options);
+        let causal = Tensor::ones([length, length], (Kind::Bool, Device::Cpu)).tril(0);
+        let window = causal.logical_and(&causal.triu(-7));
+        let padding = Tensor::arange(length, (Kind::Int64, Device::Cpu)).ge(5);
+        let padding = Tensor::stack(&[padding.ones_like(), padding], 0).view([batch, 1, 1, length]);
+        let own = Tensor::eye(length, options).to_kind(Kind::Bool);
+        let padded = causal.logical_and(&padding).logical_or(&own);
+        for mask in [None, Some(&window), Some(&padded)] {
+            let [found, expected] = [true, false].map(|own| {
+                let [q, k, v] = [&q, &k, &v].map(|x| x.transpose(1, 2));
+                let attended = match own {
+                    true => attend(&q, &k, &v, mask, 0.3).unwrap(),
+                    false => Tensor::scaled_dot_product_attention(
+                        &q,
+                        &k,
+                        &v,
+                        mask,
+                        0.,
+                        mask.is_none(),
+                        0.3,
+                        true,
+                    ),
+                };
+                let sum = (&attended * &upstream).sum(Kind::Float);
+                let inputs = [&q, &k, &v];
+                let mut all = Tensor::run_backward(&[sum], &inputs, false, false);
+                all.push(attended.detach());
+                all
+            });
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_eq!(found.size(), expected.size());
+                let off = (found - expected).abs().max().double_value(&[]);
+                assert!(off <= 1e-5, "{off} off");
+            }
+        }
+    }
+}

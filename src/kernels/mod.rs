@@ -1,0 +1,6 @@
+//! Products and attention in the form that is fast on this machine.
+
+#[cfg(feature = "models")]
+pub(crate) mod attention;
+pub(crate) mod processor;
+pub(crate) mod product;

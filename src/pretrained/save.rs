@@ -1,0 +1,42 @@
+//! A `VarStore` written as a model directory.
+
+use std::path::Path;
+
+use tch::nn::VarStore;
+use tch::{no_grad, Tensor};
+
+use crate::error::Result;
+use crate::names::natural::natural_cmp;
+use crate::storage::atomic::{self, Contents};
+use crate::storage::safetensors::to_bytes;
+
+/// Writes the variables and a configuration as a directory that transformers loads: `config.json`, and
+/// `model.safetensors` with the metadata that it asks for. Tied tensors are written under each of their names.
+/// Either both files are written or, on an error, none.
+///
+/// # Errors
+/// `Io` or `MissingFile` where the operating system refuses; `KindMismatch` for a kind that the format lacks.
+///
+/// ```
+/// # use tch::{nn, Device};
+/// let vs = nn::VarStore::new(Device::Cpu);
+/// nn::layer_norm(vs.root() / "norm", vec![4], Default::default());
+/// let dir = tempfile::tempdir()?;
+/// ln_tuning::pretrained::save(&vs, dir.path(), r#"{"model_type": "mine"}"#)?;
+/// assert!(dir.path().join("model.safetensors").exists());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias = "save_pretrained")]
+pub fn save(vs: &VarStore, dir: impl AsRef<Path>, config_json: &str) -> Result<()> {
+    let mut tensors: Vec<_> = vs.variables().into_iter().collect();
+    tensors.sort_by(|a, b| natural_cmp(&a.0, &b.0));
+    no_grad(|| atomic::write(&model_files(dir.as_ref(), config_json, &tensors)?))
+}
+
+/// The two files of a whole model.
+fn model_files(dir: &Path, config_json: &str, tensors: &[(String, Tensor)]) -> Result<Contents> {
+    Ok(vec![
+        (dir.join("model.safetensors"), to_bytes(tensors)?),
+        (dir.join("config.json"), config_json.as_bytes().to_vec()),
+    ])
+}

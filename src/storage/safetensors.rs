@@ -1,0 +1,161 @@
+//! `adapter_model.safetensors`: bytes to tensors and back.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::unique_keys::{Strict, DUPLICATE};
+
+/// The file that Python's `safetensors.torch.save_file` writes for these tensors, byte for byte.
+pub(crate) fn to_bytes(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
+    let mut blobs = Vec::with_capacity(tensors.len());
+    for (key, tensor) in tensors {
+        let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+        let kind = tensor.f_kind()?;
+        let dtype = dtype_of(kind).ok_or_else(|| {
+            Error::new(
+                ErrorKind::KindMismatch,
+                format!("'{key}' has kind {kind:?}, which a safetensors file cannot hold"),
+            )
+        })?;
+        let bytes = bytes_of(&tensor)?;
+        let shape: Vec<usize> = tensor.size().iter().map(|d| *d as usize).collect();
+        blobs.push((key.as_str(), dtype, shape, bytes));
+    }
+    let mut views = Vec::with_capacity(blobs.len());
+    for (key, dtype, shape, bytes) in &blobs {
+        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| {
+            Error::with_source(ErrorKind::CorruptFile, format!("cannot store '{key}'"), e)
+        })?;
+        views.push((*key, view));
+    }
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize(views, Some(metadata)).map_err(|e| {
+        Error::with_source(ErrorKind::CorruptFile, "cannot build a safetensors file", e)
+    })
+}
+
+/// The elements in row-major order.
+pub(crate) fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.f_contiguous()?;
+    let numel = tensor.numel();
+    let mut bytes = vec![0u8; numel * tensor.f_kind()?.elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, numel)?;
+    Ok(bytes)
+}
+
+/// Every tensor of a file, on the CPU, in the order of the keys. All values must be finite.
+pub(crate) fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let read = |(key, view): (String, TensorView)| {
+        check_finite(&key, view.dtype(), view.data(), path)?;
+        let shape: Vec<i64> = view.shape().iter().map(|d| *d as i64).collect();
+        let tensor = to_tensor(&key, view.dtype(), &shape, view.data(), path)?;
+        Ok((key, tensor))
+    };
+    views(&bytes, path)?.into_iter().map(read).collect()
+}
+
+/// The tensors of a whole file, by what its header says, sorted by their keys.
+pub(crate) fn views<'a>(bytes: &'a [u8], path: &Path) -> Result<Vec<(String, TensorView<'a>)>> {
+    check_header(bytes, path)?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| {
+        let message = format!(
+            "'{}' is not a complete safetensors file ({} bytes): was it cut off? Copy or save it again",
+            path.display(),
+            bytes.len()
+        );
+        Error::with_source(ErrorKind::CorruptFile, message, e)
+    })?;
+    let mut views = file.tensors();
+    views.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(views)
+}
+
+pub(crate) fn to_tensor(
+    key: &str,
+    dtype: Dtype,
+    shape: &[i64],
+    bytes: &[u8],
+    path: &Path,
+) -> Result<Tensor> {
+    let kind = kind_of(dtype).ok_or_else(|| {
+        Error::new(
+            ErrorKind::KindMismatch,
+            format!(
+                "'{key}' in '{}' has kind {dtype:?}, expected a floating-point or integer kind of libtorch",
+                path.display()
+            ),
+        )
+    })?;
+    Ok(Tensor::f_from_data_size(bytes, shape, kind)?)
+}
+
+/// A header in which a key stands twice would give one tensor the place of another.
+fn check_header(bytes: &[u8], path: &Path) -> Result<()> {
+    let header = bytes
+        .first_chunk::<8>()
+        .and_then(|len| usize::try_from(u64::from_le_bytes(*len)).ok())
+        .and_then(|len| bytes.get(8..)?.get(..len));
+    // Everything else about the header is checked, and reported, by the reader.
+    let Some(header) = header else { return Ok(()) };
+    match serde_json::from_slice::<Strict>(header) {
+        Err(e) if e.to_string().contains(DUPLICATE) => Err(Error::with_source(
+            ErrorKind::DuplicateKey,
+            format!("two tensors of one name in '{}'", path.display()),
+            e,
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// All values of the file must be numbers: looked at as bits, since a pass of libtorch per tensor takes longer than
+/// reading the file.
+pub(crate) fn check_finite(key: &str, dtype: Dtype, data: &[u8], path: &Path) -> Result<()> {
+    let bad = match dtype {
+        Dtype::F32 => {
+            data.chunks_exact(4).filter(|b| b[3] & 0x7f == 0x7f && b[2] & 0x80 != 0).count()
+        }
+        Dtype::F64 => {
+            data.chunks_exact(8).filter(|b| b[7] & 0x7f == 0x7f && b[6] & 0xf0 == 0xf0).count()
+        }
+        Dtype::BF16 => {
+            data.chunks_exact(2).filter(|b| b[1] & 0x7f == 0x7f && b[0] & 0x80 != 0).count()
+        }
+        Dtype::F16 => data.chunks_exact(2).filter(|b| b[1] & 0x7c == 0x7c).count(),
+        _ => 0,
+    };
+    if bad > 0 {
+        return Err(Error::new(
+            ErrorKind::NonFinite,
+            format!(
+                "'{key}' in '{}' holds {bad} values that are NaN or infinite: the run that wrote it had diverged",
+                path.display()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+const KINDS: [(Kind, Dtype); 9] = [
+    (Kind::Float, Dtype::F32),
+    (Kind::Double, Dtype::F64),
+    (Kind::Half, Dtype::F16),
+    (Kind::BFloat16, Dtype::BF16),
+    (Kind::Int64, Dtype::I64),
+    (Kind::Int, Dtype::I32),
+    (Kind::Int8, Dtype::I8),
+    (Kind::Uint8, Dtype::U8),
+    (Kind::Bool, Dtype::BOOL),
+];
+
+fn dtype_of(kind: Kind) -> Option<Dtype> {
+    KINDS.iter().find(|(k, _)| *k == kind).map(|(_, dtype)| *dtype)
+}
+
+pub(crate) fn kind_of(dtype: Dtype) -> Option<Kind> {
+    KINDS.iter().find(|(_, d)| *d == dtype).map(|(kind, _)| *kind)
+}

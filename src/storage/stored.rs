@@ -1,0 +1,117 @@
+//! A safetensors file of which only the header was read.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, TensorView};
+use tch::{Device, Kind, Tensor};
+
+use super::safetensors::{check_finite, kind_of, to_tensor, views};
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::mapped::MappedFile;
+
+/// Where a tensor is in its file.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) key: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<i64>,
+    /// The first byte, from the start of the file.
+    pub(crate) start: u64,
+    pub(crate) len: u64,
+}
+
+/// A safetensors file: its tensors are read one at a time, when they are asked for.
+#[derive(Debug)]
+pub(crate) struct StoredTensors {
+    pub(crate) path: PathBuf,
+    /// Sorted by their keys.
+    pub(crate) tensors: Vec<Stored>,
+}
+
+impl Stored {
+    /// So many tensors of which this one is made, one behind the other along the first dimension.
+    pub(crate) fn parts(&self, count: usize, path: &Path) -> Result<Vec<Stored>> {
+        if count == 1 {
+            return Ok(vec![self.clone()]);
+        }
+        let rows = self.shape.first().copied().unwrap_or(0);
+        if rows % count as i64 != 0 {
+            return Err(Error::new(
+                ErrorKind::ShapeMismatch,
+                format!(
+                    "'{}' in '{}' has shape {:?}, expected {count} tensors on top of each other",
+                    self.key,
+                    path.display(),
+                    self.shape
+                ),
+            ));
+        }
+        let mut part = self.clone();
+        part.shape[0] = rows / count as i64;
+        part.len = self.len / count as u64;
+        let at = |i: usize| Stored { start: self.start + i as u64 * part.len, ..part.clone() };
+        Ok((0..count).map(at).collect())
+    }
+}
+
+impl StoredTensors {
+    /// Reads the header and checks it against the length of the file.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let bytes = MappedFile::open(path)?;
+        let begin = bytes.as_ptr() as usize;
+        let stored = |(key, view): (String, TensorView)| Stored {
+            key,
+            dtype: view.dtype(),
+            shape: view.shape().iter().map(|size| *size as i64).collect(),
+            start: (view.data().as_ptr() as usize - begin) as u64,
+            len: view.data().len() as u64,
+        };
+        let tensors = views(&bytes, path)?.into_iter().map(stored).collect();
+        Ok(StoredTensors { path: path.to_owned(), tensors })
+    }
+
+    /// Reads one tensor to the CPU, in the kind that it has in the file.
+    pub(crate) fn read(&self, stored: &Stored) -> Result<Tensor> {
+        let bytes = self.bytes(stored)?;
+        to_tensor(&stored.key, stored.dtype, &stored.shape, &bytes, &self.path)
+    }
+
+    /// The whole file as bytes of which this process has its own copy as far as it writes to them; none where the system
+    /// has no room for that.
+    pub(crate) fn mapped(&self) -> Option<Tensor> {
+        let length = i64::try_from(std::fs::metadata(&self.path).ok()?.len()).ok()?;
+        let options = (Kind::Uint8, Device::Cpu);
+        Tensor::f_from_file(self.path.to_str()?, false, length, options).ok()
+    }
+
+    /// One tensor in the bytes that [`mapped`](Self::mapped) gave, or a copy where they are not aligned.
+    pub(crate) fn view(&self, map: &Tensor, stored: &Stored) -> Result<Tensor> {
+        let (start, len) = (stored.start as i64, stored.len as i64);
+        match kind_of(stored.dtype) {
+            Some(kind) if start % kind.elt_size_in_bytes() as i64 == 0 && len > 0 => {
+                Ok(map.f_narrow(0, start, len)?.f_view_dtype(kind)?.f_view(&stored.shape[..])?)
+            }
+            _ => self.read(stored),
+        }
+    }
+
+    /// Refuses a tensor that holds NaN or infinity.
+    pub(crate) fn check_finite(&self, stored: &Stored) -> Result<()> {
+        check_finite(&stored.key, stored.dtype, &self.bytes(stored)?, &self.path)
+    }
+
+    fn bytes(&self, stored: &Stored) -> Result<Vec<u8>> {
+        let failed = |e| Error::io("read", &self.path, e);
+        let mut file = File::open(&self.path).map_err(failed)?;
+        file.seek(SeekFrom::Start(stored.start)).map_err(failed)?;
+        let length = usize::try_from(stored.len).map_err(|e| {
+            let message = format!("'{}' does not fit into memory", stored.key);
+            Error::with_source(ErrorKind::Unsupported, message, e)
+        })?;
+        let mut bytes = vec![0; length];
+        file.read_exact(&mut bytes).map_err(failed)?;
+        Ok(bytes)
+    }
+}
