@@ -181,6 +181,11 @@ struct Segment<'a> {
 }
 
 impl<'a> Tape<'a> {
+    /// A tape that records nothing: blocks are run once, and their graphs are autograd's.
+    pub fn off() -> Self {
+        Tape { options: Recompute::new(Blocks::First(0)), count: 0, segments: Vec::new() }
+    }
+
     /// Runs a block: the result is that of `block(input)`, and so are the gradients in the end, those of what `block`
     /// has captured included.
     ///

@@ -26,12 +26,14 @@ pub(crate) fn pays(q: &Tensor, k: &Tensor) -> Result<bool> {
 }
 
 /// Queries `[batch, heads, length, head_dim]`, keys and values with fewer heads perhaps. `mask` is true where a place
-/// may look, `[length, length]` or `[batch, 1, length, length]`; without it, a place sees those before it.
+/// may look, `[length, length]` or `[batch, 1, length or 1, length]`; without it, a place sees itself and those before
+/// it if `causal`, else all.
 pub(crate) fn attend(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     mask: Option<&Tensor>,
+    causal: bool,
     scale: f64,
 ) -> Result<Tensor> {
     let (batch, heads, length, dim) = q.size4()?;
@@ -43,14 +45,16 @@ pub(crate) fn attend(
     let k = k.f_reshape([batch * kv_heads, length, dim])?.f_transpose(1, 2)?;
     let v = v.f_reshape([batch * kv_heads, length, value_dim])?;
     let options = (q.f_kind()?, q.device());
+    let all = || Tensor::f_zeros([1, 1, 1], options)?.f_baddbmm(&q, &k, 0., scale);
     let scores = match mask {
+        None if !causal => all()?,
         None => {
             let hidden = Tensor::f_full([length, length], f64::NEG_INFINITY, options)?.f_triu(1)?;
             let hidden = hidden.f_unsqueeze(1)?.f_expand([length, group, length], false)?;
             hidden.f_reshape([1, length * group, length])?.f_baddbmm(&q, &k, 1., scale)?
         }
         Some(mask) => {
-            let scores = Tensor::f_zeros([1, 1, 1], options)?.f_baddbmm(&q, &k, 0., scale)?;
+            let scores = all()?;
             let hidden = mask.f_logical_not()?;
             // Behind the kv heads and the group.
             let hidden = match hidden.dim() {
@@ -89,20 +93,15 @@ mod tests {
         let padding = Tensor::stack(&[padding.ones_like(), padding], 0).view([batch, 1, 1, length]);
         let own = Tensor::eye(length, options).to_kind(Kind::Bool);
         let padded = causal.logical_and(&padding).logical_or(&own);
-        for mask in [None, Some(&window), Some(&padded)] {
+        let tokens = padding.shallow_clone();
+        let cases = [(None, true), (None, false), (Some(&window), false), (Some(&padded), false)];
+        for (mask, causal) in cases.into_iter().chain([(Some(&tokens), false)]) {
             let [found, expected] = [true, false].map(|own| {
                 let [q, k, v] = [&q, &k, &v].map(|x| x.transpose(1, 2));
                 let attended = match own {
-                    true => attend(&q, &k, &v, mask, 0.3).unwrap(),
+                    true => attend(&q, &k, &v, mask, causal, 0.3).unwrap(),
                     false => Tensor::scaled_dot_product_attention(
-                        &q,
-                        &k,
-                        &v,
-                        mask,
-                        0.,
-                        mask.is_none(),
-                        0.3,
-                        true,
+                        &q, &k, &v, mask, 0., causal, 0.3, true,
                     ),
                 };
                 let sum = (&attended * &upstream).sum(Kind::Float);

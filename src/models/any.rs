@@ -1,114 +1,157 @@
-//! Whichever model a directory holds.
+//! Any model: the one that a directory holds.
 
 use std::path::Path;
 
+use serde_json::Value;
 use tch::nn::VarStore;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
-use super::clip::{Clip, ClipConfig};
+use super::config::{unsupported, ModelConfig};
 use super::decoder::{Decoder, DecoderConfig};
-use super::dinov2::{Dinov2, Dinov2Config};
 use super::encoder::{Encoder, EncoderConfig};
+use super::inputs::Inputs;
+use super::model::{Load, Model};
 use super::seq2seq::{Seq2Seq, Seq2SeqConfig};
-use super::vit::{ViTConfig, ViTForImageClassification};
-use crate::error::{Error, ErrorKind, Result};
+use super::vision::{Clip, ClipConfig, Dinov2, Dinov2Config, ViTConfig, ViTForImageClassification};
+use crate::autograd::recompute::Tape;
+use crate::error::Result;
 use crate::pretrained::ModelFiles;
 
-/// One of the models, by the `model_type` of a directory's `config.json`.
-#[doc(alias = "AutoModel")]
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum AnyModel {
-    /// A decoder-only language model.
-    Decoder(Box<Decoder>),
-    /// A text encoder.
-    Encoder(Box<Encoder>),
-    /// An encoder-decoder.
-    Seq2Seq(Box<Seq2Seq>),
-    /// An image classifier.
-    ViT(Box<ViTForImageClassification>),
-    /// A DINOv2, with or without a classifier.
-    Dinov2(Box<Dinov2>),
-    /// A CLIP.
-    Clip(Box<Clip>),
+/// The models, a row each: the variant, a line about it, its type and its configuration's.
+macro_rules! models {
+    ($($variant:ident, $about:literal, $model:ty, $config:ty;)*) => {
+        /// One of the models, by the `model_type` of a directory's `config.json`.
+        ///
+        /// ```no_run
+        /// use ln_tuning::models::AnyModel;
+        /// # let ids = tch::Tensor::from_slice2(&[[1_i64, 2]]);
+        /// let (vs, model) = AnyModel::from_pretrained("some-model", tch::Device::Cpu, None)?;
+        /// println!("{}: {:?}", model.model_type(), model.logits(&ids)?.size());
+        /// # Ok::<(), ln_tuning::Error>(())
+        /// ```
+        #[doc(alias = "AutoModel")]
+        #[derive(Debug)]
+        #[non_exhaustive]
+        pub enum AnyModel {
+            $(#[doc = $about] $variant(Box<$model>),)*
+        }
+
+        impl AnyModel {
+            /// The `model_type`s that are known, in alphabetical order.
+            pub fn model_types() -> Vec<&'static str> {
+                let mut all = Vec::new();
+                $(all.extend(<$config>::model_types());)*
+                all.sort_unstable();
+                all
+            }
+
+            /// As [`Model::from_files`], for whichever model it is.
+            ///
+            /// # Errors
+            /// `Unsupported` for a `model_type` that is none of [`model_types`](Self::model_types); otherwise as the
+            /// model's own.
+            pub fn from_files(files: ModelFiles, load: &Load) -> Result<(VarStore, Self)> {
+                let config = files.config();
+                let model_type = config.get("model_type").and_then(Value::as_str);
+                let model_type = model_type.unwrap_or_default().to_owned();
+                $(if <$config>::model_types().contains(&model_type.as_str()) {
+                    let (vs, model) = <$model>::from_files(files, load)?;
+                    return Ok((vs, AnyModel::$variant(Box::new(model))));
+                })*
+                unsupported(format!(
+                    "'{}' has the model_type '{model_type}', expected one of {}",
+                    files.dir().display(),
+                    Self::model_types().join(", ")
+                ))
+            }
+
+            /// The `model_type`, such as `llama`.
+            pub fn model_type(&self) -> &str {
+                match self {
+                    $(AnyModel::$variant(model) => model.model_type(),)*
+                }
+            }
+
+            /// The `config.json` that transformers reads.
+            pub fn config(&self) -> Value {
+                match self {
+                    $(AnyModel::$variant(model) => model.config().to_value(),)*
+                }
+            }
+
+            /// The kind of the weights, which images must have too.
+            pub fn kind(&self) -> Kind {
+                match self {
+                    $(AnyModel::$variant(model) => model.kind(),)*
+                }
+            }
+
+            /// As [`Model::hidden_states_with`].
+            ///
+            /// # Errors
+            /// As the model's own.
+            pub fn hidden_states_with<'m>(
+                &'m self,
+                inputs: Inputs,
+                tape: &mut Tape<'m>,
+            ) -> Result<Tensor> {
+                match self {
+                    $(AnyModel::$variant(model) => model.hidden_states_with(inputs, tape),)*
+                }
+            }
+
+            /// As [`Model::logits_with`].
+            ///
+            /// # Errors
+            /// As the model's own.
+            pub fn logits_with<'m>(
+                &'m self,
+                inputs: Inputs,
+                tape: &mut Tape<'m>,
+            ) -> Result<Tensor> {
+                match self {
+                    $(AnyModel::$variant(model) => model.logits_with(inputs, tape),)*
+                }
+            }
+        }
+    };
+}
+
+models! {
+    Decoder, "A decoder-only language model.", Decoder, DecoderConfig;
+    Encoder, "A text encoder.", Encoder, EncoderConfig;
+    Seq2Seq, "An encoder-decoder.", Seq2Seq, Seq2SeqConfig;
+    ViT, "An image classifier.", ViTForImageClassification, ViTConfig;
+    Dinov2, "A DINOv2, with or without a classifier.", Dinov2, Dinov2Config;
+    Clip, "A CLIP.", Clip, ClipConfig;
 }
 
 impl AnyModel {
-    /// Opens a model directory of transformers and fills a `VarStore` with its weights, on `device` and in `kind`
-    /// (`None`: each as on disk).
+    /// As [`Model::from_pretrained`], for whichever model it is.
     ///
     /// # Errors
-    /// `Unsupported` for a `model_type` that is none of [`model_types`](Self::model_types); otherwise as the
-    /// `from_pretrained` of the model.
-    ///
-    /// ```no_run
-    /// use ln_tuning::models::AnyModel;
-    /// let (vs, model) = AnyModel::from_pretrained("some-model", tch::Device::Cpu, None)?;
-    /// if let AnyModel::Encoder(encoder) = &model {
-    ///     println!("{}", encoder.config().model_type());
-    /// }
-    /// # Ok::<(), ln_tuning::Error>(())
-    /// ```
+    /// As [`from_files`](Self::from_files).
     pub fn from_pretrained(
         dir: impl AsRef<Path>,
         device: Device,
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
-        Self::from_files(ModelFiles::open(dir)?, device, kind)
+        Self::from_files(ModelFiles::open(dir)?, &Load::on(device).kind(kind))
     }
 
-    /// [`from_pretrained`](Self::from_pretrained) from files that are open already, for
-    /// [`with_progress`](ModelFiles::with_progress).
+    /// As [`Model::hidden_states`].
     ///
     /// # Errors
-    /// As [`from_pretrained`](Self::from_pretrained).
-    pub fn from_files(
-        files: ModelFiles,
-        device: Device,
-        kind: impl Into<Option<Kind>>,
-    ) -> Result<(VarStore, Self)> {
-        let (kind, dir) = (kind.into(), files.dir().to_owned());
-        let model_type = files.model_type().unwrap_or_default().to_owned();
-        let is = |types: &[&str]| types.contains(&model_type.as_str());
-        if is(&DecoderConfig::model_types()) {
-            let (vs, model) = Decoder::from_files(&files, device, kind)?;
-            Ok((vs, AnyModel::Decoder(Box::new(model))))
-        } else if is(&EncoderConfig::model_types()) {
-            let (vs, model) = Encoder::open(files, device, kind)?;
-            Ok((vs, AnyModel::Encoder(Box::new(model))))
-        } else if is(&Seq2SeqConfig::model_types()) {
-            let (vs, model) = Seq2Seq::open(files, device, kind)?;
-            Ok((vs, AnyModel::Seq2Seq(Box::new(model))))
-        } else if is(&ViTConfig::model_types()) {
-            let (vs, model) = ViTForImageClassification::open(files, device, kind)?;
-            Ok((vs, AnyModel::ViT(Box::new(model))))
-        } else if is(&Dinov2Config::model_types()) {
-            let (vs, model) = Dinov2::open(files, device, kind)?;
-            Ok((vs, AnyModel::Dinov2(Box::new(model))))
-        } else if is(&ClipConfig::model_types()) {
-            let (vs, model) = Clip::open(files, device, kind)?;
-            Ok((vs, AnyModel::Clip(Box::new(model))))
-        } else {
-            Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "'{}' has the model_type '{model_type}', expected one of {}",
-                    dir.display(),
-                    Self::model_types().join(", ")
-                ),
-            ))
-        }
+    /// As the model's own.
+    pub fn hidden_states<'a>(&self, inputs: impl Into<Inputs<'a>>) -> Result<Tensor> {
+        self.hidden_states_with(inputs.into(), &mut Tape::off())
     }
 
-    /// The `model_type`s that are known, in alphabetical order.
-    pub fn model_types() -> Vec<&'static str> {
-        let mut all = DecoderConfig::model_types();
-        all.extend(EncoderConfig::model_types());
-        all.extend(Seq2SeqConfig::model_types());
-        all.extend(ViTConfig::model_types());
-        all.extend(Dinov2Config::model_types());
-        all.extend(ClipConfig::model_types());
-        all.sort_unstable();
-        all
+    /// As [`Model::logits`].
+    ///
+    /// # Errors
+    /// As the model's own.
+    pub fn logits<'a>(&self, inputs: impl Into<Inputs<'a>>) -> Result<Tensor> {
+        self.logits_with(inputs.into(), &mut Tape::off())
     }
 }

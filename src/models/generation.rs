@@ -1,7 +1,8 @@
-//! Which token comes next, until it is enough.
+//! Generation: one token after the other, until it is enough.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
+use super::generation_config::GenerationConfig;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How text is continued. The default is greedy, for at most 128 tokens.
@@ -18,6 +19,7 @@ pub struct GenerateOptions {
     top_k: Option<i64>,
     top_p: f64,
     stop: Option<Vec<i64>>,
+    repetition_penalty: Option<f64>,
     seed: u64,
 }
 
@@ -29,6 +31,7 @@ impl Default for GenerateOptions {
             top_k: None,
             top_p: 1.,
             stop: None,
+            repetition_penalty: None,
             seed: 0,
         }
     }
@@ -59,14 +62,21 @@ impl GenerateOptions {
         self
     }
 
-    /// A row ends behind one of these. Default: `eos_token_id` of the model's configuration. With none, every row has
-    /// all `max_new_tokens`.
+    /// A row ends behind one of these. Default: `eos_token_id` of the model's `generation_config.json` or `config.json`.
+    /// With none, every row has all `max_new_tokens`.
     pub fn stop_tokens(mut self, tokens: impl IntoIterator<Item = i64>) -> Self {
         self.stop = Some(tokens.into_iter().collect());
         self
     }
 
-    /// What the draws start from: the same seed gives the same text, whatever else draws numbers. Default: 0.
+    /// Makes tokens that stand in the row already less likely: logits are divided by this if positive, else multiplied
+    /// (arXiv 1909.05858). Default: that of the model's `generation_config.json`, else 1, none.
+    pub fn repetition_penalty(mut self, penalty: f64) -> Self {
+        self.repetition_penalty = Some(penalty);
+        self
+    }
+
+    /// The seed of the draws: the same seed gives the same text, whatever else draws numbers. Default: 0.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
@@ -82,6 +92,9 @@ impl GenerateOptions {
             _ if !(self.top_p > 0. && self.top_p <= 1.) => {
                 format!("top_p is {}, expected a number above 0 and up to 1", self.top_p)
             }
+            _ if self.repetition_penalty.is_some_and(|p| !(p > 0. && p.is_finite())) => {
+                "repetition_penalty is not a finite number above 0".into()
+            }
             _ => return Ok(()),
         };
         Err(Error::new(ErrorKind::InvalidArgument, wrong))
@@ -89,33 +102,41 @@ impl GenerateOptions {
 }
 
 /// What is continued.
-pub(super) struct Step<'a> {
-    pub(super) batch: i64,
-    pub(super) device: Device,
-    pub(super) eos: &'a [i64],
-    pub(super) pad: Option<i64>,
+pub(super) struct Prompt<'a> {
+    /// `[batch, length]`
+    pub(super) ids: &'a Tensor,
+    pub(super) config: &'a GenerationConfig,
 }
 
 /// Calls `logits` with the last tokens `[batch, 1]` (`None`: for the first time) until all rows have ended. It gives
 /// `[batch, vocabulary]`. Returns the tokens, `[batch, new]`.
 pub(super) fn generated(
     options: &GenerateOptions,
-    run: Step,
+    prompt: Prompt,
     mut on_tokens: impl FnMut(&[i64]) -> bool,
     mut logits: impl FnMut(Option<&Tensor>) -> Result<Tensor>,
 ) -> Result<Tensor> {
     options.check()?;
-    let stop = options.stop.as_deref().unwrap_or(run.eos);
-    let pad = run.pad.or(stop.first().copied()).unwrap_or(0);
+    let Prompt { ids, config } = prompt;
+    config.check()?;
+    let (batch, device) = (ids.size2()?.0, ids.device());
+    let stop = options.stop.as_deref().unwrap_or(&config.eos);
+    let pad = config.pad.or(stop.first().copied()).unwrap_or(0);
+    let penalty = options.repetition_penalty.unwrap_or(config.repetition_penalty);
+    let mut past = (penalty != 1.).then(|| Penalty { penalty, ids: ids.shallow_clone() });
     let mut random = Random(options.seed);
-    let mut ended = vec![false; run.batch as usize];
+    let mut ended = vec![false; batch as usize];
     let mut columns: Vec<Tensor> = Vec::new();
     while (columns.len() as i64) < options.max_new {
-        let scores = logits(columns.last())?;
-        let chosen = match options.temperature == 0. {
+        let mut scores = logits(columns.last())?;
+        if let Some(past) = &mut past {
+            scores = past.apply(&scores, columns.last())?;
+        }
+        let chosen = if options.temperature == 0. {
             // Five times as fast as in bf16, on a CPU.
-            true => scores.f_to_kind(Kind::Float)?.f_argmax(-1, true)?,
-            false => drawn(&scores, options, &mut random)?,
+            scores.f_to_kind(Kind::Float)?.f_argmax(-1, true)?
+        } else {
+            drawn(&scores, options, &mut random)?
         };
         let mut tokens = Vec::<i64>::try_from(chosen.f_view([-1])?)?;
         for (token, ended) in tokens.iter_mut().zip(&mut ended) {
@@ -124,13 +145,34 @@ pub(super) fn generated(
             }
             *ended |= stop.contains(token);
         }
-        let column = Tensor::f_from_slice(&tokens)?.f_view([-1, 1])?.f_to_device(run.device)?;
+        let column = Tensor::f_from_slice(&tokens)?.f_view([-1, 1])?.f_to_device(device)?;
         columns.push(column);
         if !on_tokens(&tokens) || ended.iter().all(|ended| *ended) {
             break;
         }
     }
     Ok(Tensor::f_cat(&columns, 1)?)
+}
+
+/// The tokens so far, which become less likely.
+struct Penalty {
+    penalty: f64,
+    ids: Tensor,
+}
+
+impl Penalty {
+    /// `logits` `[batch, vocabulary]`; `last` `[batch, 1]` joins the tokens.
+    fn apply(&mut self, logits: &Tensor, last: Option<&Tensor>) -> Result<Tensor> {
+        if let Some(last) = last {
+            self.ids = Tensor::f_cat(&[&self.ids, last], 1)?;
+        }
+        let scores = logits.f_to_kind(Kind::Float)?;
+        let before = scores.f_gather(1, &self.ids, false)?;
+        let less = before.f_mul_scalar(self.penalty)?;
+        let after = before.f_div_scalar(self.penalty)?;
+        let after = less.f_where_self(&before.f_lt(0.)?, &after)?;
+        Ok(scores.f_scatter(1, &self.ids, &after)?)
+    }
 }
 
 /// One token per row, `[batch, 1]`.

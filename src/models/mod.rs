@@ -1,26 +1,31 @@
 //! Models written with tch under the variable names that transformers has in memory, so that PEFT's adapters fit.
+//!
+//! [`Model`] is what they have in common: one way to load, one way to run. [`AnyModel`] is whichever a directory holds.
 
-mod activation;
 mod any;
-mod clip;
+mod config;
 mod decoder;
-mod dinov2;
 mod encoder;
-mod fields;
 mod generation;
-mod multi_head;
-mod parts;
-mod pre_norm;
-mod self_attention;
+mod generation_config;
+mod inputs;
+mod model;
+mod nn;
 mod seq2seq;
-mod vit;
-mod weights;
+mod vision;
 
 pub use any::AnyModel;
-pub use clip::{Clip, ClipConfig};
-pub use decoder::{Decoder, DecoderConfig, Inputs};
-pub use dinov2::{Dinov2, Dinov2Config};
-pub use encoder::{Encoder, EncoderConfig, EncoderHead};
+pub use config::{Declared, ModelConfig};
+pub use decoder::{Decoder, DecoderConfig};
+pub use encoder::{Encoder, EncoderConfig};
 pub use generation::GenerateOptions;
+pub use inputs::Inputs;
+pub use model::{Load, Model};
+pub use nn::weights::Weights;
 pub use seq2seq::{Seq2Seq, Seq2SeqConfig};
-pub use vit::{ViTConfig, ViTForImageClassification};
+pub use vision::{
+    Clip, ClipConfig, ClipText, ClipTextConfig, ClipVision, ClipVisionConfig, Dinov2, Dinov2Config,
+    ViTConfig, ViTForImageClassification,
+};
+
+pub use crate::pretrained::Head;

@@ -1,21 +1,26 @@
 //! The families of decoders, a row each.
 
-use super::family::{Family, Flow, Keys, Names, NormKind, Positions, QkNorm, Qkv, Switch};
+use super::family::{Factor, Family, Keys, Ropes, Rotary, Switch, Windows};
+use super::form::{Names, Positions, QkvForm};
+use super::variants;
+use crate::models::nn::block::Flow;
+use crate::models::nn::head_norm::QkNorm;
+use crate::models::nn::norm::NormKind;
 
 const NO: Switch = Switch::Is(false);
 const YES: Switch = Switch::Is(true);
 const ATTENTION_BIAS: Switch = Switch::Key("attention_bias", false);
 const USE_BIAS: Switch = Switch::Key("use_bias", true);
-const SLIDING: Switch = Switch::Key("use_sliding_window", false);
 
 const LLAMA: Family = Family {
     model_type: "llama",
     names: Names {
-        embed: "model.embed_tokens",
+        base: "model",
+        embed: "embed_tokens",
         positions: "",
         embed_norm: "",
-        layers: "model.layers",
-        norm: "model.norm",
+        layers: "layers",
+        norm: "norm",
         qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
         o: "self_attn.o_proj",
         inner: &["mlp.gate_proj", "mlp.up_proj"],
@@ -26,18 +31,22 @@ const LLAMA: Family = Family {
     keys: Keys {
         kv_heads: "num_key_value_heads",
         intermediate: "intermediate_size",
-        activation: ("hidden_act", "silu"),
+        activation: (&["hidden_act"], "silu"),
         eps: ("rms_norm_eps", 1e-6),
         theta: ("rope_theta", 10_000.),
-        rotary: ("partial_rotary_factor", 1.),
         embedding_dropout: ("", 0.),
         attention_dropout: ("attention_dropout", 0.),
         residual_dropout: [("", 0.); 2],
+        caps: [""; 2],
+        clip_qkv: "",
     },
     norm: NormKind::Rms,
     positions: Positions::Rope { side_by_side: false },
+    rotary: Rotary::Part("partial_rotary_factor", 1.),
+    ropes: Ropes::One,
+    windows: Windows::None,
     flow: Flow::Sequential,
-    qkv: Qkv::Apart,
+    qkv: QkvForm::Apart,
     qk_norm: QkNorm::None,
     gated: true,
     transposed: false,
@@ -45,15 +54,24 @@ const LLAMA: Family = Family {
     o_bias: ATTENTION_BIAS,
     mlp_bias: Switch::Key("mlp_bias", false),
     head_bias: false,
-    window: NO,
     tied: false,
+    embedding_scale: Factor::One,
+    residual_scale: Factor::One,
+    logit_scale: Factor::One,
+    attention_scale: Factor::OverRootOfHead,
+    variant: variants::as_it_is,
 };
 const GEMMA: Family = Family {
     model_type: "gemma",
-    keys: Keys { activation: ("hidden_act", "gelu_pytorch_tanh"), ..LLAMA.keys },
+    keys: Keys {
+        activation: (&["hidden_activation", "hidden_act"], "gelu_pytorch_tanh"),
+        ..LLAMA.keys
+    },
     norm: NormKind::RmsFromOne,
     mlp_bias: NO,
     tied: true,
+    embedding_scale: Factor::RootOfWidth,
+    variant: variants::gemma,
     ..LLAMA
 };
 const GEMMA2: Family = Family {
@@ -67,8 +85,9 @@ const GEMMA2: Family = Family {
         ],
         ..LLAMA.names
     },
-    keys: Keys { activation: ("hidden_activation", "gelu_pytorch_tanh"), ..LLAMA.keys },
-    window: YES,
+    keys: Keys { caps: ["attn_logit_softcapping", "final_logit_softcapping"], ..GEMMA.keys },
+    windows: Windows::Alternating,
+    attention_scale: Factor::OverRootOf("query_pre_attn_scalar", 256.),
     ..GEMMA
 };
 const QWEN2: Family = Family {
@@ -76,15 +95,16 @@ const QWEN2: Family = Family {
     qkv_bias: YES,
     o_bias: NO,
     mlp_bias: NO,
-    window: SLIDING,
+    windows: Windows::From,
     ..LLAMA
 };
 const NEOX: Family = Family {
     model_type: "gpt_neox",
     names: Names {
-        embed: "gpt_neox.embed_in",
-        layers: "gpt_neox.layers",
-        norm: "gpt_neox.final_layer_norm",
+        base: "gpt_neox",
+        embed: "embed_in",
+        layers: "layers",
+        norm: "final_layer_norm",
         qkv: &["attention.query_key_value"],
         o: "attention.dense",
         inner: &["mlp.dense_h_to_4h"],
@@ -93,37 +113,39 @@ const NEOX: Family = Family {
     },
     keys: Keys {
         kv_heads: "",
-        activation: ("hidden_act", "gelu"),
+        activation: (&["hidden_act"], "gelu"),
         eps: ("layer_norm_eps", 1e-5),
         theta: ("rotary_emb_base", 10_000.),
-        rotary: ("rotary_pct", 0.25),
         embedding_dropout: ("hidden_dropout", 0.),
         residual_dropout: [("hidden_dropout", 0.); 2],
         ..LLAMA.keys
     },
     norm: NormKind::Layer,
+    rotary: Rotary::Part("rotary_pct", 0.25),
     flow: Flow::Parallel,
-    qkv: Qkv::Groups,
+    qkv: QkvForm::Groups,
     gated: false,
     qkv_bias: Switch::Key("attention_bias", true),
     o_bias: Switch::Key("attention_bias", true),
     mlp_bias: YES,
+    variant: variants::gpt_neox,
     ..LLAMA
 };
 const BLOOM: Family = Family {
     model_type: "bloom",
     names: Names {
-        embed: "transformer.word_embeddings",
-        embed_norm: "transformer.word_embeddings_layernorm",
-        layers: "transformer.h",
-        norm: "transformer.ln_f",
+        base: "transformer",
+        embed: "word_embeddings",
+        embed_norm: "word_embeddings_layernorm",
+        layers: "h",
+        norm: "ln_f",
         qkv: &["self_attention.query_key_value"],
         o: "self_attention.dense",
         ..NEOX.names
     },
     keys: Keys {
         intermediate: "",
-        activation: ("", "gelu_pytorch_tanh"),
+        activation: (&[], "gelu_pytorch_tanh"),
         eps: ("layer_norm_epsilon", 1e-5),
         embedding_dropout: ("", 0.),
         ..NEOX.keys
@@ -133,15 +155,17 @@ const BLOOM: Family = Family {
     qkv_bias: YES,
     o_bias: YES,
     tied: true,
+    variant: variants::bloom,
     ..NEOX
 };
 const GPT2: Family = Family {
     model_type: "gpt2",
     names: Names {
-        embed: "transformer.wte",
-        positions: "transformer.wpe",
-        layers: "transformer.h",
-        norm: "transformer.ln_f",
+        base: "transformer",
+        embed: "wte",
+        positions: "wpe",
+        layers: "h",
+        norm: "ln_f",
         qkv: &["attn.c_attn"],
         o: "attn.c_proj",
         inner: &["mlp.c_fc"],
@@ -152,7 +176,7 @@ const GPT2: Family = Family {
     keys: Keys {
         kv_heads: "",
         intermediate: "n_inner",
-        activation: ("activation_function", "gelu_new"),
+        activation: (&["activation_function"], "gelu_new"),
         eps: ("layer_norm_epsilon", 1e-5),
         embedding_dropout: ("embd_pdrop", 0.1),
         attention_dropout: ("attn_pdrop", 0.1),
@@ -161,13 +185,14 @@ const GPT2: Family = Family {
     },
     norm: NormKind::Layer,
     positions: Positions::Learned { offset: 0, by_tokens: false },
-    qkv: Qkv::Parts,
+    qkv: QkvForm::Parts,
     gated: false,
     transposed: true,
     qkv_bias: YES,
     o_bias: YES,
     mlp_bias: YES,
     tied: true,
+    variant: variants::gpt2,
     ..LLAMA
 };
 
@@ -182,16 +207,17 @@ pub(super) const FAMILIES: &[Family] = &[
         flow: Flow::Parallel,
         mlp_bias: NO,
         tied: true,
+        logit_scale: Factor::Key("logit_scale", 0.0625),
+        variant: variants::cohere,
         ..LLAMA
     },
     Family {
         model_type: "falcon",
         keys: Keys {
             intermediate: "ffn_hidden_size",
-            activation: ("activation", "gelu"),
+            activation: (&["activation"], "gelu"),
             residual_dropout: [("attention_dropout", 0.), ("hidden_dropout", 0.)],
             theta: LLAMA.keys.theta,
-            rotary: ("", 1.),
             ..BLOOM.keys
         },
         names: Names { embed_norm: "", ..BLOOM.names },
@@ -199,11 +225,19 @@ pub(super) const FAMILIES: &[Family] = &[
         qkv_bias: Switch::Key("bias", false),
         o_bias: Switch::Key("bias", false),
         mlp_bias: Switch::Key("bias", false),
+        rotary: LLAMA.rotary,
+        variant: variants::falcon,
         ..BLOOM
     },
     GEMMA,
     GEMMA2,
-    Family { model_type: "gemma3_text", qk_norm: QkNorm::Heads, ..GEMMA2 },
+    Family {
+        model_type: "gemma3_text",
+        qk_norm: QkNorm::Heads,
+        ropes: Ropes::ByWindow,
+        windows: Windows::Pattern,
+        ..GEMMA2
+    },
     GPT2,
     NEOX,
     Family {
@@ -225,17 +259,33 @@ pub(super) const FAMILIES: &[Family] = &[
         },
         positions: Positions::Rope { side_by_side: true },
         flow: Flow::Parallel,
-        qkv: Qkv::Apart,
+        qkv: QkvForm::Apart,
         transposed: false,
         qkv_bias: NO,
         o_bias: NO,
         head_bias: true,
         tied: false,
+        rotary: Rotary::Dims("rotary_dim"),
+        variant: variants::as_it_is,
         ..GPT2
     },
-    Family { model_type: "granite", ..LLAMA },
+    Family {
+        model_type: "granite",
+        embedding_scale: Factor::Key("embedding_multiplier", 1.),
+        residual_scale: Factor::Key("residual_multiplier", 1.),
+        logit_scale: Factor::OverKey("logits_scaling", 1.),
+        attention_scale: Factor::Key("attention_multiplier", 1.),
+        ..LLAMA
+    },
     LLAMA,
-    Family { model_type: "mistral", qkv_bias: NO, o_bias: NO, mlp_bias: NO, window: YES, ..LLAMA },
+    Family {
+        model_type: "mistral",
+        qkv_bias: NO,
+        o_bias: NO,
+        mlp_bias: NO,
+        windows: Windows::All,
+        ..LLAMA
+    },
     Family {
         model_type: "olmo2",
         names: Names {
@@ -249,10 +299,11 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         model_type: "opt",
         names: Names {
-            embed: "model.decoder.embed_tokens",
-            positions: "model.decoder.embed_positions",
-            layers: "model.decoder.layers",
-            norm: "model.decoder.final_layer_norm",
+            base: "model",
+            embed: "decoder.embed_tokens",
+            positions: "decoder.embed_positions",
+            layers: "decoder.layers",
+            norm: "decoder.final_layer_norm",
             o: "self_attn.out_proj",
             inner: &["fc1"],
             outer: "fc2",
@@ -262,7 +313,7 @@ pub(super) const FAMILIES: &[Family] = &[
         keys: Keys {
             kv_heads: "",
             intermediate: "ffn_dim",
-            activation: ("activation_function", "relu"),
+            activation: (&["activation_function"], "relu"),
             eps: ("", 1e-5),
             residual_dropout: [("dropout", 0.1); 2],
             ..LLAMA.keys
@@ -274,12 +325,13 @@ pub(super) const FAMILIES: &[Family] = &[
         o_bias: Switch::Key("enable_bias", true),
         mlp_bias: Switch::Key("enable_bias", true),
         tied: true,
+        variant: variants::opt,
         ..LLAMA
     },
     Family {
         model_type: "phi",
         names: Names {
-            norm: "model.final_layernorm",
+            norm: "final_layernorm",
             o: "self_attn.dense",
             inner: &["mlp.fc1"],
             outer: "mlp.fc2",
@@ -288,9 +340,8 @@ pub(super) const FAMILIES: &[Family] = &[
             ..LLAMA.names
         },
         keys: Keys {
-            activation: ("hidden_act", "gelu_new"),
+            activation: (&["hidden_act"], "gelu_new"),
             eps: ("layer_norm_eps", 1e-5),
-            rotary: ("partial_rotary_factor", 0.5),
             embedding_dropout: ("embd_pdrop", 0.),
             residual_dropout: [("resid_pdrop", 0.); 2],
             ..LLAMA.keys
@@ -302,17 +353,19 @@ pub(super) const FAMILIES: &[Family] = &[
         o_bias: YES,
         mlp_bias: YES,
         head_bias: true,
+        rotary: Rotary::Part("partial_rotary_factor", 0.5),
+        variant: variants::phi,
         ..LLAMA
     },
     Family {
         model_type: "phi3",
         names: Names { qkv: &["self_attn.qkv_proj"], inner: &["mlp.gate_up_proj"], ..LLAMA.names },
         keys: Keys { residual_dropout: [("resid_pdrop", 0.); 2], ..LLAMA.keys },
-        qkv: Qkv::Parts,
+        qkv: QkvForm::Parts,
         qkv_bias: NO,
         o_bias: NO,
         mlp_bias: NO,
-        window: YES,
+        windows: Windows::All,
         ..LLAMA
     },
     QWEN2,
@@ -326,7 +379,8 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         model_type: "smollm3",
         keys: Keys { theta: ("rope_theta", 2_000_000.), ..LLAMA.keys },
-        window: SLIDING,
+        windows: Windows::WithoutRope,
+        ropes: Ropes::Some,
         tied: true,
         ..LLAMA
     },
@@ -338,7 +392,6 @@ pub(super) const FAMILIES: &[Family] = &[
         },
         keys: Keys {
             eps: ("layer_norm_eps", 1e-5),
-            rotary: ("partial_rotary_factor", 0.25),
             residual_dropout: [("", 0.), ("hidden_dropout", 0.)],
             ..LLAMA.keys
         },
@@ -346,13 +399,15 @@ pub(super) const FAMILIES: &[Family] = &[
         qkv_bias: Switch::Key("use_qkv_bias", false),
         o_bias: NO,
         mlp_bias: NO,
+        rotary: Rotary::Part("partial_rotary_factor", 0.25),
+        variant: variants::stablelm,
         ..LLAMA
     },
     Family {
         model_type: "starcoder2",
         names: Names { inner: &["mlp.c_fc"], outer: "mlp.c_proj", ..LLAMA.names },
         keys: Keys {
-            activation: ("hidden_act", "gelu_pytorch_tanh"),
+            activation: (&["hidden_act"], "gelu_pytorch_tanh"),
             eps: ("norm_epsilon", 1e-5),
             embedding_dropout: ("embedding_dropout", 0.),
             residual_dropout: [("residual_dropout", 0.); 2],
@@ -363,7 +418,7 @@ pub(super) const FAMILIES: &[Family] = &[
         qkv_bias: USE_BIAS,
         o_bias: USE_BIAS,
         mlp_bias: USE_BIAS,
-        window: YES,
+        windows: Windows::All,
         tied: true,
         ..LLAMA
     },

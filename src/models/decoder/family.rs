@@ -1,15 +1,31 @@
-//! What may differ between families of decoders.
+//! A family of decoders: a row of the table.
 
-/// One family: the names of its variables, the keys of its `config.json`, and how its parts are put together.
-#[derive(Debug, PartialEq)]
+use serde_json::Value;
+
+use super::config::DecoderConfig;
+use super::form::{Names, Positions, QkvForm};
+use crate::error::Result;
+use crate::models::config::{flag, integer, number};
+use crate::models::nn::block::Flow;
+use crate::models::nn::head_norm::QkNorm;
+use crate::models::nn::norm::NormKind;
+
+/// One family. What is true of one alone, and no form for, is its `variant`.
+#[derive(Debug)]
 pub(super) struct Family {
     pub(super) model_type: &'static str,
     pub(super) names: Names,
     pub(super) keys: Keys,
     pub(super) norm: NormKind,
     pub(super) positions: Positions,
+    /// The part of a head that a rope turns.
+    pub(super) rotary: Rotary,
+    /// The layers that a rope turns, and by which.
+    pub(super) ropes: Ropes,
+    /// The layers that see a window only.
+    pub(super) windows: Windows,
     pub(super) flow: Flow,
-    pub(super) qkv: Qkv,
+    pub(super) qkv: QkvForm,
     pub(super) qk_norm: QkNorm,
     /// Two inner layers in the MLP, one of them the gate of the other.
     pub(super) gated: bool,
@@ -19,30 +35,13 @@ pub(super) struct Family {
     pub(super) o_bias: Switch,
     pub(super) mlp_bias: Switch,
     pub(super) head_bias: bool,
-    /// Whether `sliding_window` counts.
-    pub(super) window: Switch,
     /// Whether head and embedding are tied where the configuration does not say.
     pub(super) tied: bool,
-}
-
-/// Names of variables. Those of the second half are below a layer. An empty name: there is no such thing.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Names {
-    pub(super) embed: &'static str,
-    pub(super) positions: &'static str,
-    pub(super) embed_norm: &'static str,
-    pub(super) layers: &'static str,
-    pub(super) norm: &'static str,
-    /// One name per matrix.
-    pub(super) qkv: &'static [&'static str],
-    pub(super) o: &'static str,
-    /// The gate first, if there is one; one name for both where they are one matrix.
-    pub(super) inner: &'static [&'static str],
-    pub(super) outer: &'static str,
-    /// Before attention, behind it, before the MLP, behind it.
-    pub(super) norms: [&'static str; 4],
-    /// Of queries and of keys.
-    pub(super) qk_norms: [&'static str; 2],
+    pub(super) embedding_scale: Factor,
+    pub(super) residual_scale: Factor,
+    pub(super) logit_scale: Factor,
+    pub(super) attention_scale: Factor,
+    pub(super) variant: fn(&mut DecoderConfig, &Value) -> Result<()>,
 }
 
 /// Keys of `config.json`, and what holds where they are absent. An empty key: there is no such setting.
@@ -50,71 +49,52 @@ pub(super) struct Names {
 pub(super) struct Keys {
     /// Default: as many as queries have.
     pub(super) kv_heads: &'static str,
-    /// Default: four times the width.
+    /// Default: four times the width, but for `intermediate_size`, which must be there.
     pub(super) intermediate: &'static str,
-    pub(super) activation: (&'static str, &'static str),
+    pub(super) activation: (&'static [&'static str], &'static str),
     pub(super) eps: (&'static str, f64),
     pub(super) theta: (&'static str, f64),
-    /// The part of a head that is turned.
-    pub(super) rotary: (&'static str, f64),
     pub(super) embedding_dropout: (&'static str, f64),
     pub(super) attention_dropout: (&'static str, f64),
     /// On what attention and MLP add.
     pub(super) residual_dropout: [(&'static str, f64); 2],
+    /// Bounds scores, and logits.
+    pub(super) caps: [&'static str; 2],
+    /// Bounds queries, keys and values.
+    pub(super) clip_qkv: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Rotary {
+    /// This part of it, by a key with a default.
+    Part(&'static str, f64),
+    /// So many dimensions, by a key.
+    Dims(&'static str),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NormKind {
-    Rms,
-    /// RMSNorm whose weights count from 1: y · (1 + w).
-    RmsFromOne,
-    Layer,
-    LayerWithoutBias,
+pub(super) enum Ropes {
+    /// One rope turns all.
+    One,
+    /// Layers with a window have a rope of their own (Gemma 3).
+    ByWindow,
+    /// One rope, and layers without (SmolLM3).
+    Some,
 }
 
+/// The layers that see a window only, where `layer_types` does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Positions {
-    /// Queries and keys are turned; the dimensions that form a pair stand half a head apart, or side by side.
-    Rope { side_by_side: bool },
-    /// An embedding per position, the first at row `offset`. Padding does not count where `by_tokens`.
-    Learned { offset: i64, by_tokens: bool },
-    /// A bias on the scores that grows with the position (arXiv 2108.12409). Falcon rounds it to bf16 and divides it by
-    /// √head_dim.
-    Alibi { falcon: bool },
-}
-
-/// How a block is put together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Flow {
-    /// Attention, then the MLP; norms stand inside the branches.
-    Sequential,
-    /// The norms behind stand on the sums.
-    NormedSums,
-    /// Both see the block's input, through one norm or one each.
-    Parallel,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Qkv {
-    Apart,
-    /// One matrix: queries, keys, values.
-    Parts,
-    /// One matrix: per key-value head its queries, its key, its value.
-    Groups,
-}
-
-/// Whether queries and keys are normed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum QkNorm {
+pub(super) enum Windows {
     None,
-    /// Each head by itself, with weights that all heads share.
-    Heads,
-    /// Each head by itself with weights of its own: one tensor for all heads, or one each.
-    OwnHeads {
-        listed: bool,
-    },
-    /// All heads together.
-    Whole,
+    All,
+    /// The first, the third, ….
+    Alternating,
+    /// All but every n-th, by `sliding_window_pattern`.
+    Pattern,
+    /// From `max_window_layers` on, if `use_sliding_window`.
+    From,
+    /// Those without a rope, if `use_sliding_window`.
+    WithoutRope,
 }
 
 /// What is so for the whole family, or said by a key with a default.
@@ -122,4 +102,56 @@ pub(super) enum QkNorm {
 pub(super) enum Switch {
     Is(bool),
     Key(&'static str, bool),
+}
+
+/// A factor: a number, or what a key with a default says.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Factor {
+    One,
+    Key(&'static str, f64),
+    /// One over it.
+    OverKey(&'static str, f64),
+    /// One over its root.
+    OverRootOf(&'static str, f64),
+    /// The root of the model's width.
+    RootOfWidth,
+    /// One over the root of a head's width.
+    OverRootOfHead,
+}
+
+impl Switch {
+    pub(super) fn read(self, config: &Value) -> Result<bool> {
+        match self {
+            Switch::Is(known) => Ok(known),
+            Switch::Key(key, default) => flag(config, key, default),
+        }
+    }
+}
+
+impl Factor {
+    pub(super) fn read(self, config: &Value, width: i64, head_dim: i64) -> Result<f64> {
+        Ok(match self {
+            Factor::One => 1.,
+            Factor::Key(key, default) => number(config, key, default)?,
+            Factor::OverKey(key, default) => 1. / number(config, key, default)?,
+            Factor::OverRootOf(key, default) => number(config, key, default)?.powf(-0.5),
+            Factor::RootOfWidth => (width as f64).sqrt(),
+            Factor::OverRootOfHead => (head_dim as f64).powf(-0.5),
+        })
+    }
+}
+
+impl Rotary {
+    pub(super) fn read(self, config: &Value, head_dim: i64) -> Result<i64> {
+        let (key, default) = match self {
+            Rotary::Dims(key) => return integer(config, key),
+            Rotary::Part(key, default) => (key, default),
+        };
+        let nested = config.get("rope_parameters").and_then(|r| r.get("partial_rotary_factor"));
+        let part = match nested.and_then(Value::as_f64) {
+            Some(part) => part,
+            None => number(config, key, default)?,
+        };
+        Ok((head_dim as f64 * part) as i64)
+    }
 }

@@ -1,7 +1,7 @@
 //! The families of text encoders as data: what their variables and the keys of their `config.json` are called, and in
 //! what little they compute differently.
 
-use crate::models::activation::Activation;
+use crate::models::nn::activation::Activation;
 
 /// One `model_type`.
 #[derive(Debug, PartialEq)]
@@ -23,8 +23,6 @@ pub(super) struct Family {
     pub(super) padding_id: i64,
     /// Attention's output is dropped out in front of its norm.
     pub(super) attention_output_dropout: bool,
-    /// The modules of all heads there are.
-    pub(super) head_modules: &'static [&'static str],
 }
 
 /// Keys of `config.json`.
@@ -133,7 +131,6 @@ const BERT: Family = Family {
     positions_from_padding: false,
     padding_id: 0,
     attention_output_dropout: true,
-    head_modules: &["cls", "classifier", "qa_outputs"],
 };
 
 const ROBERTA: Family = Family {
@@ -155,7 +152,6 @@ const ROBERTA: Family = Family {
     },
     positions_from_padding: true,
     padding_id: 1,
-    head_modules: &["lm_head", "classifier", "qa_outputs"],
     ..BERT
 };
 
@@ -204,38 +200,7 @@ const DISTILBERT: Family = Family {
     pooler: false,
     token_types: false,
     attention_output_dropout: false,
-    head_modules: &[
-        "vocab_transform",
-        "vocab_layer_norm",
-        "vocab_projector",
-        "pre_classifier",
-        "classifier",
-        "qa_outputs",
-    ],
     ..BERT
 };
 
 pub(super) static FAMILIES: [Family; 4] = [BERT, DISTILBERT, ROBERTA, XLM_ROBERTA];
-
-impl Family {
-    /// The name inside the base model of a tensor of a checkpoint, which may hold the base model alone or below its
-    /// prefix; none for a tensor of a head.
-    pub(super) fn base_name<'a>(&self, name: &'a str) -> Option<&'a str> {
-        if let Some(inside) = below(name, self.prefix) {
-            return Some(inside);
-        }
-        let stack = self.names.layers.split('.').next().unwrap_or_default();
-        let base = ["embeddings", stack, "pooler"];
-        base.iter().any(|module| below(name, module).is_some()).then_some(name)
-    }
-
-    /// Whether this is a tensor of a head, ours or another.
-    pub(super) fn is_of_a_head(&self, name: &str) -> bool {
-        self.head_modules.iter().any(|module| below(name, module).is_some())
-    }
-}
-
-/// The rest of `name` below a module.
-pub(super) fn below<'a>(name: &'a str, module: &str) -> Option<&'a str> {
-    name.strip_prefix(module)?.strip_prefix('.')
-}

@@ -1,70 +1,49 @@
-//! One block of an encoder: attention and MLP, with LayerNorm behind each.
+//! A block of an encoder, by its configuration: LayerNorm stands behind attention and MLP.
 
 use tch::nn::Init;
-use tch::Tensor;
 
 use super::config::EncoderConfig;
 use crate::error::Result;
-use crate::models::activation::Activation;
-use crate::models::parts::{LayerNorm, Linear};
-use crate::models::self_attention::SelfAttention;
-use crate::models::weights::Weights;
+use crate::models::nn::attention::Attention;
+use crate::models::nn::block::{Block, Branch, Flow, Guard};
+use crate::models::nn::linear::Linear;
+use crate::models::nn::mlp::{Inner, Mlp};
+use crate::models::nn::norm::{Norm, NormKind};
+use crate::models::nn::weights::Weights;
 
-#[derive(Debug)]
-pub(super) struct Layer {
-    attention: SelfAttention,
-    attention_norm: LayerNorm,
-    inner: Linear,
-    outer: Linear,
-    output_norm: LayerNorm,
-    activation: Activation,
-    attention_output_dropout: f64,
-    dropout: f64,
-}
-
-impl Layer {
-    pub(super) fn build(weights: &Weights, config: &EncoderConfig, layer: i64) -> Result<Self> {
-        let init = Init::Randn { mean: 0., stdev: config.initializer_range };
-        let (size, inner) = (config.hidden_size, config.intermediate_size);
-        let names = config.family.names;
-        let name = |part: &str| config.base(&format!("{}.{layer}.{part}", names.layers));
-        let linear = |part: &str, from: i64, to: i64| {
-            Linear::build(weights, &name(part), (from, to), true, init)
-        };
-        let norm = |part: &str| LayerNorm::build(weights, &name(part), size, config.norm_eps);
-        Ok(Layer {
-            attention: SelfAttention {
-                query: linear(names.query, size, size)?,
-                key: linear(names.key, size, size)?,
-                value: linear(names.value, size, size)?,
-                output: linear(names.attention_output, size, size)?,
-                heads: config.heads,
-                dropout: config.attention_dropout,
-            },
-            attention_norm: norm(names.attention_norm)?,
-            inner: linear(names.inner, size, inner)?,
+/// The block of the variables below `weights`.
+pub(super) fn block(weights: &Weights, config: &EncoderConfig) -> Result<Block> {
+    let init = Init::Randn { mean: 0., stdev: config.initializer_range };
+    let (size, inner) = (config.hidden_size, config.intermediate_size);
+    let names = config.family.names;
+    let linear =
+        |name: &str, from: i64, to: i64| Linear::build(&weights.at(name), (from, to), true, init);
+    let norm = |name: &str| Norm::build(&weights.at(name), NormKind::Layer, size, config.norm_eps);
+    let attention_dropout = match config.family.attention_output_dropout {
+        true => config.dropout,
+        false => 0.,
+    };
+    Ok(Block {
+        attention: Attention::plain(
+            [
+                linear(names.query, size, size)?,
+                linear(names.key, size, size)?,
+                linear(names.value, size, size)?,
+            ],
+            linear(names.attention_output, size, size)?,
+            (size, config.heads),
+            config.attention_dropout,
+        ),
+        across: None,
+        mlp: Mlp {
+            inner: Inner::Plain(linear(names.inner, size, inner)?),
             outer: linear(names.outer, inner, size)?,
-            output_norm: norm(names.output_norm)?,
             activation: config.activation,
-            attention_output_dropout: match config.family.attention_output_dropout {
-                true => config.dropout,
-                false => 0.,
-            },
-            dropout: config.dropout,
-        })
-    }
-
-    pub(super) fn forward(
-        &self,
-        hidden: &Tensor,
-        mask: Option<&Tensor>,
-        train: bool,
-    ) -> Result<Tensor> {
-        let attended = self.attention.forward(hidden, mask, train)?;
-        let attended = attended.f_dropout(self.attention_output_dropout, train)?;
-        let hidden = self.attention_norm.forward(&hidden.f_add(&attended)?)?;
-        let inner = self.activation.apply(&self.inner.forward(&hidden)?)?;
-        let outer = self.outer.forward(&inner)?.f_dropout(self.dropout, train)?;
-        self.output_norm.forward(&hidden.f_add(&outer)?)
-    }
+            dropout: 0.,
+        },
+        norms: [None, Some(norm(names.attention_norm)?), None, Some(norm(names.output_norm)?)],
+        flow: Flow::NormedSums,
+        branches: [attention_dropout, config.dropout].map(Branch::with_dropout),
+        guard: Guard::None,
+    })
 }

@@ -1,17 +1,21 @@
-//! What `config.json` says of an encoder-decoder, for all families in one form.
+//! The configuration of an encoder-decoder, for all families in one form.
 
 use serde_json::Value;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::models::activation::Activation;
-use crate::models::fields::{flag, integer, integer_or, invalid, number};
+use crate::error::Result;
+use crate::models::config::{
+    check_positive, flag, integer, integer_or, invalid, number, Declared, ModelConfig,
+};
+use crate::models::generation_config::{optional, GenerationConfig};
+use crate::models::nn::activation::Activation;
+use crate::pretrained::Head;
 
 /// The shape and the options of an encoder-decoder language model, read from a `config.json` of transformers.
 ///
 /// Families: `t5` (1.0 and 1.1), `mt5`, `bart`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Seq2SeqConfig {
-    pub(super) model_type: String,
+    pub(super) declared: Declared,
     pub(super) family: Family,
     pub(super) vocab_size: i64,
     pub(super) hidden_size: i64,
@@ -35,7 +39,7 @@ pub struct Seq2SeqConfig {
     pub(super) init: f64,
     pub(super) pad_token_id: Option<i64>,
     pub(super) decoder_start_token_id: Option<i64>,
-    pub(super) generation: Generation,
+    pub(super) generation: GenerationConfig,
 }
 
 /// How variables are named, and where the norms stand.
@@ -65,56 +69,38 @@ pub(super) enum PositionsShape {
     Learned(i64),
 }
 
-/// What `generation_config.json` says, or `config.json` where that is not there.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub(super) struct Generation {
-    pub(super) start: Option<i64>,
-    pub(super) pad: Option<i64>,
-    pub(super) eos: Vec<i64>,
-    pub(super) forced_first: Option<i64>,
-    pub(super) forced_last: Option<i64>,
-    /// An option that changes the tokens and is not implemented.
-    pub(super) refused: Option<String>,
-}
-
 const FAMILIES: [&str; 3] = ["bart", "mt5", "t5"];
 
-impl Seq2SeqConfig {
-    /// Reads the parsed `config.json`.
-    ///
-    /// # Errors
-    /// `Unsupported` for a `model_type` that is not a family above, or an option that changes the computation and is
-    /// not implemented; `InvalidConfig` for a key that is missing or does not fit.
-    pub fn from_value(config: &Value) -> Result<Self> {
-        let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
-        if !FAMILIES.contains(&model_type) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("model_type is '{model_type}', expected one of {}", FAMILIES.join(", ")),
-            ));
-        }
-        if config.get("quantization_config").is_some_and(|v| !v.is_null()) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "'quantization_config' is set: load a checkpoint that is not quantised",
-            ));
-        }
-        let read = if model_type == "bart" { Self::bart(config)? } else { Self::t5(config)? };
-        read.check()
-    }
-
-    pub(in crate::models) fn model_types() -> Vec<&'static str> {
+impl ModelConfig for Seq2SeqConfig {
+    fn model_types() -> Vec<&'static str> {
         FAMILIES.to_vec()
     }
 
-    /// The family, such as `t5`.
-    pub fn model_type(&self) -> &str {
-        &self.model_type
+    fn from_value(config: &Value) -> Result<Self> {
+        let heads = &[Head::LanguageModel];
+        let declared = Declared::read(config, &FAMILIES, heads, Head::LanguageModel)?;
+        let bart = config["model_type"] == "bart";
+        let read = if bart { Self::bart(config, declared)? } else { Self::t5(config, declared)? };
+        read.check()
     }
 
-    fn t5(config: &Value) -> Result<Self> {
-        let model_type = config["model_type"].as_str().unwrap_or_default();
-        let multilingual = model_type == "mt5";
+    fn declared(&self) -> &Declared {
+        &self.declared
+    }
+
+    fn declared_mut(&mut self) -> &mut Declared {
+        &mut self.declared
+    }
+
+    fn with_generation(mut self, generation: &Value) -> Result<Self> {
+        self.generation = self.generation.overridden(generation)?;
+        Ok(self)
+    }
+}
+
+impl Seq2SeqConfig {
+    fn t5(config: &Value, declared: Declared) -> Result<Self> {
+        let multilingual = config["model_type"] == "mt5";
         let hidden_size = integer(config, "d_model")?;
         let text = |key: &str| config.get(key).and_then(Value::as_str);
         let mlp =
@@ -151,7 +137,7 @@ impl Seq2SeqConfig {
             && flag(config, "scale_decoder_outputs", flag(config, "tie_word_embeddings", true)?)?;
         let dropout = number(config, "dropout_rate", 0.1)?;
         Ok(Seq2SeqConfig {
-            model_type: model_type.to_owned(),
+            declared,
             family: Family::T5,
             vocab_size: integer(config, "vocab_size")?,
             hidden_size,
@@ -177,11 +163,11 @@ impl Seq2SeqConfig {
                 "decoder_start_token_id",
                 multilingual.then_some(0),
             )?,
-            generation: Generation::from_value(config, Some(1), None)?,
+            generation: generation(config, Some(1), None, Some(0))?,
         })
     }
 
-    fn bart(config: &Value) -> Result<Self> {
+    fn bart(config: &Value, declared: Declared) -> Result<Self> {
         let hidden_size = integer(config, "d_model")?;
         let stack = |side: &str| -> Result<StackShape> {
             let key = |what: &str| format!("{side}_{what}");
@@ -202,7 +188,7 @@ impl Seq2SeqConfig {
         let activation = config.get("activation_function").and_then(Value::as_str);
         let scaled = flag(config, "scale_embedding", false)?;
         Ok(Seq2SeqConfig {
-            model_type: "bart".into(),
+            declared,
             family: Family::Bart,
             vocab_size: integer(config, "vocab_size")?,
             hidden_size,
@@ -225,25 +211,22 @@ impl Seq2SeqConfig {
             init: number(config, "init_std", 0.02)?,
             pad_token_id: optional(config, "pad_token_id", Some(1))?,
             decoder_start_token_id: optional(config, "decoder_start_token_id", Some(2))?,
-            generation: Generation::from_value(config, Some(2), Some(2))?,
+            generation: generation(config, Some(2), Some(2), Some(1))?,
         })
     }
 
     fn check(self) -> Result<Self> {
-        let sides = [("encoder", &self.encoder), ("decoder", &self.decoder)];
-        let sizes = sides.iter().flat_map(|(side, shape)| {
-            [
-                ("heads", shape.heads),
-                ("width of a head", shape.head_dim),
-                ("MLP's width", shape.inner),
-            ]
-            .map(|(what, size)| (format!("the {side}'s {what}"), size))
-        });
-        let own = [("'vocab_size'", self.vocab_size), ("'d_model'", self.hidden_size)];
-        let own = own.map(|(name, size)| (name.to_owned(), size));
-        if let Some((name, size)) = own.into_iter().chain(sizes).find(|(_, size)| *size <= 0) {
-            return invalid(format!("{name}: {size}, expected a positive number"));
-        }
+        let (encoder, decoder) = (&self.encoder, &self.decoder);
+        check_positive(&[
+            ("vocab_size", self.vocab_size),
+            ("d_model", self.hidden_size),
+            ("the encoder's heads", encoder.heads),
+            ("the encoder's width of a head", encoder.head_dim),
+            ("the encoder's MLP", encoder.inner),
+            ("the decoder's heads", decoder.heads),
+            ("the decoder's width of a head", decoder.head_dim),
+            ("the decoder's MLP", decoder.inner),
+        ])?;
         match self.positions {
             PositionsShape::Relative { buckets, max_distance }
                 if buckets < 4 || max_distance <= buckets / 2 =>
@@ -261,68 +244,14 @@ impl Seq2SeqConfig {
     }
 }
 
-impl Generation {
-    /// `eos` and `forced_last` stand where the keys do not.
-    pub(super) fn from_value(
-        config: &Value,
-        eos: Option<i64>,
-        forced_last: Option<i64>,
-    ) -> Result<Self> {
-        // Nothing, or what says that nothing is done.
-        let idle = |value: &Value| match value {
-            Value::Null | Value::Bool(false) => true,
-            Value::Array(items) => items.is_empty(),
-            Value::Number(number) => number.as_f64() == Some(0.),
-            _ => false,
-        };
-        let set = |key: &str| config.get(key).is_some_and(|value| !idle(value));
-        let one = |key: &str| Ok::<_, Error>(set(key) && number(config, key, 1.)? != 1.);
-        let refused = REFUSED.iter().copied().find(|key| set(key));
-        let refused = match refused {
-            None if one("repetition_penalty")? => Some("repetition_penalty"),
-            None if one("encoder_repetition_penalty")? => Some("encoder_repetition_penalty"),
-            None if one("guidance_scale")? => Some("guidance_scale"),
-            refused => refused,
-        };
-        Ok(Generation {
-            start: optional(config, "decoder_start_token_id", None)?,
-            pad: optional(config, "pad_token_id", None)?,
-            eos: match config.get("eos_token_id") {
-                None => eos.into_iter().collect(),
-                Some(Value::Array(ids)) => match ids.iter().map(Value::as_i64).collect() {
-                    Some(ids) => ids,
-                    None => {
-                        return invalid("'eos_token_id' holds something else than integers".into())
-                    }
-                },
-                Some(_) => optional(config, "eos_token_id", None)?.into_iter().collect(),
-            },
-            forced_first: optional(config, "forced_bos_token_id", None)?,
-            forced_last: optional(config, "forced_eos_token_id", forced_last)?,
-            refused: refused.map(str::to_owned),
-        })
-    }
-}
-
-/// Options of generation that change which token is the likeliest.
-const REFUSED: [&str; 10] = [
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-    "min_length",
-    "min_new_tokens",
-    "bad_words_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "sequence_bias",
-    "exponential_decay_length_penalty",
-    "forced_decoder_ids",
-];
-
-/// An integer, `default` where the key is not there, nothing where it is null.
-fn optional(config: &Value, key: &str, default: Option<i64>) -> Result<Option<i64>> {
-    match config.get(key) {
-        None => Ok(default),
-        Some(Value::Null) => Ok(None),
-        Some(_) => integer(config, key).map(Some),
-    }
+/// `eos`, `forced_last` and `pad` stand where the keys do not.
+fn generation(
+    config: &Value,
+    eos: Option<i64>,
+    forced_last: Option<i64>,
+    pad: Option<i64>,
+) -> Result<GenerationConfig> {
+    let mut read = GenerationConfig::from_value(config, eos, forced_last)?;
+    read.pad = optional(config, "pad_token_id", pad)?;
+    Ok(read)
 }

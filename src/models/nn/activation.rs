@@ -5,7 +5,7 @@ use tch::Tensor;
 use crate::error::{Error, ErrorKind, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Activation {
+pub(in crate::models) enum Activation {
     Gelu,
     GeluTanh,
     QuickGelu,
@@ -16,7 +16,7 @@ pub(super) enum Activation {
 
 impl Activation {
     /// `key` is the key of `config.json` that holds the name.
-    pub(super) fn named(name: &str, key: &str) -> Result<Self> {
+    pub(in crate::models) fn named(name: &str, key: &str) -> Result<Self> {
         match name {
             "gelu" | "gelu_python" => Ok(Activation::Gelu),
             "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
@@ -34,7 +34,7 @@ impl Activation {
         }
     }
 
-    pub(super) fn apply(self, x: &Tensor) -> Result<Tensor> {
+    pub(in crate::models) fn apply(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Activation::Gelu => Ok(x.f_gelu("none")?),
             Activation::GeluTanh => Ok(x.f_gelu("tanh")?),

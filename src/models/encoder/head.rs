@@ -3,11 +3,14 @@
 use tch::nn::Init;
 use tch::Tensor;
 
-use super::config::{EncoderConfig, EncoderHead};
+use super::config::EncoderConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::models::activation::Activation;
-use crate::models::parts::{LayerNorm, Linear};
-use crate::models::weights::Weights;
+use crate::models::config::ModelConfig;
+use crate::models::nn::activation::Activation;
+use crate::models::nn::linear::Linear;
+use crate::models::nn::norm::{Norm, NormKind};
+use crate::models::nn::weights::Weights;
+use crate::pretrained;
 
 #[derive(Debug)]
 pub(super) enum Head {
@@ -15,7 +18,7 @@ pub(super) enum Head {
     MaskedLm {
         dense: Linear,
         activation: Activation,
-        norm: LayerNorm,
+        norm: Norm,
         decoder: Linear,
     },
     Sequence {
@@ -32,30 +35,40 @@ pub(super) enum Head {
 }
 
 impl Head {
-    /// `words` is the word embedding, which a tied decoder is.
+    /// `words` is the word embedding, which the decoder may be tied to.
     pub(super) fn build(weights: &Weights, config: &EncoderConfig, words: &Tensor) -> Result<Self> {
         let init = Init::Randn { mean: 0., stdev: config.initializer_range };
         let size = config.hidden_size;
-        let linear = |name: &str, to: i64| Linear::build(weights, name, (size, to), true, init);
-        let classes = config.labels.len() as i64;
-        Ok(match config.head {
-            EncoderHead::None => Head::None,
-            EncoderHead::MaskedLm => {
+        let linear = |name: &str, to: i64| Linear::build(&weights.at(name), (size, to), true, init);
+        let classes = config.labels().len() as i64;
+        Ok(match config.head() {
+            pretrained::Head::MaskedLm => {
                 let names = config.family.masked_lm;
                 let bias = weights.tensor(names.bias, &[config.vocab_size], Init::Const(0.))?;
-                let decoder = match config.tied {
-                    true => Linear::of(words.shallow_clone(), Some(bias)),
+                let decoder = if config.tied {
+                    let decoder = weights.at(names.decoder);
+                    let bias = match names.bias == format!("{}.bias", names.decoder) {
+                        true => bias,
+                        false => decoder.tied("bias", &bias)?,
+                    };
+                    Linear::of(decoder.tied("weight", words)?, Some(bias))
+                } else {
                     // transformers keeps the other bias and does not use it.
-                    false => linear(names.decoder, config.vocab_size)?,
+                    linear(names.decoder, config.vocab_size)?
                 };
                 Head::MaskedLm {
                     dense: linear(names.dense, size)?,
                     activation: names.activation.unwrap_or(config.activation),
-                    norm: LayerNorm::build(weights, names.norm, size, config.norm_eps)?,
+                    norm: Norm::build(
+                        &weights.at(names.norm),
+                        NormKind::Layer,
+                        size,
+                        config.norm_eps,
+                    )?,
                     decoder,
                 }
             }
-            EncoderHead::SequenceClassification => {
+            pretrained::Head::SequenceClassification => {
                 let classifier = config.family.classifier;
                 Head::Sequence {
                     dense: linear(classifier.dense, size)?,
@@ -65,10 +78,11 @@ impl Head {
                     dropout_first: classifier.dropout_first,
                 }
             }
-            EncoderHead::TokenClassification => Head::Token {
+            pretrained::Head::TokenClassification => Head::Token {
                 output: linear("classifier", classes)?,
                 dropout: config.token_dropout,
             },
+            _ => Head::None,
         })
     }
 

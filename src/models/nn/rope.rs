@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How the angles grow with the position.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Rope {
+pub(in crate::models) struct Rope {
     theta: f64,
     scaling: Scaling,
 }
@@ -22,7 +22,7 @@ enum Scaling {
 impl Rope {
     /// Reads `rope_parameters` of transformers 5, or `rope_theta` (`theta` is its name in the family, and its default)
     /// and `rope_scaling` of before.
-    pub(super) fn from_config(config: &Value, theta: (&str, f64)) -> Result<Self> {
+    pub(in crate::models) fn from_config(config: &Value, theta: (&str, f64)) -> Result<Self> {
         let parameters = ["rope_parameters", "rope_scaling"];
         let parameters =
             parameters.iter().filter_map(|key| config.get(key)).find(|v| v.is_object());
@@ -58,7 +58,7 @@ impl Rope {
 
     /// Cosines and sines, with their signs, `[length, dims]` of the positions `[length]`, or `[batch, 1, length, dims]` of
     /// `[batch, length]`.
-    pub(super) fn tables(
+    pub(in crate::models) fn tables(
         &self,
         dims: i64,
         positions: &Tensor,
@@ -111,7 +111,7 @@ impl Rope {
 
 /// Turns `[batch, heads, length, head_dim]` by the angles of the positions; dimensions that have none stay. The two that
 /// are turned against each other stand half apart, or side by side.
-pub(super) fn rotate(
+pub(in crate::models) fn rotate(
     x: &Tensor,
     (cos, sin): &(Tensor, Tensor),
     side_by_side: bool,

@@ -1,14 +1,13 @@
 //! The loss of next tokens, with block checkpointing or without.
 
-use std::rc::Rc;
-
 use tch::{Kind, Tensor};
 
-use super::family::Positions;
-use super::{Decoder, Inputs};
+use super::model::Decoder;
 use crate::autograd::loss::LinearCrossEntropy;
 use crate::autograd::recompute::Tape;
 use crate::error::{Error, ErrorKind, Result};
+use crate::models::inputs::Inputs;
+use crate::models::model::Model;
 
 impl Decoder {
     /// The cross-entropy of each token given those before it. `labels` `[batch, length]` are the ids once more, with
@@ -18,11 +17,12 @@ impl Decoder {
     /// The head's bias, its scale and its cap are the model's; keep the labels on the CPU ([`LinearCrossEntropy`]).
     ///
     /// # Errors
-    /// As [`hidden_states`](Self::hidden_states); `ShapeMismatch` for labels of another shape than the ids';
+    /// As [`hidden_states`](Model::hidden_states); `ShapeMismatch` for labels of another shape than the ids';
     /// `InvalidArgument` if `loss` sets `logit_scale` or `logit_cap`; what [`LinearCrossEntropy::compute`] says.
     ///
     /// ```no_run
-    /// use ln_tuning::{loss::LinearCrossEntropy, models::Decoder, AdamW, LnTuningConfig, LnTuningModel};
+    /// use ln_tuning::models::{Decoder, Model};
+    /// use ln_tuning::{loss::LinearCrossEntropy, AdamW, LnTuningConfig, LnTuningModel};
     /// # let ids = tch::Tensor::from_slice2(&[[1_i64, 2, 3]]);
     /// let (vs, model) = Decoder::from_pretrained("Llama-3.2-1B", tch::Device::Cpu, None)?;
     /// let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
@@ -37,9 +37,7 @@ impl Decoder {
         labels: &Tensor,
         loss: &LinearCrossEntropy,
     ) -> Result<Tensor> {
-        let inputs = inputs.into();
-        let targets = self.targets(&inputs, labels, loss)?;
-        self.through_head(&self.hidden_states(inputs)?, &targets, loss)
+        self.loss_with(inputs, labels, loss, &mut Tape::off())
     }
 
     /// [`loss`](Self::loss) with block checkpointing: the blocks are run through the tape of
@@ -49,7 +47,8 @@ impl Decoder {
     /// As [`loss`](Self::loss).
     ///
     /// ```no_run
-    /// # use ln_tuning::{loss::LinearCrossEntropy, models::Decoder, AdamW, LnTuningConfig, LnTuningModel};
+    /// # use ln_tuning::models::{Decoder, Model};
+    /// # use ln_tuning::{loss::LinearCrossEntropy, AdamW, LnTuningConfig, LnTuningModel};
     /// # use ln_tuning::recompute::Recompute;
     /// # let ids = tch::Tensor::from_slice2(&[[1_i64, 2, 3]]);
     /// # let (vs, model) = Decoder::from_pretrained("Llama-3.2-1B", tch::Device::Cpu, None)?;
@@ -72,14 +71,7 @@ impl Decoder {
     ) -> Result<Tensor> {
         let inputs = inputs.into();
         let targets = self.targets(&inputs, labels, loss)?;
-        let tokens = inputs.tokens()?;
-        let by_tokens = matches!(self.config.positions, Positions::Learned { by_tokens: true, .. });
-        let config = &self.config;
-        let hidden =
-            self.forward(&inputs, tokens.as_ref(), by_tokens, 0, |layer, hidden, pass| {
-                let pass = Rc::clone(pass);
-                tape.run(hidden, move |hidden| layer.forward(hidden, &pass, config, None))
-            })?;
+        let hidden = self.hidden_states_with(inputs, tape)?;
         self.through_head(&hidden, &targets, loss)
     }
 
@@ -90,14 +82,14 @@ impl Decoder {
         labels: &Tensor,
         loss: &LinearCrossEntropy,
     ) -> Result<Tensor> {
-        inputs.check()?;
-        if labels.size() != inputs.ids.size() {
+        let ids = inputs.needed_ids()?;
+        if labels.size() != ids.size() {
             return Err(Error::new(
                 ErrorKind::ShapeMismatch,
                 format!(
                     "the labels have shape {:?}, expected that of the ids, {:?}",
                     labels.size(),
-                    inputs.ids.size()
+                    ids.size()
                 ),
             ));
         }
@@ -130,23 +122,25 @@ impl Decoder {
         targets: &Tensor,
         loss: &LinearCrossEntropy,
     ) -> Result<Tensor> {
-        loss.logit_scale(self.config.logit_scale).logit_cap(self.config.logit_cap).compute(
-            hidden,
-            &self.head,
-            self.head_bias.as_ref(),
-            targets,
-        )
+        let (weight, bias) = self.head.language_model()?;
+        let loss = loss.logit_scale(self.config.logit_scale).logit_cap(self.config.logit_cap);
+        loss.compute(hidden, weight, bias, targets)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use serde_json::json;
     use tch::nn::VarStore;
     use tch::Device;
 
+    use super::super::context::context;
     use super::*;
-    use crate::models::DecoderConfig;
+    use crate::models::nn::block::{run, Through};
+    use crate::models::nn::mask::Places;
+    use crate::models::{DecoderConfig, ModelConfig};
     use crate::{LnTuningConfig, LnTuningModel};
 
     #[test]
@@ -162,17 +156,23 @@ mod tests {
         let lowest = LnTuningConfig::default().target_modules(["layers.2.input_layernorm"]);
         let _tuned = LnTuningModel::new(&vs, lowest).unwrap();
         let ids = Tensor::from_slice2(&[[1_i64, 2, 3, 4]]);
+        let places =
+            Places { start: 0, length: 4, device: Device::Cpu, tokens: None, documents: None };
+        let positions = places.positions(false).unwrap();
+        let context = context(&config, &places, &positions, Kind::Float, false).unwrap();
+        let context = Rc::new(context);
+        let mut hidden = Tensor::randn([1, 4, 8], (Kind::Float, Device::Cpu));
         let mut graphs = Vec::new();
-        let hidden = model.forward(&Inputs::new(&ids), None, false, 0, |layer, hidden, pass| {
-            let hidden = layer.forward(hidden, pass, &model.config, None)?;
+        for block in model.blocks.chunks(1) {
+            let mut tape = Tape::off();
+            let mut through = Through::Tape(&mut tape);
+            hidden = run(block, hidden, &context, None, 0., &mut through).unwrap();
             graphs.push(hidden.requires_grad());
-            Ok(hidden)
-        });
+        }
         assert_eq!(graphs, [false, false, true, true]);
         // The loss has a graph to the norm, and none where nothing trains above or in the head.
         let loss = LinearCrossEntropy::default();
         assert!(model.loss(&ids, &ids, &loss).unwrap().requires_grad());
-        assert!(hidden.unwrap().requires_grad());
         assert!(vs.variables().iter().all(|(name, variable)| {
             variable.requires_grad() == (name == "model.layers.2.input_layernorm.weight")
         }));

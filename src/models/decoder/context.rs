@@ -1,0 +1,69 @@
+//! What the blocks of a decoder share in one pass: angles, masks, the bias of ALiBi.
+
+use tch::{Kind, Tensor};
+
+use super::config::DecoderConfig;
+use super::form::Positions;
+use crate::error::Result;
+use crate::models::nn::context::Context;
+use crate::models::nn::mask::{counted, Mask, Places};
+
+/// `positions` are those of the places; `kind` is that of the hidden states.
+pub(super) fn context(
+    config: &DecoderConfig,
+    places: &Places,
+    positions: &Tensor,
+    kind: Kind,
+    train: bool,
+) -> Result<Context> {
+    let side_by_side = config.positions == (Positions::Rope { side_by_side: true });
+    let angles = config
+        .ropes
+        .iter()
+        .map(|rope| rope.tables(config.rotary_dim, positions, side_by_side, kind));
+    let angles = angles.collect::<Result<_>>()?;
+    let mut masks: Vec<(Option<i64>, Mask)> = Vec::new();
+    for window in &config.windows {
+        if masks.iter().all(|(known, _)| known != window) {
+            let mask = Mask::causal(places, *window)?;
+            let mask = match config.positions {
+                Positions::Alibi { falcon } => {
+                    mask.with_bias(alibi(config, places, positions, falcon, kind)?, places)?
+                }
+                _ => mask,
+            };
+            masks.push((*window, mask));
+        }
+    }
+    Ok(Context::with_windows(train, masks, angles))
+}
+
+/// `[batch or 1, heads, 1, total]`: a slope per head times the position.
+fn alibi(
+    config: &DecoderConfig,
+    places: &Places,
+    positions: &Tensor,
+    falcon: bool,
+    kind: Kind,
+) -> Result<Tensor> {
+    let heads = config.heads as usize;
+    let near = 1 << heads.ilog2();
+    let slope = |count: usize, i: usize| 2_f64.powf(-8. * i as f64 / count as f64) as f32;
+    let slopes = (1..=near).map(|i| slope(near, i));
+    let more = (0..heads - near).map(|i| slope(2 * near, 2 * i + 1));
+    let slopes: Vec<f32> = slopes.chain(more).collect();
+    let slopes = Tensor::f_from_slice(&slopes)?.f_to_device(places.device)?.f_view([-1, 1])?;
+    let positions = match places.tokens {
+        Some(tokens) => counted(tokens)?.f_mul(tokens)?,
+        None if positions.dim() == 2 => positions.shallow_clone(),
+        None => Tensor::f_arange(places.total(), (Kind::Int64, places.device))?,
+    };
+    let positions = positions.f_view([-1, 1, places.total()])?;
+    let bias = if falcon {
+        let rounded = slopes.f_to_kind(Kind::BFloat16)?.f_mul(&positions)?.f_to_kind(kind)?;
+        rounded.f_div_scalar((config.head_dim as f64).sqrt())?
+    } else {
+        slopes.f_mul(&positions)?.f_to_kind(kind)?
+    };
+    Ok(bias.f_unsqueeze(2)?)
+}

@@ -1,0 +1,106 @@
+//! The heads of decoders: the next token, or labels for the whole sequence.
+
+use tch::nn::Init;
+use tch::{Kind, Tensor};
+
+use super::config::DecoderConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::config::ModelConfig;
+use crate::models::inputs::Inputs;
+use crate::models::nn::attention::capped;
+use crate::models::nn::linear::Linear;
+use crate::models::nn::weights::Weights;
+use crate::pretrained;
+
+#[derive(Debug)]
+pub(super) enum Head {
+    None,
+    /// `weight` `[vocabulary, size]`, which may be the embedding, and a bias perhaps.
+    LanguageModel {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
+    Sequence(Linear),
+}
+
+impl Head {
+    pub(super) fn build(weights: &Weights, config: &DecoderConfig, embed: &Tensor) -> Result<Self> {
+        let init = Init::Randn { mean: 0., stdev: config.initializer_range };
+        let (vocab, size) = (config.vocab_size, config.embed_size);
+        match config.head() {
+            pretrained::Head::LanguageModel => Ok(Head::LanguageModel {
+                weight: if config.tied {
+                    weights.tied("lm_head.weight", embed)?
+                } else {
+                    weights.tensor("lm_head.weight", &[vocab, size], init)?
+                },
+                bias: config
+                    .head_bias
+                    .then(|| weights.tensor("lm_head.bias", &[vocab], Init::Const(0.)))
+                    .transpose()?,
+            }),
+            pretrained::Head::SequenceClassification => {
+                let labels = config.labels().len() as i64;
+                Ok(Head::Sequence(Linear::build(
+                    &weights.at("score"),
+                    (size, labels),
+                    false,
+                    init,
+                )?))
+            }
+            _ => Ok(Head::None),
+        }
+    }
+
+    /// The weight and the bias of a language model's head.
+    pub(super) fn language_model(&self) -> Result<(&Tensor, Option<&Tensor>)> {
+        match self {
+            Head::LanguageModel { weight, bias } => Ok((weight, bias.as_ref())),
+            _ => Err(Error::new(
+                ErrorKind::InvalidState,
+                "the model has no language model's head: load it with Head::LanguageModel, or ask for hidden_states",
+            )),
+        }
+    }
+
+    /// Hidden states `[batch, length, size]` to logits.
+    pub(super) fn forward(
+        &self,
+        hidden: &Tensor,
+        config: &DecoderConfig,
+        inputs: &Inputs,
+    ) -> Result<Tensor> {
+        if let Head::Sequence(score) = self {
+            return score.forward(&last_tokens(hidden, config, inputs)?);
+        }
+        let (weight, bias) = self.language_model()?;
+        let logits = hidden.f_linear(weight, bias)?;
+        let logits = match config.logit_scale {
+            1. => logits,
+            scale => logits.f_mul_scalar(scale)?,
+        };
+        capped(logits, config.logit_cap)
+    }
+}
+
+/// The hidden state of each row's last token, `[batch, size]`: the last that is not padding, by the mask if there is
+/// one, else by `pad_token_id`.
+fn last_tokens(hidden: &Tensor, config: &DecoderConfig, inputs: &Inputs) -> Result<Tensor> {
+    if inputs.documents.is_some() {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            "a classifier reads whole rows, not packed documents",
+        ));
+    }
+    let (batch, length, size) = hidden.size3()?;
+    let tokens = match (inputs.attention_mask, config.pad_token_id()) {
+        (Some(mask), _) => Some(mask.f_to_kind(Kind::Bool)?),
+        (None, Some(pad)) => Some(inputs.needed_ids()?.f_ne(pad)?),
+        (None, None) => None,
+    };
+    let Some(tokens) = tokens else { return Ok(hidden.f_select(1, length - 1)?) };
+    let places = Tensor::f_arange(length, (Kind::Int64, hidden.device()))?;
+    let last = places.f_mul(&tokens)?.f_argmax(-1, true)?;
+    let last = last.f_unsqueeze(-1)?.f_expand([batch, 1, size], false)?;
+    Ok(hidden.f_gather(1, &last, false)?.f_squeeze_dim(1)?)
+}

@@ -1,0 +1,184 @@
+//! A decoder: embeddings, blocks of attention and MLP, a head.
+
+use std::rc::Rc;
+
+use tch::nn::Init;
+use tch::{Kind, Tensor};
+
+use super::config::DecoderConfig;
+use super::context::context;
+use super::form::Positions;
+use super::head::Head;
+use super::layer::block;
+use crate::autograd::recompute::Tape;
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::config::ModelConfig;
+use crate::models::inputs::Inputs;
+use crate::models::model::Model;
+use crate::models::nn::block::{run, Block, Through};
+use crate::models::nn::linear::Linear;
+use crate::models::nn::mask::Places;
+use crate::models::nn::mlp::dropped;
+use crate::models::nn::norm::Norm;
+use crate::models::nn::weights::Weights;
+use crate::pretrained;
+
+/// A decoder-only language model: embeddings, blocks of attention and MLP, a head.
+///
+/// Variables are named as in transformers: `model.layers.0.input_layernorm.weight`, … with a head,
+/// `layers.0.input_layernorm.weight`, … without. Those that the `VarStore` holds already are used, so that it can be
+/// filled from a checkpoint first.
+///
+/// ```no_run
+/// use ln_tuning::models::{Decoder, Model};
+/// use ln_tuning::{LnTuningConfig, LnTuningModel};
+/// let device = ln_tuning::device::best_device();
+/// let (vs, model) = Decoder::from_pretrained("Llama-3.2-1B", device, None)?;
+/// let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[doc(alias = "AutoModelForCausalLM")]
+#[derive(Debug)]
+pub struct Decoder {
+    pub(super) config: DecoderConfig,
+    embed: Tensor,
+    positions: Option<Tensor>,
+    embed_norm: Option<Norm>,
+    /// Into and out of the blocks' width, where that of the embedding is another.
+    projections: Option<[Linear; 2]>,
+    pub(super) blocks: Vec<Block>,
+    norm: Option<Norm>,
+    pub(super) head: Head,
+}
+
+const TAKEN: [&str; 3] = ["input_ids", "attention_mask", "documents"];
+
+impl Model for Decoder {
+    type Config = DecoderConfig;
+
+    fn build(weights: &Weights, config: &DecoderConfig) -> Result<Self> {
+        let init = Init::Randn { mean: 0., stdev: config.initializer_range };
+        let (size, width) = (config.hidden_size, config.embed_size);
+        let names = &config.names;
+        let base = match config.head() {
+            pretrained::Head::None => weights.clone(),
+            _ => weights.at(names.base),
+        };
+        let embed = base.at(names.embed).tensor("weight", &[config.vocab_size, width], init)?;
+        let positions = match config.positions {
+            Positions::Learned { offset, .. } => {
+                let rows = config.max_positions + offset;
+                Some(base.at(names.positions).tensor("weight", &[rows, size], init)?)
+            }
+            _ => None,
+        };
+        let beside = names.embed.rsplit_once('.').map_or("", |(module, _)| module);
+        let projection = |name: &str, from: i64, to: i64| {
+            Linear::build(&base.at(beside).at(name), (from, to), false, init)
+        };
+        let norm = |name: &str| {
+            let there = (!name.is_empty()).then(|| base.at(name));
+            let build = |w| Norm::build(&w, config.norm, size, config.norm_eps);
+            there.map(build).transpose()
+        };
+        let layers = base.at(names.layers);
+        let blocks = (0..config.layers as usize).map(|at| block(&layers.at(at), config, at));
+        Ok(Decoder {
+            positions,
+            embed_norm: norm(names.embed_norm)?,
+            projections: match width == size {
+                true => None,
+                false => Some([
+                    projection("project_in", width, size)?,
+                    projection("project_out", size, width)?,
+                ]),
+            },
+            blocks: blocks.collect::<Result<_>>()?,
+            norm: norm(names.norm)?,
+            head: Head::build(weights, config, &embed)?,
+            embed,
+            config: config.clone(),
+        })
+    }
+
+    fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    fn kind(&self) -> Kind {
+        self.embed.kind()
+    }
+
+    fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        inputs.check(self.model_type(), &TAKEN)?;
+        let (ids, tokens) = (inputs.needed_ids()?, inputs.tokens()?);
+        let places = Places {
+            start: 0,
+            length: ids.size2()?.1,
+            device: ids.device(),
+            tokens: tokens.as_ref(),
+            documents: inputs.documents,
+        };
+        let by_tokens = matches!(self.config.positions, Positions::Learned { by_tokens: true, .. });
+        self.forward(ids, &places, by_tokens, inputs.train, Through::Tape(tape))
+    }
+
+    fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        let hidden = self.hidden_states_with(inputs, tape)?;
+        self.head.forward(&hidden, &self.config, &inputs)
+    }
+}
+
+impl Decoder {
+    /// Ids `[batch, length]` at these places to the hidden states below the head. Padding counts as a position unless
+    /// `by_tokens`.
+    pub(super) fn forward<'m>(
+        &'m self,
+        ids: &Tensor,
+        places: &Places,
+        by_tokens: bool,
+        train: bool,
+        mut through: Through<'_, 'm>,
+    ) -> Result<Tensor> {
+        let config = &self.config;
+        let positions = places.positions(by_tokens)?;
+        let mut hidden = Tensor::f_embedding(&self.embed, ids, -1, false, false)?;
+        if config.embedding_scale != 1. {
+            // Rounded to the model's kind first, as the reference does.
+            let factor = Tensor::from(config.embedding_scale).f_to_kind(hidden.f_kind()?)?;
+            hidden = hidden.f_mul_scalar(factor.f_double_value(&[])?)?;
+        }
+        if let Some([into, _]) = &self.projections {
+            hidden = into.forward(&hidden)?;
+        }
+        if let (Some(table), Positions::Learned { offset, .. }) =
+            (&self.positions, config.positions)
+        {
+            if places.total() > config.max_positions {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    format!(
+                        "{} places, and the model has {} positions",
+                        places.total(),
+                        config.max_positions
+                    ),
+                ));
+            }
+            let rows = positions.f_add_scalar(offset)?;
+            hidden = hidden.f_add(&Tensor::f_embedding(table, &rows, -1, false, false)?)?;
+        }
+        if let Some(norm) = &self.embed_norm {
+            hidden = norm.forward(&hidden)?;
+        }
+        let hidden = dropped(hidden, config.embedding_dropout, train)?;
+        let context = Rc::new(context(config, places, &positions, hidden.f_kind()?, train)?);
+        let mut hidden = run(&self.blocks, hidden, &context, None, 0., &mut through)?;
+        if let Some(norm) = &self.norm {
+            hidden = norm.forward(&hidden)?;
+        }
+        match &self.projections {
+            Some([_, out]) => out.forward(&hidden),
+            None => Ok(hidden),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! A decoder's configuration from its `config.json`.
+
+use serde_json::Value;
+
+use super::config::DecoderConfig;
+use super::families::FAMILIES;
+use super::family::Family;
+use super::form::{Positions, QkvForm};
+use super::per_layer::{ropes, windows};
+use crate::error::Result;
+use crate::models::config::{
+    flag, integer, integer_or, not_implemented, number, optional_number, Declared, ModelConfig,
+};
+use crate::models::generation_config::GenerationConfig;
+use crate::models::nn::activation::Activation;
+use crate::pretrained::Head;
+
+const HEADS: &[Head] = &[Head::None, Head::LanguageModel, Head::SequenceClassification];
+
+/// Settings that change the computation, and the one value of each that is implemented.
+const FIXED: [(&str, Value); 5] = [
+    ("use_bidirectional_attention", Value::Bool(false)),
+    ("add_cross_attention", Value::Bool(false)),
+    ("layer_norm_elementwise_affine", Value::Bool(true)),
+    ("_remove_final_layer_norm", Value::Bool(false)),
+    ("layerdrop", Value::Null),
+];
+
+impl ModelConfig for DecoderConfig {
+    fn model_types() -> Vec<&'static str> {
+        FAMILIES.iter().map(|family| family.model_type).collect()
+    }
+
+    fn from_value(config: &Value) -> Result<Self> {
+        let declared = Declared::read(config, &Self::model_types(), HEADS, Head::LanguageModel)?;
+        let is_read = |family: &&Family| family.model_type == config["model_type"];
+        let family = FAMILIES.iter().find(is_read).unwrap_or(&FAMILIES[0]);
+        refuse_unknown(config)?;
+        let keys = &family.keys;
+        let hidden_size = first(config, &["hidden_size", "n_embd", "n_embed"])?;
+        let heads = first(config, &["num_attention_heads", "n_head"])?;
+        let layers = first(config, &["num_hidden_layers", "n_layer"])?;
+        let head_dim = match family.qkv {
+            QkvForm::Groups => hidden_size / heads.max(1),
+            _ => integer_or(config, "head_dim", hidden_size / heads.max(1))?,
+        };
+        let optional = |(key, default): (&str, f64)| number(config, key, default);
+        let windows = windows(config, family, layers)?;
+        let (ropes, layer_ropes) = match family.positions {
+            Positions::Rope { .. } => ropes(config, family, &windows)?,
+            _ => (Vec::new(), vec![None; layers.max(0) as usize]),
+        };
+        let max_positions = match family.positions {
+            Positions::Learned { .. } => {
+                first(config, &["max_position_embeddings", "n_positions"])?
+            }
+            _ => 0,
+        };
+        let (names, default) = keys.activation;
+        let given = |key: &'static str| Some((config.get(key)?.as_str()?, key));
+        let (activation, key) =
+            names.iter().copied().find_map(given).unwrap_or((default, "activation"));
+        let attention_scale = family.attention_scale.read(config, hidden_size, head_dim)?;
+        let mut read = DecoderConfig {
+            names: family.names,
+            qkv: family.qkv,
+            gated: family.gated,
+            transposed: family.transposed,
+            vocab_size: integer(config, "vocab_size")?,
+            hidden_size,
+            embed_size: integer_or(config, "word_embed_proj_dim", hidden_size)?,
+            intermediate_size: match keys.intermediate {
+                "intermediate_size" => integer(config, "intermediate_size")?,
+                key => integer_or(config, key, 4 * hidden_size)?,
+            },
+            layers,
+            heads,
+            kv_heads: integer_or(config, keys.kv_heads, heads)?,
+            head_dim,
+            max_positions,
+            norm: family.norm,
+            norm_eps: optional(keys.eps)?,
+            activation: Activation::named(activation, key)?,
+            positions: family.positions,
+            ropes,
+            layer_ropes,
+            rotary_dim: family.rotary.read(config, head_dim)?,
+            flow: family.flow,
+            tied: flag(config, "tie_word_embeddings", family.tied)?,
+            qkv_bias: family.qkv_bias.read(config)?,
+            o_bias: family.o_bias.read(config)?,
+            mlp_bias: family.mlp_bias.read(config)?,
+            head_bias: family.head_bias,
+            qk_norm: family.qk_norm,
+            clip_qkv: optional_number(config, keys.clip_qkv)?,
+            embedding_scale: family.embedding_scale.read(config, hidden_size, head_dim)?,
+            residual_scale: family.residual_scale.read(config, hidden_size, head_dim)?,
+            logit_scale: family.logit_scale.read(config, hidden_size, head_dim)?,
+            attention_scales: vec![attention_scale; layers.max(0) as usize],
+            attention_cap: optional_number(config, keys.caps[0])?,
+            logit_cap: optional_number(config, keys.caps[1])?,
+            windows,
+            embedding_dropout: optional(keys.embedding_dropout)?,
+            attention_dropout: optional(keys.attention_dropout)?,
+            residual_dropout: [
+                optional(keys.residual_dropout[0])?,
+                optional(keys.residual_dropout[1])?,
+            ],
+            initializer_range: number(config, "initializer_range", 0.02)?,
+            generation: GenerationConfig::from_value(config, None, None)?,
+            declared,
+        };
+        (family.variant)(&mut read, config)?;
+        read.check()
+    }
+
+    fn declared(&self) -> &Declared {
+        &self.declared
+    }
+
+    fn declared_mut(&mut self) -> &mut Declared {
+        &mut self.declared
+    }
+
+    fn label_modules(&self) -> Vec<String> {
+        vec!["score".into()]
+    }
+
+    fn with_generation(mut self, generation: &Value) -> Result<Self> {
+        self.generation = self.generation.overridden(generation)?;
+        Ok(self)
+    }
+}
+
+fn refuse_unknown(config: &Value) -> Result<()> {
+    for (key, expected) in FIXED {
+        let off = |value: &Value| value.is_null() || *value == false || value.as_f64() == Some(0.);
+        match config.get(key) {
+            Some(value) if *value != expected && !(expected != true && off(value)) => {
+                return not_implemented(&format!("'{key}': {value}"));
+            }
+            _ => (),
+        }
+    }
+    match integer_or(config, "pretraining_tp", 1)? {
+        1 => Ok(()),
+        // Bloom's changes nothing unless its slow path is asked for.
+        _ if !flag(config, "slow_but_exact", true)? => Ok(()),
+        ways => not_implemented(&format!("'pretraining_tp': {ways}")),
+    }
+}
+
+/// The first of several keys of the same meaning.
+fn first(config: &Value, keys: &[&str]) -> Result<i64> {
+    let key = keys.iter().find(|key| config.get(**key).is_some_and(|value| !value.is_null()));
+    integer(config, key.unwrap_or(&keys[0]))
+}

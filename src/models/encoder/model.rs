@@ -1,0 +1,172 @@
+//! A text encoder: embeddings, blocks with LayerNorm behind attention and MLP, a head.
+
+use std::rc::Rc;
+
+use tch::nn::Init;
+use tch::{Kind, Tensor};
+
+use super::config::EncoderConfig;
+use super::families::POOLER;
+use super::head::Head;
+use super::layer::block;
+use crate::autograd::recompute::Tape;
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::config::ModelConfig;
+use crate::models::inputs::Inputs;
+use crate::models::model::Model;
+use crate::models::nn::activation::Activation;
+use crate::models::nn::block::{run, Block, Through};
+use crate::models::nn::context::Context;
+use crate::models::nn::linear::Linear;
+use crate::models::nn::mask::Mask;
+use crate::models::nn::mlp::dropped;
+use crate::models::nn::norm::{Norm, NormKind};
+use crate::models::nn::weights::Weights;
+use crate::pretrained;
+
+/// A text encoder: embeddings, blocks with LayerNorm behind attention and MLP, and a head.
+///
+/// Variables are named as in transformers, where the base model stands below a prefix if there is a head:
+/// `encoder.layer.0.output.LayerNorm.weight` of `BertModel`, `bert.encoder.layer.0.output.LayerNorm.weight` of
+/// `BertForSequenceClassification`. Those that the `VarStore` holds already are used, so that it can be filled from a
+/// checkpoint first.
+///
+/// ```no_run
+/// use ln_tuning::models::{Encoder, Load, Model, ModelConfig};
+/// use ln_tuning::pretrained::{self, ModelFiles};
+/// let load = Load::on(tch::Device::Cpu).labels(["ham", "spam"]);
+/// let (vs, model) = Encoder::from_files(ModelFiles::open("bert-base-uncased")?, &load)?;
+/// // … train …
+/// pretrained::save(&vs, "spam-filter", &format!("{:#}", model.config().to_value()))?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[doc(alias = "AutoModelForSequenceClassification")]
+#[derive(Debug)]
+pub struct Encoder {
+    config: EncoderConfig,
+    words: Tensor,
+    positions: Tensor,
+    token_types: Option<Tensor>,
+    norm: Norm,
+    blocks: Vec<Block>,
+    pooler: Option<Linear>,
+    head: Head,
+}
+
+const TAKEN: [&str; 3] = ["input_ids", "attention_mask", "token_type_ids"];
+
+impl Model for Encoder {
+    type Config = EncoderConfig;
+
+    fn build(weights: &Weights, config: &EncoderConfig) -> Result<Self> {
+        let init = Init::Randn { mean: 0., stdev: config.initializer_range };
+        let size = config.hidden_size;
+        let base = match config.head() {
+            pretrained::Head::None => weights.clone(),
+            _ => weights.at(config.family.prefix),
+        };
+        let embeddings = base.at("embeddings");
+        let embedding =
+            |name: &str, count: i64| embeddings.at(name).tensor("weight", &[count, size], init);
+        let words = embedding("word_embeddings", config.vocab_size)?;
+        let pooler = base.at(POOLER);
+        // Files may lack a pooler where nothing stands on it.
+        let has_pooler = config.may_have_pooler()
+            && (config.head() != pretrained::Head::None || pooler.may_have("weight"));
+        let layers = base.at(config.family.names.layers);
+        let blocks = (0..config.layers).map(|at| block(&layers.at(at), config));
+        let norm = embeddings.at("LayerNorm");
+        Ok(Encoder {
+            positions: embedding("position_embeddings", config.positions)?,
+            token_types: config
+                .token_types
+                .map(|count| embedding("token_type_embeddings", count))
+                .transpose()?,
+            norm: Norm::build(&norm, NormKind::Layer, size, config.norm_eps)?,
+            blocks: blocks.collect::<Result<_>>()?,
+            pooler: has_pooler
+                .then(|| Linear::build(&pooler, (size, size), true, init))
+                .transpose()?,
+            head: Head::build(weights, config, &words)?,
+            words,
+            config: config.clone(),
+        })
+    }
+
+    fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    fn kind(&self) -> Kind {
+        self.words.kind()
+    }
+
+    fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        inputs.check(self.model_type(), &TAKEN)?;
+        let ids = inputs.needed_ids()?;
+        let (length, most) = (ids.size2()?.1, self.config.max_length());
+        if length > most {
+            return Err(Error::new(
+                ErrorKind::ShapeMismatch,
+                format!("the ids have {length} positions, the model {most}: shorten the text"),
+            ));
+        }
+        if inputs.token_type_ids.is_some() && self.token_types.is_none() {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("there are token_type_ids, and {} has none", self.model_type()),
+            ));
+        }
+        let hidden = self.norm.forward(&self.embedded(ids, inputs.token_type_ids)?)?;
+        let hidden = dropped(hidden, self.config.dropout, inputs.train)?;
+        let mask = Mask::tokens(inputs.attention_mask)?;
+        let context = Rc::new(Context::new(inputs.train, mask));
+        run(&self.blocks, hidden, &context, None, 0., &mut Through::Tape(tape))
+    }
+
+    fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        self.head.forward(&self.hidden_states_with(inputs, tape)?, inputs.train)
+    }
+}
+
+impl Encoder {
+    /// The pooler's output `[batch, hidden]` from the last hidden states.
+    ///
+    /// # Errors
+    /// `InvalidState` for a model without a pooler; `Torch`.
+    #[doc(alias = "pooler_output")]
+    pub fn pooled(&self, hidden_states: &Tensor) -> Result<Tensor> {
+        match &self.pooler {
+            Some(pooler) => {
+                Activation::Tanh.apply(&pooler.forward(&hidden_states.f_select(1, 0)?)?)
+            }
+            None => Err(Error::new(
+                ErrorKind::InvalidState,
+                "the model has no pooler: neither has the checkpoint, or it is a head's that uses none",
+            )),
+        }
+    }
+
+    fn embedded(&self, input_ids: &Tensor, token_type_ids: Option<&Tensor>) -> Result<Tensor> {
+        // No gradient for the padding's row, as in transformers.
+        let padding = self.config.padding_id.unwrap_or(-1);
+        let words = Tensor::f_embedding(&self.words, input_ids, padding, false, false)?;
+        let positions = match self.config.family.positions_from_padding {
+            true => {
+                let tokens = input_ids.f_ne(padding)?.f_to_kind(Kind::Int64)?;
+                let places = tokens.f_cumsum(1, Kind::Int64)?.f_mul(&tokens)?;
+                let places = places.f_add_scalar(padding)?;
+                Tensor::f_embedding(&self.positions, &places, padding, false, false)?
+            }
+            false => self.positions.f_narrow(0, 0, input_ids.size()[1])?,
+        };
+        let words = match (&self.token_types, token_type_ids) {
+            (Some(types), Some(ids)) => {
+                words.f_add(&Tensor::f_embedding(types, ids, -1, false, false)?)?
+            }
+            (Some(types), None) => words.f_add(&types.f_select(0, 0)?)?,
+            (None, _) => words,
+        };
+        Ok(words.f_add(&positions)?)
+    }
+}

@@ -1,0 +1,173 @@
+//! The inputs of a model.
+
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Token ids or images, and what goes with them. From `&Tensor` where there is nothing else: integers are ids, other
+/// kinds images.
+///
+/// A model refuses inputs that it has no use for.
+///
+/// ```
+/// # use tch::{Kind, Tensor};
+/// use ln_tuning::models::Inputs;
+/// let ids = Tensor::from_slice2(&[[5_i64, 6, 7], [0, 8, 9]]);
+/// let mask = Tensor::from_slice2(&[[1_i64, 1, 1], [0, 1, 1]]);
+/// let inputs = Inputs::new(&ids).attention_mask(&mask).train(true);
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Inputs<'a> {
+    pub(super) ids: Option<&'a Tensor>,
+    pub(super) pixel_values: Option<&'a Tensor>,
+    pub(super) attention_mask: Option<&'a Tensor>,
+    pub(super) token_type_ids: Option<&'a Tensor>,
+    pub(super) documents: Option<&'a Tensor>,
+    pub(super) decoder_ids: Option<&'a Tensor>,
+    pub(super) decoder_attention_mask: Option<&'a Tensor>,
+    pub(super) train: bool,
+}
+
+impl<'a> Inputs<'a> {
+    /// Token ids `[batch, length]`, Int64, on the model's device.
+    #[doc(alias = "input_ids")]
+    pub fn new(ids: &'a Tensor) -> Self {
+        Inputs { ids: Some(ids), ..Inputs::default() }
+    }
+
+    /// Images `[batch, channels, height, width]`, in the model's kind and on its device.
+    #[doc(alias = "pixel_values")]
+    pub fn images(pixel_values: &'a Tensor) -> Self {
+        Inputs { pixel_values: Some(pixel_values), ..Inputs::default() }
+    }
+
+    /// Images beside the ids.
+    pub fn pixel_values(mut self, pixel_values: impl Into<Option<&'a Tensor>>) -> Self {
+        self.pixel_values = pixel_values.into();
+        self
+    }
+
+    /// `[batch, length]`: 1 for tokens and 0 for padding, on either side. Default: no padding.
+    pub fn attention_mask(mut self, mask: impl Into<Option<&'a Tensor>>) -> Self {
+        self.attention_mask = mask.into();
+        self
+    }
+
+    /// `[batch, length]`, Int64: they tell the texts of a pair apart. Default: all 0.
+    pub fn token_type_ids(mut self, types: impl Into<Option<&'a Tensor>>) -> Self {
+        self.token_type_ids = types.into();
+        self
+    }
+
+    /// Several documents packed into one row: `[batch, length]`, Int64, the number of the document that a token belongs
+    /// to; each document is a run of one number, and padding has a number of its own, such as -1. Attention stays within
+    /// a document and positions restart with it. In the place of `attention_mask`. Default: each row is one document.
+    pub fn documents(mut self, documents: impl Into<Option<&'a Tensor>>) -> Self {
+        self.documents = documents.into();
+        self
+    }
+
+    /// Token ids `[batch, length]` of the decoder of an encoder-decoder.
+    #[doc(alias = "decoder_input_ids")]
+    pub fn decoder_ids(mut self, ids: impl Into<Option<&'a Tensor>>) -> Self {
+        self.decoder_ids = ids.into();
+        self
+    }
+
+    /// As [`attention_mask`](Self::attention_mask), for the decoder's ids.
+    pub fn decoder_attention_mask(mut self, mask: impl Into<Option<&'a Tensor>>) -> Self {
+        self.decoder_attention_mask = mask.into();
+        self
+    }
+
+    /// Whether dropout is applied. Default: no.
+    pub fn train(mut self, train: bool) -> Self {
+        self.train = train;
+        self
+    }
+
+    /// Refuses inputs that a model has no use for, and ids and masks that do not fit together.
+    pub(super) fn check(&self, model: &str, taken: &[&str]) -> Result<()> {
+        let given = [
+            ("input_ids", self.ids),
+            ("pixel_values", self.pixel_values),
+            ("attention_mask", self.attention_mask),
+            ("token_type_ids", self.token_type_ids),
+            ("documents", self.documents),
+            ("decoder_input_ids", self.decoder_ids),
+            ("decoder_attention_mask", self.decoder_attention_mask),
+        ];
+        let unused =
+            |(name, tensor): &&(&str, Option<&Tensor>)| tensor.is_some() && !taken.contains(name);
+        if let Some((name, _)) = given.iter().find(unused) {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("{model} has no use for {name}; it takes {}", taken.join(", ")),
+            ));
+        }
+        let decoder_mask = ("decoder_attention_mask", self.decoder_attention_mask);
+        let of_ids = [
+            ("attention_mask", self.attention_mask),
+            ("token_type_ids", self.token_type_ids),
+            ("documents", self.documents),
+        ];
+        check_ids("ids", self.ids, &of_ids)?;
+        check_ids("decoder's ids", self.decoder_ids, &[decoder_mask])?;
+        if self.attention_mask.is_some() && self.documents.is_some() {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "'attention_mask' and 'documents' are both given: give padding a document of its own",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The ids, which must be there.
+    pub(super) fn needed_ids(&self) -> Result<&'a Tensor> {
+        self.ids.ok_or_else(|| missing("input_ids"))
+    }
+
+    /// The images, which must be there.
+    pub(super) fn needed_images(&self) -> Result<&'a Tensor> {
+        self.pixel_values.ok_or_else(|| missing("pixel_values"))
+    }
+
+    /// The decoder's ids, which must be there.
+    pub(super) fn needed_decoder_ids(&self) -> Result<&'a Tensor> {
+        self.decoder_ids.ok_or_else(|| missing("decoder_input_ids"))
+    }
+
+    /// True where there is a token, `[batch, length]`.
+    pub(super) fn tokens(&self) -> Result<Option<Tensor>> {
+        Ok(self.attention_mask.map(|mask| mask.f_to_kind(Kind::Bool)).transpose()?)
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::new(ErrorKind::InvalidArgument, format!("{name} are missing, the model needs them"))
+}
+
+fn check_ids(what: &str, ids: Option<&Tensor>, beside: &[(&str, Option<&Tensor>)]) -> Result<()> {
+    let Some(size) = ids.map(Tensor::size) else { return Ok(()) };
+    let mismatch = |message: String| Err(Error::new(ErrorKind::ShapeMismatch, message));
+    if size.len() != 2 {
+        return mismatch(format!("the {what} have shape {size:?}, expected [batch, length]"));
+    }
+    for (name, tensor) in beside {
+        if let Some(found) = tensor.map(Tensor::size).filter(|found| *found != size) {
+            return mismatch(format!(
+                "'{name}' has shape {found:?}, expected that of the {what}, {size:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+impl<'a> From<&'a Tensor> for Inputs<'a> {
+    fn from(tensor: &'a Tensor) -> Self {
+        match tensor.f_kind() {
+            Ok(Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) => Inputs::images(tensor),
+            _ => Inputs::new(tensor),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! A model: how it is built, loaded and run.
+
+use std::path::Path as FilePath;
+
+use tch::nn::{Path, VarStore};
+use tch::{Device, Kind, Tensor};
+
+use super::config::{with_class_of, ModelConfig};
+use super::inputs::Inputs;
+use super::nn::weights::Weights;
+use crate::autograd::recompute::Tape;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pretrained::{Head, ModelFiles};
+
+/// A model under the variable names that transformers has in memory.
+///
+/// ```no_run
+/// use ln_tuning::models::{Encoder, Head, Load, Model};
+/// use ln_tuning::pretrained::ModelFiles;
+/// let device = ln_tuning::device::best_device();
+/// let (vs, model) = Encoder::from_pretrained("all-MiniLM-L6-v2", device, None)?;
+///
+/// let files = ModelFiles::open("bert-base-uncased")?.with_progress(|done, total| println!("{done}/{total}"));
+/// let (vs, model) = Encoder::from_files(files, &Load::on(device).labels(["ham", "spam"]))?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[doc(alias = "PreTrainedModel")]
+pub trait Model: Sized {
+    /// Its configuration.
+    type Config: ModelConfig;
+
+    /// Makes the model of the variables below a path, adding those that are not there.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` where a variable that is there has another shape; `Torch`.
+    fn build(weights: &Weights, config: &Self::Config) -> Result<Self>;
+
+    /// Its configuration.
+    fn config(&self) -> &Self::Config;
+
+    /// The kind of the weights, which images must have too.
+    fn kind(&self) -> Kind;
+
+    /// The hidden states `[batch, length, size]` below the head, with block checkpointing: the blocks are run through
+    /// the tape of [`Recompute::gradients`](crate::recompute::Recompute::gradients).
+    ///
+    /// # Errors
+    /// As [`hidden_states`](Self::hidden_states).
+    fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor>;
+
+    /// The head's logits, with block checkpointing.
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits).
+    fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor>;
+
+    /// The hidden states `[batch, length, size]` below the head.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` for inputs of other shapes; `InvalidArgument` for inputs that are missing or that the model has
+    /// no use for, and for more places than it has positions; `Torch` for ids outside the vocabulary, or another kind
+    /// or device than the model's.
+    #[doc(alias = "last_hidden_state")]
+    fn hidden_states<'a>(&self, inputs: impl Into<Inputs<'a>>) -> Result<Tensor> {
+        self.hidden_states_with(inputs.into(), &mut Tape::off())
+    }
+
+    /// The head's logits: `[batch, length, vocabulary]` of a language model, `[batch, labels]` of a classifier,
+    /// `[batch, length, labels]` of a classifier of tokens.
+    ///
+    /// # Errors
+    /// As [`hidden_states`](Self::hidden_states); `InvalidState` for a model without a head.
+    fn logits<'a>(&self, inputs: impl Into<Inputs<'a>>) -> Result<Tensor> {
+        self.logits_with(inputs.into(), &mut Tape::off())
+    }
+
+    /// Settles what depends on how the files were loaded.
+    #[doc(hidden)]
+    fn loaded(_config: &Self::Config, _vs: &VarStore, _files: &ModelFiles) -> Result<()> {
+        Ok(())
+    }
+
+    /// Makes the model from the variables below `path`, adding those that are not there.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    fn new(path: &Path, config: &Self::Config) -> Result<Self> {
+        Self::build(&Weights::new(path), config)
+    }
+
+    /// The `model_type`, such as `llama`.
+    fn model_type(&self) -> &str {
+        self.config().model_type()
+    }
+
+    /// Opens a model directory of transformers and fills a `VarStore` with its weights, on `device` and in `kind`
+    /// (`None`: each as on disk). The head is the one of `architectures`.
+    ///
+    /// # Errors
+    /// What [`ModelFiles::open`] and [`ModelConfig::from_value`] say; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch`
+    /// where the tensors are not those of the model.
+    fn from_pretrained(
+        dir: impl AsRef<FilePath>,
+        device: Device,
+        kind: impl Into<Option<Kind>>,
+    ) -> Result<(VarStore, Self)> {
+        Self::from_files(ModelFiles::open(dir)?, &Load::on(device).kind(kind))
+    }
+
+    /// [`from_pretrained`](Self::from_pretrained) from files that are open already, for
+    /// [`with_progress`](ModelFiles::with_progress), with a head or labels of your choice.
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained).
+    fn from_files(files: ModelFiles, load: &Load) -> Result<(VarStore, Self)> {
+        let named = files.config().get("architectures").is_some_and(|classes| !classes.is_null());
+        let classifier = load.labels.as_ref().map(|_| Self::Config::CLASSIFIER);
+        let head = load.head.or(classifier).or((!named).then(|| files.head()));
+        let mut config = match head {
+            Some(head) => Self::Config::from_value(&with_class_of(files.config(), head))?,
+            None => Self::Config::from_value(files.config())?,
+        };
+        let mut fresh = Vec::new();
+        if let Some(labels) = &load.labels {
+            config = config.with_labels(labels.iter().cloned())?;
+            fresh = config.label_modules();
+        }
+        if let Some(generation) = files.generation_config()? {
+            config = config.with_generation(&generation)?;
+        }
+        let files = files.with_head(config.head())?;
+        let is_fresh = |name: &str| fresh.iter().any(|module| below(name, module));
+        // A head for labels of your own takes the place of the checkpoint's; what of it belongs to the base stays.
+        let wanted = |name: &str| !(is_fresh(name) && files.is_of_head(name));
+        let vs = files.var_store(load.device, load.kind, wanted)?;
+        let mut kinds = vs.trainable_variables().into_iter().map(|tensor| tensor.kind());
+        let weights = Weights::filled(&vs.root(), kinds.next().unwrap_or(Kind::Float));
+        let model = Self::build(&weights, &config)?;
+        check_all_used(&vs, &weights, &files, is_fresh)?;
+        Self::loaded(&config, &vs, &files)?;
+        drop(weights);
+        Ok((vs, model))
+    }
+}
+
+/// How a model is loaded: where to, in which kind, and with which head.
+///
+/// ```
+/// use ln_tuning::models::Load;
+/// let load = Load::on(tch::Device::Cpu).kind(tch::Kind::BFloat16).labels(["ham", "spam"]);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Load {
+    device: Device,
+    kind: Option<Kind>,
+    head: Option<Head>,
+    labels: Option<Vec<String>>,
+}
+
+impl Load {
+    /// To this device, each tensor in the kind that it has on disk, with the head of `architectures`.
+    pub fn on(device: Device) -> Self {
+        Load { device, kind: None, head: None, labels: None }
+    }
+
+    /// In this kind. Default: each as on disk.
+    pub fn kind(mut self, kind: impl Into<Option<Kind>>) -> Self {
+        self.kind = kind.into();
+        self
+    }
+
+    /// With this head, whatever `architectures` says. Weights of other heads are left out, and the base model's prefix
+    /// is added or removed, as transformers does; the weights of this head must be there.
+    pub fn head(mut self, head: Head) -> Self {
+        self.head = Some(head);
+        self
+    }
+
+    /// With a classifier for labels of your own, whose weights are initialised anew (after `tch::manual_seed`, the same
+    /// each time); one that the checkpoint holds is left out, and it may be one of a base model. Default head: the
+    /// classifier of whole sequences or images.
+    pub fn labels<L: Into<String>>(mut self, labels: impl IntoIterator<Item = L>) -> Self {
+        self.labels = Some(labels.into_iter().map(Into::into).collect());
+        self
+    }
+}
+
+fn below(name: &str, module: &str) -> bool {
+    name.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// Neither the files nor the model may have a tensor that the other lacks, but for those made anew.
+fn check_all_used(
+    vs: &VarStore,
+    weights: &Weights,
+    files: &ModelFiles,
+    is_fresh: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let listed = |names: &[String]| names.iter().take(4).cloned().collect::<Vec<_>>().join("', '");
+    let place = files.dir().display();
+    let (taken, mut made) = weights.handed_out();
+    made.retain(|name| !is_fresh(name));
+    if !made.is_empty() {
+        return Err(Error::new(
+            ErrorKind::MissingKeys,
+            format!("'{place}' lacks {} tensors of the model: '{}'", made.len(), listed(&made)),
+        ));
+    }
+    let mut surplus: Vec<String> =
+        vs.variables().into_keys().filter(|name| !taken.contains(name)).collect();
+    surplus.sort();
+    if !surplus.is_empty() {
+        return Err(Error::new(
+            ErrorKind::UnexpectedKeys,
+            format!(
+                "'{place}' holds {} tensors that the model has no place for: '{}'",
+                surplus.len(),
+                listed(&surplus)
+            ),
+        ));
+    }
+    Ok(())
+}

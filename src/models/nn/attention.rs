@@ -1,0 +1,259 @@
+//! Attention over several heads, of a sequence to itself or to another.
+
+use tch::{Kind, Tensor};
+
+use super::cache::Slot;
+use super::context::Context;
+use super::head_norm::HeadNorm;
+use super::linear::Linear;
+use super::mask::Mask;
+use super::rope::rotate;
+use crate::error::Result;
+use crate::kernels::attention as kernels;
+
+/// From so many keys on, one query's attention in f32 is worth their conversion where the fused kernel is slow.
+const MANY_KEYS: i64 = 64;
+
+#[derive(Debug)]
+pub(in crate::models) struct Attention {
+    pub(in crate::models) qkv: Qkv,
+    pub(in crate::models) o: Linear,
+    pub(in crate::models) heads: i64,
+    /// Of keys and values; they divide `heads`.
+    pub(in crate::models) kv_heads: i64,
+    pub(in crate::models) head_dim: i64,
+    /// Of queries and of keys.
+    pub(in crate::models) norms: [HeadNorm; 2],
+    pub(in crate::models) rotation: Option<Rotation>,
+    pub(in crate::models) scores: Scores,
+    /// Bounds queries, keys and values before anything else is done with them.
+    pub(in crate::models) clip: Option<f64>,
+    /// How many places a query sees; `None`: all.
+    pub(in crate::models) window: Option<i64>,
+}
+
+/// The projections to queries, keys and values.
+#[derive(Debug)]
+pub(in crate::models) enum Qkv {
+    Apart([Linear; 3]),
+    /// One matrix: queries, keys, values.
+    Parts(Linear),
+    /// One matrix: per key-value head its queries, its key, its value.
+    Groups(Linear),
+}
+
+/// The rope that turns queries and keys.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::models) struct Rotation {
+    /// Its place among the context's angles.
+    pub(in crate::models) rope: usize,
+    /// The dimensions that form a pair stand side by side, not half a head apart.
+    pub(in crate::models) side_by_side: bool,
+}
+
+/// From queries and keys to weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::models) struct Scores {
+    /// What scores are multiplied with.
+    pub(in crate::models) scale: f64,
+    /// Bounds them as Gemma 2 does.
+    pub(in crate::models) cap: Option<f64>,
+    pub(in crate::models) dropout: f64,
+}
+
+impl Attention {
+    /// One of encoders: projections apart, as many keys as queries, scores divided by √head_dim.
+    pub(in crate::models) fn plain(
+        qkv: [Linear; 3],
+        o: Linear,
+        (size, heads): (i64, i64),
+        dropout: f64,
+    ) -> Self {
+        let head_dim = size / heads;
+        Attention {
+            qkv: Qkv::Apart(qkv),
+            o,
+            heads,
+            kv_heads: heads,
+            head_dim,
+            norms: [HeadNorm::None, HeadNorm::None],
+            rotation: None,
+            scores: Scores { scale: (head_dim as f64).powf(-0.5), cap: None, dropout },
+            clip: None,
+            window: None,
+        }
+    }
+
+    /// Hidden states `[batch, length, size]` look at themselves and at what the slot has kept.
+    pub(in crate::models) fn forward(
+        &self,
+        hidden: &Tensor,
+        context: &Context,
+        slot: Option<Slot>,
+    ) -> Result<Tensor> {
+        let [q, k, v] = self.split(hidden)?;
+        let [q_norm, k_norm] = &self.norms;
+        let (q, k) =
+            (self.turned(q_norm.forward(q)?, context)?, self.turned(k_norm.forward(k)?, context)?);
+        let v = v.f_transpose(1, 2)?;
+        let (k, v) = match slot {
+            Some(slot) => slot.extend(&k, &v)?,
+            None => (k, v),
+        };
+        self.attended(&q, &k, &v, context.mask(self.window), context.train)
+    }
+
+    /// Hidden states `[batch, length, size]` look at another sequence, `source` `[batch, length, size]`.
+    pub(in crate::models) fn across(
+        &self,
+        hidden: &Tensor,
+        source: &Tensor,
+        context: &Context,
+        slot: Option<Slot>,
+    ) -> Result<Tensor> {
+        let Qkv::Apart([q, k, v]) = &self.qkv else {
+            return self.forward(hidden, context, slot);
+        };
+        let apart = |layer: &Linear, x: &Tensor, heads: i64| -> Result<Tensor> {
+            Ok(self.by_head(layer.forward(x)?, heads)?.f_transpose(1, 2)?)
+        };
+        let both = || Ok((apart(k, source, self.kv_heads)?, apart(v, source, self.kv_heads)?));
+        let (keys, values) = match slot {
+            Some(slot) => slot.once(both)?,
+            None => both()?,
+        };
+        let q = apart(q, hidden, self.heads)?;
+        self.attended(&q, &keys, &values, &context.across, context.train)
+    }
+
+    fn attended(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: &Mask,
+        train: bool,
+    ) -> Result<Tensor> {
+        let scores =
+            Scores { dropout: if train { self.scores.dropout } else { 0. }, ..self.scores };
+        let attended = attend(q, k, v, mask, scores)?;
+        self.o.forward(&attended.f_transpose(1, 2)?.f_flatten(2, 3)?)
+    }
+
+    /// `[batch, length, heads · head_dim]` to `[batch, length, heads, head_dim]`.
+    fn by_head(&self, x: Tensor, heads: i64) -> Result<Tensor> {
+        let (batch, length, _) = x.size3()?;
+        Ok(x.f_view([batch, length, heads, self.head_dim])?)
+    }
+
+    /// Queries, keys and values: `[batch, length, heads, head_dim]`.
+    fn split(&self, hidden: &Tensor) -> Result<[Tensor; 3]> {
+        let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
+        let project = |layer: &Linear| -> Result<Tensor> {
+            let x = layer.forward(hidden)?;
+            self.clip.map_or(Ok(x.shallow_clone()), |clip| Ok(x.f_clamp(-clip, clip)?))
+        };
+        match &self.qkv {
+            Qkv::Apart([q, k, v]) => Ok([
+                self.by_head(project(q)?, heads)?,
+                self.by_head(project(k)?, kv_heads)?,
+                self.by_head(project(v)?, kv_heads)?,
+            ]),
+            Qkv::Parts(all) => {
+                let all = self.by_head(project(all)?, heads + 2 * kv_heads)?;
+                three(all.f_split_with_sizes([heads, kv_heads, kv_heads], 2)?)
+            }
+            Qkv::Groups(all) => {
+                let (batch, length, _) = hidden.size3()?;
+                let group = heads / kv_heads;
+                let all = project(all)?.f_view([batch, length, kv_heads, group + 2, dim])?;
+                let [q, k, v] = three(all.f_split_with_sizes([group, 1, 1], 3)?)?;
+                let whole = |x: Tensor, heads: i64| x.f_reshape([batch, length, heads, dim]);
+                Ok([whole(q, heads)?, whole(k, kv_heads)?, whole(v, kv_heads)?])
+            }
+        }
+    }
+
+    /// `[batch, length, heads, head_dim]` to `[batch, heads, length, head_dim]`, turned where there is a rope.
+    fn turned(&self, x: Tensor, context: &Context) -> Result<Tensor> {
+        let x = x.f_transpose(1, 2)?;
+        match self.rotation {
+            Some(Rotation { rope, side_by_side }) => {
+                rotate(&x, &context.angles[rope], side_by_side)
+            }
+            None => Ok(x),
+        }
+    }
+}
+
+fn three(parts: Vec<Tensor>) -> Result<[Tensor; 3]> {
+    let mut parts = parts.into_iter();
+    let mut next = || parts.next().unwrap_or_default();
+    Ok([next(), next(), next()])
+}
+
+/// Queries `[batch, heads, length, head_dim]`, keys and values with fewer heads perhaps.
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, scores: Scores) -> Result<Tensor> {
+    if let Some(cap) = scores.cap {
+        return attend_with_cap(q, k, v, mask, scores, cap);
+    }
+    let Scores { scale, dropout, .. } = scores;
+    let ((_, heads, length, _), (_, kv_heads, keys, _)) = (q.size4()?, k.size4()?);
+    let (given, causal) = match mask {
+        Mask::Everything => (None, false),
+        Mask::Causal => (None, true),
+        Mask::Seen(mask) | Mask::Added(mask) => (Some(mask), false),
+    };
+    let grouped = heads != kv_heads;
+    let fused = |q: &Tensor, k: &Tensor, v: &Tensor| {
+        Tensor::f_scaled_dot_product_attention(q, k, v, given, dropout, causal, scale, grouped)
+    };
+    if !matches!(mask, Mask::Added(_)) && dropout == 0. && kernels::fused_is_slow(q)? {
+        if kernels::pays(q, k)? {
+            return kernels::attend(q, k, v, given, causal, scale);
+        }
+        if length == 1 && keys >= MANY_KEYS {
+            let kind = q.f_kind()?;
+            let wide = |x: &Tensor| x.f_to_kind(Kind::Float);
+            let (q, k, v) = (wide(q)?, wide(k)?, wide(v)?);
+            return Ok(fused(&q, &k, &v)?.f_to_kind(kind)?);
+        }
+    }
+    Ok(fused(q, k, v)?)
+}
+
+/// The fused kernels have no cap on the scores.
+fn attend_with_cap(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: &Mask,
+    scores: Scores,
+    cap: f64,
+) -> Result<Tensor> {
+    let ((_, heads, length, _), kv_heads) = (q.size4()?, k.size4()?.1);
+    let repeat = |x: &Tensor| x.f_repeat_interleave_self_int(heads / kv_heads, 1, None);
+    let products = q.f_matmul(&repeat(k)?.f_transpose(2, 3)?)?.f_mul_scalar(scores.scale)?;
+    let products = capped(products, Some(cap))?;
+    let hidden =
+        |x: Tensor, seen: &Tensor| x.f_masked_fill(&seen.f_logical_not()?, f64::NEG_INFINITY);
+    let products = match mask {
+        Mask::Everything => products,
+        Mask::Causal => {
+            let all = Tensor::f_ones([length, length], (Kind::Bool, q.device()))?;
+            hidden(products, &all.f_tril(0)?)?
+        }
+        Mask::Seen(seen) => hidden(products, seen)?,
+        Mask::Added(added) => products.f_add(added)?,
+    };
+    let weights = products.f_softmax(-1, Kind::Float)?.f_to_kind(q.f_kind()?)?;
+    Ok(weights.f_dropout(scores.dropout, scores.dropout > 0.)?.f_matmul(&repeat(v)?)?)
+}
+
+/// cap · tanh(x / cap)
+pub(in crate::models) fn capped(x: Tensor, cap: Option<f64>) -> Result<Tensor> {
+    match cap {
+        Some(cap) => Ok(x.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?),
+        None => Ok(x),
+    }
+}

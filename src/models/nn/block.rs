@@ -1,0 +1,196 @@
+//! One block of a transformer: attention and MLP, with their norms; and how blocks are run.
+
+use std::rc::Rc;
+
+use tch::{Device, Kind, Tensor};
+
+use super::attention::Attention;
+use super::cache::{Cache, Slot};
+use super::context::Context;
+use super::mlp::{dropped, Mlp};
+use super::norm::Norm;
+use crate::autograd::recompute::Tape;
+use crate::error::Result;
+
+#[derive(Debug)]
+pub(in crate::models) struct Block {
+    pub(in crate::models) attention: Attention,
+    /// Attention to another sequence, between the two.
+    pub(in crate::models) across: Option<Across>,
+    pub(in crate::models) mlp: Mlp,
+    /// Before attention, behind it, before the MLP, behind it.
+    pub(in crate::models) norms: [Option<Norm>; 4],
+    pub(in crate::models) flow: Flow,
+    /// On what attention and MLP add.
+    pub(in crate::models) branches: [Branch; 2],
+    pub(in crate::models) guard: Guard,
+}
+
+/// Attention to another sequence, with the norms before and behind it.
+#[derive(Debug)]
+pub(in crate::models) struct Across {
+    pub(in crate::models) attention: Attention,
+    pub(in crate::models) norms: [Option<Norm>; 2],
+}
+
+/// How a block is put together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::models) enum Flow {
+    /// Attention, then the MLP; norms stand inside the branches.
+    Sequential,
+    /// As `Sequential`, but what is added to is the norm's output (BLOOM, Falcon).
+    SequentialFromNorm,
+    /// The norms behind stand on the sums.
+    NormedSums,
+    /// Both see the block's input, through one norm or one each.
+    Parallel,
+}
+
+/// What happens to the output of attention or of the MLP before it is added.
+#[derive(Debug, Default)]
+pub(in crate::models) struct Branch {
+    /// It is multiplied with this: per channel (LayerScale, arXiv 2103.17239), …
+    pub(in crate::models) scales: Option<Tensor>,
+    /// … or as a whole.
+    pub(in crate::models) factor: Option<f64>,
+    pub(in crate::models) dropout: f64,
+}
+
+/// Where f16 is kept from infinity, as transformers does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::models) enum Guard {
+    None,
+    EachSum,
+    Output,
+}
+
+/// What blocks are run through: the tape of block checkpointing, or a cache of keys and values.
+pub(in crate::models) enum Through<'t, 'm> {
+    Tape(&'t mut Tape<'m>),
+    Cache(&'t mut Cache),
+}
+
+/// Runs blocks one after the other. `source` is the other sequence, `[batch, length, size]`.
+pub(in crate::models) fn run<'m>(
+    blocks: &'m [Block],
+    mut hidden: Tensor,
+    context: &Rc<Context>,
+    source: Option<&Tensor>,
+    layerdrop: f64,
+    through: &mut Through<'_, 'm>,
+) -> Result<Tensor> {
+    for (index, block) in blocks.iter().enumerate() {
+        if context.train && layerdrop > 0. {
+            let drawn = Tensor::f_rand([1], (Kind::Float, Device::Cpu))?;
+            if drawn.f_double_value(&[0])? < layerdrop {
+                continue;
+            }
+        }
+        hidden = match through {
+            Through::Cache(cache) => {
+                let [own, across] = cache.slots(index);
+                block.forward(&hidden, context, source, (Some(own), Some(across)))?
+            }
+            Through::Tape(tape) => {
+                let context = context.clone();
+                let inputs: Vec<&Tensor> = [&hidden].into_iter().chain(source).collect();
+                let block = move |inputs: &[Tensor]| {
+                    Ok(vec![block.forward(&inputs[0], &context, inputs.get(1), (None, None))?])
+                };
+                tape.run_many(&inputs, block)?.swap_remove(0)
+            }
+        };
+    }
+    Ok(hidden)
+}
+
+impl Block {
+    fn forward(
+        &self,
+        hidden: &Tensor,
+        context: &Context,
+        source: Option<&Tensor>,
+        (own, across): (Option<Slot>, Option<Slot>),
+    ) -> Result<Tensor> {
+        let [before_attention, after_attention, before_mlp, after_mlp] = &self.norms;
+        let train = context.train;
+        let normed = optional(before_attention, hidden)?;
+        let attended = self.attention.forward(&normed, context, own)?;
+        if self.flow == Flow::Parallel {
+            let own = before_mlp.as_ref().map(|norm| norm.forward(hidden)).transpose()?;
+            let out = self.mlp.forward(own.as_ref().unwrap_or(&normed), train)?;
+            let attended = self.branches[0].forward(attended, train)?;
+            let out = self.branches[1].forward(out, train)?;
+            return Ok(hidden.f_add(&attended)?.f_add(&out)?);
+        }
+        let mut hidden = self.sum(hidden, &normed, attended, after_attention, 0, train)?;
+        if let (Some(Across { attention, norms: [before, after] }), Some(source)) =
+            (&self.across, source)
+        {
+            let normed = optional(before, &hidden)?;
+            let attended = attention.across(&normed, source, context, across)?;
+            hidden = self.sum(&hidden, &normed, attended, after, 0, train)?;
+        }
+        let normed = optional(before_mlp, &hidden)?;
+        let out = self.mlp.forward(&normed, train)?;
+        let hidden = self.sum(&hidden, &normed, out, after_mlp, 1, train)?;
+        match self.guard {
+            Guard::Output => clamped(hidden),
+            _ => Ok(hidden),
+        }
+    }
+
+    /// Adds what a branch gives. The norm behind stands on the branch or on the sum.
+    fn sum(
+        &self,
+        hidden: &Tensor,
+        normed: &Tensor,
+        out: Tensor,
+        behind: &Option<Norm>,
+        branch: usize,
+        train: bool,
+    ) -> Result<Tensor> {
+        let branch = &self.branches[branch];
+        if self.flow == Flow::NormedSums {
+            return optional(behind, &hidden.f_add(&branch.forward(out, train)?)?);
+        }
+        let onto = if self.flow == Flow::SequentialFromNorm { normed } else { hidden };
+        let sum = onto.f_add(&branch.forward(optional(behind, &out)?, train)?)?;
+        match self.guard {
+            Guard::EachSum => clamped(sum),
+            _ => Ok(sum),
+        }
+    }
+}
+
+impl Branch {
+    pub(in crate::models) fn with_dropout(dropout: f64) -> Self {
+        Branch { dropout, ..Branch::default() }
+    }
+
+    fn forward(&self, mut x: Tensor, train: bool) -> Result<Tensor> {
+        if let Some(scales) = &self.scales {
+            x = x.f_mul(scales)?;
+        }
+        if let Some(factor) = self.factor {
+            x = x.f_mul_scalar(factor)?;
+        }
+        dropped(x, self.dropout, train)
+    }
+}
+
+fn optional(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
+    norm.as_ref().map_or(Ok(x.shallow_clone()), |norm| norm.forward(x))
+}
+
+/// Keeps f16 from infinity.
+fn clamped(x: Tensor) -> Result<Tensor> {
+    if x.f_kind()? != Kind::Half {
+        return Ok(x);
+    }
+    let place = (Kind::Half, x.device());
+    let (most, less) =
+        (Tensor::f_scalar_tensor(65504., place)?, Tensor::f_scalar_tensor(64504., place)?);
+    let limit = most.f_where_self(&x.f_isfinite()?.f_all()?, &less)?;
+    Ok(x.f_clamp_tensor(Some(&limit.f_neg()?), Some(&limit))?)
+}

@@ -1,0 +1,129 @@
+//! Masks: the places that each query may look at.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Result;
+
+#[derive(Debug)]
+pub(in crate::models) enum Mask {
+    Everything,
+    /// Itself and the places before it, where queries and keys are the same.
+    Causal,
+    /// True where a query may look; broadcast to `[batch, heads, queries, keys]`.
+    Seen(Tensor),
+    /// Added to the scores, broadcast to `[batch, heads, queries, keys]`.
+    Added(Tensor),
+}
+
+/// The places of a batch, behind those that have passed before.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::models) struct Places<'a> {
+    pub(in crate::models) start: i64,
+    pub(in crate::models) length: i64,
+    pub(in crate::models) device: Device,
+    /// `[batch, start + length]`, true where there is a token; `None`: everywhere.
+    pub(in crate::models) tokens: Option<&'a Tensor>,
+    /// `[batch, length]`, the number of the document that a place belongs to; `None`: each row is one.
+    pub(in crate::models) documents: Option<&'a Tensor>,
+}
+
+impl Places<'_> {
+    pub(in crate::models) fn total(&self) -> i64 {
+        self.start + self.length
+    }
+
+    /// `[length]`, or `[batch, length]` where rows differ: by documents, or by tokens if padding `counts` for nothing.
+    pub(in crate::models) fn positions(&self, by_tokens: bool) -> Result<Tensor> {
+        let options = (Kind::Int64, self.device);
+        let places = Tensor::f_arange_start(self.start, self.total(), options)?;
+        if let Some(documents) = self.documents {
+            let before = documents.f_narrow(1, 0, self.length - 1)?;
+            let starts = documents.f_narrow(1, 1, self.length - 1)?.f_ne_tensor(&before)?;
+            let starts = starts.f_constant_pad_nd([1, 0])?;
+            let starts = places.f_mul(&starts.f_to_kind(Kind::Int64)?)?.f_cummax(1)?.0;
+            return Ok(places.f_sub(&starts)?);
+        }
+        match self.tokens {
+            Some(tokens) if by_tokens => {
+                Ok(counted(tokens)?.f_narrow(1, self.start, self.length)?)
+            }
+            _ => Ok(places),
+        }
+    }
+
+    /// `[length, total]` or `[batch, 1, length, total]`, true where a place may look: at itself and at those before it
+    /// in its document and within the window.
+    fn seen(&self, window: Option<i64>) -> Result<Tensor> {
+        let keys = Tensor::f_arange(self.total(), (Kind::Int64, self.device))?;
+        let queries = keys.f_narrow(0, self.start, self.length)?.f_unsqueeze(1)?;
+        let mut seen = keys.f_le_tensor(&queries)?;
+        if let Some(window) = window {
+            seen = seen.f_logical_and(&keys.f_gt_tensor(&queries.f_sub_scalar(window)?)?)?;
+        }
+        if let Some(tokens) = self.tokens {
+            let shown = seen.f_logical_and(&tokens.f_unsqueeze(1)?.f_unsqueeze(1)?)?;
+            // Padding looks at itself: a row without any place to look at is not a number.
+            seen = shown.f_logical_or(&keys.f_eq_tensor(&queries)?)?;
+        }
+        if let Some(documents) = self.documents {
+            let same = documents.f_unsqueeze(2)?.f_eq_tensor(&documents.f_unsqueeze(1)?)?;
+            seen = seen.f_logical_and(&same.f_unsqueeze(1)?)?;
+        }
+        Ok(seen)
+    }
+}
+
+/// The number of tokens before each place, as transformers counts them.
+pub(in crate::models) fn counted(tokens: &Tensor) -> Result<Tensor> {
+    Ok(tokens.f_cumsum(1, Kind::Int64)?.f_sub_scalar(1)?.f_clamp_min(0)?)
+}
+
+impl Mask {
+    /// Each place looks at itself and at those before it, within the window.
+    pub(in crate::models) fn causal(places: &Places, window: Option<i64>) -> Result<Self> {
+        let window = window.filter(|window| *window < places.total());
+        if places.tokens.is_some() || places.documents.is_some() || window.is_some() {
+            return Ok(Mask::Seen(places.seen(window)?));
+        }
+        match (places.start, places.length) {
+            // The last place sees all.
+            (1.., 1) => Ok(Mask::Everything),
+            (0, _) => Ok(Mask::Causal),
+            _ => Ok(Mask::Seen(places.seen(None)?)),
+        }
+    }
+
+    /// Each query looks at every token; `tokens` `[batch, keys]` is true where there is one.
+    pub(in crate::models) fn tokens(tokens: Option<&Tensor>) -> Result<Self> {
+        match tokens {
+            // [batch, 1, 1, keys]: the kernel spreads it, so that none of [queries, keys] is made.
+            Some(tokens) => {
+                Ok(Mask::Seen(tokens.f_to_kind(Kind::Bool)?.f_unsqueeze(1)?.f_unsqueeze(1)?))
+            }
+            None => Ok(Mask::Everything),
+        }
+    }
+
+    /// The same with a bias on the scores of what is seen, `[batch or 1, heads, queries or 1, keys]`.
+    pub(in crate::models) fn with_bias(self, bias: Tensor, places: &Places) -> Result<Self> {
+        let seen = match self {
+            Mask::Everything => return Ok(Mask::Added(bias)),
+            Mask::Added(added) => return Ok(Mask::Added(added.f_add(&bias)?)),
+            Mask::Causal => places.seen(None)?,
+            Mask::Seen(seen) => seen,
+        };
+        let kind = bias.f_kind()?;
+        // The lowest finite number: with minus infinity a row that sees nothing would not be a number.
+        let hidden = Tensor::f_full([], lowest(kind), (kind, bias.device()))?;
+        Ok(Mask::Added(bias.f_where_self(&seen, &hidden)?))
+    }
+}
+
+fn lowest(kind: Kind) -> f64 {
+    match kind {
+        Kind::Half => -65504.,
+        Kind::BFloat16 => -3.3895313892515355e38,
+        Kind::Double => f64::MIN,
+        _ => f64::from(f32::MIN),
+    }
+}

@@ -1,0 +1,129 @@
+//! The variables of a model: those that a `VarStore` holds already, or new ones.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::rc::Rc;
+
+use tch::nn::{f_init, Init, Path};
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The variables below a path, handed out by name: the one that is there, else a new one.
+///
+/// A path of its own for each part lets a model stand inside another:
+/// `Decoder::build(&weights.at("model.language_model"), …)`.
+#[derive(Debug, Clone)]
+pub struct Weights<'a> {
+    path: Path<'a>,
+    record: Rc<Record>,
+}
+
+/// What has been handed out, by full name.
+#[derive(Debug)]
+struct Record {
+    /// Of new variables.
+    kind: Kind,
+    /// Whether the variables were filled from the files of a model.
+    filled: bool,
+    taken: RefCell<HashSet<String>>,
+    made: RefCell<Vec<String>>,
+}
+
+impl<'a> Weights<'a> {
+    /// The variables below `path`; new ones have the kind of the path.
+    pub fn new(path: &Path<'a>) -> Self {
+        Self::with(path, path.kind(), false)
+    }
+
+    /// The variables of a `VarStore` that was filled from files; new ones have this kind.
+    pub(in crate::models) fn filled(path: &Path<'a>, kind: Kind) -> Self {
+        Self::with(path, kind, true)
+    }
+
+    fn with(path: &Path<'a>, kind: Kind, filled: bool) -> Self {
+        let (taken, made) = Default::default();
+        Weights { path: path.clone(), record: Rc::new(Record { kind, filled, taken, made }) }
+    }
+
+    /// Those below `name`, whose dots lead further down; an empty name leads nowhere.
+    pub fn at(&self, name: impl Display) -> Self {
+        let name = name.to_string();
+        let segments = name.split('.').filter(|segment| !segment.is_empty());
+        let path = segments.fold(self.path.clone(), |path, segment| path / segment);
+        Weights { path, record: self.record.clone() }
+    }
+
+    /// The variable of this name if it is there, else a new one.
+    ///
+    /// # Errors
+    /// `ShapeMismatch` if the one that is there has another shape; `Torch`.
+    pub fn tensor(&self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        self.found_or_made(name, shape, init, true)
+    }
+
+    /// The buffer of this name if it is there, else zeros. A checkpoint may lack it.
+    pub(in crate::models) fn buffer(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        self.found_or_made(name, shape, Init::Const(0.), false)
+    }
+
+    /// The variable of this name if it is there, else `other`, which it is tied to.
+    pub(in crate::models) fn tied(&self, name: &str, other: &Tensor) -> Result<Tensor> {
+        Ok(self.found(name, &other.size())?.unwrap_or_else(|| other.shallow_clone()))
+    }
+
+    /// Whether to build a part that files may lack: it is there, or the model is not from files.
+    pub(in crate::models) fn may_have(&self, name: &str) -> bool {
+        let (path, last) = self.place(name);
+        !self.record.filled || path.get(last).is_some()
+    }
+
+    /// The full names of the variables that were handed out, and of those among them that are new.
+    pub(in crate::models) fn handed_out(&self) -> (HashSet<String>, Vec<String>) {
+        (self.record.taken.borrow().clone(), self.record.made.borrow().clone())
+    }
+
+    fn found_or_made(
+        &self,
+        name: &str,
+        shape: &[i64],
+        init: Init,
+        parameter: bool,
+    ) -> Result<Tensor> {
+        if let Some(tensor) = self.found(name, shape)? {
+            return Ok(tensor);
+        }
+        let (path, last) = self.place(name);
+        let full = full_name(&path, last);
+        self.record.taken.borrow_mut().insert(full.clone());
+        if parameter {
+            self.record.made.borrow_mut().push(full);
+        }
+        Ok(path.add(last, f_init(init, shape, path.device(), self.record.kind)?, parameter))
+    }
+
+    fn found(&self, name: &str, shape: &[i64]) -> Result<Option<Tensor>> {
+        let (path, last) = self.place(name);
+        let Some(tensor) = path.get(last) else { return Ok(None) };
+        let full = full_name(&path, last);
+        if tensor.size() != shape {
+            return Err(Error::new(
+                ErrorKind::ShapeMismatch,
+                format!("'{full}' has shape {:?}, the model's is {shape:?}", tensor.size()),
+            ));
+        }
+        self.record.taken.borrow_mut().insert(full);
+        Ok(Some(tensor))
+    }
+
+    /// The path of a variable's module, and its own name.
+    fn place<'n>(&self, name: &'n str) -> (Path<'a>, &'n str) {
+        let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
+        (self.at(module).path, last)
+    }
+}
+
+fn full_name(path: &Path, last: &str) -> String {
+    path.components().chain([last]).collect::<Vec<_>>().join(".")
+}

@@ -1,0 +1,203 @@
+//! An encoder-decoder: two stacks and a head.
+
+use tch::nn::{Init, VarStore};
+use tch::{no_grad, Kind, Tensor};
+
+use super::config::{Family, Seq2SeqConfig};
+use super::stack::{Source, Stack};
+use crate::autograd::recompute::Tape;
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::config::ModelConfig;
+use crate::models::inputs::Inputs;
+use crate::models::model::Model;
+use crate::models::nn::block::Through;
+use crate::models::nn::weights::Weights;
+use crate::pretrained::ModelFiles;
+
+/// An encoder-decoder language model.
+///
+/// Variables are named as in transformers: `encoder.block.0.layer.0.layer_norm.weight`, …. Tied embeddings are one
+/// variable (`shared.weight`, `model.shared.weight`). Loaded in f16, the outer layers of T5's MLPs are in f32 all the
+/// same, as in transformers.
+///
+/// Logits `[batch, decoder length, vocabulary]` are those of the token that follows each of the decoder's; for training,
+/// [`shift_right`](Self::shift_right) makes the decoder's ids of labels.
+///
+/// ```no_run
+/// use ln_tuning::models::{Inputs, Model, Seq2Seq};
+/// # let (ids, labels) = (tch::Tensor::from_slice2(&[[1_i64, 2]]), tch::Tensor::from_slice2(&[[3_i64, 4]]));
+/// let (vs, model) = Seq2Seq::from_pretrained("flan-t5-small", tch::Device::Cpu, None)?;
+/// let decoder_ids = model.shift_right(&labels)?;
+/// let logits = model.logits(Inputs::new(&ids).decoder_ids(&decoder_ids))?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[derive(Debug)]
+#[doc(alias = "T5ForConditionalGeneration")]
+#[doc(alias = "MT5ForConditionalGeneration")]
+#[doc(alias = "BartForConditionalGeneration")]
+pub struct Seq2Seq {
+    pub(super) config: Seq2SeqConfig,
+    encoder: Stack,
+    pub(super) decoder: Stack,
+    head: Tensor,
+    logits_bias: Option<Tensor>,
+}
+
+const TAKEN: [&str; 4] =
+    ["input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask"];
+
+impl Model for Seq2Seq {
+    type Config = Seq2SeqConfig;
+
+    fn build(weights: &Weights, config: &Seq2SeqConfig) -> Result<Self> {
+        let (vocab, bart) = (config.vocab_size, config.family == Family::Bart);
+        let init = Init::Randn { mean: 0., stdev: config.init };
+        let shape = [vocab, config.hidden_size];
+        let [shared, encoder, decoder, head] = embedding_names(config.family);
+        let shared = weights.tensor(shared, &shape, init)?;
+        let embedding = |name: &str| {
+            if config.tied {
+                return weights.tied(name, &shared);
+            }
+            weights.tensor(name, &shape, init)
+        };
+        Ok(Seq2Seq {
+            encoder: Stack::build(weights, config, false, embedding(encoder)?)?,
+            decoder: Stack::build(weights, config, true, embedding(decoder)?)?,
+            head: embedding(head)?,
+            logits_bias: bart
+                .then(|| weights.buffer("final_logits_bias", &[1, vocab]))
+                .transpose()?,
+            config: config.clone(),
+        })
+    }
+
+    fn config(&self) -> &Seq2SeqConfig {
+        &self.config
+    }
+
+    fn kind(&self) -> Kind {
+        self.encoder.kind()
+    }
+
+    /// Those of the decoder.
+    fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        inputs.check(self.model_type(), &TAKEN)?;
+        let (ids, decoder_ids) = (inputs.needed_ids()?, inputs.needed_decoder_ids()?);
+        let (theirs, ours) = (ids.size()[0], decoder_ids.size()[0]);
+        if ours != theirs {
+            return Err(Error::new(
+                ErrorKind::ShapeMismatch,
+                format!("the decoder has {ours} sequences, the encoder {theirs}"),
+            ));
+        }
+        let hidden = self.encode_with(inputs, tape)?;
+        let tokens = inputs.tokens()?;
+        let source = Source { hidden: &hidden, tokens: tokens.as_ref() };
+        let own = inputs.decoder_attention_mask.map(|mask| mask.f_to_kind(Kind::Bool));
+        let own = own.transpose()?;
+        let through = Through::Tape(tape);
+        self.decoder.forward(decoder_ids, own.as_ref(), Some(&source), inputs.train, through)
+    }
+
+    fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        self.head(&self.hidden_states_with(inputs, tape)?)
+    }
+
+    fn loaded(config: &Seq2SeqConfig, vs: &VarStore, files: &ModelFiles) -> Result<()> {
+        if config.family == Family::T5 {
+            keep_in_f32(vs, files)?;
+        }
+        Ok(())
+    }
+}
+
+impl Seq2Seq {
+    /// The ids and their mask to the encoder's hidden states `[batch, length, hidden]`.
+    ///
+    /// # Errors
+    /// As [`hidden_states`](Model::hidden_states).
+    pub fn encode<'a>(&self, inputs: impl Into<Inputs<'a>>) -> Result<Tensor> {
+        self.encode_with(inputs.into(), &mut Tape::off())
+    }
+
+    pub(super) fn encode_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        inputs.check(self.config.model_type(), &TAKEN)?;
+        let (ids, tokens) = (inputs.needed_ids()?, inputs.tokens()?);
+        let through = Through::Tape(tape);
+        self.encoder.forward(ids, tokens.as_ref(), None, inputs.train, through)
+    }
+
+    /// The decoder's ids for these labels `[batch, length]`: the start token, and each label where the next
+    /// is to be told. Labels of -100, which the loss leaves out, become padding.
+    ///
+    /// # Errors
+    /// `InvalidConfig` if the configuration has no `decoder_start_token_id` or `pad_token_id`; `ShapeMismatch`.
+    #[doc(alias = "prepare_decoder_input_ids_from_labels")]
+    pub fn shift_right(&self, labels: &Tensor) -> Result<Tensor> {
+        let (config, size) = (&self.config, labels.size());
+        let start = config.decoder_start_token_id.ok_or_else(no_start)?;
+        let pad = config.pad_token_id.ok_or_else(|| {
+            Error::new(ErrorKind::InvalidConfig, "'pad_token_id' is missing, labels need it")
+        })?;
+        let [batch, length @ (1..)] = size[..] else {
+            return Err(Error::new(
+                ErrorKind::ShapeMismatch,
+                format!("the labels have shape {size:?}, expected [batch, length]"),
+            ));
+        };
+        let start = Tensor::f_full([batch, 1], start, (labels.f_kind()?, labels.device()))?;
+        let shifted = Tensor::f_cat(&[start, labels.f_narrow(1, 0, length - 1)?], 1)?;
+        Ok(shifted.f_masked_fill(&shifted.f_eq(-100)?, pad)?)
+    }
+
+    pub(super) fn head(&self, hidden: &Tensor) -> Result<Tensor> {
+        let scale = self.config.output_scale;
+        let hidden = match scale {
+            1. => hidden.shallow_clone(),
+            scale => hidden.f_mul_scalar(scale)?,
+        };
+        let logits = hidden.f_linear(&self.head, None::<&Tensor>)?;
+        match &self.logits_bias {
+            Some(bias) => Ok(logits.f_add(&bias.f_to_kind(logits.f_kind()?)?)?),
+            None => Ok(logits),
+        }
+    }
+}
+
+pub(super) fn no_start() -> Error {
+    Error::new(
+        ErrorKind::InvalidConfig,
+        "'decoder_start_token_id' is missing, the decoder needs it",
+    )
+}
+
+/// The shared matrix, and those that may be tied to it: the encoder's, the decoder's, the head.
+fn embedding_names(family: Family) -> [&'static str; 4] {
+    match family {
+        Family::T5 => [
+            "shared.weight",
+            "encoder.embed_tokens.weight",
+            "decoder.embed_tokens.weight",
+            "lm_head.weight",
+        ],
+        Family::Bart => [
+            "model.shared.weight",
+            "model.encoder.embed_tokens.weight",
+            "model.decoder.embed_tokens.weight",
+            "lm_head.weight",
+        ],
+    }
+}
+
+/// transformers reads the outer layers of T5's MLPs in f32 where the model is in f16, which they would leave.
+fn keep_in_f32(vs: &VarStore, files: &ModelFiles) -> Result<()> {
+    for (name, variable) in vs.variables() {
+        if name.ends_with(".DenseReluDense.wo.weight") && variable.f_kind()? == Kind::Half {
+            let read = files.tensor(&name)?.f_to_kind(Kind::Float)?.f_to_device(vs.device())?;
+            let mut variable = variable;
+            no_grad(|| variable.set_data(&read));
+        }
+    }
+    Ok(())
+}

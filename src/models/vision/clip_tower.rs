@@ -1,0 +1,149 @@
+//! The towers of CLIP: one for texts, one for images.
+
+use std::rc::Rc;
+
+use tch::{Kind, Tensor};
+
+use super::block::BlockNames;
+use super::clip_config::{ClipTextConfig, ClipVisionConfig};
+use super::patches::Patches;
+use crate::autograd::recompute::Tape;
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::inputs::Inputs;
+use crate::models::model::Model;
+use crate::models::nn::block::{run, Block, Through};
+use crate::models::nn::context::Context;
+use crate::models::nn::mask::{Mask, Places};
+use crate::models::nn::norm::Norm;
+use crate::models::nn::weights::Weights;
+
+const NAMES: BlockNames = BlockNames {
+    norms: ["layer_norm1", "layer_norm2"],
+    qkv: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    o: "self_attn.out_proj",
+    inner: &["mlp.fc1"],
+    outer: "mlp.fc2",
+    scales: None,
+};
+
+/// The tower for texts. Its hidden states are those behind the last norm.
+#[derive(Debug)]
+#[doc(alias = "CLIPTextModel")]
+pub struct ClipText {
+    config: ClipTextConfig,
+    tokens: Tensor,
+    positions: Tensor,
+    blocks: Vec<Block>,
+    norm: Norm,
+}
+
+/// The tower for images. Its hidden states, the class token's first, are those in front of the last norm.
+#[derive(Debug)]
+#[doc(alias = "CLIPVisionModel")]
+pub struct ClipVision {
+    config: ClipVisionConfig,
+    patches: Patches,
+    norm: Norm,
+    blocks: Vec<Block>,
+    pub(super) last_norm: Norm,
+}
+
+impl Model for ClipText {
+    type Config = ClipTextConfig;
+
+    fn build(weights: &Weights, config: &ClipTextConfig) -> Result<Self> {
+        let shape = &config.block;
+        let embeddings = weights.at("embeddings");
+        let table = |name: &str, count: i64| {
+            embeddings.at(name).tensor("weight", &[count, shape.size], shape.init())
+        };
+        Ok(ClipText {
+            tokens: table("token_embedding", config.vocab_size)?,
+            positions: table("position_embedding", config.max_positions)?,
+            blocks: shape.blocks(&weights.at("encoder.layers"), &NAMES, config.layers)?,
+            norm: shape.norm(&weights.at("final_layer_norm"))?,
+            config: config.clone(),
+        })
+    }
+
+    fn config(&self) -> &ClipTextConfig {
+        &self.config
+    }
+
+    fn kind(&self) -> Kind {
+        self.tokens.kind()
+    }
+
+    fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        inputs.check("CLIP's text tower", &["input_ids", "attention_mask"])?;
+        let (ids, tokens) = (inputs.needed_ids()?, inputs.tokens()?);
+        let (length, most) = (ids.size2()?.1, self.config.max_positions);
+        if length > most {
+            return Err(Error::new(
+                ErrorKind::ShapeMismatch,
+                format!("the ids have {length} positions, the model {most}: shorten the text"),
+            ));
+        }
+        let embedded = Tensor::f_embedding(&self.tokens, ids, -1, false, false)?;
+        let hidden = embedded.f_add(&self.positions.f_narrow(0, 0, length)?)?;
+        let places = Places {
+            start: 0,
+            length,
+            device: ids.device(),
+            tokens: tokens.as_ref(),
+            documents: None,
+        };
+        let context = Rc::new(Context::new(inputs.train, Mask::causal(&places, None)?));
+        let hidden = run(&self.blocks, hidden, &context, None, 0., &mut Through::Tape(tape))?;
+        self.norm.forward(&hidden)
+    }
+
+    fn logits_with<'m>(&'m self, _: Inputs, _: &mut Tape<'m>) -> Result<Tensor> {
+        no_logits()
+    }
+}
+
+impl Model for ClipVision {
+    type Config = ClipVisionConfig;
+
+    fn build(weights: &Weights, config: &ClipVisionConfig) -> Result<Self> {
+        let shape = &config.block;
+        Ok(ClipVision {
+            patches: Patches::build_clip(&weights.at("embeddings"), config.grid, shape)?,
+            // The name is transformers'.
+            norm: shape.norm(&weights.at("pre_layrnorm"))?,
+            blocks: shape.blocks(&weights.at("encoder.layers"), &NAMES, config.layers)?,
+            last_norm: shape.norm(&weights.at("post_layernorm"))?,
+            config: config.clone(),
+        })
+    }
+
+    fn config(&self) -> &ClipVisionConfig {
+        &self.config
+    }
+
+    fn kind(&self) -> Kind {
+        self.patches.kind()
+    }
+
+    fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        inputs.check("CLIP's image tower", &["pixel_values"])?;
+        let images = inputs.needed_images()?;
+        self.config.grid.check_images(images)?;
+        let hidden = self.patches.forward(images, &self.patches.positions)?;
+        let hidden = self.norm.forward(&hidden)?;
+        let context = Rc::new(Context::new(inputs.train, Mask::Everything));
+        run(&self.blocks, hidden, &context, None, 0., &mut Through::Tape(tape))
+    }
+
+    fn logits_with<'m>(&'m self, _: Inputs, _: &mut Tape<'m>) -> Result<Tensor> {
+        no_logits()
+    }
+}
+
+fn no_logits() -> Result<Tensor> {
+    Err(Error::new(
+        ErrorKind::InvalidState,
+        "a tower of CLIP has no head, so there are no logits: ask for hidden_states",
+    ))
+}

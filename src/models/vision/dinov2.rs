@@ -1,0 +1,194 @@
+//! DINOv2 (arXiv 2304.07193), as transformers' `Dinov2Model` and `Dinov2ForImageClassification`.
+
+use std::rc::Rc;
+
+use serde_json::Value;
+use tch::nn::Init;
+use tch::{Kind, Tensor};
+
+use super::block::{BlockNames, BlockShape};
+use super::patches::{Grid, Patches};
+use crate::autograd::recompute::Tape;
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::config::{
+    flag, integer_or, not_implemented, number, text, Declared, ModelConfig,
+};
+use crate::models::inputs::Inputs;
+use crate::models::model::Model;
+use crate::models::nn::activation::Activation;
+use crate::models::nn::block::{run, Block, Through};
+use crate::models::nn::context::Context;
+use crate::models::nn::linear::Linear;
+use crate::models::nn::mask::Mask;
+use crate::models::nn::mlp::dropped;
+use crate::models::nn::norm::Norm;
+use crate::models::nn::weights::Weights;
+use crate::pretrained::Head;
+
+const HEADS: &[Head] = &[Head::None, Head::ImageClassification];
+
+/// The shape and the options of a DINOv2, read from a `config.json` of transformers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dinov2Config {
+    declared: Declared,
+    block: BlockShape,
+    layers: i64,
+    grid: Grid,
+    gated: bool,
+    mask_token: bool,
+    embedding_dropout: f64,
+}
+
+impl ModelConfig for Dinov2Config {
+    const CLASSIFIER: Head = Head::ImageClassification;
+
+    fn model_types() -> Vec<&'static str> {
+        vec!["dinov2"]
+    }
+
+    fn from_value(config: &Value) -> Result<Self> {
+        let declared = Declared::read(config, &Self::model_types(), HEADS, Head::None)?;
+        if number(config, "drop_path_rate", 0.)? != 0. {
+            return not_implemented("'drop_path_rate' other than 0");
+        }
+        let size = integer_or(config, "hidden_size", 768)?;
+        let gated = flag(config, "use_swiglu_ffn", false)?;
+        let inner = (size as f64 * number(config, "mlp_ratio", 4.)?) as i64;
+        let activation = Activation::named(text(config, "hidden_act", "gelu")?, "hidden_act")?;
+        let read = Dinov2Config {
+            declared,
+            block: BlockShape {
+                size,
+                // Two thirds, rounded up to a multiple of 8.
+                inner: if gated { ((inner as f64 * 2. / 3.) as i64 + 7) / 8 * 8 } else { inner },
+                heads: integer_or(config, "num_attention_heads", 12)?,
+                qkv_bias: flag(config, "qkv_bias", true)?,
+                norm_eps: number(config, "layer_norm_eps", 1e-6)?,
+                activation: if gated { Activation::Silu } else { activation },
+                dropout: 0.,
+                attention_dropout: number(config, "attention_probs_dropout_prob", 0.)?,
+                scale: number(config, "layerscale_value", 1.)?,
+                initializer_range: number(config, "initializer_range", 0.02)?,
+            },
+            layers: integer_or(config, "num_hidden_layers", 12)?,
+            grid: Grid {
+                image_size: integer_or(config, "image_size", 224)?,
+                patch_size: integer_or(config, "patch_size", 14)?,
+                channels: integer_or(config, "num_channels", 3)?,
+            },
+            gated,
+            mask_token: flag(config, "use_mask_token", true)?,
+            embedding_dropout: number(config, "hidden_dropout_prob", 0.)?,
+        };
+        read.block.check()?;
+        read.grid.check()?;
+        Ok(read)
+    }
+
+    fn declared(&self) -> &Declared {
+        &self.declared
+    }
+
+    fn declared_mut(&mut self) -> &mut Declared {
+        &mut self.declared
+    }
+}
+
+/// A DINOv2 with or without a classifier.
+///
+/// Variables are named as in transformers: `dinov2.encoder.layer.0.norm1.weight` with a classifier,
+/// `encoder.layer.0.norm1.weight` without. Those that the `VarStore` holds already are used.
+///
+/// Height and width of images are multiples of the patch's; position embeddings are interpolated where they are not
+/// those of the configuration. The hidden states are those of the class token, then those of the patches; a classifier
+/// sees the class token and the mean of the patches.
+#[derive(Debug)]
+pub struct Dinov2 {
+    config: Dinov2Config,
+    patches: Patches,
+    blocks: Vec<Block>,
+    norm: Norm,
+    classifier: Option<Linear>,
+}
+
+const NAMES: BlockNames = BlockNames {
+    norms: ["norm1", "norm2"],
+    qkv: ["attention.q_proj", "attention.k_proj", "attention.v_proj"],
+    o: "attention.o_proj",
+    inner: &["mlp.fc1"],
+    outer: "mlp.fc2",
+    scales: Some(["layer_scale1.lambda1", "layer_scale2.lambda1"]),
+};
+const GATED: BlockNames =
+    BlockNames { inner: &["mlp.gate_proj", "mlp.up_proj"], outer: "mlp.down_proj", ..NAMES };
+
+impl Model for Dinov2 {
+    type Config = Dinov2Config;
+
+    fn build(weights: &Weights, config: &Dinov2Config) -> Result<Self> {
+        let (shape, head) = (&config.block, config.head());
+        let base = if head == Head::None { weights.clone() } else { weights.at("dinov2") };
+        let embeddings = base.at("embeddings");
+        if config.mask_token {
+            // Of pre-training.
+            let _ = embeddings.tensor("mask_token", &[1, shape.size], Init::Const(0.))?;
+        }
+        let names = if config.gated { GATED } else { NAMES };
+        let classes = (2 * shape.size, config.labels().len() as i64);
+        let classifier = || Linear::build(&weights.at("classifier"), classes, true, shape.init());
+        Ok(Dinov2 {
+            patches: Patches::build(&embeddings, config.grid, shape)?,
+            blocks: shape.blocks(&base.at("encoder.layer"), &names, config.layers)?,
+            norm: shape.norm(&base.at("layernorm"))?,
+            classifier: (head != Head::None).then(classifier).transpose()?,
+            config: config.clone(),
+        })
+    }
+
+    fn config(&self) -> &Dinov2Config {
+        &self.config
+    }
+
+    fn kind(&self) -> Kind {
+        self.patches.kind()
+    }
+
+    fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        inputs.check("dinov2", &["pixel_values"])?;
+        let images = inputs.needed_images()?;
+        let (shape, Grid { patch_size, channels, .. }) = (images.size(), self.config.grid);
+        let fits = |size: i64| size > 0 && size % patch_size == 0;
+        let (rows, columns) = match shape[..] {
+            [_, found, height, width] if found == channels && fits(height) && fits(width) => {
+                (height / patch_size, width / patch_size)
+            }
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::ShapeMismatch,
+                    format!(
+                        "the images have shape {shape:?}, expected [batch, {channels}, height, width] with multiples \
+                         of {patch_size}"
+                    ),
+                ))
+            }
+        };
+        let hidden = self.patches.forward(images, &self.patches.positions_of(rows, columns)?)?;
+        let hidden = dropped(hidden, self.config.embedding_dropout, inputs.train)?;
+        let context = Rc::new(Context::new(inputs.train, Mask::Everything));
+        let hidden = run(&self.blocks, hidden, &context, None, 0., &mut Through::Tape(tape))?;
+        self.norm.forward(&hidden)
+    }
+
+    fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        let Some(classifier) = &self.classifier else {
+            return Err(Error::new(
+                ErrorKind::InvalidState,
+                "this model has no classifier: its architecture is Dinov2Model",
+            ));
+        };
+        let hidden = self.hidden_states_with(inputs, tape)?;
+        let patches = hidden.f_narrow(1, 1, hidden.size()[1] - 1)?;
+        let mean = patches.f_mean_dim([1_i64].as_slice(), false, hidden.f_kind()?)?;
+        classifier.forward(&Tensor::f_cat(&[&hidden.f_select(1, 0)?, &mean], 1)?)
+    }
+}

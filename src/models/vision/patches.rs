@@ -1,0 +1,123 @@
+//! Images as sequences: patches, a class token in front of them, positions.
+
+use tch::nn::Init;
+use tch::{Kind, Tensor};
+
+use super::block::BlockShape;
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::nn::weights::Weights;
+
+/// The sizes of images and patches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Grid {
+    pub(super) image_size: i64,
+    pub(super) patch_size: i64,
+    pub(super) channels: i64,
+}
+
+/// Patches by one convolution, and a class token.
+#[derive(Debug)]
+pub(super) struct Patches {
+    grid: Grid,
+    weight: Tensor,
+    bias: Option<Tensor>,
+    /// `[1, 1, size]` or `[size]`
+    class: Tensor,
+    /// `[1, 1 + patches, size]` or `[1 + patches, size]`
+    pub(super) positions: Tensor,
+}
+
+impl Grid {
+    /// The number of patches on each side.
+    pub(super) fn side(&self) -> i64 {
+        self.image_size / self.patch_size
+    }
+
+    /// The shape of the convolution's weight.
+    pub(super) fn kernel(&self, size: i64) -> [i64; 4] {
+        [size, self.channels, self.patch_size, self.patch_size]
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let Grid { image_size, patch_size, channels } = *self;
+        if patch_size <= 0 || image_size < patch_size || channels <= 0 {
+            return Err(Error::new(
+                ErrorKind::InvalidConfig,
+                format!(
+                    "patches of {patch_size} in images of {image_size} with {channels} channels"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The images' shape must be `[batch, channels, size, size]`.
+    pub(super) fn check_images(&self, images: &Tensor) -> Result<()> {
+        let (size, expected) = (images.size(), [self.channels, self.image_size, self.image_size]);
+        if size.len() != 4 || size[1..] != expected {
+            return Err(Error::new(
+                ErrorKind::ShapeMismatch,
+                format!("the images have shape {size:?}, expected [batch, {expected:?}]"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Patches {
+    /// Under the names of ViT and DINOv2.
+    pub(super) fn build(weights: &Weights, grid: Grid, shape: &BlockShape) -> Result<Self> {
+        let (size, init) = (shape.size, shape.init());
+        let places = 1 + grid.side().pow(2);
+        let projection = weights.at("patch_embeddings.projection");
+        Ok(Patches {
+            grid,
+            weight: projection.tensor("weight", &grid.kernel(size), init)?,
+            bias: Some(projection.tensor("bias", &[size], Init::Const(0.))?),
+            class: weights.tensor("cls_token", &[1, 1, size], init)?,
+            positions: weights.tensor("position_embeddings", &[1, places, size], init)?,
+        })
+    }
+
+    /// Under the names of CLIP, whose convolution has no bias.
+    pub(super) fn build_clip(weights: &Weights, grid: Grid, shape: &BlockShape) -> Result<Self> {
+        let (size, init) = (shape.size, shape.init());
+        let places = 1 + grid.side().pow(2);
+        Ok(Patches {
+            grid,
+            weight: weights.tensor("patch_embedding.weight", &grid.kernel(size), init)?,
+            bias: None,
+            class: weights.tensor("class_embedding", &[size], init)?,
+            positions: weights.tensor("position_embedding.weight", &[places, size], init)?,
+        })
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.weight.kind()
+    }
+
+    /// Images `[batch, channels, height, width]` to `[batch, 1 + patches, size]`, with these positions added.
+    pub(super) fn forward(&self, images: &Tensor, positions: &Tensor) -> Result<Tensor> {
+        let stride = [self.grid.patch_size; 2];
+        let bias = self.bias.as_ref();
+        let patches = images.f_conv2d(&self.weight, bias, stride, [0, 0], [1, 1], 1)?;
+        let patches = patches.f_flatten(2, 3)?.f_transpose(1, 2)?;
+        let class = self.class.f_view([1, 1, -1])?.f_expand([images.size()[0], -1, -1], false)?;
+        Ok(Tensor::f_cat(&[class, patches], 1)?.f_add(positions)?)
+    }
+
+    /// The positions of a grid of another size, interpolated.
+    pub(super) fn positions_of(&self, rows: i64, columns: i64) -> Result<Tensor> {
+        let side = self.grid.side();
+        if (rows, columns) == (side, side) {
+            return Ok(self.positions.shallow_clone());
+        }
+        let (embeddings, size) = (&self.positions, self.positions.size3()?.2);
+        let patches = embeddings.f_narrow(1, 1, side * side)?.f_view([1, side, side, size])?;
+        let patches = patches.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)?;
+        let patches = patches.f_upsample_bicubic2d([rows, columns], false, None, None)?;
+        let patches = patches.f_to_kind(embeddings.f_kind()?)?;
+        let patches = patches.f_permute([0, 2, 3, 1])?.f_reshape([1, rows * columns, size])?;
+        Ok(Tensor::f_cat(&[&embeddings.f_narrow(1, 0, 1)?, &patches], 1)?)
+    }
+}
