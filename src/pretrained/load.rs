@@ -4,12 +4,14 @@ use tch::nn::VarStore;
 use tch::{no_grad, Device, Kind, Tensor};
 
 use super::files::{is_parameter, ModelFiles};
+use super::origin;
 use crate::error::{Error, ErrorKind, Result};
 
 impl ModelFiles {
     /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: each as on
     /// disk; integers stay what they are). Without any model code that is enough to attach adapters, to compare them
-    /// with the base, and to save.
+    /// with the base, and to save. The `VarStore` is known to be of this `model_type`: adapters then tune what PEFT's
+    /// table says of it.
     ///
     /// On the CPU and in the kind of the file a variable is the file's own memory, mapped copy-on-write: nothing is read
     /// until it is used, processes share what they read, and what is written to a variable is this process's alone.
@@ -91,6 +93,9 @@ impl ModelFiles {
             if let Some(progress) = &self.progress {
                 (progress.0)(done, total);
             }
+        }
+        if let Some(model_type) = self.model_type() {
+            origin::remember(&vs, model_type);
         }
         Ok(vs)
     }

@@ -2,8 +2,10 @@
 
 pub(crate) mod files;
 mod load;
-mod names;
+mod naming;
+pub(crate) mod origin;
 mod save;
 
 pub use files::ModelFiles;
+pub use naming::head::Head;
 pub use save::save;
