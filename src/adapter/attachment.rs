@@ -13,6 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Debug)]
 pub(crate) struct Attachment {
     pub(crate) variables: Variables,
+    /// Of the directory that the variables are from, if they are from one.
+    pub(crate) model_type: Option<String>,
     /// The storage, without adapters, of every variable that some adapter replaces.
     base: HashMap<usize, Tensor>,
     pub(crate) adapters: BTreeMap<String, Adapter>,
@@ -26,9 +28,10 @@ pub(crate) struct Attachment {
 }
 
 impl Attachment {
-    pub(crate) fn new(variables: Variables) -> Self {
+    pub(crate) fn new(variables: Variables, model_type: Option<String>) -> Self {
         Attachment {
             variables,
+            model_type,
             base: HashMap::new(),
             adapters: BTreeMap::new(),
             active: None,

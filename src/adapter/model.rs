@@ -17,6 +17,7 @@ use crate::adapter::status::{self, LayerStatus, ModelStatus, TrainableParameters
 use crate::adapter::variables::Variables;
 use crate::adapter::weights::Adapter;
 use crate::error::Result;
+use crate::pretrained::origin;
 use crate::storage::atomic;
 
 /// The name of an adapter that was given none, as in PEFT.
@@ -61,7 +62,9 @@ pub struct LnTuningModel {
 }
 
 impl LnTuningModel {
-    /// Attaches an adapter named `default` and makes it active.
+    /// Attaches an adapter named `default` and makes it active. Where the configuration has no `target_modules`, the
+    /// `model_type` of the directory that the variables are from decides what is tuned, as in PEFT; for variables that
+    /// are from none, or a type that PEFT does not know, every norm is tuned that shows by name and shape.
     ///
     /// # Errors
     /// `EmptyVarStore`; what [`Selection::new`] says of the configuration; `UnsupportedVariable` or `TiedTensors` where
@@ -137,7 +140,7 @@ impl LnTuningModel {
         check_adapter_name(name)?;
         let mut registry = Registry::lock();
         registry.check_free(vs)?;
-        let mut attachment = Attachment::new(Variables::of(vs)?);
+        let mut attachment = Attachment::new(Variables::of(vs)?, origin::model_type(vs));
         no_grad(|| {
             let adapter = make(&attachment)?;
             attachment.insert(name, adapter)?;
@@ -314,7 +317,8 @@ fn make_adapter(
     let selection = match attachment.adapters.values().rev().take(8).find(asked) {
         Some(other) => other.selection.clone(),
         None => {
-            let model_type = options.model_type.as_deref();
+            let known = attachment.model_type.as_deref();
+            let model_type = options.model_type.as_deref().or(known);
             let infos = variables.infos()?;
             let selection = Selection::new(&infos, &config, model_type, options.norms)?;
             if selection.excludes_nothing() {

@@ -18,7 +18,8 @@ pub struct AdapterOptions {
 
 impl AdapterOptions {
     /// The `model_type` of transformers, such as `llama`: it decides which modules are tuned where the configuration
-    /// has no `target_modules`. Default: unknown, and every norm is tuned that shows by name and shape.
+    /// has no `target_modules`. Default: that of the directory that the variables are from. If it is not known, every
+    /// norm is tuned that shows by name and shape.
     pub fn model_type(mut self, model_type: impl Into<String>) -> Self {
         self.model_type = Some(model_type.into());
         self

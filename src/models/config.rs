@@ -145,9 +145,9 @@ impl Declared {
         let class = config.get("architectures").and_then(|classes| classes.get(0)?.as_str());
         let head = match class {
             None => default,
-            Some(class) => match Head::of_class(class).filter(|head| known.contains(head)) {
-                Some(head) => head,
-                None => {
+            Some(class) => match Head::of_class(class) {
+                head if known.contains(&head) => head,
+                _ => {
                     let endings: Vec<&str> = known.iter().map(|head| head.ending()).collect();
                     return unsupported(format!(
                         "'architectures' begins with '{class}', expected a class that ends in {}: to load it all the \

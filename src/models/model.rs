@@ -113,13 +113,15 @@ pub trait Model: Sized {
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
     fn from_files(files: ModelFiles, load: &Load) -> Result<(VarStore, Self)> {
-        let named = files.config().get("architectures").is_some_and(|classes| !classes.is_null());
         let classifier = load.labels.as_ref().map(|_| Self::Config::CLASSIFIER);
-        let head = load.head.or(classifier).or((!named).then(|| files.head()));
-        let mut config = match head {
+        let mut config = match load.head.or(classifier) {
             Some(head) => Self::Config::from_value(&with_class_of(files.config(), head))?,
             None => Self::Config::from_value(files.config())?,
         };
+        if load.head.is_none() && files.config().get("architectures").is_none() {
+            // The tensors tell, if they tell something that the model knows.
+            config = config.clone().with_head(files.head()).unwrap_or(config);
+        }
         let mut fresh = Vec::new();
         if let Some(labels) = &load.labels {
             config = config.with_labels(labels.iter().cloned())?;
@@ -131,7 +133,7 @@ pub trait Model: Sized {
         let files = files.with_head(config.head())?;
         let is_fresh = |name: &str| fresh.iter().any(|module| below(name, module));
         // A head for labels of your own takes the place of the checkpoint's; what of it belongs to the base stays.
-        let wanted = |name: &str| !(is_fresh(name) && files.is_of_head(name));
+        let wanted = |name: &str| !(is_fresh(name) && files.is_of_a_head(name));
         let vs = files.var_store(load.device, load.kind, wanted)?;
         let mut kinds = vs.trainable_variables().into_iter().map(|tensor| tensor.kind());
         let weights = Weights::filled(&vs.root(), kinds.next().unwrap_or(Kind::Float));

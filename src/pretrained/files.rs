@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use super::names::Renaming;
+use super::naming::former::Renaming;
+use super::naming::head::Head;
+use super::naming::layout::Layout;
+use super::naming::ties::settled;
 use crate::error::{Error, ErrorKind, Result};
 use crate::names::natural::natural_cmp;
 use crate::storage::info::VariableInfo;
@@ -18,13 +21,19 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// A Hugging Face model directory, opened: its configuration and where each tensor is. No tensor is read yet.
 ///
-/// Tensors go by the names that the live Python model has in memory in transformers 5, which PEFT's keys use; files
-/// with former names (`vit.encoder.layer.0…`, `gamma`, `beta`) are understood.
+/// Tensors go by the names that the live Python model has in memory in transformers 5, which PEFT's keys use: that of
+/// the class in `architectures`, or another by [`with_head`](Self::with_head). Files with former names
+/// (`vit.encoder.layer.0…`, `gamma`, `beta`), or without the base model's prefix, are understood. Buffers that are
+/// computed in memory, tied copies and modules that the class lacks are no variables; [`left_out`](Self::left_out)
+/// tells them.
 #[derive(Debug)]
 pub struct ModelFiles {
     dir: PathBuf,
     config: Value,
     shards: Vec<StoredTensors>,
+    layout: Layout,
+    /// All of the files, by present names, whatever the head.
+    stored: Vec<TensorFile>,
     tensors: Vec<TensorFile>,
     by_name: BTreeMap<String, usize>,
     pub(super) progress: Option<Progress>,
@@ -46,7 +55,7 @@ impl std::fmt::Debug for Progress {
 }
 
 /// Where a tensor is.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct TensorFile {
     pub(crate) name: String,
     pub(crate) shard: usize,
@@ -68,66 +77,100 @@ impl ModelFiles {
         let shards = paths.iter().map(|path| StoredTensors::open(path));
         let shards = shards.collect::<Result<Vec<_>>>()?;
         let model_type = config.get("model_type").and_then(Value::as_str);
-        let architecture = config.get("architectures").and_then(|names| names.get(0)?.as_str());
-        let keys = shards.iter().flat_map(|shard| &shard.tensors).map(|stored| stored.key.as_str());
-        let renaming = Renaming::of(model_type, architecture, keys)?;
+        let class = config.get("architectures").and_then(|names| names.get(0)?.as_str());
+        if let Some(index) = &index {
+            check_index(index, &shards)?;
+        }
+        let stored = named(&shards, &Renaming::of(model_type)?)?;
+        let layout = Layout::of(model_type, class, &names(&stored));
         let (tensors, by_name) = Default::default();
         let dir = dir.to_owned();
-        let mut files = ModelFiles { dir, config, shards, tensors, by_name, progress: None };
-        files.name_tensors(&renaming, index.as_ref())?;
-        if let Some(index) = &index {
-            files.check_index(index, &renaming)?;
+        let files =
+            ModelFiles { dir, config, shards, layout, stored, tensors, by_name, progress: None };
+        files.placed()
+    }
+
+    /// The head that the names are for: that of the first class in `architectures`, or the one given to
+    /// [`with_head`](Self::with_head). Without `architectures` the tensors tell, if the model type is known.
+    pub fn head(&self) -> Head {
+        self.layout.head()
+    }
+
+    /// The same files with the names that a model with this head has: the base model's prefix is added or removed, and
+    /// tensors of other heads are left out, as transformers does when it loads a checkpoint into another class.
+    ///
+    /// # Errors
+    /// `Unsupported` for a head that models of this type are not known to have; `DuplicateKey` if two tensors then have
+    /// one name.
+    pub fn with_head(mut self, head: Head) -> Result<Self> {
+        if head == self.head() {
+            return Ok(self);
         }
-        files.tensors.sort_by(|a, b| natural_cmp(&a.name, &b.name));
-        if let Some(pair) = files.tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            let (place, name) = (files.dir.display(), &pair[0].name);
-            return Err(Error::new(
+        self.layout = self.layout.with_head(head, &names(&self.stored)).ok_or_else(|| {
+            let model_type = self.model_type().unwrap_or("no model_type");
+            let message = match &self.layout.heads()[..] {
+                [] => format!("heads of '{model_type}' are not known: leave the head as it is"),
+                known => format!("'{model_type}' has no head {head:?}, expected one of {known:?}"),
+            };
+            Error::new(ErrorKind::Unsupported, message)
+        })?;
+        self.placed()
+    }
+
+    /// The keys in the files of all tensors that are no variables of the model: buffers that it computes, tied copies,
+    /// other heads.
+    pub fn left_out(&self) -> Vec<&str> {
+        let used: BTreeSet<&str> =
+            self.tensors.iter().map(|tensor| tensor.stored.key.as_str()).collect();
+        let keys = self.stored.iter().map(|tensor| tensor.stored.key.as_str());
+        keys.filter(|key| !used.contains(key)).collect()
+    }
+
+    /// Gives each tensor its place in the layout.
+    fn placed(mut self) -> Result<Self> {
+        let place = |tensor: &TensorFile| {
+            let name = self.layout.place(&tensor.name)?;
+            Some(TensorFile { name, ..tensor.clone() })
+        };
+        let mut tensors: Vec<TensorFile> = self.stored.iter().filter_map(place).collect();
+        tensors.sort_by(|a, b| natural_cmp(&a.name, &b.name));
+        self.check_names(&tensors)?;
+        let by_name: BTreeMap<&str, &TensorFile> =
+            tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+        let same = |a: &str, b: &str| {
+            let (a, b) = (by_name[a], by_name[b]);
+            self.shards[a.shard].is_same(&a.stored, &self.shards[b.shard], &b.stored)
+        };
+        let alone = self.layout.copies_stand_alone();
+        let copies = self.layout.ties(&self.config);
+        let copies = settled(&copies, &by_name.keys().copied().collect(), alone, same)?;
+        tensors.retain(|tensor| copies.get(&tensor.name) != Some(&None));
+        for tensor in &mut tensors {
+            if let Some(Some(original)) = copies.get(&tensor.name) {
+                tensor.name.clone_from(original);
+            }
+        }
+        tensors.sort_by(|a, b| natural_cmp(&a.name, &b.name));
+        let places = tensors.iter().enumerate();
+        self.by_name = places.map(|(place, tensor)| (tensor.name.clone(), place)).collect();
+        self.tensors = tensors;
+        Ok(self)
+    }
+
+    fn check_names(&self, tensors: &[TensorFile]) -> Result<()> {
+        match tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            None => Ok(()),
+            Some(pair) => Err(Error::new(
                 ErrorKind::DuplicateKey,
-                format!("two tensors in '{place}' are both '{name}' in memory"),
-            ));
+                format!(
+                    "two tensors in '{}' are both '{}' in memory: '{}' and '{}'",
+                    self.dir.display(),
+                    pair[0].name,
+                    pair[0].stored.key,
+                    pair[1].stored.key
+                ),
+            )),
         }
-        let names = files.tensors.iter().enumerate();
-        files.by_name = names.map(|(place, tensor)| (tensor.name.clone(), place)).collect();
-        Ok(files)
-    }
-
-    fn name_tensors(&mut self, renaming: &Renaming, index: Option<&Index>) -> Result<()> {
-        for (shard, file) in self.shards.iter().enumerate() {
-            for stored in &file.tensors {
-                if index.is_some_and(|index| !index.contains_key(&stored.key)) {
-                    return Err(Error::new(
-                        ErrorKind::CorruptFile,
-                        format!(
-                            "'{}' is in '{}' and not in {INDEX}: the index is of other files",
-                            stored.key,
-                            file.path.display()
-                        ),
-                    ));
-                }
-                let names = renaming.apply(&stored.key)?;
-                let parts = stored.parts(names.len(), &file.path)?;
-                let parts = names.into_iter().zip(parts);
-                self.tensors.extend(parts.map(|(name, stored)| TensorFile { name, shard, stored }));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_index(&self, index: &Index, renaming: &Renaming) -> Result<()> {
-        let here: BTreeSet<(&str, usize)> =
-            self.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shard)).collect();
-        for (disk, file) in index {
-            let names = renaming.apply(disk)?;
-            let shard = self.shards.iter().position(|shard| shard.path.ends_with(file));
-            let is_here = |shard| names.iter().all(|name| here.contains(&(name.as_str(), shard)));
-            if !shard.is_some_and(is_here) {
-                return Err(Error::new(
-                    ErrorKind::CorruptFile,
-                    format!("{INDEX} says that '{disk}' is in '{file}', and it is not: copy the shards again"),
-                ));
-            }
-        }
-        Ok(())
     }
 
     /// The directory.
@@ -182,19 +225,10 @@ impl ModelFiles {
         self
     }
 
-    /// Gives a tensor another name in memory, where the name depends on which others there are.
+    /// Whether this tensor belongs to a head, and not to the base model.
     #[cfg(feature = "models")]
-    pub(crate) fn rename(&mut self, from: &str, to: &str) {
-        if let Some(place) = self.by_name.remove(from) {
-            self.tensors[place].name = to.to_owned();
-            self.by_name.insert(to.to_owned(), place);
-        }
-    }
-
-    /// Whether there is a tensor of this name.
-    #[cfg(feature = "models")]
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.by_name.contains_key(name)
+    pub(crate) fn is_of_a_head(&self, name: &str) -> bool {
+        self.layout.is_of_a_head(name)
     }
 
     pub(crate) fn shards(&self) -> &[StoredTensors] {
@@ -228,7 +262,51 @@ fn json(path: &Path) -> Result<Value> {
     })
 }
 
+/// All tensors by their present names.
+fn named(shards: &[StoredTensors], renaming: &Renaming) -> Result<Vec<TensorFile>> {
+    let mut tensors = Vec::new();
+    for (shard, file) in shards.iter().enumerate() {
+        for stored in &file.tensors {
+            let names = renaming.apply(&stored.key)?;
+            let parts = stored.parts(names.len(), &file.path)?;
+            let parts = names.into_iter().zip(parts);
+            tensors.extend(parts.map(|(name, stored)| TensorFile { name, shard, stored }));
+        }
+    }
+    Ok(tensors)
+}
+
+fn names(tensors: &[TensorFile]) -> Vec<&str> {
+    tensors.iter().map(|tensor| tensor.name.as_str()).collect()
+}
+
 type Index = BTreeMap<String, String>;
+
+/// Refuses an index that is not of these shards.
+fn check_index(index: &Index, shards: &[StoredTensors]) -> Result<()> {
+    let refuse = |message: String| Err(Error::new(ErrorKind::CorruptFile, message));
+    let mut here = BTreeMap::new();
+    for shard in shards {
+        for stored in &shard.tensors {
+            if !index.contains_key(&stored.key) {
+                return refuse(format!(
+                    "'{}' is in '{}' and not in {INDEX}: the index is of other files",
+                    stored.key,
+                    shard.path.display()
+                ));
+            }
+            here.entry(&stored.key).or_insert_with(Vec::new).push(&shard.path);
+        }
+    }
+    for (key, file) in index {
+        if !here.get(key).is_some_and(|paths| paths.iter().any(|path| path.ends_with(file))) {
+            return refuse(format!(
+                "{INDEX} says that '{key}' is in '{file}', and it is not: copy the shards again"
+            ));
+        }
+    }
+    Ok(())
+}
 
 /// The files with weights, and the index if there is one.
 fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Option<Index>)> {

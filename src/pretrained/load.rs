@@ -4,12 +4,14 @@ use tch::nn::VarStore;
 use tch::{no_grad, Device, Kind, Tensor};
 
 use super::files::{is_parameter, ModelFiles};
+use super::origin;
 use crate::error::{Error, ErrorKind, Result};
 
 impl ModelFiles {
     /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: each as on
     /// disk; integers stay what they are). Without any model code that is enough to attach adapters, to compare them
-    /// with the base, and to save.
+    /// with the base, and to save. The `VarStore` is known to be of this `model_type`: adapters then tune what PEFT's
+    /// table says of it.
     ///
     /// On the CPU and in the kind of the file a variable is the file's own memory, mapped copy-on-write: nothing is read
     /// until it is used, processes share what they read, and what is written to a variable is this process's alone.
@@ -33,24 +35,15 @@ impl ModelFiles {
         kind: impl Into<Option<Kind>>,
         wanted: impl Fn(&str) -> bool,
     ) -> Result<VarStore> {
-        self.renamed_var_store(device, kind, |name| wanted(name).then(|| name.to_owned()))
-    }
-
-    /// [`var_store`](Self::var_store) with other names: `renamed` gives the variable's, or none to leave it out.
-    pub(crate) fn renamed_var_store(
-        &self,
-        device: Device,
-        kind: impl Into<Option<Kind>>,
-        renamed: impl Fn(&str) -> Option<String>,
-    ) -> Result<VarStore> {
         let kind = kind.into();
         let vs = VarStore::new(device);
-        let wanted = self.tensors().iter().filter_map(|place| Some((place, renamed(&place.name)?)));
+        let wanted = self.tensors().iter().filter(|place| wanted(&place.name));
         let wanted: Vec<_> = wanted.collect();
-        let total: u64 = wanted.iter().map(|(place, _)| place.stored.len).sum();
+        let total: u64 = wanted.iter().map(|place| place.stored.len).sum();
         let maps: Vec<Option<Tensor>> = self.shards().iter().map(|shard| shard.mapped()).collect();
         let mut done = 0;
-        for (place, name) in wanted {
+        for place in wanted {
+            let name = &place.name;
             let shard = &self.shards()[place.shard];
             let in_place =
                 device == Device::Cpu && kind.is_none_or(|kind| place.kind() == Some(kind));
@@ -73,8 +66,8 @@ impl ModelFiles {
                 tensor.set_data(&on_disk.f_to_device(device)?.f_to_kind(wanted_kind)?);
                 Ok(())
             })?;
-            let parameter = is_parameter(&name, wanted_kind);
-            let (module, last) = name.rsplit_once('.').unwrap_or(("", &name));
+            let parameter = is_parameter(name, wanted_kind);
+            let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
             let segments = module.split('.').filter(|segment| !segment.is_empty());
             let path = segments.fold(vs.root(), |path, segment| path / segment);
             if path.get(last).is_some() {
@@ -91,6 +84,9 @@ impl ModelFiles {
             if let Some(progress) = &self.progress {
                 (progress.0)(done, total);
             }
+        }
+        if let Some(model_type) = self.model_type() {
+            origin::remember(&vs, model_type);
         }
         Ok(vs)
     }

@@ -2,12 +2,11 @@
 
 pub(crate) mod files;
 mod generation;
-mod head;
 mod load;
-mod names;
+mod naming;
+pub(crate) mod origin;
 mod save;
-mod stub;
 
 pub use files::ModelFiles;
-pub use head::Head;
+pub use naming::head::Head;
 pub use save::save;

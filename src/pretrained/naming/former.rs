@@ -1,6 +1,5 @@
-//! From the names in a checkpoint file to those of the live Python model, which PEFT's keys use.
-//!
-//! transformers 5 renames some models while loading, and files written before keep the former names.
+//! Former names of tensors: transformers 5 renames some models while loading, and files written before keep the former
+//! names.
 
 use crate::error::Result;
 use crate::names::pattern::Pattern;
@@ -64,59 +63,24 @@ const RENAMINGS: &[(&str, &[(&str, &str)])] = &[
 const LEGACY: &[(&str, &str)] =
     &[(r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")];
 
-/// Where the base model stands in a model with a head, by model type. Files of base models lack it, and so do some of
-/// models with heads that are older than the library.
-const BASES: &[(&str, &str)] = &[
-    ("transformer", "bloom codegen falcon gpt2 gpt_bigcode gpt_neo gptj mpt"),
-    ("gpt_neox", "gpt_neox"),
-    ("model", "opt"),
-    ("bert", "bert"),
-    ("roberta", "roberta xlm-roberta camembert"),
-    ("distilbert", "distilbert"),
-];
-
-/// The beginnings of heads, which stand beside the base model.
-const HEADS: &[&str] = &[
-    "lm_head.",
-    "embed_out.",
-    "score.",
-    "cls.",
-    "classifier.",
-    "pre_classifier.",
-    "qa_outputs.",
-    "vocab_",
-];
-
 /// The renamings of one model.
 #[derive(Debug)]
-pub(super) struct Renaming {
-    rules: Vec<(Pattern, &'static str)>,
-    /// What is put in front of the base model's names.
-    base: Option<&'static str>,
-}
+pub(in crate::pretrained) struct Renaming(Vec<(Pattern, &'static str)>);
 
 impl Renaming {
-    /// `architecture` is the class that the files were saved from, `keys` are theirs.
-    pub(super) fn of<'a>(
-        model_type: Option<&str>,
-        architecture: Option<&str>,
-        mut keys: impl Iterator<Item = &'a str>,
-    ) -> Result<Self> {
+    pub(in crate::pretrained) fn of(model_type: Option<&str>) -> Result<Self> {
         let known = |types: &str| types.split(' ').any(|t| Some(t) == model_type);
         let own = RENAMINGS.iter().filter(|(types, _)| known(types)).flat_map(|(_, rules)| *rules);
         let rules = LEGACY
             .iter()
             .chain(own)
             .map(|(from, to)| Ok((Pattern::search(from, "the table of renamings")?, *to)));
-        let has_head = architecture.is_some_and(|class| !class.ends_with("Model") || is_lm(class));
-        let base = BASES.iter().find(|(_, types)| known(types)).map(|(base, _)| *base);
-        let base = base.filter(|base| has_head && keys.all(|key| below(key, base).is_none()));
-        Ok(Renaming { rules: rules.collect::<Result<_>>()?, base })
+        Ok(Renaming(rules.collect::<Result<_>>()?))
     }
 
     /// The names in memory of a tensor that is called `name` on disk: several, if it is that many tensors on top of each
     /// other.
-    pub(super) fn apply(&self, name: &str) -> Result<Vec<String>> {
+    pub(in crate::pretrained) fn apply(&self, name: &str) -> Result<Vec<String>> {
         let name = self.renamed(name)?;
         // `module.one+other.weight`
         let Some((before, after)) = name.split_once('+') else { return Ok(vec![name]) };
@@ -128,27 +92,13 @@ impl Renaming {
     /// Names of memory stay as they are.
     fn renamed(&self, name: &str) -> Result<String> {
         let mut name = name.to_owned();
-        for (pattern, replacement) in &self.rules {
+        for (pattern, replacement) in &self.0 {
             if let Some(renamed) = pattern.replace(&name, replacement)? {
                 name = renamed;
             }
         }
-        match self.base {
-            Some(base) if !HEADS.iter().any(|head| name.starts_with(head)) => {
-                Ok(format!("{base}.{name}"))
-            }
-            _ => Ok(name),
-        }
+        Ok(name)
     }
-}
-
-/// `GPT2LMHeadModel` has a head, `GPT2Model` is a base model.
-fn is_lm(class: &str) -> bool {
-    class.ends_with("LMHeadModel") || class.ends_with("HeadsModel")
-}
-
-fn below<'a>(name: &'a str, base: &str) -> Option<&'a str> {
-    name.strip_prefix(base)?.strip_prefix('.')
 }
 
 #[cfg(test)]
@@ -157,8 +107,7 @@ mod tests {
 
     #[test]
     fn former_names_become_those_of_transformers_5_and_new_ones_stay() {
-        let none = || std::iter::empty();
-        let vit = Renaming::of(Some("vit"), None, none()).unwrap();
+        let vit = Renaming::of(Some("vit")).unwrap();
         for (disk, memory) in [
             ("vit.encoder.layer.3.layernorm_before.weight", "vit.layers.3.layernorm_before.weight"),
             (
@@ -176,7 +125,7 @@ mod tests {
             assert_eq!(vit.renamed(disk).unwrap(), memory);
             assert_eq!(vit.renamed(memory).unwrap(), memory);
         }
-        let bert = Renaming::of(Some("bert"), None, none()).unwrap();
+        let bert = Renaming::of(Some("bert")).unwrap();
         let name = "bert.encoder.layer.0.output.LayerNorm";
         assert_eq!(bert.renamed(&format!("{name}.gamma")).unwrap(), format!("{name}.weight"));
         assert_eq!(bert.renamed(&format!("{name}.beta")).unwrap(), format!("{name}.bias"));
@@ -184,22 +133,9 @@ mod tests {
 
     #[test]
     fn a_tensor_may_be_two_in_memory() {
-        let none = || std::iter::empty();
-        let dinov2 = Renaming::of(Some("dinov2"), None, none()).unwrap();
+        let dinov2 = Renaming::of(Some("dinov2")).unwrap();
         let names = dinov2.apply("encoder.layer.0.mlp.weights_in.bias").unwrap();
         let [gate, up] = ["gate", "up"].map(|n| format!("encoder.layer.0.mlp.{n}_proj.bias"));
         assert_eq!(names, [gate, up]);
-    }
-
-    #[test]
-    fn the_base_models_prefix_is_added_where_a_model_with_a_head_lacks_it() {
-        let of = |class: &str, key: &str| {
-            let renaming = Renaming::of(Some("gpt2"), Some(class), [key].into_iter()).unwrap();
-            renaming.renamed(key).unwrap()
-        };
-        assert_eq!(of("GPT2LMHeadModel", "h.0.ln_1.weight"), "transformer.h.0.ln_1.weight");
-        assert_eq!(of("GPT2LMHeadModel", "lm_head.weight"), "lm_head.weight");
-        assert_eq!(of("GPT2LMHeadModel", "transformer.ln_f.bias"), "transformer.ln_f.bias");
-        assert_eq!(of("GPT2Model", "h.0.ln_1.weight"), "h.0.ln_1.weight");
     }
 }

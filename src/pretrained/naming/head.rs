@@ -1,0 +1,94 @@
+//! The head of a model, as the class in `architectures` tells it.
+
+/// The layers that stand on top of a base model.
+///
+/// ```no_run
+/// use ln_tuning::pretrained::{Head, ModelFiles};
+/// let files = ModelFiles::open("bert-base-uncased")?;
+/// assert_eq!(files.head(), Head::MaskedLm);
+/// let files = files.with_head(Head::SequenceClassification)?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Head {
+    /// None: `BertModel`, `LlamaModel`.
+    #[doc(alias = "AutoModel")]
+    None,
+    /// Logits of the next token: `LlamaForCausalLM`, `GPT2LMHeadModel`, `T5ForConditionalGeneration`.
+    #[doc(alias = "AutoModelForCausalLM")]
+    #[doc(alias = "AutoModelForSeq2SeqLM")]
+    LanguageModel,
+    /// Logits of each token from all others: `BertForMaskedLM`.
+    #[doc(alias = "AutoModelForMaskedLM")]
+    MaskedLm,
+    /// Logits of labels for a text: `BertForSequenceClassification`.
+    #[doc(alias = "AutoModelForSequenceClassification")]
+    SequenceClassification,
+    /// Logits of labels for each token: `BertForTokenClassification`.
+    #[doc(alias = "AutoModelForTokenClassification")]
+    TokenClassification,
+    /// Logits of an answer's start and end: `BertForQuestionAnswering`.
+    #[doc(alias = "AutoModelForQuestionAnswering")]
+    QuestionAnswering,
+    /// Logits of labels for an image: `ViTForImageClassification`.
+    #[doc(alias = "AutoModelForImageClassification")]
+    ImageClassification,
+    /// Any other head, or several: `BertForPreTraining`.
+    Other,
+}
+
+/// Endings of class names; the first that fits counts.
+const ENDINGS: &[(&str, Head)] = &[
+    ("ForCausalLM", Head::LanguageModel),
+    ("ForConditionalGeneration", Head::LanguageModel),
+    ("LMHeadModel", Head::LanguageModel),
+    ("ForMaskedLM", Head::MaskedLm),
+    ("ForSequenceClassification", Head::SequenceClassification),
+    ("ForTokenClassification", Head::TokenClassification),
+    ("ForQuestionAnswering", Head::QuestionAnswering),
+    ("ForImageClassification", Head::ImageClassification),
+    ("HeadsModel", Head::Other),
+    ("Model", Head::None),
+    ("Backbone", Head::None),
+];
+
+impl Head {
+    /// The head of a class of transformers.
+    pub(crate) fn of_class(class: &str) -> Self {
+        let found = ENDINGS.iter().find(|(ending, _)| class.ends_with(ending));
+        found.map_or(Head::Other, |(_, head)| *head)
+    }
+
+    /// The usual ending of the classes that have it.
+    #[cfg(feature = "models")]
+    pub(crate) fn ending(self) -> &'static str {
+        let found = ENDINGS.iter().find(|(_, head)| *head == self);
+        found.map_or("", |(ending, _)| *ending)
+    }
+
+    /// Whether it has labels.
+    pub fn has_labels(self) -> bool {
+        use Head::{ImageClassification, SequenceClassification, TokenClassification};
+        matches!(self, SequenceClassification | TokenClassification | ImageClassification)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_class_tells_the_head() {
+        for (class, head) in [
+            ("GPT2Model", Head::None),
+            ("GPT2LMHeadModel", Head::LanguageModel),
+            ("GPT2DoubleHeadsModel", Head::Other),
+            ("T5ForConditionalGeneration", Head::LanguageModel),
+            ("BertForPreTraining", Head::Other),
+            ("XLMRobertaForTokenClassification", Head::TokenClassification),
+        ] {
+            assert_eq!(Head::of_class(class), head, "{class}");
+        }
+    }
+}

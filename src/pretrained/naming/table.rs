@@ -1,0 +1,284 @@
+//! The naming of each model type, a row each.
+
+use super::head::Head;
+
+/// The naming of some model types.
+#[derive(Debug, PartialEq)]
+pub(super) struct Row {
+    /// Separated by blanks.
+    pub(super) model_types: &'static str,
+    /// The heads. The first is the usual one.
+    pub(super) heads: &'static [Top],
+    /// Modules of further heads, which stand beside the base model.
+    pub(super) other_heads: &'static [&'static str],
+    /// Modules of the base model that only these heads keep.
+    pub(super) kept_by: &'static [(&'static str, &'static [Head])],
+    /// The ends of the names of buffers that are computed in memory, and of leftovers of former versions.
+    pub(super) computed: &'static [&'static str],
+    /// A copy and its original. Names of the base model have no prefix here.
+    pub(super) ties: &'static [(&'static str, &'static str)],
+    pub(super) tied: Tied,
+    /// Whether the language model has an encoder and a decoder; `…ForCausalLM` is another class then.
+    pub(super) seq2seq: bool,
+}
+
+/// A model with one head.
+#[derive(Debug, PartialEq)]
+pub(super) struct Top {
+    pub(super) head: Head,
+    /// The prefix of the base model; empty: none.
+    pub(super) base: &'static str,
+    /// Modules or tensors of the head.
+    pub(super) modules: &'static [&'static str],
+}
+
+/// Whether copies are tied to their originals.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Tied {
+    /// Whatever the configuration says.
+    Always,
+    /// `tie_word_embeddings`, with its default.
+    Default(bool),
+}
+
+const fn top(head: Head, base: &'static str, modules: &'static [&'static str]) -> Top {
+    Top { head, base, modules }
+}
+
+const LANGUAGE: Head = Head::LanguageModel;
+const MASKED: Head = Head::MaskedLm;
+const SEQUENCE: Head = Head::SequenceClassification;
+const TOKEN: Head = Head::TokenClassification;
+const ANSWER: Head = Head::QuestionAnswering;
+const IMAGE: Head = Head::ImageClassification;
+
+/// Causal masks and rotary frequencies.
+const OF_ATTENTION: &[&str] = &[
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attn.causal_mask",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".crossattention.bias",
+    "rotary_emb.inv_freq",
+];
+
+const LLAMA: Row = Row {
+    model_types: "llama ministral nemotron exaone4 qwen2 qwen3 qwen3_moe",
+    heads: &[
+        top(LANGUAGE, "model", &["lm_head"]),
+        top(SEQUENCE, "model", &["score"]),
+        top(TOKEN, "model", &["score"]),
+        top(ANSWER, "transformer", &["qa_outputs"]),
+    ],
+    other_heads: &[],
+    kept_by: &[],
+    computed: OF_ATTENTION,
+    ties: &[("lm_head.weight", "embed_tokens.weight")],
+    tied: Tied::Default(false),
+    seq2seq: false,
+};
+
+const MISTRAL: Row = Row {
+    model_types:
+        "mistral mixtral qwen2_moe granite granitemoe olmo olmo2 olmo3 phi phi3 stablelm glm glm4",
+    heads: &[
+        top(LANGUAGE, "model", &["lm_head"]),
+        top(SEQUENCE, "model", &["score"]),
+        top(TOKEN, "model", &["score"]),
+        top(ANSWER, "model", &["qa_outputs"]),
+    ],
+    ..LLAMA
+};
+
+const GPT2: Row = Row {
+    model_types: "gpt2 gpt_neo gpt_bigcode mpt",
+    heads: &[
+        top(LANGUAGE, "transformer", &["lm_head"]),
+        top(SEQUENCE, "transformer", &["score"]),
+        top(TOKEN, "transformer", &["classifier"]),
+        top(ANSWER, "transformer", &["qa_outputs"]),
+    ],
+    ties: &[("lm_head.weight", "wte.weight")],
+    tied: Tied::Default(true),
+    ..LLAMA
+};
+
+const BART: Row = Row {
+    model_types: "bart mbart",
+    heads: &[
+        top(LANGUAGE, "model", &["lm_head", "final_logits_bias"]),
+        top(SEQUENCE, "model", &["classification_head"]),
+        top(ANSWER, "model", &["qa_outputs"]),
+    ],
+    computed: &["encoder.version", "decoder.version"],
+    ties: &[
+        ("lm_head.weight", "shared.weight"),
+        ("decoder.embed_tokens.weight", "shared.weight"),
+        ("encoder.embed_tokens.weight", "shared.weight"),
+    ],
+    tied: Tied::Default(true),
+    seq2seq: true,
+    ..LLAMA
+};
+
+const T5: Row = Row {
+    model_types: "t5 mt5 umt5",
+    heads: &[
+        top(LANGUAGE, "", &["lm_head"]),
+        top(SEQUENCE, "transformer", &["classification_head"]),
+        top(TOKEN, "transformer", &["classifier"]),
+        top(ANSWER, "", &["qa_outputs"]),
+    ],
+    kept_by: &[("decoder", &[Head::None, LANGUAGE, SEQUENCE, ANSWER])],
+    computed: &["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"],
+    ties: &[
+        ("encoder.embed_tokens.weight", "shared.weight"),
+        ("decoder.embed_tokens.weight", "shared.weight"),
+        ("lm_head.weight", "shared.weight"),
+    ],
+    tied: Tied::Always,
+    ..BART
+};
+
+const WORDS: &str = "embeddings.word_embeddings.weight";
+
+const BERT: Row = Row {
+    model_types: "bert",
+    heads: &[
+        top(MASKED, "bert", &["cls.predictions"]),
+        top(SEQUENCE, "bert", &["classifier"]),
+        top(TOKEN, "bert", &["classifier"]),
+        top(ANSWER, "bert", &["qa_outputs"]),
+    ],
+    other_heads: &["cls"],
+    kept_by: &[("pooler", &[Head::None, SEQUENCE])],
+    computed: &["embeddings.position_ids", "embeddings.token_type_ids"],
+    ties: &[
+        ("cls.predictions.decoder.weight", WORDS),
+        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ],
+    tied: Tied::Default(true),
+    ..LLAMA
+};
+
+const ROBERTA: Row = Row {
+    model_types: "roberta xlm-roberta camembert",
+    heads: &[
+        top(MASKED, "roberta", &["lm_head"]),
+        top(SEQUENCE, "roberta", &["classifier.dense", "classifier.out_proj"]),
+        top(TOKEN, "roberta", &["classifier.weight", "classifier.bias"]),
+        top(ANSWER, "roberta", &["qa_outputs"]),
+    ],
+    other_heads: &["classifier"],
+    kept_by: &[("pooler", &[Head::None])],
+    ties: &[("lm_head.decoder.weight", WORDS), ("lm_head.decoder.bias", "lm_head.bias")],
+    ..BERT
+};
+
+const VIT: Row = Row {
+    model_types: "vit",
+    heads: &[top(IMAGE, "vit", &["classifier"])],
+    kept_by: &[("pooler", &[Head::None]), ("embeddings.mask_token", &[])],
+    computed: &[],
+    ties: &[],
+    tied: Tied::Default(false),
+    ..LLAMA
+};
+
+pub(super) static ROWS: [Row; 17] = [
+    LLAMA,
+    MISTRAL,
+    Row {
+        model_types: "gemma gemma2 gemma3_text cohere cohere2 starcoder2",
+        tied: Tied::Default(true),
+        ..MISTRAL
+    },
+    Row { model_types: "smollm3", tied: Tied::Default(true), ..LLAMA },
+    Row {
+        model_types: "opt",
+        ties: &[("lm_head.weight", "decoder.embed_tokens.weight")],
+        tied: Tied::Default(true),
+        ..MISTRAL
+    },
+    GPT2,
+    Row { model_types: "gptj codegen", tied: Tied::Default(false), ..GPT2 },
+    Row {
+        model_types: "bloom falcon",
+        ties: &[("lm_head.weight", "word_embeddings.weight")],
+        ..GPT2
+    },
+    Row {
+        model_types: "gpt_neox",
+        heads: &[
+            top(LANGUAGE, "gpt_neox", &["lm_head"]),
+            top(SEQUENCE, "gpt_neox", &["score"]),
+            top(TOKEN, "gpt_neox", &["classifier"]),
+            top(ANSWER, "gpt_neox", &["qa_outputs"]),
+        ],
+        ties: &[("lm_head.weight", "embed_in.weight")],
+        ..LLAMA
+    },
+    BART,
+    T5,
+    BERT,
+    ROBERTA,
+    Row {
+        model_types: "distilbert",
+        heads: &[
+            top(MASKED, "distilbert", &["vocab_transform", "vocab_layer_norm", "vocab_projector"]),
+            top(SEQUENCE, "distilbert", &["pre_classifier", "classifier"]),
+            top(TOKEN, "distilbert", &["classifier"]),
+            top(ANSWER, "distilbert", &["qa_outputs"]),
+        ],
+        other_heads: &[],
+        kept_by: &[],
+        ties: &[("vocab_projector.weight", WORDS)],
+        ..BERT
+    },
+    VIT,
+    Row {
+        model_types: "dinov2",
+        heads: &[top(IMAGE, "dinov2", &["classifier"])],
+        kept_by: &[],
+        ..VIT
+    },
+    // Both towers and the projections stand at the top.
+    Row {
+        model_types: "clip",
+        heads: &[],
+        kept_by: &[],
+        computed: &["embeddings.position_ids"],
+        ..VIT
+    },
+];
+
+impl Row {
+    pub(super) fn of(model_type: &str) -> Option<&'static Row> {
+        ROWS.iter().find(|row| row.model_types.split(' ').any(|known| known == model_type))
+    }
+
+    pub(super) fn top(&self, head: Head) -> Option<&'static Top> {
+        self.heads.iter().find(|top| top.head == head)
+    }
+
+    /// Whether a tensor is part of some head.
+    pub(super) fn is_of_a_head(&self, name: &str) -> bool {
+        let modules = self.heads.iter().flat_map(|top| top.modules).chain(self.other_heads);
+        modules.into_iter().any(|module| is_part_of(name, module))
+    }
+
+    pub(super) fn is_computed(&self, name: &str) -> bool {
+        self.computed.iter().any(|end| name.ends_with(end))
+    }
+}
+
+/// Whether a name is that of a module or tensor, or of one in it.
+pub(super) fn is_part_of(name: &str, module: &str) -> bool {
+    name.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// The rest of `name` below a module.
+pub(super) fn below<'a>(name: &'a str, module: &str) -> Option<&'a str> {
+    name.strip_prefix(module)?.strip_prefix('.')
+}
