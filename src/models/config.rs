@@ -117,8 +117,8 @@ pub struct Declared {
 }
 
 impl Declared {
-    /// Checks what no model implements. `model_types` and `known` heads are those of the model; a file without
-    /// `architectures` has the head `default`.
+    /// Checks what no model implements. `model_types` and `known` heads are those of the model. A file without
+    /// `architectures` has the head `default`, one without `model_type` is taken for the only one.
     ///
     /// # Errors
     /// `Unsupported` for another `model_type` or head, or a checkpoint that is quantised or pruned; `InvalidConfig` for
@@ -129,7 +129,10 @@ impl Declared {
         known: &'static [Head],
         default: Head,
     ) -> Result<Self> {
-        let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        let model_type = match (config.get("model_type").and_then(Value::as_str), model_types) {
+            (None, [only]) => only,
+            (given, _) => given.unwrap_or_default(),
+        };
         if !model_types.contains(&model_type) {
             return unsupported(format!(
                 "model_type is '{model_type}', expected one of {}",
@@ -146,7 +149,7 @@ impl Declared {
         let head = match class {
             None => default,
             Some(class) => match Head::of_class(class) {
-                head if known.contains(&head) => head,
+                head if known.contains(&head) && !class.ends_with("Backbone") => head,
                 _ => {
                     let endings: Vec<&str> = known.iter().map(|head| head.ending()).collect();
                     return unsupported(format!(
@@ -157,12 +160,24 @@ impl Declared {
                 }
             },
         };
-        let fields = config.as_object().cloned().unwrap_or_default();
+        let mut fields = config.as_object().cloned().unwrap_or_default();
+        fields.entry("model_type").or_insert_with(|| model_type.into());
         let labels = if head.has_labels() { labels(config)? } else { Vec::new() };
         Ok(Declared { fields, known, head, labels })
     }
 
-    fn model_type(&self) -> &str {
+    /// The head.
+    pub fn head(&self) -> Head {
+        self.head
+    }
+
+    /// The labels' names, in the order of the logits.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    /// The `model_type`.
+    pub fn model_type(&self) -> &str {
         self.fields.get("model_type").and_then(Value::as_str).unwrap_or_default()
     }
 
@@ -176,7 +191,11 @@ impl Declared {
         }
         if head != self.head {
             let config = with_class_of(&Value::Object(self.fields.clone()), head);
-            self.labels = if head.has_labels() { labels(&config)? } else { Vec::new() };
+            self.labels = match (head.has_labels(), self.head.has_labels()) {
+                (true, true) => std::mem::take(&mut self.labels),
+                (true, false) => labels(&config)?,
+                (false, _) => Vec::new(),
+            };
             self.fields = config.as_object().cloned().unwrap_or_default();
             self.head = head;
         }

@@ -2,6 +2,7 @@
 
 use std::path::Path as FilePath;
 
+use serde_json::Value;
 use tch::nn::{Path, VarStore};
 use tch::{Device, Kind, Tensor};
 
@@ -20,8 +21,9 @@ use crate::pretrained::{Head, ModelFiles};
 /// let device = ln_tuning::device::best_device();
 /// let (vs, model) = Encoder::from_pretrained("all-MiniLM-L6-v2", device, None)?;
 ///
+/// let load = Load::on(device).head(Head::TokenClassification).labels(["name", "place", "other"]);
 /// let files = ModelFiles::open("bert-base-uncased")?.with_progress(|done, total| println!("{done}/{total}"));
-/// let (vs, model) = Encoder::from_files(files, &Load::on(device).labels(["ham", "spam"]))?;
+/// let (vs, model) = Encoder::from_files(files, &load)?;
 /// # Ok::<(), ln_tuning::Error>(())
 /// ```
 #[doc(alias = "PreTrainedModel")]
@@ -104,11 +106,19 @@ pub trait Model: Sized {
         device: Device,
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
-        Self::from_files(ModelFiles::open(dir)?, &Load::on(device).kind(kind))
+        Self::from_pretrained_with(dir, &Load::on(device).kind(kind))
     }
 
-    /// [`from_pretrained`](Self::from_pretrained) from files that are open already, for
-    /// [`with_progress`](ModelFiles::with_progress), with a head or labels of your choice.
+    /// [`from_pretrained`](Self::from_pretrained) with a head or labels of your choice.
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained).
+    fn from_pretrained_with(dir: impl AsRef<FilePath>, load: &Load) -> Result<(VarStore, Self)> {
+        Self::from_files(ModelFiles::open(dir)?, load)
+    }
+
+    /// [`from_pretrained_with`](Self::from_pretrained_with) from files that are open already, for
+    /// [`with_progress`](ModelFiles::with_progress).
     ///
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
@@ -118,7 +128,7 @@ pub trait Model: Sized {
             Some(head) => Self::Config::from_value(&with_class_of(files.config(), head))?,
             None => Self::Config::from_value(files.config())?,
         };
-        if load.head.is_none() && files.config().get("architectures").is_none() {
+        if load.head.is_none() && files.config().get("architectures").is_none_or(Value::is_null) {
             // The tensors tell, if they tell something that the model knows.
             config = config.clone().with_head(files.head()).unwrap_or(config);
         }

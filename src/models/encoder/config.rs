@@ -51,6 +51,15 @@ impl ModelConfig for EncoderConfig {
         let declared = Declared::read(config, &Self::model_types(), HEADS, Head::None)?;
         let is_read = |family: &&Family| family.model_type == config["model_type"];
         let family = FAMILIES.iter().find(is_read).unwrap_or(&FAMILIES[0]);
+        let class = config.get("architectures").and_then(|classes| classes.get(0)?.as_str());
+        let ending = declared.head().ending();
+        if class.is_some_and(|class| class != ending && !class.starts_with(family.class)) {
+            return unsupported(format!(
+                "'architectures' begins with '{}', expected {}{ending}",
+                class.unwrap_or_default(),
+                family.class
+            ));
+        }
         refuse_what_is_not_implemented(config)?;
         let keys = family.keys;
         let activation =

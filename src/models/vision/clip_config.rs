@@ -146,7 +146,8 @@ fn tower(config: &Value, key: &str) -> Result<Value> {
         Some(Value::Object(fields)) => fields.clone(),
         Some(_) => return invalid(format!("'{key}' is not a mapping")),
     };
-    fields.insert("model_type".into(), format!("clip_{}_model", &key[..key.len() - 7]).into());
+    // Older files name the whole model here.
+    fields.remove("model_type");
     fields.remove("architectures");
     Ok(Value::Object(fields))
 }

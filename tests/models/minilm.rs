@@ -1,11 +1,10 @@
 //! A real pretrained model: sentence embeddings of all-MiniLM-L6-v2 are those of transformers, tuned ones those of PEFT.
 
-mod common;
-
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use ln_tuning::models::Encoder;
+use crate::common;
+use ln_tuning::models::{Encoder, Inputs, Model};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{AdamW, AdapterOptions, LnTuningConfig, LnTuningModel};
 use tch::{no_grad, Device, Kind, Tensor};
@@ -36,7 +35,7 @@ fn tokens(tokenizer: &Tokenizer) -> (Tensor, Tensor) {
 
 /// The mean over the tokens, of length 1.
 fn embeddings(model: &Encoder, ids: &Tensor, mask: &Tensor) -> Tensor {
-    let hidden = model.hidden_states(ids, Some(mask), None, false).unwrap();
+    let hidden = model.hidden_states(Inputs::new(ids).attention_mask(mask)).unwrap();
     let shown = mask.unsqueeze(-1).to_kind(Kind::Float);
     let sum = (hidden * &shown).sum_dim_intlist([1_i64].as_slice(), false, Kind::Float);
     let mean = sum / shown.sum_dim_intlist([1_i64].as_slice(), false, Kind::Float);

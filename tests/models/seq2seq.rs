@@ -1,11 +1,10 @@
 //! Encoder-decoders compute what transformers computes, forwards, backwards and token by token.
 
-mod common;
-
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use ln_tuning::models::{GenerateOptions, Seq2Seq, Seq2SeqConfig};
+use crate::common;
+use ln_tuning::models::{GenerateOptions, Inputs, Model, ModelConfig, Seq2Seq, Seq2SeqConfig};
 use ln_tuning::{AdamW, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel};
 use serde_json::{json, Value};
 use tch::{nn::VarStore, Device, Kind, Tensor};
@@ -62,7 +61,14 @@ fn logits_and_gradients(case: &Path, reference: &HashMap<String, Tensor>) {
         let of = |what: &str| &reference[&format!("{side}.{what}")];
         let given = |what: &str| (side != "none").then(|| of(what));
         let masks = (given("mask"), given("decoder_mask"));
-        let logits = model.logits(ids, masks.0, &shifted, masks.1, false).unwrap();
+        let logits = model
+            .logits(
+                Inputs::new(ids)
+                    .attention_mask(masks.0)
+                    .decoder_ids(&shifted)
+                    .decoder_attention_mask(masks.1),
+            )
+            .unwrap();
         // Padding's own rows are nobody's business.
         let shown = of("decoder_mask").unsqueeze(-1).to_kind(Kind::Float);
         let expected = of("logits") * &shown;
@@ -97,21 +103,29 @@ fn tokens(case: &Path, reference: &HashMap<String, Tensor>) {
         options["eos_token_id"] = if run == "free" { json!(ends[0]) } else { json!(ends) };
         std::fs::write(&path, options.to_string()).unwrap();
         let (_, model) = open(case);
-        let ours = model.generate(ids, Some(mask), &new_tokens(32), |_| true).unwrap();
+        let ours = model
+            .generate(Inputs::new(ids).attention_mask(mask), &new_tokens(32), |_| true)
+            .unwrap();
         let expected = &reference[run];
         assert_eq!(&ours, expected, "{case:?} {run}");
         // The cache makes no difference to what the whole sequence says.
         let start = model.shift_right(&expected.narrow(1, 0, 32.min(expected.size()[1]))).unwrap();
-        let whole = model.logits(ids, Some(mask), &start, None, false).unwrap();
+        let whole =
+            model.logits(Inputs::new(ids).attention_mask(mask).decoder_ids(&start)).unwrap();
         let first = whole.select(1, 1).argmax(-1, false);
         assert_eq!(first, expected.select(1, 1), "{case:?} {run}");
     }
     let (_, model) = open(case);
-    let none = model.generate(ids, Some(mask), &new_tokens(0), |_| true).unwrap_err();
+    let none = model
+        .generate(Inputs::new(ids).attention_mask(mask), &new_tokens(0), |_| true)
+        .unwrap_err();
     assert_eq!(none.kind(), ErrorKind::InvalidArgument);
     options["no_repeat_ngram_size"] = json!(3);
     std::fs::write(&path, options.to_string()).unwrap();
-    let error = open(case).1.generate(ids, Some(mask), &new_tokens(4), |_| true).unwrap_err();
+    let error = open(case)
+        .1
+        .generate(Inputs::new(ids).attention_mask(mask), &new_tokens(4), |_| true)
+        .unwrap_err();
     assert!(
         error.kind() == ErrorKind::Unsupported && error.to_string().contains("ngram"),
         "{error}"
@@ -142,7 +156,8 @@ fn tune(case: &Path, reference: &HashMap<String, Tensor>) {
     let labels = &reference["labels"];
     let shifted = model.shift_right(labels).unwrap();
     let loss = || {
-        let logits = model.logits(&reference["input_ids"], None, &shifted, None, false).unwrap();
+        let logits =
+            model.logits(Inputs::new(&reference["input_ids"]).decoder_ids(&shifted)).unwrap();
         let logits = logits.to_kind(Kind::Float).view([-1, VOCABULARY]);
         logits.cross_entropy_loss::<Tensor>(
             &labels.reshape([-1]),
@@ -176,7 +191,8 @@ fn dropout(case: &Path) {
         changes.iter().for_each(|(key, value)| changed[*key] = value.clone());
         std::fs::write(&path, changed.to_string()).unwrap();
         let (_, model) = open(case);
-        let logits = |train| model.logits(&ids, None, &ids, None, train).unwrap();
+        let logits =
+            |train| model.logits(Inputs::new(&ids).decoder_ids(&ids).train(train)).unwrap();
         assert_eq!(difference(&logits(false), &logits(false)), 0.);
         difference(&logits(false), &logits(true)) > 1e-3
     };
@@ -202,8 +218,8 @@ fn half_precision(case: &Path) {
         let kind = if name.ends_with("wo.weight") { Kind::Float } else { Kind::Half };
         assert_eq!(tensor.kind(), kind, "{name}");
     }
-    let logits = half.logits(&ids, None, &ids, None, false).unwrap().to_kind(Kind::Float);
-    let expected = open(case).1.logits(&ids, None, &ids, None, false).unwrap();
+    let logits = half.logits(Inputs::new(&ids).decoder_ids(&ids)).unwrap().to_kind(Kind::Float);
+    let expected = open(case).1.logits(Inputs::new(&ids).decoder_ids(&ids)).unwrap();
     let scale = expected.abs().max().double_value(&[]);
     assert!(difference(&logits, &expected) < 0.02 * scale);
 }
@@ -279,17 +295,23 @@ fn refusals(dir: &Path) {
         (&ids, None, &long, ErrorKind::InvalidArgument),
         (&(&ids + VOCABULARY), None, &ids, ErrorKind::Torch),
     ] {
-        assert_eq!(model.logits(ids, mask, decoder_ids, None, false).unwrap_err().kind(), kind);
+        assert_eq!(
+            model
+                .logits(Inputs::new(ids).attention_mask(mask).decoder_ids(decoder_ids))
+                .unwrap_err()
+                .kind(),
+            kind
+        );
     }
     assert_eq!(model.shift_right(&ids.get(0)).unwrap_err().kind(), ErrorKind::ShapeMismatch);
     // The test before set an option of generation that is refused.
     std::fs::remove_file(dir.join("bart/generation_config.json")).unwrap();
     let (_, model) = open(&dir.join("bart"));
     assert_eq!(
-        model.generate(&ids, None, &new_tokens(41), |_| true).unwrap_err().kind(),
+        model.generate(&ids, &new_tokens(41), |_| true).unwrap_err().kind(),
         ErrorKind::InvalidArgument
     );
-    let forced = model.generate(&ids, None, &new_tokens(5), |_| true).unwrap();
+    let forced = model.generate(&ids, &new_tokens(5), |_| true).unwrap();
     assert_eq!(forced.select(1, -1), Tensor::from_slice(&[2i64, 2]), "config.json forces the end");
 }
 
@@ -308,13 +330,13 @@ fn a_model_can_be_made_without_a_checkpoint() {
         let model = Seq2Seq::new(&vs.root(), &config).unwrap();
         assert_eq!(vs.len(), variables);
         let ids = Tensor::arange(6, (Kind::Int64, Device::Cpu)).view([2, 3]);
-        let logits = |model: &Seq2Seq| model.logits(&ids, None, &ids, None, false).unwrap();
+        let logits = |model: &Seq2Seq| model.logits(Inputs::new(&ids).decoder_ids(&ids)).unwrap();
         assert_eq!(logits(&model).size(), [2, 3, 20]);
         // A second model on the same variables is the same model.
         let again = Seq2Seq::new(&vs.root(), &config).unwrap();
         assert_eq!(vs.len(), variables);
         assert_eq!(difference(&logits(&again), &logits(&model)), 0.);
-        let generated = model.generate(&ids, None, &new_tokens(3), |_| true);
+        let generated = model.generate(&ids, &new_tokens(3), |_| true);
         match config.model_type() {
             "t5" => assert_eq!(generated.unwrap_err().kind(), ErrorKind::InvalidConfig),
             _ => assert_eq!(generated.unwrap().size()[0], 2),

@@ -1,11 +1,12 @@
 //! DINOv2 and CLIP compute what transformers computes, forwards and backwards.
 
-mod common;
-
 use std::collections::HashMap;
 use std::path::Path;
 
-use ln_tuning::models::{AnyModel, Clip, ClipConfig, Dinov2, Dinov2Config};
+use crate::common;
+use ln_tuning::models::{
+    AnyModel, Clip, ClipConfig, Dinov2, Dinov2Config, Inputs, Model, ModelConfig,
+};
 use ln_tuning::{AdamW, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel, Norms};
 use serde_json::{json, Value};
 use tch::nn::VarStore;
@@ -44,14 +45,14 @@ fn dinov2(case: &Path, reference: &Tensors) {
         let (vs, model) = Dinov2::from_pretrained(case, Device::Cpu, None).unwrap();
         let images = &reference[&format!("{size}.images")];
         let output = match model.config().labels() {
-            Some(labels) => {
+            labels @ [_, ..] => {
                 assert_eq!(labels.len(), 5);
-                model.logits(images, false).unwrap()
+                model.logits(images).unwrap()
             }
-            None => {
-                let error = model.logits(images, false).unwrap_err();
+            [] => {
+                let error = model.logits(images).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::InvalidState);
-                model.hidden_states(images, false).unwrap()
+                model.hidden_states(images).unwrap()
             }
         };
         close(&format!("{case:?} {size}"), &output, &reference[&format!("{size}.output")]);
@@ -59,7 +60,7 @@ fn dinov2(case: &Path, reference: &Tensors) {
         gradients(&vs, reference, size);
         for shape in [[3, 3, 16, 15], [3, 1, 16, 16], [3, 3, 0, 16]] {
             let images = Tensor::zeros(shape, (Kind::Float, Device::Cpu));
-            let error = model.hidden_states(&images, false).unwrap_err();
+            let error = model.hidden_states(&images).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ShapeMismatch);
         }
     }
@@ -72,13 +73,13 @@ fn clip(case: &Path, reference: &Tensors) {
         let of = |what: &str| &reference[&format!("{side}.{what}")];
         let (ids, mask) = (of("ids"), of("mask"));
         let given = (side != "none").then_some(mask);
-        let hidden = model.text_hidden_states(ids, given, false).unwrap();
+        let hidden = model.hidden_states(Inputs::new(ids).attention_mask(given)).unwrap();
         let shown = mask.unsqueeze(-1).to_kind(Kind::Float);
         close(&format!("{case:?} {side} texts"), &(hidden * shown), of("text_hidden"));
-        let hidden = model.image_hidden_states(images, false).unwrap();
+        let hidden = model.hidden_states(images).unwrap();
         close(&format!("{case:?} images"), &hidden, of("image_hidden"));
-        let texts = model.text_features(ids, given, false).unwrap();
-        let features = model.image_features(images, false).unwrap();
+        let texts = model.text_features(Inputs::new(ids).attention_mask(given)).unwrap();
+        let features = model.image_features(images).unwrap();
         let logits = model.logits_per_image(&features, &texts).unwrap();
         assert_eq!(logits.size(), [3, 4]);
         close(&format!("{case:?} {side} logits"), &logits, of("logits"));
@@ -90,10 +91,11 @@ fn clip(case: &Path, reference: &Tensors) {
             (ids.repeat([1, 2]), None),
             (ids.shallow_clone(), Some(ids.get(0))),
         ] {
-            let error = model.text_hidden_states(&ids, mask.as_ref(), false).unwrap_err();
+            let error =
+                model.hidden_states(Inputs::new(&ids).attention_mask(mask.as_ref())).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ShapeMismatch);
         }
-        let error = model.image_features(&images.narrow(2, 0, 12), false).unwrap_err();
+        let error = model.image_features(&images.narrow(2, 0, 12)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ShapeMismatch);
     }
     // Either tower can be tuned by itself.
@@ -123,8 +125,8 @@ fn tune_clip(case: &Path, reference: &Tensors) {
     let (ids, images) = (reference["none.ids"].narrow(0, 0, 3), &reference["images"]);
     let images = images.to_kind(Kind::BFloat16);
     let loss = || {
-        let texts = model.text_features(&ids, None, true).unwrap();
-        let images = model.image_features(&images, true).unwrap();
+        let texts = model.text_features(Inputs::new(&ids).train(true)).unwrap();
+        let images = model.image_features(Inputs::images(&images).train(true)).unwrap();
         let logits = model.logits_per_image(&images, &texts).unwrap().to_kind(Kind::Float);
         logits.cross_entropy_for_logits(&Tensor::from_slice(&[1i64, 2, 0]))
     };
@@ -146,8 +148,11 @@ fn clip_dropout(case: &Path, reference: &Tensors) {
         config[format!("{tower}_config")]["attention_dropout"] = json!(0.5);
         std::fs::write(&path, config.to_string()).unwrap();
         let (_, model) = Clip::from_pretrained(case, Device::Cpu, None).unwrap();
-        let texts = |train| model.text_features(&reference["none.ids"], None, train).unwrap();
-        let images = |train| model.image_features(&reference["images"], train).unwrap();
+        let texts =
+            |train| model.text_features(Inputs::new(&reference["none.ids"]).train(train)).unwrap();
+        let images = |train| {
+            model.image_features(Inputs::images(&reference["images"]).train(train)).unwrap()
+        };
         let off =
             [difference(&texts(true), &texts(false)), difference(&images(true), &images(false))];
         assert_eq!(off.map(|off| off > 1e-3), [tower == "text", tower == "vision"], "{off:?}");

@@ -1,13 +1,11 @@
 //! The quickstart does what the README says, and Python reads what it wrote.
 
-mod common;
-mod nets;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use ln_tuning::models::ViTForImageClassification;
+use crate::{common, nets};
+use ln_tuning::models::{Model, ViTForImageClassification};
 use ln_tuning::LnTuningModel;
 use serde_json::Value;
 use tch::{nn::VarStore, no_grad, Device, Kind, Tensor};
@@ -46,7 +44,7 @@ fn load(dir: &Path) -> (VarStore, ViTForImageClassification) {
 }
 
 fn logits(model: &ViTForImageClassification, images: &Tensor) -> Tensor {
-    no_grad(|| model.logits(images, false)).unwrap()
+    no_grad(|| model.logits(images)).unwrap()
 }
 
 #[test]
