@@ -133,8 +133,8 @@ fn is_tied(row: &Row, config: &Value) -> bool {
 /// The head whose tensors are there; if there are only those of the base model, its prefix tells.
 fn shown_by(row: &Row, names: &[&str]) -> Head {
     let has = |module: &&str| names.iter().any(|name| is_part_of(name, module));
-    let whole = row.heads.iter().find(|top| top.modules.iter().all(|module| has(module)));
-    let part = || row.heads.iter().find(|top| top.modules.iter().any(|module| has(module)));
+    let whole = row.heads.iter().find(|top| top.modules.iter().all(&has));
+    let part = || row.heads.iter().find(|top| top.modules.iter().any(&has));
     if let Some(top) = whole.or_else(part) {
         return top.head;
     }
