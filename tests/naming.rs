@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use ln_tuning::pretrained::{Head, ModelFiles};
-use ln_tuning::{merge, ErrorKind, LnTuningConfig, LnTuningModel};
+use ln_tuning::{merge, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel, Norms};
 use serde::Deserialize;
 use tch::{Device, Tensor};
 
@@ -23,8 +23,6 @@ struct Row {
     head: String,
     /// The modules that PEFT tunes.
     modules: BTreeSet<String>,
-    /// Whether PEFT's table has the model type.
-    known: bool,
 }
 
 const HEADS: [Head; 8] = [
@@ -93,13 +91,31 @@ fn one_class(case: &Path, base: &Path, said: Head, row: &Row) {
         assert_eq!(out.left_out(), files.left_out(), "{label}");
     }
 
-    // Without `target_modules`, what PEFT takes on the same directory.
-    if row.known {
+    // Without `target_modules`, what PEFT takes on the same directory; all norms, if its table lacks the model type.
+    let vs = files.var_store(Device::Cpu, None, |_| true).unwrap();
+    let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
+    assert_eq!(row.modules, modules(&tuned), "{label}");
+}
+
+fn modules(tuned: &LnTuningModel) -> BTreeSet<String> {
+    tuned.layer_status().into_iter().map(|layer| layer.name).collect()
+}
+
+/// Options win over the model type of the directory.
+fn options_win(base: &Path) {
+    let files = ModelFiles::open(base).unwrap();
+    let count = |options: AdapterOptions| {
         let vs = files.var_store(Device::Cpu, None, |_| true).unwrap();
-        let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
-        let modules = tuned.layer_status().into_iter().map(|layer| layer.name).collect();
-        assert_eq!(row.modules, modules, "{label}");
-    }
+        let config = LnTuningConfig::default();
+        let tuned = LnTuningModel::with_options(&vs, config, "default", &options).unwrap();
+        modules(&tuned).len()
+    };
+    let options = AdapterOptions::default;
+    // Two layers with four norms each, one of which PEFT takes, and the last norm.
+    assert_eq!(count(options()), 2);
+    assert_eq!(count(options().norms(Norms::All)), 9);
+    assert_eq!(count(options().model_type("llama")), 5);
+    assert_eq!(count(options().model_type("mine")), 9);
 }
 
 #[test]
@@ -133,6 +149,8 @@ fn names_are_those_of_the_live_model_whatever_the_class() {
     let checked = common::run_python("naming.py", &["check", root]);
     assert_eq!(checked.trim().parse::<usize>().unwrap(), cases.len());
 
+    options_win(&dir.path().join("qwen3_lm/base"));
+
     // Nothing is lost silently.
     let files = |case: &str| ModelFiles::open(dir.path().join(case).join("base")).unwrap();
     assert_eq!(files("tied_two_heads").left_out(), ["lm_head.weight"]);
@@ -142,4 +160,34 @@ fn names_are_those_of_the_live_model_whatever_the_class() {
     let error = files("llama_lm").with_head(Head::MaskedLm).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("'llama' has no head MaskedLm, expected one of [None, "));
+}
+
+#[derive(Deserialize)]
+struct Named {
+    said: String,
+    loaded: BTreeMap<String, BTreeSet<String>>,
+}
+
+#[test]
+fn model_types_of_the_table_have_the_prefixes_and_heads_of_transformers() {
+    let dir = tempfile::tempdir().unwrap();
+    common::run_python("naming.py", &["names", dir.path().to_str().unwrap()]);
+    let mut classes = 0;
+    for case in std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()) {
+        let text = std::fs::read_to_string(case.join("names.json")).unwrap();
+        let named: Named = serde_json::from_str(&text).unwrap();
+        let base = case.join("base");
+        assert_eq!(ModelFiles::open(&base).unwrap().head(), head(&named.said), "{case:?}");
+        for (other, theirs) in named.loaded {
+            let ours = names(&open(&base, head(&other)));
+            let missing: Vec<_> = theirs.difference(&ours).collect();
+            let surplus: Vec<_> = ours.difference(&theirs).collect();
+            assert!(
+                ours == theirs,
+                "{case:?} as {other}: missing {missing:?}, surplus {surplus:?}"
+            );
+            classes += 1;
+        }
+    }
+    assert!(classes > 200, "{classes} classes");
 }

@@ -1,6 +1,7 @@
 """The Python half of tests/naming.rs.
 
-`make DIR` writes tiny checkpoints of transformers, as they are saved and as older or other software leaves them. For each
+`names DIR` writes, for further model types of our table, a file with the names of each class, and what transformers makes
+of these names in each other class. `make DIR` writes tiny checkpoints of transformers, as they are saved and as older or other software leaves them. For each
 class that loads one, `DIR/<case>/<head>` holds the variables of the live model, an adapter that PEFT trained on it, and
 what PEFT's merge makes of both. `check DIR` loads the directories that the Rust half merged into the class of
 `architectures`.
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from architectures import NEEDED, shrink
 from peft import LNTuningConfig, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING as TABLE
 from safetensors.torch import load_file, save_file
@@ -69,10 +71,9 @@ DECODER = [BASE, LM, SEQUENCE, TOKEN]
 
 
 def class_of(model_type, head):
-    auto = AUTO[head]
-    if head == LM and model_type in ("bart", "t5", "mt5"):
-        auto = "AutoModelForSeq2SeqLM"
-    return getattr(transformers, auto)._model_mapping[type(CONFIG_MAPPING[model_type]())]
+    config = CONFIG_MAPPING[model_type]()
+    seq2seq = head == LM and getattr(config, "is_encoder_decoder", False)
+    return getattr(transformers, "AutoModelForSeq2SeqLM" if seq2seq else AUTO[head])._model_mapping[type(config)]
 
 
 def bare(tensors):
@@ -202,7 +203,7 @@ def live(base, model_type, head, folder):
     tuned.save_pretrained(folder / "adapter")
     merged = tuned.merge_and_unload()
     save_file(variables(merged, missing), folder / "merged.safetensors")
-    return dict(head=head, modules=modules, known=known)
+    return dict(head=head, modules=modules)
 
 
 def norms(model, missing):
@@ -231,6 +232,43 @@ def make(root):
         (root / name / "described.json").write_text(json.dumps(described))
 
 
+# Model types that differ from one above in names at most.
+ALIKE = {
+    "ministral nemotron exaone4 qwen3_moe": DECODER,
+    "mixtral qwen2_moe phi3 stablelm glm glm4 starcoder2 gemma2": DECODER,
+    "granite granitemoe cohere cohere2 codegen": [BASE, LM],
+    "olmo olmo2 olmo3 gemma3_text": [BASE, LM, SEQUENCE],
+    "gpt_neo gpt_bigcode mpt": DECODER,
+    "mbart umt5": [BASE, LM, SEQUENCE],
+    "camembert": TEXT,
+}
+
+
+def in_class(names, model):
+    """transformers adds or removes the prefix of the base model where that gives a name of the class."""
+    own, prefix = model.state_dict().keys(), model.base_model_prefix
+    candidates = ((name.removeprefix(f"{prefix}."), f"{prefix}.{name}", name) for name in names)
+    found = {next((name for name in names if name in own), None) for names in candidates}
+    return sorted(found - {None} - set(model.all_tied_weights_keys))
+
+
+def names(root):
+    for types, heads in ALIKE.items():
+        for model_type in types.split():
+            config = shrink(CONFIG_MAPPING[model_type](**NEEDED.get(model_type, {})))
+            with torch.device("meta"):
+                models = {head: class_of(model_type, head)(config) for head in heads}
+            for head, model in models.items():
+                base = root / f"{model_type}_{head}" / "base"
+                model.config.architectures = [type(model).__name__]
+                model.config.save_pretrained(base)
+                own = {key: tensor for key, tensor in model.state_dict().items() if key not in model.all_tied_weights_keys}
+                file = {key: torch.zeros([1] * tensor.ndim, dtype=tensor.dtype) for key, tensor in own.items()}
+                save_file(file, base / "model.safetensors", metadata={"format": "pt"})
+                loaded = {other: in_class(own, models[other]) for other in heads}
+                (base.parent / "names.json").write_text(json.dumps(dict(said=head, loaded=loaded)))
+
+
 def check(root):
     for name, (model_type, _, saved, said, _, _) in CASES.items():
         said = said or saved
@@ -244,4 +282,4 @@ def check(root):
 
 
 if __name__ == "__main__":
-    {"make": make, "check": check}[sys.argv[1]](Path(sys.argv[2]))
+    {"make": make, "names": names, "check": check}[sys.argv[1]](Path(sys.argv[2]))

@@ -216,6 +216,7 @@ mod tests {
             ("llama", &["model.norm.weight"][..], Head::LanguageModel),
             ("llama", &["norm.weight"], Head::None),
             ("llama", &["model.norm.weight", "score.weight"], Head::SequenceClassification),
+            ("llama", &["score.bias", "score.weight"], Head::TokenClassification),
             ("bert", &["bert.encoder.layer.0.output.dense.bias"], Head::Other),
             ("bert", &["bert.pooler.dense.bias", "cls.predictions.bias"], Head::MaskedLm),
             (
