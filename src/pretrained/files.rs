@@ -69,7 +69,7 @@ impl ModelFiles {
     /// # Errors
     /// `MissingFile` for a file that must be there, shards of the index included; `Unsupported` where there is only a
     /// pickle (`pytorch_model.bin`); `InvalidConfig` for bad JSON; `CorruptFile` for a file that was cut off, or an
-    /// index that disagrees with the shards.
+    /// index that disagrees with the shards; `DuplicateKey` if two tensors have one name in memory.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let config = json(&dir.join("config.json"))?;
@@ -163,7 +163,7 @@ impl ModelFiles {
             Some(pair) => Err(Error::new(
                 ErrorKind::DuplicateKey,
                 format!(
-                    "two tensors in '{}' are both '{}' in memory: '{}' and '{}'",
+                    "two tensors in '{}' are both '{}' in memory, '{}' and '{}': remove one of them",
                     self.dir.display(),
                     pair[0].name,
                     pair[0].stored.key,

@@ -139,8 +139,8 @@ fn is_tied(row: &Row, config: &Value) -> bool {
 /// The head whose tensors are there; if there are only those of the base model, its prefix tells.
 fn shown_by(row: &Row, names: &[&str]) -> Head {
     let has = |module: &&str| names.iter().any(|name| is_part_of(name, module));
-    let whole = row.heads.iter().find(|top| top.modules.iter().all(|module| has(module)));
-    let part = || row.heads.iter().find(|top| top.modules.iter().any(|module| has(module)));
+    let whole = row.heads.iter().find(|top| top.modules.iter().all(&has));
+    let part = || row.heads.iter().find(|top| top.modules.iter().any(&has));
     if let Some(top) = whole.or_else(part) {
         return top.head;
     }
@@ -222,6 +222,7 @@ mod tests {
             ("llama", &["model.norm.weight"][..], Head::LanguageModel),
             ("llama", &["norm.weight"], Head::None),
             ("llama", &["model.norm.weight", "score.weight"], Head::SequenceClassification),
+            ("llama", &["score.bias", "score.weight"], Head::TokenClassification),
             ("bert", &["bert.encoder.layer.0.output.dense.bias"], Head::Other),
             ("bert", &["bert.pooler.dense.bias", "cls.predictions.bias"], Head::MaskedLm),
             (

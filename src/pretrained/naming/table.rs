@@ -7,7 +7,7 @@ use super::head::Head;
 pub(super) struct Row {
     /// Separated by blanks.
     pub(super) model_types: &'static str,
-    /// The heads. The first is the usual one.
+    /// The heads: the usual one first, and one with more tensors before those with some of them.
     pub(super) heads: &'static [Top],
     /// Modules of further heads, which stand beside the base model.
     pub(super) other_heads: &'static [&'static str],
@@ -67,8 +67,8 @@ const LLAMA: Row = Row {
     model_types: "llama ministral nemotron exaone4 qwen2 qwen3 qwen3_moe",
     heads: &[
         top(LANGUAGE, "model", &["lm_head"]),
-        top(SEQUENCE, "model", &["score"]),
-        top(TOKEN, "model", &["score"]),
+        top(TOKEN, "model", &["score.weight", "score.bias"]),
+        top(SEQUENCE, "model", &["score.weight"]),
         top(ANSWER, "transformer", &["qa_outputs"]),
     ],
     other_heads: &[],
@@ -84,8 +84,8 @@ const MISTRAL: Row = Row {
         "mistral mixtral qwen2_moe granite granitemoe olmo olmo2 olmo3 phi phi3 stablelm glm glm4",
     heads: &[
         top(LANGUAGE, "model", &["lm_head"]),
-        top(SEQUENCE, "model", &["score"]),
-        top(TOKEN, "model", &["score"]),
+        top(TOKEN, "model", &["score.weight", "score.bias"]),
+        top(SEQUENCE, "model", &["score.weight"]),
         top(ANSWER, "model", &["qa_outputs"]),
     ],
     ..LLAMA
