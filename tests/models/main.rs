@@ -11,6 +11,7 @@ mod encoders;
 mod generation;
 mod loading;
 mod minilm;
+mod naming;
 mod seq2seq;
 mod vision;
 mod vit;

@@ -1,10 +1,9 @@
 //! Names of a directory's tensors: those that the live Python model has, for models, adapters, merging and `plan` alike.
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use crate::common;
 use ln_tuning::pretrained::{Head, ModelFiles};
 use ln_tuning::{merge, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel, Norms};
 use serde::Deserialize;
