@@ -49,7 +49,6 @@ ARGS_inspect := $(RUN)/adapter --base $(RUN)/base --heatmap $(RUN)/heatmap.svg
 ARGS_verify := --help
 ARGS_finetune_lm := --help
 ARGS_finetune_classifier := --help
-ARGS_generate := --help
 ARGS_plan := --model $(RUN)/base
 ARGS_merge := --base $(RUN)/base --adapter $(RUN)/adapter --out $(RUN)/merged
 EXAMPLES := $(patsubst examples/%/main.rs,%,$(wildcard examples/*/main.rs)) \
@@ -68,7 +67,7 @@ endef
 doc: ## The documentation, with warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
-# Both write what the README shows: target/bf16/bf16.svg, and the metrics in target/minilm.
+# Both write what BENCHMARKS.md shows: target/bf16/bf16.svg, and the metrics in target/minilm.
 bf16-vs-peft: setup-tests ## A bf16 language model tuned here and by PEFT, side by side
 	$(CARGO) build --locked --release --example finetune_lm
 	$(TEST_PYTHON) examples/finetune_lm/bf16_vs_peft.py --out target/bf16 \
