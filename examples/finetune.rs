@@ -63,7 +63,7 @@ fn main() -> Result<()> {
             let loss = model.loss(Inputs::new(&ids).train(true), &labels, &cross_entropy)?;
             opt.backward_step_clip_norm(&loss, 1.)?;
             bar.inc(1);
-            if bar.position() % 10 == 0 {
+            if bar.position().is_multiple_of(10) {
                 // Reading the loss waits for the device: now and then is enough.
                 bar.set_message(format!("loss {:.3}", loss.double_value(&[])));
             }
