@@ -28,7 +28,7 @@ quickstart: setup ## Build and run the quickstart: real digits, a real ViT, resu
 	$(CARGO) run --locked --release --example quickstart -- $(ARGS)
 
 # One profile (dev) serves all of it: the C++ of torch-sys takes minutes to compile and would be compiled for each.
-test: fmt-check setup-tests clippy unit examples doc ## All checks: format, clippy, tests, examples, PEFT, docs
+test: fmt-check setup-tests clippy unit examples ## All checks: format, clippy, tests, examples, PEFT, docs
 
 fmt: ## Format the code
 	$(CARGO) fmt
@@ -39,7 +39,7 @@ fmt-check:
 clippy:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
-unit: # unit, integration (real PEFT among them) and documentation tests
+unit: # unit, integration (real PEFT among them) and documentation tests; one builds the documentation
 	$(CARGO) test --locked
 
 # Every example is run, those that take long or need arguments with the settings below. The quickstart comes first.
