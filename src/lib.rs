@@ -9,7 +9,7 @@
 //! | attach adapters, switch, combine, compare, merge, save and load them | [`LnTuningModel`], with [`AdapterOptions`], [`LoadOptions`] and [`SaveOptions`] where the defaults do not fit |
 //! | train the active adapter | [`Optimizer`], [`Schedule`] |
 //! | find the GPU | [`device`] |
-//! | open a model of Hugging Face | [`models`]; [`pretrained`] reads and writes their directories |
+//! | open a model of Hugging Face | [`models`]; [`pretrained`] reads and writes their directories, `merge` puts an adapter into one |
 //! | train with a large vocabulary | [`loss::LinearCrossEntropy`]: no logits of the whole batch |
 //! | train on long inputs | [`recompute`]: block checkpointing |
 //! | read an adapter without a model | [`SavedAdapter`] |
