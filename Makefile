@@ -28,7 +28,7 @@ quickstart: setup ## Build and run the quickstart: real digits, a real ViT, resu
 	$(CARGO) run --locked --release --example quickstart -- $(ARGS)
 
 # One profile (dev) serves all of it: the C++ of torch-sys takes minutes to compile and would be compiled for each.
-test: fmt-check setup-tests clippy unit examples doc ## All checks: format, clippy, tests, examples, PEFT, docs
+test: fmt-check setup-tests clippy unit examples ## All checks: format, clippy, tests, examples, PEFT, docs
 
 fmt: ## Format the code
 	$(CARGO) fmt
@@ -41,7 +41,7 @@ clippy:
 
 # Tests run beside each other: threads of libtorch that wait must not keep the processors busy.
 unit: export OMP_WAIT_POLICY ?= passive
-unit: # unit, integration (real PEFT among them) and documentation tests
+unit: # unit, integration (real PEFT among them) and documentation tests; one builds the documentation
 	$(CARGO) test --locked
 
 # Every example is run, those that take long or need arguments with the settings below. The quickstart comes first.
@@ -51,7 +51,6 @@ ARGS_inspect := $(RUN)/adapter --base $(RUN)/base --heatmap $(RUN)/heatmap.svg
 ARGS_verify := --help
 ARGS_finetune_lm := --help
 ARGS_finetune_classifier := --help
-ARGS_generate := --help
 ARGS_plan := --model $(RUN)/base
 ARGS_merge := --base $(RUN)/base --adapter $(RUN)/adapter --out $(RUN)/merged
 EXAMPLES := $(patsubst examples/%/main.rs,%,$(wildcard examples/*/main.rs)) \
@@ -70,7 +69,7 @@ endef
 doc: ## The documentation, with warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
-# Both write what the README shows: target/bf16/bf16.svg, and the metrics in target/minilm.
+# Both write what BENCHMARKS.md shows: target/bf16/bf16.svg, and the metrics in target/minilm.
 bf16-vs-peft: setup-tests ## A bf16 language model tuned here and by PEFT, side by side
 	$(CARGO) build --locked --release --example finetune_lm
 	$(TEST_PYTHON) examples/finetune_lm/bf16_vs_peft.py --out target/bf16 \

@@ -1,4 +1,4 @@
-//! The shortest way into a tch pipeline that exists: three lines of it are new, and marked.
+//! Add LN tuning to an existing tch pipeline: three lines are new, and marked.
 
 use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel};
 use tch::nn::{self, Module};
@@ -18,7 +18,7 @@ fn main() -> anyhow::Result<()> {
 
     let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?; // 1. freezes all but the norms
     println!("{}", tuned.trainable_parameters());
-    let mut opt = tuned.optimizer(AdamW::default(), 1e-2)?; // 2. in the place of AdamW's build(&vs, lr)
+    let mut opt = tuned.optimizer(AdamW::default(), 1e-2)?; // 2. instead of AdamW's build(&vs, lr)
     for step in 0..=200 {
         let loss = net.forward(&x).cross_entropy_for_logits(&y);
         opt.backward_step(&loss)?;
@@ -26,6 +26,6 @@ fn main() -> anyhow::Result<()> {
             println!("step {step:3}  loss {:.4}", loss.double_value(&[]));
         }
     }
-    tuned.save_pretrained("target/attach")?; // 3. in the place of vs.save(…)
+    tuned.save_pretrained("target/attach")?; // 3. instead of vs.save(…)
     Ok(())
 }

@@ -1,16 +1,81 @@
-#![doc = include_str!("../README.md")]
+//! LayerNorm tuning for [`tch`]: train only the normalisation weights of a model, and exchange them with Hugging Face
+//! PEFT.
 //!
 //! # A tour of the crate
 //!
-//! - [`LnTuningConfig`] says which modules are tuned; [`Selection`] is what that means for a model.
-//! - [`LnTuningModel`] attaches adapters to a `VarStore`, switches between them, combines, compares, merges, loads and
-//!   saves them.
-//!   [`AdapterOptions`], [`LoadOptions`] and [`SaveOptions`] are for where the defaults do not fit.
-//! - [`Optimizer`] trains the active adapter.
-//! - [`device`] finds the GPU; [`models`] has models with the names of transformers; [`pretrained`] opens their
-//!   directories, [`merge`] puts an adapter into one; [`SavedAdapter`] reads an adapter's.
-//! - Every fallible operation returns an [`Error`]; its [`kind`](Error::kind) is there to be matched on.
-
+//! | to do | there is |
+//! |---|---|
+//! | say which modules train | [`LnTuningConfig`]; [`Selection`] is the answer for one model |
+//! | attach adapters, switch, combine, compare, merge, save and load them | [`LnTuningModel`], with [`AdapterOptions`], [`LoadOptions`] and [`SaveOptions`] where the defaults do not fit |
+//! | train the active adapter | [`Optimizer`], [`Schedule`] |
+//! | find the GPU | [`device`] |
+//! | open a model of Hugging Face | [`models`]; [`pretrained`] reads and writes their directories, [`merge`] puts an adapter into one |
+//! | train with a large vocabulary | [`loss::LinearCrossEntropy`]: no logits of the whole batch |
+//! | train on long inputs | [`recompute`]: block checkpointing |
+//! | read an adapter without a model | [`SavedAdapter`] |
+//!
+//! Every fallible operation returns an [`Error`]. Match on its [`kind`](Error::kind).
+//!
+//! ## How it works
+//!
+//! A layer of tch shares its variables with the `VarStore`. An adapter puts its own storage behind the selected
+//! variables, so the model computes with it and needs no wrapper. Switching, disabling and merging put another storage
+//! there. The weights of an adapter lie in one buffer, which the optimiser updates as a whole.
+//!
+//! The weights that train are kept in f32 ([`Precision::Master`]); a model in bf16 computes with a bf16 copy, and its
+//! fused kernels stay in use. This matters: at w ≈ 1, where norm weights start, an update of 0.0001 rounds to nothing
+//! in bf16.
+//!
+//! Without `target_modules`, PEFT's table says which norms of an architecture train. For an architecture that it lacks,
+//! every norm trains that is found by name and shape. [`Norms::All`] takes every norm.
+//!
+//! [`Optimizer`] has the methods of [`tch::nn::Optimizer`]. tch's own `nn::AdamW::default().build(&vs, lr)` works on the
+//! attached `VarStore` too.
+//!
+//! ## Models of Hugging Face
+//!
+//! The [`models`] read shards, tied embeddings and the names of older checkpoints. A tensor that is missing, left over
+//! or of another shape is an error that names it, and so is an option of `config.json` that is not implemented. On the
+//! CPU and in the file's own kind, weights are used where they are on disk, as a copy-on-write memory map.
+//!
+//! `Decoder::generate` continues text (greedy, temperature, top-k, top-p, stop tokens, batches with padding on the
+//! left). `Inputs::documents` packs several documents into a row; none sees another. `Decoder::loss` takes the
+//! cross-entropy without logits of the whole batch, and `Decoder::loss_with` adds block checkpointing.
+//!
+//! ## The names of PEFT
+//!
+//! | PEFT | here |
+//! |---|---|
+//! | `LNTuningConfig(target_modules=[…])`, `(target_modules="regex")` | [`LnTuningConfig::target_modules`], [`LnTuningConfig::target_pattern`] |
+//! | `exclude_modules`, `modules_to_save`, `task_type` | the same |
+//! | `LNTuningConfig.from_pretrained`, `to_dict` | [`LnTuningConfig::from_file`] (JSON or YAML), [`to_json`](LnTuningConfig::to_json), [`to_yaml`](LnTuningConfig::to_yaml) |
+//! | `get_peft_model(model, config)` | [`LnTuningModel::new`] |
+//! | `get_peft_model(model, config, adapter_name)` | [`LnTuningModel::with_adapter_name`] |
+//! | `PeftModel.from_pretrained(model, dir)` | [`LnTuningModel::from_pretrained`] |
+//! | `print_trainable_parameters()` | `println!("{}", tuned.trainable_parameters())` |
+//! | `save_pretrained(dir)` | the same |
+//! | `add_adapter`, `load_adapter`, `set_adapter`, `delete_adapter` | the same |
+//! | `active_adapter`, `peft_config.keys()` | [`active_adapter`](LnTuningModel::active_adapter), [`adapters`](LnTuningModel::adapters) |
+//! | `with model.disable_adapter():` | [`disable`](LnTuningModel::disable) (a guard), [`with_disabled`](LnTuningModel::with_disabled) |
+//! | `merge_adapter`, `unmerge_adapter`, `merge_and_unload`, `unload` | the same |
+//! | `get_layer_status`, `get_model_status` | [`layer_status`](LnTuningModel::layer_status), [`model_status`](LnTuningModel::model_status) |
+//! | `add_weighted_adapter` (PEFT has it for LoRA only) | [`interpolate`](LnTuningModel::interpolate) |
+//! | `get_peft_model_state_dict`, `set_peft_model_state_dict` | [`state_dict`](LnTuningModel::state_dict), [`load_state_dict`](LnTuningModel::load_state_dict) |
+//! | `key_mapping`, `ignore_mismatched_sizes` | [`LoadOptions`], [`SaveOptions`] |
+//! | `low_cpu_mem_usage`, `autocast_adapter_dtype` | not needed: an adapter is one small buffer, and [`Precision`] says its kind |
+//! | `transformers.get_scheduler` | [`Schedule`] |
+//!
+//! These differ on purpose:
+//! - The weights that train are in f32.
+//! - A string in `modules_to_save` is one name; PEFT takes its letters.
+//! - Saving while merged saves the adapter; PEFT saves the base.
+//! - A container such as `mlp` is tuned as the modules in it.
+//! - A `.bin` file is refused, since reading a pickle can run code. The error has the line of Python that converts it.
+//!
+//! PEFT loads what is saved here without a warning, except for the one that it gives for its own LayerNorm adapters too
+//! ("Unsupported layer type").
+//!
+#![doc = include_str!(concat!(env!("OUT_DIR"), "/README.md"))]
 #![deny(missing_docs)]
 
 mod adapter;

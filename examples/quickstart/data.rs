@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use anyhow::{ensure, Context, Result};
+use serde_json::{json, Value};
 use tch::{Kind, Tensor};
 
 /// See `examples/data/README.md` for source and licence.
@@ -62,10 +63,29 @@ impl Digits {
     }
 }
 
+/// Grey levels from 0 to 16 become pixels from −1 to 1.
+fn pixel(level: &f32) -> f32 {
+    level / 8. - 1.
+}
+
+/// `preprocessor_config.json`: with it, transformers' image processor computes [`pixel`] from the grey levels.
+pub fn preprocessor_config() -> Value {
+    json!({
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": true,
+        "size": {"height": 8, "width": 8},
+        "resample": 2,
+        "do_rescale": true,
+        "rescale_factor": 1. / 16.,
+        "do_normalize": true,
+        "image_mean": [0.5],
+        "image_std": [0.5],
+    })
+}
+
 impl Set {
     fn of(rows: &[Vec<f32>]) -> Set {
-        let pixels: Vec<f32> =
-            rows.iter().flat_map(|row| &row[..64]).map(|x| x / 8. - 1.).collect();
+        let pixels: Vec<f32> = rows.iter().flat_map(|row| &row[..64]).map(pixel).collect();
         let labels: Vec<i64> = rows.iter().map(|row| row[64] as i64).collect();
         Set {
             images: Tensor::from_slice(&pixels).view([-1, 1, 8, 8]),

@@ -17,11 +17,11 @@ use clap::Parser;
 use ln_tuning::device::{best_device, cuda_status};
 use ln_tuning::models::{ViTConfig, ViTForImageClassification};
 use ln_tuning::{pretrained, AdamW, LnTuningConfig, LnTuningModel};
-use serde_json::json;
+use serde_json::{json, Value};
 use tch::nn::{OptimizerConfig, VarStore};
 use tch::Device;
 
-use data::{Digits, Set};
+use data::{preprocessor_config, Digits, Set};
 use train::{accuracy, train, Plan, Run};
 
 /// Train a ViT on handwritten digits, then adapt it to a new domain by LayerNorm tuning.
@@ -85,6 +85,7 @@ fn main() -> Result<()> {
     )?;
     let base_dir = args.out.join("base");
     pretrained::save(&vs, &base_dir, &config.to_json())?;
+    write(&base_dir.join("preprocessor_config.json"), &preprocessor_config())?;
     let before = accuracy(&model, &target.test)?;
 
     // LayerNorm tuning.
@@ -144,9 +145,7 @@ fn main() -> Result<()> {
         "seed": args.seed,
         "seconds": start.elapsed().as_secs_f64(),
     });
-    let path = args.out.join("report.json");
-    std::fs::write(&path, format!("{report:#}\n"))
-        .with_context(|| format!("cannot write '{}'", path.display()))?;
+    write(&args.out.join("report.json"), &report)?;
 
     println!("\n{:<28} {:>8} {:>10} {:>8} {:>10}", "", "accuracy", "trainable", "seconds", "bytes");
     let line = |name: &str, accuracy: f64, run: Option<&Run>, bytes: u64| {
@@ -210,6 +209,11 @@ fn reload(
     let base_accuracy = accuracy(&model, source)?;
     let _tuned = LnTuningModel::from_pretrained(&vs, adapter)?;
     Ok((base_accuracy, accuracy(&model, target)?))
+}
+
+fn write(path: &Path, json: &Value) -> Result<()> {
+    std::fs::write(path, format!("{json:#}\n"))
+        .with_context(|| format!("cannot write '{}'", path.display()))
 }
 
 fn to(digits: Digits, device: Device) -> Digits {

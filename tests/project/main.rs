@@ -1,9 +1,10 @@
-//! The project itself: what a newcomer runs.
+//! The project itself: the package, and what a newcomer runs.
 
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../nets/mod.rs"]
 mod nets;
 
+mod packaging;
 mod quickstart;
 mod structure;

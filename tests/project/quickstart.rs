@@ -115,3 +115,11 @@ fn python_computes_with_its_adapter_what_we_compute_and_we_with_pythons() {
     tuned.save_pretrained(dir.path().join("again")).unwrap();
     common::run_python("quickstart.py", &["again", out.to_str().unwrap(), folder]);
 }
+
+#[test]
+fn transformers_image_processor_makes_the_pixels_of_training_and_gets_the_reports_accuracies() {
+    let (out, _) = whole();
+    let dir = tempfile::tempdir().unwrap();
+    let (out, folder) = (out.to_str().unwrap(), dir.path().to_str().unwrap());
+    common::run_python("quickstart.py", &["processor", out, folder]);
+}
