@@ -1,8 +1,12 @@
 //! What several tests need: the Python that has PEFT.
 #![allow(dead_code)]
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 
 /// The repository, which is the directory of this package or the one above.
 pub fn root() -> PathBuf {
@@ -25,12 +29,49 @@ pub fn python() -> Command {
     command
 }
 
+/// A Python that has imported the packages already and runs each script in a fork of itself.
+struct Server {
+    socket: PathBuf,
+    /// It ends when its standard input is closed: with the tests.
+    _process: Child,
+}
+
+impl Server {
+    /// The one of this process.
+    fn get() -> &'static Server {
+        static SERVER: OnceLock<Server> = OnceLock::new();
+        SERVER.get_or_init(|| {
+            let mut command = python();
+            command.arg(script("serve.py")).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut process = command.spawn().expect("Python starts");
+            let mut socket = String::new();
+            BufReader::new(process.stdout.take().unwrap()).read_line(&mut socket).unwrap();
+            assert!(!socket.is_empty(), "tests/python/serve.py does not start: see above");
+            Server { socket: socket.trim_end().into(), _process: process }
+        })
+    }
+
+    /// The exit status of a script, its standard output and its standard error.
+    fn run(&self, command: &[&str]) -> (i32, String, String) {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        writeln!(stream, "{}", serde_json::to_string(command).unwrap()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        serde_json::from_str(&answer)
+            .unwrap_or_else(|error| panic!("{command:?}: {error}: {answer}"))
+    }
+}
+
+fn script(name: &str) -> PathBuf {
+    root().join("tests/python").join(name)
+}
+
 /// Runs a script of `tests/python` and gives what it printed; a failure shows all of its output.
-pub fn run_python(script: &str, args: &[&str]) -> String {
-    let script = root().join("tests/python").join(script);
-    let output = python().arg(script).args(args).output().expect("Python starts");
-    let (out, err) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "the script failed: {}\n{out}\n{err}", output.status);
-    out.into_owned()
+pub fn run_python(name: &str, args: &[&str]) -> String {
+    let script = script(name);
+    let command: Vec<&str> = [script.to_str().unwrap()].iter().chain(args).copied().collect();
+    let (status, out, err) = Server::get().run(&command);
+    assert!(status == 0, "{name} failed with status {status}\n{out}\n{err}");
+    out
 }

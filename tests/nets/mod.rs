@@ -24,12 +24,14 @@ impl Net {
         let vs = VarStore::new(Device::Cpu);
         let root = vs.root();
         let norm1 = nn::layer_norm(&root / "norm1", vec![8], Default::default());
-        let up = nn::linear(&root / "up", 8, 12, Default::default());
+        // Not tch's random weights: its generator is shared by the tests that run beside each other.
+        let zeros = Some(nn::Init::Const(0.));
+        let linear = nn::LinearConfig { ws_init: nn::Init::Const(0.), bs_init: zeros, bias: true };
+        let up = nn::linear(&root / "up", 8, 12, linear);
         let norm2 = nn::layer_norm(&root / "norm2", vec![12], Default::default());
-        let head = nn::linear(&root / "head", 12, 3, Default::default());
+        let head = nn::linear(&root / "head", 12, 3, linear);
         let x = Tensor::arange(48, (Kind::Float, Device::Cpu)).sin().view([6, 8]);
         let y = Tensor::from_slice(&[0i64, 1, 2, 0, 1, 2]);
-        // Not tch's random weights: its generator is shared by the tests that run beside each other.
         tch::no_grad(|| {
             for (name, mut tensor) in vs.variables() {
                 if name.starts_with("up") || name.starts_with("head") {
@@ -73,6 +75,32 @@ impl Net {
     pub fn flags(&self) -> BTreeMap<String, bool> {
         self.vs.variables().into_iter().map(|(name, t)| (name, t.requires_grad())).collect()
     }
+}
+
+/// Numbers that are the same each time and look random, with mean 0 and deviation 1: what depends on them must not
+/// depend on who draws from libtorch's generator, which is one for the process.
+pub fn noise(shape: &[i64], seed: usize) -> Tensor {
+    let count: i64 = shape.iter().product();
+    let index = Tensor::arange(count, (Kind::Double, Device::Cpu)) + 1000. * seed as f64;
+    let digits = (index * 12.9898).sin() * 43758.5453;
+    let uniform = &digits - digits.floor();
+    ((uniform - 0.5) * 12_f64.sqrt()).to_kind(Kind::Float).view(shape)
+}
+
+/// Gives all variables weights that are the same each time: noise, with the norms' around 1.
+pub fn fill(vs: &VarStore, deviation: f64) {
+    let mut variables: Vec<_> = vs.variables().into_iter().collect();
+    variables.sort_by(|a, b| a.0.cmp(&b.0));
+    tch::no_grad(|| {
+        for (seed, (_, mut variable)) in variables.into_iter().enumerate() {
+            // Vectors are made with constants, matrices with random numbers.
+            if variable.dim() > 1 {
+                let _ = variable.zero_();
+            }
+            let noise = noise(&variable.size(), seed) * deviation;
+            let _ = variable.g_add_(&noise.to_kind(variable.kind()));
+        }
+    });
 }
 
 /// The bytes of a tensor, with its kind and shape.

@@ -1,9 +1,9 @@
-"""The Python half of tests/architectures.rs.
+"""The Python half of tests/trees and tests/adapter/architectures.rs.
 
-`describe FILE` writes, for every architecture below, what its module tree is (from a model without weights): tensors
-with shapes, the norms that have parameters, and the modules that PEFT tunes by its own table.
-`save DIR` writes each as a model directory, with the names that transformers gives tensors on disk; all but vectors are
-shrunk to one element. `select FILE` reads configurations of ours and prints the modules that PEFT tunes with them.
+`describe FILE [DIR]` writes, for every architecture below, what its module tree is (from a model without weights):
+tensors with shapes, the norms that have parameters, and the modules that PEFT tunes by its own table. With DIR it
+writes each as a model directory too, with the names that transformers gives tensors on disk; all but vectors are shrunk
+to one element. `select FILE` reads configurations of ours and prints the modules that PEFT tunes with them.
 """
 
 import json
@@ -111,10 +111,12 @@ def tuned(model, config):
     return sorted(LNTuningModel(model, config, "default").targeted_module_names)
 
 
-def describe(path):
+def describe(path, root=None):
     rows = []
     for name, model_type, auto, changes in models():
         model = build(model_type, auto, changes)
+        if root:
+            save(model, Path(root) / name)
         parameters = {key for key, _ in model.named_parameters(remove_duplicate=False)}
         tensors = [
             dict(name=key, shape=list(tensor.shape), parameter=key in parameters)
@@ -130,18 +132,15 @@ def describe(path):
         json.dump(dict(rows=rows, table=sorted(TABLE)), file)
 
 
-def save(root):
-    for name, model_type, auto, changes in models():
-        model = build(model_type, auto, changes)
-        folder = Path(root) / name
-        model.config.save_pretrained(folder)
-        tensors = {}
-        tied = set(model.all_tied_weights_keys)
-        for key, tensor in revert_weight_conversion(model, model.state_dict()).items():
-            if key not in tied:
-                shape = tensor.shape if tensor.ndim < 2 or "norm" in key else [1] * tensor.ndim
-                tensors[key] = torch.zeros(shape, dtype=tensor.dtype)
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+def save(model, folder):
+    model.config.save_pretrained(folder)
+    tensors = {}
+    tied = set(model.all_tied_weights_keys)
+    for key, tensor in revert_weight_conversion(model, model.state_dict()).items():
+        if key not in tied:
+            shape = tensor.shape if tensor.ndim < 2 or "norm" in key else [1] * tensor.ndim
+            tensors[key] = torch.zeros(shape, dtype=tensor.dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def select(path):
@@ -155,4 +154,4 @@ def select(path):
 
 
 if __name__ == "__main__":
-    {"describe": describe, "save": save, "select": select}[sys.argv[1]](sys.argv[2])
+    {"describe": describe, "select": select}[sys.argv[1]](*sys.argv[2:])

@@ -1,4 +1,5 @@
-"""`decoders.py DIR`: tiny random decoders of transformers: logits for both sides of padding, all gradients, and text.
+"""`decoders.py DIR [CASE …]`: tiny random decoders of transformers: logits for both sides of padding, all gradients, and
+text. Without a name all cases are made.
 
 Text is what `generate` gives greedily, for a batch with padding on the left and for one without.
 """
@@ -88,7 +89,8 @@ RENAMED = {
 }
 TOKENS = dict(vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 
-for case, (model_type, arguments) in CASES.items():
+for case in sys.argv[2:] or CASES:
+    model_type, arguments = CASES[case]
     folder = Path(sys.argv[1]) / case
     torch.manual_seed(sum(map(ord, case)))
     sizes = {**TOKENS, **RENAMED[model_type]} if model_type in RENAMED else SMALL

@@ -1,4 +1,4 @@
-"""The Python half of tests/peft_interop.rs.
+"""The Python half of tests/adapter/peft_interop.rs.
 
 `make DIR` writes, per case, the state dict of a tiny random model, a trained adapter that PEFT saved, and what PEFT
 makes of them. `check DIR` loads the adapters that the Rust half wrote, with every warning an error.

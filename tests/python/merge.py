@@ -1,4 +1,4 @@
-"""The Python half of tests/merge.rs.
+"""The Python half of tests/adapter/merge.rs.
 
 `make DIR` writes, per case, a model directory, an adapter of PEFT for it, and what PEFT's merge_and_unload makes of
 them. `check DIR` compares that with ours: every tensor bit for bit, after loading both with transformers.

@@ -1,4 +1,4 @@
-"""The Python half of tests/quickstart.rs. Every warning is an error.
+"""The Python half of tests/project/quickstart.rs. Every warning is an error.
 
 `make RUN WORK` loads base and adapter of the quickstart with transformers and PEFT, and compares the logits with ours
 in WORK/ours.safetensors; then makes an adapter of its own in WORK/peft. `again RUN WORK` loads WORK/again, which is

@@ -12,7 +12,7 @@ use serde_json::{json, Value};
 use tch::{nn::VarStore, Device};
 
 /// A tiny random BERT with a head for "old" and "wise", a DINOv2 and a ViT, made once for all tests.
-fn model(name: &str) -> PathBuf {
+pub fn model(name: &str) -> PathBuf {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     let dir = MADE.get_or_init(|| {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("classifier");
@@ -155,7 +155,8 @@ fn folders_of_images_train_a_vit_and_a_dinov2() {
         assert!(printed.contains("18 images") && printed.contains("blue, red"), "{printed}");
         let accuracy = training.series("out", "accuracy").last().unwrap().1;
         assert!(accuracy == 1., "{name}: {printed}");
-        let config: Value = serde_json::from_str(&training.read("out/adapter/config.json")).unwrap();
+        let config: Value =
+            serde_json::from_str(&training.read("out/adapter/config.json")).unwrap();
         assert_eq!(config["id2label"], json!({"0": "blue", "1": "red"}));
         let adapter: Value =
             serde_json::from_str(&training.read("out/adapter/adapter_config.json")).unwrap();

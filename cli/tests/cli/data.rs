@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use crate::training;
 use crate::program::Training;
+use crate::training;
 
 fn jsonl(training: &Training, lines: &[serde_json::Value]) {
     let text: Vec<String> = lines.iter().map(ToString::to_string).collect();

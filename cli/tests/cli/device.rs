@@ -1,7 +1,7 @@
 //! bf16 on a GPU, where there is one.
 
-use crate::training;
 use crate::program::best_device;
+use crate::training;
 
 #[test]
 fn a_bf16_model_trains_on_the_best_device_and_its_adapter_does_not_depend_on_it() {

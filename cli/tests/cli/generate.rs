@@ -2,7 +2,7 @@
 
 use crate::common::run_python;
 use crate::program::program;
-use crate::{training, model};
+use crate::{model, training};
 
 fn generate(arguments: &[&str]) -> std::process::Output {
     let mut command = program();

@@ -17,6 +17,8 @@ mod program;
 mod refusals;
 mod resume;
 mod task;
+#[path = "../../../tests/trees/mod.rs"]
+mod trees;
 mod verify;
 
 use std::path::{Path, PathBuf};

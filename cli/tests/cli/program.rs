@@ -105,6 +105,24 @@ pub fn output(arguments: &[&str]) -> Output {
     program().args(arguments).output().unwrap()
 }
 
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The JSON of a command that succeeds.
+pub fn report(arguments: &[&str]) -> Value {
+    serde_json::from_str(&printed(arguments)).unwrap()
+}
+
+/// The one line of a command that fails.
+pub fn refusal(arguments: &[&str]) -> String {
+    let output = output(arguments);
+    let words = texts(&output).1.trim().to_owned();
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.starts_with("error: ") && words.lines().count() == 1, "{words}");
+    words
+}
+
 /// The output of a command that succeeds.
 pub fn printed(arguments: &[&str]) -> String {
     let output = output(arguments);

@@ -1,7 +1,7 @@
 //! Settings and data that cannot be trained with are refused before training starts.
 
-use crate::training;
 use crate::program::Training;
+use crate::training;
 
 fn refused(training: &Training, more: &[&str], parts: &[&str]) {
     let error = training.refusal(more);

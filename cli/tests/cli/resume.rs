@@ -3,8 +3,8 @@
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use crate::training;
 use crate::program::Training;
+use crate::training;
 
 const STEPS: &str = "max_steps=40";
 
@@ -128,7 +128,8 @@ fn ctrl_c_finishes_the_step_saves_and_ends_well() {
 fn old_checkpoints_go_and_the_best_is_kept() {
     // A rate this high makes everything worse behind the warm-up's first steps.
     let settings = ["max_steps=12", "data.eval_fraction=0.2", "eval_interval=1", "save_interval=1"];
-    let training = training().set(&settings).set(&["optimizer.lr=100", "schedule.warmup_steps=2000"]);
+    let training =
+        training().set(&settings).set(&["optimizer.lr=100", "schedule.warmup_steps=2000"]);
     let printed = training.run(&["keep_last=3", "clip_norm=null"]);
     let evaluations = training.series("out", "eval_loss");
     let best = evaluations.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;

@@ -1,10 +1,14 @@
 //! `verify` says whether a model, with or without an adapter, computes what Python computes.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::Output;
 
+use serde_json::Value;
+use tch::Tensor;
+
 use crate::common::run_python;
-use crate::program::program;
+use crate::program::{output, program, text};
 
 fn verify(case: &Path, arguments: &[&str]) -> Output {
     let mut command = program();
@@ -38,7 +42,7 @@ fn adapters_of_peft_on_models_of_every_kind_are_told_from_the_bare_models() {
     assert_eq!(cases, 6);
 
     let case = dir.path().join("vit");
-    let text = |output: Output| {
+    let words = |output: Output| {
         assert_eq!(output.status.code(), Some(2));
         let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         assert_eq!(text.lines().count(), 1, "one line says why: {text}");
@@ -46,12 +50,44 @@ fn adapters_of_peft_on_models_of_every_kind_are_told_from_the_bare_models() {
     };
     let config = std::fs::read_to_string(case.join("config.json")).unwrap();
     std::fs::write(case.join("config.json"), config.replace("\"vit\"", "\"zebra\"")).unwrap();
-    let unknown = text(verify(&case, &[]));
+    let unknown = words(verify(&case, &[]));
     for known in ["zebra", "bart", "bert", "gpt2", "llama", "t5", "vit"] {
         assert!(unknown.contains(known), "{unknown}");
     }
     std::fs::write(case.join("config.json"), config).unwrap();
     std::fs::copy(dir.path().join("t5/reference.st"), case.join("reference.st")).unwrap();
-    let missing = text(verify(&case, &[]));
+    let missing = words(verify(&case, &[]));
     assert!(missing.contains("pixel_values") && missing.contains("input_ids"), "{missing}");
+}
+
+/// `verify` says whether a decoder computes what Python computes, by its exit status and its JSON.
+#[test]
+fn decoders_are_told_from_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = ["llama", "gemma2", "gpt2"];
+    run_python("decoders.py", &[&[text(dir.path())], &names[..]].concat());
+    for name in names {
+        let case = dir.path().join(name);
+        let file = case.join("verify.st");
+        let reference: HashMap<String, Tensor> =
+            Tensor::read_safetensors(case.join("reference.st")).unwrap().into_iter().collect();
+        let run = |logits: &Tensor| {
+            let (ids, mask) = (&reference["input_ids"], &reference["left.mask"]);
+            let named = [("input_ids", ids), ("attention_mask", mask), ("logits", logits)];
+            Tensor::write_safetensors(&named, &file).unwrap();
+            let output =
+                output(&["verify", "--json", "--model", text(&case), "--reference", text(&file)]);
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(report["ok"], output.status.success(), "{report}");
+            report
+        };
+        let logits = &reference["left.logits"];
+        let same = run(logits);
+        assert!(same["ok"] == true && same["argmax_agreement"] == 1., "{case:?}: {same}");
+        if name == "llama" {
+            let other = run(&(logits + 0.5));
+            let off = other["max_abs_diff"].as_f64().unwrap();
+            assert!(other["ok"] == false && off > 0.4, "{other}");
+        }
+    }
 }

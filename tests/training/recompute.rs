@@ -1,21 +1,14 @@
 //! Blocks that are run again give the gradients of blocks that keep their activations.
 
 use std::cell::Cell;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::random::alone;
 use ln_tuning::recompute::{Blocks, Recompute, Tape};
 use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Result};
 use tch::{nn, nn::Module, nn::OptimizerConfig, no_grad, Device, Kind, Tensor};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 const SIZE: i64 = 6;
-
-/// Random numbers are those of the process, so that tests must not run beside each other.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    tch::set_num_threads(1);
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 struct Net {
     vs: nn::VarStore,

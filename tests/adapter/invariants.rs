@@ -1,9 +1,7 @@
 //! What holds whatever happens: outputs, frozen weights, and every way in which user code can move storage.
 
-mod nets;
-
+use crate::nets::{self, bits, snapshot, Net};
 use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Sgd};
-use nets::{bits, snapshot, Net};
 use tch::nn::OptimizerConfig;
 use tch::{nn, Device, Kind, Tensor};
 

@@ -1,13 +1,11 @@
 //! The optimisers compute what those of PyTorch do, and refuse what cannot be meant.
 
-mod common;
-mod nets;
-
 use std::collections::HashMap;
 
+use crate::common;
+use crate::nets::{bits, named_bits, snapshot, Net};
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Optimizer, Precision, Sgd};
-use nets::{bits, named_bits, snapshot, Net};
 use tch::{nn, Device, Kind, Tensor};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);

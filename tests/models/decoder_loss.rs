@@ -1,22 +1,16 @@
 //! The loss of decoders is the cross-entropy of their logits, however it is computed.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::nets;
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{Decoder, DecoderConfig, Inputs};
 use ln_tuning::recompute::{Blocks, Recompute};
 use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel};
 use serde_json::{json, Value};
-use tch::{nn::VarStore, no_grad, Device, Kind, Tensor};
+use tch::{nn::VarStore, Device, Kind, Tensor};
 
 const VOCAB: i64 = 64;
-
-/// Random numbers are those of the process, so that tests must not run beside each other.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn config(model_type: &str, more: Value) -> DecoderConfig {
     let mut config = json!({
@@ -32,23 +26,21 @@ fn config(model_type: &str, more: Value) -> DecoderConfig {
 
 fn model(config: &DecoderConfig) -> (VarStore, Decoder) {
     tch::set_num_threads(1);
-    tch::manual_seed(5);
     let vs = VarStore::new(Device::Cpu);
     let model = Decoder::new(&vs.root(), config).unwrap();
-    no_grad(|| {
-        let mut variables: Vec<_> = vs.variables().into_iter().collect();
-        variables.sort_by(|a, b| a.0.cmp(&b.0));
-        for (_, mut variable) in variables {
-            let noise = variable.randn_like() * 0.2;
-            let _ = variable.g_add_(&noise);
-        }
-    });
+    nets::fill(&vs, 0.2);
     (vs, model)
+}
+
+/// Ids that follow no pattern.
+fn ids(rows: i64) -> Tensor {
+    let index = Tensor::arange(rows * 11, (Kind::Int64, Device::Cpu)) + 1;
+    (index.square() * 29 + index * 7).remainder(VOCAB).view([rows, 11])
 }
 
 /// Ids, and labels of which some are no target.
 fn batch() -> (Tensor, Tensor) {
-    let ids = Tensor::randint(VOCAB, [2, 11], (Kind::Int64, Device::Cpu));
+    let ids = ids(2);
     let labels = ids.copy();
     let _ = labels.narrow(1, 0, 4).get(0).fill_(-100);
     let _ = labels.narrow(1, 9, 2).get(1).fill_(-100);
@@ -91,7 +83,6 @@ fn families() -> [(&'static str, Value); 6] {
 
 #[test]
 fn values_and_gradients_are_those_of_cross_entropy_on_logits() {
-    let _alone = alone();
     for (family, more) in families() {
         let (vs, model) = model(&config(family, more.clone()));
         let (ids, labels) = batch();
@@ -111,7 +102,6 @@ fn values_and_gradients_are_those_of_cross_entropy_on_logits() {
 
 #[test]
 fn checkpointing_changes_neither_loss_nor_training() {
-    let _alone = alone();
     for (family, more) in families() {
         let config = config(family, more);
         let train = |blocks: Option<Blocks>| {
@@ -156,7 +146,6 @@ fn checkpointing_changes_neither_loss_nor_training() {
 
 #[test]
 fn a_head_in_modules_to_save_trains() {
-    let _alone = alone();
     let (vs, model) = model(&config("llama", json!({})));
     let (ids, labels) = batch();
     let config = LnTuningConfig::default().modules_to_save(["lm_head"]);
@@ -175,9 +164,8 @@ fn a_head_in_modules_to_save_trains() {
 
 #[test]
 fn packed_documents_lose_as_much_as_separate_ones() {
-    let _alone = alone();
     let (vs, model) = model(&config("llama", json!({})));
-    let ids = Tensor::randint(VOCAB, [1, 11], (Kind::Int64, Device::Cpu));
+    let ids = ids(1);
     let documents = Tensor::from_slice2(&[[0_i64, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2]]);
     let cross_entropy = LinearCrossEntropy::default();
     let packed = model.loss(Inputs::new(&ids).documents(&documents), &ids, &cross_entropy).unwrap();
@@ -195,7 +183,6 @@ fn packed_documents_lose_as_much_as_separate_ones() {
 
 #[test]
 fn the_last_norm_alone_gets_its_gradient() {
-    let _alone = alone();
     let (vs, model) = model(&config("llama", json!({})));
     let (ids, labels) = batch();
     let only_last = LnTuningConfig::default().target_modules(["model.norm"]);
@@ -212,7 +199,6 @@ fn the_last_norm_alone_gets_its_gradient() {
 
 #[test]
 fn what_cannot_be_meant_is_refused() {
-    let _alone = alone();
     let (_vs, model) = model(&config("llama", json!({})));
     let (ids, labels) = batch();
     let loss = LinearCrossEntropy::default();

@@ -1,9 +1,7 @@
 //! Each known fault of PEFT's LN tuning, absent.
 
-mod nets;
-
+use crate::nets::{named_bits, only, snapshot, state_of, two, Net};
 use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions, SaveOptions, Sgd};
-use nets::{named_bits, only, snapshot, state_of, two, Net};
 use tch::{nn, Device, Kind, Tensor};
 
 #[test]

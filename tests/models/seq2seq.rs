@@ -1,10 +1,9 @@
 //! Encoder-decoders compute what transformers computes, forwards, backwards and token by token.
 
-mod common;
-
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
+use crate::common;
 use ln_tuning::models::{GenerateOptions, Seq2Seq, Seq2SeqConfig};
 use ln_tuning::{AdamW, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel};
 use serde_json::{json, Value};

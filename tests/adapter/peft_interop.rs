@@ -1,12 +1,10 @@
 //! Adapters go to PEFT and come from it, unchanged, without a warning.
 
-mod common;
-mod nets;
-
 use std::path::Path;
 
+use crate::common;
+use crate::nets::{self, named_bits, snapshot};
 use ln_tuning::{AdapterOptions, LnTuningModel, LoadOptions};
-use nets::{named_bits, snapshot};
 use tch::{nn, Device, Tensor};
 
 /// A VarStore with one variable per tensor of a file: the names and shapes are all that an adapter needs.

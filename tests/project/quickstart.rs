@@ -1,12 +1,10 @@
 //! The quickstart does what the README says, and Python reads what it wrote.
 
-mod common;
-mod nets;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use crate::{common, nets};
 use ln_tuning::models::ViTForImageClassification;
 use ln_tuning::LnTuningModel;
 use serde_json::Value;

@@ -1,5 +1,6 @@
 //! Generation draws what its options say, and packed documents do not see each other.
 
+use crate::nets;
 use ln_tuning::models::{Decoder, DecoderConfig, GenerateOptions, Inputs};
 use ln_tuning::ErrorKind;
 use serde_json::json;
@@ -7,15 +8,9 @@ use tch::nn::VarStore;
 use tch::{no_grad, Device, Kind, Tensor};
 
 fn model(config: serde_json::Value) -> (VarStore, Decoder) {
-    tch::manual_seed(3);
     let vs = VarStore::new(Device::Cpu);
     let model = Decoder::new(&vs.root(), &DecoderConfig::from_value(&config).unwrap()).unwrap();
-    no_grad(|| {
-        for tensor in vs.variables().values_mut() {
-            let noise = tensor.randn_like() * 0.3;
-            let _ = tensor.f_add_(&noise).unwrap();
-        }
-    });
+    nets::fill(&vs, 0.3);
     (vs, model)
 }
 

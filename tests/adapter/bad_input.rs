@@ -1,12 +1,10 @@
 //! Bad input gets an error of the right kind, and leaves variables, adapters and files as they were.
 
-mod nets;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::nets::{named_bits, snapshot, Net};
 use ln_tuning::{Error, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions, SaveOptions};
-use nets::{named_bits, snapshot, Net};
 use tch::{nn, Device, Kind, Tensor};
 use ErrorKind::*;
 
@@ -401,7 +399,7 @@ fn a_save_that_runs_out_of_space_keeps_the_old_files() {
     let on_disk = files(dir.path());
     // The kernel refuses a write beyond the limit as it does on a full disk, in the middle of a file.
     let script =
-        "trap '' XFSZ; ulimit -f 1; exec \"$0\" --exact a_save_that_runs_out_of_space_child";
+        "trap '' XFSZ; ulimit -f 1; exec \"$0\" --exact bad_input::a_save_that_runs_out_of_space_child";
     let output = std::process::Command::new("bash")
         .args(["-c", script])
         .arg(std::env::current_exe().unwrap())

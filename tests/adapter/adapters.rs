@@ -1,12 +1,10 @@
 //! What adapters can do together: combinations, differences, status, banks.
 
-mod nets;
-
+use crate::nets::{bits, state_of, two, Net};
 use ln_tuning::{
     AdapterOptions, ErrorKind, InterpolateOptions, Interpolation, LnTuningConfig, LnTuningModel,
     LoadOptions, Precision, SaveOptions,
 };
-use nets::{bits, state_of, two, Net};
 use tch::{nn, Device, Kind, Tensor};
 
 #[test]

@@ -1,10 +1,9 @@
 //! Text encoders compute what transformers computes, forwards and backwards, and read and write its directories.
 
-mod common;
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use crate::common;
 use ln_tuning::models::{Encoder, EncoderConfig, EncoderHead};
 use ln_tuning::{pretrained, Error, ErrorKind};
 use serde_json::{json, Value};
@@ -204,7 +203,6 @@ fn new_heads(case: &Path, root: &Path) {
         assert_eq!(missing.unwrap_err().kind(), ErrorKind::MissingKeys);
         let labels = ["bad", "good", "neither"];
         let made = |labels: &[&str], kind| {
-            tch::manual_seed(7);
             Encoder::from_pretrained_with_labels(case, head, labels.to_vec(), Device::Cpu, kind)
         };
         if !head.is_classifier() {
@@ -230,11 +228,6 @@ fn new_heads(case: &Path, root: &Path) {
         let poolers = if bert_pooler { 0 } else { 2 };
         let poolers = if in_file.contains_key("pooler.dense.weight") { poolers } else { 0 };
         assert_eq!(kept, in_file.len() - poolers, "{case:?} {name}");
-        // The same seed, the same head; and in bf16 all of it is bf16.
-        let again = made(&labels, None).unwrap().0.variables();
-        let weight = vs.variables();
-        let weight = weight.iter().find(|(name, _)| name.starts_with("classifier")).unwrap();
-        assert_eq!(difference(weight.1, &again[weight.0]), 0.);
         let half = made(&labels, Some(Kind::BFloat16)).unwrap().0;
         assert!(half.variables().values().all(|tensor| tensor.kind() == Kind::BFloat16));
 

@@ -118,7 +118,9 @@ fn weights_in_their_own_kind_take_no_memory_and_others_as_much_as_they_are() {
     checkpoint(dir.path(), 4, 40);
     let child = |half: bool| -> (f64, f64) {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "loading_child", "--nocapture"]).env("LN_TUNING_LOAD", dir.path());
+        command
+            .args(["--exact", "loading::loading_child", "--nocapture"])
+            .env("LN_TUNING_LOAD", dir.path());
         if half {
             command.env("LN_TUNING_HALF", "1");
         }

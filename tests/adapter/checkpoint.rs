@@ -1,13 +1,10 @@
 //! PEFT directories: what every release wrote is read; what we write is whole, ordered and keeps what stands there.
 
-mod common;
-mod nets;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::nets::{self, bits, named_bits, snapshot, Net};
 use ln_tuning::{LnTuningConfig, LnTuningModel, LoadOptions, SaveKind, SaveOptions};
-use nets::{bits, named_bits, snapshot, Net};
 use tch::{Kind, Tensor};
 
 fn golden() -> Vec<PathBuf> {

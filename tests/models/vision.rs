@@ -1,10 +1,9 @@
 //! DINOv2 and CLIP compute what transformers computes, forwards and backwards.
 
-mod common;
-
 use std::collections::HashMap;
 use std::path::Path;
 
+use crate::common;
 use ln_tuning::models::{AnyModel, Clip, ClipConfig, Dinov2, Dinov2Config};
 use ln_tuning::{AdamW, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel, Norms};
 use serde_json::{json, Value};

@@ -1,24 +1,12 @@
-//! Merging into a model directory: what PEFT's merge gives, bit for bit; and the two tools that look at directories.
-
-mod common;
-mod nets;
+//! Merging into a model directory: what PEFT's merge gives, bit for bit.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
+use crate::{common, nets};
 use ln_tuning::pretrained::{merge, ModelFiles};
 use ln_tuning::{Error, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions};
 use tch::{Device, Tensor};
-
-/// Runs an example as users do.
-fn example(name: &str, args: &[&str]) -> Output {
-    Command::new(env!("CARGO"))
-        .args(["run", "--locked", "--quiet", "--example", name, "--"])
-        .args(args)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap()
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -48,14 +36,10 @@ fn merging_gives_what_peft_gives_bit_for_bit() {
     assert_eq!(cases.len(), 4);
     for case in &cases {
         let (base, adapter, out) = (case.join("base"), case.join("adapter"), case.join("merged"));
-        let arguments =
-            ["--base", text(&base), "--adapter", text(&adapter), "--out", text(&out), "--json"];
-        let output = example("merge", &arguments);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert!(!report["merged"].as_array().unwrap().is_empty(), "{report}");
+        let report = merge(&base, &adapter, &out, |_, _| ()).unwrap();
+        assert!(!report.merged.is_empty(), "{report:?}");
         // Everything is carried over, but for weights that are not merged.
-        assert_eq!(report["left_out"], serde_json::json!(["pytorch_model.bin"]));
+        assert_eq!(report.left_out, [Path::new("pytorch_model.bin")]);
         let mut expected = names(&base);
         expected.retain(|name| name != "pytorch_model.bin");
         assert_eq!(names(&out), expected);
@@ -82,36 +66,13 @@ fn merging_gives_what_peft_gives_bit_for_bit() {
 
         // A second time the place is taken, and nothing happens to it.
         let before = std::fs::metadata(out.join("config.json")).unwrap().modified().unwrap();
-        let output = example("merge", &arguments);
-        assert!(!output.status.success());
-        let words = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(words.trim().lines().count(), 1, "{words}");
-        assert!(words.contains("not empty"), "{words}");
+        let error = refusal(merge(&base, &adapter, &out, |_, _| ()));
+        assert!(error.to_string().contains("not empty"), "{error}");
         assert_eq!(std::fs::metadata(out.join("config.json")).unwrap().modified().unwrap(), before);
-        inspect(&base, &adapter, &case.join("map.svg"));
     }
     let checked = common::run_python("merge.py", &["check", root]);
     assert_eq!(checked.lines().filter(|line| line.ends_with(" ok")).count(), 4, "{checked}");
     refusals(&cases[0], dir.path());
-}
-
-fn inspect(base: &Path, adapter: &Path, map: &Path) {
-    let output = example(
-        "inspect",
-        &[text(adapter), "--base", text(base), "--heatmap", text(map), "--json"],
-    );
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["config"]["peft_type"], "LN_TUNING");
-    let (tensors, moved) =
-        (report["tensors"].as_array().unwrap(), report["moved"].as_array().unwrap());
-    assert_eq!(tensors.len(), moved.len());
-    assert!(moved.iter().all(|row| row["rms"].as_f64().unwrap() > 0.1), "{report:#}");
-    assert!(std::fs::read_to_string(map).unwrap().contains("</svg>"));
-
-    let output = example("inspect", &[text(adapter), "--base", text(base)]);
-    let table = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && table.contains("largest"), "{table}");
 }
 
 /// What cannot be merged is refused in one piece.
@@ -153,10 +114,6 @@ fn refusals(case: &Path, dir: &Path) {
     assert_eq!(refused(), Unsupported, "the pickle is all that is left");
     assert!(!out.exists());
     assert!(names(dir).iter().all(|name| !name.contains("tmp")), "{:?}", names(dir));
-
-    let output = example("inspect", &[text(&dir.join("nowhere"))]);
-    let words = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && words.trim().lines().count() == 1, "{words}");
 }
 
 /// The child of the next test: merges, and says how much memory of its own it took.
@@ -193,7 +150,7 @@ fn merging_takes_memory_for_a_tensor_and_not_for_the_model() {
         let tuned = LnTuningModel::new(&vs, config).unwrap();
         tuned.save_pretrained(folder.join("adapter")).unwrap();
         let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "merging_streams_child", "--nocapture"])
+            .args(["--exact", "merge::merging_streams_child", "--nocapture"])
             .env("LN_TUNING_MERGE", &folder)
             .output()
             .unwrap();

@@ -1,7 +1,6 @@
 //! Learning rates over a run are those of transformers.
 
-mod common;
-
+use crate::common;
 use ln_tuning::{Decay, Schedule};
 
 #[test]

@@ -1,10 +1,9 @@
 //! A real pretrained model: sentence embeddings of all-MiniLM-L6-v2 are those of transformers, tuned ones those of PEFT.
 
-mod common;
-
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use crate::common;
 use ln_tuning::models::Encoder;
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{AdamW, AdapterOptions, LnTuningConfig, LnTuningModel};

@@ -1,0 +1,82 @@
+//! Selection over the module trees of real architectures: the norms that transformers reports, the modules that PEFT
+//! tunes, and what PEFT makes of our exported configurations.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::common;
+use crate::trees::{self, paths};
+use ln_tuning::{LnTuningConfig, Norms};
+
+#[test]
+fn selections_agree_with_transformers_and_peft_on_every_architecture() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("configs.json");
+    let described = trees::describe(None);
+    let types: BTreeSet<&str> = described.rows.iter().map(|row| row.model_type.as_str()).collect();
+    assert!(types.len() >= 75, "{} architectures", types.len());
+    for model_type in &described.table {
+        assert!(types.contains(model_type.as_str()), "PEFT's table knows {model_type}");
+    }
+
+    let anything = LnTuningConfig::default();
+    let mut configs: BTreeMap<&str, BTreeMap<&str, serde_json::Value>> = BTreeMap::new();
+    let mut expected = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for row in &described.rows {
+        let mut check = |what: &str, found: BTreeSet<String>, wanted: &BTreeSet<String>| {
+            let missing: Vec<_> = wanted.difference(&found).collect();
+            let surplus: Vec<_> = found.difference(wanted).collect();
+            if found != *wanted {
+                wrong
+                    .push(format!("{} {what}: missing {missing:?}, surplus {surplus:?}", row.name));
+            }
+        };
+        let all = row.select(&anything, true, Norms::All);
+        check("by our table", paths(&all), &row.norms);
+        // A norm per attention head has a 2-D weight (cohere's): that takes the table, or a name.
+        let flat = |path: &&String| {
+            let weight = format!("{path}.weight");
+            row.tensors.iter().any(|e| e.name == weight && e.shape.len() == 1)
+        };
+        let flat: BTreeSet<String> = row.norms.iter().filter(flat).cloned().collect();
+        let found = row.select(&anything, false, Norms::All);
+        check("by name and shape", paths(&found), &flat);
+        let peft = row.select(&anything, true, Norms::Peft);
+        match &row.peft {
+            Some(tuned) => check("by PEFT's table", paths(&peft), &row.leaves(tuned)),
+            None => check("without an entry in PEFT's table", paths(&peft), &flat),
+        }
+        if let Some(table) = &row.table {
+            let named = row.select(&anything.clone().target_modules(table), false, Norms::Peft);
+            check("by the names in PEFT's table", paths(&named), &paths(&peft));
+        }
+
+        // Harder to export: one norm of many, and all but one.
+        let first = row.norms.first().unwrap();
+        let one = row.select(&anything.clone().target_modules([first]), false, Norms::All);
+        let others = row.select(&anything.clone().exclude_modules([first]), true, Norms::All);
+        let rest =
+            row.norms.iter().filter(|path| *path != first && !path.ends_with(&format!(".{first}")));
+        check("all but one", paths(&others), &rest.cloned().collect());
+        for (choice, selection) in
+            [("all", all), ("found", found), ("peft", peft), ("one", one), ("others", others)]
+        {
+            let config =
+                serde_json::from_str(&selection.export_config(&anything).to_json()).unwrap();
+            configs.entry(&row.name).or_default().insert(choice, config);
+            expected.insert((row.name.clone(), choice.to_owned()), paths(&selection));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+
+    std::fs::write(&file, serde_json::to_string(&configs).unwrap()).unwrap();
+    let chosen = common::run_python("architectures.py", &["select", file.to_str().unwrap()]);
+    for line in chosen.lines() {
+        let (name, choice, modules): (String, String, Vec<String>) =
+            serde_json::from_str(line).unwrap();
+        let row = described.rows.iter().find(|row| row.name == name).unwrap();
+        let wanted = expected.remove(&(name.clone(), choice.clone())).unwrap();
+        assert_eq!(row.leaves(&modules), wanted, "PEFT with our configuration: {name}, {choice}");
+    }
+    assert!(expected.is_empty(), "{} configurations were not tried", expected.len());
+}

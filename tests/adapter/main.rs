@@ -1,0 +1,19 @@
+//! Adapters: what they select, change, save and load, and that PEFT agrees.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../nets/mod.rs"]
+mod nets;
+#[path = "../trees/mod.rs"]
+mod trees;
+
+mod adapters;
+mod architectures;
+mod bad_input;
+mod checkpoint;
+mod config;
+mod invariants;
+mod merge;
+mod peft_faults;
+mod peft_interop;
+mod selection;

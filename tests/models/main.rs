@@ -1,0 +1,16 @@
+//! Models: what they compute is what transformers computes.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../nets/mod.rs"]
+mod nets;
+
+mod decoder_loss;
+mod decoders;
+mod encoders;
+mod generation;
+mod loading;
+mod minilm;
+mod seq2seq;
+mod vision;
+mod vit;

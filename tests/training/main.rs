@@ -1,0 +1,16 @@
+//! Training: optimisers, schedules, losses, recomputation and new heads.
+//!
+//! libtorch's generator of random numbers is one for the process, and the tests run beside each other: no test here
+//! draws from it but those that take `random::alone`.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../nets/mod.rs"]
+mod nets;
+
+mod loss;
+mod new_heads;
+mod optimizer;
+mod random;
+mod recompute;
+mod schedule;
