@@ -3,7 +3,7 @@
 use anyhow::{bail, ensure, Result};
 use clap::ValueEnum;
 use ln_tuning::device::{best_device, cuda_status, load_cuda};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tch::{Device, Kind};
 
 /// `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -26,7 +26,7 @@ pub fn named(name: &str) -> Result<Device> {
 }
 
 /// The kind of a model's weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelKind {
     /// bf16 on a GPU, and the kind of the files on a CPU

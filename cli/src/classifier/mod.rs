@@ -25,11 +25,11 @@ use task::ClassifierTask;
 pub const SAMPLE: &str = include_str!("sample.yaml");
 
 pub fn train(run: &RunSettings<ClassifierData>, mode: Mode) -> Result<()> {
-    let (settings, data) = (&run.common, &run.data);
+    let settings = &run.common;
     let device = settings.device()?;
     // Before the model is loaded: bad rows are found first.
-    let open = |path: &_| Rows::open(path, data);
-    let (train, eval) = data.common.open(settings.seed, open, Rows::split)?;
+    let open = |path: &_| Rows::open(path, run);
+    let (train, eval) = run.files.open(settings.seed, open, Rows::split)?;
     let files = ModelFiles::open(&settings.model)?;
     let labels = Labels::of(&train, eval.as_ref(), &files)?;
     let images = train.are_images();

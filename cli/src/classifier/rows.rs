@@ -12,6 +12,7 @@ use super::settings::{ClassifierData, Format};
 use crate::progress;
 use crate::train::digest::Digest;
 use crate::train::order;
+use crate::train::settings::RunSettings;
 
 #[derive(Debug, Clone)]
 pub struct Row {
@@ -58,9 +59,9 @@ impl Row {
 }
 
 impl Rows {
-    pub fn open(path: &Path, data: &ClassifierData) -> Result<Self> {
+    pub fn open(path: &Path, run: &RunSettings<ClassifierData>) -> Result<Self> {
         let place = || format!("cannot read the data '{}'", path.display());
-        let mut digest = Digest::new();
+        let (data, mut digest) = (&run.data, Digest::new());
         // Each with the place that is named if it is bad.
         let found: Vec<(String, Result<Row>)> = match data.format_of(path) {
             Format::Images => images::folder(path, &mut digest)
@@ -93,7 +94,7 @@ impl Rows {
                 Err(error) => bad.push(format!("{place}: {error:#}")),
             }
         }
-        data.common.refuse(path, &bad)?;
+        run.files.refuse(path, &bad)?;
         if rows.is_empty() {
             bail!("'{}' holds nothing to learn from", path.display());
         }

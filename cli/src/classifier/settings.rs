@@ -3,16 +3,12 @@
 use std::path::Path;
 
 use anyhow::{ensure, Result};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use crate::train::data::Data;
 use crate::train::settings::{DataSettings, Settings};
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct ClassifierData {
-    #[serde(flatten)]
-    pub common: Data,
     pub format: Format,
     pub text: String,
     pub pair: Option<String>,
@@ -20,7 +16,7 @@ pub struct ClassifierData {
     pub max_length: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     Auto,
@@ -29,24 +25,7 @@ pub enum Format {
     Images,
 }
 
-impl Default for ClassifierData {
-    fn default() -> Self {
-        ClassifierData {
-            common: Data::default(),
-            format: Format::Auto,
-            text: "text".into(),
-            pair: None,
-            label: "label".into(),
-            max_length: 512,
-        }
-    }
-}
-
 impl DataSettings for ClassifierData {
-    fn common(&self) -> &Data {
-        &self.common
-    }
-
     fn check(&self, settings: &Settings) -> Result<()> {
         ensure!(
             settings.recompute()?.is_none(),

@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use serde::de::DeserializeOwned;
-use serde::Serialize;
+use anyhow::Result;
 
-use crate::train::settings::{DataSettings, RunSettings, TaskName};
+use crate::train::settings::{RunSettings, TaskName};
 use crate::train::start::Mode;
 use crate::train::yaml::Given;
 use crate::train::{detect, interrupt};
@@ -47,36 +45,63 @@ Example:
 
 pub fn run(args: &Args) -> Result<()> {
     if let Some(task) = args.sample {
-        print!(
-            "{}",
-            if task == TaskName::Language { language::SAMPLE } else { classifier::SAMPLE }
-        );
+        print!("{}", sample(task));
         return Ok(());
     }
     let given = Given::read(args.file.as_deref(), &args.set)?;
-    match detect::task(&given)? {
-        task @ TaskName::Language => start(args, &given, task, language::train),
-        task @ TaskName::Classifier => start(args, &given, task, classifier::train),
+    let task = detect::task(&given)?;
+    let settings = given.over(sample(task))?;
+    if args.show {
+        print!("{}", serde_yaml::to_string(&settings.all)?);
+        return Ok(());
+    }
+    let mode = if args.dry_run { Mode::DryRun { json: args.json } } else { Mode::Train };
+    interrupt::listen()?;
+    match task {
+        TaskName::Language => language::train(&RunSettings::new(&settings)?, mode),
+        TaskName::Classifier => classifier::train(&RunSettings::new(&settings)?, mode),
     }
 }
 
-fn start<D: DataSettings + Default + Serialize + DeserializeOwned>(
-    args: &Args,
-    given: &Given,
-    task: TaskName,
-    train: fn(&RunSettings<D>, Mode) -> Result<()>,
-) -> Result<()> {
-    let mut run: RunSettings<D> = given.settings()?;
-    run.common.task = Some(task);
-    if args.show {
-        print!("{}", serde_yaml::to_string(&run).context("the settings are no YAML")?);
-        return Ok(());
+fn sample(task: TaskName) -> &'static str {
+    match task {
+        TaskName::Language => language::SAMPLE,
+        TaskName::Classifier => classifier::SAMPLE,
     }
-    run.check()?;
-    interrupt::listen()?;
-    if let Some(threads) = run.common.threads {
-        tch::set_num_threads(threads);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_yaml::Value;
+
+    use super::*;
+    use crate::classifier::settings::ClassifierData;
+    use crate::language::settings::LanguageData;
+
+    /// Keys of single values, but for those of the adapter, which the library reads.
+    fn keys(sample: &Value, above: &str) -> Vec<String> {
+        let Value::Mapping(map) = sample else { return vec![above.trim_end_matches('.').into()] };
+        let named = map.iter().map(|(key, value)| (key.as_str().unwrap(), value));
+        let inner = named.filter(|(key, _)| !["adapter", "task"].contains(key));
+        inner.flat_map(|(key, value)| keys(value, &format!("{above}{key}."))).collect()
     }
-    let mode = if args.dry_run { Mode::DryRun { json: args.json } } else { Mode::Train };
-    train(&run, mode)
+
+    #[test]
+    fn every_setting_of_the_samples_is_read() {
+        for task in [TaskName::Language, TaskName::Classifier] {
+            let keys = keys(&serde_yaml::from_str(sample(task)).unwrap(), "");
+            assert!(keys.len() > 30, "{keys:?}");
+            for key in keys {
+                // A value that fits nowhere.
+                let given = Given::read(None, &[format!("{key}={{no: 0}}")]).unwrap();
+                let settings = given.over(sample(task)).unwrap();
+                let error = match task {
+                    TaskName::Language => RunSettings::<LanguageData>::new(&settings).map(drop),
+                    TaskName::Classifier => RunSettings::<ClassifierData>::new(&settings).map(drop),
+                };
+                let error = format!("{:#}", error.unwrap_err());
+                assert!(error.contains(&format!("'{key}' is no: 0: ")), "{key}: {error}");
+            }
+        }
+    }
 }

@@ -12,6 +12,7 @@ use super::records::Records;
 use super::settings::{Documents, LanguageData};
 use crate::progress;
 use crate::train::order;
+use crate::train::settings::RunSettings;
 
 /// Documents that make several pieces are kept, since the pieces come one after another.
 const KEPT: usize = 16;
@@ -47,14 +48,14 @@ impl Corpus {
     pub fn open(
         path: &Path,
         encoder: &TextEncoder,
-        data: &LanguageData,
-        workers: usize,
+        run: &RunSettings<LanguageData>,
     ) -> Result<Self> {
+        let data = &run.data;
         let jsonl = data.is_jsonl(path);
         let documents = if jsonl { Documents::Lines } else { data.documents };
         let records = Records::scan(path, documents)?;
         let mut source = Source { records, jsonl, largest_id: None, kept: Mutex::default() };
-        let found = source.look_through(encoder, data, workers)?;
+        let found = source.look_through(encoder, data, run.common.workers)?;
         let (mut pieces, mut bad, mut tokens, mut cut, mut idle) =
             (Vec::new(), Vec::new(), 0, 0, 0);
         for (record, document) in found.into_iter().enumerate() {
@@ -70,7 +71,7 @@ impl Corpus {
                 Err(error) => bad.push(format!("{}: {error:#}", source.records.place(record))),
             }
         }
-        data.common.refuse(path, &bad)?;
+        run.files.refuse(path, &bad)?;
         if pieces.is_empty() {
             bail!("'{}' holds no document with anything to learn from", path.display());
         }

@@ -23,12 +23,12 @@ use task::LanguageTask;
 pub const SAMPLE: &str = include_str!("sample.yaml");
 
 pub fn train(run: &RunSettings<LanguageData>, mode: Mode) -> Result<()> {
-    let (settings, data) = (&run.common, &run.data);
+    let settings = &run.common;
     let device = settings.device()?;
     // Before the model is loaded: bad lines are found first.
-    let encoder = TextEncoder::open(&settings.model, data)?;
-    let open = |path: &_| Corpus::open(path, &encoder, data, settings.workers);
-    let (train, eval) = data.common.open(settings.seed, open, Corpus::split)?;
+    let encoder = TextEncoder::open(&settings.model, &run.data)?;
+    let open = |path: &_| Corpus::open(path, &encoder, run);
+    let (train, eval) = run.files.open(settings.seed, open, Corpus::split)?;
     let (vs, model) = LanguageModel::open(settings, device)?;
     model.check_ids(train.largest_id().max(eval.as_ref().and_then(Corpus::largest_id)))?;
     let mut config = settings.adapter()?;

@@ -3,16 +3,12 @@
 use std::path::Path;
 
 use anyhow::{ensure, Result};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use crate::train::data::Data;
 use crate::train::settings::{DataSettings, Settings};
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct LanguageData {
-    #[serde(flatten)]
-    pub common: Data,
     pub format: Format,
     pub documents: Documents,
     pub max_length: usize,
@@ -21,7 +17,7 @@ pub struct LanguageData {
     pub loss_on: LossOn,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     Auto,
@@ -29,7 +25,7 @@ pub enum Format {
     Jsonl,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Documents {
     Paragraphs,
@@ -37,32 +33,14 @@ pub enum Documents {
     File,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossOn {
     Assistant,
     All,
 }
 
-impl Default for LanguageData {
-    fn default() -> Self {
-        LanguageData {
-            common: Data::default(),
-            format: Format::Auto,
-            documents: Documents::Paragraphs,
-            max_length: 1024,
-            packing: true,
-            append_eos: true,
-            loss_on: LossOn::Assistant,
-        }
-    }
-}
-
 impl DataSettings for LanguageData {
-    fn common(&self) -> &Data {
-        &self.common
-    }
-
     fn check(&self, _settings: &Settings) -> Result<()> {
         let length = self.max_length;
         ensure!(length > 1, "'data.max_length' is {length}, expected 2 or more");

@@ -123,7 +123,7 @@ impl<'m> LanguageTask<'m> {
         run: &RunSettings<LanguageData>,
     ) -> Self {
         let data = &run.data;
-        let seed = data.common.shuffle.then_some(run.common.seed);
+        let seed = run.files.shuffle.then_some(run.common.seed);
         let train = Rows::new(train, data, seed);
         let eval = eval.map(|eval| Rows::new(eval, data, None));
         let loader = Arc::new(LanguageLoader { encoder, train, eval });

@@ -159,5 +159,7 @@ fn difference(before: &Value, now: &Value, above: &str) -> Option<(String, Value
             .find_map(|key| difference(&of(a, key), &of(b, key), &format!("{above}{key}.")));
     }
     let key = || format!("'{}'", above.trim_end_matches('.'));
-    (before != now).then(|| (key(), before.clone(), now.clone()))
+    // 1 and 1.0 are the same number.
+    let same = before == now || before.is_number() && before.as_f64() == now.as_f64();
+    (!same).then(|| (key(), before.clone(), now.clone()))
 }

@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Data {
     pub train: Option<PathBuf>,
     pub eval: Option<PathBuf>,
@@ -15,7 +14,7 @@ pub struct Data {
     pub shuffle: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BadLines {
     Stop,
@@ -24,13 +23,6 @@ pub enum BadLines {
 
 /// Bad lines that are shown.
 const SHOWN: usize = 5;
-
-impl Default for Data {
-    fn default() -> Self {
-        let bad_lines = BadLines::Stop;
-        Data { train: None, eval: None, eval_fraction: 0., bad_lines, shuffle: true }
-    }
-}
 
 impl Data {
     pub fn check(&self) -> Result<()> {

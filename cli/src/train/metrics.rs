@@ -8,29 +8,19 @@ use anyhow::{Context, Result};
 use serde_json::{json, Value};
 
 use super::atomic;
+use super::tensorboard::TensorBoard;
 
 pub struct Metrics {
     file: File,
     path: PathBuf,
+    board: Option<TensorBoard>,
     /// Everything written so far, for the curves.
     pub lines: Vec<Value>,
 }
 
-/// One training step, as measured.
-#[derive(Debug, Clone, Copy)]
-pub struct StepLine {
-    pub step: u64,
-    pub loss: f64,
-    pub lr: f64,
-    pub grad_norm: f64,
-    pub tokens: u64,
-    pub tokens_per_s: f64,
-    pub memory_mb: f64,
-}
-
 impl Metrics {
     /// Keeps the lines of the file up to `step`; those after it are of a run that was cut off.
-    pub fn open(out: &Path, step: u64) -> Result<Self> {
+    pub fn open(out: &Path, step: u64, tensorboard: bool) -> Result<Self> {
         let path = out.join("metrics.jsonl");
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -40,33 +30,22 @@ impl Metrics {
         atomic::write(&path, text.as_bytes())?;
         let file = OpenOptions::new().append(true).open(&path);
         let file = file.with_context(|| format!("cannot write '{}'", path.display()))?;
-        Ok(Metrics { file, path, lines })
+        let board = tensorboard.then(|| TensorBoard::create(out)).transpose()?;
+        Ok(Metrics { file, path, board, lines })
     }
 
-    pub fn step(&mut self, line: StepLine) -> Result<()> {
-        let StepLine { step, loss, lr, grad_norm, tokens, tokens_per_s, memory_mb } = line;
-        self.write(json!({
-            "step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens": tokens,
-            "tokens_per_s": tokens_per_s.round(), "memory_mb": memory_mb.round(),
-        }))
-    }
-
-    /// The scores of an evaluation after `step`.
-    pub fn evaluation(&mut self, step: u64, scores: &[(&'static str, f64)]) -> Result<()> {
+    /// A line for `step`, also for TensorBoard.
+    pub fn write(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
         let mut line = json!({"step": step});
-        for (name, value) in scores {
+        for (name, value) in values {
             line[*name] = json!(value);
         }
-        self.write(line)
-    }
-
-    fn write(&mut self, line: Value) -> Result<()> {
         // In one piece: a reader sees whole lines.
         let text = format!("{line}\n");
         let written = self.file.write_all(text.as_bytes());
         written.with_context(|| format!("cannot write '{}'", self.path.display()))?;
         self.lines.push(line);
-        Ok(())
+        self.board.as_mut().map_or(Ok(()), |board| board.scalars(step, values))
     }
 
     /// `(step, value)` of the lines that have `key`.

@@ -7,38 +7,45 @@ use clap::ValueEnum;
 use ln_tuning::device::allow_tf32;
 use ln_tuning::recompute::{Blocks, Recompute};
 use ln_tuning::{AdamW, AdapterOptions, Decay, LnTuningConfig, Norms, Precision, Schedule};
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::Deserialize;
 use serde_json::Value;
 use tch::Device;
 
 use super::data::Data;
+use super::yaml::Tree;
 use crate::device::{self, ModelKind};
 
-/// The settings of a run on data `D`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
+/// The settings of a run: `data` holds those of the task's data.
 pub struct RunSettings<D> {
-    #[serde(flatten)]
     pub common: Settings,
+    pub files: Data,
     pub data: D,
+    /// All of them, as they are kept in checkpoints.
+    pub all: Value,
 }
 
 /// The settings of a task's data.
-pub trait DataSettings {
-    fn common(&self) -> &Data;
-
+pub trait DataSettings: DeserializeOwned {
     fn check(&self, settings: &Settings) -> Result<()>;
 }
 
 impl<D: DataSettings> RunSettings<D> {
-    pub fn check(&self) -> Result<()> {
-        self.common.check()?;
-        self.data.check(&self.common)?;
-        self.data.common().check()
+    pub fn new(tree: &Tree) -> Result<Self> {
+        let run = RunSettings {
+            common: tree.parse("")?,
+            files: tree.parse("data")?,
+            data: tree.parse::<D>("data")?,
+            all: tree.to_json()?,
+        };
+        run.common.check()?;
+        run.data.check(&run.common)?;
+        run.files.check()?;
+        Ok(run)
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskName {
     Language,
@@ -46,10 +53,8 @@ pub enum TaskName {
 }
 
 /// All settings, but for the data.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Settings {
-    pub task: Option<TaskName>,
     pub model: PathBuf,
     pub out: PathBuf,
     pub resume: Resume,
@@ -77,15 +82,14 @@ pub struct Settings {
     pub workers: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resume {
     Auto,
     Never,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct OptimizerSettings {
     pub lr: f64,
     pub betas: [f64; 2],
@@ -93,8 +97,7 @@ pub struct OptimizerSettings {
     pub weight_decay: f64,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct ScheduleSettings {
     pub name: Decay,
     pub warmup_steps: Option<u64>,
@@ -102,57 +105,11 @@ pub struct ScheduleSettings {
 }
 
 /// `none`, `all`, or n: every n-th block.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum Checkpointing {
     Every(usize),
     Named(String),
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        let adapter = serde_json::from_str(&LnTuningConfig::default().to_json());
-        Settings {
-            task: None,
-            model: PathBuf::new(),
-            out: "target/finetune".into(),
-            resume: Resume::Auto,
-            device: "auto".into(),
-            kind: ModelKind::Auto,
-            tf32: false,
-            threads: None,
-            seed: 0,
-            adapter: adapter.expect("a configuration is JSON"),
-            norms: Norms::Peft,
-            precision: Precision::Master,
-            optimizer: Default::default(),
-            schedule: Default::default(),
-            batch_size: 8,
-            accumulation: 1,
-            clip_norm: Some(1.),
-            loss_scale: None,
-            epochs: 1,
-            max_steps: None,
-            checkpointing: Checkpointing::Named("none".into()),
-            eval_interval: None,
-            save_interval: None,
-            keep_last: 2,
-            tensorboard: false,
-            workers: 2,
-        }
-    }
-}
-
-impl Default for OptimizerSettings {
-    fn default() -> Self {
-        OptimizerSettings { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01 }
-    }
-}
-
-impl Default for ScheduleSettings {
-    fn default() -> Self {
-        ScheduleSettings { name: Decay::Cosine, warmup_steps: None, warmup_ratio: 0. }
-    }
 }
 
 impl Settings {
@@ -198,9 +155,13 @@ impl Settings {
         options.norms(self.norms).precision(self.precision)
     }
 
+    /// The device, with libtorch set up for it.
     pub fn device(&self) -> Result<Device> {
         if self.tf32 {
             allow_tf32()?;
+        }
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads);
         }
         device::named(&self.device)
     }

@@ -1,14 +1,13 @@
 //! The start of a run: the adapter is attached, all is checked, and training begins or is only shown.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ln_tuning::{LnTuningConfig, LnTuningModel, DEFAULT_ADAPTER};
-use serde::Serialize;
 use tch::nn::VarStore;
 
 use super::batches::Plan;
 use super::dry_run;
 use super::preflight::{describe, measure};
-use super::settings::{DataSettings, RunSettings};
+use super::settings::RunSettings;
 use super::task::Task;
 use super::trainer::Ready;
 use super::{checkpoint, trainer};
@@ -23,7 +22,7 @@ pub enum Mode {
     },
 }
 
-pub fn start<T: Task, D: DataSettings + Serialize>(
+pub fn start<T: Task, D>(
     task: &T,
     vs: &VarStore,
     config: LnTuningConfig,
@@ -45,13 +44,11 @@ pub fn start<T: Task, D: DataSettings + Serialize>(
     if !quiet {
         println!("{largest}");
     }
-    let all = serde_json::to_value(run).context("the settings are no JSON")?;
-    let state = checkpoint::begin(settings, all, task.digest())?;
-    let data = run.data.common();
+    let state = checkpoint::begin(settings, run.all.clone(), task.digest())?;
     let plan = Plan {
         lengths: task.lengths(),
         size: settings.batch_size,
-        seed: data.shuffle.then_some(settings.seed),
+        seed: run.files.shuffle.then_some(settings.seed),
     };
     let epoch_steps = plan.epoch(0).len().div_ceil(settings.accumulation) as u64;
     let total = settings.max_steps.unwrap_or(epoch_steps * settings.epochs);

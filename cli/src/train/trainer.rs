@@ -13,12 +13,11 @@ use tch::{no_grad, Device, Tensor};
 use super::batches::{self, Plan};
 use super::checkpoint::{self, State};
 use super::memory::Memory;
-use super::metrics::{Metrics, StepLine};
+use super::metrics::Metrics;
 use super::order::step_seed;
 use super::prefetch::Prefetch;
 use super::settings::Settings;
 use super::task::{backward, Of, Task};
-use super::tensorboard::TensorBoard;
 use super::{curves, interrupt};
 use crate::progress;
 
@@ -39,7 +38,6 @@ struct Run<'a, T: Task> {
     per_epoch: usize,
     recompute: Option<Recompute>,
     metrics: Metrics,
-    tensorboard: Option<TensorBoard>,
     memory: Memory,
     /// The next step is begun before the figures of the last are read.
     ahead: bool,
@@ -83,10 +81,8 @@ pub fn train<T: Task>(ready: Ready<T>) -> Result<()> {
         checkpoint::load(out, state.step, tuned, &mut optimizer)?;
     }
     checkpoint::rotate(out, settings.keep_last, state.best.map(|best| best.0))?;
-    let tensorboard = settings.tensorboard.then(|| TensorBoard::create(out)).transpose()?;
     let mut run = Run {
-        metrics: Metrics::open(out, state.step)?,
-        tensorboard,
+        metrics: Metrics::open(out, state.step, settings.tensorboard)?,
         memory: Memory::of(vs.device()),
         // A CPU has done its work when it comes back.
         ahead: vs.device() != Device::Cpu,
@@ -211,20 +207,17 @@ impl<T: Task> Run<'_, T> {
         let seconds = self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
         let (tokens_per_s, memory_mb) = (size as f64 / seconds, self.memory.megabytes());
-        self.metrics.step(StepLine {
+        self.metrics.write(
             step,
-            loss,
-            lr,
-            grad_norm,
-            tokens: size,
-            tokens_per_s,
-            memory_mb,
-        })?;
-        if let Some(board) = &mut self.tensorboard {
-            let values = [("loss", loss), ("lr", lr), ("grad_norm", grad_norm)];
-            board.scalars(step, &values)?;
-            board.scalars(step, &[("tokens_per_s", tokens_per_s), ("memory_mb", memory_mb)])?;
-        }
+            &[
+                ("loss", loss),
+                ("lr", lr),
+                ("grad_norm", grad_norm),
+                ("tokens", size as f64),
+                ("tokens_per_s", tokens_per_s.round()),
+                ("memory_mb", memory_mb.round()),
+            ],
+        )?;
         let unit = self.task.unit();
         let shown = format!("loss {loss:.4} {tokens_per_s:.0} {unit}/s {memory_mb:.0} MB");
         self.bar.set_position(step);
@@ -264,10 +257,7 @@ impl<T: Task> Run<'_, T> {
         let mut batches = batches.inspect(|_| bar.inc(1));
         let scores = no_grad(|| self.task.evaluate(&mut batches))?;
         bar.finish_and_clear();
-        self.metrics.evaluation(step, &scores)?;
-        if let Some(board) = &mut self.tensorboard {
-            board.scalars(step, &scores)?;
-        }
+        self.metrics.write(step, &scores)?;
         let shown: Vec<String> =
             scores.iter().map(|(n, value)| format!("{n} {value:.4}")).collect();
         self.say(&format!("step {step}: {}", shown.join(", ")));

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail, Context, Result};
 use serde::de::DeserializeOwned;
-use serde::Serialize;
 use serde_yaml::{Mapping, Value};
 
 /// The settings as they were given: the file, then each assignment, with the words that name them in errors.
@@ -45,40 +44,60 @@ impl Given {
         key.split('.').try_fold(&self.whole, |value, key| value.get(key))?.as_str()
     }
 
-    /// Settings of type `S`; what is not given is `S::default()`'s.
-    pub fn settings<S: Default + Serialize + DeserializeOwned>(&self) -> Result<S> {
-        let known = serde_yaml::to_value(S::default())?;
+    /// All settings: those of the sample, of which `model` and `data.train` are left out, with the given ones in
+    /// their place.
+    pub fn over(&self, sample: &str) -> Result<Tree> {
+        let mut all: Value = serde_yaml::from_str(sample)?;
+        set(&mut all, "model", "".into())?;
+        set(&mut all, "data.train", Value::Null)?;
         for (place, given) in &self.stages {
-            check(given, &known, "").with_context(|| place.clone())?;
+            check(given, &all, "").with_context(|| place.clone())?;
         }
-        let place = || self.stages.first().map(|(place, _)| place.clone()).unwrap_or_default();
-        serde_yaml::from_value(self.whole.clone())
-            .map_err(
-                |error| anyhow!(culprit::<S>(&self.whole, &known).unwrap_or(error.to_string())),
-            )
-            .with_context(place)
+        put(&mut all, &self.whole);
+        let place = self.stages.first().map(|(place, _)| place.clone()).unwrap_or_default();
+        Ok(Tree { all, place })
     }
 }
 
-/// The key whose value does not fit: alone among the defaults it fails as well.
-fn culprit<S: DeserializeOwned>(given: &Value, known: &Value) -> Option<String> {
-    let mut places = vec![(String::new(), given)];
-    while let Some((above, value)) = places.pop() {
-        if let (Value::Mapping(map), false) = (value, above.matches('.').count() > 1) {
-            let inner = map.iter().filter_map(|(key, value)| Some((key.as_str()?, value)));
-            places.extend(inner.map(|(key, value)| (format!("{above}{key}."), value)));
-        }
-        let key = above.trim_end_matches('.');
-        let mut alone = known.clone();
-        if key.is_empty() || value.is_mapping() || set(&mut alone, key, value.clone()).is_err() {
-            continue;
-        }
-        if let Err(error) = serde_yaml::from_value::<S>(alone) {
-            let shown = serde_yaml::to_string(value).unwrap_or_default();
-            return Some(format!("'{key}' is {}: {error}", shown.trim_end()));
-        }
+/// All settings of a run.
+pub struct Tree {
+    pub all: Value,
+    /// The words that name them in errors.
+    place: String,
+}
+
+impl Tree {
+    /// The settings below a key, of which there may be more than `S` has.
+    pub fn parse<S: DeserializeOwned>(&self, key: &str) -> Result<S> {
+        let below = if key.is_empty() { &self.all } else { &self.all[key] };
+        serde_path_to_error::deserialize(below.clone())
+            .map_err(|error| {
+                let path = error.path().to_string();
+                let path = path.split('[').next().unwrap_or_default();
+                let value = path.split('.').try_fold(below, |value, key| value.get(key));
+                let shown = value.and_then(|value| serde_yaml::to_string(value).ok());
+                let above = if key.is_empty() { String::new() } else { format!("{key}.") };
+                let (shown, error) = (shown.unwrap_or_default(), error.into_inner());
+                anyhow!("'{above}{path}' is {}: {error}", shown.trim_end())
+            })
+            .with_context(|| self.place.clone())
     }
-    None
+
+    pub fn to_json(&self) -> Result<serde_json::Value> {
+        serde_json::to_value(&self.all).context("the settings are no JSON")
+    }
+}
+
+/// Writes the given values over those of `all`.
+fn put(all: &mut Value, given: &Value) {
+    match (all, given) {
+        (Value::Mapping(all), Value::Mapping(given)) => {
+            for (key, given) in given {
+                put(all.entry(key.clone()).or_insert(Value::Null), given);
+            }
+        }
+        (all, given) => *all = given.clone(),
+    }
 }
 
 fn check(given: &Value, known: &Value, above: &str) -> Result<()> {

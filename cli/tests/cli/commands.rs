@@ -85,7 +85,7 @@ fn completions_are_accepted_by_the_shell() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("completions.bash");
     std::fs::write(&file, script).unwrap();
-    let asked = "source \"$0\"; COMP_WORDS=(ln-tuning insp); COMP_CWORD=1; _ln-tuning ln-tuning insp ln-tuning; \
+    let asked = "source \"$0\"; COMP_WORDS=(ln-tuning insp); COMP_CWORD=1; _ln__tuning ln-tuning insp ln-tuning; \
                  echo \"${COMPREPLY[@]}\"";
     let output =
         Command::new("bash").args(["-c", asked]).arg(&file).stderr(Stdio::inherit()).output();

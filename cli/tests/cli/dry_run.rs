@@ -32,7 +32,7 @@ fn a_completion_is_marked_and_its_prompt_is_not() {
         "MB, measured with the largest batch",
         "3 steps, 1 in an epoch",
         "These 5 tensors train",
-        "model.layers.1.input_layernorm.weight           [32]",
+        "model.layers.1.input_layernorm.weight          [32]",
         "train.jsonl:1, with what is learned in [[ ]]:\n<s>to be, or[[ not to be</s>]]",
         "nothing was written",
     ] {
@@ -84,7 +84,7 @@ fn colours_mark_what_is_learned_on_a_terminal() {
     let output =
         training.command(&[]).arg("--dry-run").env("CLICOLOR_FORCE", "1").output().unwrap();
     let text = texts(&output).0;
-    assert!(text.contains("in green:\n<s>a \u{1b}[32mpenny</s>\u{1b}[0m"), "{text}");
+    assert!(text.contains("in green:\n<s>a\u{1b}[32m penny</s>\u{1b}[0m"), "{text}");
 }
 
 #[test]
