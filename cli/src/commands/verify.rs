@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use ln_tuning::models::{AnyModel, Inputs};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{AdapterOptions, LnTuningModel, LoadOptions};
@@ -51,8 +51,8 @@ pub fn run(args: &Args) -> Result<bool> {
     let path = &args.reference;
     let reference = Tensor::read_safetensors(path)
         .with_context(|| format!("'{}' is not a safetensors file", path.display()))?;
-    let reference: HashMap<String, Tensor> =
-        reference.into_iter().map(|(name, tensor)| (name, tensor.to_device(device))).collect();
+    let moved = reference.into_iter().map(|(name, tensor)| Ok((name, tensor.f_to_device(device)?)));
+    let reference: HashMap<String, Tensor> = moved.collect::<Result<_>>()?;
     let files = ModelFiles::open(&args.model)?;
     let model_type = files.model_type().unwrap_or_default().to_owned();
     let (files, bar) = progress::loading(files)?;
@@ -66,23 +66,25 @@ pub fn run(args: &Args) -> Result<bool> {
     let _adapter = adapter.transpose()?;
 
     let (output, expected) = no_grad(|| compute(&model, &reference))?;
-    let mut shown = expected.ones_like().to_kind(Kind::Bool);
+    let mut shown = expected.f_ones_like()?.f_to_kind(Kind::Bool)?;
     // The output goes with the decoder's input where there is one.
     let decoded = reference.contains_key("decoder_input_ids") && reference.contains_key("logits");
     let mask = if decoded { "decoder_attention_mask" } else { "attention_mask" };
     if let Some(mask) = reference.get(mask).filter(|_| expected.dim() == 3) {
         // Outputs at padding do not count.
-        shown = mask.to_kind(Kind::Bool).unsqueeze(-1).expand_as(&expected);
+        shown = mask.f_to_kind(Kind::Bool)?.f_unsqueeze(-1)?.f_expand_as(&expected)?;
     }
-    let (a, b) = (output.to_kind(Kind::Double), expected.to_kind(Kind::Double));
-    let (a, b) = (a.masked_fill(&shown.logical_not(), 0.), b.masked_fill(&shown.logical_not(), 0.));
-    let largest = |x: &Tensor| x.abs().max().double_value(&[]);
-    let max_abs_diff = largest(&(&a - &b));
-    let max_rel_diff = max_abs_diff / largest(&b).max(f64::MIN_POSITIVE);
-    let rows = shown.any_dim(-1, false);
-    let same = a.argmax(-1, false).eq_tensor(&b.argmax(-1, false)).logical_and(&rows);
-    let count = |x: &Tensor| x.sum(Kind::Int64).int64_value(&[]) as f64;
-    let argmax_agreement = count(&same) / count(&rows).max(1.);
+    let hidden = shown.f_logical_not()?;
+    let counted = |x: Tensor| x.f_to_kind(Kind::Double)?.f_masked_fill(&hidden, 0.);
+    let (a, b) = (counted(output)?, counted(expected)?);
+    let largest = |x: &Tensor| x.f_abs()?.f_max()?.f_double_value(&[]);
+    let max_abs_diff = largest(&a.f_sub(&b)?)?;
+    let max_rel_diff = max_abs_diff / largest(&b)?.max(f64::MIN_POSITIVE);
+    let rows = shown.f_any_dim(-1, false)?;
+    let same = a.f_argmax(-1, false)?.f_eq_tensor(&b.f_argmax(-1, false)?)?;
+    let count = |x: &Tensor| x.f_sum(Kind::Int64)?.f_int64_value(&[]);
+    let (same, rows) = (count(&same.f_logical_and(&rows)?)?, count(&rows)?);
+    let argmax_agreement = same as f64 / rows.max(1) as f64;
     let ok = max_abs_diff <= args.tolerance;
     if args.json {
         let report = json!({
@@ -111,67 +113,50 @@ fn compute(model: &AnyModel, reference: &HashMap<String, Tensor>) -> Result<(Ten
             .with_context(|| format!("the reference holds no '{name}', only {}", names.join(", ")))
     };
     // Logits where they are there, since they depend on all else.
-    let (logits, name) = match given("logits") {
-        Some(_) => (true, "logits"),
-        None => (false, "last_hidden_state"),
-    };
+    let logits = reference.contains_key("logits");
     let mask = given("attention_mask");
-    let output = match model {
-        AnyModel::Decoder(model) => {
-            let inputs = Inputs::new(need("input_ids")?).attention_mask(mask);
-            if logits {
-                model.logits(inputs)?
-            } else {
-                model.hidden_states(inputs)?
-            }
+    let ids = || need("input_ids");
+    let pixels = |kind| -> Result<Tensor> { Ok(need("pixel_values")?.f_to_kind(kind)?) };
+    let output = match (model, logits) {
+        (AnyModel::Decoder(model), true) => {
+            model.logits(Inputs::new(ids()?).attention_mask(mask))?
         }
-        AnyModel::Encoder(model) => {
-            let (ids, types) = (need("input_ids")?, given("token_type_ids"));
-            match logits {
-                true => model.logits(ids, mask, types, false)?,
-                false => model.hidden_states(ids, mask, types, false)?,
-            }
+        (AnyModel::Decoder(model), false) => {
+            model.hidden_states(Inputs::new(ids()?).attention_mask(mask))?
         }
-        AnyModel::Seq2Seq(model) => {
-            let ids = need("input_ids")?;
-            match logits {
-                true => {
-                    let (decoder_ids, decoder_mask) =
-                        (need("decoder_input_ids")?, given("decoder_attention_mask"));
-                    model.logits(ids, mask, decoder_ids, decoder_mask, false)?
-                }
-                // The encoder's, as transformers calls it there.
-                false => model.encode(ids, mask, false)?,
-            }
+        (AnyModel::Encoder(model), true) => {
+            model.logits(ids()?, mask, given("token_type_ids"), false)?
         }
-        AnyModel::ViT(model) => {
-            anyhow::ensure!(logits, "of this model the reference must hold 'logits'");
-            model.logits(&need("pixel_values")?.to_kind(model.kind()), false)?
+        (AnyModel::Encoder(model), false) => {
+            model.hidden_states(ids()?, mask, given("token_type_ids"), false)?
         }
-        AnyModel::Dinov2(model) => {
-            let pixels = need("pixel_values")?.to_kind(model.kind());
-            if logits {
-                model.logits(&pixels, false)?
-            } else {
-                model.hidden_states(&pixels, false)?
-            }
+        (AnyModel::Seq2Seq(model), true) => {
+            let (ids, decoder_ids) = (ids()?, need("decoder_input_ids")?);
+            model.logits(ids, mask, decoder_ids, given("decoder_attention_mask"), false)?
         }
-        AnyModel::Clip(model) if reference.contains_key("pixel_values") => {
-            let pixels = need("pixel_values")?.to_kind(model.kind());
-            match logits {
-                // `logits_per_image`, if there are texts as well.
-                true => {
-                    let texts = model.text_features(need("input_ids")?, mask, false)?;
-                    model.logits_per_image(&model.image_features(&pixels, false)?, &texts)?
-                }
-                false => model.image_hidden_states(&pixels, false)?,
-            }
+        // The encoder's, as transformers calls it there.
+        (AnyModel::Seq2Seq(model), false) => model.encode(ids()?, mask, false)?,
+        (AnyModel::ViT(model), true) => model.logits(&pixels(model.kind())?, false)?,
+        (AnyModel::ViT(_), false) => bail!("of this model the reference must hold 'logits'"),
+        (AnyModel::Dinov2(model), true) => model.logits(&pixels(model.kind())?, false)?,
+        (AnyModel::Dinov2(model), false) => model.hidden_states(&pixels(model.kind())?, false)?,
+        // `logits_per_image`: there must be both texts and images.
+        (AnyModel::Clip(model), true) => {
+            let images = model.image_features(&pixels(model.kind())?, false)?;
+            model.logits_per_image(&images, &model.text_features(ids()?, mask, false)?)?
         }
-        AnyModel::Clip(model) => {
-            anyhow::ensure!(!logits, "without 'pixel_values' CLIP has no logits");
-            model.text_hidden_states(need("input_ids")?, mask, false)?
+        (AnyModel::Clip(model), false) if reference.contains_key("pixel_values") => {
+            model.image_hidden_states(&pixels(model.kind())?, false)?
         }
+        (AnyModel::Clip(model), false) => model.text_hidden_states(ids()?, mask, false)?,
         _ => bail!("verify does not know this model yet"),
     };
-    Ok((output, need(name)?.shallow_clone()))
+    let expected = need(if logits { "logits" } else { "last_hidden_state" })?.shallow_clone();
+    ensure!(
+        output.size() == expected.size(),
+        "the model's output has shape {:?}, the reference's {:?}",
+        output.size(),
+        expected.size()
+    );
+    Ok((output, expected))
 }

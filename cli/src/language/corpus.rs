@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{bail, Context, Result};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::encoder::{TextEncoder, Tokens};
 use super::records::Records;
@@ -16,8 +16,6 @@ use crate::train::settings::RunSettings;
 
 /// Documents that make several pieces are kept, since the pieces come one after another.
 const KEPT: usize = 16;
-/// Documents that a thread takes at a time.
-const SHARE: usize = 64;
 
 /// A part of a document that fits into a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +130,7 @@ impl Corpus {
         let ids = tokens.ids.get(range.clone()).context("the file was changed during the run")?;
         let ids = ids.iter().map(|id| i64::from(*id)).collect();
         let mut learned = tokens.counted[range].to_vec();
-        // Nothing stands in front of the first.
+        // The first token has nothing to be learned from.
         learned.iter_mut().take(1).for_each(|first| *first = false);
         Ok((ids, learned))
     }
@@ -158,7 +156,7 @@ impl Document {
         let mut start = 0;
         while start < tokens.ids.len() && (start == 0 || !tokens.whole) {
             let end = (start + max_length).min(tokens.ids.len());
-            // The first token of a piece is nobody's next.
+            // The first token of a piece is no target.
             let targets = tokens.counted[start + 1..end].iter().filter(|counted| **counted).count();
             if targets > 0 {
                 document.pieces.push(Piece {
@@ -193,33 +191,14 @@ impl Source {
     ) -> Result<Vec<Result<Document>>> {
         let count = self.records.len();
         let bar = progress::counted("tokenising", count as u64)?;
-        let next = AtomicUsize::new(0);
-        let found: Mutex<Vec<Option<Result<Document>>>> =
-            Mutex::new((0..count).map(|_| None).collect());
-        std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| loop {
-                    let start = next.fetch_add(SHARE, Ordering::Relaxed);
-                    if start >= count {
-                        break;
-                    }
-                    let share: Vec<_> = (start..count.min(start + SHARE))
-                        .map(|record| {
-                            let tokens = self.encode(record, encoder)?;
-                            Ok(Document::of(&tokens, data.max_length))
-                        })
-                        .collect();
-                    bar.inc(share.len() as u64);
-                    let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                    for (document, place) in share.into_iter().zip(&mut found[start..]) {
-                        *place = Some(document);
-                    }
-                });
-            }
-        });
+        let document = |record| {
+            bar.inc(1);
+            Ok(Document::of(&self.encode(record, encoder)?, data.max_length))
+        };
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(workers).build()?;
+        let found = threads.install(|| (0..count).into_par_iter().map(document).collect());
         bar.finish_and_clear();
-        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(found.into_iter().flatten().collect())
+        Ok(found)
     }
 
     fn kept_tokens(&self, piece: &Piece, encoder: &TextEncoder) -> Result<Arc<Tokens>> {

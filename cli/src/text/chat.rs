@@ -49,7 +49,7 @@ impl ChatTemplate {
         Ok(Some(ChatTemplate { environment, tokens }))
     }
 
-    /// The text of a conversation; with `open` the head of a reply behind it.
+    /// The text of a conversation; with `open` followed by the head of a reply.
     pub fn render(&self, messages: &[Value], open: bool) -> Result<String> {
         let template = self.environment.get_template("chat")?;
         let tokens = Given::from(Serde(&self.tokens));

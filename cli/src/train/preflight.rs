@@ -1,37 +1,41 @@
 //! Before the first step: what will train, where, with how much memory, and whether it can.
 
-use std::fmt;
-
 use anyhow::{bail, ensure, Result};
 use ln_tuning::device::cuda_status;
 use ln_tuning::{LnTuningModel, Optimizer};
-use serde::Serialize;
+use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 use super::batches::Job;
 use super::memory;
+use super::report::Report;
 use super::settings::Settings;
 use super::task::{backward, Load, Task};
 
-/// Lines about what trains, on which data and where.
+/// Reports what trains, on which data and where.
 pub fn describe<T: Task>(
     task: &T,
     vs: &VarStore,
     tuned: &LnTuningModel,
     settings: &Settings,
-) -> Result<Vec<String>> {
-    let mut lines = vec![tuned.trainable_parameters().to_string()];
+    report: &mut Report,
+) -> Result<()> {
+    let parameters = tuned.trainable_parameters();
+    report.set("trainable", json!(parameters.trainable));
+    report.set("total", json!(parameters.total));
+    report.set("percent", json!(parameters.percent()));
+    report.line(parameters);
     let status = tuned.layer_status();
     let names: Vec<&str> = status.iter().take(3).map(|layer| layer.name.as_str()).collect();
     let more = if status.len() > names.len() { ", …" } else { "" };
-    lines.push(format!("{} modules train: {}{more}", status.len(), names.join(", ")));
-    lines.extend(task.describe());
-    lines.push(kernels(vs, settings)?);
+    report.line(format!("{} modules train: {}{more}", status.len(), names.join(", ")));
+    task.describe().into_iter().for_each(|line| report.line(line));
+    report.line(kernels(vs, settings)?);
     if vs.device() == Device::Cpu && settings.device == "auto" {
-        lines.push(cuda_status().to_string());
+        report.line(cuda_status());
     }
-    Ok(lines)
+    Ok(())
 }
 
 fn kernels(vs: &VarStore, settings: &Settings) -> Result<String> {
@@ -50,31 +54,16 @@ fn kernels(vs: &VarStore, settings: &Settings) -> Result<String> {
     ))
 }
 
-/// The largest batch, as it was measured.
-#[derive(Serialize)]
-pub struct Largest {
-    pub size: u64,
-    pub unit: &'static str,
-    pub loss: f64,
-    pub weights_bytes: u64,
-    /// Masters, gradients and two moments.
-    pub trained_bytes: u64,
-    /// The most that the process has had in memory, on a CPU.
-    pub process_peak_bytes: Option<u64>,
-    pub gpu_bytes: Option<u64>,
-    /// The tensors that train, each with a gradient.
-    #[serde(skip)]
-    pub tensors: Vec<(String, Vec<i64>)>,
-}
-
-/// Runs the largest batch forwards and backwards; nothing is changed by it.
+/// Runs the largest batch forwards and backwards, which changes nothing, and reports what that takes. Gives the names
+/// and shapes of the tensors that train.
 pub fn measure<T: Task>(
     task: &T,
     vs: &VarStore,
     tuned: &LnTuningModel,
     optimizer: &mut Optimizer,
     settings: &Settings,
-) -> Result<Largest> {
+    report: &mut Report,
+) -> Result<Vec<(String, Vec<i64>)>> {
     let rows = task.largest(settings.batch_size);
     ensure!(!rows.is_empty(), "there is nothing to train on: the data is empty");
     let batch = task.loader().load(&Job { eval: false, rows })?;
@@ -105,48 +94,32 @@ pub fn measure<T: Task>(
         );
     }
     optimizer.zero_grad()?;
-    let mut weights_bytes = 0;
+    let (size, unit, count) = (batch.size, task.unit(), tensors.len());
+    report.line(format!(
+        "the largest batch: {size} {unit}, loss {loss:.4}, {count} gradients, none of them 0"
+    ));
+    let mut weights = 0;
     for tensor in vs.variables().values() {
-        weights_bytes += tensor.numel() as u64 * tensor.f_kind()?.elt_size_in_bytes() as u64;
+        weights += tensor.numel() as u64 * tensor.f_kind()?.elt_size_in_bytes() as u64;
     }
-    let gpu = matches!(vs.device(), Device::Cuda(_));
-    Ok(Largest {
-        size: batch.size,
-        unit: task.unit(),
-        loss,
-        weights_bytes,
-        trained_bytes: tuned.trainable_parameters().trainable * 16,
-        process_peak_bytes: if gpu { None } else { memory::peak() },
-        gpu_bytes: if gpu { memory::of_driver().map(|megabytes| megabytes << 20) } else { None },
-        tensors,
-    })
-}
-
-impl fmt::Display for Largest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Largest { size, unit, loss, tensors, .. } = self;
-        let megabytes = |bytes: u64| bytes as f64 / 1e6;
-        writeln!(
-            f,
-            "the largest batch: {size} {unit}, loss {loss:.4}, {} gradients, none of them 0",
-            tensors.len()
-        )?;
-        write!(
-            f,
-            "memory: weights {:.1} MB, what trains and its optimiser {:.1} MB",
-            megabytes(self.weights_bytes),
-            megabytes(self.trained_bytes)
-        )?;
-        if let Some(bytes) = self.gpu_bytes {
-            write!(f, "; {:.0} MB of the GPU in use after the largest batch", megabytes(bytes))?;
-        }
-        if let Some(bytes) = self.process_peak_bytes {
-            write!(
-                f,
-                "; the process took at most {:.0} MB, measured with the largest batch",
-                megabytes(bytes)
-            )?;
-        }
-        Ok(())
+    // Masters, gradients and two moments.
+    let trained = tuned.trainable_parameters().trainable * 16;
+    let (peak, words) = match vs.device() {
+        Device::Cuda(_) => (memory::of_driver().map(|megabytes| megabytes << 20), "of the GPU"),
+        _ => (memory::peak(), "at most in the process"),
+    };
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let mut line = format!(
+        "memory: weights {:.1} MB, what trains and its optimiser {:.1} MB",
+        megabytes(weights),
+        megabytes(trained)
+    );
+    if let Some(peak) = peak {
+        line += &format!("; {:.0} MB {words}, measured with the largest batch", megabytes(peak));
     }
+    report.line(line);
+    report.set("largest_batch", json!({"size": size, "unit": unit, "loss": loss}));
+    let memory = json!({"weights": weights, "trained": trained, "measured": peak});
+    report.set("memory_bytes", memory);
+    Ok(tensors)
 }

@@ -2,11 +2,12 @@
 
 use anyhow::Result;
 use ln_tuning::{LnTuningConfig, LnTuningModel, DEFAULT_ADAPTER};
+use serde_json::json;
 use tch::nn::VarStore;
 
 use super::batches::Plan;
-use super::dry_run;
 use super::preflight::{describe, measure};
+use super::report::Report;
 use super::settings::RunSettings;
 use super::task::Task;
 use super::trainer::Ready;
@@ -35,15 +36,9 @@ pub fn start<T: Task, D>(
     let mut tuned = LnTuningModel::with_options(vs, config, DEFAULT_ADAPTER, &options)?;
     let mut optimizer = tuned.optimizer(settings.adamw(), settings.optimizer.lr)?;
     optimizer.set_loss_scale(settings.loss_scale())?;
-    let quiet = mode == Mode::DryRun { json: true };
-    let lines = describe(task, vs, &tuned, settings)?;
-    if !quiet {
-        println!("{}", lines.join("\n"));
-    }
-    let largest = measure(task, vs, &tuned, &mut optimizer, settings)?;
-    if !quiet {
-        println!("{largest}");
-    }
+    let mut report = Report::new(mode == Mode::DryRun { json: true });
+    describe(task, vs, &tuned, settings, &mut report)?;
+    let tensors = measure(task, vs, &tuned, &mut optimizer, settings, &mut report)?;
     let state = checkpoint::begin(settings, run.all.clone(), task.digest())?;
     let plan = Plan {
         lengths: task.lengths(),
@@ -52,26 +47,27 @@ pub fn start<T: Task, D>(
     };
     let epoch_steps = plan.epoch(0).len().div_ceil(settings.accumulation) as u64;
     let total = settings.max_steps.unwrap_or(epoch_steps * settings.epochs);
-    if !quiet && state.step > 0 {
-        println!("resuming after step {} of {total}", state.step);
-    } else if !quiet {
-        println!("{total} steps, {epoch_steps} in an epoch");
+    if state.step > 0 {
+        report.line(format!("resuming after step {} of {total}", state.step));
+    } else {
+        report.line(format!("{total} steps, {epoch_steps} in an epoch"));
     }
-    match mode {
-        Mode::Train => {
-            let tuned = &mut tuned;
-            trainer::train(Ready { task, vs, tuned, optimizer, settings, plan, state, total })
-        }
-        Mode::DryRun { json } => {
-            let steps = dry_run::Steps { total, epoch: epoch_steps, done: state.step };
-            dry_run::show(
-                tuned.trainable_parameters(),
-                lines,
-                largest,
-                steps,
-                task.example()?,
-                json,
-            )
-        }
+    if mode == Mode::Train {
+        let tuned = &mut tuned;
+        return trainer::train(Ready { task, vs, tuned, optimizer, settings, plan, state, total });
     }
+    let example = task.example()?;
+    if mode == (Mode::DryRun { json: false }) {
+        println!("\nThese {} tensors train, all others stay as they are:", tensors.len());
+        let width = tensors.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        tensors.iter().for_each(|(name, shape)| println!("  {name:<width$} {shape:?}"));
+        println!("\n{example}\n\nThis was a dry run: nothing was written.");
+        return Ok(());
+    }
+    let tensor = |(name, shape): &(String, Vec<i64>)| json!({"name": name, "shape": shape});
+    report.set("tensors", tensors.iter().map(tensor).collect());
+    report.set("steps", json!({"total": total, "epoch": epoch_steps, "done": state.step}));
+    report.set("example", json!(example));
+    report.finish();
+    Ok(())
 }

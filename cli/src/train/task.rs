@@ -38,7 +38,7 @@ pub trait Task {
 
     fn loader(&self) -> Arc<Self::Loader>;
 
-    /// By which rows to train on are put together.
+    /// The lengths of the rows to train on: batches are made of rows of about the same.
     fn lengths(&self) -> Vec<u32>;
 
     /// The rows to evaluate on; 0 where there is nothing.

@@ -7,7 +7,7 @@ use ln_tuning::Norms;
 use crate::program::{refusal, report, text};
 use crate::trees::{self, paths, Entry};
 
-/// What `plan` prints for the model directories of all architectures.
+/// The plans of model directories of all architectures.
 #[test]
 fn plans_are_the_norms_of_transformers_and_the_modules_of_peft() {
     let dir = tempfile::tempdir().unwrap();

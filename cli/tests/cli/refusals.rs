@@ -124,7 +124,7 @@ fn the_sample_holds_every_setting_and_no_other() {
     // Read with the sample and without it: the same, so each value is the default's.
     let (with, without) = (show(sample), show("data: {train: train.jsonl}"));
     assert_eq!(with, without);
-    // And each key of the settings stands in the sample.
+    // And the sample has each key of the settings.
     let sample: serde_json::Value = serde_yaml::from_str(sample).unwrap();
     same_keys(&sample, &with, "");
 }

@@ -126,7 +126,7 @@ fn ctrl_c_finishes_the_step_saves_and_ends_well() {
 
 #[test]
 fn old_checkpoints_go_and_the_best_is_kept() {
-    // A rate this high makes everything worse behind the warm-up's first steps.
+    // A rate this high makes everything worse after the first steps of the warm-up.
     let settings = ["max_steps=12", "data.eval_fraction=0.2", "eval_interval=1", "save_interval=1"];
     let training =
         training().set(&settings).set(&["optimizer.lr=100", "schedule.warmup_steps=2000"]);
