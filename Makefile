@@ -39,6 +39,8 @@ fmt-check:
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
+# Tests run beside each other: threads of libtorch that wait must not keep the processors busy.
+unit: export OMP_WAIT_POLICY ?= passive
 unit: # unit, integration (real PEFT among them) and documentation tests
 	$(CARGO) test --locked --workspace
 

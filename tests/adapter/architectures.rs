@@ -2,22 +2,47 @@
 //! tunes, and what PEFT makes of our exported configurations.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use crate::common;
-use crate::trees::{self, paths};
-use ln_tuning::{LnTuningConfig, Norms};
+use crate::trees::{self, paths, Row};
+use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::{LnTuningConfig, Norms, Selection};
+
+/// The names on disk lead to the same modules as those of the live model.
+fn directory_agrees(row: &Row, dir: &Path) {
+    let files = ModelFiles::open(dir).unwrap();
+    let variables = files.variables();
+    for norms in [Norms::All, Norms::Peft] {
+        let config = LnTuningConfig::default();
+        let selection = Selection::new(&variables, &config, files.model_type(), norms);
+        let selection = selection.unwrap_or_else(|error| panic!("{} {norms:?}: {error}", row.name));
+        let modules = paths(&selection);
+        assert_eq!(modules, row.expected(norms, &modules), "{} {norms:?}", row.name);
+        assert_eq!(files.model_type(), Some(row.model_type.as_str()));
+        if norms == Norms::All {
+            let tuned: BTreeSet<&str> = selection.variables().collect();
+            let tuned = variables.iter().filter(|v| v.is_parameter && tuned.contains(&*v.name));
+            let trainable: i64 = tuned.map(|v| v.shape.iter().product::<i64>()).sum();
+            assert_eq!(trainable, row.parameters(&modules), "{}", row.name);
+        }
+    }
+}
 
 #[test]
 fn selections_agree_with_transformers_and_peft_on_every_architecture() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("configs.json");
-    let described = trees::describe(None);
+    let described = trees::describe(dir.path(), &[]);
     let types: BTreeSet<&str> = described.rows.iter().map(|row| row.model_type.as_str()).collect();
     assert!(types.len() >= 75, "{} architectures", types.len());
     for model_type in &described.table {
         assert!(types.contains(model_type.as_str()), "PEFT's table knows {model_type}");
     }
 
+    for row in &described.rows {
+        directory_agrees(row, &dir.path().join(&row.name));
+    }
     let anything = LnTuningConfig::default();
     let mut configs: BTreeMap<&str, BTreeMap<&str, serde_json::Value>> = BTreeMap::new();
     let mut expected = BTreeMap::new();

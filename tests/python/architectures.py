@@ -1,9 +1,9 @@
 """The Python half of tests/trees and tests/adapter/architectures.rs.
 
-`describe FILE [DIR]` writes, for every architecture below, what its module tree is (from a model without weights):
-tensors with shapes, the norms that have parameters, and the modules that PEFT tunes by its own table. With DIR it
-writes each as a model directory too, with the names that transformers gives tensors on disk; all but vectors are shrunk
-to one element. `select FILE` reads configurations of ours and prints the modules that PEFT tunes with them.
+`describe FILE DIR [NAME …]` writes to FILE, for every architecture below or for those named, what its module tree is
+(from a model without weights): tensors with shapes, the norms that have parameters, and the modules that PEFT tunes by
+its own table. Each becomes a model directory in DIR, with the names that transformers gives tensors on disk; all but
+vectors are shrunk to one element. `select FILE` reads configurations of ours and prints the modules that PEFT tunes with them.
 """
 
 import json
@@ -111,12 +111,13 @@ def tuned(model, config):
     return sorted(LNTuningModel(model, config, "default").targeted_module_names)
 
 
-def describe(path, root=None):
+def describe(path, root, *names):
     rows = []
     for name, model_type, auto, changes in models():
+        if names and name not in names:
+            continue
         model = build(model_type, auto, changes)
-        if root:
-            save(model, Path(root) / name)
+        save(model, Path(root) / name)
         parameters = {key for key, _ in model.named_parameters(remove_duplicate=False)}
         tensors = [
             dict(name=key, shape=list(tensor.shape), parameter=key in parameters)

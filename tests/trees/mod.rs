@@ -51,6 +51,27 @@ impl Row {
         selection.unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
+    /// The modules to tune in the model directory, by transformers and PEFT, where `modules` are found.
+    pub fn expected(&self, norms: Norms, modules: &BTreeSet<String>) -> BTreeSet<String> {
+        match (norms, &self.peft) {
+            // Tied heads are not on disk.
+            (Norms::Peft, Some(tuned)) => {
+                let tied = |path: &String| path == "lm_head" && !modules.contains(path);
+                self.leaves(tuned).into_iter().filter(|path| !tied(path)).collect()
+            }
+            (Norms::Peft, None) => paths(&self.select(&Default::default(), true, Norms::Peft)),
+            _ => self.norms.clone(),
+        }
+    }
+
+    /// The number of weights in modules.
+    pub fn parameters(&self, modules: &BTreeSet<String>) -> i64 {
+        let inside =
+            |name: &&Entry| modules.contains(name.name.rsplit_once('.').map_or("", |(m, _)| m));
+        let entries = self.tensors.iter().filter(inside).filter(|entry| entry.parameter);
+        entries.map(|entry| entry.shape.iter().product::<i64>()).sum()
+    }
+
     /// PEFT wraps a container as a whole; here it stands for the modules in it that hold tensors.
     pub fn leaves(&self, paths: &[String]) -> BTreeSet<String> {
         let modules = self.tensors.iter().map(|e| e.name.rsplit_once('.').map_or("", |(m, _)| m));
@@ -63,12 +84,10 @@ pub fn paths(selection: &Selection) -> BTreeSet<String> {
     selection.modules().iter().map(|module| module.path.clone()).collect()
 }
 
-/// All of them; with a directory to save to, each is saved there as a model directory too.
-pub fn describe(save: Option<&Path>) -> Described {
+/// Describes architectures, all or those named, and writes each as a model directory to `dir`.
+pub fn describe(dir: &Path, names: &[&str]) -> Described {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let paths = [Some(file.path()), save].into_iter().flatten();
-    let arguments: Vec<&str> =
-        std::iter::once("describe").chain(paths.map(|path| path.to_str().unwrap())).collect();
-    common::run_python("architectures.py", &arguments);
+    let paths = [file.path(), dir].map(|path| path.to_str().unwrap());
+    common::run_python("architectures.py", &[&["describe"], &paths[..], names].concat());
     serde_json::from_reader(file.as_file()).unwrap()
 }

@@ -5,39 +5,27 @@ use std::collections::BTreeSet;
 use ln_tuning::Norms;
 
 use crate::program::{refusal, report, text};
-use crate::trees::{self, paths, Entry};
+use crate::trees;
 
-/// The plans of model directories of all architectures.
+/// `plan` prints what the library selects, which is compared with transformers and PEFT for every architecture.
 #[test]
 fn plans_are_the_norms_of_transformers_and_the_modules_of_peft() {
     let dir = tempfile::tempdir().unwrap();
-    let rows = trees::describe(Some(dir.path())).rows;
-    for row in &rows {
+    let names = ["llama", "qwen3", "gpt2", "falcon new", "t5", "bert", "vit", "clip"];
+    let described = trees::describe(dir.path(), &names);
+    for row in &described.rows {
         let model = dir.path().join(&row.name);
-        let model = model.to_str().unwrap();
-        for norms in ["all", "peft"] {
-            let plan = report(&["plan", "--model", model, "--norms", norms, "--json"]);
+        for (word, norms) in [("all", Norms::All), ("peft", Norms::Peft)] {
+            let plan = report(&["plan", "--model", text(&model), "--norms", word, "--json"]);
             let modules: BTreeSet<String> =
                 serde_json::from_value(plan["modules"].clone()).unwrap();
-            let expected = match (norms, &row.peft) {
-                // Tied heads are not on disk.
-                ("peft", Some(tuned)) => {
-                    let tied = |path: &String| path == "lm_head" && !modules.contains(path);
-                    row.leaves(tuned).into_iter().filter(|path| !tied(path)).collect()
-                }
-                ("peft", None) => paths(&row.select(&Default::default(), true, Norms::Peft)),
-                _ => row.norms.clone(),
-            };
-            assert_eq!(modules, expected, "{} {norms}", row.name);
+            assert_eq!(modules, row.expected(norms, &modules), "{} {word}", row.name);
             assert_eq!(plan["model_type"], row.model_type.as_str());
-            let sizes =
-                |name: &&Entry| modules.contains(name.name.rsplit_once('.').map_or("", |(m, _)| m));
-            if norms == "all" {
-                let entries = row.tensors.iter().filter(sizes).filter(|entry| entry.parameter);
-                let trainable: i64 = entries.map(|entry| entry.shape.iter().product::<i64>()).sum();
-                assert_eq!(plan["trainable"], trainable, "{}", row.name);
+            if norms == Norms::All {
+                assert_eq!(plan["trainable"], row.parameters(&modules), "{}", row.name);
             }
         }
     }
+    assert_eq!(described.rows.len(), names.len());
     refusal(&["plan", "--model", text(&dir.path().join("nowhere"))]);
 }
