@@ -31,28 +31,22 @@ quickstart: setup ## Build and run the quickstart: real digits, a real ViT, resu
 test: fmt-check setup-tests clippy unit examples ## All checks: format, clippy, tests, examples, PEFT, docs
 
 fmt: ## Format the code
-	$(CARGO) fmt
+	$(CARGO) fmt --all
 
 fmt-check:
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 
 clippy:
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 # Tests run beside each other: threads of libtorch that wait must not keep the processors busy.
 unit: export OMP_WAIT_POLICY ?= passive
 unit: # unit, integration (real PEFT among them) and documentation tests; one builds the documentation
-	$(CARGO) test --locked
+	$(CARGO) test --locked --workspace
 
-# Every example is run, those that take long or need arguments with the settings below. The quickstart comes first.
+# Every example is run. The quickstart comes first.
 RUN := target/examples
 ARGS_quickstart := --base-epochs 1 --epochs 1 --out $(RUN)
-ARGS_inspect := $(RUN)/adapter --base $(RUN)/base --heatmap $(RUN)/heatmap.svg
-ARGS_verify := --help
-ARGS_finetune_lm := --help
-ARGS_finetune_classifier := --help
-ARGS_plan := --model $(RUN)/base
-ARGS_merge := --base $(RUN)/base --adapter $(RUN)/adapter --out $(RUN)/merged
 EXAMPLES := $(patsubst examples/%/main.rs,%,$(wildcard examples/*/main.rs)) \
 	$(basename $(notdir $(wildcard examples/*.rs)))
 
@@ -71,18 +65,17 @@ doc: ## The documentation, with warnings as errors
 
 # Both write what BENCHMARKS.md shows: target/bf16/bf16.svg, and the metrics in target/minilm.
 bf16-vs-peft: setup-tests ## A bf16 language model tuned here and by PEFT, side by side
-	$(CARGO) build --locked --release --example finetune_lm
-	$(TEST_PYTHON) examples/finetune_lm/bf16_vs_peft.py --out target/bf16 \
-		--binary $${CARGO_TARGET_DIR:-target}/release/examples/finetune_lm
+	$(CARGO) build --locked --release --package ln-tuning-cli
+	$(TEST_PYTHON) cli/comparisons/bf16_vs_peft.py --out target/bf16 \
+		--binary $${CARGO_TARGET_DIR:-target}/release/ln-tuning
 
-MINILM := --config examples/finetune_classifier/minilm.yaml --set resume=never
+MINILM := $(CARGO) run --locked --release --package ln-tuning-cli -- train cli/comparisons/minilm.yaml --set resume=never
 minilm: setup-tests ## The real all-MiniLM-L6-v2 on real texts: LN tuning and head, against head only
 	rm -rf target/minilm
-	$(TEST_PYTHON) examples/finetune_classifier/docstrings.py target/minilm
+	$(TEST_PYTHON) cli/comparisons/docstrings.py target/minilm
 	ln -s "$$($(TEST_PYTHON) tests/python/minilm.py where)" target/minilm/model
-	$(CARGO) run --locked --release --example finetune_classifier -- $(MINILM) --set out=target/minilm/norms
-	$(CARGO) run --locked --release --example finetune_classifier -- $(MINILM) --set out=target/minilm/head \
-		--set 'adapter.target_modules=[classifier]'
+	$(MINILM) --set out=target/minilm/norms
+	$(MINILM) --set out=target/minilm/head --set 'adapter.target_modules=[classifier]'
 
 bench: setup-tests ## The benchmarks, those beside PEFT included: about half an hour on a quiet machine
 	$(CARGO) bench --locked
@@ -97,10 +90,10 @@ test-tch-0.26: setup-tests ## Build and test against tch 0.26 and libtorch 2.13.
 	rm -rf $(NEWEST)/src
 	mkdir -p $(NEWEST)/src
 	tar -cf - --exclude=./target --exclude='./.venv*' --exclude=./.git . | tar -xf - -C $(NEWEST)/src
-	sed -E 's/^(tch|torch-sys) = .*/\1 = "=0.26.0"/' Cargo.toml > $(NEWEST)/src/Cargo.toml
+	sed -i -E 's/^(tch|torch-sys) = .*/\1 = "=0.26.0"/' $(NEWEST)/src/Cargo.toml $(NEWEST)/src/cli/Cargo.toml
 	cd $(NEWEST)/src && $(CARGO) update tch torch-sys
 	cd $(NEWEST)/src && env -u LIBTORCH $(PYTHON) scripts/libtorch --venv "$(CURDIR)/.venv-torch-2.13"
-	cd $(NEWEST)/src && $(NEWEST_ENV) $(CARGO) test --locked
+	cd $(NEWEST)/src && $(NEWEST_ENV) $(CARGO) test --locked --workspace
 
 clean: ## Remove what was built; the virtual environments stay
 	$(CARGO) clean

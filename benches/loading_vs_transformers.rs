@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use ln_tuning::models::{Decoder, DecoderConfig};
+use ln_tuning::models::{Decoder, DecoderConfig, Model, ModelConfig};
 use ln_tuning::pretrained;
 use serde_json::{json, Value};
 use tch::{no_grad, Device, Kind, Tensor};

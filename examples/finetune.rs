@@ -10,7 +10,7 @@ use anyhow::{anyhow, bail, ensure, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use ln_tuning::device::best_device;
 use ln_tuning::loss::LinearCrossEntropy;
-use ln_tuning::models::{Decoder, Inputs};
+use ln_tuning::models::{Decoder, Inputs, Model};
 use ln_tuning::{AdamW, Decay, LnTuningConfig, LnTuningModel, Schedule, TaskType};
 use tch::nn::VarStore;
 use tch::{no_grad, Device, Kind, Tensor};

@@ -11,7 +11,7 @@ use std::io::Write;
 
 use anyhow::{anyhow, bail, Result};
 use ln_tuning::device::best_device;
-use ln_tuning::models::{Decoder, GenerateOptions};
+use ln_tuning::models::{Decoder, GenerateOptions, Model};
 use ln_tuning::LnTuningModel;
 use tch::Tensor;
 use tokenizers::Tokenizer;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use ln_tuning::loss::LinearCrossEntropy;
-use ln_tuning::models::{Decoder, GenerateOptions};
+use ln_tuning::models::{Decoder, GenerateOptions, Model};
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel, Optimizer};
 use tch::nn::VarStore;

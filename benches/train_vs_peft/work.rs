@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use ln_tuning::models::{Decoder, DecoderConfig};
+use ln_tuning::models::{Decoder, DecoderConfig, Model, ModelConfig};
 use ln_tuning::pretrained;
 use serde_json::{json, Value};
 use tch::nn::VarStore;

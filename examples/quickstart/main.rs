@@ -15,7 +15,7 @@ use std::time::Instant;
 use anyhow::{ensure, Context, Result};
 use clap::Parser;
 use ln_tuning::device::{best_device, cuda_status};
-use ln_tuning::models::{ViTConfig, ViTForImageClassification};
+use ln_tuning::models::{Model, ModelConfig, ViTConfig, ViTForImageClassification};
 use ln_tuning::{pretrained, AdamW, LnTuningConfig, LnTuningModel};
 use serde_json::{json, Value};
 use tch::nn::{OptimizerConfig, VarStore};
@@ -59,18 +59,12 @@ fn main() -> Result<()> {
 
     let source = to(Digits::load()?, device);
     let target = source.inverted_and_rotated();
-    let config = ViTConfig {
-        hidden_size: 64,
-        num_hidden_layers: 4,
-        num_attention_heads: 4,
-        intermediate_size: 256,
-        image_size: 8,
-        patch_size: 2,
-        num_channels: 1,
-        initializer_range: 0.1,
-        id2label: (0..10).map(|digit| (digit, digit.to_string())).collect(),
-        ..Default::default()
-    };
+    let config = ViTConfig::from_value(&json!({
+        "model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 64,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256, "image_size": 8,
+        "patch_size": 2, "num_channels": 1, "initializer_range": 0.1,
+    }))?;
+    let config = config.with_labels((0..10).map(|digit| digit.to_string()))?;
 
     // The base, as users have one already.
     tch::manual_seed(args.seed);

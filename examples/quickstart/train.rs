@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use ln_tuning::models::ViTForImageClassification;
+use ln_tuning::models::{Inputs, Model, ViTForImageClassification};
 use tch::{no_grad, Kind, Tensor};
 
 use crate::data::{Digits, Set};
@@ -58,7 +58,8 @@ pub fn train(
         let mut sum = Tensor::zeros([], (Kind::Float, digits.train.labels.device()));
         for batch in digits.train.shuffled(BATCH) {
             let lr = plan.lr * 0.5 * (1. + (PI * done as f64 / total as f64).cos());
-            let loss = model.logits(&batch.images, true)?.cross_entropy_for_logits(&batch.labels);
+            let logits = model.logits(Inputs::images(&batch.images).train(true))?;
+            let loss = logits.cross_entropy_for_logits(&batch.labels);
             step(&loss, lr)?;
             sum += loss.detach();
             done += 1;
@@ -76,7 +77,7 @@ pub fn train(
 }
 
 pub fn accuracy(model: &ViTForImageClassification, set: &Set) -> Result<f64> {
-    let logits = no_grad(|| model.logits(&set.images, false))?;
+    let logits = no_grad(|| model.logits(&set.images))?;
     let right = logits.argmax(-1, false).eq_tensor(&set.labels).sum(Kind::Int64).int64_value(&[]);
     Ok(right as f64 / set.len() as f64)
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use ln_tuning::loss::LinearCrossEntropy;
-use ln_tuning::models::{Decoder, DecoderConfig};
+use ln_tuning::models::{Decoder, DecoderConfig, Model, ModelConfig};
 use serde_json::json;
 use tch::nn::{AdamW, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Tensor};

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
@@ -10,8 +11,9 @@ use crate::error::Result;
 /// in every kind, as vectorised kernels want it, whatever odd-sized tensor stands before it.
 const ALIGN: i64 = 32;
 
-/// In which kind the tuned weights are stored and updated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// In which kind the tuned weights are stored and updated. In settings: `master` or `model`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Precision {
     /// Masters in f32 (f64 for tensors in f64); a model in bf16 or f16 computes with a live copy in its own kind.

@@ -24,14 +24,12 @@
 //! let recompute = Recompute::new(Blocks::All);
 //! for _step in 0..3 {
 //!     opt.zero_grad()?;
-//!     let loss = opt.backward_with(|inputs| {
-//!         recompute.gradients(inputs, |tape| {
-//!             let mut h = x.shallow_clone();
-//!             for block in &blocks {
-//!                 h = tape.run(&h, move |h| Ok(block.forward(h)))?;
-//!             }
-//!             Ok(h.square().mean(Kind::Float))
-//!         })
+//!     let loss = opt.backward_recompute(&recompute, |tape| {
+//!         let mut h = x.shallow_clone();
+//!         for block in &blocks {
+//!             h = tape.run(&h, move |h| Ok(block.forward(h)))?;
+//!         }
+//!         Ok(h.square().mean(Kind::Float))
 //!     })?;
 //!     opt.clip_grad_norm(1.0)?;
 //!     opt.step()?;

@@ -41,6 +41,12 @@ impl<'a> Inputs<'a> {
         Inputs { pixel_values: Some(pixel_values), ..Inputs::default() }
     }
 
+    /// Token ids beside the images.
+    pub fn input_ids(mut self, ids: impl Into<Option<&'a Tensor>>) -> Self {
+        self.ids = ids.into();
+        self
+    }
+
     /// Images beside the ids.
     pub fn pixel_values(mut self, pixel_values: impl Into<Option<&'a Tensor>>) -> Self {
         self.pixel_values = pixel_values.into();

@@ -12,6 +12,7 @@ use super::state::State;
 use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::LnTuningModel;
 use crate::error::{Error, ErrorKind, Result};
+use crate::recompute::{Recompute, Tape};
 
 /// Trains one adapter. Made by [`LnTuningModel::optimizer`](crate::LnTuningModel::optimizer).
 ///
@@ -131,16 +132,60 @@ impl Optimizer {
         })
     }
 
+    /// [`backward`](Self::backward) with block checkpointing: `forward` computes the loss, its blocks through the tape.
+    /// Gives the loss.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward), and those of `forward`.
+    ///
+    /// ```
+    /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+    /// # use ln_tuning::{recompute::Recompute, AdamW, LnTuningConfig, LnTuningModel};
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # let block = nn::layer_norm(vs.root() / "norm", vec![4], Default::default());
+    /// # let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+    /// # let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
+    /// # let mut opt = tuned.optimizer(AdamW::default(), 1e-3)?;
+    /// opt.zero_grad()?;
+    /// let loss = opt.backward_recompute(&Recompute::default(), |tape| {
+    ///     Ok(tape.run(&x, |x| Ok(block.forward(x)))?.square().mean(Kind::Float))
+    /// })?;
+    /// opt.step()?;
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
+    #[doc(alias = "gradient_checkpointing")]
+    pub fn backward_recompute<'a>(
+        &mut self,
+        recompute: &Recompute,
+        forward: impl FnOnce(&mut Tape<'a>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let scale = self.loss_scale;
+        let scaled = |tape: &mut Tape<'a>| match forward(tape)? {
+            loss if scale == 1. => Ok(loss),
+            loss => Ok(loss.f_mul_scalar(scale)?),
+        };
+        let loss = self.add_gradients(scale, |inputs| recompute.gradients(inputs, scaled))?;
+        Ok(if scale == 1. { loss } else { loss.f_div_scalar(scale)? })
+    }
+
     /// Adds gradients that `compute` finds for the selected tensors, in the order in which it is given them: for
-    /// backward passes that are more than one call, such as block checkpointing
-    /// ([`Recompute::gradients`](crate::recompute::Recompute::gradients)). An undefined tensor stands for no gradient.
-    /// What `compute` gives beside them, usually the loss, is given back. With a [`loss_scale`](Self::loss_scale) the
-    /// gradients are those of the scaled loss.
+    /// backward passes that are neither [`backward`](Self::backward) nor
+    /// [`backward_recompute`](Self::backward_recompute). An undefined tensor stands for no gradient. They are added as
+    /// they are: a loss scale is not applied. The other value of `compute`, usually the loss, is given back.
     ///
     /// # Errors
     /// As [`backward`](Self::backward); `ShapeMismatch` if a gradient does not have its tensor's shape.
     pub fn backward_with<T>(
         &mut self,
+        compute: impl FnOnce(&[Tensor]) -> Result<(T, Vec<Tensor>)>,
+    ) -> Result<T> {
+        self.add_gradients(1., compute)
+    }
+
+    /// Adds the gradients of a loss that was multiplied by `scale`.
+    fn add_gradients<T>(
+        &mut self,
+        scale: f64,
         compute: impl FnOnce(&[Tensor]) -> Result<(T, Vec<Tensor>)>,
     ) -> Result<T> {
         let inputs = self.with_adapter(|this, attachment| {
@@ -167,7 +212,7 @@ impl Optimizer {
             }
         }
         self.with_adapter(|this, attachment| {
-            this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found, this.loss_scale)
+            this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found, scale)
         })?;
         Ok(value)
     }

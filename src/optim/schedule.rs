@@ -2,9 +2,12 @@
 
 use std::f64::consts::PI;
 
-/// The shape of a learning-rate schedule behind its warm-up.
+use serde::{Deserialize, Serialize};
+
+/// The shape of a learning-rate schedule after its warm-up. In settings: `constant`, `linear` or `cosine`.
 #[doc(alias = "SchedulerType")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Decay {
     /// It stays (`get_constant_schedule_with_warmup`).

@@ -8,11 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+/// The repository, which is the directory of this package or the one above.
+pub fn root() -> PathBuf {
+    let mut above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    above.find(|dir| dir.join("tests/python").is_dir()).expect("the repository").to_owned()
+}
+
 /// The interpreter with the packages of `tests/python/requirements.txt`: `LN_TUNING_PYTHON`, or the one in `.venv`.
 pub fn python() -> Command {
     let path = std::env::var_os("LN_TUNING_PYTHON").map(PathBuf::from);
-    let path =
-        path.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python"));
+    let path = path.unwrap_or_else(|| root().join(".venv/bin/python"));
     assert!(
         path.exists(),
         "'{}' is not there: run `make setup-tests`, or set LN_TUNING_PYTHON to a Python with the packages of \
@@ -59,7 +64,7 @@ impl Server {
 }
 
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(name)
+    root().join("tests/python").join(name)
 }
 
 /// Runs a script of `tests/python` and gives what it printed; a failure shows all of its output.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::common;
 use crate::nets::{bits, named_bits, snapshot, Net};
+use ln_tuning::recompute::Recompute;
 use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Optimizer, Precision, Sgd};
 use tch::{nn, Device, Kind, Tensor};
 
@@ -373,11 +374,8 @@ fn a_scaled_loss_has_the_same_gradients_and_those_of_f16_do_not_vanish() {
         opt.zero_grad().unwrap();
         opt.set_loss_scale(scale).unwrap();
         opt.backward(&loss()).unwrap();
-        opt.backward_with(|inputs| {
-            let scaled = loss() * scale;
-            Ok(((), Tensor::run_backward(&[scaled], inputs, false, false)))
-        })
-        .unwrap();
+        let again = opt.backward_recompute(&Recompute::default(), |_| Ok(loss())).unwrap();
+        assert_eq!(again, loss(), "the loss comes back without the scale");
         let scaled = gradient(&mut opt) / 2.;
         let expected = x.to_kind(Kind::Double);
         let off = |found: &Tensor| (found - &expected).abs().max().double_value(&[]);
@@ -386,6 +384,10 @@ fn a_scaled_loss_has_the_same_gradients_and_those_of_f16_do_not_vanish() {
             Kind::Half => assert!(off(&plain) > 0.5, "they have not vanished: {plain}"),
             _ => assert!(off(&plain) < 1e-6, "{plain}"),
         }
+        // Gradients that were computed elsewhere are taken as they are.
+        opt.zero_grad().unwrap();
+        opt.backward_with(|_| Ok(((), vec![x.shallow_clone()]))).unwrap();
+        assert!(off(&(gradient(&mut opt) * factor)) < 1e-6);
         for bad in [0., -1., f64::NAN, f64::INFINITY] {
             let error = opt.set_loss_scale(bad).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{bad}");

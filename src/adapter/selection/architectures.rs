@@ -1,7 +1,10 @@
 //! Which modules are norms, by `model_type` of transformers.
 
-/// Which norms are tuned where a configuration names no `target_modules`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+use serde::{Deserialize, Serialize};
+
+/// Which norms are tuned where a configuration names no `target_modules`. In settings: `peft` or `all`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Norms {
     /// PEFT's own table, so that both select the same. For architectures that it lacks: every norm that is found.

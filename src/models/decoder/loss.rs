@@ -56,8 +56,8 @@ impl Decoder {
     /// # let mut opt = tuned.optimizer(AdamW::default(), 1e-4)?;
     /// # let cross_entropy = LinearCrossEntropy::default();
     /// opt.zero_grad()?;
-    /// let loss = opt.backward_with(|inputs| {
-    ///     Recompute::default().gradients(inputs, |tape| model.loss_with(&ids, &ids, &cross_entropy, tape))
+    /// let loss = opt.backward_recompute(&Recompute::default(), |tape| {
+    ///     model.loss_with(&ids, &ids, &cross_entropy, tape)
     /// })?;
     /// opt.step()?;
     /// # Ok::<(), ln_tuning::Error>(())

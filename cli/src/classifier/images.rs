@@ -1,0 +1,129 @@
+//! Images: found in a folder for each class, and prepared for a model.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{ensure, Context, Result};
+use image::imageops::FilterType;
+use image::{DynamicImage, ImageReader};
+use ln_tuning::natural_cmp;
+use serde_json::Value;
+
+use crate::train::digest::Digest;
+
+const ENDS: [&str; 3] = ["png", "jpg", "jpeg"];
+
+/// The files of each class, in natural order.
+pub fn folder(dir: &Path, digest: &mut Digest) -> Result<Vec<(PathBuf, String)>> {
+    let sorted = |dir: &Path| -> Result<Vec<PathBuf>> {
+        let paths = std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path()));
+        let mut paths = paths.collect::<Result<Vec<_>>>()?;
+        paths.sort_by(|a, b| natural_cmp(&a.to_string_lossy(), &b.to_string_lossy()));
+        Ok(paths)
+    };
+    let mut files = Vec::new();
+    for class in sorted(dir)?.into_iter().filter(|path| path.is_dir()) {
+        let name = class.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for file in sorted(&class)? {
+            let end = file.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+            if ENDS.contains(&end.as_str()) {
+                digest.add(file.to_string_lossy().as_bytes());
+                digest.add(&file.metadata()?.len().to_le_bytes());
+                files.push((file, name.clone()));
+            }
+        }
+    }
+    ensure!(!files.is_empty(), "there are no folders of classes with {} in it", ENDS.join(", "));
+    Ok(files)
+}
+
+/// Refuses a file whose head is not that of an image.
+pub fn check(path: &Path) -> Result<()> {
+    let reader = ImageReader::open(path)?.with_guessed_format()?;
+    reader.into_dimensions().map(drop).context("this is not an image that can be read")
+}
+
+/// The preparation of images for a model: `config.json` and `preprocessor_config.json`.
+#[derive(Debug, Clone)]
+pub struct Preparation {
+    pub size: u32,
+    pub channels: usize,
+    /// The length that the shorter edge gets first, before the middle is cut out; none: all is squeezed.
+    shortest: Option<u32>,
+    filter: FilterType,
+    mean: Vec<f32>,
+    std: Vec<f32>,
+}
+
+impl Preparation {
+    pub fn open(model: &Path, config: &Value) -> Result<Self> {
+        let path = model.join("preprocessor_config.json");
+        let given: Value = match std::fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text)
+                .with_context(|| format!("'{}' is not JSON", path.display()))?,
+            Err(_) => Value::Null,
+        };
+        let number = |value: &Value, default: u64| value.as_u64().unwrap_or(default);
+        let channels = number(&config["num_channels"], 3) as usize;
+        let list = |key: &str| -> Vec<f32> {
+            let list = given[key].as_array();
+            let list = list.map(|list| list.iter().filter_map(Value::as_f64).map(|x| x as f32));
+            let list = list.map(Iterator::collect::<Vec<f32>>).unwrap_or_default();
+            if list.len() == channels {
+                list
+            } else {
+                vec![0.5; channels]
+            }
+        };
+        let shortest = given["size"]["shortest_edge"].as_u64();
+        Ok(Preparation {
+            size: number(&config["image_size"], 224) as u32,
+            channels,
+            shortest: shortest.filter(|_| given["do_center_crop"] == true).map(|edge| edge as u32),
+            filter: match given["resample"].as_u64() {
+                Some(3) => FilterType::CatmullRom,
+                Some(0) => FilterType::Nearest,
+                Some(1) => FilterType::Lanczos3,
+                _ => FilterType::Triangle,
+            },
+            mean: list("image_mean"),
+            std: list("image_std"),
+        })
+    }
+
+    /// `[channels, size, size]`, one value after the other.
+    pub fn pixels(&self, path: &Path) -> Result<Vec<f32>> {
+        let place = || format!("cannot read the image '{}'", path.display());
+        let image = ImageReader::open(path).with_context(place)?.with_guessed_format()?;
+        let image = self.resized(&image.decode().with_context(place)?);
+        let bytes = match self.channels {
+            1 => image.into_luma8().into_raw(),
+            _ => image.into_rgb8().into_raw(),
+        };
+        let (area, channels) = ((self.size * self.size) as usize, self.channels);
+        ensure!(
+            bytes.len() == area * channels,
+            "a model with {channels} channels, expected 1 or 3"
+        );
+        let value = |channel: usize, place: usize| {
+            let byte = f32::from(bytes[place * channels + channel]);
+            (byte / 255. - self.mean[channel]) / self.std[channel]
+        };
+        Ok((0..channels)
+            .flat_map(|c| (0..area).map(move |p| (c, p)))
+            .map(|(c, p)| value(c, p))
+            .collect())
+    }
+
+    fn resized(&self, image: &DynamicImage) -> DynamicImage {
+        let size = self.size;
+        let Some(shortest) = self.shortest else {
+            return image.resize_exact(size, size, self.filter);
+        };
+        let (width, height) = (image.width(), image.height());
+        let scale = f64::from(shortest.max(size)) / f64::from(width.min(height));
+        let scaled = |edge: u32| ((f64::from(edge) * scale).round() as u32).max(size);
+        let (width, height) = (scaled(width), scaled(height));
+        let image = image.resize_exact(width, height, self.filter);
+        image.crop_imm((width - size) / 2, (height - size) / 2, size, size)
+    }
+}

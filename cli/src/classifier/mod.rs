@@ -1,0 +1,40 @@
+//! Classifiers of texts, pairs of texts, or images. The head trains beside the norms and is in the adapter, as PEFT
+//! does it.
+
+mod images;
+mod labels;
+mod model;
+mod rows;
+mod scores;
+pub mod settings;
+mod task;
+mod texts;
+
+use anyhow::Result;
+use ln_tuning::pretrained::ModelFiles;
+
+use crate::train::settings::RunSettings;
+use crate::train::start::{start, Mode};
+use labels::Labels;
+use model::Classifier;
+use rows::Rows;
+use settings::ClassifierData;
+use task::ClassifierTask;
+
+/// Every setting, explained.
+pub const SAMPLE: &str = include_str!("sample.yaml");
+
+pub fn train(run: &RunSettings<ClassifierData>, mode: Mode) -> Result<()> {
+    let settings = &run.common;
+    let device = settings.device()?;
+    // Before the model is loaded: bad rows are found first.
+    let open = |path: &_| Rows::open(path, run);
+    let (train, eval) = run.files.open(settings.seed, open, Rows::split)?;
+    let files = ModelFiles::open(&settings.model)?;
+    let labels = Labels::of(&train, eval.as_ref(), &files)?;
+    let images = train.are_images();
+    let (vs, model) = Classifier::open(files, &labels, images, settings, device)?;
+    let config = model.adapter(settings.adapter()?);
+    let task = ClassifierTask::new(&model, device, train, eval, labels, run)?;
+    start(&task, &vs, config, model.model_type(), run, mode)
+}

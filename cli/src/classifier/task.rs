@@ -1,0 +1,228 @@
+//! Training a classifier.
+
+use std::cmp::Reverse;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use ln_tuning::recompute::Tape;
+use tch::{Device, Kind, Reduction, Tensor};
+
+use super::images::Preparation;
+use super::labels::Labels;
+use super::model::{Classifier, Inputs};
+use super::rows::{Input, Rows};
+use super::scores::Confusion;
+use super::settings::ClassifierData;
+use super::texts::Texts;
+use crate::train::atomic;
+use crate::train::batches::Job;
+use crate::train::example::Example;
+use crate::train::settings::RunSettings;
+use crate::train::task::{to_device, Batch, Load, Of, Scores, Task};
+
+pub struct ClassifierTask<'m> {
+    model: &'m Classifier,
+    device: Device,
+    loader: Arc<ClassifierLoader>,
+}
+
+pub struct ClassifierLoader {
+    train: Rows,
+    eval: Option<Rows>,
+    labels: Labels,
+    preparation: Prepare,
+}
+
+enum Prepare {
+    Texts(Box<Texts>),
+    Images(Preparation),
+}
+
+impl Load for ClassifierLoader {
+    type Inputs = Inputs;
+
+    fn load(&self, job: &Job) -> Result<Batch<Inputs>> {
+        let all = self.eval.as_ref().filter(|_| job.eval).unwrap_or(&self.train);
+        let rows = || job.rows.iter().map(|row| &all.rows[*row]);
+        let labels =
+            rows().map(|row| self.labels.number(&row.label)).collect::<Result<Vec<_>>>()?;
+        let count = job.rows.len() as i64;
+        let (inputs, size) = match &self.preparation {
+            Prepare::Texts(texts) => {
+                let given: Vec<_> = rows().filter_map(|row| row.input.texts()).collect();
+                let rows = texts.encode(&given)?;
+                let shape = [count, rows.length as i64];
+                let table = |values: &[i64]| Tensor::f_from_slice(values)?.f_view(shape);
+                let inputs = Inputs {
+                    main: table(&rows.ids)?,
+                    mask: rows.padded.then(|| table(&rows.mask)).transpose()?,
+                    types: rows.types.as_deref().map(table).transpose()?,
+                };
+                (inputs, rows.tokens)
+            }
+            Prepare::Images(preparation) => {
+                let mut pixels = Vec::new();
+                for row in rows() {
+                    if let Input::Image(path) = &row.input {
+                        pixels.extend(preparation.pixels(path)?);
+                    }
+                }
+                let edge = i64::from(preparation.size);
+                let shape = [count, preparation.channels as i64, edge, edge];
+                let main = Tensor::f_from_slice(&pixels)?.f_view(shape)?;
+                (Inputs { main, mask: None, types: None }, count as u64)
+            }
+        };
+        let sources: Vec<String> = job.rows.iter().map(|row| all.place(*row)).collect();
+        Ok(Batch {
+            inputs,
+            labels: Tensor::f_from_slice(&labels)?,
+            targets: count,
+            size,
+            sources: sources.join(", "),
+        })
+    }
+}
+
+impl<'m> ClassifierTask<'m> {
+    pub fn new(
+        model: &'m Classifier,
+        device: Device,
+        train: Rows,
+        eval: Option<Rows>,
+        labels: Labels,
+        run: &RunSettings<ClassifierData>,
+    ) -> Result<Self> {
+        let dir = &run.common.model;
+        let preparation = match model.max_length() {
+            Some(longest) => {
+                let longest = run.data.max_length.min(longest as usize);
+                Prepare::Texts(Box::new(Texts::open(dir, &model.config, longest)?))
+            }
+            None => Prepare::Images(Preparation::open(dir, &model.config)?),
+        };
+        let loader = Arc::new(ClassifierLoader { train, eval, labels, preparation });
+        Ok(ClassifierTask { model, device, loader })
+    }
+
+    fn logits<'t>(
+        &'t self,
+        batch: &Of<Self>,
+        train: bool,
+        tape: &mut Tape<'t>,
+    ) -> ln_tuning::Result<Tensor> {
+        let moved = |tensor: &Tensor| to_device(tensor, self.device);
+        let Inputs { main, mask, types } = &batch.inputs;
+        let inputs = Inputs {
+            main: moved(main)?,
+            mask: mask.as_ref().map(moved).transpose()?,
+            types: types.as_ref().map(moved).transpose()?,
+        };
+        self.model.logits(&inputs, train, tape)
+    }
+
+    /// The sum over the batch.
+    fn loss_of(&self, logits: &Tensor, batch: &Of<Self>) -> ln_tuning::Result<Tensor> {
+        let labels = to_device(&batch.labels, self.device)?;
+        Ok(logits.f_cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, -100, 0.)?)
+    }
+}
+
+impl Task for ClassifierTask<'_> {
+    type Loader = ClassifierLoader;
+
+    fn loader(&self) -> Arc<ClassifierLoader> {
+        self.loader.clone()
+    }
+
+    fn lengths(&self) -> Vec<u32> {
+        self.loader.train.rows.iter().map(|row| row.length()).collect()
+    }
+
+    fn eval_rows(&self) -> usize {
+        self.loader.eval.as_ref().map_or(0, |eval| eval.rows.len())
+    }
+
+    fn largest(&self, size: usize) -> Vec<usize> {
+        let rows = &self.loader.train.rows;
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|row| Reverse(rows[*row].length()));
+        order.truncate(size);
+        order
+    }
+
+    fn loss<'t>(
+        &'t self,
+        batch: &Of<Self>,
+        over: i64,
+        tape: &mut Tape<'t>,
+    ) -> ln_tuning::Result<Tensor> {
+        Ok(self.loss_of(&self.logits(batch, true, tape)?, batch)?.f_div_scalar(over)?)
+    }
+
+    fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores> {
+        let mut confusion = Confusion::new(self.loader.labels.names.len());
+        let (mut sum, mut count) = (0., 0);
+        for batch in batches {
+            let batch = batch?;
+            let logits = self.logits(&batch, false, &mut Tape::off())?;
+            sum += self.loss_of(&logits, &batch)?.f_double_value(&[])?;
+            count += batch.targets;
+            let predictions = logits.f_argmax(-1, false)?.f_to_kind(Kind::Int64)?;
+            let predictions = Vec::<i64>::try_from(predictions.f_to_device(Device::Cpu)?)?;
+            for (label, prediction) in Vec::<i64>::try_from(&batch.labels)?.iter().zip(predictions)
+            {
+                confusion.add(*label, prediction);
+            }
+        }
+        let loss = sum / count.max(1) as f64;
+        Ok(vec![("eval_loss", loss), ("accuracy", confusion.accuracy()), ("f1", confusion.f1())])
+    }
+
+    fn unit(&self) -> &'static str {
+        match self.loader.preparation {
+            Prepare::Texts(_) => "tokens",
+            Prepare::Images(_) => "images",
+        }
+    }
+
+    fn describe(&self) -> Vec<String> {
+        let Labels { names, of_model } = &self.loader.labels;
+        let shown = names.iter().take(10).cloned().collect::<Vec<_>>().join(", ");
+        let more = if names.len() > 10 { ", …" } else { "" };
+        let head = if *of_model { "the model's own head" } else { "a new head" };
+        let mut lines = vec![
+            format!("training on {}", self.loader.train.report()),
+            format!("{} labels, {head}: {shown}{more}", names.len()),
+        ];
+        let eval = self.loader.eval.iter();
+        lines.extend(eval.map(|eval| format!("evaluating on {}", eval.report())));
+        lines
+    }
+
+    fn example(&self) -> Result<Example> {
+        let ClassifierLoader { train, preparation, .. } = &*self.loader;
+        let row = train.rows.first().context("the data is empty")?;
+        let mut example = Example::new(train.place(0));
+        let seen = match (row.input.texts(), preparation) {
+            (Some(given), Prepare::Texts(texts)) => texts.seen(given)?,
+            _ => train.place(0),
+        };
+        example.push(&seen, false);
+        example.push(" → ", false);
+        example.push(&row.label, true);
+        Ok(example)
+    }
+
+    fn digest(&self) -> String {
+        let eval = self.loader.eval.as_ref().map_or("", |eval| &eval.digest);
+        format!("{} {eval}", self.loader.train.digest)
+    }
+
+    /// The labels' names, in the place where transformers looks for them.
+    fn add_files(&self, adapter: &Path) -> Result<()> {
+        let config = format!("{:#}\n", self.model.config);
+        atomic::write(&adapter.join("config.json"), config.as_bytes())
+    }
+}

@@ -1,0 +1,31 @@
+//! Texts side by side.
+
+/// Of the terminal, in characters.
+pub fn width() -> usize {
+    console::Term::stdout().size_checked().map_or(100, |(_, columns)| usize::from(columns))
+}
+
+/// A column for each text, below its name.
+pub fn side_by_side(texts: &[(String, String)], width: usize) -> String {
+    let gap = 3;
+    let column = (width.saturating_sub(gap * (texts.len() - 1)) / texts.len()).max(12);
+    let wrap = |(name, text): &(String, String)| {
+        let mut lines = vec![name.clone(), "─".repeat(column)];
+        lines.extend(textwrap::wrap(text.trim(), column).into_iter().map(|line| line.into_owned()));
+        lines
+    };
+    let columns: Vec<Vec<String>> = texts.iter().map(wrap).collect();
+    let height = columns.iter().map(Vec::len).max().unwrap_or(0);
+    let mut whole = String::new();
+    for row in 0..height {
+        let cells = columns.iter().map(|lines| {
+            let cell = lines.get(row).map_or("", String::as_str);
+            let free = column.saturating_sub(textwrap::core::display_width(cell));
+            format!("{cell}{}", " ".repeat(free))
+        });
+        let line = cells.collect::<Vec<_>>().join(&" ".repeat(gap));
+        whole += line.trim_end();
+        whole.push('\n');
+    }
+    whole
+}

@@ -1,0 +1,198 @@
+//! Text continued by a model and its adapters, streaming; several answers are shown side by side.
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{anyhow, ensure, Context, Result};
+use ln_tuning::device::best_device;
+use ln_tuning::models::{Decoder, GenerateOptions, Head, Load, Model};
+use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::{AdapterOptions, LnTuningModel, LoadOptions};
+use tch::{Device, Tensor};
+use tokenizers::Tokenizer;
+
+use crate::device::ModelKind;
+use crate::text::chat::ChatTemplate;
+use crate::text::{special, tokenizer};
+use crate::{columns, progress};
+
+/// Continue text with a language model, and with adapters on it
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub struct Args {
+    /// The directory of a language model, with a tokenizer.json
+    #[arg(long)]
+    model: PathBuf,
+    /// A PEFT directory and a name for it; the answers of several are shown side by side
+    #[arg(long = "adapter", value_name = "NAME=DIR")]
+    adapters: Vec<String>,
+    /// Show the base's answer beside those of the adapters
+    #[arg(long)]
+    base: bool,
+    /// The text to continue. Default: the standard input
+    #[arg(long)]
+    prompt: Option<String>,
+    /// Take the prompt as a user's message, through the model's chat template
+    #[arg(long)]
+    chat: bool,
+    /// The system message for the template
+    #[arg(long, requires = "chat")]
+    system: Option<String>,
+    /// At most this many tokens
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(i64).range(1..))]
+    max_new_tokens: i64,
+    /// Randomness of the choice; 0: the likeliest token each time
+    #[arg(long, default_value_t = 0.)]
+    temperature: f64,
+    /// Draw from this many of the likeliest tokens only
+    #[arg(long)]
+    top_k: Option<i64>,
+    /// Draw from the fewest tokens that together are this likely
+    #[arg(long, default_value_t = 1.)]
+    top_p: f64,
+    /// The same seed gives the same text
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// The kind of the model's weights
+    #[arg(long, value_enum, default_value_t)]
+    kind: ModelKind,
+    /// Generate on the CPU even where there is a CUDA device
+    #[arg(long)]
+    cpu: bool,
+}
+
+const EXAMPLE: &str = "\
+Example:
+  ln-tuning generate --model Llama-3.2-1B --adapter mine=tuned/adapter --prompt 'Once upon a time'";
+
+pub fn run(args: &Args) -> Result<()> {
+    let adapters = args.adapters.iter().map(|adapter| {
+        let (name, dir) = adapter
+            .split_once('=')
+            .with_context(|| format!("--adapter '{adapter}', expected NAME=DIR"))?;
+        Ok((name.to_owned(), PathBuf::from(dir)))
+    });
+    let adapters = adapters.collect::<Result<Vec<_>>>()?;
+    let device = if args.cpu { Device::Cpu } else { best_device() };
+    let tokenizer = tokenizer::open(&args.model, None)?;
+    let ids = prompt_ids(args, &tokenizer)?.to_device(device);
+
+    let (files, bar) = progress::loading(ModelFiles::open(&args.model)?)?;
+    let model_type = files.model_type().unwrap_or_default().to_owned();
+    let wanted = Load::on(device).kind(args.kind.on(device)).head(Head::LanguageModel);
+    let (vs, model) = Decoder::from_files(files, &wanted)?;
+    bar.finish_and_clear();
+    let load = LoadOptions::default().adapter(AdapterOptions::default().model_type(model_type));
+    let mut tuned: Option<LnTuningModel> = None;
+    for (name, dir) in &adapters {
+        match &mut tuned {
+            Some(tuned) => drop(tuned.load_adapter(dir, name, &load)?),
+            None => tuned = Some(LnTuningModel::from_pretrained_with(&vs, dir, name, &load)?.0),
+        }
+    }
+
+    let mut stop = special::eos_of_model(&args.model)?;
+    let config = special::tokenizer_config(&args.model)?;
+    let end = special::special(&config, "eos_token").and_then(|t| tokenizer.token_to_id(&t));
+    stop.extend(end.map(i64::from));
+    let options = GenerateOptions::default()
+        .max_new_tokens(args.max_new_tokens)
+        .temperature(args.temperature)
+        .top_k(args.top_k)
+        .top_p(args.top_p)
+        .seed(args.seed)
+        .stop_tokens(stop);
+    let answer = |stream: bool| generate(&model, &tokenizer, &ids, &options, stream);
+    let Some(mut tuned) = tuned else {
+        return answer(true).map(drop);
+    };
+    let mut answers = Vec::new();
+    let several = adapters.len() + usize::from(args.base) > 1;
+    if args.base {
+        answers.push(("base".to_owned(), tuned.with_disabled(|| answer(!several))??));
+    }
+    for (name, _) in &adapters {
+        tuned.set_adapter(name)?;
+        answers.push((name.clone(), answer(!several)?));
+    }
+    if several {
+        print!("{}", columns::side_by_side(&answers, columns::width()));
+    }
+    Ok(())
+}
+
+/// `[1, length]`.
+fn prompt_ids(args: &Args, tokenizer: &Tokenizer) -> Result<Tensor> {
+    let prompt = match &args.prompt {
+        Some(prompt) => prompt.clone(),
+        None => {
+            if std::io::stdin().is_terminal() {
+                eprintln!("type the prompt, then press Ctrl-D");
+            }
+            let mut prompt = String::new();
+            std::io::stdin().read_to_string(&mut prompt).context("the prompt")?;
+            prompt
+        }
+    };
+    let text = if args.chat {
+        let chat = ChatTemplate::open(&args.model)?.with_context(|| {
+            format!("'{}' has no chat template: leave out --chat", args.model.display())
+        })?;
+        let message =
+            |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+        let mut messages: Vec<_> =
+            args.system.iter().map(|system| message("system", system)).collect();
+        messages.push(message("user", &prompt));
+        chat.render(&messages, true)?
+    } else {
+        prompt
+    };
+    // A template writes the special tokens itself.
+    let encoding = tokenizer.encode(text, !args.chat).map_err(|error| anyhow!(error))?;
+    let ids: Vec<i64> = encoding.get_ids().iter().map(|id| i64::from(*id)).collect();
+    ensure!(!ids.is_empty(), "the prompt is empty");
+    Ok(Tensor::f_from_slice(&ids)?.f_view([1, -1])?)
+}
+
+/// The answer's text, which is shown as it comes if `stream` says so.
+fn generate(
+    model: &Decoder,
+    tokenizer: &Tokenizer,
+    ids: &Tensor,
+    options: &GenerateOptions,
+    stream: bool,
+) -> Result<String> {
+    let mut decoder = tokenizer.decode_stream(true);
+    let (mut answer, mut new, mut failed) = (String::new(), Vec::new(), None);
+    let start = Instant::now();
+    let _ = model.generate(ids, options, |tokens| {
+        new.push(tokens[0] as u32);
+        match decoder.step(tokens[0] as u32) {
+            Ok(text) => {
+                let text = text.unwrap_or_default();
+                if stream {
+                    print!("{text}");
+                    let _ = std::io::stdout().flush();
+                }
+                answer += &text;
+                true
+            }
+            Err(error) => {
+                failed = Some(anyhow!(error));
+                false
+            }
+        }
+    })?;
+    if let Some(error) = failed {
+        return Err(error.context("a token cannot be decoded"));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    // The stream holds back a character whose last bytes never came.
+    let whole = tokenizer.decode(&new, true).map_err(|error| anyhow!(error))?;
+    if stream {
+        println!("{}", whole.strip_prefix(&answer).unwrap_or_default());
+    }
+    eprintln!("{} tokens, {:.1} a second", new.len(), new.len() as f64 / seconds);
+    Ok(whole)
+}

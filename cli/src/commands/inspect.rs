@@ -1,0 +1,137 @@
+//! The contents of an adapter directory, and how far it moved from its base.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::{
+    AdapterDiff, AdapterOptions, LnTuningModel, LoadOptions, Norms, SavedAdapter, Selection,
+};
+use serde_json::{json, Value};
+use tch::{Device, Kind, Tensor};
+
+/// Show the contents of an adapter directory, and how far its norms moved
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  ln-tuning inspect tuned/adapter --base Llama-3.2-1B --heatmap moved.svg"
+)]
+pub struct Args {
+    /// The directory that `save_pretrained` of PEFT or of this crate wrote
+    adapter: PathBuf,
+    /// The base model: a directory with config.json and safetensors
+    #[arg(long)]
+    base: Option<PathBuf>,
+    /// Draw how far each norm moved: depth across, kinds of norms down (needs --base)
+    #[arg(long, requires = "base", value_name = "OUT.svg")]
+    heatmap: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let saved = SavedAdapter::open(&args.adapter)?;
+    let diff = args.base.as_ref().map(|base| compare(&saved, args, base)).transpose()?;
+    if let (Some(path), Some(diff)) = (&args.heatmap, &diff) {
+        std::fs::write(path, diff.heat_map()?)
+            .with_context(|| format!("cannot write '{}'", path.display()))?;
+    }
+    if args.json {
+        let tensors: Vec<Value> = saved.tensors.iter().map(|(key, t)| tensor(key, t)).collect();
+        let config: Value = serde_json::from_str(&saved.config.to_json())?;
+        let report = json!({
+            "config": config,
+            "tensors": tensors,
+            "parameters": saved.tensors.iter().map(|(_, t)| t.numel()).sum::<usize>(),
+            "bytes": saved.tensors.iter().map(|(_, t)| bytes(t)).sum::<usize>(),
+            "moved": diff.as_ref().map(moved),
+        });
+        println!("{report:#}");
+        return Ok(());
+    }
+    print(&saved, diff.as_ref());
+    Ok(())
+}
+
+/// Attaches the adapter to the tuned tensors of the base alone: a model of any size is looked at in an instant.
+fn compare(saved: &SavedAdapter, args: &Args, base: &PathBuf) -> Result<AdapterDiff> {
+    let files = ModelFiles::open(base)?;
+    let model_type = files.model_type();
+    let selection = Selection::new(&files.variables(), &saved.config, model_type, Norms::Peft)?;
+    let tuned: Vec<&str> = selection.variables().collect();
+    let vs = files.var_store(Device::Cpu, None, |name| tuned.contains(&name))?;
+    let mut adapter = AdapterOptions::default();
+    if let Some(model_type) = model_type {
+        adapter = adapter.model_type(model_type);
+    }
+    let options = LoadOptions::default().adapter(adapter);
+    let (model, _) = LnTuningModel::from_pretrained_with(&vs, &args.adapter, "default", &options)?;
+    let mut diff = model.diff("default", None)?;
+    diff.adapter = args.adapter.display().to_string();
+    Ok(diff)
+}
+
+fn bytes(tensor: &Tensor) -> usize {
+    tensor.numel() * tensor.kind().elt_size_in_bytes()
+}
+
+fn range(tensor: &Tensor) -> (f64, f64, f64) {
+    let values = tensor.to_kind(Kind::Double);
+    match tensor.numel() {
+        0 => (0., 0., 0.),
+        _ => (
+            values.min().double_value(&[]),
+            values.mean(Kind::Double).double_value(&[]),
+            values.max().double_value(&[]),
+        ),
+    }
+}
+
+fn tensor(key: &str, tensor: &Tensor) -> Value {
+    let (min, mean, max) = range(tensor);
+    json!({
+        "key": key,
+        "shape": tensor.size(),
+        "kind": format!("{:?}", tensor.kind()),
+        "bytes": bytes(tensor),
+        "min": min,
+        "mean": mean,
+        "max": max,
+    })
+}
+
+fn moved(diff: &AdapterDiff) -> Vec<Value> {
+    let row = |row: &ln_tuning::TensorDiff| {
+        json!({
+            "module": row.module,
+            "tensor": row.tensor,
+            "rms": row.rms(),
+            "norm": row.norm,
+            "relative_norm": row.relative_norm,
+            "max_abs": row.max_abs,
+            "max_index": row.max_index,
+        })
+    };
+    diff.tensors.iter().map(row).collect()
+}
+
+fn print(saved: &SavedAdapter, diff: Option<&AdapterDiff>) {
+    println!("{}\n", saved.config.to_yaml().trim_end());
+    let width = saved.tensors.iter().map(|(key, _)| key.len()).max().unwrap_or(0).max(6);
+    println!(
+        "{:<width$} {:>12} {:>9} {:>9} {:>9} {:>9}",
+        "tensor", "shape", "kind", "min", "mean", "max"
+    );
+    for (key, tensor) in &saved.tensors {
+        let (min, mean, max) = range(tensor);
+        let (shape, kind) = (format!("{:?}", tensor.size()), format!("{:?}", tensor.kind()));
+        println!("{key:<width$} {shape:>12} {kind:>9} {min:>9.4} {mean:>9.4} {max:>9.4}");
+    }
+    let numbers: usize = saved.tensors.iter().map(|(_, t)| t.numel()).sum();
+    let size: usize = saved.tensors.iter().map(|(_, t)| bytes(t)).sum();
+    println!("\n{} tensors, {numbers} numbers, {size} bytes", saved.tensors.len());
+    match diff {
+        Some(diff) => println!("\n{diff}"),
+        None => println!("With --base MODEL_DIR this also says which norms moved, and how far."),
+    }
+}

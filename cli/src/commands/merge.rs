@@ -1,0 +1,59 @@
+//! An adapter merged into a model directory, for one model without an adapter. No model code is needed.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use ln_tuning::merge;
+use serde_json::json;
+
+use crate::progress;
+
+/// Merge an adapter into a model directory
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  ln-tuning merge --base Llama-3.2-1B --adapter tuned/adapter --out merged"
+)]
+pub struct Args {
+    /// The model: a directory with config.json and safetensors
+    #[arg(long, value_name = "MODEL_DIR")]
+    base: PathBuf,
+    /// The adapter: a directory with adapter_config.json and adapter_model.safetensors
+    #[arg(long, value_name = "ADAPTER_DIR")]
+    adapter: PathBuf,
+    /// The directory for the merged model; it must not exist, or be empty
+    #[arg(long, value_name = "OUT_DIR")]
+    out: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let bar = progress::bytes("merging", 0)?;
+    let report = merge(&args.base, &args.adapter, &args.out, |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    if args.json {
+        let report = json!({
+            "out": args.out,
+            "merged": report.merged,
+            "files": report.files,
+            "bytes": report.bytes,
+            "left_out": report.left_out,
+        });
+        println!("{report:#}");
+        return Ok(());
+    }
+    println!("{:<10} {}", "merged", report.merged.len());
+    for name in &report.merged {
+        println!("           {name}");
+    }
+    println!("{:<10} {} ({} bytes)", "files", report.files, report.bytes);
+    for path in &report.left_out {
+        println!("{:<10} {} (holds the base's weights)", "left out", path.display());
+    }
+    println!("{:<10} {}", "written to", args.out.display());
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! The tensors of a model that would train: from names and shapes alone, for any architecture.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::{LnTuningConfig, Norms, Selection};
+use serde_json::json;
+
+/// Show which tensors of a model would train
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  ln-tuning plan --model Llama-3.2-1B --norms all")]
+pub struct Args {
+    /// A directory with config.json and safetensors; weights are not read
+    #[arg(long, value_name = "MODEL_DIR")]
+    model: PathBuf,
+    /// An adapter's configuration, JSON or YAML. Default: no target_modules, so that the architecture decides
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Without target_modules: the norms that PEFT tunes for this model type (peft), or every one (all)
+    #[arg(long, value_name = "peft|all", default_value = "all", value_parser = norms)]
+    norms: Norms,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn norms(name: &str) -> Result<Norms, serde_json::Error> {
+    serde_json::from_value(name.into())
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let files = ModelFiles::open(&args.model)?;
+    let config = match &args.config {
+        Some(path) => LnTuningConfig::from_file(path)?,
+        None => LnTuningConfig::default(),
+    };
+    let variables = files.variables();
+    let selection = Selection::new(&variables, &config, files.model_type(), args.norms)?;
+    let modules: Vec<&str> =
+        selection.modules().iter().map(|module| module.path.as_str()).collect();
+    let tensors: Vec<&str> = selection.variables().collect();
+    let numel = |shape: &[i64]| shape.iter().product::<i64>();
+    let parameters = || variables.iter().filter(|variable| variable.is_parameter);
+    let total: i64 = parameters().map(|variable| numel(&variable.shape)).sum();
+    let chosen = |name: &str| tensors.contains(&name);
+    let tuned = parameters().filter(|variable| chosen(&variable.name));
+    let trainable: i64 = tuned.map(|variable| numel(&variable.shape)).sum();
+    let percent = 100. * trainable as f64 / total.max(1) as f64;
+    if args.json {
+        let plan = json!({
+            "model_type": files.model_type(),
+            "modules": modules,
+            "tensors": tensors,
+            "trainable": trainable,
+            "total": total,
+            "percent": percent,
+        });
+        println!("{plan:#}");
+        return Ok(());
+    }
+    let width = tensors.iter().map(|name| name.len()).max().unwrap_or(0);
+    for variable in variables.iter().filter(|variable| chosen(&variable.name)) {
+        println!("{:<width$} {:?} {:?}", variable.name, variable.shape, variable.kind);
+    }
+    let model_type = files.model_type().unwrap_or("unknown model type");
+    println!("\n{model_type}: {} modules, {} tensors", modules.len(), tensors.len());
+    println!("trainable: {trainable} of {total} ({percent:.4} %)");
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! Training from a settings file, from `--set`, or from both.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::train::settings::{RunSettings, TaskName};
+use crate::train::start::Mode;
+use crate::train::yaml::Given;
+use crate::train::{detect, interrupt};
+use crate::{classifier, language};
+
+/// Train the norms of a language model or of a classifier
+///
+/// The task follows from the model and the data, or from the setting 'task'. The result is a PEFT directory, with curves,
+/// metrics and checkpoints beside it; the same command resumes a run that was stopped.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub struct Args {
+    /// The settings, in YAML; --sample prints a file that explains them all
+    #[arg(value_name = "FILE.yaml", required_unless_present_any = ["set", "sample"])]
+    file: Option<PathBuf>,
+    /// Set one of them, with dots between levels; may be given many times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Show what would happen, and write nothing: what trains, steps, memory, and a document with what is learned marked
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the dry run as JSON
+    #[arg(long, requires = "dry_run")]
+    json: bool,
+    /// Print all settings as they would be used
+    #[arg(long, conflicts_with = "dry_run")]
+    show: bool,
+    /// Print a file with every setting explained
+    #[arg(long, value_name = "TASK", exclusive = true)]
+    sample: Option<TaskName>,
+}
+
+const EXAMPLE: &str = "\
+Example:
+  ln-tuning train --sample language > lm.yaml
+  ln-tuning train lm.yaml --set optimizer.lr=1e-4 --dry-run
+  ln-tuning train --set model=bert-base-uncased --set data.train=reviews.csv";
+
+pub fn run(args: &Args) -> Result<()> {
+    if let Some(task) = args.sample {
+        print!("{}", sample(task));
+        return Ok(());
+    }
+    let given = Given::read(args.file.as_deref(), &args.set)?;
+    let task = detect::task(&given)?;
+    let settings = given.over(sample(task))?;
+    if args.show {
+        print!("{}", serde_yaml::to_string(&settings.all)?);
+        return Ok(());
+    }
+    let mode = if args.dry_run { Mode::DryRun { json: args.json } } else { Mode::Train };
+    interrupt::listen()?;
+    match task {
+        TaskName::Language => language::train(&RunSettings::new(&settings)?, mode),
+        TaskName::Classifier => classifier::train(&RunSettings::new(&settings)?, mode),
+    }
+}
+
+fn sample(task: TaskName) -> &'static str {
+    match task {
+        TaskName::Language => language::SAMPLE,
+        TaskName::Classifier => classifier::SAMPLE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_yaml::Value;
+
+    use super::*;
+    use crate::classifier::settings::ClassifierData;
+    use crate::language::settings::LanguageData;
+
+    /// Keys of single values, but for those of the adapter, which the library reads.
+    fn keys(sample: &Value, above: &str) -> Vec<String> {
+        let Value::Mapping(map) = sample else { return vec![above.trim_end_matches('.').into()] };
+        let named = map.iter().map(|(key, value)| (key.as_str().unwrap(), value));
+        let inner = named.filter(|(key, _)| !["adapter", "task"].contains(key));
+        inner.flat_map(|(key, value)| keys(value, &format!("{above}{key}."))).collect()
+    }
+
+    #[test]
+    fn every_setting_of_the_samples_is_read() {
+        for task in [TaskName::Language, TaskName::Classifier] {
+            let keys = keys(&serde_yaml::from_str(sample(task)).unwrap(), "");
+            assert!(keys.len() > 30, "{keys:?}");
+            for key in keys {
+                // A value that fits nowhere.
+                let given = Given::read(None, &[format!("{key}={{no: 0}}")]).unwrap();
+                let settings = given.over(sample(task)).unwrap();
+                let error = match task {
+                    TaskName::Language => RunSettings::<LanguageData>::new(&settings).map(drop),
+                    TaskName::Classifier => RunSettings::<ClassifierData>::new(&settings).map(drop),
+                };
+                let error = format!("{:#}", error.unwrap_err());
+                assert!(error.contains(&format!("'{key}' is no: 0: ")), "{key}: {error}");
+            }
+        }
+    }
+}

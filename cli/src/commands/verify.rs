@@ -1,0 +1,141 @@
+//! The outputs of a model beside those that Python made of the same inputs.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use anyhow::{ensure, Context, Result};
+use ln_tuning::models::{AnyModel, Inputs, Load};
+use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::{AdapterOptions, LnTuningModel, LoadOptions};
+use serde_json::json;
+use tch::{no_grad, Kind, Tensor};
+
+use crate::device::{self, ModelKind};
+use crate::progress;
+
+/// Compare a model's outputs with a reference made in Python
+///
+/// Exits with 0 if they are the same, 1 if they differ, 2 if they cannot be compared.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  ln-tuning verify --model Llama-3.2-1B --reference outputs.safetensors"
+)]
+pub struct Args {
+    /// The model: a directory with config.json and safetensors
+    #[arg(long, value_name = "MODEL_DIR")]
+    model: PathBuf,
+    /// Inputs: `input_ids` (`attention_mask`, `token_type_ids`; `decoder_input_ids` and `decoder_attention_mask` of an
+    /// encoder-decoder) or `pixel_values`. Outputs: `logits` or `last_hidden_state`
+    #[arg(long, value_name = "FILE.safetensors")]
+    reference: PathBuf,
+    /// An adapter to attach first
+    #[arg(long, value_name = "ADAPTER_DIR")]
+    adapter: Option<PathBuf>,
+    /// The kind to compute in. Default: that of the files
+    #[arg(long, value_enum)]
+    kind: Option<ModelKind>,
+    /// cpu, cuda, cuda:N or auto
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// The largest difference that counts as equal
+    #[arg(long, default_value_t = 1e-4)]
+    tolerance: f64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<bool> {
+    let device = device::named(&args.device)?;
+    let kind = args.kind.and_then(|kind| kind.on(device));
+    let path = &args.reference;
+    let reference = Tensor::read_safetensors(path)
+        .with_context(|| format!("'{}' is not a safetensors file", path.display()))?;
+    let moved = reference.into_iter().map(|(name, tensor)| Ok((name, tensor.f_to_device(device)?)));
+    let reference: HashMap<String, Tensor> = moved.collect::<Result<_>>()?;
+    let files = ModelFiles::open(&args.model)?;
+    let model_type = files.model_type().unwrap_or_default().to_owned();
+    let (files, bar) = progress::loading(files)?;
+    let (vs, model) = AnyModel::from_files(files, &Load::on(device).kind(kind))?;
+    bar.finish_and_clear();
+    let adapter = args.adapter.as_ref().map(|dir| {
+        let options = AdapterOptions::default().model_type(&model_type);
+        let options = LoadOptions::default().adapter(options);
+        LnTuningModel::from_pretrained_with(&vs, dir, "default", &options)
+    });
+    let _adapter = adapter.transpose()?;
+
+    let (output, expected) = no_grad(|| compute(&model, &reference))?;
+    let mut shown = expected.f_ones_like()?.f_to_kind(Kind::Bool)?;
+    // The output goes with the decoder's input where there is one.
+    let decoded = reference.contains_key("decoder_input_ids") && reference.contains_key("logits");
+    let mask = if decoded { "decoder_attention_mask" } else { "attention_mask" };
+    if let Some(mask) = reference.get(mask).filter(|_| expected.dim() == 3) {
+        // Outputs at padding do not count.
+        shown = mask.f_to_kind(Kind::Bool)?.f_unsqueeze(-1)?.f_expand_as(&expected)?;
+    }
+    let hidden = shown.f_logical_not()?;
+    let counted = |x: Tensor| x.f_to_kind(Kind::Double)?.f_masked_fill(&hidden, 0.);
+    let (a, b) = (counted(output)?, counted(expected)?);
+    let largest = |x: &Tensor| x.f_abs()?.f_max()?.f_double_value(&[]);
+    let max_abs_diff = largest(&a.f_sub(&b)?)?;
+    let max_rel_diff = max_abs_diff / largest(&b)?.max(f64::MIN_POSITIVE);
+    let rows = shown.f_any_dim(-1, false)?;
+    let same = a.f_argmax(-1, false)?.f_eq_tensor(&b.f_argmax(-1, false)?)?;
+    let count = |x: &Tensor| x.f_sum(Kind::Int64)?.f_int64_value(&[]);
+    let (same, rows) = (count(&same.f_logical_and(&rows)?)?, count(&rows)?);
+    let argmax_agreement = same as f64 / rows.max(1) as f64;
+    let ok = max_abs_diff <= args.tolerance;
+    if args.json {
+        let report = json!({
+            "max_abs_diff": max_abs_diff,
+            "max_rel_diff": max_rel_diff,
+            "argmax_agreement": argmax_agreement,
+            "ok": ok,
+        });
+        println!("{report:#}");
+    } else {
+        println!("{model_type} on {device:?}");
+        println!("largest difference    {max_abs_diff:.3e} (tolerance {:.1e})", args.tolerance);
+        println!("relative              {max_rel_diff:.3e}");
+        println!("argmax the same       {:.2} %", 100. * argmax_agreement);
+        println!("{}", if ok { "ok" } else { "NOT the same" });
+    }
+    Ok(ok)
+}
+
+/// The output of the model, and that of Python.
+fn compute(model: &AnyModel, reference: &HashMap<String, Tensor>) -> Result<(Tensor, Tensor)> {
+    let given = |name: &str| reference.get(name);
+    let need = |name: &str| {
+        let names: Vec<&str> = reference.keys().map(String::as_str).collect();
+        given(name)
+            .with_context(|| format!("the reference holds no '{name}', only {}", names.join(", ")))
+    };
+    // Logits where they are there, since they depend on all else.
+    let logits = reference.contains_key("logits");
+    let pixels = given("pixel_values").map(|pixels| pixels.f_to_kind(model.kind())).transpose()?;
+    let inputs = Inputs::default()
+        .pixel_values(pixels.as_ref())
+        .attention_mask(given("attention_mask"))
+        .token_type_ids(given("token_type_ids"))
+        .input_ids(given("input_ids"));
+    let output = match (model, logits) {
+        (AnyModel::Seq2Seq(_), true) => {
+            let inputs = inputs.decoder_ids(need("decoder_input_ids")?);
+            model.logits(inputs.decoder_attention_mask(given("decoder_attention_mask")))?
+        }
+        // The encoder's, as transformers calls it there.
+        (AnyModel::Seq2Seq(model), false) => model.encode(inputs)?,
+        (model, true) => model.logits(inputs)?,
+        (model, false) => model.hidden_states(inputs)?,
+    };
+    let expected = need(if logits { "logits" } else { "last_hidden_state" })?.shallow_clone();
+    ensure!(
+        output.size() == expected.size(),
+        "the model's output has shape {:?}, the reference's {:?}",
+        output.size(),
+        expected.size()
+    );
+    Ok((output, expected))
+}

@@ -1,0 +1,51 @@
+//! Devices and kinds by the names that they have on the command line and in settings.
+
+use anyhow::{bail, ensure, Result};
+use clap::ValueEnum;
+use ln_tuning::device::{best_device, cuda_status, load_cuda};
+use serde::Deserialize;
+use tch::{Device, Kind};
+
+/// `auto`, `cpu`, `cuda` or `cuda:N`.
+pub fn named(name: &str) -> Result<Device> {
+    let cuda = |index: usize| -> Result<Device> {
+        load_cuda()?;
+        let count = tch::Cuda::device_count().max(0) as usize;
+        ensure!(index < count, "'device' is '{name}': {}", cuda_status());
+        Ok(Device::Cuda(index))
+    };
+    match name {
+        "auto" => Ok(best_device()),
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => cuda(0),
+        other => match other.strip_prefix("cuda:").map(str::parse) {
+            Some(Ok(index)) => cuda(index),
+            _ => bail!("'device' is '{other}', expected auto, cpu, cuda or cuda:N"),
+        },
+    }
+}
+
+/// The kind of a model's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelKind {
+    /// bf16 on a GPU, and the kind of the files on a CPU
+    #[default]
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+impl ModelKind {
+    /// `None`: as on disk.
+    pub fn on(self, device: Device) -> Option<Kind> {
+        match self {
+            // Half the memory and several times the speed on a GPU.
+            ModelKind::Auto => (device != Device::Cpu).then_some(Kind::BFloat16),
+            ModelKind::F32 => Some(Kind::Float),
+            ModelKind::Bf16 => Some(Kind::BFloat16),
+            ModelKind::F16 => Some(Kind::Half),
+        }
+    }
+}

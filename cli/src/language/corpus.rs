@@ -1,0 +1,220 @@
+//! The documents of a file as pieces of tokens: how many, how long, and where.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{bail, Context, Result};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+use super::encoder::{TextEncoder, Tokens};
+use super::records::Records;
+use super::settings::{Documents, LanguageData};
+use crate::progress;
+use crate::train::order;
+use crate::train::settings::RunSettings;
+
+/// Documents that make several pieces are kept, since the pieces come one after another.
+const KEPT: usize = 16;
+
+/// A part of a document that fits into a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    pub record: u32,
+    pub start: u32,
+    pub len: u32,
+    /// Tokens that the loss is on.
+    pub targets: u32,
+}
+
+#[derive(Clone)]
+pub struct Corpus {
+    source: Arc<Source>,
+    pub pieces: Vec<Piece>,
+    pub report: String,
+}
+
+struct Source {
+    records: Records,
+    jsonl: bool,
+    largest_id: Option<u32>,
+    kept: Mutex<VecDeque<(usize, Arc<Tokens>)>>,
+}
+
+impl Corpus {
+    /// Reads and tokenises the whole file once, so that bad lines are found and lengths are known.
+    pub fn open(
+        path: &Path,
+        encoder: &TextEncoder,
+        run: &RunSettings<LanguageData>,
+    ) -> Result<Self> {
+        let data = &run.data;
+        let jsonl = data.is_jsonl(path);
+        let documents = if jsonl { Documents::Lines } else { data.documents };
+        let records = Records::scan(path, documents)?;
+        let mut source = Source { records, jsonl, largest_id: None, kept: Mutex::default() };
+        let found = source.look_through(encoder, data, run.common.workers)?;
+        let (mut pieces, mut bad, mut tokens, mut cut, mut idle) =
+            (Vec::new(), Vec::new(), 0, 0, 0);
+        for (record, document) in found.into_iter().enumerate() {
+            match document {
+                Ok(document) => {
+                    source.largest_id = source.largest_id.max(document.largest_id);
+                    tokens += document.tokens;
+                    cut += usize::from(document.cut);
+                    idle += usize::from(document.pieces.is_empty());
+                    let place = |piece| Piece { record: record as u32, ..piece };
+                    pieces.extend(document.pieces.into_iter().map(place));
+                }
+                Err(error) => bad.push(format!("{}: {error:#}", source.records.place(record))),
+            }
+        }
+        run.files.refuse(path, &bad)?;
+        if pieces.is_empty() {
+            bail!("'{}' holds no document with anything to learn from", path.display());
+        }
+        let mut report = format!(
+            "'{}': {} documents, {tokens} tokens, {} pieces of up to {}",
+            path.display(),
+            source.records.len() - bad.len(),
+            pieces.len(),
+            data.max_length
+        );
+        for (count, what) in [
+            (bad.len(), "bad lines skipped"),
+            (cut, "cut off at 'data.max_length'"),
+            (idle, "without anything that the loss is on"),
+        ] {
+            if count > 0 {
+                report += &format!("; {count} {what}");
+            }
+        }
+        Ok(Corpus { source: Arc::new(source), pieces, report })
+    }
+
+    /// A part of the documents, chosen by the seed, and the others.
+    pub fn split(self, fraction: f64, seed: u64) -> (Self, Self) {
+        let mut records: Vec<u32> = self.pieces.iter().map(|piece| piece.record).collect();
+        records.dedup();
+        let (part, _) = order::split(records.len(), fraction, seed);
+        let part: Vec<u32> = part.into_iter().map(|place| records[place]).collect();
+        let of = |inside: bool| {
+            let kept = |piece: &&Piece| part.binary_search(&piece.record).is_ok() == inside;
+            self.pieces.iter().filter(kept).copied().collect::<Vec<_>>()
+        };
+        let report = |pieces: &[Piece]| format!("{} pieces of {}", pieces.len(), self.report);
+        let (a, b) = (of(true), of(false));
+        let (ra, rb) = (report(&a), report(&b));
+        (
+            Corpus { source: self.source.clone(), pieces: a, report: ra },
+            Corpus { source: self.source, pieces: b, report: rb },
+        )
+    }
+
+    pub fn digest(&self) -> &str {
+        &self.source.records.digest
+    }
+
+    pub fn largest_id(&self) -> Option<u32> {
+        self.source.largest_id
+    }
+
+    pub fn place(&self, piece: &Piece) -> String {
+        self.source.records.place(piece.record as usize)
+    }
+
+    /// Ids, and for each whether the loss is on it.
+    pub fn tokens(&self, piece: &Piece, encoder: &TextEncoder) -> Result<(Vec<i64>, Vec<bool>)> {
+        let tokens = self.source.kept_tokens(piece, encoder)?;
+        let range = piece.start as usize..(piece.start + piece.len) as usize;
+        let ids = tokens.ids.get(range.clone()).context("the file was changed during the run")?;
+        let ids = ids.iter().map(|id| i64::from(*id)).collect();
+        let mut learned = tokens.counted[range].to_vec();
+        // The first token has nothing to be learned from.
+        learned.iter_mut().take(1).for_each(|first| *first = false);
+        Ok((ids, learned))
+    }
+}
+
+/// The contents of a document.
+#[derive(Default)]
+struct Document {
+    tokens: usize,
+    largest_id: Option<u32>,
+    pieces: Vec<Piece>,
+    cut: bool,
+}
+
+impl Document {
+    fn of(tokens: &Tokens, max_length: usize) -> Self {
+        let mut document = Document {
+            tokens: tokens.ids.len(),
+            largest_id: tokens.ids.iter().max().copied(),
+            cut: tokens.whole && tokens.ids.len() > max_length,
+            ..Document::default()
+        };
+        let mut start = 0;
+        while start < tokens.ids.len() && (start == 0 || !tokens.whole) {
+            let end = (start + max_length).min(tokens.ids.len());
+            // The first token of a piece is no target.
+            let targets = tokens.counted[start + 1..end].iter().filter(|counted| **counted).count();
+            if targets > 0 {
+                document.pieces.push(Piece {
+                    record: 0,
+                    start: start as u32,
+                    len: (end - start) as u32,
+                    targets: targets as u32,
+                });
+            }
+            start = end;
+        }
+        document
+    }
+}
+
+impl Source {
+    fn encode(&self, record: usize, encoder: &TextEncoder) -> Result<Tokens> {
+        let text = self.records.text(record)?;
+        if self.jsonl {
+            encoder.json(&text)
+        } else {
+            encoder.text(&text)
+        }
+    }
+
+    /// Every document, on several threads.
+    fn look_through(
+        &self,
+        encoder: &TextEncoder,
+        data: &LanguageData,
+        workers: usize,
+    ) -> Result<Vec<Result<Document>>> {
+        let count = self.records.len();
+        let bar = progress::counted("tokenising", count as u64)?;
+        let document = |record| {
+            bar.inc(1);
+            Ok(Document::of(&self.encode(record, encoder)?, data.max_length))
+        };
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(workers).build()?;
+        let found = threads.install(|| (0..count).into_par_iter().map(document).collect());
+        bar.finish_and_clear();
+        Ok(found)
+    }
+
+    fn kept_tokens(&self, piece: &Piece, encoder: &TextEncoder) -> Result<Arc<Tokens>> {
+        let record = piece.record as usize;
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, tokens)) = lock().iter().find(|(kept, _)| *kept == record) {
+            return Ok(tokens.clone());
+        }
+        let tokens = Arc::new(self.encode(record, encoder)?);
+        if tokens.ids.len() > (piece.start + piece.len) as usize || piece.start > 0 {
+            let mut kept = lock();
+            kept.push_back((record, tokens.clone()));
+            if kept.len() > KEPT {
+                kept.pop_front();
+            }
+        }
+        Ok(tokens)
+    }
+}

@@ -1,0 +1,38 @@
+//! Language models: plain text, prompts with completions, or chats.
+
+mod corpus;
+mod encoder;
+mod model;
+mod packing;
+mod records;
+pub mod settings;
+mod task;
+
+use anyhow::Result;
+use ln_tuning::TaskType;
+
+use crate::train::settings::RunSettings;
+use crate::train::start::{start, Mode};
+use corpus::Corpus;
+use encoder::TextEncoder;
+use model::LanguageModel;
+use settings::LanguageData;
+use task::LanguageTask;
+
+/// Every setting, explained.
+pub const SAMPLE: &str = include_str!("sample.yaml");
+
+pub fn train(run: &RunSettings<LanguageData>, mode: Mode) -> Result<()> {
+    let settings = &run.common;
+    let device = settings.device()?;
+    // Before the model is loaded: bad lines are found first.
+    let encoder = TextEncoder::open(&settings.model, &run.data)?;
+    let open = |path: &_| Corpus::open(path, &encoder, run);
+    let (train, eval) = run.files.open(settings.seed, open, Corpus::split)?;
+    let (vs, model) = LanguageModel::open(settings, device)?;
+    model.check_ids(train.largest_id().max(eval.as_ref().and_then(Corpus::largest_id)))?;
+    let mut config = settings.adapter()?;
+    config.task_type = config.task_type.or(Some(TaskType::CausalLm));
+    let task = LanguageTask::new(&model, device, encoder, train, eval, run);
+    start(&task, &vs, config, &model.model_type, run, mode)
+}

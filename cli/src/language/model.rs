@@ -1,0 +1,54 @@
+//! The language model that is trained: opened from a directory, and its loss.
+
+use anyhow::{ensure, Result};
+use ln_tuning::loss::{LinearCrossEntropy, Reduction};
+use ln_tuning::models::{Decoder, Head, Inputs, Load, Model};
+use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::recompute::Tape;
+use tch::nn::VarStore;
+use tch::{Device, Tensor};
+
+use crate::progress;
+use crate::train::order::step_seed;
+use crate::train::settings::Settings;
+
+pub struct LanguageModel {
+    decoder: Decoder,
+    pub model_type: String,
+}
+
+impl LanguageModel {
+    pub fn open(settings: &Settings, device: Device) -> Result<(VarStore, Self)> {
+        let (files, bar) = progress::loading(ModelFiles::open(&settings.model)?)?;
+        let model_type = files.model_type().unwrap_or_default().to_owned();
+        tch::manual_seed(step_seed(settings.seed, u64::MAX));
+        let load = Load::on(device).kind(settings.kind.on(device)).head(Head::LanguageModel);
+        let (vs, decoder) = Decoder::from_files(files, &load)?;
+        bar.finish_and_clear();
+        Ok((vs, LanguageModel { decoder, model_type }))
+    }
+
+    /// Refuses ids that the model has no embedding for.
+    pub fn check_ids(&self, largest: Option<u32>) -> Result<()> {
+        let vocabulary = self.decoder.config().vocab_size();
+        let id = largest.map_or(-1, i64::from);
+        ensure!(
+            id < vocabulary,
+            "the tokenizer gives the id {id}, and the model has a vocabulary of {vocabulary}"
+        );
+        Ok(())
+    }
+
+    /// The loss of next tokens. Inputs are on the model's device; labels stay on the CPU, so that what does not count
+    /// is left out.
+    pub fn loss<'m>(
+        &'m self,
+        inputs: Inputs,
+        labels: &Tensor,
+        reduction: Reduction,
+        tape: &mut Tape<'m>,
+    ) -> ln_tuning::Result<Tensor> {
+        let loss = LinearCrossEntropy::default().reduction(reduction);
+        self.decoder.loss_with(inputs, labels, &loss, tape)
+    }
+}

@@ -1,0 +1,220 @@
+//! Training a language model on the pieces of a corpus.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use ln_tuning::loss::{Reduction, IGNORE_INDEX};
+use ln_tuning::models::Inputs;
+use ln_tuning::recompute::Tape;
+use tch::{Device, Kind, Tensor};
+
+use super::corpus::Corpus;
+use super::encoder::TextEncoder;
+use super::model::LanguageModel;
+use super::packing::{pack, ROWS};
+use super::settings::LanguageData;
+use crate::train::batches::Job;
+use crate::train::example::Example;
+use crate::train::order::Random;
+use crate::train::settings::RunSettings;
+use crate::train::task::{to_device, Batch, Load, Of, Scores, Task};
+
+pub struct LanguageTask<'m> {
+    model: &'m LanguageModel,
+    device: Device,
+    packing: bool,
+    loader: Arc<LanguageLoader>,
+}
+
+pub struct LanguageLoader {
+    encoder: TextEncoder,
+    train: Rows,
+    eval: Option<Rows>,
+}
+
+/// Rows of one or, packed, several pieces each.
+struct Rows {
+    corpus: Corpus,
+    /// The places of each row's pieces in the corpus.
+    rows: Vec<Vec<usize>>,
+}
+
+/// A batch of rows; padding is on the right, where no token looks.
+pub struct Tokens {
+    ids: Tensor,
+    /// The number of each token's document, where rows have several.
+    documents: Option<Tensor>,
+}
+
+impl Rows {
+    fn new(corpus: Corpus, data: &LanguageData, seed: Option<u64>) -> Self {
+        let lengths: Vec<u32> = corpus.pieces.iter().map(|piece| piece.len).collect();
+        let random = seed.map(|seed| Random::new(seed, ROWS));
+        let rows = if data.packing {
+            pack(&lengths, data.max_length as u32, random)
+        } else {
+            (0..lengths.len()).map(|piece| vec![piece]).collect()
+        };
+        Rows { corpus, rows }
+    }
+
+    /// Tokens of a row.
+    fn width(&self, row: usize) -> u32 {
+        self.rows[row].iter().map(|piece| self.corpus.pieces[*piece].len).sum()
+    }
+
+    fn widths(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.rows.len()).map(|row| self.width(row))
+    }
+}
+
+impl Load for LanguageLoader {
+    type Inputs = Tokens;
+
+    fn load(&self, job: &Job) -> Result<Batch<Tokens>> {
+        let all = self.eval.as_ref().filter(|_| job.eval).unwrap_or(&self.train);
+        let rows: Vec<&Vec<usize>> = job.rows.iter().map(|row| &all.rows[*row]).collect();
+        let length = job.rows.iter().map(|row| all.width(*row) as usize).max().unwrap_or(0);
+        let packed = rows.iter().any(|row| row.len() > 1);
+        let cells = length * rows.len();
+        let (mut ids, mut labels) = (vec![0; cells], vec![IGNORE_INDEX; cells]);
+        let mut documents = vec![-1_i64; if packed { cells } else { 0 }];
+        let (mut targets, mut size, mut sources) = (0, 0, Vec::new());
+        for (row, pieces) in rows.iter().enumerate() {
+            let mut at = row * length;
+            for (number, piece) in pieces.iter().enumerate() {
+                let piece = &all.corpus.pieces[*piece];
+                let (own, learned) = all.corpus.tokens(piece, &self.encoder)?;
+                for (id, learned) in own.into_iter().zip(learned) {
+                    ids[at] = id;
+                    labels[at] = if learned { id } else { IGNORE_INDEX };
+                    if packed {
+                        documents[at] = number as i64;
+                    }
+                    at += 1;
+                }
+                targets += i64::from(piece.targets);
+                size += u64::from(piece.len);
+                sources.push(all.corpus.place(piece));
+            }
+        }
+        sources.dedup();
+        let shape = [rows.len() as i64, length as i64];
+        let table = |values: &[i64]| Tensor::f_from_slice(values)?.f_view(shape);
+        let documents = packed.then(|| table(&documents)).transpose()?;
+        Ok(Batch {
+            inputs: Tokens { ids: table(&ids)?, documents },
+            labels: table(&labels)?,
+            targets,
+            size,
+            sources: sources.join(", "),
+        })
+    }
+}
+
+impl<'m> LanguageTask<'m> {
+    pub fn new(
+        model: &'m LanguageModel,
+        device: Device,
+        encoder: TextEncoder,
+        train: Corpus,
+        eval: Option<Corpus>,
+        run: &RunSettings<LanguageData>,
+    ) -> Self {
+        let data = &run.data;
+        let seed = run.files.shuffle.then_some(run.common.seed);
+        let train = Rows::new(train, data, seed);
+        let eval = eval.map(|eval| Rows::new(eval, data, None));
+        let loader = Arc::new(LanguageLoader { encoder, train, eval });
+        LanguageTask { model, device, packing: data.packing, loader }
+    }
+
+    fn loss_of<'t>(
+        &'t self,
+        batch: &Of<Self>,
+        train: bool,
+        reduction: Reduction,
+        tape: &mut Tape<'t>,
+    ) -> ln_tuning::Result<Tensor> {
+        let Tokens { ids, documents } = &batch.inputs;
+        let ids = to_device(ids, self.device)?;
+        let documents = documents.as_ref().map(|d| to_device(d, self.device)).transpose()?;
+        let inputs = Inputs::new(&ids).documents(documents.as_ref()).train(train);
+        self.model.loss(inputs, &batch.labels, reduction, tape)
+    }
+}
+
+impl Task for LanguageTask<'_> {
+    type Loader = LanguageLoader;
+
+    fn loader(&self) -> Arc<LanguageLoader> {
+        self.loader.clone()
+    }
+
+    fn lengths(&self) -> Vec<u32> {
+        // Packed rows are all about as long.
+        self.loader.train.widths().map(|width| if self.packing { 0 } else { width }).collect()
+    }
+
+    fn eval_rows(&self) -> usize {
+        self.loader.eval.as_ref().map_or(0, |eval| eval.rows.len())
+    }
+
+    fn largest(&self, size: usize) -> Vec<usize> {
+        let train = &self.loader.train;
+        let mut rows: Vec<usize> = (0..train.rows.len()).collect();
+        rows.sort_by_key(|row| Reverse((train.width(*row), train.rows[*row].len())));
+        rows.truncate(size);
+        rows
+    }
+
+    fn loss<'t>(
+        &'t self,
+        batch: &Of<Self>,
+        over: i64,
+        tape: &mut Tape<'t>,
+    ) -> ln_tuning::Result<Tensor> {
+        self.loss_of(batch, true, Reduction::SumOver(over), tape)
+    }
+
+    fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores> {
+        let (mut sum, mut targets) = (Tensor::zeros([], (Kind::Double, self.device)), 0);
+        for batch in batches {
+            let batch = batch?;
+            let part = self.loss_of(&batch, false, Reduction::Sum, &mut Tape::off())?;
+            sum = sum.f_add(&part.f_to_kind(Kind::Double)?)?;
+            targets += batch.targets;
+        }
+        let loss = sum.f_double_value(&[])? / targets.max(1) as f64;
+        Ok(vec![("eval_loss", loss), ("perplexity", loss.exp())])
+    }
+
+    fn unit(&self) -> &'static str {
+        "tokens"
+    }
+
+    fn describe(&self) -> Vec<String> {
+        let (train, eval) = (&self.loader.train, &self.loader.eval);
+        let mut lines = vec![format!("training on {}", train.corpus.report)];
+        if self.packing {
+            let (rows, tokens) = (train.rows.len(), train.widths().map(u64::from).sum::<u64>());
+            let mean = tokens as f64 / rows as f64;
+            lines.push(format!("packed into {rows} rows, {mean:.0} tokens each"));
+        }
+        lines.extend(eval.iter().map(|eval| format!("evaluating on {}", eval.corpus.report)));
+        lines
+    }
+
+    fn example(&self) -> Result<Example> {
+        let LanguageLoader { encoder, train, .. } = &*self.loader;
+        let piece = train.corpus.pieces.first().context("the data is empty")?;
+        let (ids, learned) = train.corpus.tokens(piece, encoder)?;
+        encoder.example(train.corpus.place(piece), &ids, &learned)
+    }
+
+    fn digest(&self) -> String {
+        let eval = self.loader.eval.as_ref().map_or("", |eval| eval.corpus.digest());
+        format!("{} {eval}", self.loader.train.corpus.digest())
+    }
+}

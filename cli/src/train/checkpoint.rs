@@ -1,0 +1,165 @@
+//! Checkpoints: a directory for each, which is there whole or not at all.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, Context, Result};
+use ln_tuning::{LnTuningModel, LoadOptions, Optimizer, DEFAULT_ADAPTER};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tch::Tensor;
+
+use super::settings::{Resume, Settings, FREE};
+
+/// The position of a run. Weights and moments are files beside it; random numbers follow from the seed and the step.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    pub step: u64,
+    pub epoch: u64,
+    /// Batches of this epoch that have been trained on.
+    pub batch: usize,
+    /// The step and the value of the lowest evaluation.
+    pub best: Option<(u64, f64)>,
+    pub settings: Value,
+    pub data: String,
+}
+
+const STATE: &str = "state.json";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const ADAPTER: &str = "adapter_model.safetensors";
+const UNFINISHED: &str = ".unfinished-";
+
+fn folder(out: &Path) -> PathBuf {
+    out.join("checkpoints")
+}
+
+pub fn dir(out: &Path, step: u64) -> PathBuf {
+    folder(out).join(format!("step-{step}"))
+}
+
+/// Writes a checkpoint, unless it is there: the same step of the same run is the same.
+pub fn save(
+    out: &Path,
+    state: &State,
+    tuned: &LnTuningModel,
+    optimizer: &mut Optimizer,
+) -> Result<()> {
+    let (folder, dir) = (folder(out), dir(out, state.step));
+    if dir.exists() {
+        return Ok(());
+    }
+    let place = || format!("cannot write the checkpoint '{}'", dir.display());
+    let unfinished = folder.join(format!("{UNFINISHED}{}", state.step));
+    let mut write = || -> Result<()> {
+        let _ = fs::remove_dir_all(&unfinished);
+        fs::create_dir_all(&unfinished)?;
+        tuned.save_pretrained(&unfinished)?;
+        Tensor::write_safetensors(&optimizer.state_dict()?, unfinished.join(OPTIMIZER))?;
+        fs::write(unfinished.join(STATE), serde_json::to_string_pretty(state)?)?;
+        for file in [OPTIMIZER, STATE] {
+            File::open(unfinished.join(file))?.sync_all()?;
+        }
+        fs::rename(&unfinished, &dir)?;
+        File::open(&folder)?.sync_all()?;
+        Ok(())
+    };
+    write().with_context(place)
+}
+
+/// The steps of the complete checkpoints, in ascending order.
+pub fn steps(out: &Path) -> Result<Vec<u64>> {
+    let folder = folder(out);
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut steps = Vec::new();
+    let entries = fs::read_dir(&folder);
+    for entry in entries.with_context(|| format!("cannot read '{}'", folder.display()))? {
+        let name = entry?.file_name();
+        steps
+            .extend(name.to_str().and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok()));
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// The state that a run starts from: that of the newest checkpoint, which must be of a run with these settings (`all`)
+/// and data, or step 0.
+pub fn begin(settings: &Settings, all: Value, data: String) -> Result<State> {
+    let out = &settings.out;
+    let Some(step) = steps(out)?.pop() else {
+        return Ok(State { step: 0, epoch: 0, batch: 0, best: None, settings: all, data });
+    };
+    let path = dir(out, step).join(STATE);
+    let place = || format!("the checkpoint '{}' cannot be read", path.display());
+    let text = fs::read_to_string(&path).with_context(place)?;
+    let state: State = serde_json::from_str(&text).with_context(place)?;
+    let (holds, cure) =
+        (format!("'{}' holds", out.display()), "choose another 'out', or undo the change");
+    if let Some((key, before, now)) = difference(&state.settings, &all, "") {
+        bail!("{holds} a run with {key}: {before}, and it is {now} now: {cure}");
+    }
+    if state.data != data {
+        bail!("{holds} a run on other data: {cure}");
+    }
+    if settings.resume == Resume::Never {
+        bail!(
+            "{holds} checkpoints of a run, and 'resume' is never: choose another 'out', or set 'resume' to auto"
+        );
+    }
+    Ok(state)
+}
+
+/// Loads weights and moments.
+pub fn load(
+    out: &Path,
+    step: u64,
+    tuned: &mut LnTuningModel,
+    optimizer: &mut Optimizer,
+) -> Result<()> {
+    let dir = dir(out, step);
+    let mut take = || -> Result<()> {
+        let weights = Tensor::read_safetensors(dir.join(ADAPTER))?;
+        tuned.load_state_dict(DEFAULT_ADAPTER, &weights, &LoadOptions::default())?;
+        optimizer.load_state_dict(&Tensor::read_safetensors(dir.join(OPTIMIZER))?)?;
+        Ok(())
+    };
+    take().with_context(|| format!("the checkpoint '{}' cannot be read", dir.display()))
+}
+
+/// Keeps the newest `keep_last` checkpoints and the best one. Unfinished ones go as well.
+pub fn rotate(out: &Path, keep_last: usize, best: Option<u64>) -> Result<()> {
+    let steps = steps(out)?;
+    let entries = std::fs::read_dir(folder(out)).into_iter().flatten().flatten();
+    for entry in entries.filter(|e| e.file_name().to_string_lossy().starts_with(UNFINISHED)) {
+        let _ = fs::remove_dir_all(entry.path());
+    }
+    let old = &steps[..steps.len().saturating_sub(keep_last)];
+    for step in old.iter().filter(|step| Some(**step) != best) {
+        // Under another name first: a checkpoint is never there in part.
+        let gone = folder(out).join(format!("{UNFINISHED}{step}"));
+        let _ = fs::remove_dir_all(&gone);
+        let dir = dir(out, *step);
+        let removed = fs::rename(&dir, &gone).and_then(|()| fs::remove_dir_all(&gone));
+        removed.with_context(|| format!("cannot remove '{}'", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// The first key whose values differ, with both.
+fn difference(before: &Value, now: &Value, above: &str) -> Option<(String, Value, Value)> {
+    if let (Value::Object(a), Value::Object(b)) = (before, now) {
+        let keys = a.keys().chain(b.keys().filter(|key| !a.contains_key(*key)));
+        let of = |map: &serde_json::Map<String, Value>, key: &String| {
+            map.get(key).cloned().unwrap_or(Value::Null)
+        };
+        let counts = |key: &&String| !above.is_empty() || !FREE.contains(&key.as_str());
+        return keys
+            .filter(counts)
+            .find_map(|key| difference(&of(a, key), &of(b, key), &format!("{above}{key}.")));
+    }
+    let key = || format!("'{}'", above.trim_end_matches('.'));
+    // 1 and 1.0 are the same number.
+    let same = before == now || before.is_number() && before.as_f64() == now.as_f64();
+    (!same).then(|| (key(), before.clone(), now.clone()))
+}

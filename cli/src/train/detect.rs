@@ -1,0 +1,86 @@
+//! The task that a run is for: as it is set, or as the model and the data say.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use anyhow::{anyhow, bail, Result};
+use ln_tuning::models::{DecoderConfig, Dinov2Config, EncoderConfig, ModelConfig, ViTConfig};
+use serde_json::Value;
+
+use super::settings::TaskName;
+use super::yaml::Given;
+
+/// # Errors
+/// If nothing says it, or the model says the one and the data the other.
+pub fn task(given: &Given) -> Result<TaskName> {
+    if let Some(name) = given.text("task") {
+        return serde_json::from_value(name.into())
+            .map_err(|error| anyhow!("'task' is {name}: {error}"));
+    }
+    let model = given.text("model").and_then(|model| of_model(Path::new(model)));
+    let data = given.text("data.train").and_then(|path| of_data(Path::new(path), given));
+    match (model, data) {
+        (Some((task, _)), Some((same, _))) if task == same => Ok(task),
+        (Some((_, model)), Some((_, data))) => bail!(
+            "the task is not clear: {model}, but {data}. Set 'task' to language or classifier"
+        ),
+        (Some((task, _)), None) | (None, Some((task, _))) => Ok(task),
+        (None, None) if given.text("model").is_none() => {
+            bail!("'model' is not set, expected a directory")
+        }
+        (None, None) => bail!(
+            "neither the model nor the data say which task this is: set 'task' to language or classifier"
+        ),
+    }
+}
+
+/// The task, and why.
+fn of_model(dir: &Path) -> Option<(TaskName, String)> {
+    let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
+    let config: Value = serde_json::from_str(&text).ok()?;
+    let model_type = config["model_type"].as_str().unwrap_or_default();
+    let class = config["architectures"][0].as_str().unwrap_or_default();
+    let about = |words: &str| format!("'{}' is {words} ({model_type})", dir.display());
+    let is = |model_types: Vec<&str>| model_types.contains(&model_type);
+    let language = ["ForCausalLM", "LMHeadModel"].iter().any(|end| class.ends_with(end));
+    if class.ends_with("Classification") {
+        Some((TaskName::Classifier, about("a classifier")))
+    } else if language || is(DecoderConfig::model_types()) {
+        Some((TaskName::Language, about("a language model")))
+    } else if is(EncoderConfig::model_types()) {
+        Some((TaskName::Classifier, about("an encoder of texts")))
+    } else if is(ViTConfig::model_types()) || is(Dinov2Config::model_types()) {
+        Some((TaskName::Classifier, about("a model of images")))
+    } else {
+        None
+    }
+}
+
+fn of_data(path: &Path, given: &Given) -> Option<(TaskName, String)> {
+    let about = |words: &str| format!("'{}' {words}", path.display());
+    let classes = (TaskName::Classifier, about("is a folder of classes"));
+    let table = (TaskName::Classifier, about("is a table with labels"));
+    let text = (TaskName::Language, about("is a text"));
+    let ends = |end: &str| path.extension().is_some_and(|found| found == end);
+    match given.text("data.format") {
+        Some("images") => return Some(classes),
+        Some("csv") => return Some(table),
+        Some("text") => return Some(text),
+        _ if path.is_dir() => return Some(classes),
+        _ if ends("csv") => return Some(table),
+        _ if ends("txt") => return Some(text),
+        _ => {}
+    }
+    let lines = BufReader::new(File::open(path).ok()?).lines().map_while(Result::ok);
+    let first = lines.into_iter().find(|line| !line.trim().is_empty())?;
+    let row: Value = serde_json::from_str(&first).ok()?;
+    let label = given.text("data.label").unwrap_or("label");
+    if ["messages", "prompt"].iter().any(|key| row.get(key).is_some()) {
+        Some((TaskName::Language, about("has prompts or messages")))
+    } else if row.get(label).is_some() {
+        Some((TaskName::Classifier, about("has rows with a label")))
+    } else {
+        None
+    }
+}

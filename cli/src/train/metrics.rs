@@ -1,0 +1,56 @@
+//! `metrics.jsonl`: a line per step and per evaluation.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::{json, Value};
+
+use super::atomic;
+use super::tensorboard::TensorBoard;
+
+pub struct Metrics {
+    file: File,
+    path: PathBuf,
+    board: Option<TensorBoard>,
+    /// Everything written so far, for the curves.
+    pub lines: Vec<Value>,
+}
+
+impl Metrics {
+    /// Keeps the lines of the file up to `step`; those after it are of a run that was cut off.
+    pub fn open(out: &Path, step: u64, tensorboard: bool) -> Result<Self> {
+        let path = out.join("metrics.jsonl");
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let kept = |line: &Value| line["step"].as_u64().is_some_and(|s| s <= step);
+        let lines: Vec<Value> = lines.filter(kept).collect();
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        atomic::write(&path, text.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(&path);
+        let file = file.with_context(|| format!("cannot write '{}'", path.display()))?;
+        let board = tensorboard.then(|| TensorBoard::create(out)).transpose()?;
+        Ok(Metrics { file, path, board, lines })
+    }
+
+    /// A line for `step`, also for TensorBoard.
+    pub fn write(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
+        let mut line = json!({"step": step});
+        for (name, value) in values {
+            line[*name] = json!(value);
+        }
+        // In one piece: a reader sees whole lines.
+        let text = format!("{line}\n");
+        let written = self.file.write_all(text.as_bytes());
+        written.with_context(|| format!("cannot write '{}'", self.path.display()))?;
+        self.lines.push(line);
+        self.board.as_mut().map_or(Ok(()), |board| board.scalars(step, values))
+    }
+
+    /// `(step, value)` of the lines that have `key`.
+    pub fn series(&self, key: &str) -> Vec<(f64, f64)> {
+        let point = |line: &Value| Some((line["step"].as_f64()?, line.get(key)?.as_f64()?));
+        self.lines.iter().filter_map(point).collect()
+    }
+}

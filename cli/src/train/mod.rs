@@ -1,0 +1,23 @@
+//! Training: everything but the data and the model of a task.
+
+pub mod atomic;
+pub mod batches;
+mod checkpoint;
+mod curves;
+pub mod data;
+pub mod detect;
+pub mod digest;
+pub mod example;
+pub mod interrupt;
+mod memory;
+mod metrics;
+pub mod order;
+mod prefetch;
+mod preflight;
+mod report;
+pub mod settings;
+pub mod start;
+pub mod task;
+mod tensorboard;
+mod trainer;
+pub mod yaml;

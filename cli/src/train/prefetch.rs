@@ -1,0 +1,56 @@
+//! Batches made by worker threads, in order, a few ahead.
+
+use std::sync::mpsc::{sync_channel, Receiver};
+use std::sync::Arc;
+
+use anyhow::{anyhow, Result};
+
+use super::batches::Job;
+use super::task::{Batch, Load};
+
+/// The batches that each worker may be ahead.
+const AHEAD: usize = 2;
+
+pub struct Prefetch<L: Load> {
+    workers: Vec<Receiver<Result<Batch<L::Inputs>>>>,
+    next: usize,
+    count: usize,
+}
+
+impl<L: Load> Prefetch<L> {
+    pub fn new(loader: &Arc<L>, jobs: Vec<Job>, workers: usize) -> Self {
+        let count = jobs.len();
+        let mut shares: Vec<Vec<Job>> = vec![Vec::new(); workers.min(count).max(1)];
+        let all = shares.len();
+        for (place, job) in jobs.into_iter().enumerate() {
+            shares[place % all].push(job);
+        }
+        let start = |share: Vec<Job>| {
+            let (sender, receiver) = sync_channel(AHEAD);
+            let loader = loader.clone();
+            std::thread::spawn(move || {
+                for job in share {
+                    // Nobody listens any more: the run has ended.
+                    if sender.send(loader.load(&job)).is_err() {
+                        break;
+                    }
+                }
+            });
+            receiver
+        };
+        Prefetch { workers: shares.into_iter().map(start).collect(), next: 0, count }
+    }
+}
+
+impl<L: Load> Iterator for Prefetch<L> {
+    type Item = Result<Batch<L::Inputs>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next == self.count {
+            return None;
+        }
+        let batch = self.workers[self.next % self.workers.len()].recv();
+        self.next += 1;
+        Some(batch.unwrap_or_else(|_| Err(anyhow!("a thread that makes batches has panicked"))))
+    }
+}

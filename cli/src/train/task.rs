@@ -1,0 +1,104 @@
+//! A task: the data and the loss that the trainer works with.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use ln_tuning::recompute::{Recompute, Tape};
+use ln_tuning::Optimizer;
+use tch::{Device, TchError, Tensor};
+
+use super::batches::Job;
+use super::example::Example;
+
+/// Makes batches, on threads ahead of the device.
+pub trait Load: Send + Sync + 'static {
+    type Inputs: Send + 'static;
+
+    fn load(&self, job: &Job) -> Result<Batch<Self::Inputs>>;
+}
+
+/// A batch on the CPU.
+pub struct Batch<I> {
+    pub inputs: I,
+    pub labels: Tensor,
+    /// The number of targets that the loss is a mean over.
+    pub targets: i64,
+    /// Tokens, or images, that go through the model, padding apart.
+    pub size: u64,
+    /// The files and lines that it was made of.
+    pub sources: String,
+}
+
+/// Scores by name; the first says which checkpoint is the best, by being low.
+pub type Scores = Vec<(&'static str, f64)>;
+
+pub trait Task {
+    type Loader: Load;
+
+    fn loader(&self) -> Arc<Self::Loader>;
+
+    /// The lengths of the rows to train on: batches are made of rows of about the same.
+    fn lengths(&self) -> Vec<u32>;
+
+    /// The rows to evaluate on; 0 where there is nothing.
+    fn eval_rows(&self) -> usize;
+
+    /// The rows of the largest batch that there can be.
+    fn largest(&self, size: usize) -> Vec<usize>;
+
+    /// The summed loss of the batch, divided by `over`. Blocks are run through the tape.
+    fn loss<'t>(
+        &'t self,
+        batch: &Of<Self>,
+        over: i64,
+        tape: &mut Tape<'t>,
+    ) -> ln_tuning::Result<Tensor>;
+
+    fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores>;
+
+    /// The unit of a batch's size.
+    fn unit(&self) -> &'static str;
+
+    /// Lines about the data.
+    fn describe(&self) -> Vec<String>;
+
+    /// A document or row as text, with what is learned of it.
+    fn example(&self) -> Result<Example>;
+
+    /// A number for the data.
+    fn digest(&self) -> String;
+
+    /// Writes the files that an adapter's directory should hold beside the adapter.
+    fn add_files(&self, _adapter: &Path) -> Result<()> {
+        Ok(())
+    }
+}
+
+pub type Of<T> = Batch<<<T as Task>::Loader as Load>::Inputs>;
+
+/// Adds the gradient of a batch's summed loss divided by `over`, and gives that share of the loss.
+pub fn backward<T: Task>(
+    task: &T,
+    batch: &Of<T>,
+    over: i64,
+    recompute: Option<&Recompute>,
+    optimizer: &mut Optimizer,
+) -> Result<Tensor> {
+    if let Some(recompute) = recompute {
+        return Ok(optimizer.backward_recompute(recompute, |tape| task.loss(batch, over, tape))?);
+    }
+    let loss = task.loss(batch, over, &mut Tape::off())?;
+    optimizer.backward(&loss)?;
+    Ok(loss.f_detach()?)
+}
+
+/// To the device, from memory that it can read while the CPU goes on.
+pub fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
+    match device {
+        Device::Cuda(_) => {
+            tensor.f_pin_memory(device)?.f_to_device_(device, tensor.f_kind()?, true, false)
+        }
+        _ => tensor.f_to_device(device),
+    }
+}

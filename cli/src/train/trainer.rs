@@ -1,0 +1,313 @@
+//! The training loop.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{bail, ensure, Context, Result};
+use indicatif::ProgressBar;
+use ln_tuning::recompute::Recompute;
+use ln_tuning::{LnTuningModel, Optimizer};
+use tch::nn::VarStore;
+use tch::{no_grad, Device, Tensor};
+
+use super::batches::{self, Plan};
+use super::checkpoint::{self, State};
+use super::memory::Memory;
+use super::metrics::Metrics;
+use super::order::step_seed;
+use super::prefetch::Prefetch;
+use super::settings::Settings;
+use super::task::{backward, Of, Task};
+use super::{curves, interrupt};
+use crate::progress;
+
+/// Seconds between two drawings of the curves.
+const REDRAW: u64 = 5;
+/// Seconds between two lines where there is no terminal for a bar, such as in a job's log.
+const REPEAT: u64 = 30;
+
+struct Run<'a, T: Task> {
+    task: &'a T,
+    tuned: &'a mut LnTuningModel,
+    optimizer: Optimizer,
+    settings: &'a Settings,
+    state: State,
+    total: u64,
+    plan: Plan,
+    /// Batches in an epoch.
+    per_epoch: usize,
+    recompute: Option<Recompute>,
+    metrics: Metrics,
+    memory: Memory,
+    /// The next step is begun before the figures of the last are read.
+    ahead: bool,
+    /// The time at which the figures of the last step were read.
+    clock: Instant,
+    bar: ProgressBar,
+    begun: Instant,
+    drawn: Instant,
+    said: Instant,
+}
+
+/// A step whose figures have not been read yet: the device may still be at it.
+struct Pending {
+    step: u64,
+    loss: Tensor,
+    grad_norm: Tensor,
+    lr: f64,
+    size: u64,
+    sources: String,
+}
+
+/// A run that has passed the preflight.
+pub struct Ready<'a, T> {
+    pub task: &'a T,
+    pub vs: &'a VarStore,
+    pub tuned: &'a mut LnTuningModel,
+    pub optimizer: Optimizer,
+    pub settings: &'a Settings,
+    pub plan: Plan,
+    pub state: State,
+    /// Steps from the beginning to the end.
+    pub total: u64,
+}
+
+/// Trains from `state` to the last step, or until Ctrl-C.
+pub fn train<T: Task>(ready: Ready<T>) -> Result<()> {
+    let Ready { task, vs, tuned, mut optimizer, settings, plan, state, total } = ready;
+    let out = settings.out.as_path();
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make '{}'", out.display()))?;
+    if state.step > 0 {
+        checkpoint::load(out, state.step, tuned, &mut optimizer)?;
+    }
+    checkpoint::rotate(out, settings.keep_last, state.best.map(|best| best.0))?;
+    let mut run = Run {
+        metrics: Metrics::open(out, state.step, settings.tensorboard)?,
+        memory: Memory::of(vs.device()),
+        // A CPU has done its work when it comes back.
+        ahead: vs.device() != Device::Cpu,
+        clock: Instant::now(),
+        bar: progress::steps(total, state.step)?,
+        begun: Instant::now(),
+        drawn: Instant::now(),
+        said: Instant::now(),
+        task,
+        tuned,
+        optimizer,
+        settings,
+        state,
+        total,
+        per_epoch: plan.epoch(0).len(),
+        plan,
+        recompute: settings.recompute()?,
+    };
+    run.whole()?;
+    run.finish(out)
+}
+
+impl<T: Task> Run<'_, T> {
+    fn whole(&mut self) -> Result<()> {
+        let schedule = self.settings.schedule(self.total);
+        let loader = self.task.loader();
+        while self.state.step < self.total {
+            let jobs = self.plan.epoch(self.state.epoch).split_off(self.state.batch);
+            let mut batches = Prefetch::new(&loader, jobs, self.settings.workers);
+            let mut pending: Option<Pending> = None;
+            self.clock = Instant::now();
+            loop {
+                let group = batches.by_ref().take(self.settings.accumulation);
+                let group = group.collect::<Result<Vec<_>>>()?;
+                if group.is_empty() {
+                    break;
+                }
+                let lr = self.settings.optimizer.lr * schedule.factor(self.state.step);
+                let next = self.step(&group, lr)?;
+                self.state.batch += group.len();
+                self.state.step += 1;
+                if let Some(pending) = pending.replace(next) {
+                    self.read(pending)?;
+                }
+                let (evaluate, save) = self.due();
+                let stop = interrupt::asked();
+                if !self.ahead || evaluate || save || stop {
+                    pending.take().map_or(Ok(()), |pending| self.read(pending))?;
+                    let improved = evaluate && self.evaluate()?;
+                    if save || stop || improved {
+                        self.save()?;
+                    }
+                    if evaluate || save {
+                        self.clock = Instant::now();
+                    }
+                }
+                if stop {
+                    return Ok(());
+                }
+                if self.state.step == self.total {
+                    break;
+                }
+            }
+            pending.map_or(Ok(()), |pending| self.read(pending))?;
+            if self.state.batch >= self.per_epoch {
+                (self.state.epoch, self.state.batch) = (self.state.epoch + 1, 0);
+            }
+        }
+        Ok(())
+    }
+
+    /// One update from a group of batches. Nothing here waits for the device.
+    fn step(&mut self, group: &[Of<T>], lr: f64) -> Result<Pending> {
+        tch::manual_seed(step_seed(self.settings.seed, self.state.step));
+        self.optimizer.set_lr(lr)?;
+        self.optimizer.zero_grad()?;
+        let targets = group.iter().map(|batch| batch.targets).sum::<i64>().max(1);
+        let mut loss: Option<Tensor> = None;
+        for batch in group {
+            let recompute = self.recompute.as_ref();
+            let part = backward(self.task, batch, targets, recompute, &mut self.optimizer)?;
+            loss = Some(match loss {
+                Some(loss) => loss.f_add(&part)?,
+                None => part,
+            });
+        }
+        let grad_norm = match self.settings.clip_norm {
+            Some(max) => self.optimizer.clip_grad_norm(max)?,
+            None => self.optimizer.grad_norm()?,
+        };
+        self.optimizer.step()?;
+        let sources: Vec<&str> = group.iter().map(|batch| batch.sources.as_str()).collect();
+        Ok(Pending {
+            step: self.state.step + 1,
+            loss: loss.context("a step without batches")?,
+            grad_norm,
+            lr,
+            size: group.iter().map(|batch| batch.size).sum(),
+            sources: sources.join("; "),
+        })
+    }
+
+    /// Waits for a step's figures and writes them down.
+    fn read(&mut self, pending: Pending) -> Result<()> {
+        let Pending { step, lr, size, .. } = pending;
+        let loss = pending.loss.f_double_value(&[])?;
+        let grad_norm = pending.grad_norm.f_double_value(&[])?;
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            let good = match checkpoint::steps(&self.settings.out)?.pop() {
+                Some(step) => {
+                    let dir = checkpoint::dir(&self.settings.out, step);
+                    format!("the last good checkpoint is '{}'", dir.display())
+                }
+                None => "there is no checkpoint yet".into(),
+            };
+            bail!(
+                "step {step}: the loss is {loss} and the gradient norm {grad_norm}, from {}; {good}. Check these \
+                 lines, or try a lower 'optimizer.lr'",
+                pending.sources
+            );
+        }
+        let seconds = self.clock.elapsed().as_secs_f64();
+        self.clock = Instant::now();
+        let (tokens_per_s, memory_mb) = (size as f64 / seconds, self.memory.megabytes());
+        self.metrics.write(
+            step,
+            &[
+                ("loss", loss),
+                ("lr", lr),
+                ("grad_norm", grad_norm),
+                ("tokens", size as f64),
+                ("tokens_per_s", tokens_per_s.round()),
+                ("memory_mb", memory_mb.round()),
+            ],
+        )?;
+        let unit = self.task.unit();
+        let shown = format!("loss {loss:.4} {tokens_per_s:.0} {unit}/s {memory_mb:.0} MB");
+        self.bar.set_position(step);
+        if self.bar.is_hidden() && self.said.elapsed().as_secs() >= REPEAT {
+            self.said = Instant::now();
+            let left = indicatif::HumanDuration(self.bar.eta());
+            println!("step {step} of {}: {shown}, {left} left", self.total);
+        }
+        self.bar.set_message(shown);
+        if self.drawn.elapsed().as_secs() >= REDRAW {
+            self.draw()?;
+        }
+        Ok(())
+    }
+
+    /// (evaluation, checkpoint): whether they come after the step that was just made.
+    fn due(&self) -> (bool, bool) {
+        let end = self.state.step == self.total || self.state.batch >= self.per_epoch;
+        let at = |interval: Option<u64>| match interval {
+            Some(interval) => {
+                self.state.step.is_multiple_of(interval) || self.state.step == self.total
+            }
+            None => end,
+        };
+        (at(self.settings.eval_interval), at(self.settings.save_interval))
+    }
+
+    /// Evaluates, and says whether the result is better than all before.
+    fn evaluate(&mut self) -> Result<bool> {
+        let step = self.state.step;
+        let jobs = batches::evaluation(self.task.eval_rows(), self.settings.batch_size);
+        if jobs.is_empty() {
+            return Ok(false);
+        }
+        let bar = progress::counted("evaluating", jobs.len() as u64)?;
+        let batches = Prefetch::new(&self.task.loader(), jobs, self.settings.workers);
+        let mut batches = batches.inspect(|_| bar.inc(1));
+        let scores = no_grad(|| self.task.evaluate(&mut batches))?;
+        bar.finish_and_clear();
+        self.metrics.write(step, &scores)?;
+        let shown: Vec<String> =
+            scores.iter().map(|(n, value)| format!("{n} {value:.4}")).collect();
+        self.say(&format!("step {step}: {}", shown.join(", ")));
+        let value = scores[0].1;
+        let better = value.is_finite() && self.state.best.is_none_or(|(_, best)| value < best);
+        if better {
+            self.state.best = Some((step, value));
+        }
+        self.draw()?;
+        Ok(better)
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let out = &self.settings.out;
+        checkpoint::save(out, &self.state, self.tuned, &mut self.optimizer)?;
+        checkpoint::rotate(out, self.settings.keep_last, self.state.best.map(|best| best.0))?;
+        self.draw()
+    }
+
+    fn draw(&mut self) -> Result<()> {
+        self.drawn = Instant::now();
+        curves::draw(&self.settings.out, &self.metrics)
+    }
+
+    /// A line above the bar, or alone where no bar is shown.
+    fn say(&self, line: &str) {
+        if self.bar.is_hidden() {
+            println!("{line}");
+        } else {
+            self.bar.println(line);
+        }
+    }
+
+    fn finish(self, out: &Path) -> Result<()> {
+        self.bar.finish();
+        let step = self.state.step;
+        if step < self.total {
+            println!("stopped after step {step} of {}; run the same command to resume", self.total);
+            return Ok(());
+        }
+        ensure!(step > 0, "there was nothing to do");
+        let adapter = out.join("adapter");
+        self.tuned.save_pretrained(&adapter)?;
+        self.task.add_files(&adapter)?;
+        let seconds = self.begun.elapsed().as_secs_f64();
+        println!("{seconds:.1} s; the adapter is in '{}'", adapter.display());
+        if let Some((step, value)) = self.state.best {
+            let dir = checkpoint::dir(out, step);
+            println!("the lowest eval_loss, {value:.4}, was that of '{}'", dir.display());
+        }
+        Ok(())
+    }
+}

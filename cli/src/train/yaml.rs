@@ -1,0 +1,146 @@
+//! Settings from a YAML file and from `--set key=value`: keys that are not known are refused, with the nearest one.
+
+use std::path::Path;
+
+use anyhow::{anyhow, bail, Context, Result};
+use serde::de::DeserializeOwned;
+use serde_yaml::{Mapping, Value};
+
+/// The settings as they were given: the file, then each assignment, with the words that name them in errors.
+pub struct Given {
+    whole: Value,
+    /// Every stage on the way to the whole.
+    stages: Vec<(String, Value)>,
+}
+
+impl Given {
+    pub fn read(path: Option<&Path>, assignments: &[String]) -> Result<Self> {
+        let mut whole = Value::Mapping(Mapping::new());
+        let mut stages = Vec::new();
+        if let Some(path) = path {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the settings '{}'", path.display()))?;
+            let place = format!("in '{}'", path.display());
+            match serde_yaml::from_str(&text).with_context(|| place.clone())? {
+                Value::Null => {}
+                given => whole = given,
+            }
+            stages.push((place, whole.clone()));
+        }
+        for assignment in assignments {
+            let place = format!("in --set {assignment}");
+            let (key, value) = assignment
+                .split_once('=')
+                .with_context(|| format!("--set '{assignment}', expected key=value"))?;
+            let value = serde_yaml::from_str(value).with_context(|| place.clone())?;
+            set(&mut whole, key.trim(), value).with_context(|| place.clone())?;
+            stages.push((place, whole.clone()));
+        }
+        Ok(Given { whole, stages })
+    }
+
+    /// A single value, as text.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        key.split('.').try_fold(&self.whole, |value, key| value.get(key))?.as_str()
+    }
+
+    /// All settings: those of the sample, of which `model` and `data.train` are left out, with the given ones in
+    /// their place.
+    pub fn over(&self, sample: &str) -> Result<Tree> {
+        let mut all: Value = serde_yaml::from_str(sample)?;
+        set(&mut all, "model", "".into())?;
+        set(&mut all, "data.train", Value::Null)?;
+        for (place, given) in &self.stages {
+            check(given, &all, "").with_context(|| place.clone())?;
+        }
+        put(&mut all, &self.whole);
+        let place = self.stages.first().map(|(place, _)| place.clone()).unwrap_or_default();
+        Ok(Tree { all, place })
+    }
+}
+
+/// All settings of a run.
+pub struct Tree {
+    pub all: Value,
+    /// The words that name them in errors.
+    place: String,
+}
+
+impl Tree {
+    /// The settings below a key, of which there may be more than `S` has.
+    pub fn parse<S: DeserializeOwned>(&self, key: &str) -> Result<S> {
+        let below = if key.is_empty() { &self.all } else { &self.all[key] };
+        serde_path_to_error::deserialize(below.clone())
+            .map_err(|error| {
+                let path = error.path().to_string();
+                let path = path.split('[').next().unwrap_or_default();
+                let value = path.split('.').try_fold(below, |value, key| value.get(key));
+                let shown = value.and_then(|value| serde_yaml::to_string(value).ok());
+                let above = if key.is_empty() { String::new() } else { format!("{key}.") };
+                let (shown, error) = (shown.unwrap_or_default(), error.into_inner());
+                anyhow!("'{above}{path}' is {}: {error}", shown.trim_end())
+            })
+            .with_context(|| self.place.clone())
+    }
+
+    pub fn to_json(&self) -> Result<serde_json::Value> {
+        serde_json::to_value(&self.all).context("the settings are no JSON")
+    }
+}
+
+/// Writes the given values over those of `all`.
+fn put(all: &mut Value, given: &Value) {
+    match (all, given) {
+        (Value::Mapping(all), Value::Mapping(given)) => {
+            for (key, given) in given {
+                put(all.entry(key.clone()).or_insert(Value::Null), given);
+            }
+        }
+        (all, given) => *all = given.clone(),
+    }
+}
+
+fn check(given: &Value, known: &Value, above: &str) -> Result<()> {
+    let Value::Mapping(known) = known else { return Ok(()) };
+    let Value::Mapping(given) = given else {
+        let above = above.trim_end_matches('.');
+        bail!("'{above}' is a single value, expected keys: {}", listed(known));
+    };
+    for (key, value) in given {
+        let Some(key) = key.as_str() else { bail!("the key {key:?} is not a word") };
+        match known.get(key) {
+            Some(inner) => check(value, inner, &format!("{above}{key}."))?,
+            None => {
+                let names = known.keys().filter_map(Value::as_str);
+                let like = |name: &&str| strsim::jaro_winkler(name, key);
+                let nearest = names.max_by(|a, b| like(a).total_cmp(&like(b)));
+                let nearest = nearest.unwrap_or_default();
+                bail!(
+                    "the key '{above}{key}' is not known: is it '{above}{nearest}'? All there are: {}",
+                    listed(known)
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn listed(known: &Mapping) -> String {
+    known.keys().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn set(settings: &mut Value, key: &str, value: Value) -> Result<()> {
+    let Value::Mapping(map) = settings else {
+        bail!("'{key}' is below a single value");
+    };
+    match key.split_once('.') {
+        None => {
+            map.insert(key.into(), value);
+            Ok(())
+        }
+        Some((first, rest)) => {
+            let inner = map.entry(first.into()).or_insert_with(|| Mapping::new().into());
+            set(inner, rest, value)
+        }
+    }
+}

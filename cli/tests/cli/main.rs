@@ -1,0 +1,74 @@
+//! The program, run as users do.
+
+mod bf16;
+mod classifier;
+mod commands;
+#[path = "../../../tests/common/mod.rs"]
+mod common;
+mod curves;
+mod data;
+mod device;
+mod dry_run;
+mod generate;
+mod merge;
+mod outputs;
+mod plan;
+mod program;
+mod refusals;
+mod resume;
+mod task;
+#[path = "../../../tests/trees/mod.rs"]
+mod trees;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use program::Training;
+
+/// A tiny random model with its tokenizer, made once for all tests.
+fn model(family: &str) -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    let dir = MADE.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("language");
+        let _ = std::fs::remove_dir_all(&dir);
+        for family in ["llama", "gpt2"] {
+            let dir = dir.join(family);
+            common::run_python("finetune.py", &["make-lm", dir.to_str().unwrap(), family]);
+        }
+        dir
+    });
+    dir.join(family)
+}
+
+const SENTENCES: [&str; 4] = [
+    "the quick brown fox jumps over the lazy dog",
+    "a stitch in time saves nine, and a penny saved is a penny earned",
+    "all that glitters is not gold; often have you heard that told",
+    "to be, or not to be, that is the question",
+];
+
+/// Paragraphs of one to three sentences.
+fn text(count: usize) -> String {
+    let paragraph = |i: usize| {
+        let parts: Vec<&str> = (0..=i % 3).map(|j| SENTENCES[(i * 7 + j * 5) % 4]).collect();
+        parts.join("; ")
+    };
+    (0..count).map(paragraph).collect::<Vec<_>>().join("\n\n")
+}
+
+/// Training of a tiny Llama on 60 paragraphs.
+fn training() -> Training {
+    let training = Training::new(&model("llama"));
+    training.write("train.txt", &text(60));
+    let settings = [
+        "data.train=train.txt",
+        "data.max_length=64",
+        "batch_size=4",
+        "optimizer.lr=0.02",
+        "threads=1",
+        "workers=1",
+        "device=cpu",
+    ];
+    training.set(&settings)
+}

@@ -1,0 +1,93 @@
+//! `verify` says whether a model, with or without an adapter, computes what Python computes.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::Value;
+use tch::Tensor;
+
+use crate::common::run_python;
+use crate::program::{output, program, text};
+
+fn verify(case: &Path, arguments: &[&str]) -> Output {
+    let mut command = program();
+    command.args(["verify", "--model"]).arg(case);
+    command.arg("--reference").arg(case.join("reference.st")).args(arguments).output().unwrap()
+}
+
+#[test]
+fn adapters_of_peft_on_models_of_every_kind_are_told_from_the_bare_models() {
+    let dir = tempfile::tempdir().unwrap();
+    run_python("verify.py", &[dir.path().to_str().unwrap()]);
+    let mut cases = 0;
+    for case in std::fs::read_dir(dir.path()).unwrap() {
+        let case = case.unwrap().path();
+        let adapter = case.join("adapter");
+        let json = |arguments: &[&str]| -> (serde_json::Value, Option<i32>) {
+            let output = verify(&case, &[&["--json"], arguments].concat());
+            let error = String::from_utf8_lossy(&output.stderr);
+            let report = serde_json::from_slice(&output.stdout);
+            (report.unwrap_or_else(|_| panic!("{case:?}: {error}")), output.status.code())
+        };
+        let (tuned, status) = json(&["--adapter", adapter.to_str().unwrap()]);
+        assert!(tuned["ok"] == true && status == Some(0), "{case:?}: {tuned}");
+        assert_eq!(tuned["argmax_agreement"], 1., "{case:?}: {tuned}");
+        let (bare, status) = json(&[]);
+        assert!(bare["ok"] == false && status == Some(1), "{case:?}: {bare}");
+        assert!(bare["max_abs_diff"].as_f64().unwrap() > 1e-3);
+        assert_eq!(json(&["--tolerance", "1000"]).1, Some(0));
+        cases += 1;
+    }
+    assert_eq!(cases, 6);
+
+    let case = dir.path().join("vit");
+    let words = |output: Output| {
+        assert_eq!(output.status.code(), Some(2));
+        let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        assert_eq!(text.lines().count(), 1, "one line says why: {text}");
+        text
+    };
+    let config = std::fs::read_to_string(case.join("config.json")).unwrap();
+    std::fs::write(case.join("config.json"), config.replace("\"vit\"", "\"zebra\"")).unwrap();
+    let unknown = words(verify(&case, &[]));
+    for known in ["zebra", "bart", "bert", "gpt2", "llama", "t5", "vit"] {
+        assert!(unknown.contains(known), "{unknown}");
+    }
+    std::fs::write(case.join("config.json"), config).unwrap();
+    std::fs::copy(dir.path().join("t5/reference.st"), case.join("reference.st")).unwrap();
+    let missing = words(verify(&case, &[]));
+    assert!(missing.contains("pixel_values") && missing.contains("input_ids"), "{missing}");
+}
+
+/// `verify` says whether a decoder computes what Python computes, by its exit status and its JSON.
+#[test]
+fn decoders_are_told_from_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = ["llama", "gemma2", "gpt2"];
+    run_python("decoders.py", &[&[text(dir.path())], &names[..]].concat());
+    for name in names {
+        let case = dir.path().join(name);
+        let file = case.join("verify.st");
+        let reference: HashMap<String, Tensor> =
+            Tensor::read_safetensors(case.join("reference.st")).unwrap().into_iter().collect();
+        let run = |logits: &Tensor| {
+            let (ids, mask) = (&reference["input_ids"], &reference["left.mask"]);
+            let named = [("input_ids", ids), ("attention_mask", mask), ("logits", logits)];
+            Tensor::write_safetensors(&named, &file).unwrap();
+            let output =
+                output(&["verify", "--json", "--model", text(&case), "--reference", text(&file)]);
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(report["ok"], output.status.success(), "{report}");
+            report
+        };
+        let logits = &reference["left.logits"];
+        let same = run(logits);
+        assert!(same["ok"] == true && same["argmax_agreement"] == 1., "{case:?}: {same}");
+        if name == "llama" {
+            let other = run(&(logits + 0.5));
+            let off = other["max_abs_diff"].as_f64().unwrap();
+            assert!(other["ok"] == false && off > 0.4, "{other}");
+        }
+    }
+}
