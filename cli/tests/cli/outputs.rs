@@ -1,5 +1,7 @@
 //! The files that a run leaves for people to look at.
 
+use ln_tuning::models::{Decoder, Model};
+
 use crate::common::run_python;
 use crate::training;
 
@@ -79,12 +81,7 @@ fn peft_loads_what_comes_out() {
     let base = crate::model("llama");
     let arguments = ["loads-lm", base.to_str().unwrap(), &path("out/adapter"), &path("ids.json")];
     let theirs: Vec<f64> = serde_json::from_str(&run_python("finetune.py", &arguments)).unwrap();
-    let (vs, model) = <ln_tuning::models::Decoder as ln_tuning::models::Model>::from_pretrained(
-        &base,
-        tch::Device::Cpu,
-        None,
-    )
-    .unwrap();
+    let (vs, model) = Decoder::from_pretrained(&base, tch::Device::Cpu, None).unwrap();
     let _tuned = ln_tuning::LnTuningModel::from_pretrained(&vs, path("out/adapter")).unwrap();
     let ids = tch::Tensor::from_slice2(&[[5_i64, 9, 33, 120, 7]]);
     let ours = tch::no_grad(|| model.logits(&ids)).unwrap().view([-1]);
