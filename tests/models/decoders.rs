@@ -87,7 +87,8 @@ fn texts(case: &Path, reference: &HashMap<String, Tensor>) {
 
 /// LN tuning of the checkpoint in bf16: the loss falls, and PEFT's table picks the norms.
 fn tune(case: &Path, ids: &Tensor) {
-    let (vs, model) = Decoder::from_pretrained(case, Device::Cpu, Kind::BFloat16).unwrap();
+    let load = Load::on(Device::Cpu).kind(Kind::BFloat16).head(Head::LanguageModel);
+    let (vs, model) = Decoder::from_pretrained_with(case, &load).unwrap();
     assert!(vs.variables().values().all(|tensor| tensor.kind() == Kind::BFloat16));
     let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
     let loss = || {
