@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::generation_config::GenerationConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
 /// How text is continued. The default is greedy, for at most 128 tokens.
 ///
@@ -97,7 +97,7 @@ impl GenerateOptions {
             }
             _ => return Ok(()),
         };
-        Err(Error::new(ErrorKind::InvalidArgument, wrong))
+        refuse!(InvalidArgument, "{wrong}")
     }
 }
 

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::config::{integer, invalid, number, unsupported};
-use crate::error::{Error, Result};
+use super::config::{integer, number};
+use crate::error::{refuse, Error, Result};
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct GenerationConfig {
@@ -49,7 +49,7 @@ impl GenerationConfig {
                 Some(Value::Array(ids)) => match ids.iter().map(Value::as_i64).collect() {
                     Some(ids) => ids,
                     None => {
-                        return invalid("'eos_token_id' holds something else than integers".into())
+                        refuse!(InvalidConfig, "'eos_token_id' holds something else than integers")
                     }
                 },
                 Some(_) => optional(config, "eos_token_id", None)?.into_iter().collect(),
@@ -75,9 +75,10 @@ impl GenerationConfig {
     /// Refuses options that change the tokens and are not implemented.
     pub(super) fn check(&self) -> Result<()> {
         match &self.refused {
-            Some(option) => unsupported(format!(
+            Some(option) => refuse!(
+                Unsupported,
                 "'{option}' is set in the configuration of generation, which is not implemented"
-            )),
+            ),
             None => Ok(()),
         }
     }

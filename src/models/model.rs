@@ -8,9 +8,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::config::{with_class_of, ModelConfig};
 use super::inputs::Inputs;
-use super::nn::weights::Weights;
+use super::nn::Weights;
 use crate::autograd::recompute::Tape;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::pretrained::{Head, ModelFiles};
 
 /// A model under the variable names that transformers has in memory.
@@ -213,23 +213,23 @@ fn check_all_used(
     let (taken, mut made) = weights.handed_out();
     made.retain(|name| !is_fresh(name));
     if !made.is_empty() {
-        return Err(Error::new(
-            ErrorKind::MissingKeys,
-            format!("'{place}' lacks {} tensors of the model: '{}'", made.len(), listed(&made)),
-        ));
+        refuse!(
+            MissingKeys,
+            "'{place}' lacks {} tensors of the model: '{}'",
+            made.len(),
+            listed(&made)
+        );
     }
     let mut surplus: Vec<String> =
         vs.variables().into_keys().filter(|name| !taken.contains(name)).collect();
     surplus.sort();
     if !surplus.is_empty() {
-        return Err(Error::new(
-            ErrorKind::UnexpectedKeys,
-            format!(
-                "'{place}' holds {} tensors that the model has no place for: '{}'",
-                surplus.len(),
-                listed(&surplus)
-            ),
-        ));
+        refuse!(
+            UnexpectedKeys,
+            "'{place}' holds {} tensors that the model has no place for: '{}'",
+            surplus.len(),
+            listed(&surplus)
+        );
     }
     Ok(())
 }

@@ -5,8 +5,7 @@ use tch::{Kind, Tensor};
 use super::config::DecoderConfig;
 use super::form::Positions;
 use crate::error::Result;
-use crate::models::nn::context::Context;
-use crate::models::nn::mask::{counted, Mask, Places};
+use crate::models::nn::{counted, Context, Mask, Places};
 
 /// `positions` are those of the places; `kind` is that of the hidden states.
 pub(super) fn context(

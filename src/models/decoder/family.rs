@@ -6,9 +6,7 @@ use super::config::DecoderConfig;
 use super::form::{Names, Positions, QkvForm};
 use crate::error::Result;
 use crate::models::config::{flag, integer, number};
-use crate::models::nn::block::Flow;
-use crate::models::nn::head_norm::QkNorm;
-use crate::models::nn::norm::NormKind;
+use crate::models::nn::{Flow, NormKind, QkNorm};
 
 /// One family. What is true of one alone, and no form for, is its `variant`.
 #[derive(Debug)]

@@ -3,13 +3,11 @@
 use tch::{no_grad, Tensor};
 
 use super::model::Decoder;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::models::generation::{generated, GenerateOptions, Prompt};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::block::Through;
-use crate::models::nn::cache::Cache;
-use crate::models::nn::mask::Places;
+use crate::models::nn::{Cache, Places, Through};
 
 impl Decoder {
     /// Continues each row of `inputs`, which padding on the left brings to one length: the new tokens `[batch, new]`,
@@ -37,9 +35,8 @@ impl Decoder {
     ) -> Result<Tensor> {
         let inputs = inputs.into();
         inputs.check(self.model_type(), &["input_ids", "attention_mask"])?;
-        let invalid = |message: &str| Err(Error::new(ErrorKind::InvalidArgument, message));
         if inputs.train {
-            return invalid("generation knows no dropout: leave out `train`");
+            refuse!(InvalidArgument, "generation knows no dropout: leave out `train`");
         }
         self.head.language_model()?;
         let ids = inputs.needed_ids()?;
@@ -48,7 +45,10 @@ impl Decoder {
         let tokens = match inputs.tokens()? {
             Some(tokens) => {
                 if !bool::try_from(tokens.f_select(1, length - 1)?.f_all()?)? {
-                    return invalid("a row ends in padding: pad on the left for generation");
+                    refuse!(
+                        InvalidArgument,
+                        "a row ends in padding: pad on the left for generation"
+                    );
                 }
                 let tokens = tokens.f_constant_pad_nd([0, options.max_new])?;
                 let _ = tokens.f_narrow(1, length, options.max_new)?.f_fill_(1)?;

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::model::Decoder;
 use crate::autograd::loss::LinearCrossEntropy;
 use crate::autograd::recompute::Tape;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 
@@ -84,20 +84,18 @@ impl Decoder {
     ) -> Result<Tensor> {
         let ids = inputs.needed_ids()?;
         if labels.size() != ids.size() {
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!(
-                    "the labels have shape {:?}, expected that of the ids, {:?}",
-                    labels.size(),
-                    ids.size()
-                ),
-            ));
+            refuse!(
+                ShapeMismatch,
+                "the labels have shape {:?}, expected that of the ids, {:?}",
+                labels.size(),
+                ids.size()
+            );
         }
         if loss.logit_scale != 1. || loss.logit_cap.is_some() {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "'logit_scale' and 'logit_cap' are those of the model: leave them unset",
-            ));
+            refuse!(
+                InvalidArgument,
+                "'logit_scale' and 'logit_cap' are those of the model: leave them unset"
+            );
         }
         let labels = labels.f_to_kind(Kind::Int64)?;
         let (batch, length) = labels.size2()?;
@@ -138,8 +136,8 @@ mod tests {
 
     use super::super::context::context;
     use super::*;
-    use crate::models::nn::block::{run, Through};
-    use crate::models::nn::mask::Places;
+    use crate::models::nn::Places;
+    use crate::models::nn::{run, Through};
     use crate::models::{DecoderConfig, ModelConfig};
     use crate::{LnTuningConfig, LnTuningModel};
 

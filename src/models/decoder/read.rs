@@ -12,7 +12,7 @@ use crate::models::config::{
     flag, integer, integer_or, not_implemented, number, optional_number, Declared, ModelConfig,
 };
 use crate::models::generation_config::GenerationConfig;
-use crate::models::nn::activation::Activation;
+use crate::models::nn::Activation;
 use crate::pretrained::Head;
 
 const HEADS: &[Head] = &[Head::None, Head::LanguageModel, Head::SequenceClassification];

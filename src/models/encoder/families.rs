@@ -1,7 +1,7 @@
 //! The families of text encoders as data: what their variables and the keys of their `config.json` are called, and in
 //! what little they compute differently.
 
-use crate::models::nn::activation::Activation;
+use crate::models::nn::Activation;
 
 /// One `model_type`.
 #[derive(Debug, PartialEq)]

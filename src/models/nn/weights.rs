@@ -8,7 +8,7 @@ use std::rc::Rc;
 use tch::nn::{f_init, Init, Path};
 use tch::{Kind, Tensor};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
 /// The variables below a path, handed out by name: the one that is there, else a new one.
 ///
@@ -108,10 +108,11 @@ impl<'a> Weights<'a> {
         let Some(tensor) = path.get(last) else { return Ok(None) };
         let full = full_name(&path, last);
         if tensor.size() != shape {
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!("'{full}' has shape {:?}, the model's is {shape:?}", tensor.size()),
-            ));
+            refuse!(
+                ShapeMismatch,
+                "'{full}' has shape {:?}, the model's is {shape:?}",
+                tensor.size()
+            );
         }
         self.record.taken.borrow_mut().insert(full);
         Ok(Some(tensor))

@@ -4,12 +4,11 @@ use tch::{no_grad, Kind, Tensor};
 
 use super::model::{no_start, Seq2Seq};
 use super::stack::Source;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::models::generation::{generated, GenerateOptions, Prompt};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::block::Through;
-use crate::models::nn::cache::Cache;
+use crate::models::nn::{Cache, Through};
 
 impl Seq2Seq {
     /// Tokens `[batch, new]`, one after the other, with a cache of keys and values. The decoder's start token is not
@@ -33,10 +32,10 @@ impl Seq2Seq {
         let start = rules.start.or(self.config.decoder_start_token_id).ok_or_else(no_start)?;
         let last = options.max_new;
         if let Some(most) = self.decoder.max_positions().filter(|most| *most < last) {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("{last} tokens are asked for, 'max_position_embeddings' allows {most}"),
-            ));
+            refuse!(
+                InvalidArgument,
+                "{last} tokens are asked for, 'max_position_embeddings' allows {most}"
+            );
         }
         no_grad(|| {
             let hidden = self.encode(inputs)?;
