@@ -84,9 +84,30 @@ pub enum ErrorKind {
     Torch,
 }
 
+/// An [`Error`]: its kind, then its message as in `format!`.
+macro_rules! refusal {
+    ($kind:ident, $($message:tt)+) => {
+        $crate::error::Error::new($crate::error::ErrorKind::$kind, format!($($message)+))
+    };
+}
+
+/// Returns an [`Error`]: its kind, then its message as in `format!`.
+macro_rules! refuse {
+    ($($error:tt)+) => {
+        return Err($crate::error::refusal!($($error)+))
+    };
+}
+
+pub(crate) use {refusal, refuse};
+
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
         Error(Box::new(Inner { kind, cause: anyhow::anyhow!("{message}") }))
+    }
+
+    /// This error, with another one as its cause.
+    pub(crate) fn caused_by(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Error::with_source(self.0.kind, self, source)
     }
 
     /// An error with another one as its cause.

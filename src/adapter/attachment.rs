@@ -7,7 +7,7 @@ use tch::{COptimizer, Tensor};
 
 use crate::adapter::variables::{Changes, Variable, Variables};
 use crate::adapter::weights::Adapter;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, ErrorKind, Result};
 
 /// The state that a model handle and its optimisers share.
 #[derive(Debug)]
@@ -65,10 +65,10 @@ impl Attachment {
     /// Refuses the name of an adapter that is there already.
     pub(crate) fn check_new(&self, name: &str) -> Result<()> {
         if self.adapters.contains_key(name) {
-            return Err(Error::new(
-                ErrorKind::DuplicateAdapter,
-                format!("an adapter '{name}' is attached already: delete it first, or choose another name"),
-            ));
+            refuse!(
+                DuplicateAdapter,
+                "an adapter '{name}' is attached already: delete it first, or choose another name"
+            );
         }
         Ok(())
     }
@@ -77,11 +77,9 @@ impl Attachment {
     pub(crate) fn check_unmerged(&self, doing: &str) -> Result<()> {
         match &self.merged {
             None => Ok(()),
-            Some(merged) => Err(Error::new(
-                ErrorKind::InvalidState,
-                format!(
-                    "cannot {doing}: adapter '{merged}' is merged. Call `unmerge_adapter` first"
-                ),
+            Some(merged) => Err(refusal!(
+                InvalidState,
+                "cannot {doing}: adapter '{merged}' is merged. Call `unmerge_adapter` first"
             )),
         }
     }
@@ -89,10 +87,7 @@ impl Attachment {
     fn unknown(&self, name: &str) -> Error {
         let known: Vec<&str> = self.adapters.keys().map(String::as_str).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join("', '") };
-        Error::new(
-            ErrorKind::UnknownAdapter,
-            format!("there is no adapter '{name}'; attached: '{known}'"),
-        )
+        refusal!(UnknownAdapter, "there is no adapter '{name}'; attached: '{known}'")
     }
 
     /// The storage that a variable has without adapters.
@@ -242,13 +237,11 @@ impl Attachment {
 
     fn base_changed(&self, variable: usize, what: &str) -> Error {
         let name = &self.variables.get(variable).name;
-        Error::new(
-            ErrorKind::BaseChanged,
-            format!(
-                "the frozen variable '{name}' {what} after an adapter had been attached, which belongs to the \
-                 weights that were there before. Load the base first and attach afterwards; to go on from the \
-                 weights that the VarStore holds now, drop this LnTuningModel and attach a new one"
-            ),
+        refusal!(
+            BaseChanged,
+            "the frozen variable '{name}' {what} after an adapter had been attached, which belongs to the weights \
+             that were there before. Load the base first and attach afterwards; to go on from the weights that the \
+             VarStore holds now, drop this LnTuningModel and attach a new one"
         )
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, ErrorKind, Result};
 use crate::storage::unique_keys::{Strict, DUPLICATE};
 
 const PEFT_TYPE: &str = "LN_TUNING";
@@ -172,11 +172,7 @@ impl LnTuningConfig {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
         let text = String::from_utf8(bytes).map_err(|e| {
-            Error::with_source(
-                ErrorKind::InvalidConfig,
-                format!("'{}' is not UTF-8 text", path.display()),
-                e,
-            )
+            refusal!(InvalidConfig, "'{}' is not UTF-8 text", path.display()).caused_by(e)
         })?;
         let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
         parse(&text, if yaml { Format::Yaml } else { Format::Json }, Some(path))
@@ -275,15 +271,14 @@ fn parse(text: &str, format: Format, path: Option<&Path>) -> Result<ParsedConfig
 }
 
 fn read(mut map: Map<String, Value>, format: Format, place: &str) -> Result<ParsedConfig> {
-    let invalid =
-        |message: String| Error::new(ErrorKind::InvalidConfig, format!("{place}{message}"));
+    let invalid = |message: String| refusal!(InvalidConfig, "{place}{message}");
     match map.remove("peft_type") {
         Some(Value::String(peft_type)) if peft_type == PEFT_TYPE => {}
         Some(Value::String(other)) => {
-            return Err(Error::new(
-                ErrorKind::WrongPeftType,
-                format!("{place}peft_type is '{other}', expected '{PEFT_TYPE}': this is the configuration of another method"),
-            ));
+            refuse!(
+                WrongPeftType,
+                "{place}peft_type is '{other}', expected '{PEFT_TYPE}': this is the configuration of another method"
+            );
         }
         None if matches!(format, Format::Yaml) => {}
         None => {

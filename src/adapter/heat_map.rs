@@ -6,7 +6,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::adapter::diff::{AdapterDiff, TensorDiff};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::names::natural::{natural_cmp, Natural};
 
 const CELL: (i32, i32) = (22, 22);
@@ -24,10 +24,7 @@ impl AdapterDiff {
         let cells: Vec<(String, Option<String>, f64)> =
             self.tensors.iter().map(|t| (row(t), depth(t), t.rms())).collect();
         if cells.is_empty() {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "there is no floating-point tensor to draw a heat map of",
-            ));
+            refuse!(InvalidArgument, "there is no floating-point tensor to draw a heat map of");
         }
         let mut rows: Vec<&String> = cells.iter().map(|(row, _, _)| row).collect();
         rows.sort_by(|a, b| natural_cmp(a, b));
@@ -78,9 +75,8 @@ impl AdapterDiff {
             }
             area.present()
         };
-        draw(area.into_drawing_area()).map_err(|e| {
-            Error::new(ErrorKind::InvalidArgument, format!("the heat map cannot be drawn: {e}"))
-        })?;
+        draw(area.into_drawing_area())
+            .map_err(|e| refusal!(InvalidArgument, "the heat map cannot be drawn: {e}"))?;
         Ok(svg)
     }
 }

@@ -9,7 +9,7 @@ use crate::adapter::config::{LnTuningConfig, Modules};
 use crate::adapter::model::LnTuningModel;
 use crate::adapter::selection::{Norms, Selection};
 use crate::adapter::weights::Adapter;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Error, ErrorKind, Result};
 
 /// Along which way adapters are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -130,14 +130,13 @@ fn combine(
         None => (first.config.clone(), first.selection.clone()),
         Some(_) if options.fall_back_to_base => union(attachment, &sources)?,
         Some(other) => {
-            return Err(Error::new(
-                ErrorKind::SelectionsDiffer,
-                format!(
-                    "adapters '{}' and '{}' do not tune the same modules: \
-                     `InterpolateOptions::fall_back_to_base` takes the base where one has no weights",
-                    adapters[0].0, adapters[other].0
-                ),
-            ));
+            refuse!(
+                SelectionsDiffer,
+                "adapters '{}' and '{}' do not tune the same modules: `InterpolateOptions::fall_back_to_base` takes \
+                 the base where one has no weights",
+                adapters[0].0,
+                adapters[other].0
+            );
         }
     };
     let base = |variable: usize| attachment.base_data(variable);

@@ -11,7 +11,7 @@ use super::peft::directory::located;
 use super::peft::keys::{match_keys, KeyMapping, Wanted};
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::selection::{Norms, Selection};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, ErrorKind, Result};
 use crate::pretrained::files::{ModelFiles, TensorFile};
 use crate::storage::safetensors::{bytes_of, kind_of};
 use crate::storage::stored::{Stored, StoredTensors};
@@ -94,7 +94,7 @@ pub fn merge(
 }
 
 fn check_out(base: &Path, out: &Path) -> Result<()> {
-    let refuse = |why: &str| Err(Error::new(ErrorKind::Io, format!("'{}' {why}", out.display())));
+    let refuse = |why: &str| Err(refusal!(Io, "'{}' {why}", out.display()));
     match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
         Ok(true) => return refuse("is not empty: choose another directory, or empty it"),
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
@@ -105,10 +105,11 @@ fn check_out(base: &Path, out: &Path) -> Result<()> {
     let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| whole(path));
     if whole(out).starts_with(real(base)) || whole(out).starts_with(whole(base)) {
-        return Err(Error::new(
-            ErrorKind::InvalidArgument,
-            format!("'{}' lies in the model directory: choose another place", out.display()),
-        ));
+        refuse!(
+            InvalidArgument,
+            "'{}' lies in the model directory: choose another place",
+            out.display()
+        );
     }
     Ok(())
 }
@@ -160,20 +161,16 @@ fn replacements<'a>(
 fn check_fit(stored: &Stored, place: &TensorFile) -> Result<()> {
     let shape = &place.stored.shape;
     if stored.shape != *shape {
-        return Err(Error::new(
-            ErrorKind::ShapeMismatch,
-            format!(
-                "'{}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size?",
-                stored.key, stored.shape
-            ),
-        ));
+        refuse!(
+            ShapeMismatch,
+            "'{}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size?",
+            stored.key,
+            stored.shape
+        );
     }
     for (name, dtype) in [(&stored.key, stored.dtype), (&place.name, place.stored.dtype)] {
         if kind_of(dtype).is_none() {
-            return Err(Error::new(
-                ErrorKind::KindMismatch,
-                format!("'{name}' has kind {dtype:?}, which libtorch lacks"),
-            ));
+            refuse!(KindMismatch, "'{name}' has kind {dtype:?}, which libtorch lacks");
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tch::nn::{self, VarStore};
 
 use super::attachment::{lock, Attachment};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
 /// A VarStore's variables and the adapters on them, neither kept alive.
 type Attached = (Weak<Mutex<nn::Variables>>, Weak<Mutex<Attachment>>);
@@ -26,11 +26,11 @@ impl Registry {
         });
         let here = Arc::downgrade(&vs.variables_);
         if self.0.iter().any(|(stored, _)| stored.ptr_eq(&here)) {
-            return Err(Error::new(
-                ErrorKind::InvalidState,
+            refuse!(
+                InvalidState,
                 "this VarStore has adapters of another LnTuningModel: add to that one with `add_adapter`, or \
-                 `unload` or drop it, and its optimizers, first",
-            ));
+                 `unload` or drop it, and its optimizers, first"
+            );
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use tch::no_grad;
 
 use crate::adapter::attachment::Attachment;
 use crate::adapter::model::LnTuningModel;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 
 impl LnTuningModel {
     /// The adapter that is used while adapters are enabled, if any.
@@ -82,14 +82,12 @@ impl LnTuningModel {
             attachment.adapter(name)?;
             attachment.check_unmerged("merge an adapter")?;
             if attachment.active.as_deref() != Some(name) {
-                return Err(Error::new(
-                    ErrorKind::InvalidState,
-                    format!(
-                        "adapter '{name}' is not the active one ('{}' is): call `set_adapter(\"{name}\")` before \
-                         merging it",
-                        attachment.active.as_deref().unwrap_or("none")
-                    ),
-                ));
+                refuse!(
+                    InvalidState,
+                    "adapter '{name}' is not the active one ('{}' is): call `set_adapter(\"{name}\")` before \
+                     merging it",
+                    attachment.active.as_deref().unwrap_or("none")
+                );
             }
             attachment.merged = Some(name.to_owned());
             Ok(())
@@ -103,10 +101,7 @@ impl LnTuningModel {
     pub fn unmerge_adapter(&mut self) -> Result<()> {
         self.change(|attachment| match attachment.merged.take() {
             Some(_) => Ok(()),
-            None => Err(Error::new(
-                ErrorKind::InvalidState,
-                "no adapter is merged: there is nothing to undo",
-            )),
+            None => Err(refusal!(InvalidState, "no adapter is merged: there is nothing to undo")),
         })
     }
 
@@ -120,10 +115,10 @@ impl LnTuningModel {
         no_grad(|| {
             attachment.sync()?;
             if attachment.active.is_none() && attachment.merged.is_none() {
-                return Err(Error::new(
-                    ErrorKind::InvalidState,
-                    "no adapter is active: call `set_adapter` before `merge_and_unload`, or use `unload`",
-                ));
+                refuse!(
+                    InvalidState,
+                    "no adapter is active: call `set_adapter` before `merge_and_unload`, or use `unload`"
+                );
             }
             attachment.enabled = true;
             attachment.apply()?;

@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::names::natural::natural_cmp;
 use crate::storage::info::VariableInfo;
 
@@ -54,10 +54,10 @@ pub(crate) struct Variables {
 impl Variables {
     pub(crate) fn of(vs: &VarStore) -> Result<Self> {
         if vs.is_empty() {
-            return Err(Error::new(
-                ErrorKind::EmptyVarStore,
-                "the VarStore holds no variable: build the model on `vs.root()` before attaching an adapter",
-            ));
+            refuse!(
+                EmptyVarStore,
+                "the VarStore holds no variable: build the model on `vs.root()` before attaching an adapter"
+            );
         }
         let groups: HashMap<usize, usize> = {
             let stored = vs.variables_.lock().unwrap_or_else(PoisonError::into_inner);
@@ -199,10 +199,11 @@ fn is_dense(tensor: &Tensor) -> bool {
 
 fn kind(variable: &Variable) -> Result<Kind> {
     variable.tensor.f_kind().map_err(|source| {
-        Error::with_source(
-            ErrorKind::UnsupportedVariable,
-            format!("variable '{}' has a kind that tch does not know", variable.name),
-            source,
+        refusal!(
+            UnsupportedVariable,
+            "variable '{}' has a kind that tch does not know",
+            variable.name
         )
+        .caused_by(source)
     })
 }

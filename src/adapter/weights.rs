@@ -10,7 +10,7 @@ use crate::adapter::flat::{copy_of, FlatParams, Precision};
 use crate::adapter::options::AdapterOptions;
 use crate::adapter::selection::Selection;
 use crate::adapter::variables::Variables;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 
 /// An adapter's weights are a deep copy of the selected modules: parameters in one flat buffer, buffers beside it.
 #[derive(Debug)]
@@ -120,14 +120,12 @@ impl Adapter {
         }
         if slot_variables.is_empty() {
             let names: Vec<&str> = selection.variables().take(4).collect();
-            return Err(Error::new(
-                ErrorKind::UnsupportedVariable,
-                format!(
-                    "nothing can be trained: '{}' is all that was selected, and was added to the VarStore as not \
-                     trainable (a buffer)",
-                    names.join("', '")
-                ),
-            ));
+            refuse!(
+                UnsupportedVariable,
+                "nothing can be trained: '{}' is all that was selected, and was added to the VarStore as not \
+                 trainable (a buffer)",
+                names.join("', '")
+            );
         }
         check_uniform(variables, &slot_variables, &values, precision)?;
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -209,14 +207,12 @@ impl Adapter {
             kinds.push(tensor.f_kind()?);
             let first = *device.get_or_insert(tensor.device());
             if first != tensor.device() {
-                return Err(Error::new(
-                    ErrorKind::BaseChanged,
-                    format!(
-                        "the variables of adapter '{name}' are on {first:?} and on {:?} now: \
-                         move the whole model with `vs.set_device`",
-                        tensor.device()
-                    ),
-                ));
+                refuse!(
+                    BaseChanged,
+                    "the variables of adapter '{name}' are on {first:?} and on {:?} now: move the whole model with \
+                     `vs.set_device`",
+                    tensor.device()
+                );
             }
         }
         let device = device.unwrap_or_else(|| self.flat.master().device());
@@ -246,22 +242,18 @@ fn check_ties(variables: &Variables, index: usize, chosen: &[usize]) -> Result<(
     for other in variables.tied_with(index) {
         let other_name = &variables.get(other).name;
         if !chosen.contains(&other) {
-            return Err(Error::new(
-                ErrorKind::TiedTensors,
-                format!(
-                    "'{name}' shares its tensor with '{other_name}', which is not selected: \
-                     training one would change the other. Select both, or neither"
-                ),
-            ));
+            refuse!(
+                TiedTensors,
+                "'{name}' shares its tensor with '{other_name}', which is not selected: training one would change \
+                 the other. Select both, or neither"
+            );
         }
         if !variables.is_same_tensor(index, other)? {
-            return Err(Error::new(
-                ErrorKind::TiedTensors,
-                format!(
-                    "'{name}' and '{other_name}' are two tensors over the same memory: they cannot be tuned \
-                     together. Tie them with `shallow_clone`, or select neither"
-                ),
-            ));
+            refuse!(
+                TiedTensors,
+                "'{name}' and '{other_name}' are two tensors over the same memory: they cannot be tuned together. \
+                 Tie them with `shallow_clone`, or select neither"
+            );
         }
     }
     Ok(())
@@ -269,9 +261,9 @@ fn check_ties(variables: &Variables, index: usize, chosen: &[usize]) -> Result<(
 
 fn check_parameter(name: &str, data: &Tensor) -> Result<()> {
     let refuse = |why: String| {
-        Err(Error::new(
-            ErrorKind::UnsupportedVariable,
-            format!("'{name}' was selected but cannot be trained: {why}. Exclude it with `exclude_modules`"),
+        Err(refusal!(
+            UnsupportedVariable,
+            "'{name}' was selected but cannot be trained: {why}. Exclude it with `exclude_modules`"
         ))
     };
     if data.is_sparse() || data.is_mkldnn() {
@@ -297,26 +289,22 @@ fn check_uniform(
     for (index, value) in slots.iter().zip(values) {
         let (name, first_name) = (&variables.get(*index).name, &variables.get(slots[0]).name);
         if value.device() != first.device() {
-            return Err(Error::new(
-                ErrorKind::UnsupportedVariable,
-                format!(
-                    "'{first_name}' is on {:?} and '{name}' on {:?}: the tensors of an adapter must be on one \
-                     device. Move the model with `vs.set_device`, or use one adapter per device",
-                    first.device(),
-                    value.device()
-                ),
-            ));
+            refuse!(
+                UnsupportedVariable,
+                "'{first_name}' is on {:?} and '{name}' on {:?}: the tensors of an adapter must be on one device. \
+                 Move the model with `vs.set_device`, or use one adapter per device",
+                first.device(),
+                value.device()
+            );
         }
         if precision == Precision::Model && value.f_kind()? != first.f_kind()? {
-            return Err(Error::new(
-                ErrorKind::UnsupportedVariable,
-                format!(
-                    "'{first_name}' is {:?} and '{name}' {:?}: Precision::Model needs one kind. \
-                     Use Precision::Master, which takes any mixture",
-                    first.f_kind()?,
-                    value.f_kind()?
-                ),
-            ));
+            refuse!(
+                UnsupportedVariable,
+                "'{first_name}' is {:?} and '{name}' {:?}: Precision::Model needs one kind. Use Precision::Master, \
+                 which takes any mixture",
+                first.f_kind()?,
+                value.f_kind()?
+            );
         }
     }
     Ok(())

@@ -41,7 +41,7 @@
 use tch::{no_grad, Device, Kind, Tensor};
 
 use crate::autograd::known_gradient::{grad_is_enabled, inner_product};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
 /// Which blocks are run a second time; the others keep their activations. Blocks are counted as they are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -119,14 +119,12 @@ impl Recompute {
         let mut tape = Tape { options: *self, count: 0, segments: Vec::new() };
         let loss = forward(&mut tape)?;
         if loss.numel() != 1 || !loss.requires_grad() {
-            return Err(Error::new(
-                ErrorKind::NoGradient,
-                format!(
-                    "the loss must be a scalar that depends on a tensor that trains, found shape {:?}{}",
-                    loss.size(),
-                    if loss.requires_grad() { "" } else { ", without a graph" }
-                ),
-            ));
+            refuse!(
+                NoGradient,
+                "the loss must be a scalar that depends on a tensor that trains, found shape {:?}{}",
+                loss.size(),
+                if loss.requires_grad() { "" } else { ", without a graph" }
+            );
         }
         let value = loss.f_detach()?;
         // Where the generators go on afterwards: the second runs leave them where the forward pass has been.

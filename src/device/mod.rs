@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 
 use tch::{Cuda, Device};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Error, ErrorKind, Result};
 
 /// Loads `libtorch_cuda.so` into this process, unless it is there already; once, whichever thread comes first.
 ///
@@ -102,11 +102,11 @@ pub fn cuda_status() -> CudaStatus {
 #[doc(alias = "set_float32_matmul_precision")]
 pub fn allow_tf32() -> Result<()> {
     if LOADED.get().is_some() {
-        return Err(Error::new(
-            ErrorKind::InvalidState,
-            "libtorch has been asked for its devices already: call `allow_tf32` before `best_device`, `load_cuda` and \
-             `cuda_status`",
-        ));
+        refuse!(
+            InvalidState,
+            "libtorch has been asked for its devices already: call `allow_tf32` before `best_device`, `load_cuda` \
+             and `cuda_status`"
+        );
     }
     std::env::set_var("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1");
     Ok(())

@@ -1,6 +1,6 @@
 //! PEFT's "string or list" over module paths.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, Error, Result};
 
 /// A regular expression with the meaning of Python's `re.fullmatch` or `re.match`.
 ///
@@ -36,14 +36,11 @@ impl Pattern {
                 .and_then(|_| fancy_regex::Regex::new(&wrapped))
                 .map(|regex| Pattern::Backtracking(Box::new(regex)))
                 .map_err(|source| {
-                    Error::with_source(
-                        ErrorKind::InvalidPattern,
-                        format!(
-                            "{key}: '{pattern}' is not a regular expression. Escape special characters with \
-                             a backslash, or give a list of module names, which are taken literally"
-                        ),
-                        source,
-                    )
+                    refusal!(
+                        InvalidPattern,
+                        "{key}: '{pattern}' is not a regular expression. Escape special characters with a \
+                         backslash, or give a list of module names, which are taken literally"
+                    ).caused_by(source)
                 }),
         }
     }
@@ -75,11 +72,12 @@ impl Pattern {
 
 /// Too much backtracking must not read as "no match".
 fn gave_up(regex: &fancy_regex::Regex, text: &str, source: fancy_regex::Error) -> Error {
-    Error::with_source(
-        ErrorKind::InvalidPattern,
-        format!("gave up matching '{}' against '{text}': simplify the pattern", regex.as_str()),
-        source,
+    refusal!(
+        InvalidPattern,
+        "gave up matching '{}' against '{text}': simplify the pattern",
+        regex.as_str()
     )
+    .caused_by(source)
 }
 
 /// A list entry matches the path itself, or its end after a dot.

@@ -3,7 +3,7 @@
 use tch::{nn, Tensor};
 
 use crate::adapter::flat::copy_of;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 
 /// An optimisation algorithm with its settings: those of tch, so that a training script keeps its line.
 #[derive(Debug, Clone, Copy)]
@@ -56,10 +56,10 @@ impl Algorithm {
                 positive("momentum", s.momentum)?;
                 positive("wd", s.wd)?;
                 if s.nesterov && (s.momentum == 0. || s.dampening != 0.) {
-                    return Err(Error::new(
-                        ErrorKind::InvalidArgument,
-                        "Nesterov momentum needs a momentum above 0 and no dampening",
-                    ));
+                    refuse!(
+                        InvalidArgument,
+                        "Nesterov momentum needs a momentum above 0 and no dampening"
+                    );
                 }
                 Ok(())
             }
@@ -82,13 +82,11 @@ impl Algorithm {
         match &mut changed {
             Algorithm::AdamW(settings) => settings.beta1 = momentum,
             Algorithm::Sgd(settings) if (settings.momentum == 0.) != (momentum == 0.) => {
-                return Err(Error::new(
-                    ErrorKind::InvalidArgument,
-                    format!(
-                        "cannot change the momentum from {} to {momentum}: build the optimizer with or without one",
-                        settings.momentum
-                    ),
-                ));
+                refuse!(
+                    InvalidArgument,
+                    "cannot change the momentum from {} to {momentum}: build the optimizer with or without one",
+                    settings.momentum
+                );
             }
             Algorithm::Sgd(settings) => settings.momentum = momentum,
         }
@@ -186,5 +184,5 @@ pub(super) fn check_range(
     if range.contains(&value) {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::InvalidArgument, format!("{name} is {value}, expected {expected}")))
+    Err(refusal!(InvalidArgument, "{name} is {value}, expected {expected}"))
 }

@@ -3,7 +3,7 @@
 use tch::{COptimizer, Tensor};
 
 use crate::adapter::flat::{copy_of, FlatParams};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 
 #[derive(Debug)]
 pub(super) struct Gradients {
@@ -47,11 +47,11 @@ impl Gradients {
         let found: Vec<Option<&Tensor>> =
             found.iter().map(|tensor| Some(tensor).filter(|t| t.defined())).collect();
         if found.iter().all(Option::is_none) {
-            return Err(Error::new(
-                ErrorKind::NoGradient,
+            refuse!(
+                NoGradient,
                 "no selected tensor has a gradient: call `backward` first, and check that the loss depends on the \
-                 selected modules",
-            ));
+                 selected modules"
+            );
         }
         let first = self.is_empty();
         let mut flat = match self.flat.take() {
@@ -107,10 +107,7 @@ impl Gradients {
     pub(super) fn norm(&self) -> Result<Tensor> {
         match &self.flat {
             Some(flat) => Ok(flat.f_norm()?),
-            None => Err(Error::new(
-                ErrorKind::NoGradient,
-                "there is no gradient: call `backward` first",
-            )),
+            None => Err(refusal!(NoGradient, "there is no gradient: call `backward` first")),
         }
     }
 

@@ -11,7 +11,7 @@ use super::group::{check_lr, Group};
 use super::state::State;
 use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::LnTuningModel;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::recompute::{Recompute, Tape};
 
 /// Trains one adapter. Made by [`LnTuningModel::optimizer`](crate::LnTuningModel::optimizer).
@@ -66,7 +66,7 @@ impl LnTuningModel {
     /// loaded for inference, merged or disabled.
     pub fn optimizer(&self, algorithm: impl Into<Algorithm>, lr: f64) -> Result<Optimizer> {
         let active = self.attachment().active.clone().ok_or_else(|| {
-            Error::new(ErrorKind::InvalidState, "no adapter is active: call `set_adapter` first")
+            refusal!(InvalidState, "no adapter is active: call `set_adapter` first")
         })?;
         Optimizer::new(self.attachment.clone(), &active, algorithm.into(), lr)
     }
@@ -194,21 +194,21 @@ impl Optimizer {
         })?;
         let (value, found) = compute(&inputs)?;
         if found.len() != inputs.len() {
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!("{} gradients for {} selected tensors", found.len(), inputs.len()),
-            ));
+            refuse!(
+                ShapeMismatch,
+                "{} gradients for {} selected tensors",
+                found.len(),
+                inputs.len()
+            );
         }
         for (gradient, input) in found.iter().zip(&inputs) {
             if gradient.defined() && gradient.size() != input.size() {
-                return Err(Error::new(
-                    ErrorKind::ShapeMismatch,
-                    format!(
-                        "a gradient of shape {:?} for a tensor of shape {:?}",
-                        gradient.size(),
-                        input.size()
-                    ),
-                ));
+                refuse!(
+                    ShapeMismatch,
+                    "a gradient of shape {:?} for a tensor of shape {:?}",
+                    gradient.size(),
+                    input.size()
+                );
             }
         }
         self.with_adapter(|this, attachment| {
@@ -385,13 +385,11 @@ impl Optimizer {
         let mut attachment = lock(&shared);
         no_grad(|| attachment.sync())?;
         if attachment.adapter(&self.adapter)?.id != self.adapter_id {
-            return Err(Error::new(
-                ErrorKind::InvalidState,
-                format!(
-                    "adapter '{}' was deleted and made again: make a new optimizer for it",
-                    self.adapter
-                ),
-            ));
+            refuse!(
+                InvalidState,
+                "adapter '{}' was deleted and made again: make a new optimizer for it",
+                self.adapter
+            );
         }
         no_grad(|| f(self, &mut attachment))
     }
@@ -411,18 +409,15 @@ fn variable_names(attachment: &Attachment, adapter: &str) -> Result<Vec<String>>
 fn check_loss(loss: &Tensor) -> Result<()> {
     if !loss.defined() || loss.numel() != 1 {
         let shape = if loss.defined() { format!("{:?}", loss.size()) } else { "nothing".into() };
-        return Err(Error::new(
-            ErrorKind::NoGradient,
-            format!("the loss must be a scalar, found {shape}: take its mean or sum"),
-        ));
+        refuse!(NoGradient, "the loss must be a scalar, found {shape}: take its mean or sum");
     }
     // libtorch's engine would read freed memory for a root without a graph.
     if !loss.requires_grad() {
-        return Err(Error::new(
-            ErrorKind::NoGradient,
-            "the loss does not depend on any tensor that trains: was it computed under `no_grad`, detached, \
-             or before the adapter was active?",
-        ));
+        refuse!(
+            NoGradient,
+            "the loss does not depend on any tensor that trains: was it computed under `no_grad`, detached, or \
+             before the adapter was active?"
+        );
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use super::algorithm::check_range;
 use super::group::{check_lr, Group};
 use super::optimizer::Optimizer;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 
 impl Optimizer {
     /// Takes `steps` backward passes for one update: each of the `backward_step…` methods then adds the gradient of
@@ -14,10 +14,7 @@ impl Optimizer {
     #[doc(alias = "gradient_accumulation_steps")]
     pub fn set_accumulation(&mut self, steps: usize) -> Result<()> {
         if steps == 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "accumulation over 0 steps, expected at least 1",
-            ));
+            refuse!(InvalidArgument, "accumulation over 0 steps, expected at least 1");
         }
         self.accumulation = steps as i64;
         Ok(())
@@ -109,11 +106,9 @@ impl Optimizer {
     fn group(&mut self, group: usize) -> Result<&mut Group> {
         let known: Vec<usize> = self.groups.keys().copied().collect();
         self.groups.get_mut(&group).ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidArgument,
-                format!(
-                    "no selected tensor is in parameter group {group}; groups in use: {known:?}"
-                ),
+            refusal!(
+                InvalidArgument,
+                "no selected tensor is in parameter group {group}; groups in use: {known:?}"
             )
         })
     }

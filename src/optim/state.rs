@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use super::algorithm::Algorithm;
 use super::gradients::Gradients;
 use crate::adapter::flat::{copy_of, FlatParams};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -97,10 +97,10 @@ impl State {
             }
         }
         if let Some(extra) = given.keys().min() {
-            return Err(Error::new(
-                ErrorKind::UnexpectedKeys,
-                format!("the optimizer state holds '{extra}', which this adapter or algorithm has no use for"),
-            ));
+            refuse!(
+                UnexpectedKeys,
+                "the optimizer state holds '{extra}', which this adapter or algorithm has no use for"
+            );
         }
         self.steps = steps;
         self.buffers = buffers;
@@ -130,19 +130,14 @@ fn take<'a>(
     shape: &[i64],
 ) -> Result<&'a Tensor> {
     let tensor = given.remove(key.as_str()).ok_or_else(|| {
-        Error::new(
-            ErrorKind::MissingKeys,
-            format!("the optimizer state has no '{key}': is it of another run?"),
-        )
+        refusal!(MissingKeys, "the optimizer state has no '{key}': is it of another run?")
     })?;
     if tensor.size() != shape {
-        return Err(Error::new(
-            ErrorKind::ShapeMismatch,
-            format!(
-                "the optimizer state '{key}' has shape {:?}, expected {shape:?}",
-                tensor.size()
-            ),
-        ));
+        refuse!(
+            ShapeMismatch,
+            "the optimizer state '{key}' has shape {:?}, expected {shape:?}",
+            tensor.size()
+        );
     }
     Ok(tensor)
 }

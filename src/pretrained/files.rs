@@ -10,7 +10,7 @@ use super::naming::former::Renaming;
 use super::naming::head::Head;
 use super::naming::layout::Layout;
 use super::naming::ties::settled;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, ErrorKind, Result};
 use crate::names::natural::natural_cmp;
 use crate::storage::info::VariableInfo;
 use crate::storage::safetensors::kind_of;
@@ -160,15 +160,13 @@ impl ModelFiles {
     fn check_names(&self, tensors: &[TensorFile]) -> Result<()> {
         match tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
             None => Ok(()),
-            Some(pair) => Err(Error::new(
-                ErrorKind::DuplicateKey,
-                format!(
-                    "two tensors in '{}' are both '{}' in memory, '{}' and '{}': remove one of them",
-                    self.dir.display(),
-                    pair[0].name,
-                    pair[0].stored.key,
-                    pair[1].stored.key
-                ),
+            Some(pair) => Err(refusal!(
+                DuplicateKey,
+                "two tensors in '{}' are both '{}' in memory, '{}' and '{}': remove one of them",
+                self.dir.display(),
+                pair[0].name,
+                pair[0].stored.key,
+                pair[1].stored.key
             )),
         }
     }
@@ -210,10 +208,7 @@ impl ModelFiles {
     /// `MissingKeys` if there is none of this name; `KindMismatch` for a kind that libtorch lacks; `Io`.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let place = self.find(name).ok_or_else(|| {
-            Error::new(
-                ErrorKind::MissingKeys,
-                format!("there is no tensor '{name}' in '{}'", self.dir.display()),
-            )
+            refusal!(MissingKeys, "there is no tensor '{name}' in '{}'", self.dir.display())
         })?;
         self.shards[place.shard].read(&place.stored)
     }
@@ -257,9 +252,8 @@ pub(crate) fn is_parameter(name: &str, kind: Kind) -> bool {
 
 fn json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    serde_json::from_str(&text).map_err(|e| {
-        Error::with_source(ErrorKind::InvalidConfig, format!("'{}' is not JSON", path.display()), e)
-    })
+    serde_json::from_str(&text)
+        .map_err(|e| refusal!(InvalidConfig, "'{}' is not JSON", path.display()).caused_by(e))
 }
 
 /// All tensors by their present names.
@@ -318,19 +312,14 @@ fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Option<Index>)> {
     if !path.exists() {
         let pickle = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
         if let Some(pickle) = pickle.iter().find(|name| dir.join(name).exists()) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "'{}' has its weights in a pickle ({pickle}), which can run code when it is read. Convert it in \
-                     Python: `AutoModel.from_pretrained(dir).save_pretrained(new_dir)`",
-                    dir.display()
-                ),
-            ));
+            refuse!(
+                Unsupported,
+                "'{}' has its weights in a pickle ({pickle}), which can run code when it is read. Convert it in \
+                 Python: `AutoModel.from_pretrained(dir).save_pretrained(new_dir)`",
+                dir.display()
+            );
         }
-        return Err(Error::new(
-            ErrorKind::MissingFile,
-            format!("'{}' holds neither {WEIGHTS} nor {INDEX}", dir.display()),
-        ));
+        refuse!(MissingFile, "'{}' holds neither {WEIGHTS} nor {INDEX}", dir.display());
     }
     let value = json(&path)?;
     let map = value.get("weight_map").cloned().unwrap_or(Value::Null);
@@ -343,20 +332,15 @@ fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Option<Index>)> {
     for name in names {
         // A path would lead out of the directory.
         if name.contains(['/', '\\']) || name.as_str() == ".." {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!(
-                    "'{}' names the shard '{name}', expected a plain file name",
-                    path.display()
-                ),
-            ));
+            refuse!(
+                InvalidConfig,
+                "'{}' names the shard '{name}', expected a plain file name",
+                path.display()
+            );
         }
         let shard = dir.join(name);
         if !shard.exists() {
-            return Err(Error::new(
-                ErrorKind::MissingFile,
-                format!("the shard '{}' that {INDEX} names is not there", shard.display()),
-            ));
+            refuse!(MissingFile, "the shard '{}' that {INDEX} names is not there", shard.display());
         }
         shards.push(shard);
     }

@@ -5,7 +5,7 @@ use tch::{no_grad, Device, Kind, Tensor};
 
 use super::files::{is_parameter, ModelFiles};
 use super::origin;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
 impl ModelFiles {
     /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: each as on
@@ -71,13 +71,11 @@ impl ModelFiles {
             let segments = module.split('.').filter(|segment| !segment.is_empty());
             let path = segments.fold(vs.root(), |path, segment| path / segment);
             if path.get(last).is_some() {
-                return Err(Error::new(
-                    ErrorKind::DuplicateKey,
-                    format!(
-                        "two tensors in '{}' are both '{name}' in the model",
-                        self.dir().display()
-                    ),
-                ));
+                refuse!(
+                    DuplicateKey,
+                    "two tensors in '{}' are both '{name}' in the model",
+                    self.dir().display()
+                );
             }
             let _ = path.add(last, tensor, parameter);
             done += place.stored.len;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Error, Result};
 
 /// Files that are to be written: paths and bytes.
 pub(crate) type Contents = Vec<(PathBuf, Vec<u8>)>;
@@ -36,13 +36,11 @@ fn prepare(
         let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         make_dir(dir, made)?;
         if path.is_dir() {
-            return Err(Error::new(
-                ErrorKind::Io,
-                format!(
-                    "cannot write '{}': a directory stands there. Move it away",
-                    path.display()
-                ),
-            ));
+            refuse!(
+                Io,
+                "cannot write '{}': a directory stands there. Move it away",
+                path.display()
+            );
         }
         let mut builder = tempfile::Builder::new();
         builder.prefix(".ln-tuning-").suffix(".tmp");
@@ -83,10 +81,7 @@ fn make_dir(dir: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
         return Ok(());
     }
     if dir.exists() {
-        return Err(Error::new(
-            ErrorKind::Io,
-            format!("'{}' is a file, expected a directory: choose another place", dir.display()),
-        ));
+        refuse!(Io, "'{}' is a file, expected a directory: choose another place", dir.display());
     }
     if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
         make_dir(parent, made)?;

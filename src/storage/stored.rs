@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
 use super::safetensors::{check_finite, kind_of, to_tensor, views};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Error, ErrorKind, Result};
 use crate::storage::mapped::MappedFile;
 
 /// Where a tensor is in its file.
@@ -38,15 +38,13 @@ impl Stored {
         }
         let rows = self.shape.first().copied().unwrap_or(0);
         if rows % count as i64 != 0 {
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!(
-                    "'{}' in '{}' has shape {:?}, expected {count} tensors on top of each other",
-                    self.key,
-                    path.display(),
-                    self.shape
-                ),
-            ));
+            refuse!(
+                ShapeMismatch,
+                "'{}' in '{}' has shape {:?}, expected {count} tensors on top of each other",
+                self.key,
+                path.display(),
+                self.shape
+            );
         }
         let mut part = self.clone();
         part.shape[0] = rows / count as i64;

@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::card::Card;
 use crate::adapter::config::LnTuningConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, ErrorKind, Result};
 use crate::storage::atomic::Contents;
 use crate::storage::safetensors;
 
@@ -79,25 +79,21 @@ pub(crate) fn located(dir: &Path) -> Result<(LnTuningConfig, PathBuf)> {
     let config_path = dir.join(CONFIG);
     if !config_path.exists() {
         let what = if dir.is_dir() { "holds no" } else { "is not a directory with an" };
-        return Err(Error::new(
-            ErrorKind::MissingFile,
-            format!(
-                "'{}' {what} {CONFIG}: give the directory that `save_pretrained` wrote",
-                dir.display()
-            ),
-        ));
+        refuse!(
+            MissingFile,
+            "'{}' {what} {CONFIG}: give the directory that `save_pretrained` wrote",
+            dir.display()
+        );
     }
     let config = LnTuningConfig::from_file(&config_path)?;
     let path = dir.join(SAFETENSORS);
     if !path.exists() && dir.join(PICKLE).exists() {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "'{}' is a pickle, which can run code when it is read. Convert it in Python: \
-                 `safetensors.torch.save_file(torch.load('{PICKLE}', weights_only=True), '{SAFETENSORS}')`",
-                dir.join(PICKLE).display()
-            ),
-        ));
+        refuse!(
+            Unsupported,
+            "'{}' is a pickle, which can run code when it is read. Convert it in Python: \
+             `safetensors.torch.save_file(torch.load('{PICKLE}', weights_only=True), '{SAFETENSORS}')`",
+            dir.join(PICKLE).display()
+        );
     }
     Ok((config, path))
 }
@@ -105,9 +101,9 @@ pub(crate) fn located(dir: &Path) -> Result<(LnTuningConfig, PathBuf)> {
 /// Checks that a name can be a key in a file and a folder on disk.
 pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
     let refuse = |why: &str| {
-        Err(Error::new(
-            ErrorKind::InvalidAdapterName,
-            format!("'{name}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'"),
+        Err(refusal!(
+            InvalidAdapterName,
+            "'{name}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'"
         ))
     };
     if name.trim().is_empty() {

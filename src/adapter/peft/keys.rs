@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::names::pattern::Pattern;
 
 const PREFIX: &str = "base_model.model.";
@@ -90,13 +90,11 @@ pub(crate) fn match_keys(
         match place {
             Some((rank, place)) => match matched.found[place] {
                 Some(first) if rank == ranks[place] => {
-                    return Err(Error::new(
-                        ErrorKind::DuplicateKey,
-                        format!(
-                            "'{}' and '{key}' are both for '{renamed}': which one is meant?",
-                            keys[first]
-                        ),
-                    ));
+                    refuse!(
+                        DuplicateKey,
+                        "'{}' and '{key}' are both for '{renamed}': which one is meant?",
+                        keys[first]
+                    );
                 }
                 Some(_) if rank > ranks[place] => matched.foreign.push((*key).to_owned()),
                 former => {

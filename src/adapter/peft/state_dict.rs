@@ -13,7 +13,7 @@ use crate::adapter::flat::copy_of;
 use crate::adapter::options::{LoadOptions, SaveKind, SaveOptions};
 use crate::adapter::status::TrainableParameters;
 use crate::adapter::weights::{Adapter, Place};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::storage::atomic::Contents;
 
 /// What loading found besides the tensors that it took.
@@ -58,27 +58,23 @@ pub(crate) fn load(
     let keys: Vec<&str> = tensors.iter().map(|(key, _)| key.as_str()).collect();
     let matched = match_keys(&wanted, &keys, name, &mapping)?;
     if !matched.missing.is_empty() && !options.allow_missing {
-        return Err(Error::new(
-            ErrorKind::MissingKeys,
-            format!(
-                "the adapter lacks {} of {} tensors that its configuration selects here: {}. \
-                 Was it made for another model? `LoadOptions::allow_missing` takes the base's values for them",
-                matched.missing.len(),
-                wanted.len(),
-                listed(&matched.missing)
-            ),
-        ));
+        refuse!(
+            MissingKeys,
+            "the adapter lacks {} of {} tensors that its configuration selects here: {}. Was it made for another \
+             model? `LoadOptions::allow_missing` takes the base's values for them",
+            matched.missing.len(),
+            wanted.len(),
+            listed(&matched.missing)
+        );
     }
     if !matched.unexpected.is_empty() && !options.allow_unexpected {
-        return Err(Error::new(
-            ErrorKind::UnexpectedKeys,
-            format!(
-                "{} tensors of the adapter fit no selected module here: {}. Was it made for another model? \
-                 Rename with `LoadOptions::key_mapping`, or leave them out with `LoadOptions::allow_unexpected`",
-                matched.unexpected.len(),
-                listed(&matched.unexpected)
-            ),
-        ));
+        refuse!(
+            UnexpectedKeys,
+            "{} tensors of the adapter fit no selected module here: {}. Was it made for another model? Rename with \
+             `LoadOptions::key_mapping`, or leave them out with `LoadOptions::allow_unexpected`",
+            matched.unexpected.len(),
+            listed(&matched.unexpected)
+        );
     }
     let mut report = LoadReport {
         missing_keys: matched.missing,
@@ -95,21 +91,19 @@ pub(crate) fn load(
                 report.mismatched_keys.push(key.clone());
                 continue;
             }
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!(
-                    "'{key}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
-                     `LoadOptions::ignore_mismatched_sizes` takes the base's values for such tensors",
-                    tensor.size()
-                ),
-            ));
+            refuse!(
+                ShapeMismatch,
+                "'{key}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
+                 `LoadOptions::ignore_mismatched_sizes` takes the base's values for such tensors",
+                tensor.size()
+            );
         }
         let (kind, expected) = (tensor.f_kind()?, adapter.model_kind(entry)?);
         if is_float(kind) != is_float(expected) {
-            return Err(Error::new(
-                ErrorKind::KindMismatch,
-                format!("'{key}' has kind {kind:?}, the model's is {expected:?}: rounding it would lose its meaning"),
-            ));
+            refuse!(
+                KindMismatch,
+                "'{key}' has kind {kind:?}, the model's is {expected:?}: rounding it would lose its meaning"
+            );
         }
         writes.push((entry.place, tensor));
     }
@@ -117,10 +111,10 @@ pub(crate) fn load(
     for (index, (place, tensor)) in writes.iter().enumerate() {
         if let Some((_, other)) = writes[..index].iter().find(|(p, _)| p == place) {
             if !tensor.f_equal(other)? {
-                return Err(Error::new(
-                    ErrorKind::TiedTensors,
-                    "the adapter holds different values for two names of one tied tensor: untie it in the model",
-                ));
+                refuse!(
+                    TiedTensors,
+                    "the adapter holds different values for two names of one tied tensor: untie it in the model"
+                );
             }
         }
     }

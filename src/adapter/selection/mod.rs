@@ -14,7 +14,7 @@ use rules::{Rules, Verdict};
 use tree::Tree;
 
 use crate::adapter::config::{LnTuningConfig, Modules};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::names::natural::natural_cmp;
 use crate::names::nearest::{distance, sample};
 use crate::names::pattern::matches_suffix;
@@ -63,17 +63,17 @@ impl Selection {
         // By names, of the user or a table, as opposed to a list of paths that were found.
         let (targets, named) = match &config.target_modules {
             Some(targets) if targets.is_empty() => {
-                return Err(Error::new(
-                    ErrorKind::NoTargetModules,
-                    "`target_modules` is empty: name at least one module, or leave it out to take the norms",
-                ));
+                refuse!(
+                    NoTargetModules,
+                    "`target_modules` is empty: name at least one module, or leave it out to take the norms"
+                );
             }
             Some(Modules::Pattern(all)) if all.eq_ignore_ascii_case("all-linear") => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
+                refuse!(
+                    Unsupported,
                     "`target_modules: all-linear` is not offered: a VarStore does not say which modules are Linear. \
-                     List their names",
-                ));
+                     List their names"
+                );
             }
             Some(targets) => (targets.clone(), true),
             None => default_targets(&tree, model_type, norms)?,
@@ -98,14 +98,12 @@ impl Selection {
         if let (true, Some(names)) =
             (saved.is_empty(), config.modules_to_save.as_ref().filter(|n| !n.is_empty()))
         {
-            return Err(Error::new(
-                ErrorKind::NoMatchingModules,
-                format!(
-                    "no module matches `modules_to_save` '{}'. Modules: {}",
-                    names.join("', '"),
-                    sample(tree.paths())
-                ),
-            ));
+            refuse!(
+                NoMatchingModules,
+                "no module matches `modules_to_save` '{}'. Modules: {}",
+                names.join("', '"),
+                sample(tree.paths())
+            );
         }
         if targeted.is_empty() {
             return Err(nothing_selected(&tree, &targets, &rules, &verdicts)?);
@@ -191,13 +189,11 @@ fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Resul
         tree.paths().filter(|path| tree.is_norm(path)).map(str::to_owned).collect();
     if found.is_empty() {
         let (sample, known) = (sample(tree.paths()), model_types(norms).join(", "));
-        return Err(Error::new(
-            ErrorKind::NoTargetModules,
-            format!(
-                "no LayerNorm or RMSNorm was found by name and shape among {sample}: name the modules in \
-                 `target_modules`, or give the model type ({known})"
-            ),
-        ));
+        refuse!(
+            NoTargetModules,
+            "no LayerNorm or RMSNorm was found by name and shape among {sample}: name the modules in \
+             `target_modules`, or give the model type ({known})"
+        );
     }
     Ok((Modules::List(found), false))
 }
@@ -214,13 +210,11 @@ fn nothing_selected(
     }
     if matching > 0 {
         let saved = verdicts.values().filter(|v| **v == Verdict::Saved).count();
-        return Ok(Error::new(
-            ErrorKind::AllModulesExcluded,
-            format!(
-                "all {matching} modules that `target_modules` matches are left out by `exclude_modules`{}: \
-                 narrow what is excluded",
-                if saved > 0 { " or stand in `modules_to_save`" } else { "" }
-            ),
+        return Ok(refusal!(
+            AllModulesExcluded,
+            "all {matching} modules that `target_modules` matches are left out by `exclude_modules`{}: narrow what \
+             is excluded",
+            if saved > 0 { " or stand in `modules_to_save`" } else { "" }
         ));
     }
     let wanted = match targets {
@@ -237,36 +231,31 @@ fn nothing_selected(
         .collect();
     nearest.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| natural_cmp(a.1, b.1)));
     let nearest = sample(nearest.iter().map(|(_, path)| *path));
-    Ok(Error::new(
-        ErrorKind::NoMatchingModules,
-        format!(
-            "no module matches `target_modules` '{wanted}'. The nearest are {nearest}. \
-             A string is a regular expression for the whole path, a list entry matches the path or its end"
-        ),
+    Ok(refusal!(
+        NoMatchingModules,
+        "no module matches `target_modules` '{wanted}'. The nearest are {nearest}. A string is a regular expression \
+         for the whole path, a list entry matches the path or its end"
     ))
 }
 
 fn inseparable(outer: &str, inner: &str) -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        format!(
-            "'{inner}' cannot be left out of '{outer}', which has tensors of its own and is therefore tuned as a \
-             whole, as in PEFT: target the modules in it, or leave it all out"
-        ),
+    refusal!(
+        Unsupported,
+        "'{inner}' cannot be left out of '{outer}', which has tensors of its own and is therefore tuned as a whole, \
+         as in PEFT: target the modules in it, or leave it all out"
     )
 }
 
 fn check_kind(variable: &VariableInfo) -> Result<()> {
     let float = matches!(variable.kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
     if variable.is_parameter && !float {
-        return Err(Error::new(
-            ErrorKind::UnsupportedVariable,
-            format!(
-                "'{}' was selected but its kind is {:?}, expected Float, Double, Half or BFloat16: \
-                 exclude its module with `exclude_modules`",
-                variable.name, variable.kind
-            ),
-        ));
+        refuse!(
+            UnsupportedVariable,
+            "'{}' was selected but its kind is {:?}, expected Float, Double, Half or BFloat16: exclude its module \
+             with `exclude_modules`",
+            variable.name,
+            variable.kind
+        );
     }
     Ok(())
 }

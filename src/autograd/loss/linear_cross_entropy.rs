@@ -1,6 +1,6 @@
 //! The settings of the loss.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, Result};
 
 /// The target that transformers and PyTorch give to tokens that do not count.
 pub const IGNORE_INDEX: i64 = -100;
@@ -129,10 +129,7 @@ impl LinearCrossEntropy {
 
     pub(super) fn check(&self) -> Result<()> {
         let out = |name: &str, value: f64, expected: &str| {
-            Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("{name} is {value}, expected {expected}"),
-            ))
+            Err(refusal!(InvalidArgument, "{name} is {value}, expected {expected}"))
         };
         if !(0. ..=1.).contains(&self.label_smoothing) {
             return out("label_smoothing", self.label_smoothing, "0 to 1");

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
 pub(super) struct Targets {
     /// The tokens that are computed with, in order; `None`: all.
@@ -43,14 +43,12 @@ impl Targets {
         let (kept, classes): (Vec<i64>, Vec<i64>) =
             (0..).zip(&all).filter(|(_, target)| **target != ignore_index).unzip();
         if let Some(wrong) = classes.iter().find(|class| !(0..vocab).contains(*class)) {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!(
-                    "the target {wrong} is not in the vocabulary of {vocab}: expected 0 to {}, or {ignore_index} for \
-                     tokens that do not count",
-                    vocab - 1
-                ),
-            ));
+            refuse!(
+                InvalidArgument,
+                "the target {wrong} is not in the vocabulary of {vocab}: expected 0 to {}, or {ignore_index} for \
+                 tokens that do not count",
+                vocab - 1
+            );
         }
         let count = Count::Known(kept.len() as f64);
         let dropped = kept.len() < all.len();
