@@ -157,6 +157,7 @@ fn is_foreign(key: &str, places: &HashMap<(String, bool), usize>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     const WANTED: [Wanted; 4] = [
         Wanted { module: "enc.b.norm", tensor: "weight", saved: false },
