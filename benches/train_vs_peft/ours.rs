@@ -95,7 +95,7 @@ impl Training {
     }
 }
 
-/// How a product is asked of libtorch.
+/// The call of libtorch that computes a product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Way {
     Matrices(Kind),

@@ -105,7 +105,7 @@ pub trait ModelConfig: Sized + Clone + std::fmt::Debug {
     }
 }
 
-/// What all configurations keep of a `config.json`: every field, those included that are not looked at; the head; the
+/// The part that all configurations keep of a `config.json`: every field, also those that are not read; the head; the
 /// labels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Declared {

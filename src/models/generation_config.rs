@@ -1,4 +1,4 @@
-//! What a model's files say of generation: `generation_config.json`, or `config.json` where that is not there.
+//! The rules of generation in a model's files: `generation_config.json`, or `config.json` if there is none.
 
 use serde_json::Value;
 
@@ -61,7 +61,7 @@ impl GenerationConfig {
         })
     }
 
-    /// What another file says in its place. Tokens that it does not name stay.
+    /// These rules replaced by those of another file. Tokens that it does not name stay.
     pub(super) fn overridden(self, config: &Value) -> Result<Self> {
         let mut new = Self::from_value(config, None, None)?;
         if config.get("eos_token_id").is_none() {

@@ -86,7 +86,7 @@ impl<'a> Inputs<'a> {
         self
     }
 
-    /// Whether dropout is applied. Default: no.
+    /// Turns dropout on, for training. Default: off.
     pub fn train(mut self, train: bool) -> Self {
         self.train = train;
         self

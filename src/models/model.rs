@@ -99,7 +99,7 @@ pub trait Model: Sized {
     /// (`None`: each as on disk). The head is the one of `architectures`.
     ///
     /// # Errors
-    /// What [`ModelFiles::open`] and [`ModelConfig::from_value`] say; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch`
+    /// Those of [`ModelFiles::open`] and [`ModelConfig::from_value`]; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch`
     /// where the tensors are not those of the model.
     fn from_pretrained(
         dir: impl AsRef<FilePath>,
@@ -155,7 +155,7 @@ pub trait Model: Sized {
     }
 }
 
-/// How a model is loaded: where to, in which kind, and with which head.
+/// Options of loading a model: the device, the kind, the head.
 ///
 /// ```
 /// use ln_tuning::models::Load;

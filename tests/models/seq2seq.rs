@@ -69,7 +69,7 @@ fn logits_and_gradients(case: &Path, reference: &HashMap<String, Tensor>) {
                     .decoder_attention_mask(masks.1),
             )
             .unwrap();
-        // Padding's own rows are nobody's business.
+        // Rows of padding do not count.
         let shown = of("decoder_mask").unsqueeze(-1).to_kind(Kind::Float);
         let expected = of("logits") * &shown;
         let off = difference(&(&logits * &shown), &expected);

@@ -1,4 +1,4 @@
-//! What the blocks of a decoder share in one pass: angles, masks, the bias of ALiBi.
+//! The context that the blocks of a decoder share in one pass: angles, masks, the bias of ALiBi.
 
 use tch::{Kind, Tensor};
 

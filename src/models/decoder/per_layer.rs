@@ -1,4 +1,4 @@
-//! What may differ from layer to layer: windows and ropes.
+//! Settings that may differ from layer to layer: windows and ropes.
 
 use serde_json::{json, Value};
 

@@ -26,7 +26,7 @@ pub struct EncoderConfig {
     pub(super) intermediate_size: i64,
     pub(super) layers: i64,
     pub(super) heads: i64,
-    /// How many positions have an embedding.
+    /// The number of positions that have an embedding.
     pub(super) positions: i64,
     pub(super) token_types: Option<i64>,
     pub(super) padding_id: Option<i64>,
@@ -133,7 +133,7 @@ impl EncoderConfig {
         }
     }
 
-    /// Whether this head leaves the base model its pooler.
+    /// True if the base model keeps its pooler below this head.
     pub(super) fn may_have_pooler(&self) -> bool {
         let pooler = format!("{}.{POOLER}", self.family.prefix);
         let dense = self.family.classifier.dense == pooler;

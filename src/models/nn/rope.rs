@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::{refuse, Error, ErrorKind, Result};
 
-/// How the angles grow with the position.
+/// The growth of the angles with the position.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::models) struct Rope {
     theta: f64,

@@ -20,12 +20,12 @@ pub struct Weights<'a> {
     record: Rc<Record>,
 }
 
-/// What has been handed out, by full name.
+/// The variables that were handed out, by full name.
 #[derive(Debug)]
 struct Record {
     /// Of new variables.
     kind: Kind,
-    /// Whether the variables were filled from the files of a model.
+    /// True if the variables were filled from the files of a model.
     filled: bool,
     taken: RefCell<HashSet<String>>,
     made: RefCell<Vec<String>>,
@@ -73,7 +73,7 @@ impl<'a> Weights<'a> {
         Ok(self.found(name, &other.size())?.unwrap_or_else(|| other.shallow_clone()))
     }
 
-    /// Whether to build a part that files may lack: it is there, or the model is not from files.
+    /// True for a part that files may lack if the variable exists, or if the model is not from files.
     pub(in crate::models) fn may_have(&self, name: &str) -> bool {
         let (path, last) = self.place(name);
         !self.record.filled || path.get(last).is_some()

@@ -26,9 +26,9 @@ pub struct Seq2SeqConfig {
     /// The inner layer of the MLP is gated.
     pub(super) gated: bool,
     pub(super) norm_eps: f64,
-    /// What embeddings are multiplied with.
+    /// The factor of the embeddings.
     pub(super) embedding_scale: f64,
-    /// What hidden states are multiplied with in front of the head.
+    /// The factor of the hidden states in front of the head.
     pub(super) output_scale: f64,
     /// Encoder, decoder and head have one matrix of embeddings, unless the checkpoint holds several that differ.
     pub(super) tied: bool,
@@ -42,7 +42,7 @@ pub struct Seq2SeqConfig {
     pub(super) generation: GenerationConfig,
 }
 
-/// How variables are named, and where the norms stand.
+/// The family: it decides the names of variables and the places of the norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     /// RMSNorms in front of attention and MLP, and behind the last layer.
@@ -57,7 +57,7 @@ pub(super) struct StackShape {
     pub(super) heads: i64,
     pub(super) head_dim: i64,
     pub(super) inner: i64,
-    /// How probable it is that a layer is left out while training.
+    /// The probability that a layer is left out while training.
     pub(super) layerdrop: f64,
 }
 

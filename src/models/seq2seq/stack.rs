@@ -29,7 +29,7 @@ pub(super) struct Stack {
     layerdrop: f64,
 }
 
-/// What a decoder looks at: the encoder's output, and where in it there are tokens.
+/// The sequence that a decoder looks at: the encoder's output, and a mask of its tokens.
 pub(super) struct Source<'a> {
     pub(super) hidden: &'a Tensor,
     pub(super) tokens: Option<&'a Tensor>,
