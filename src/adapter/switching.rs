@@ -1,4 +1,4 @@
-//! Which adapter is in use: set, disable, merge, unload.
+//! The adapter in use: set, disable, merge, unload.
 
 use tch::no_grad;
 
@@ -7,7 +7,7 @@ use crate::adapter::model::LnTuningModel;
 use crate::error::{refusal, refuse, Result};
 
 impl LnTuningModel {
-    /// The adapter that is used while adapters are enabled, if any.
+    /// The adapter that the model uses while adapters are enabled, if any.
     pub fn active_adapter(&self) -> Option<String> {
         self.attachment().active.clone()
     }
@@ -18,8 +18,8 @@ impl LnTuningModel {
         self.attachment().adapters.keys().cloned().collect()
     }
 
-    /// Makes an adapter the active one: a pointer swap per tensor, whatever the number of adapters. Modules that it
-    /// does not tune use the base. An adapter that was loaded for inference stays frozen.
+    /// Makes an adapter active, with one pointer swap per tensor. Modules that it does not tune use the base. An adapter
+    /// that was loaded for inference stays frozen.
     ///
     /// # Errors
     /// `UnknownAdapter`; `InvalidState` while an adapter is merged.
@@ -32,7 +32,7 @@ impl LnTuningModel {
         })
     }
 
-    /// Takes an adapter away. If it was the active one, the model uses the base until another is set.
+    /// Deletes an adapter. If it was active, the model uses the base until another is set.
     ///
     /// # Errors
     /// `UnknownAdapter`; `InvalidState` while it is merged.
@@ -67,13 +67,13 @@ impl LnTuningModel {
     /// Runs `f` on the base.
     ///
     /// # Errors
-    /// As [`disable`](Self::disable); what `f` returns is not looked at.
+    /// As [`disable`](Self::disable).
     pub fn with_disabled<T>(&mut self, f: impl FnOnce() -> T) -> Result<T> {
         let _guard = self.disable()?;
         Ok(f())
     }
 
-    /// Lets the active adapter's weights stand in for the base, exactly, until unmerged. Nothing trains meanwhile.
+    /// Puts the active adapter's weights in place of the base's, exactly, until unmerged. Nothing trains meanwhile.
     ///
     /// # Errors
     /// `UnknownAdapter`; `InvalidState` if another adapter is active, or one is merged already.
@@ -84,7 +84,7 @@ impl LnTuningModel {
             if attachment.active.as_deref() != Some(name) {
                 refuse!(
                     InvalidState,
-                    "adapter '{name}' is not the active one ('{}' is): call `set_adapter(\"{name}\")` before \
+                    "adapter '{name}' is not active ('{}' is): call `set_adapter(\"{name}\")` before \
                      merging it",
                     attachment.active.as_deref().unwrap_or("none")
                 );
@@ -105,8 +105,8 @@ impl LnTuningModel {
         })
     }
 
-    /// Leaves the active adapter's weights in the model for good, `modules_to_save` included, and takes all adapters
-    /// away. Every variable then requires a gradient as it did before anything was attached.
+    /// Keeps the active adapter's weights in the model, `modules_to_save` included, and deletes all adapters. Every
+    /// variable then has the `requires_grad` that it had before an adapter was attached.
     ///
     /// # Errors
     /// `InvalidState` if no adapter is active. On any error the handle is lost but the variables are as before.
@@ -126,8 +126,8 @@ impl LnTuningModel {
         })
     }
 
-    /// Takes all adapters away and gives the base back, bit for bit, `modules_to_save` and merged adapters included.
-    /// Every variable then requires a gradient as it did before anything was attached.
+    /// Deletes all adapters and restores the base, bit for bit, also from `modules_to_save` and merged adapters. Every
+    /// variable then has the `requires_grad` that it had before an adapter was attached.
     ///
     /// # Errors
     /// `BaseChanged` if the base was overwritten meanwhile.
@@ -141,8 +141,8 @@ impl LnTuningModel {
         })
     }
 
-    /// Lets an adapter train, or freezes it; no other is affected. Also freezes the base again, should user code have
-    /// thawed it (`vs.unfreeze`).
+    /// Makes an adapter trainable, or freezes it; others do not change. Also freezes the base again if user code has made
+    /// it trainable (`vs.unfreeze`).
     ///
     /// # Errors
     /// `UnknownAdapter`.
@@ -153,7 +153,7 @@ impl LnTuningModel {
         })
     }
 
-    /// Changes the state and makes the variables follow; on an error the state is the former one.
+    /// Changes the state and updates the variables; on an error, restores the former state.
     fn change(&mut self, f: impl FnOnce(&mut Attachment) -> Result<()>) -> Result<()> {
         let mut attachment = self.attachment();
         no_grad(|| {
@@ -161,14 +161,14 @@ impl LnTuningModel {
             let before = (attachment.active.clone(), attachment.enabled, attachment.merged.clone());
             f(&mut attachment).and_then(|()| attachment.apply()).inspect_err(|_| {
                 (attachment.active, attachment.enabled, attachment.merged) = before;
-                // Best effort: the error that is returned says what went wrong.
+                // Best effort: the first error is the one to return.
                 let _ = attachment.apply();
             })
         })
     }
 }
 
-/// While this lives, the model uses the base. Made by [`LnTuningModel::disable`].
+/// A guard: while it lives, the model uses the base. Created by [`LnTuningModel::disable`].
 #[derive(Debug)]
 #[must_use = "adapters are enabled again when the guard is dropped"]
 pub struct DisabledAdapters<'a> {
@@ -184,7 +184,7 @@ impl Drop for DisabledAdapters<'_> {
             Ok(())
         });
         if let Err(error) = enabled {
-            // A destructor cannot return it; the next call will find the same state and report it.
+            // A destructor cannot return an error; the next call will find and report the same state.
             eprintln!("warning: adapters could not be enabled again: {error}");
         }
     }

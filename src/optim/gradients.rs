@@ -7,11 +7,11 @@ use crate::error::{refusal, refuse, Result};
 
 #[derive(Debug)]
 pub(super) struct Gradients {
-    /// Kept between steps, so that a step allocates nothing.
+    /// The buffer, kept between steps so that a step allocates nothing.
     flat: Option<Tensor>,
-    /// Which slots have got a gradient since they were cleared.
+    /// True for slots that have received a gradient since they were cleared.
     present: Vec<bool>,
-    /// The variables, for clearing the gradients that user code leaves in them.
+    /// The variables, to clear the gradients that user code leaves in them.
     variables: COptimizer,
 }
 
@@ -54,12 +54,9 @@ impl Gradients {
             );
         }
         let first = self.is_empty();
-        let mut flat = match self.flat.take() {
-            Some(flat) if fits(&flat, layout)? => flat,
-            _ if first => layout.master().f_zeros_like()?,
-            Some(flat) => {
-                flat.f_to_device(layout.master().device())?.f_to_kind(layout.master().f_kind()?)?
-            }
+        self.follow(layout)?;
+        let mut flat = match &self.flat {
+            Some(flat) => flat.shallow_clone(),
             None => layout.master().f_zeros_like()?,
         };
         let mut new = if first { flat.shallow_clone() } else { flat.f_zeros_like()? };
@@ -77,20 +74,16 @@ impl Gradients {
         Ok(())
     }
 
-    /// Moves to the device and kind of the masters, if these have moved since.
+    /// Moves to the device and kind of the masters, if they have moved.
     pub(super) fn follow(&mut self, layout: &FlatParams) -> Result<()> {
         if let Some(flat) = self.flat.take() {
-            self.flat = Some(match fits(&flat, layout)? {
-                true => flat,
-                false => flat
-                    .f_to_device(layout.master().device())?
-                    .f_to_kind(layout.master().f_kind()?)?,
-            });
+            let master = layout.master();
+            self.flat = Some(flat.f_to_device(master.device())?.f_to_kind(master.f_kind()?)?);
         }
         Ok(())
     }
 
-    /// Each slot's, under the slots' names.
+    /// The name of each slot with a copy of its gradient, if there is one.
     pub(super) fn named(
         &self,
         layout: &FlatParams,
@@ -113,7 +106,7 @@ impl Gradients {
 
     pub(super) fn clip_norm(&mut self, max: f64) -> Result<Tensor> {
         let norm = self.norm()?;
-        // The coefficient stays on the device: multiplying by 1 is cheaper than asking whether it is below 1.
+        // The coefficient stays on the device: multiplying by 1 is cheaper than waiting for its value.
         let coefficient =
             norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max)?.f_clamp_max(1.)?;
         if let Some(flat) = &mut self.flat {
@@ -128,8 +121,4 @@ impl Gradients {
         }
         Ok(())
     }
-}
-
-fn fits(flat: &Tensor, layout: &FlatParams) -> Result<bool> {
-    Ok(flat.device() == layout.master().device() && flat.f_kind()? == layout.master().f_kind()?)
 }

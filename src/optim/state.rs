@@ -1,4 +1,4 @@
-//! What an optimiser remembers between steps: flat buffers, and how many updates each tensor has had.
+//! The state of an optimiser between steps: flat buffers, and the number of updates per tensor.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -24,7 +24,7 @@ impl State {
         State { names: algorithm.buffers(), buffers: Vec::new(), steps: vec![0; slots] }
     }
 
-    /// One step: as few calls as there are runs of neighbouring slots with the same settings and history, usually one.
+    /// One step, with one call per run of neighbouring slots with the same settings and history: usually one call.
     pub(super) fn update(
         &mut self,
         flat: &mut FlatParams,
@@ -99,7 +99,7 @@ impl State {
         if let Some(extra) = given.keys().min() {
             refuse!(
                 UnexpectedKeys,
-                "the optimizer state holds '{extra}', which this adapter or algorithm has no use for"
+                "the optimizer state holds '{extra}', which this adapter or algorithm does not use"
             );
         }
         self.steps = steps;
@@ -107,7 +107,7 @@ impl State {
         Ok(())
     }
 
-    /// Makes the buffers, or moves them to where the masters are.
+    /// Creates the buffers, or moves them to the device and kind of the masters.
     fn prepare(&mut self, flat: &FlatParams) -> Result<()> {
         if self.buffers.len() != self.names.len() {
             for _ in self.names {
@@ -116,9 +116,7 @@ impl State {
         }
         let (kind, device) = (flat.master().f_kind()?, flat.master().device());
         for buffer in &mut self.buffers {
-            if buffer.device() != device || buffer.f_kind()? != kind {
-                *buffer = buffer.f_to_device(device)?.f_to_kind(kind)?;
-            }
+            *buffer = buffer.f_to_device(device)?.f_to_kind(kind)?;
         }
         Ok(())
     }
@@ -130,7 +128,7 @@ fn take<'a>(
     shape: &[i64],
 ) -> Result<&'a Tensor> {
     let tensor = given.remove(key.as_str()).ok_or_else(|| {
-        refusal!(MissingKeys, "the optimizer state has no '{key}': is it of another run?")
+        refusal!(MissingKeys, "the optimizer state has no '{key}': is it from another run?")
     })?;
     if tensor.size() != shape {
         refuse!(

@@ -1,4 +1,4 @@
-//! An adapter's tensors under PEFT's keys: out, in, and into files.
+//! An adapter's tensors under PEFT's keys: reading, loading, and the files of `save_pretrained`.
 
 use std::path::Path;
 
@@ -16,15 +16,15 @@ use crate::adapter::weights::{Adapter, Place};
 use crate::error::{refuse, Result};
 use crate::storage::atomic::Contents;
 
-/// What loading found besides the tensors that it took.
+/// The keys that loading did not use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LoadReport {
-    /// Tensors that the adapter has and the file has not, by their keys.
+    /// Keys of the adapter's tensors that are missing in the file.
     pub missing_keys: Vec<String>,
-    /// Keys that fit no selected module.
+    /// Keys that belong to no selected module.
     pub unexpected_keys: Vec<String>,
-    /// Keys that are known to be of no use here: other adapters' in the same file, and copies of base weights.
+    /// Keys of other adapters in the same file, and of copies of base weights.
     pub foreign_keys: Vec<String>,
     /// Keys whose tensors have another shape than the model's, with [`LoadOptions::ignore_mismatched_sizes`].
     pub mismatched_keys: Vec<String>,
@@ -41,7 +41,7 @@ pub(crate) fn tensors(adapter: &Adapter) -> Result<Vec<(String, Tensor)>> {
         .collect()
 }
 
-/// Puts tensors into an adapter; all checks come before the first write.
+/// Loads tensors into an adapter. All checks come before the first write.
 pub(crate) fn load(
     adapter: &mut Adapter,
     name: &str,
@@ -61,7 +61,7 @@ pub(crate) fn load(
         refuse!(
             MissingKeys,
             "the adapter lacks {} of {} tensors that its configuration selects here: {}. Was it made for another \
-             model? `LoadOptions::allow_missing` takes the base's values for them",
+             model? `LoadOptions::allow_missing` keeps the base's values for them",
             matched.missing.len(),
             wanted.len(),
             listed(&matched.missing)
@@ -70,7 +70,7 @@ pub(crate) fn load(
     if !matched.unexpected.is_empty() && !options.allow_unexpected {
         refuse!(
             UnexpectedKeys,
-            "{} tensors of the adapter fit no selected module here: {}. Was it made for another model? Rename with \
+            "{} tensors of the adapter belong to no selected module here: {}. Was it made for another model? Rename with \
              `LoadOptions::key_mapping`, or leave them out with `LoadOptions::allow_unexpected`",
             matched.unexpected.len(),
             listed(&matched.unexpected)
@@ -94,7 +94,7 @@ pub(crate) fn load(
             refuse!(
                 ShapeMismatch,
                 "'{key}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
-                 `LoadOptions::ignore_mismatched_sizes` takes the base's values for such tensors",
+                 `LoadOptions::ignore_mismatched_sizes` keeps the base's values for such tensors",
                 tensor.size()
             );
         }
@@ -102,12 +102,12 @@ pub(crate) fn load(
         if is_float(kind) != is_float(expected) {
             refuse!(
                 KindMismatch,
-                "'{key}' has kind {kind:?}, the model's is {expected:?}: rounding it would lose its meaning"
+                "'{key}' has kind {kind:?}, expected {expected:?} as in the model: save it in that kind"
             );
         }
         writes.push((entry.place, tensor));
     }
-    // A tied tensor has several keys; they must agree.
+    // A tied tensor has several keys, whose values must be equal.
     for (index, (place, tensor)) in writes.iter().enumerate() {
         if let Some((_, other)) = writes[..index].iter().find(|(p, _)| p == place) {
             if !tensor.f_equal(other)? {
@@ -122,7 +122,7 @@ pub(crate) fn load(
     Ok(report)
 }
 
-/// Everything that `save_pretrained` writes.
+/// The files that `save_pretrained` writes.
 pub(crate) fn files(
     attachment: &Attachment,
     dir: &Path,
@@ -164,7 +164,7 @@ pub(crate) fn files(
     Ok(contents)
 }
 
-/// The configuration as PEFT saves it: explicit targets, for inference.
+/// The configuration in the form that PEFT saves: explicit targets, for inference.
 fn exported(
     adapter: &Adapter,
     mapping: &KeyMapping,
