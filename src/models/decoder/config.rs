@@ -13,7 +13,7 @@ use crate::models::nn::rope::Rope;
 /// The shape and the options of a decoder-only language model, read from a `config.json` of transformers.
 ///
 /// Families: `bloom`, `cohere`, `falcon`, `gemma`, `gemma2`, `gemma3_text`, `gpt2`, `gpt_neox`, `gptj`, `granite`,
-/// `llama`, `mistral`, `olmo2`, `opt`, `phi`, `phi3`, `qwen2`, `qwen3`, `smollm3`, `stablelm`, `starcoder2`.
+/// `llama`, `mistral`, `olmo`, `olmo2`, `opt`, `phi`, `phi3`, `qwen2`, `qwen3`, `smollm3`, `stablelm`, `starcoder2`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     pub(super) declared: Declared,
