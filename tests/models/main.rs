@@ -12,6 +12,7 @@ mod generation;
 mod loading;
 mod minilm;
 mod naming;
+mod nesting;
 mod seq2seq;
 mod vision;
 mod vit;
