@@ -66,6 +66,7 @@ pub struct DecoderConfig {
     pub(super) attention_dropout: f64,
     pub(super) residual_dropout: [f64; 2],
     pub(super) initializer_range: f64,
+    pub(super) pad_token_id: Option<i64>,
     pub(super) generation: GenerationConfig,
 }
 
@@ -85,9 +86,9 @@ impl DecoderConfig {
         &self.generation.eos
     }
 
-    /// `pad_token_id`, if there is one.
+    /// The padding's id, if there is one: `pad_token_id` of `config.json`, else of `generation_config.json`.
     pub fn pad_token_id(&self) -> Option<i64> {
-        self.generation.pad
+        self.pad_token_id.or(self.generation.pad)
     }
 
     pub(super) fn check(self) -> Result<Self> {
