@@ -10,6 +10,7 @@ mod decoder_loss;
 mod decoders;
 mod encoders;
 mod generation;
+mod generation_config;
 mod loading;
 mod minilm;
 mod naming;
