@@ -42,6 +42,8 @@ CASES = {
     "granite": ("granite", dict(
         embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.5, attention_multiplier=0.3,
     )),
+    "olmo": ("olmo", dict(clip_qkv=0.2)),
+    "olmo_without_clip": ("olmo", dict(attention_bias=True, tie_word_embeddings=True)),
     "olmo2": ("olmo2", {}),
     "phi3": ("phi3", dict(sliding_window=6)),
     "phi3_partial_rope": ("phi3", dict(

@@ -9,7 +9,7 @@ use crate::models::nn::{Activation, Flow, NormKind, QkNorm, Rope};
 /// The shape and the options of a decoder-only language model, read from a `config.json` of transformers.
 ///
 /// Families: `bloom`, `cohere`, `falcon`, `gemma`, `gemma2`, `gemma3_text`, `gpt2`, `gpt_neox`, `gptj`, `granite`,
-/// `llama`, `mistral`, `olmo2`, `opt`, `phi`, `phi3`, `qwen2`, `qwen3`, `smollm3`, `stablelm`, `starcoder2`.
+/// `llama`, `mistral`, `olmo`, `olmo2`, `opt`, `phi`, `phi3`, `qwen2`, `qwen3`, `smollm3`, `stablelm`, `starcoder2`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     pub(super) declared: Declared,
@@ -62,6 +62,7 @@ pub struct DecoderConfig {
     pub(super) attention_dropout: f64,
     pub(super) residual_dropout: [f64; 2],
     pub(super) initializer_range: f64,
+    pub(super) pad_token_id: Option<i64>,
     pub(super) generation: GenerationConfig,
 }
 
@@ -81,9 +82,9 @@ impl DecoderConfig {
         &self.generation.eos
     }
 
-    /// `pad_token_id`, if there is one.
+    /// The padding's id, if there is one: `pad_token_id` of `config.json`, else of `generation_config.json`.
     pub fn pad_token_id(&self) -> Option<i64> {
-        self.generation.pad
+        self.pad_token_id.or(self.generation.pad)
     }
 
     pub(super) fn check(self) -> Result<Self> {

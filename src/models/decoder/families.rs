@@ -285,6 +285,13 @@ pub(super) const FAMILIES: &[Family] = &[
         ..LLAMA
     },
     Family {
+        model_type: "olmo",
+        keys: Keys { eps: ("", 1e-5), clip_qkv: "clip_qkv", ..LLAMA.keys },
+        norm: NormKind::LayerWithoutWeights,
+        mlp_bias: NO,
+        ..LLAMA
+    },
+    Family {
         model_type: "olmo2",
         names: Names {
             norms: ["", "post_attention_layernorm", "", "post_feedforward_layernorm"],

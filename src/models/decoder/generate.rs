@@ -4,6 +4,7 @@ use tch::{no_grad, Tensor};
 
 use super::model::Decoder;
 use crate::error::{refuse, Result};
+use crate::models::config::not_implemented;
 use crate::models::generation::{generated, GenerateOptions, Prompt};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
@@ -39,6 +40,15 @@ impl Decoder {
             refuse!(InvalidArgument, "generation knows no dropout: leave out `train`");
         }
         self.head.language_model()?;
+        let rules = &self.config.generation;
+        for (key, forced) in [
+            ("forced_bos_token_id", rules.forced_first),
+            ("forced_eos_token_id", rules.forced_last),
+        ] {
+            if forced.is_some() {
+                return not_implemented(&format!("'{key}' in the configuration of generation"));
+            }
+        }
         let ids = inputs.needed_ids()?;
         let (length, device) = (ids.size2()?.1, ids.device());
         // The mask of all places that there will be.
@@ -57,7 +67,7 @@ impl Decoder {
             None => None,
         };
         let mut cache = Cache::new(self.blocks.len(), length + options.max_new);
-        let prompt = Prompt { ids, config: &self.config.generation };
+        let prompt = Prompt { ids, config: rules };
         no_grad(|| {
             generated(options, prompt, on_tokens, |last| {
                 let ids = last.unwrap_or(ids);
