@@ -20,7 +20,7 @@ pub(crate) fn norm_names(model_type: &str, norms: Norms) -> Option<Vec<&'static 
     (!names.is_empty()).then(|| names.split(' ').collect())
 }
 
-/// Whether the norms of this `model_type` have no weights.
+/// True if the norms of this `model_type` have no weights.
 pub(crate) fn has_bare_norms(model_type: &str) -> bool {
     names_of(ALL, model_type).is_some_and(str::is_empty)
 }
