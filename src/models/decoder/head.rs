@@ -4,7 +4,7 @@ use tch::nn::Init;
 use tch::{Kind, Tensor};
 
 use super::config::DecoderConfig;
-use crate::error::{refusal, refuse, Result};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::nn::{capped, Linear, Weights};
