@@ -34,7 +34,7 @@ pub fn child(arguments: &[String]) -> Result<()> {
             Box::new(move |step| {
                 let (_, _) = (&vs, &tuned);
                 let ids = ids(step, batch, length, model.config().vocab_size(), device);
-                Ok(model.generate(&ids, &options, |_| true)?.sum(Kind::Double))
+                Ok(model.generate(&ids, &options)?.sum(Kind::Double))
             })
         }
         _ => {

@@ -11,24 +11,39 @@ use crate::models::model::Model;
 use crate::models::nn::{Cache, Places, Through};
 
 impl Decoder {
-    /// Continues each row of `inputs`, which padding on the left brings to one length: the new tokens `[batch, new]`,
-    /// with padding behind those rows that ended before others. Keys and values of what has passed are kept, so that
-    /// each token is computed once. `on_tokens` sees the tokens of all rows as they come, and ends it by `false`.
+    /// Continues each row of `inputs`, which padding on the left brings to one length: the new tokens `[batch, new]`.
+    /// A row that ends before others is filled with padding. Keys and values of past tokens are kept, so that each token
+    /// is computed once.
     ///
     /// # Errors
     /// `Unsupported` if `generation_config.json` sets an option that changes the tokens and is not implemented, such as
-    /// `no_repeat_ngram_size`; `InvalidState` without a language model's head; `InvalidArgument` for options out of range, rows that end in padding, or more positions than the model has;
-    /// otherwise as [`hidden_states`](Model::hidden_states).
+    /// `no_repeat_ngram_size`; `InvalidState` without a language model's head; `InvalidArgument` for options out of
+    /// range, rows that end in padding, or more positions than the model has; otherwise as
+    /// [`hidden_states`](Model::hidden_states).
     ///
     /// ```no_run
     /// use ln_tuning::models::{Decoder, GenerateOptions, Model};
     /// # let ids = tch::Tensor::from_slice2(&[[1_i64, 2]]);
     /// let (_vs, model) = Decoder::from_pretrained("Llama-3.2-1B", tch::Device::Cpu, None)?;
     /// let options = GenerateOptions::default().max_new_tokens(32).temperature(0.7).top_p(0.9);
-    /// let new = model.generate(&ids, &options, |_| true)?;
+    /// let new = model.generate(&ids, &options)?;
     /// # Ok::<(), ln_tuning::Error>(())
     /// ```
     pub fn generate<'a>(
+        &self,
+        inputs: impl Into<Inputs<'a>>,
+        options: &GenerateOptions,
+    ) -> Result<Tensor> {
+        self.generate_streaming(inputs, options, |_| true)
+    }
+
+    /// [`generate`](Self::generate) that calls `on_tokens` with each step's tokens, one per row. It ends early if that
+    /// returns false.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    #[doc(alias = "TextStreamer")]
+    pub fn generate_streaming<'a>(
         &self,
         inputs: impl Into<Inputs<'a>>,
         options: &GenerateOptions,
