@@ -93,8 +93,8 @@ mod storage;
 pub use adapter::{
     merge, AdapterDiff, AdapterOptions, DisabledAdapters, InterpolateOptions, Interpolation,
     LayerStatus, LnTuningConfig, LnTuningModel, LoadOptions, LoadReport, MergeReport, ModelStatus,
-    Modules, Norms, ParsedConfig, Precision, SaveKind, SaveOptions, SavedAdapter, SelectedModule,
-    Selection, TaskType, TensorDiff, TrainableParameters, DEFAULT_ADAPTER,
+    Modules, Norms, ParsedConfig, Precision, Role, SaveKind, SaveOptions, SavedAdapter,
+    SelectedModule, Selection, TaskType, TensorDiff, TrainableParameters, DEFAULT_ADAPTER,
 };
 pub use autograd::{loss, recompute};
 pub use error::{Error, ErrorKind, Result};

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use tch::{no_grad, Kind};
 
 use super::peft::directory::located;
-use super::peft::keys::{match_keys, KeyMapping, Wanted};
+use super::peft::keys::{match_keys, KeyMapping};
 use crate::adapter::config::LnTuningConfig;
-use crate::adapter::selection::{Norms, Selection};
+use crate::adapter::selection::{Norms, SelectedTensor, Selection};
 use crate::error::{refusal, refuse, Error, ErrorKind, Result};
 use crate::pretrained::files::{ModelFiles, TensorFile};
 use crate::storage::safetensors::{bytes_of, kind_of};
@@ -121,13 +121,8 @@ fn replacements<'a>(
     adapter: &'a StoredTensors,
 ) -> Result<HashMap<String, &'a Stored>> {
     let selection = Selection::new(&files.variables(), config, files.model_type(), Norms::Peft)?;
-    let mut wanted = Vec::new();
-    for module in selection.modules() {
-        for variable in &module.variables {
-            let tensor = &variable[module.path.len() + 1..];
-            wanted.push(Wanted { module: &module.path, tensor, saved: module.saved });
-        }
-    }
+    let wanted: Vec<SelectedTensor> = selection.tensors().collect();
+    let wanted: Vec<&SelectedTensor> = wanted.iter().collect();
     let keys: Vec<&str> = adapter.tensors.iter().map(|stored| stored.key.as_str()).collect();
     let matched = match_keys(&wanted, &keys, "default", &KeyMapping::default())?;
     for (kind, keys, what) in [
@@ -147,7 +142,7 @@ fn replacements<'a>(
     }
     let mut replaced = HashMap::new();
     for (want, found) in wanted.iter().zip(&matched.found) {
-        let name = format!("{}.{}", want.module, want.tensor);
+        let name = want.variable();
         if let (Some(index), Some(place)) = (found, files.find(&name)) {
             let stored = &adapter.tensors[*index];
             check_fit(stored, place)?;

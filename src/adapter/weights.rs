@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::flat::{copy_of, FlatParams, Precision};
 use crate::adapter::options::AdapterOptions;
-use crate::adapter::selection::Selection;
+use crate::adapter::selection::{SelectedTensor, Selection};
 use crate::adapter::variables::Variables;
 use crate::error::{refusal, refuse, Result};
 
@@ -32,22 +32,11 @@ pub(crate) struct Adapter {
     pub(crate) trainable: bool,
 }
 
-/// One selected tensor.
+/// A selected tensor and its place.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
-    /// The path of its module and its own name there: together the name of the variable.
-    pub(crate) module: String,
-    pub(crate) tensor: String,
-    /// From `modules_to_save`.
-    pub(crate) saved: bool,
+    pub(crate) tensor: SelectedTensor,
     pub(crate) place: Place,
-}
-
-impl Entry {
-    /// The name of the variable.
-    pub(crate) fn variable(&self) -> String {
-        format!("{}.{}", self.module, self.tensor)
-    }
 }
 
 /// The place of a tensor in an adapter.
@@ -78,45 +67,33 @@ impl Adapter {
         let mut slot_variables: Vec<usize> = Vec::new();
         let mut values = Vec::new();
         let mut buffers: Vec<(usize, Tensor)> = Vec::new();
-        let chosen: Vec<usize> = selection
-            .modules()
-            .iter()
-            .flat_map(|module| &module.variables)
-            .filter_map(|name| variables.position(name))
-            .collect();
-        for module in selection.modules() {
-            for name in &module.variables {
-                let Some(index) = variables.position(name) else { continue };
-                let variable = variables.get(index);
-                let owner = variable.tied_to;
-                check_ties(variables, index, &chosen)?;
-                let data = base(owner)?;
-                let place = if variable.is_parameter {
-                    check_parameter(name, &data)?;
-                    let slot = slot_variables.iter().position(|v| *v == owner);
-                    Place::Slot(slot.unwrap_or_else(|| {
-                        slot_variables.push(owner);
-                        values.push(data);
-                        slot_variables.len() - 1
-                    }))
-                } else {
-                    let buffer = buffers.iter().position(|(v, _)| *v == owner);
-                    Place::Buffer(match buffer {
-                        Some(buffer) => buffer,
-                        None => {
-                            buffers.push((owner, copy_of(&data)?));
-                            buffers.len() - 1
-                        }
-                    })
-                };
-                let tensor = name[module.path.len() + 1..].to_owned();
-                entries.push(Entry {
-                    module: module.path.clone(),
-                    tensor,
-                    saved: module.saved,
-                    place,
-                });
-            }
+        let chosen: Vec<usize> =
+            selection.variables().filter_map(|name| variables.position(name)).collect();
+        for tensor in selection.tensors() {
+            let Some(index) = variables.position(&tensor.variable()) else { continue };
+            let variable = variables.get(index);
+            let owner = variable.tied_to;
+            check_ties(variables, index, &chosen)?;
+            let data = base(owner)?;
+            let place = if variable.is_parameter {
+                check_parameter(&variable.name, &data)?;
+                let slot = slot_variables.iter().position(|v| *v == owner);
+                Place::Slot(slot.unwrap_or_else(|| {
+                    slot_variables.push(owner);
+                    values.push(data);
+                    slot_variables.len() - 1
+                }))
+            } else {
+                let buffer = buffers.iter().position(|(v, _)| *v == owner);
+                Place::Buffer(match buffer {
+                    Some(buffer) => buffer,
+                    None => {
+                        buffers.push((owner, copy_of(&data)?));
+                        buffers.len() - 1
+                    }
+                })
+            };
+            entries.push(Entry { tensor, place });
         }
         if slot_variables.is_empty() {
             let names: Vec<&str> = selection.variables().take(4).collect();
@@ -158,10 +135,7 @@ impl Adapter {
 
     /// The entry of a variable.
     pub(crate) fn entry(&self, variable: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| {
-            let rest = variable.strip_prefix(&entry.module).and_then(|rest| rest.strip_prefix('.'));
-            rest == Some(&entry.tensor)
-        })
+        self.entries.iter().find(|entry| entry.tensor.is_variable(variable))
     }
 
     /// The model's kind for this entry.

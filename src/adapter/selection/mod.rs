@@ -2,6 +2,7 @@
 
 mod architectures;
 mod rules;
+mod selected;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -11,6 +12,8 @@ use tch::Kind;
 pub use architectures::Norms;
 use architectures::{model_types, norm_names};
 use rules::{Rules, Verdict};
+pub(crate) use selected::SelectedTensor;
+pub use selected::{Role, SelectedModule};
 use tree::Tree;
 
 use crate::adapter::config::{LnTuningConfig, Modules};
@@ -19,17 +22,6 @@ use crate::names::natural::natural_cmp;
 use crate::names::nearest::{distance, sample};
 use crate::names::pattern::matches_suffix;
 use crate::storage::info::VariableInfo;
-
-/// A module that an adapter replaces, with all tensors in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SelectedModule {
-    /// The path of the module.
-    pub path: String,
-    /// Whether it was chosen by `modules_to_save`, and not by `target_modules`.
-    pub saved: bool,
-    /// The full names of its variables.
-    pub variables: Vec<String>,
-}
 
 /// The modules that an adapter replaces, and the settings with which PEFT selects the same.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,17 +102,19 @@ impl Selection {
         }
         let excluded_any = verdicts.values().any(|v| *v == Verdict::Excluded);
         let kept_out = |path: &str| matches!(verdicts[path], Verdict::Excluded | Verdict::Saved);
-        let mut chosen: HashMap<&str, bool> = HashMap::new();
-        for (roots, is_saved) in [(&targeted, false), (&saved, true)] {
+        let mut chosen: HashMap<&str, Role> = HashMap::new();
+        for (roots, role) in [(&targeted, Role::Tuned), (&saved, Role::Whole)] {
             for path in roots.iter().flat_map(|root| tree.units(root)) {
                 // A module inside a targeted container can be excluded; PEFT copies it with the container.
-                if !is_saved && kept_out(path) {
-                    continue;
+                if role == Role::Tuned {
+                    if kept_out(path) {
+                        continue;
+                    }
+                    if let Some(inner) = tree.leaves(path).find(|p| kept_out(p)) {
+                        return Err(inseparable(path, inner));
+                    }
                 }
-                if let (false, Some(inner)) = (is_saved, tree.leaves(path).find(|p| kept_out(p))) {
-                    return Err(inseparable(path, inner));
-                }
-                chosen.entry(path).or_insert(is_saved);
+                chosen.entry(path).or_insert(role);
             }
         }
         let inside =
@@ -128,14 +122,14 @@ impl Selection {
         let mut modules: Vec<SelectedModule> = chosen
             .iter()
             .filter(|(path, _)| !inside(path))
-            .map(|(path, saved)| SelectedModule {
+            .map(|(path, role)| SelectedModule {
                 path: (*path).to_owned(),
-                saved: *saved,
+                role: *role,
                 variables: tree.tensors_below(path).map(|v| v.name.clone()).collect(),
             })
             .collect();
         modules.sort_by(|a, b| natural_cmp(&a.path, &b.path));
-        if modules.iter().all(|module| module.saved) {
+        if modules.iter().all(|module| module.role == Role::Whole) {
             return Err(nothing_selected(&tree, &targets, &rules, &verdicts)?);
         }
         for module in &modules {
@@ -152,6 +146,10 @@ impl Selection {
     /// The selected modules, in natural order of their paths (`layers.2` before `layers.10`).
     pub fn modules(&self) -> &[SelectedModule] {
         &self.modules
+    }
+
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = SelectedTensor> + '_ {
+        self.modules.iter().flat_map(SelectedModule::tensors)
     }
 
     /// The full names of all selected variables, in the order of the modules.
@@ -270,7 +268,7 @@ fn exportable(
     excludes: Option<Modules>,
 ) -> Result<(Modules, Option<Modules>)> {
     let tuned: BTreeSet<&str> =
-        modules.iter().filter(|m| !m.saved).map(|m| m.path.as_str()).collect();
+        modules.iter().filter(|m| m.role == Role::Tuned).map(|m| m.path.as_str()).collect();
     let gaps = tree.gaps(&tuned);
     let selects = |targets: &Modules, excludes: Option<&Modules>| -> Result<bool> {
         let rules = Rules::new(targets, excludes, config.modules_to_save.as_deref())?;
