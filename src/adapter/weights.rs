@@ -11,6 +11,7 @@ use crate::adapter::options::AdapterOptions;
 use crate::adapter::selection::{SelectedTensor, Selection};
 use crate::adapter::variables::Variables;
 use crate::error::{refusal, refuse, Result};
+use crate::storage::info::is_float;
 
 /// One adapter. Its weights are a deep copy of the selected modules: parameters in one flat buffer, buffers beside it.
 #[derive(Debug)]
@@ -244,7 +245,7 @@ fn check_parameter(name: &str, data: &Tensor) -> Result<()> {
         return refuse("it is not a dense tensor".into());
     }
     let kind = data.f_kind()?;
-    if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
+    if !is_float(kind) {
         return refuse(format!("its kind is {kind:?}, expected Float, Double, Half or BFloat16"));
     }
     if data.numel() == 0 {

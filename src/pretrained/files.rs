@@ -12,7 +12,7 @@ use super::naming::layout::Layout;
 use super::naming::ties::settled;
 use crate::error::{refusal, refuse, Error, Result};
 use crate::names::natural::natural_cmp;
-use crate::storage::info::VariableInfo;
+use crate::storage::info::{is_float, VariableInfo};
 use crate::storage::safetensors::kind_of;
 use crate::storage::stored::{Stored, StoredTensors};
 
@@ -250,8 +250,7 @@ impl ModelFiles {
 
 pub(crate) fn is_parameter(name: &str, kind: Kind) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
-    let float = matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
-    float && !["running_mean", "running_var", "final_logits_bias"].contains(&last)
+    is_float(kind) && !["running_mean", "running_var", "final_logits_bias"].contains(&last)
 }
 
 pub(super) fn json(path: &Path) -> Result<Value> {

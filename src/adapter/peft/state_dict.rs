@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::card::Card;
 use super::directory::{adapter_dir, adapter_files, card_file};
@@ -16,6 +16,7 @@ use crate::adapter::status::TrainableParameters;
 use crate::adapter::weights::{Adapter, Place};
 use crate::error::{refuse, Result};
 use crate::storage::atomic::Contents;
+use crate::storage::info::is_float;
 
 /// The keys that loading did not use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -176,10 +177,6 @@ fn exported(
         config.modules_to_save = Some(saved).filter(|saved| !saved.is_empty());
     }
     Ok(config)
-}
-
-fn is_float(kind: Kind) -> bool {
-    matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
 }
 
 fn listed(keys: &[String]) -> String {

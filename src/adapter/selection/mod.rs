@@ -7,8 +7,6 @@ mod tree;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use tch::Kind;
-
 pub use architectures::Norms;
 use architectures::{model_types, norm_names};
 use rules::{Rules, Verdict};
@@ -21,7 +19,7 @@ use crate::error::{refusal, refuse, Error, Result};
 use crate::names::natural::natural_cmp;
 use crate::names::nearest::{distance, sample};
 use crate::names::pattern::matches_suffix;
-use crate::storage::info::VariableInfo;
+use crate::storage::info::{is_float, VariableInfo};
 
 /// The modules that an adapter replaces, and the settings with which PEFT selects the same.
 #[derive(Debug, Clone, PartialEq)]
@@ -245,8 +243,7 @@ fn inseparable(outer: &str, inner: &str) -> Error {
 }
 
 fn check_kind(variable: &VariableInfo) -> Result<()> {
-    let float = matches!(variable.kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
-    if variable.is_parameter && !float {
+    if variable.is_parameter && !is_float(variable.kind) {
         refuse!(
             UnsupportedVariable,
             "'{}' was selected but its kind is {:?}, expected Float, Double, Half or BFloat16: exclude its module \
