@@ -49,8 +49,8 @@ impl TensorDiff {
 }
 
 impl LnTuningModel {
-    /// The difference of `adapter` from the adapter `against`, or from the base for `None`. For a module that an adapter
-    /// does not tune, the base is used.
+    /// The difference of `adapter` from the adapter `against`, or from the base for `None`. For a module that an
+    /// adapter does not tune, the base is used.
     ///
     /// # Errors
     /// `UnknownAdapter`.

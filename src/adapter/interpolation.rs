@@ -46,7 +46,8 @@ impl InterpolateOptions {
 }
 
 impl LnTuningModel {
-    /// Adds an adapter with the weighted sum of the others' differences from the base: their mean if the weights sum to 1.
+    /// Adds an adapter with the weighted sum of the others' differences from the base: their mean if the weights sum to
+    /// 1.
     ///
     /// Computed in f64 and rounded once. Call [`set_adapter`](Self::set_adapter) to use the new adapter.
     ///
@@ -140,8 +141,8 @@ fn combine(
     };
     let base = |variable: usize| attachment.base_data(variable);
     let like = first.options.clone();
+    let config = LnTuningConfig { inference_mode: false, ..config };
     let mut made = Adapter::new(&attachment.variables, base, config, selection, like)?;
-    made.config.inference_mode = false;
     for entry in made.entries.clone() {
         let name = entry.tensor.variable();
         let base = made.value(&entry)?;

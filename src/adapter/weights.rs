@@ -10,7 +10,7 @@ use crate::adapter::flat::{copy_of, FlatParams, Precision};
 use crate::adapter::options::AdapterOptions;
 use crate::adapter::selection::{SelectedTensor, Selection};
 use crate::adapter::variables::Variables;
-use crate::error::{refusal, refuse, Result};
+use crate::error::{refuse, Result};
 use crate::storage::info::is_float;
 
 /// One adapter. Its weights are a deep copy of the selected modules: parameters in one flat buffer, buffers beside it.
@@ -108,6 +108,7 @@ impl Adapter {
         check_uniform(variables, &slot_variables, &values, precision)?;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Ok(Adapter {
+            trainable: !config.inference_mode,
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             flat: FlatParams::new(&values, precision)?,
             config,
@@ -116,7 +117,6 @@ impl Adapter {
             entries,
             slot_variables,
             buffers,
-            trainable: true,
         })
     }
 
@@ -155,7 +155,8 @@ impl Adapter {
         }
     }
 
-    /// Overwrites the tensors of several entries; for a tied tensor the last one counts. The caller has checked the shapes.
+    /// Overwrites the tensors of several entries; for a tied tensor the last one counts. The caller has checked the
+    /// shapes.
     pub(crate) fn set_all(&mut self, values: &[(Place, &Tensor)]) -> Result<()> {
         let mut slots: Vec<Option<&Tensor>> = vec![None; self.slot_variables.len()];
         for (place, value) in values {
@@ -235,23 +236,20 @@ fn check_ties(variables: &Variables, index: usize, chosen: &[usize]) -> Result<(
 }
 
 fn check_parameter(name: &str, data: &Tensor) -> Result<()> {
-    let refuse = |why: String| {
-        Err(refusal!(
-            UnsupportedVariable,
-            "'{name}' was selected but cannot be trained: {why}. Exclude it with `exclude_modules`"
-        ))
-    };
-    if data.is_sparse() || data.is_mkldnn() {
-        return refuse("it is not a dense tensor".into());
-    }
     let kind = data.f_kind()?;
-    if !is_float(kind) {
-        return refuse(format!("its kind is {kind:?}, expected Float, Double, Half or BFloat16"));
-    }
-    if data.numel() == 0 {
-        return refuse("it has no elements".into());
-    }
-    Ok(())
+    let why = if data.is_sparse() || data.is_mkldnn() {
+        "it is not a dense tensor".to_owned()
+    } else if !is_float(kind) {
+        format!("its kind is {kind:?}, expected Float, Double, Half or BFloat16")
+    } else if data.numel() == 0 {
+        "it has no elements".to_owned()
+    } else {
+        return Ok(());
+    };
+    refuse!(
+        UnsupportedVariable,
+        "'{name}' was selected but cannot be trained: {why}. Exclude it with `exclude_modules`"
+    )
 }
 
 fn check_uniform(

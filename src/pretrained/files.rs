@@ -23,8 +23,9 @@ const INDEX: &str = "model.safetensors.index.json";
 ///
 /// Tensors have the names of the Python model in memory in transformers 5, which PEFT's keys use: a model of the class
 /// in `architectures`, or of another class by [`with_head`](Self::with_head). Files with former names
-/// (`vit.encoder.layer.0…`, `gamma`, `beta`), or without the base model's prefix, are understood. Buffers that the model
-/// computes, tied copies and modules that the class lacks are no variables; [`left_out`](Self::left_out) lists them.
+/// (`vit.encoder.layer.0…`, `gamma`, `beta`), or without the base model's prefix, are understood. Buffers that the
+/// model computes, tied copies and modules that the class lacks are no variables; [`left_out`](Self::left_out) lists
+/// them.
 #[derive(Debug)]
 pub struct ModelFiles {
     dir: PathBuf,

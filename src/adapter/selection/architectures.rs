@@ -14,23 +14,26 @@ pub enum Norms {
     All,
 }
 
+impl Norms {
+    fn table(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Norms::Peft => PEFT,
+            Norms::All => ALL,
+        }
+    }
+}
+
 /// The module names that are tuned by default for a `model_type`, or `None` if it is not known.
 pub(crate) fn norm_names(model_type: &str, norms: Norms) -> Option<Vec<&'static str>> {
-    let table = match norms {
-        Norms::Peft => PEFT,
-        Norms::All => ALL,
-    };
-    let (_, names) = table.iter().find(|(types, _)| types.split(' ').any(|t| t == model_type))?;
+    let (_, names) =
+        norms.table().iter().find(|(types, _)| types.split(' ').any(|t| t == model_type))?;
     Some(names.split(' ').collect())
 }
 
 /// The model types of a table, sorted.
 pub(crate) fn model_types(norms: Norms) -> Vec<&'static str> {
-    let table = match norms {
-        Norms::Peft => PEFT,
-        Norms::All => ALL,
-    };
-    let mut types: Vec<&str> = table.iter().flat_map(|(types, _)| types.split(' ')).collect();
+    let mut types: Vec<&str> =
+        norms.table().iter().flat_map(|(types, _)| types.split(' ')).collect();
     types.sort_unstable();
     types
 }

@@ -34,10 +34,10 @@ pub struct Selection {
 impl Selection {
     /// Selects by PEFT's rules: first `exclude_modules`, then `modules_to_save`, then `target_modules`.
     ///
-    /// Without `target_modules`, a known `model_type` takes the modules of the table `norms`. For others, every LayerNorm
-    /// and RMSNorm is taken that is recognised by its name and the shape of its tensors (a 1-D `weight` and at most a
-    /// `bias`; a norm with a 2-D weight per attention head must be named). A container (a path with modules below it,
-    /// such as `mlp`) means the modules in it.
+    /// Without `target_modules`, a known `model_type` takes the modules of the table `norms`. For others, every
+    /// LayerNorm and RMSNorm is taken that is recognised by its name and the shape of its tensors (a 1-D `weight` and
+    /// at most a `bias`; a norm with a 2-D weight per attention head must be named). A container (a path with modules
+    /// below it, such as `mlp`) means the modules in it.
     ///
     /// # Errors
     /// `NoTargetModules` for an empty list or string; `NoMatchingModules` if no module matches; `AllModulesExcluded`

@@ -14,8 +14,8 @@ impl LinearCrossEntropy {
     /// `[vocabulary]`, of the same kind and on the same device, against integer `targets` `[…]`.
     ///
     /// # Errors
-    /// `ShapeMismatch`, `KindMismatch`; `InvalidArgument` for settings out of range, and for targets on the CPU that are
-    /// not in the vocabulary; `Torch`.
+    /// `ShapeMismatch`, `KindMismatch`; `InvalidArgument` for settings out of range, and for targets on the CPU that
+    /// are not in the vocabulary; `Torch`.
     pub fn compute(
         &self,
         hidden: &Tensor,
