@@ -107,7 +107,8 @@ impl Error {
 
     /// This error, with another one as its cause.
     pub(crate) fn caused_by(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Error::with_source(self.0.kind, self, source)
+        let cause = anyhow::Error::new(source).context(self.to_string());
+        Error(Box::new(Inner { kind: self.0.kind, cause }))
     }
 
     /// An error with another one as its cause.
@@ -116,8 +117,7 @@ impl Error {
         message: impl fmt::Display + Send + Sync + 'static,
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Self {
-        let message = message.to_string();
-        Error(Box::new(Inner { kind, cause: anyhow::Error::new(source).context(message) }))
+        Error::new(kind, message).caused_by(source)
     }
 
     /// An error of the operating system about a path: `doing` completes "cannot …".
@@ -126,7 +126,7 @@ impl Error {
             std::io::ErrorKind::NotFound => ErrorKind::MissingFile,
             _ => ErrorKind::Io,
         };
-        Error::with_source(kind, format!("cannot {doing} '{}'", path.display()), source)
+        Error::new(kind, format!("cannot {doing} '{}'", path.display())).caused_by(source)
     }
 
     /// The kind of error, to match on.
@@ -155,6 +155,6 @@ impl From<tch::TchError> for Error {
         // A trace of C++ frames follows the message; it tells users of this crate nothing.
         let text = error.to_string();
         let message = text.split("\nException raised from").next().unwrap_or(&text);
-        Error::new(ErrorKind::Torch, format!("libtorch refused: {message}"))
+        refusal!(Torch, "libtorch refused: {message}")
     }
 }

@@ -29,8 +29,8 @@
 //! Without `target_modules`, PEFT's table says which norms of an architecture train. For an architecture that it lacks,
 //! every norm trains that is found by name and shape. [`Norms::All`] takes every norm.
 //!
-//! [`Optimizer`] has the methods of [`tch::nn::Optimizer`]. tch's own `nn::AdamW::default().build(&vs, lr)` works on the
-//! attached `VarStore` too.
+//! [`Optimizer`] has the methods of [`tch::nn::Optimizer`]. tch's own `nn::AdamW::default().build(&vs, lr)` works on
+//! the attached `VarStore` too.
 //!
 //! ## Models of Hugging Face
 //!
@@ -93,8 +93,8 @@ mod storage;
 pub use adapter::{
     merge, AdapterDiff, AdapterOptions, DisabledAdapters, InterpolateOptions, Interpolation,
     LayerStatus, LnTuningConfig, LnTuningModel, LoadOptions, LoadReport, MergeReport, ModelStatus,
-    Modules, Norms, ParsedConfig, Precision, SaveKind, SaveOptions, SavedAdapter, SelectedModule,
-    Selection, TaskType, TensorDiff, TrainableParameters, DEFAULT_ADAPTER,
+    Modules, Norms, ParsedConfig, Precision, Role, SaveKind, SaveOptions, SavedAdapter,
+    SelectedModule, Selection, TaskType, TensorDiff, TrainableParameters, DEFAULT_ADAPTER,
 };
 pub use autograd::{loss, recompute};
 pub use error::{Error, ErrorKind, Result};

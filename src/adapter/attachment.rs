@@ -62,6 +62,12 @@ impl Attachment {
         Ok(self.adapters.get_mut(name).expect("the name was just found"))
     }
 
+    /// The variables that an adapter trains, in the order of its slots.
+    pub(crate) fn trained(&self, name: &str) -> Result<impl Iterator<Item = &Variable>> {
+        let variables = self.adapter(name)?.slot_variables.iter();
+        Ok(variables.map(|variable| self.variables.get(*variable)))
+    }
+
     /// Refuses the name of an existing adapter.
     pub(crate) fn check_new(&self, name: &str) -> Result<()> {
         if self.adapters.contains_key(name) {
@@ -291,10 +297,8 @@ impl Attachment {
                 adapter.flat.set_value(slot, value)?;
             }
         }
-        let requires_grad: Vec<bool> = {
-            let tensors = self.adapters[&name].slot_variables.iter();
-            tensors.map(|v| self.variables.get(*v).tensor.requires_grad()).collect()
-        };
+        let requires_grad: Vec<bool> =
+            self.trained(&name)?.map(|variable| variable.tensor.requires_grad()).collect();
         let adapter = &self.adapters[&name];
         for (variable, storage) in adapter.storages() {
             self.variables.set_data(variable, storage)?;
@@ -337,21 +341,16 @@ impl Attachment {
                  train it"
             );
         }
-        let selected = &adapter.slot_variables;
-        if let Some(frozen) =
-            selected.iter().find(|v| !self.variables.get(**v).tensor.requires_grad())
-        {
+        if let Some(frozen) = self.trained(name)?.find(|v| !v.tensor.requires_grad()) {
             refuse!(
                 InvalidState,
                 "'{}' is selected but no longer requires a gradient (vs.freeze?): call \
                  `set_requires_grad(\"{name}\", true)`",
-                self.variables.get(*frozen).name
+                frozen.name
             );
         }
         let mut trains = vec![false; self.variables.len()];
-        for variable in selected {
-            trains[*variable] = true;
-        }
+        adapter.slot_variables.iter().for_each(|variable| trains[*variable] = true);
         let thawed = |v: &&Variable| v.tensor.requires_grad() && !trains[v.tied_to];
         if let Some(variable) = self.variables.iter().find(thawed) {
             refuse!(

@@ -270,6 +270,9 @@ fn parse(text: &str, format: Format, path: Option<&Path>) -> Result<ParsedConfig
 
 fn read(mut map: Map<String, Value>, format: Format, place: &str) -> Result<ParsedConfig> {
     let invalid = |message: String| refusal!(InvalidConfig, "{place}{message}");
+    let wrong = |key: &str, found: &Value, expected: &str| {
+        invalid(format!("'{key}' is {}, expected {expected}", describe(found)))
+    };
     match map.remove("peft_type") {
         Some(Value::String(peft_type)) if peft_type == PEFT_TYPE => {}
         Some(Value::String(other)) => {
@@ -283,10 +286,7 @@ fn read(mut map: Map<String, Value>, format: Format, place: &str) -> Result<Pars
             return Err(invalid(format!("the key 'peft_type' is missing, expected '{PEFT_TYPE}'")))
         }
         Some(other) => {
-            return Err(invalid(format!(
-                "'peft_type' is {}, expected the string '{PEFT_TYPE}'",
-                describe(&other)
-            )));
+            return Err(wrong("peft_type", &other, &format!("the string '{PEFT_TYPE}'")));
         }
     }
     // PEFT's own run-time settings, which PEFT drops too.
@@ -295,9 +295,7 @@ fn read(mut map: Map<String, Value>, format: Format, place: &str) -> Result<Pars
     let text = |key: &str, value: Option<Value>| match value {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(other) => {
-            Err(invalid(format!("'{key}' is {}, expected a string or null", describe(&other))))
-        }
+        Some(other) => Err(wrong(key, &other, "a string or null")),
     };
     let names = |key: &str, items: Vec<Value>| {
         let names = items.into_iter().map(|item| match item {
@@ -312,10 +310,9 @@ fn read(mut map: Map<String, Value>, format: Format, place: &str) -> Result<Pars
         None => Ok(None),
         Some(Value::String(pattern)) => Ok(Some(Modules::Pattern(pattern))),
         Some(Value::Array(items)) => Ok(Some(Modules::List(names(key, items)?))),
-        Some(other) => Err(invalid(format!(
-            "'{key}' is {}, expected a string (regular expression), a list of names or null",
-            describe(&other)
-        ))),
+        Some(other) => {
+            Err(wrong(key, &other, "a string (regular expression), a list of names or null"))
+        }
     };
     let config = LnTuningConfig {
         task_type: match text("task_type", take("task_type"))? {
@@ -332,12 +329,7 @@ fn read(mut map: Map<String, Value>, format: Format, place: &str) -> Result<Pars
         auto_mapping: match take("auto_mapping") {
             None => None,
             Some(mapping @ Value::Object(_)) => Some(mapping),
-            Some(other) => {
-                return Err(invalid(format!(
-                    "'auto_mapping' is {}, expected an object or null",
-                    describe(&other)
-                )));
-            }
+            Some(other) => return Err(wrong("auto_mapping", &other, "an object or null")),
         },
         peft_version: text("peft_version", take("peft_version"))?,
         base_model_name_or_path: text("base_model_name_or_path", take("base_model_name_or_path"))?,
@@ -345,12 +337,7 @@ fn read(mut map: Map<String, Value>, format: Format, place: &str) -> Result<Pars
         inference_mode: match take("inference_mode") {
             None => false,
             Some(Value::Bool(mode)) => mode,
-            Some(other) => {
-                return Err(invalid(format!(
-                    "'inference_mode' is {}, expected true or false",
-                    describe(&other)
-                )));
-            }
+            Some(other) => return Err(wrong("inference_mode", &other, "true or false")),
         },
         target_modules: modules("target_modules", take("target_modules"))?,
         exclude_modules: modules("exclude_modules", take("exclude_modules"))?,

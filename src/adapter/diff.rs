@@ -49,8 +49,8 @@ impl TensorDiff {
 }
 
 impl LnTuningModel {
-    /// The difference of `adapter` from the adapter `against`, or from the base for `None`. For a module that an adapter
-    /// does not tune, the base is used.
+    /// The difference of `adapter` from the adapter `against`, or from the base for `None`. For a module that an
+    /// adapter does not tune, the base is used.
     ///
     /// # Errors
     /// `UnknownAdapter`.
@@ -67,7 +67,7 @@ impl LnTuningModel {
             let mut names: Vec<(String, String)> = Vec::new();
             for side in sides.into_iter().flatten() {
                 for entry in &attachment.adapter(side)?.entries {
-                    names.push((entry.module.clone(), entry.tensor.clone()));
+                    names.push((entry.tensor.module.clone(), entry.tensor.name.clone()));
                 }
             }
             names.sort_by(|a, b| natural_cmp(&a.0, &b.0).then_with(|| b.1.cmp(&a.1)));

@@ -158,8 +158,8 @@ impl FlatParams {
         Ok(())
     }
 
-    /// A copy on another device or in other kinds (one per slot). The masters keep their values, and their kind if it is
-    /// wider.
+    /// A copy on another device or in other kinds (one per slot). The masters keep their values, and their kind if it
+    /// is wider.
     pub(crate) fn relocate(
         &self,
         device: Device,

@@ -15,8 +15,8 @@ const BOTTOM: i32 = 40;
 const FONT: &str = "sans-serif";
 
 impl AdapterDiff {
-    /// An SVG picture: a row per kind of tensor (`layers.*.input_layernorm.weight`), a column per depth. The colour of a
-    /// cell shows the [`rms`](TensorDiff::rms) of its tensor, from white (0) to dark (the largest).
+    /// An SVG picture: a row per kind of tensor (`layers.*.input_layernorm.weight`), a column per depth. The colour of
+    /// a cell shows the [`rms`](TensorDiff::rms) of its tensor, from white (0) to dark (the largest).
     ///
     /// # Errors
     /// `InvalidArgument` if there is nothing to draw.

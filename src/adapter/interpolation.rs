@@ -7,7 +7,7 @@ use tch::{no_grad, Kind, Tensor};
 use crate::adapter::attachment::Attachment;
 use crate::adapter::config::{LnTuningConfig, Modules};
 use crate::adapter::model::LnTuningModel;
-use crate::adapter::selection::{Norms, Selection};
+use crate::adapter::selection::{Norms, Role, Selection};
 use crate::adapter::weights::Adapter;
 use crate::error::{refuse, Result};
 
@@ -46,7 +46,8 @@ impl InterpolateOptions {
 }
 
 impl LnTuningModel {
-    /// Adds an adapter with the weighted sum of the others' differences from the base: their mean if the weights sum to 1.
+    /// Adds an adapter with the weighted sum of the others' differences from the base: their mean if the weights sum to
+    /// 1.
     ///
     /// Computed in f64 and rounded once. Call [`set_adapter`](Self::set_adapter) to use the new adapter.
     ///
@@ -140,10 +141,10 @@ fn combine(
     };
     let base = |variable: usize| attachment.base_data(variable);
     let like = first.options.clone();
+    let config = LnTuningConfig { inference_mode: false, ..config };
     let mut made = Adapter::new(&attachment.variables, base, config, selection, like)?;
-    made.config.inference_mode = false;
     for entry in made.entries.clone() {
-        let name = entry.variable();
+        let name = entry.tensor.variable();
         let base = made.value(&entry)?;
         let found =
             sources.iter().map(|source| source.entry(&name).map(|e| source.value(e)).transpose());
@@ -196,12 +197,12 @@ fn factors(weights: &[f64], learnt: &[Tensor], method: Interpolation) -> Result<
 
 /// All modules that any of the adapters tunes.
 fn union(attachment: &Attachment, sources: &[&Adapter]) -> Result<(LnTuningConfig, Selection)> {
-    let paths = |saved: bool| {
+    let paths = |role: Role| {
         let modules = sources.iter().flat_map(|source| source.selection.modules());
-        let chosen = modules.filter(move |module| module.saved == saved);
+        let chosen = modules.filter(move |module| module.role == role);
         chosen.map(|module| regex::escape(&module.path)).collect::<BTreeSet<String>>()
     };
-    let (tuned, saved) = (paths(false), paths(true));
+    let (tuned, saved) = (paths(Role::Tuned), paths(Role::Whole));
     let config = LnTuningConfig {
         target_modules: Some(Modules::Pattern(Vec::from_iter(tuned).join("|"))),
         exclude_modules: None,

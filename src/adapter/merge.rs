@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use tch::{no_grad, Kind};
 
 use super::peft::directory::located;
-use super::peft::keys::{match_keys, KeyMapping, Wanted};
+use super::peft::keys::{match_keys, KeyMapping};
 use crate::adapter::config::LnTuningConfig;
-use crate::adapter::selection::{Norms, Selection};
-use crate::error::{refusal, refuse, Error, ErrorKind, Result};
+use crate::adapter::selection::{Norms, SelectedTensor, Selection};
+use crate::error::{refuse, Error, ErrorKind, Result};
 use crate::pretrained::files::{ModelFiles, TensorFile};
 use crate::storage::safetensors::{bytes_of, kind_of};
 use crate::storage::stored::{Stored, StoredTensors};
@@ -30,8 +30,8 @@ pub struct MergeReport {
     pub left_out: Vec<PathBuf>,
 }
 
-/// Writes a model directory with an adapter's weights in place of the base's: the result of PEFT's `merge_and_unload` and
-/// `save_pretrained`, bit for bit.
+/// Writes a model directory with an adapter's weights in place of the base's: the result of PEFT's `merge_and_unload`
+/// and `save_pretrained`, bit for bit.
 ///
 /// All other files are copied, all other tensors are copied byte for byte, and each tensor keeps its kind. Weights are
 /// copied in pieces, so that memory does not grow with the model. `progress` gets the bytes written and the total.
@@ -94,22 +94,18 @@ pub fn merge(
 }
 
 fn check_out(base: &Path, out: &Path) -> Result<()> {
-    let refuse = |why: &str| Err(refusal!(Io, "'{}' {why}", out.display()));
+    let shown = out.display();
     match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
-        Ok(true) => return refuse("is not empty: choose another directory, or empty it"),
+        Ok(true) => refuse!(Io, "'{shown}' is not empty: choose another directory, or empty it"),
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
-            return refuse("is a file, expected a directory: choose another place");
+            refuse!(Io, "'{shown}' is a file, expected a directory: choose another place");
         }
         _ => {}
     }
     let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| whole(path));
     if whole(out).starts_with(real(base)) || whole(out).starts_with(whole(base)) {
-        refuse!(
-            InvalidArgument,
-            "'{}' is in the model directory: choose another place",
-            out.display()
-        );
+        refuse!(InvalidArgument, "'{shown}' is in the model directory: choose another place");
     }
     Ok(())
 }
@@ -121,33 +117,25 @@ fn replacements<'a>(
     adapter: &'a StoredTensors,
 ) -> Result<HashMap<String, &'a Stored>> {
     let selection = Selection::new(&files.variables(), config, files.model_type(), Norms::Peft)?;
-    let mut wanted = Vec::new();
-    for module in selection.modules() {
-        for variable in &module.variables {
-            let tensor = &variable[module.path.len() + 1..];
-            wanted.push(Wanted { module: &module.path, tensor, saved: module.saved });
-        }
-    }
+    let wanted: Vec<SelectedTensor> = selection.tensors().collect();
+    let wanted: Vec<&SelectedTensor> = wanted.iter().collect();
     let keys: Vec<&str> = adapter.tensors.iter().map(|stored| stored.key.as_str()).collect();
     let matched = match_keys(&wanted, &keys, "default", &KeyMapping::default())?;
     for (kind, keys, what) in [
         (ErrorKind::MissingKeys, &matched.missing, "lacks tensors of the modules that it tunes"),
-        (ErrorKind::UnexpectedKeys, &matched.unexpected, "holds tensors that fit no module"),
+        (ErrorKind::UnexpectedKeys, &matched.unexpected, "holds tensors that belong to no module"),
     ] {
         if let Some(first) = keys.first() {
-            return Err(Error::new(
-                kind,
-                format!(
-                    "the adapter {what} ('{first}' and {} more): was it made for another model than '{}'?",
-                    keys.len() - 1,
-                    files.dir().display()
-                ),
-            ));
+            let (more, dir) = (keys.len() - 1, files.dir().display());
+            let message = format!(
+                "the adapter {what} ('{first}' and {more} more): was it made for another model than '{dir}'?"
+            );
+            return Err(Error::new(kind, message));
         }
     }
     let mut replaced = HashMap::new();
     for (want, found) in wanted.iter().zip(&matched.found) {
-        let name = format!("{}.{}", want.module, want.tensor);
+        let name = want.variable();
         if let (Some(index), Some(place)) = (found, files.find(&name)) {
             let stored = &adapter.tensors[*index];
             check_fit(stored, place)?;

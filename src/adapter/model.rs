@@ -25,9 +25,9 @@ pub const DEFAULT_ADAPTER: &str = "default";
 
 /// Adapters attached to the variables of a `VarStore`.
 ///
-/// Attaching freezes every variable, makes the selected ones trainable and changes no output. The model does not change:
-/// its layers share their variables with the `VarStore`, and an adapter swaps the storage behind them. So forward passes
-/// do not use this type. It keeps handles of the variables and does not borrow the `VarStore`.
+/// Attaching freezes every variable, makes the selected ones trainable and changes no output. The model does not
+/// change: its layers share their variables with the `VarStore`, and an adapter swaps the storage behind them. So
+/// forward passes do not use this type. It keeps handles of the variables and does not borrow the `VarStore`.
 ///
 /// Each call checks for changes to the variables by user code: it follows another kind or device, and refuses an
 /// overwritten base with [`ErrorKind::BaseChanged`](crate::ErrorKind::BaseChanged). Dropping the handle leaves the
@@ -62,9 +62,9 @@ pub struct LnTuningModel {
 }
 
 impl LnTuningModel {
-    /// Attaches an adapter named `default` and makes it active. Without `target_modules`, the modules follow, as in PEFT,
-    /// from the `model_type` of the directory from which the variables were loaded. If there is no directory, or PEFT
-    /// does not know the type, every norm is tuned that is recognised by name and shape.
+    /// Attaches an adapter named `default` and makes it active. Without `target_modules`, the modules follow, as in
+    /// PEFT, from the `model_type` of the directory from which the variables were loaded. If there is no directory, or
+    /// PEFT does not know the type, every norm is tuned that is recognised by name and shape.
     ///
     /// # Errors
     /// `EmptyVarStore`; those of [`Selection::new`]; `UnsupportedVariable` or `TiedTensors` if a selected tensor cannot
@@ -92,12 +92,7 @@ impl LnTuningModel {
         name: &str,
         options: &AdapterOptions,
     ) -> Result<Self> {
-        let trainable = !config.inference_mode;
-        Self::attach(vs, name, |attachment| {
-            let mut adapter = make_adapter(attachment, config, options)?;
-            adapter.trainable = trainable;
-            Ok(adapter)
-        })
+        Self::attach(vs, name, |attachment| make_adapter(attachment, config, options))
     }
 
     /// Attaches an adapter that PEFT or [`save_pretrained`](Self::save_pretrained) wrote, for inference.
@@ -112,9 +107,9 @@ impl LnTuningModel {
     /// [`from_pretrained`](Self::from_pretrained) with a name for the adapter and options, and a report on the keys.
     ///
     /// # Errors
-    /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite` and those of [`LnTuningConfig::from_file`] for the files;
-    /// `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch` or `KindMismatch` if the adapter does not fit the model. The
-    /// variables are then as before.
+    /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite` and those of [`LnTuningConfig::from_file`] for the
+    /// files; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch` or `KindMismatch` if the adapter does not fit the model.
+    /// The variables are then as before.
     pub fn from_pretrained_with(
         vs: &VarStore,
         dir: impl AsRef<Path>,
@@ -124,9 +119,7 @@ impl LnTuningModel {
         let files = SavedAdapter::open(dir)?;
         let mut report = LoadReport::default();
         let model = Self::attach(vs, name, |attachment| {
-            let (adapter, found) = load(attachment, files, name, options)?;
-            report = found;
-            Ok(adapter)
+            load(attachment, files, name, options, &mut report)
         })?;
         Ok((model, report))
     }
@@ -174,12 +167,7 @@ impl LnTuningModel {
         config: LnTuningConfig,
         options: &AdapterOptions,
     ) -> Result<()> {
-        let trainable = !config.inference_mode;
-        self.insert(name, |attachment| {
-            let mut adapter = make_adapter(attachment, config, options)?;
-            adapter.trainable = trainable;
-            Ok(adapter)
-        })
+        self.insert(name, |attachment| make_adapter(attachment, config, options))
     }
 
     /// Adds an adapter from a directory. Call [`set_adapter`](Self::set_adapter) to use it.
@@ -195,11 +183,7 @@ impl LnTuningModel {
         self.attachment().check_new(name)?;
         let files = SavedAdapter::open(dir)?;
         let mut report = LoadReport::default();
-        self.insert(name, |attachment| {
-            let (adapter, found) = load(attachment, files, name, options)?;
-            report = found;
-            Ok(adapter)
-        })?;
+        self.insert(name, |attachment| load(attachment, files, name, options, &mut report))?;
         Ok(report)
     }
 
@@ -333,10 +317,10 @@ fn load(
     files: SavedAdapter,
     name: &str,
     options: &LoadOptions,
-) -> Result<(Adapter, LoadReport)> {
-    let mut adapter = make_adapter(attachment, files.config, &options.adapter)?;
-    adapter.trainable = options.is_trainable;
-    adapter.config.inference_mode = !options.is_trainable;
-    let report = state_dict::load(&mut adapter, name, &files.tensors, options)?;
-    Ok((adapter, report))
+    report: &mut LoadReport,
+) -> Result<Adapter> {
+    let config = LnTuningConfig { inference_mode: !options.is_trainable, ..files.config };
+    let mut adapter = make_adapter(attachment, config, &options.adapter)?;
+    *report = state_dict::load(&mut adapter, name, &files.tensors, options)?;
+    Ok(adapter)
 }

@@ -82,11 +82,10 @@ impl LoadOptions {
 
     /// Renames keys on loading: regular expressions with their replacements, in Python's syntax. The first match is
     /// applied, to the key without `base_model.model.`.
-    pub fn key_mapping<P, R>(mut self, rules: impl IntoIterator<Item = (P, R)>) -> Self
-    where
-        P: Into<String>,
-        R: Into<String>,
-    {
+    pub fn key_mapping(
+        mut self,
+        rules: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,
+    ) -> Self {
         self.key_mapping = rules.into_iter().map(|(p, r)| (p.into(), r.into())).collect();
         self
     }
@@ -127,14 +126,13 @@ impl SaveOptions {
         self
     }
 
-    /// Renames keys on saving, if the variables have other names than the Python model's parameters: regular expressions
-    /// with their replacements, in Python's syntax. The first match is applied, to the module's path. `target_modules`
-    /// is then written as the renamed paths.
-    pub fn key_mapping<P, R>(mut self, rules: impl IntoIterator<Item = (P, R)>) -> Self
-    where
-        P: Into<String>,
-        R: Into<String>,
-    {
+    /// Renames keys on saving, if the variables have other names than the Python model's parameters: regular
+    /// expressions with their replacements, in Python's syntax. The first match is applied, to the module's path.
+    /// `target_modules` is then written as the renamed paths.
+    pub fn key_mapping(
+        mut self,
+        rules: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,
+    ) -> Self {
         self.key_mapping = rules.into_iter().map(|(p, r)| (p.into(), r.into())).collect();
         self
     }

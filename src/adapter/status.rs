@@ -6,6 +6,7 @@ use std::fmt;
 use tch::Device;
 
 use crate::adapter::attachment::Attachment;
+use crate::adapter::selection::Role;
 use crate::adapter::weights::Adapter;
 use crate::error::Result;
 use crate::names::natural::Natural;
@@ -65,8 +66,8 @@ impl fmt::Display for TrainableParameters {
 pub struct LayerStatus {
     /// The path of the module.
     pub name: String,
-    /// True if `modules_to_save` selected it (PEFT's `ModulesToSaveWrapper`), and not `target_modules`.
-    pub saved: bool,
+    /// The setting that selected it; [`Role::Whole`] is PEFT's `ModulesToSaveWrapper`.
+    pub role: Role,
     /// True if adapters are enabled.
     pub enabled: bool,
     /// The active adapter, if it has weights for this module; else the module uses the base.
@@ -110,7 +111,7 @@ pub(crate) fn layers(attachment: &Attachment) -> Vec<LayerStatus> {
         for module in adapter.selection.modules() {
             let layer = layers.entry(Natural(module.path.clone())).or_insert_with(|| LayerStatus {
                 name: module.path.clone(),
-                saved: module.saved,
+                role: module.role,
                 enabled: attachment.enabled,
                 active_adapter: None,
                 merged_adapter: None,

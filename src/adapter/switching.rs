@@ -18,8 +18,8 @@ impl LnTuningModel {
         self.attachment().adapters.keys().cloned().collect()
     }
 
-    /// Makes an adapter active, with one pointer swap per tensor. Modules that it does not tune use the base. An adapter
-    /// that was loaded for inference stays frozen.
+    /// Makes an adapter active, with one pointer swap per tensor. Modules that it does not tune use the base. An
+    /// adapter that was loaded for inference stays frozen.
     ///
     /// # Errors
     /// `UnknownAdapter`; `InvalidState` while an adapter is merged.
@@ -141,8 +141,8 @@ impl LnTuningModel {
         })
     }
 
-    /// Makes an adapter trainable, or freezes it; others do not change. Also freezes the base again if user code has made
-    /// it trainable (`vs.unfreeze`).
+    /// Makes an adapter trainable, or freezes it; others do not change. Also freezes the base again if user code has
+    /// made it trainable (`vs.unfreeze`).
     ///
     /// # Errors
     /// `UnknownAdapter`.

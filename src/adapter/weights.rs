@@ -8,9 +8,10 @@ use tch::{Kind, Tensor};
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::flat::{copy_of, FlatParams, Precision};
 use crate::adapter::options::AdapterOptions;
-use crate::adapter::selection::Selection;
+use crate::adapter::selection::{SelectedTensor, Selection};
 use crate::adapter::variables::Variables;
-use crate::error::{refusal, refuse, Result};
+use crate::error::{refuse, Result};
+use crate::storage::info::is_float;
 
 /// One adapter. Its weights are a deep copy of the selected modules: parameters in one flat buffer, buffers beside it.
 #[derive(Debug)]
@@ -32,22 +33,11 @@ pub(crate) struct Adapter {
     pub(crate) trainable: bool,
 }
 
-/// One selected tensor.
+/// A selected tensor and its place.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
-    /// The path of its module and its own name there: together the name of the variable.
-    pub(crate) module: String,
-    pub(crate) tensor: String,
-    /// From `modules_to_save`.
-    pub(crate) saved: bool,
+    pub(crate) tensor: SelectedTensor,
     pub(crate) place: Place,
-}
-
-impl Entry {
-    /// The name of the variable.
-    pub(crate) fn variable(&self) -> String {
-        format!("{}.{}", self.module, self.tensor)
-    }
 }
 
 /// The place of a tensor in an adapter.
@@ -78,45 +68,33 @@ impl Adapter {
         let mut slot_variables: Vec<usize> = Vec::new();
         let mut values = Vec::new();
         let mut buffers: Vec<(usize, Tensor)> = Vec::new();
-        let chosen: Vec<usize> = selection
-            .modules()
-            .iter()
-            .flat_map(|module| &module.variables)
-            .filter_map(|name| variables.position(name))
-            .collect();
-        for module in selection.modules() {
-            for name in &module.variables {
-                let Some(index) = variables.position(name) else { continue };
-                let variable = variables.get(index);
-                let owner = variable.tied_to;
-                check_ties(variables, index, &chosen)?;
-                let data = base(owner)?;
-                let place = if variable.is_parameter {
-                    check_parameter(name, &data)?;
-                    let slot = slot_variables.iter().position(|v| *v == owner);
-                    Place::Slot(slot.unwrap_or_else(|| {
-                        slot_variables.push(owner);
-                        values.push(data);
-                        slot_variables.len() - 1
-                    }))
-                } else {
-                    let buffer = buffers.iter().position(|(v, _)| *v == owner);
-                    Place::Buffer(match buffer {
-                        Some(buffer) => buffer,
-                        None => {
-                            buffers.push((owner, copy_of(&data)?));
-                            buffers.len() - 1
-                        }
-                    })
-                };
-                let tensor = name[module.path.len() + 1..].to_owned();
-                entries.push(Entry {
-                    module: module.path.clone(),
-                    tensor,
-                    saved: module.saved,
-                    place,
-                });
-            }
+        let chosen: Vec<usize> =
+            selection.variables().filter_map(|name| variables.position(name)).collect();
+        for tensor in selection.tensors() {
+            let Some(index) = variables.position(&tensor.variable()) else { continue };
+            let variable = variables.get(index);
+            let owner = variable.tied_to;
+            check_ties(variables, index, &chosen)?;
+            let data = base(owner)?;
+            let place = if variable.is_parameter {
+                check_parameter(&variable.name, &data)?;
+                let slot = slot_variables.iter().position(|v| *v == owner);
+                Place::Slot(slot.unwrap_or_else(|| {
+                    slot_variables.push(owner);
+                    values.push(data);
+                    slot_variables.len() - 1
+                }))
+            } else {
+                let buffer = buffers.iter().position(|(v, _)| *v == owner);
+                Place::Buffer(match buffer {
+                    Some(buffer) => buffer,
+                    None => {
+                        buffers.push((owner, copy_of(&data)?));
+                        buffers.len() - 1
+                    }
+                })
+            };
+            entries.push(Entry { tensor, place });
         }
         if slot_variables.is_empty() {
             let names: Vec<&str> = selection.variables().take(4).collect();
@@ -130,6 +108,7 @@ impl Adapter {
         check_uniform(variables, &slot_variables, &values, precision)?;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Ok(Adapter {
+            trainable: !config.inference_mode,
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             flat: FlatParams::new(&values, precision)?,
             config,
@@ -138,7 +117,6 @@ impl Adapter {
             entries,
             slot_variables,
             buffers,
-            trainable: true,
         })
     }
 
@@ -158,10 +136,7 @@ impl Adapter {
 
     /// The entry of a variable.
     pub(crate) fn entry(&self, variable: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| {
-            let rest = variable.strip_prefix(&entry.module).and_then(|rest| rest.strip_prefix('.'));
-            rest == Some(&entry.tensor)
-        })
+        self.entries.iter().find(|entry| entry.tensor.is_variable(variable))
     }
 
     /// The model's kind for this entry.
@@ -180,7 +155,8 @@ impl Adapter {
         }
     }
 
-    /// Overwrites the tensors of several entries; for a tied tensor the last one counts. The caller has checked the shapes.
+    /// Overwrites the tensors of several entries; for a tied tensor the last one counts. The caller has checked the
+    /// shapes.
     pub(crate) fn set_all(&mut self, values: &[(Place, &Tensor)]) -> Result<()> {
         let mut slots: Vec<Option<&Tensor>> = vec![None; self.slot_variables.len()];
         for (place, value) in values {
@@ -260,23 +236,20 @@ fn check_ties(variables: &Variables, index: usize, chosen: &[usize]) -> Result<(
 }
 
 fn check_parameter(name: &str, data: &Tensor) -> Result<()> {
-    let refuse = |why: String| {
-        Err(refusal!(
-            UnsupportedVariable,
-            "'{name}' was selected but cannot be trained: {why}. Exclude it with `exclude_modules`"
-        ))
-    };
-    if data.is_sparse() || data.is_mkldnn() {
-        return refuse("it is not a dense tensor".into());
-    }
     let kind = data.f_kind()?;
-    if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
-        return refuse(format!("its kind is {kind:?}, expected Float, Double, Half or BFloat16"));
-    }
-    if data.numel() == 0 {
-        return refuse("it has no elements".into());
-    }
-    Ok(())
+    let why = if data.is_sparse() || data.is_mkldnn() {
+        "it is not a dense tensor".to_owned()
+    } else if !is_float(kind) {
+        format!("its kind is {kind:?}, expected Float, Double, Half or BFloat16")
+    } else if data.numel() == 0 {
+        "it has no elements".to_owned()
+    } else {
+        return Ok(());
+    };
+    refuse!(
+        UnsupportedVariable,
+        "'{name}' was selected but cannot be trained: {why}. Exclude it with `exclude_modules`"
+    )
 }
 
 fn check_uniform(

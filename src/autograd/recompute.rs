@@ -42,6 +42,7 @@ use tch::{no_grad, Device, Kind, Tensor};
 
 use crate::autograd::known_gradient::{grad_is_enabled, inner_product};
 use crate::error::{refuse, Result};
+use crate::storage::info::is_float;
 
 /// The blocks to recompute, counted in the order in which they run; the others keep their activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -230,12 +231,10 @@ impl<'a> Tape<'a> {
             results
         };
         let leaf = |result: &Tensor| -> Result<Option<Tensor>> {
-            match result.f_kind()? {
-                Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half => {
-                    Ok(Some(result.f_detach()?.f_set_requires_grad(true)?))
-                }
-                _ => Ok(None),
+            if !is_float(result.f_kind()?) {
+                return Ok(None);
             }
+            Ok(Some(result.f_detach()?.f_set_requires_grad(true)?))
         };
         let outputs = results.iter().map(leaf).collect::<Result<Vec<_>>>()?;
         let given = results.into_iter().zip(&outputs);

@@ -76,50 +76,45 @@ impl fmt::Display for CudaStatus {
             CudaStatus::Available { .. } => Ok(()),
             CudaStatus::CpuBuild { libtorch } => write!(
                 f,
-                "'{}' is a CPU build of libtorch, without libtorch_cuda.so; build with LIBTORCH \
-                 set to a CUDA build",
+                "'{}' is a CPU build of libtorch, without libtorch_cuda.so; build with LIBTORCH set to a CUDA build",
                 libtorch.display()
             ),
             CudaStatus::LibraryNotLoaded { library, reason } => write!(
                 f,
-                "'{}' cannot be loaded ({reason}); install what is missing, or add its directory \
-                 to LD_LIBRARY_PATH",
+                "'{}' cannot be loaded ({reason}); install what is missing, or add its directory to LD_LIBRARY_PATH",
                 library.display()
             ),
             CudaStatus::LibtorchNotFound => write!(
                 f,
-                "no libtorch_cpu.so is mapped into this process, so the directory of \
-                 libtorch_cuda.so is not known; link libtorch dynamically, and mount /proc"
+                "no libtorch_cpu.so is mapped into this process, so the directory of libtorch_cuda.so is not known; \
+                 link libtorch dynamically, and mount /proc"
             ),
             CudaStatus::NoDriver { reason } => write!(
                 f,
-                "the NVIDIA driver is not installed ({reason}); install it, or give \
-                 the container access to the GPU (docker run --gpus all)"
+                "the NVIDIA driver is not installed ({reason}); install it, or give the container access to the GPU \
+                 (docker run --gpus all)"
             ),
             CudaStatus::DriverFailed { reason } => write!(
                 f,
-                "the NVIDIA driver fails ({reason}); compare with nvidia-smi, update the driver, \
-                 or use a libtorch for an older CUDA"
+                "the NVIDIA driver fails ({reason}); compare with nvidia-smi, update the driver, or use a libtorch \
+                 for an older CUDA"
             ),
             CudaStatus::DevicesHidden { visible } => write!(
                 f,
-                "CUDA_VISIBLE_DEVICES={visible:?} hides every device; unset it, or name devices \
-                 that nvidia-smi lists"
+                "CUDA_VISIBLE_DEVICES={visible:?} hides every device; unset it, or name devices that nvidia-smi lists"
             ),
-            CudaStatus::NoDevice => write!(
-                f,
-                "the NVIDIA driver works and finds no device; compare with nvidia-smi"
-            ),
+            CudaStatus::NoDevice => {
+                f.write_str("the NVIDIA driver works and finds no device; compare with nvidia-smi")
+            }
             CudaStatus::LoadedTooLate { devices } => write!(
                 f,
-                "the driver sees {devices} device(s), but libtorch was asked about CUDA before \
-                 libtorch_cuda.so was loaded, and keeps its answer; call ln_tuning::device::best_device() before \
-                 anything else that asks, such as tch::Device::cuda_if_available()"
+                "the driver sees {devices} device(s), but libtorch was asked about CUDA before libtorch_cuda.so was \
+                 loaded, and keeps its answer; call ln_tuning::device::best_device() before anything else that asks, \
+                 such as tch::Device::cuda_if_available()"
             ),
             CudaStatus::OtherSystem => write!(
                 f,
-                "loading libtorch_cuda at run time is implemented for Linux only; link it in \
-                 your build script"
+                "loading libtorch_cuda at run time is implemented for Linux only; link it in your build script"
             ),
         }
     }

@@ -58,7 +58,8 @@ pub struct Optimizer {
 }
 
 impl LnTuningModel {
-    /// An optimiser for the active adapter: [`AdamW`](tch::nn::AdamW) or [`Sgd`](tch::nn::Sgd) of tch, with their settings.
+    /// An optimiser for the active adapter: [`AdamW`](tch::nn::AdamW) or [`Sgd`](tch::nn::Sgd) of tch, with their
+    /// settings.
     ///
     /// # Errors
     /// `InvalidArgument` for a setting out of range; `InvalidState` if no adapter is active, or the active one was
@@ -85,8 +86,7 @@ impl Optimizer {
         guard.sync()?;
         guard.check_trainable(adapter)?;
         let own = guard.adapter(adapter)?;
-        let slot_groups: Vec<usize> =
-            own.slot_variables.iter().map(|v| guard.variables.get(*v).group).collect();
+        let slot_groups: Vec<usize> = guard.trained(adapter)?.map(|v| v.group).collect();
         let groups = slot_groups.iter().map(|g| (*g, Group { algorithm, lr })).collect();
         let slots = own.flat.slots().len();
         Ok(Optimizer {
@@ -129,8 +129,8 @@ impl Optimizer {
         })
     }
 
-    /// [`backward`](Self::backward) with block checkpointing: `forward` computes the loss and runs its blocks through the
-    /// tape. Returns the loss.
+    /// [`backward`](Self::backward) with block checkpointing: `forward` computes the loss and runs its blocks through
+    /// the tape. Returns the loss.
     ///
     /// # Errors
     /// As [`backward`](Self::backward), and those of `forward`.
@@ -165,9 +165,9 @@ impl Optimizer {
         Ok(if scale == 1. { loss } else { loss.f_div_scalar(scale)? })
     }
 
-    /// Adds the gradients that `compute` returns for the selected tensors, in the given order, for backward passes other
-    /// than [`backward`](Self::backward) and [`backward_recompute`](Self::backward_recompute). An undefined tensor means
-    /// no gradient. The loss scale is not applied. Returns the other value of `compute`, usually the loss.
+    /// Adds the gradients that `compute` returns for the selected tensors, in the given order, for backward passes
+    /// other than [`backward`](Self::backward) and [`backward_recompute`](Self::backward_recompute). An undefined
+    /// tensor means no gradient. The loss scale is not applied. Returns the other value of `compute`, usually the loss.
     ///
     /// # Errors
     /// As [`backward`](Self::backward); `ShapeMismatch` if a gradient does not have its tensor's shape.
@@ -285,24 +285,18 @@ impl Optimizer {
     /// `NoGradient` if there is none; `InvalidArgument` if `max` is not a positive number.
     pub fn clip_grad_value(&mut self, max: f64) -> Result<()> {
         check_max(max)?;
-        self.with_adapter(|this, attachment| {
-            this.collect(attachment)?;
-            this.gradients.clip_value(max)
-        })
+        self.with_gradients(|gradients| gradients.clip_value(max))
     }
 
     /// Scales the gradient so that its Euclidean norm over all selected tensors is at most `max`, as
-    /// `torch.nn.utils.clip_grad_norm_` does. Returns the norm before clipping as a scalar on the model's device, so that
-    /// nothing waits for the device until its value is read.
+    /// `torch.nn.utils.clip_grad_norm_` does. Returns the norm before clipping as a scalar on the model's device, so
+    /// that nothing waits for the device until its value is read.
     ///
     /// # Errors
     /// `NoGradient` if there is none; `InvalidArgument` if `max` is not a positive number.
     pub fn clip_grad_norm(&mut self, max: f64) -> Result<Tensor> {
         check_max(max)?;
-        self.with_adapter(|this, attachment| {
-            this.collect(attachment)?;
-            this.gradients.clip_norm(max)
-        })
+        self.with_gradients(|gradients| gradients.clip_norm(max))
     }
 
     /// The Euclidean norm of the gradient over all selected tensors, as a scalar on the model's device.
@@ -310,10 +304,7 @@ impl Optimizer {
     /// # Errors
     /// `NoGradient` if there is none.
     pub fn grad_norm(&mut self) -> Result<Tensor> {
-        self.with_adapter(|this, attachment| {
-            this.collect(attachment)?;
-            this.gradients.norm()
-        })
+        self.with_gradients(|gradients| gradients.norm())
     }
 
     /// Every selected variable's name and a copy of its gradient, or `None` if it has no gradient.
@@ -363,13 +354,19 @@ impl Optimizer {
 
     /// Takes the gradients that user code has put into the variables, if the optimiser has none.
     fn collect(&mut self, attachment: &mut Attachment) -> Result<()> {
-        let adapter = attachment.adapter(&self.adapter)?;
+        let flat = &attachment.adapter(&self.adapter)?.flat;
         if self.gradients.is_empty() {
-            let variables = adapter.slot_variables.iter();
-            let found = variables.map(|v| attachment.variables.get(*v).tensor.grad()).collect();
-            self.gradients.add(&adapter.flat, found, 1.)?;
+            let variables = attachment.trained(&self.adapter)?;
+            self.gradients.add(flat, variables.map(|v| v.tensor.grad()).collect(), 1.)?;
         }
-        self.gradients.follow(&adapter.flat)
+        self.gradients.follow(flat)
+    }
+
+    fn with_gradients<T>(&mut self, f: impl FnOnce(&mut Gradients) -> Result<T>) -> Result<T> {
+        self.with_adapter(|this, attachment| {
+            this.collect(attachment)?;
+            f(&mut this.gradients)
+        })
     }
 
     /// Runs `f` without recording a graph, after following changes by user code.
@@ -393,13 +390,11 @@ impl Optimizer {
 
 /// The leaves that an adapter trains, in the order of its slots.
 fn inputs(attachment: &Attachment, adapter: &str) -> Result<Vec<Tensor>> {
-    let variables = attachment.adapter(adapter)?.slot_variables.iter();
-    Ok(variables.map(|v| attachment.variables.get(*v).tensor.shallow_clone()).collect())
+    Ok(attachment.trained(adapter)?.map(|variable| variable.tensor.shallow_clone()).collect())
 }
 
 fn variable_names(attachment: &Attachment, adapter: &str) -> Result<Vec<String>> {
-    let variables = attachment.adapter(adapter)?.slot_variables.iter();
-    Ok(variables.map(|v| attachment.variables.get(*v).name.clone()).collect())
+    Ok(attachment.trained(adapter)?.map(|variable| variable.name.clone()).collect())
 }
 
 fn check_loss(loss: &Tensor) -> Result<()> {

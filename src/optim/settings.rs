@@ -6,8 +6,8 @@ use super::optimizer::Optimizer;
 use crate::error::{refusal, refuse, Result};
 
 impl Optimizer {
-    /// Accumulates `steps` backward passes for one update: each of the `backward_step…` methods then adds the gradient of
-    /// `loss / steps` and updates the weights at every `steps`-th call. The default is 1.
+    /// Accumulates `steps` backward passes for one update: each of the `backward_step…` methods then adds the gradient
+    /// of `loss / steps` and updates the weights at every `steps`-th call. The default is 1.
     ///
     /// # Errors
     /// `InvalidArgument` for 0.
@@ -90,7 +90,8 @@ impl Optimizer {
     /// Sets the momentum of every group: β₁ for AdamW.
     ///
     /// # Errors
-    /// `InvalidArgument` if it is out of range, or if it turns on a momentum that [`Sgd`](tch::nn::Sgd) was built without.
+    /// `InvalidArgument` if it is out of range, or if it turns on a momentum that [`Sgd`](tch::nn::Sgd) was built
+    /// without.
     pub fn set_momentum(&mut self, momentum: f64) -> Result<()> {
         self.groups.values_mut().try_for_each(|group| group.algorithm.set_momentum(momentum))
     }

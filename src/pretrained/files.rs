@@ -12,7 +12,7 @@ use super::naming::layout::Layout;
 use super::naming::ties::settled;
 use crate::error::{refusal, refuse, Error, Result};
 use crate::names::natural::natural_cmp;
-use crate::storage::info::VariableInfo;
+use crate::storage::info::{is_float, VariableInfo};
 use crate::storage::safetensors::kind_of;
 use crate::storage::stored::{Stored, StoredTensors};
 
@@ -23,8 +23,9 @@ const INDEX: &str = "model.safetensors.index.json";
 ///
 /// Tensors have the names of the Python model in memory in transformers 5, which PEFT's keys use: a model of the class
 /// in `architectures`, or of another class by [`with_head`](Self::with_head). Files with former names
-/// (`vit.encoder.layer.0…`, `gamma`, `beta`), or without the base model's prefix, are understood. Buffers that the model
-/// computes, tied copies and modules that the class lacks are no variables; [`left_out`](Self::left_out) lists them.
+/// (`vit.encoder.layer.0…`, `gamma`, `beta`), or without the base model's prefix, are understood. Buffers that the
+/// model computes, tied copies and modules that the class lacks are no variables; [`left_out`](Self::left_out) lists
+/// them.
 #[derive(Debug)]
 pub struct ModelFiles {
     dir: PathBuf,
@@ -250,8 +251,7 @@ impl ModelFiles {
 
 pub(crate) fn is_parameter(name: &str, kind: Kind) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
-    let float = matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
-    float && !["running_mean", "running_var", "final_logits_bias"].contains(&last)
+    is_float(kind) && !["running_mean", "running_var", "final_logits_bias"].contains(&last)
 }
 
 pub(super) fn json(path: &Path) -> Result<Value> {

@@ -14,3 +14,8 @@ pub struct VariableInfo {
     /// False for buffers, such as BatchNorm statistics.
     pub is_parameter: bool,
 }
+
+/// True for the floating-point kinds that can be trained.
+pub(crate) fn is_float(kind: Kind) -> bool {
+    matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
+}

@@ -3,7 +3,7 @@
 use crate::nets::{bits, state_of, two, Net};
 use ln_tuning::{
     AdapterOptions, ErrorKind, InterpolateOptions, Interpolation, LnTuningConfig, LnTuningModel,
-    LoadOptions, Precision, SaveOptions,
+    LoadOptions, Precision, Role, SaveOptions,
 };
 use tch::{nn, Device, Kind, Tensor};
 
@@ -159,7 +159,7 @@ fn the_status_says_per_module_what_is_used() {
     assert_eq!(layers[1].active_adapter, None, "norm1 is the base's");
     assert_eq!(layers[2].active_adapter.as_deref(), Some("b"));
     assert_eq!(layers[2].available_adapters, ["a", "b"]);
-    assert!(layers[0].saved && !layers[1].saved);
+    assert_eq!((layers[0].role, layers[1].role), (Role::Whole, Role::Tuned));
     assert!(layers.iter().all(|layer| layer.devices.values().all(|d| *d == Device::Cpu)));
     let status = tuned.model_status();
     assert_eq!((status.num_adapter_layers, status.enabled), (3, true));

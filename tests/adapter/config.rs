@@ -104,7 +104,10 @@ fn errors_name_the_file_and_the_key() {
         (r#"{"peft_type": "LN_TUNING", "task_type": "NOPE"}"#, ["task_type", "CAUSAL_LM"]),
         (r#"{"peft_type": "LN_TUNING", "target_modules": 3}"#, ["target_modules", "3"]),
         (r#"{"peft_type": "LN_TUNING", "target_modules": [true]}"#, ["target_modules", "true"]),
-        (r#"{"peft_type": "LN_TUNING", "revision": 1, "revision": 2}"#, ["twice", "revision"]),
+        (
+            r#"{"peft_type": "LN_TUNING", "revision": 1, "revision": 2}"#,
+            ["duplicate key", "revision"],
+        ),
         (r#"{"peft_type": "LN_TUNING", "#, ["JSON", "line 1"]),
     ] {
         std::fs::write(&path, text).unwrap();

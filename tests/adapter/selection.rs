@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ln_tuning::{natural_cmp, ErrorKind, LnTuningConfig, Norms, Selection, VariableInfo};
+use ln_tuning::{natural_cmp, ErrorKind, LnTuningConfig, Norms, Role, Selection, VariableInfo};
 use proptest::prelude::*;
 use tch::Kind;
 
@@ -69,7 +69,7 @@ fn excluding_comes_before_saving_and_saving_before_targeting() {
     assert_eq!(chosen, ["layers.0.out_norm", "layers.1.input_norm", "layers.1.out_norm", "score"]);
     let selection =
         Selection::new(&tree(), &wanted.modules_to_save(["score"]), None, Norms::Peft).unwrap();
-    let saved: Vec<_> = selection.modules().iter().filter(|m| m.saved).collect();
+    let saved: Vec<_> = selection.modules().iter().filter(|m| m.role == Role::Whole).collect();
     assert_eq!((saved.len(), saved[0].path.as_str()), (1, "score"));
 }
 

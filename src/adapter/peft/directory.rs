@@ -100,26 +100,21 @@ pub(crate) fn located(dir: &Path) -> Result<(LnTuningConfig, PathBuf)> {
 
 /// Refuses a name that cannot be a key in a file and a folder on disk.
 pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
-    let refuse = |why: &str| {
-        Err(refusal!(
-            InvalidAdapterName,
-            "'{name}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'"
-        ))
+    let why = if name.trim().is_empty() {
+        "it is empty"
+    } else if name.contains('.') {
+        "a '.' separates the parts of a tensor's key"
+    } else if name.contains(['/', '\\']) {
+        "it would be a path"
+    } else if name.chars().any(char::is_control) {
+        "it holds control characters"
+    } else if name.len() > 200 {
+        "it is longer than 200 bytes, and file systems end at 255"
+    } else {
+        return Ok(());
     };
-    if name.trim().is_empty() {
-        return refuse("it is empty");
-    }
-    if name.contains('.') {
-        return refuse("a '.' separates the parts of a tensor's key");
-    }
-    if name.contains(['/', '\\']) {
-        return refuse("it would be a path");
-    }
-    if name.chars().any(char::is_control) {
-        return refuse("it holds control characters");
-    }
-    if name.len() > 200 {
-        return refuse("it is longer than 200 bytes, and file systems end at 255");
-    }
-    Ok(())
+    refuse!(
+        InvalidAdapterName,
+        "'{name}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'"
+    )
 }

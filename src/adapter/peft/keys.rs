@@ -2,20 +2,13 @@
 
 use std::collections::HashMap;
 
+use crate::adapter::selection::{Role, SelectedTensor};
 use crate::error::{refuse, Result};
 use crate::names::pattern::Pattern;
 
 const PREFIX: &str = "base_model.model.";
 const MARK: &str = "ln_tuning_layers";
 const SAVED_MARK: &str = "modules_to_save";
-
-/// A tensor that an adapter needs, by the path of its module and its own name.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted<'a> {
-    pub(crate) module: &'a str,
-    pub(crate) tensor: &'a str,
-    pub(crate) saved: bool,
-}
 
 /// The assignment of a file's keys to the wanted tensors.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -57,11 +50,12 @@ impl KeyMapping {
 ///
 /// For a tensor in a container (`up.weight` in a block) PEFT writes the adapter's name too, and finds it again under
 /// that name only: `default`, unless the user chose another.
-pub(crate) fn file_key(module: &str, tensor: &str, saved: bool) -> String {
-    match (saved, tensor.contains('.')) {
-        (true, _) => format!("{PREFIX}{module}.{tensor}"),
-        (false, false) => format!("{PREFIX}{module}.{MARK}.{tensor}"),
-        (false, true) => format!("{PREFIX}{module}.{MARK}.default.{tensor}"),
+pub(crate) fn file_key(tensor: &SelectedTensor) -> String {
+    let SelectedTensor { module, name, role } = tensor;
+    match role {
+        Role::Whole => format!("{PREFIX}{module}.{name}"),
+        Role::Tuned if name.contains('.') => format!("{PREFIX}{module}.{MARK}.default.{name}"),
+        Role::Tuned => format!("{PREFIX}{module}.{MARK}.{name}"),
     }
 }
 
@@ -70,23 +64,21 @@ pub(crate) fn file_key(module: &str, tensor: &str, saved: bool) -> String {
 /// Accepts keys with and without `base_model.model.`, keys with an adapter's name, as for containers
 /// (`mlp.ln_tuning_layers.default.gate_proj.weight`), and several adapters in one file, as PEFT 0.19 wrote them.
 pub(crate) fn match_keys(
-    wanted: &[Wanted],
+    wanted: &[&SelectedTensor],
     keys: &[&str],
     adapter: &str,
     mapping: &KeyMapping,
 ) -> Result<Matched> {
-    let mut places: HashMap<(String, bool), usize> = HashMap::new();
-    for (index, want) in wanted.iter().enumerate() {
-        places.insert((format!("{}.{}", want.module, want.tensor), want.saved), index);
-    }
+    let places = wanted.iter().enumerate();
+    let places: HashMap<Reading, usize> =
+        places.map(|(index, want)| ((want.variable(), want.role), index)).collect();
     let mut matched = Matched { found: vec![None; wanted.len()], ..Matched::default() };
     // The rank of the reading that found a tensor: 0 is what PEFT writes today; the lowest wins.
     let mut ranks = vec![usize::MAX; wanted.len()];
     for (index, key) in keys.iter().enumerate() {
         let renamed = mapping.apply(key.strip_prefix(PREFIX).unwrap_or(key))?;
-        let readings = readings(&renamed, adapter).into_iter().enumerate();
-        let place =
-            readings.filter_map(|(rank, r)| Some((rank, *places.get(&(r.name, r.saved))?))).next();
+        let mut readings = readings(&renamed, adapter).into_iter().enumerate();
+        let place = readings.find_map(|(rank, reading)| Some((rank, *places.get(&reading)?)));
         match place {
             Some((rank, place)) => match matched.found[place] {
                 Some(first) if rank == ranks[place] => {
@@ -108,47 +100,44 @@ pub(crate) fn match_keys(
     }
     for (want, found) in wanted.iter().zip(&matched.found) {
         if found.is_none() {
-            matched.missing.push(file_key(want.module, want.tensor, want.saved));
+            matched.missing.push(file_key(want));
         }
     }
     Ok(matched)
 }
 
-/// A possible meaning of a key.
-struct Reading {
-    /// The variable's name.
-    name: String,
-    saved: bool,
-}
+/// A possible meaning of a key: the name of a variable, and the role of its module.
+type Reading = (String, Role);
 
 fn readings(key: &str, adapter: &str) -> Vec<Reading> {
     let mut readings = Vec::new();
-    for (mark, saved) in [(MARK, false), (SAVED_MARK, true)] {
+    for (mark, role) in [(MARK, Role::Tuned), (SAVED_MARK, Role::Whole)] {
         // A module's path may contain the mark too: every occurrence is tried, the last one first.
         let mark = format!(".{mark}.");
         for (at, _) in key.rmatch_indices(&mark) {
             let (module, rest) = (&key[..at], &key[at + mark.len()..]);
-            readings.push(Reading { name: format!("{module}.{rest}"), saved });
+            readings.push((format!("{module}.{rest}"), role));
             // Containers keep the name under which the adapter was saved: ours or `default`.
             for name in [adapter, "default"] {
                 if let Some(rest) = rest.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'))
                 {
-                    readings.push(Reading { name: format!("{module}.{rest}"), saved });
+                    readings.push((format!("{module}.{rest}"), role));
                 }
             }
         }
     }
-    readings.push(Reading { name: key.to_owned(), saved: true });
+    readings.push((key.to_owned(), Role::Whole));
     readings
 }
 
 /// Another adapter's tensor (`norm.ln_tuning_layers.other.weight`), or a base weight that PEFT saved along.
-fn is_foreign(key: &str, places: &HashMap<(String, bool), usize>) -> bool {
+fn is_foreign(key: &str, places: &HashMap<Reading, usize>) -> bool {
     let mark = format!(".{MARK}.");
     if let Some(at) = key.rfind(&mark) {
         let (module, rest) = (&key[..at], &key[at + mark.len()..]);
         return rest.split_once('.').is_some_and(|(_, tensor)| {
-            !tensor.contains('.') || places.contains_key(&(format!("{module}.{tensor}"), false))
+            !tensor.contains('.')
+                || places.contains_key(&(format!("{module}.{tensor}"), Role::Tuned))
         });
     }
     key.contains(".base_layer.") || key.contains(".original_module.")
@@ -159,22 +148,32 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
-    const WANTED: [Wanted; 4] = [
-        Wanted { module: "enc.b.norm", tensor: "weight", saved: false },
-        Wanted { module: "enc.b.norm", tensor: "bias", saved: false },
-        Wanted { module: "mlp", tensor: "up.weight", saved: false },
-        Wanted { module: "head", tensor: "weight", saved: true },
-    ];
+    fn wanted() -> [SelectedTensor; 4] {
+        [
+            ("enc.b.norm", "weight", Role::Tuned),
+            ("enc.b.norm", "bias", Role::Tuned),
+            ("mlp", "up.weight", Role::Tuned),
+            ("head", "weight", Role::Whole),
+        ]
+        .map(|(module, name, role)| SelectedTensor {
+            module: module.into(),
+            name: name.into(),
+            role,
+        })
+    }
+
+    fn matched(keys: &[&str], adapter: &str, mapping: &KeyMapping) -> Result<Matched> {
+        match_keys(&wanted().each_ref(), keys, adapter, mapping)
+    }
 
     fn found(keys: &[&str], adapter: &str) -> Matched {
-        match_keys(&WANTED, keys, adapter, &KeyMapping::default()).unwrap()
+        matched(keys, adapter, &KeyMapping::default()).unwrap()
     }
 
     #[test]
     fn what_is_written_is_found() {
-        let keys: Vec<String> =
-            WANTED.iter().map(|w| file_key(w.module, w.tensor, w.saved)).collect();
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let keys = wanted().map(|tensor| file_key(&tensor));
+        let keys = keys.each_ref().map(String::as_str);
         for adapter in ["default", "b", "enc", "weight", "norm", "efaul", "default2"] {
             let matched = found(&keys, adapter);
             assert_eq!(matched.found, [Some(0), Some(1), Some(2), Some(3)]);
@@ -224,7 +223,7 @@ mod tests {
     #[test]
     fn two_keys_for_one_tensor_are_an_error() {
         let keys = ["head.weight", "base_model.model.head.weight"]; // with and without the prefix
-        let error = match_keys(&WANTED, &keys, "default", &KeyMapping::default()).unwrap_err();
+        let error = matched(&keys, "default", &KeyMapping::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DuplicateKey);
     }
 
@@ -232,6 +231,6 @@ mod tests {
     fn the_first_rule_of_a_key_mapping_that_matches_is_applied() {
         let mapping = KeyMapping::new([(r"^old\.(.*)", r"enc.b.\1"), ("^old", "nowhere")]).unwrap();
         let keys = ["base_model.model.old.norm.ln_tuning_layers.weight"];
-        assert_eq!(match_keys(&WANTED, &keys, "default", &mapping).unwrap().found[0], Some(0));
+        assert_eq!(matched(&keys, "default", &mapping).unwrap().found[0], Some(0));
     }
 }

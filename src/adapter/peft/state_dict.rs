@@ -2,19 +2,21 @@
 
 use std::path::Path;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::card::Card;
 use super::directory::{adapter_dir, adapter_files, card_file};
-use super::keys::{file_key, match_keys, KeyMapping, Wanted};
+use super::keys::{file_key, match_keys, KeyMapping};
 use crate::adapter::attachment::Attachment;
 use crate::adapter::config::{LnTuningConfig, Modules, TaskType};
 use crate::adapter::flat::copy_of;
 use crate::adapter::options::{LoadOptions, SaveKind, SaveOptions};
+use crate::adapter::selection::{Role, SelectedTensor};
 use crate::adapter::status::TrainableParameters;
 use crate::adapter::weights::{Adapter, Place};
 use crate::error::{refuse, Result};
 use crate::storage::atomic::Contents;
+use crate::storage::info::is_float;
 
 /// The keys that loading did not use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,12 +35,7 @@ pub struct LoadReport {
 /// Copies of all tensors, in the order of the selection.
 pub(crate) fn tensors(adapter: &Adapter) -> Result<Vec<(String, Tensor)>> {
     let entries = adapter.entries.iter();
-    entries
-        .map(|entry| {
-            let key = file_key(&entry.module, &entry.tensor, entry.saved);
-            Ok((key, copy_of(&adapter.value(entry)?)?))
-        })
-        .collect()
+    entries.map(|entry| Ok((file_key(&entry.tensor), copy_of(&adapter.value(entry)?)?))).collect()
 }
 
 /// Loads tensors into an adapter. All checks come before the first write.
@@ -50,11 +47,7 @@ pub(crate) fn load(
 ) -> Result<LoadReport> {
     let mapping = &options.key_mapping;
     let mapping = KeyMapping::new(mapping.iter().map(|(p, r)| (p.as_str(), r.as_str())))?;
-    let wanted: Vec<Wanted> = adapter
-        .entries
-        .iter()
-        .map(|e| Wanted { module: &e.module, tensor: &e.tensor, saved: e.saved })
-        .collect();
+    let wanted: Vec<&SelectedTensor> = adapter.entries.iter().map(|entry| &entry.tensor).collect();
     let keys: Vec<&str> = tensors.iter().map(|(key, _)| key.as_str()).collect();
     let matched = match_keys(&wanted, &keys, name, &mapping)?;
     if !matched.missing.is_empty() && !options.allow_missing {
@@ -143,10 +136,8 @@ pub(crate) fn files(
                 SaveKind::Master => value,
                 SaveKind::Model => value.f_to_kind(adapter.model_kind(entry)?)?,
             };
-            tensors.push((
-                file_key(&mapping.apply(&entry.module)?, &entry.tensor, entry.saved),
-                value,
-            ));
+            let module = mapping.apply(&entry.tensor.module)?;
+            tensors.push((file_key(&SelectedTensor { module, ..entry.tensor.clone() }), value));
         }
         let config = exported(adapter, &mapping, options)?;
         contents.extend(adapter_files(&adapter_dir(dir, name, default), &config, &tensors)?);
@@ -176,10 +167,9 @@ fn exported(
         let (mut tuned, mut saved) = (Vec::new(), Vec::new());
         for module in adapter.selection.modules() {
             let path = mapping.apply(&module.path)?;
-            if module.saved {
-                saved.push(path)
-            } else {
-                tuned.push(regex::escape(&path))
+            match module.role {
+                Role::Tuned => tuned.push(regex::escape(&path)),
+                Role::Whole => saved.push(path),
             }
         }
         config.target_modules = Some(Modules::Pattern(tuned.join("|")));
@@ -187,10 +177,6 @@ fn exported(
         config.modules_to_save = Some(saved).filter(|saved| !saved.is_empty());
     }
     Ok(config)
-}
-
-fn is_float(kind: Kind) -> bool {
-    matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
 }
 
 fn listed(keys: &[String]) -> String {

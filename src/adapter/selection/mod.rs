@@ -2,15 +2,16 @@
 
 mod architectures;
 mod rules;
+mod selected;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use tch::Kind;
-
 pub use architectures::Norms;
 use architectures::{has_bare_norms, model_types, norm_names};
 use rules::{Rules, Verdict};
+pub(crate) use selected::SelectedTensor;
+pub use selected::{Role, SelectedModule};
 use tree::Tree;
 
 use crate::adapter::config::{LnTuningConfig, Modules};
@@ -18,18 +19,7 @@ use crate::error::{refusal, refuse, Error, Result};
 use crate::names::natural::natural_cmp;
 use crate::names::nearest::{distance, sample};
 use crate::names::pattern::matches_suffix;
-use crate::storage::info::VariableInfo;
-
-/// A module that an adapter replaces, with all tensors in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SelectedModule {
-    /// The path of the module.
-    pub path: String,
-    /// Whether it was chosen by `modules_to_save`, and not by `target_modules`.
-    pub saved: bool,
-    /// The full names of its variables.
-    pub variables: Vec<String>,
-}
+use crate::storage::info::{is_float, VariableInfo};
 
 /// The modules that an adapter replaces, and the settings with which PEFT selects the same.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,10 +34,10 @@ pub struct Selection {
 impl Selection {
     /// Selects by PEFT's rules: first `exclude_modules`, then `modules_to_save`, then `target_modules`.
     ///
-    /// Without `target_modules`, a known `model_type` takes the modules of the table `norms`. For others, every LayerNorm
-    /// and RMSNorm is taken that is recognised by its name and the shape of its tensors (a 1-D `weight` and at most a
-    /// `bias`; a norm with a 2-D weight per attention head must be named). A container (a path with modules below it,
-    /// such as `mlp`) means the modules in it.
+    /// Without `target_modules`, a known `model_type` takes the modules of the table `norms`. For others, every
+    /// LayerNorm and RMSNorm is taken that is recognised by its name and the shape of its tensors (a 1-D `weight` and
+    /// at most a `bias`; a norm with a 2-D weight per attention head must be named). A container (a path with modules
+    /// below it, such as `mlp`) means the modules in it.
     ///
     /// # Errors
     /// `NoTargetModules` for an empty list or string; `NoMatchingModules` if no module matches; `AllModulesExcluded`
@@ -110,17 +100,19 @@ impl Selection {
         }
         let excluded_any = verdicts.values().any(|v| *v == Verdict::Excluded);
         let kept_out = |path: &str| matches!(verdicts[path], Verdict::Excluded | Verdict::Saved);
-        let mut chosen: HashMap<&str, bool> = HashMap::new();
-        for (roots, is_saved) in [(&targeted, false), (&saved, true)] {
+        let mut chosen: HashMap<&str, Role> = HashMap::new();
+        for (roots, role) in [(&targeted, Role::Tuned), (&saved, Role::Whole)] {
             for path in roots.iter().flat_map(|root| tree.units(root)) {
                 // A module inside a targeted container can be excluded; PEFT copies it with the container.
-                if !is_saved && kept_out(path) {
-                    continue;
+                if role == Role::Tuned {
+                    if kept_out(path) {
+                        continue;
+                    }
+                    if let Some(inner) = tree.leaves(path).find(|p| kept_out(p)) {
+                        return Err(inseparable(path, inner));
+                    }
                 }
-                if let (false, Some(inner)) = (is_saved, tree.leaves(path).find(|p| kept_out(p))) {
-                    return Err(inseparable(path, inner));
-                }
-                chosen.entry(path).or_insert(is_saved);
+                chosen.entry(path).or_insert(role);
             }
         }
         let inside =
@@ -128,14 +120,14 @@ impl Selection {
         let mut modules: Vec<SelectedModule> = chosen
             .iter()
             .filter(|(path, _)| !inside(path))
-            .map(|(path, saved)| SelectedModule {
+            .map(|(path, role)| SelectedModule {
                 path: (*path).to_owned(),
-                saved: *saved,
+                role: *role,
                 variables: tree.tensors_below(path).map(|v| v.name.clone()).collect(),
             })
             .collect();
         modules.sort_by(|a, b| natural_cmp(&a.path, &b.path));
-        if modules.iter().all(|module| module.saved) {
+        if modules.iter().all(|module| module.role == Role::Whole) {
             return Err(nothing_selected(&tree, &targets, &rules, &verdicts)?);
         }
         for module in &modules {
@@ -152,6 +144,10 @@ impl Selection {
     /// The selected modules, in natural order of their paths (`layers.2` before `layers.10`).
     pub fn modules(&self) -> &[SelectedModule] {
         &self.modules
+    }
+
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = SelectedTensor> + '_ {
+        self.modules.iter().flat_map(SelectedModule::tensors)
     }
 
     /// The full names of all selected variables, in the order of the modules.
@@ -251,8 +247,7 @@ fn inseparable(outer: &str, inner: &str) -> Error {
 }
 
 fn check_kind(variable: &VariableInfo) -> Result<()> {
-    let float = matches!(variable.kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
-    if variable.is_parameter && !float {
+    if variable.is_parameter && !is_float(variable.kind) {
         refuse!(
             UnsupportedVariable,
             "'{}' was selected but its kind is {:?}, expected Float, Double, Half or BFloat16: exclude its module \
@@ -274,7 +269,7 @@ fn exportable(
     excludes: Option<Modules>,
 ) -> Result<(Modules, Option<Modules>)> {
     let tuned: BTreeSet<&str> =
-        modules.iter().filter(|m| !m.saved).map(|m| m.path.as_str()).collect();
+        modules.iter().filter(|m| m.role == Role::Tuned).map(|m| m.path.as_str()).collect();
     let gaps = tree.gaps(&tuned);
     let selects = |targets: &Modules, excludes: Option<&Modules>| -> Result<bool> {
         let rules = Rules::new(targets, excludes, config.modules_to_save.as_deref())?;

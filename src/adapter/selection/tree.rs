@@ -58,8 +58,8 @@ impl<'a> Tree<'a> {
             .map(|(path, _)| *path)
     }
 
-    /// The modules that can be tuned by themselves, from `root` downwards: those that hold tensors, each with everything
-    /// below it.
+    /// The modules that can be tuned by themselves, from `root` downwards: those that hold tensors, each with
+    /// everything below it.
     pub(crate) fn units<'s>(&'s self, root: &'s str) -> Vec<&'a str> {
         let mut units: Vec<&str> = Vec::new();
         for path in self.leaves(root) {
@@ -80,8 +80,8 @@ impl<'a> Tree<'a> {
 
     /// Paths that differ from one of these by a number only, in modules that exist, but hold no tensors.
     ///
-    /// In Python there may be a module without parameters, such as the identity in place of ModernBERT's first norm, which
-    /// PEFT fails to wrap.
+    /// In Python there may be a module without parameters, such as the identity in place of ModernBERT's first norm,
+    /// which PEFT fails to wrap.
     pub(crate) fn gaps(&self, paths: &BTreeSet<&str>) -> BTreeSet<String> {
         let mut present: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
         for path in paths {

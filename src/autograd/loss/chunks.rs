@@ -126,8 +126,8 @@ impl LinearCrossEntropy {
         Ok(Some(gradient))
     }
 
-    /// Adds the loss of a chunk to the sums, and returns its gradient with respect to the scaled logits, before the cap.
-    /// It overwrites the logits.
+    /// Adds the loss of a chunk to the sums, and returns its gradient with respect to the scaled logits, before the
+    /// cap. It overwrites the logits.
     fn chunk(
         &self,
         mut logits: Tensor,

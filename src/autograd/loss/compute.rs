@@ -7,14 +7,15 @@ use super::linear_cross_entropy::{LinearCrossEntropy, Reduction};
 use super::targets::{Count, Targets};
 use crate::autograd::known_gradient::{inner_product, is_recorded, with_value};
 use crate::error::{refuse, Result};
+use crate::storage::info::is_float;
 
 impl LinearCrossEntropy {
     /// The loss of hidden states `[…, hidden size]` through a head with `weight` `[vocabulary, hidden size]` and `bias`
     /// `[vocabulary]`, of the same kind and on the same device, against integer `targets` `[…]`.
     ///
     /// # Errors
-    /// `ShapeMismatch`, `KindMismatch`; `InvalidArgument` for settings out of range, and for targets on the CPU that are
-    /// not in the vocabulary; `Torch`.
+    /// `ShapeMismatch`, `KindMismatch`; `InvalidArgument` for settings out of range, and for targets on the CPU that
+    /// are not in the vocabulary; `Torch`.
     pub fn compute(
         &self,
         hidden: &Tensor,
@@ -94,7 +95,7 @@ fn check_tensors(
         );
     }
     let kind = hidden.f_kind()?;
-    if !matches!(kind, Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) {
+    if !is_float(kind) {
         refuse!(KindMismatch, "hidden states in {kind:?}, expected a floating-point kind");
     }
     for (name, tensor) in [("weight", Some(weight)), ("bias", bias)] {

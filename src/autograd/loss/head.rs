@@ -84,8 +84,8 @@ impl Head {
         self.add_bias(out)
     }
 
-    /// The logits of `rows` in the weight's kind and without the bias, in a reused buffer; `None` if products are in the
-    /// kind of the logits.
+    /// The logits of `rows` in the weight's kind and without the bias, in a reused buffer; `None` if products are in
+    /// the kind of the logits.
     pub(super) fn low_logits(&self, rows: &Tensor) -> Result<Option<Tensor>> {
         let Products::Low(buffer) = &self.products else { return Ok(None) };
         let buffer = buffer.f_narrow(0, 0, rows.size2()?.0)?;
@@ -100,8 +100,8 @@ impl Head {
         Ok(())
     }
 
-    /// Takes the gradient `logits` of the logits, in their kind or the weight's; writes the gradient of the hidden states
-    /// into `hidden`, and adds that of the weight to `weight`.
+    /// Takes the gradient `logits` of the logits, in their kind or the weight's; writes the gradient of the hidden
+    /// states into `hidden`, and adds that of the weight to `weight`.
     pub(super) fn backward(
         &mut self,
         rows: &Tensor,
@@ -109,50 +109,35 @@ impl Head {
         hidden: Option<Tensor>,
         weight: Option<&mut Tensor>,
     ) -> Result<()> {
-        match &self.products {
-            Products::Same => {
-                if let Some(hidden) = hidden {
-                    let _ = logits.f_mm_out(&hidden, &self.weight)?;
-                }
-                if let Some(weight) = weight {
-                    let _ = weight.f_addmm_(&logits.f_tr()?, rows)?;
-                }
+        if let Products::Low(_) = self.products {
+            let low = logits.f_to_kind(self.weight.f_kind()?)?;
+            if let Some(mut hidden) = hidden {
+                hidden.f_copy_(&low.f_mm(&self.weight)?)?;
             }
-            Products::Low(_) => {
-                let low = logits.f_to_kind(self.weight.f_kind()?)?;
-                if let Some(mut hidden) = hidden {
-                    hidden.f_copy_(&low.f_mm(&self.weight)?)?;
-                }
-                if let Some(weight) = weight {
-                    let _ = weight.f_add_(&low.f_tr()?.f_mm(rows)?)?;
-                }
+            if let Some(weight) = weight {
+                let _ = weight.f_add_(&low.f_tr()?.f_mm(rows)?)?;
             }
-            Products::InTiles => {
-                if let Some(mut hidden) = hidden {
-                    let _ = hidden.f_zero_()?;
-                    self.tiles(|start, tile| {
-                        let part = logits.f_narrow(1, start, tile.size2()?.0)?;
-                        let _ = hidden.f_add_(&linear_transposed(&part, tile, None)?)?;
-                        Ok(())
-                    })?;
-                }
-                if let Some(weight) = weight {
-                    let _ = weight.f_addmm_(&logits.f_tr()?, rows)?;
-                }
+            return Ok(());
+        }
+        if let Some(mut hidden) = hidden {
+            if let Products::Same = self.products {
+                let _ = logits.f_mm_out(&hidden, &self.weight)?;
+            } else {
+                let _ = hidden.f_zero_()?;
+                self.tiles(|start, tile| {
+                    let part = logits.f_narrow(1, start, tile.size2()?.0)?;
+                    let _ = match self.products {
+                        Products::InTiles => {
+                            hidden.f_add_(&linear_transposed(&part, tile, None)?)?
+                        }
+                        _ => hidden.f_addmm_(&part, tile)?,
+                    };
+                    Ok(())
+                })?;
             }
-            Products::Tiled(_) => {
-                if let Some(mut hidden) = hidden {
-                    let _ = hidden.f_zero_()?;
-                    self.tiles(|start, tile| {
-                        let part = logits.f_narrow(1, start, tile.size2()?.0)?;
-                        let _ = hidden.f_addmm_(&part, tile)?;
-                        Ok(())
-                    })?;
-                }
-                if let Some(weight) = weight {
-                    let _ = weight.f_addmm_(&logits.f_tr()?, rows)?;
-                }
-            }
+        }
+        if let Some(weight) = weight {
+            let _ = weight.f_addmm_(&logits.f_tr()?, rows)?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The settings of the loss.
 
-use crate::error::{refusal, Result};
+use crate::error::{refuse, Result};
 
 /// The target of ignored tokens, as in transformers and PyTorch.
 pub const IGNORE_INDEX: i64 = -100;
@@ -24,9 +24,9 @@ pub enum Reduction {
 /// held at once.
 ///
 /// The loss is a scalar in f32 (f64 for hidden states in f64). It works with `backward` and
-/// [`Optimizer::backward_step`](crate::Optimizer::backward_step), and can be scaled and added to other losses. Gradients
-/// are computed together with the loss, for those of the hidden states, the weight (a tied embedding included) and the
-/// bias that require one; under `no_grad` for none. Second derivatives are not implemented.
+/// [`Optimizer::backward_step`](crate::Optimizer::backward_step), and can be scaled and added to other losses.
+/// Gradients are computed together with the loss, for those of the hidden states, the weight (a tied embedding
+/// included) and the bias that require one; under `no_grad` for none. Second derivatives are not implemented.
 ///
 /// Keep the targets on the CPU: tokens whose target is `ignore_index` then skip the head. Ignored targets on a GPU are
 /// computed and weighted by 0, since dropping them would wait for the device.
@@ -130,27 +130,21 @@ impl LinearCrossEntropy {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        let out = |name: &str, value: f64, expected: &str| {
-            Err(refusal!(InvalidArgument, "{name} is {value}, expected {expected}"))
-        };
-        if !(0. ..=1.).contains(&self.label_smoothing) {
-            return out("label_smoothing", self.label_smoothing, "0 to 1");
-        }
-        if !(self.z_loss >= 0. && self.z_loss.is_finite()) {
-            return out("z_loss", self.z_loss, "a finite number that is not negative");
-        }
-        if !self.logit_scale.is_finite() {
-            return out("logit_scale", self.logit_scale, "a finite number");
-        }
-        if let Some(cap) = self.logit_cap.filter(|cap| !(*cap > 0. && cap.is_finite())) {
-            return out("logit_cap", cap, "a finite number above 0");
-        }
-        match (self.reduction, self.chunk_size) {
-            (Reduction::SumOver(count @ ..=0), _) => {
-                out("the number of tokens to divide by", count as f64, "at least 1")
+        let (smoothing, z, scale) = (self.label_smoothing, self.z_loss, self.logit_scale);
+        let (cap, size) = (self.logit_cap.unwrap_or(1.), self.chunk_size.unwrap_or(1));
+        let count = if let Reduction::SumOver(count) = self.reduction { count } else { 1 };
+        for (fits, name, value, expected) in [
+            ((0. ..=1.).contains(&smoothing), "label_smoothing", smoothing, "0 to 1"),
+            (z >= 0. && z.is_finite(), "z_loss", z, "a finite number that is not negative"),
+            (scale.is_finite(), "logit_scale", scale, "a finite number"),
+            (cap > 0. && cap.is_finite(), "logit_cap", cap, "a finite number above 0"),
+            (count > 0, "the number of tokens to divide by", count as f64, "at least 1"),
+            (size > 0, "chunk_size", size as f64, "at least 1"),
+        ] {
+            if !fits {
+                refuse!(InvalidArgument, "{name} is {value}, expected {expected}");
             }
-            (_, Some(size @ ..=0)) => out("chunk_size", size as f64, "at least 1"),
-            _ => Ok(()),
         }
+        Ok(())
     }
 }

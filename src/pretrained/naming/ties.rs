@@ -7,8 +7,8 @@ use crate::error::Result;
 /// The copies among `names`, each with its new name, or `None` if it is left out.
 ///
 /// `ties` are pairs of a copy and its original. A copy that equals its original by `same` is left out; one that differs
-/// is no copy, whatever the configuration says, and stays, as in transformers 5. If `alone`, a copy without its original
-/// takes the original's name.
+/// is no copy, whatever the configuration says, and stays, as in transformers 5. If `alone`, a copy without its
+/// original takes the original's name.
 pub(in crate::pretrained) fn settled(
     ties: &[(String, String)],
     names: &BTreeSet<&str>,
