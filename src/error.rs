@@ -1,4 +1,4 @@
-//! What can go wrong: one opaque error, and its kind for those who match on it.
+//! The one opaque error of the crate, and the kinds of error to match on.
 
 use std::fmt;
 
@@ -22,7 +22,7 @@ struct Inner {
     cause: anyhow::Error,
 }
 
-/// What kind of thing went wrong.
+/// The kinds of [`Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -34,11 +34,11 @@ pub enum ErrorKind {
     InvalidPattern,
     /// An adapter name cannot be used (empty, or with `.`, `/`, `\` or `..` in it).
     InvalidAdapterName,
-    /// No module was asked for, and none could be derived.
+    /// No `target_modules` were given, and none could be derived.
     NoTargetModules,
-    /// No module has one of the names asked for.
+    /// No module matches `target_modules`.
     NoMatchingModules,
-    /// Every module that was asked for is excluded too.
+    /// Every module that `target_modules` matches is excluded.
     AllModulesExcluded,
     /// The `VarStore` holds no variable.
     EmptyVarStore,
@@ -60,17 +60,17 @@ pub enum ErrorKind {
     NoGradient,
     /// A file is not what it should be: truncated, malformed, unsafe to read.
     CorruptFile,
-    /// A file or directory that must be there is not.
+    /// A required file or directory does not exist.
     MissingFile,
-    /// Two things of the same name stand in a file.
+    /// A file has two entries of the same name.
     DuplicateKey,
     /// A tensor has another shape than the variable.
     ShapeMismatch,
     /// A tensor has a kind that cannot be put into the variable.
     KindMismatch,
-    /// Tensors that are needed are missing.
+    /// Required tensors are missing.
     MissingKeys,
-    /// Tensors were found that have no place.
+    /// A file holds tensors that belong to no variable.
     UnexpectedKeys,
     /// A tensor holds NaN or infinity.
     NonFinite,
@@ -84,9 +84,30 @@ pub enum ErrorKind {
     Torch,
 }
 
+/// An [`Error`]: its kind, then its message as in `format!`.
+macro_rules! refusal {
+    ($kind:ident, $($message:tt)+) => {
+        $crate::error::Error::new($crate::error::ErrorKind::$kind, format!($($message)+))
+    };
+}
+
+/// Returns an [`Error`]: its kind, then its message as in `format!`.
+macro_rules! refuse {
+    ($($error:tt)+) => {
+        return Err($crate::error::refusal!($($error)+))
+    };
+}
+
+pub(crate) use {refusal, refuse};
+
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
         Error(Box::new(Inner { kind, cause: anyhow::anyhow!("{message}") }))
+    }
+
+    /// This error, with another one as its cause.
+    pub(crate) fn caused_by(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Error::with_source(self.0.kind, self, source)
     }
 
     /// An error with another one as its cause.
@@ -131,7 +152,7 @@ impl std::error::Error for Error {}
 
 impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Self {
-        // Behind the message stands a trace of C++ frames, which tells users of this crate nothing.
+        // A trace of C++ frames follows the message; it tells users of this crate nothing.
         let text = error.to_string();
         let message = text.split("\nException raised from").next().unwrap_or(&text);
         Error::new(ErrorKind::Torch, format!("libtorch refused: {message}"))

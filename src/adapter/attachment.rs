@@ -1,4 +1,4 @@
-//! Adapters attached to variables: which storage each variable uses now, and whether user code has moved it.
+//! Adapters attached to variables: the storage that each variable uses now, and changes by user code.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,21 +7,21 @@ use tch::{COptimizer, Tensor};
 
 use crate::adapter::variables::{Changes, Variable, Variables};
 use crate::adapter::weights::Adapter;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, Result};
 
 /// The state that a model handle and its optimisers share.
 #[derive(Debug)]
 pub(crate) struct Attachment {
     pub(crate) variables: Variables,
-    /// Of the directory that the variables are from, if they are from one.
+    /// The model type of the directory from which the variables were loaded, if any.
     pub(crate) model_type: Option<String>,
-    /// The storage, without adapters, of every variable that some adapter replaces.
+    /// The storage without adapters, for every variable that an adapter replaces.
     base: HashMap<usize, Tensor>,
     pub(crate) adapters: BTreeMap<String, Adapter>,
     /// The adapter that is used while adapters are enabled.
     pub(crate) active: Option<String>,
     pub(crate) enabled: bool,
-    /// The adapter whose weights stand in for the base until unmerged.
+    /// The merged adapter.
     pub(crate) merged: Option<String>,
     /// The adapter whose storage the variables use now.
     shown: Option<String>,
@@ -41,7 +41,7 @@ impl Attachment {
         }
     }
 
-    /// Takes every adapter away. The variables keep the storage that they use now.
+    /// Removes every adapter. The variables keep the storage that they use now.
     pub(crate) fn clear(&mut self) -> Result<()> {
         self.adapters.clear();
         self.base.clear();
@@ -62,37 +62,32 @@ impl Attachment {
         Ok(self.adapters.get_mut(name).expect("the name was just found"))
     }
 
-    /// Refuses the name of an adapter that is there already.
+    /// Refuses the name of an existing adapter.
     pub(crate) fn check_new(&self, name: &str) -> Result<()> {
         if self.adapters.contains_key(name) {
-            return Err(Error::new(
-                ErrorKind::DuplicateAdapter,
-                format!("an adapter '{name}' is attached already: delete it first, or choose another name"),
-            ));
+            refuse!(
+                DuplicateAdapter,
+                "an adapter '{name}' is attached already: delete it first, or choose another name"
+            );
         }
         Ok(())
     }
 
-    /// Refuses what cannot be done while an adapter is merged.
+    /// Refuses an action, `doing`, that is not possible while an adapter is merged.
     pub(crate) fn check_unmerged(&self, doing: &str) -> Result<()> {
-        match &self.merged {
-            None => Ok(()),
-            Some(merged) => Err(Error::new(
-                ErrorKind::InvalidState,
-                format!(
-                    "cannot {doing}: adapter '{merged}' is merged. Call `unmerge_adapter` first"
-                ),
-            )),
+        if let Some(merged) = &self.merged {
+            refuse!(
+                InvalidState,
+                "cannot {doing}: adapter '{merged}' is merged. Call `unmerge_adapter` first"
+            );
         }
+        Ok(())
     }
 
     fn unknown(&self, name: &str) -> Error {
         let known: Vec<&str> = self.adapters.keys().map(String::as_str).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join("', '") };
-        Error::new(
-            ErrorKind::UnknownAdapter,
-            format!("there is no adapter '{name}'; attached: '{known}'"),
-        )
+        refusal!(UnknownAdapter, "there is no adapter '{name}'; attached: '{known}'")
     }
 
     /// The storage that a variable has without adapters.
@@ -103,7 +98,7 @@ impl Attachment {
         }
     }
 
-    /// Puts an adapter beside the others. The model does not see it before it is made active.
+    /// Adds an adapter. The model does not use it before it is active.
     pub(crate) fn insert(&mut self, name: &str, adapter: Adapter) -> Result<()> {
         let mut missing = Vec::new();
         for (variable, _) in adapter.storages() {
@@ -116,12 +111,12 @@ impl Attachment {
         Ok(())
     }
 
-    /// Takes an adapter out. It must not be in use.
+    /// Removes an adapter, which must not be in use.
     pub(crate) fn remove(&mut self, name: &str) {
         self.adapters.remove(name);
     }
 
-    /// The adapter that the present state asks for.
+    /// The adapter that the model must use in the present state.
     fn wanted(&self) -> Option<String> {
         match (&self.merged, self.enabled) {
             (Some(merged), _) => Some(merged.clone()),
@@ -130,12 +125,12 @@ impl Attachment {
         }
     }
 
-    /// Makes variables and gradients follow the present state: a pointer swap per tensor of the two adapters involved.
+    /// Updates variables and gradients to the present state: a pointer swap per tensor of the two adapters involved.
     pub(crate) fn apply(&mut self) -> Result<()> {
         let wanted = self.wanted();
         if wanted != self.shown {
             if let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
-                // A gradient that is left behind would be taken for one of the next adapter.
+                // Otherwise the next adapter would take over their gradients.
                 let graded = adapter.slot_variables.iter().copied();
                 let graded: Vec<usize> =
                     graded.filter(|v| self.variables.get(*v).tensor.grad().defined()).collect();
@@ -189,13 +184,13 @@ impl Attachment {
         Ok(())
     }
 
-    /// Freezes the base again and makes trainable what should be, whatever user code did to the flags.
+    /// Sets every `requires_grad` to the present state again, after changes by user code.
     pub(crate) fn restore_requires_grad(&self) -> Result<()> {
         self.freeze_all()?;
         self.apply_requires_grad()
     }
 
-    /// Gives every variable the flag that it had before anything was attached.
+    /// Restores the `requires_grad` that every variable had before an adapter was attached.
     pub(crate) fn forget_requires_grad(&self) -> Result<()> {
         for variable in self.variables.iter() {
             if variable.tensor.requires_grad() != variable.required_grad {
@@ -205,10 +200,10 @@ impl Attachment {
         Ok(())
     }
 
-    /// Looks at what user code did to the variables since the last call, and follows it or refuses.
+    /// Checks for changes to the variables by user code since the last call.
     ///
-    /// Followed: another kind or device of the model, weights of the adapter written by another optimiser.
-    /// Refused: a base that was overwritten, since the adapter belongs to the earlier one. Then nothing is changed.
+    /// Follows another kind or device of the model, and writes to the adapter's weights by another optimiser.
+    /// Refuses an overwritten base, since the adapter belongs to the earlier one. Then nothing changes.
     pub(crate) fn sync(&mut self) -> Result<()> {
         let changes = self.variables.changes();
         if changes.moved.is_empty() && changes.written.is_empty() {
@@ -242,17 +237,15 @@ impl Attachment {
 
     fn base_changed(&self, variable: usize, what: &str) -> Error {
         let name = &self.variables.get(variable).name;
-        Error::new(
-            ErrorKind::BaseChanged,
-            format!(
-                "the frozen variable '{name}' {what} after an adapter had been attached, which belongs to the \
-                 weights that were there before. Load the base first and attach afterwards; to go on from the \
-                 weights that the VarStore holds now, drop this LnTuningModel and attach a new one"
-            ),
+        refusal!(
+            BaseChanged,
+            "the frozen variable '{name}' {what} after an adapter was attached, but the adapter belongs to the former \
+             weights. Load the base before attaching; to continue with the present weights of the VarStore, drop this \
+             LnTuningModel and attach a new one"
         )
     }
 
-    /// Variables have another storage: bring every adapter and the base copies to their kind and device.
+    /// Moves every adapter and the stored base to the present kinds and device of the variables.
     fn follow_move(&mut self, changes: &Changes) -> Result<()> {
         let now =
             |index: usize| -> Result<Tensor> { Ok(self.variables.get(index).tensor.f_detach()?) };
@@ -261,7 +254,7 @@ impl Attachment {
                 Some(adapter) => adapter.storages().map(|(v, t)| (v, t.shallow_clone())).collect(),
                 None => HashMap::new(),
             };
-        // What the variables hold that is not the old value in the new kind was put there by user code.
+        // Values that differ from the old ones in the new kind were written by user code.
         let mut foreign: HashMap<usize, Tensor> = HashMap::new();
         for index in changes.moved.iter().filter(|v| self.base.contains_key(v)) {
             let present = now(*index)?;
@@ -309,49 +302,51 @@ impl Attachment {
         for (variable, required) in adapter.slot_variables.iter().zip(requires_grad) {
             let _ = self.variables.get(*variable).tensor.f_set_requires_grad(required)?;
         }
-        // A gradient of the former kind or device would meet one of the new kind in the next backward pass.
+        // Otherwise the next backward pass would add gradients of different kinds or devices.
         gradients_of(&self.variables, &adapter.slot_variables)?.zero_grad()?;
         self.shown = Some(name);
         Ok(())
     }
 
-    /// Checks that an optimiser step on this adapter would do what it says.
+    /// Refuses an optimiser step on this adapter unless exactly its weights are trainable.
     pub(crate) fn check_trainable(&self, name: &str) -> Result<()> {
         let adapter = self.adapter(name)?;
-        let refuse = |why: String| Err(Error::new(ErrorKind::InvalidState, why));
         if let Some(merged) = &self.merged {
-            return refuse(format!(
+            refuse!(
+                InvalidState,
                 "adapter '{merged}' is merged, so nothing trains: call `unmerge_adapter` first"
-            ));
+            );
         }
         if !self.enabled {
-            return refuse(
+            refuse!(
+                InvalidState,
                 "adapters are disabled, so nothing trains: drop the guard of `disable` first"
-                    .into(),
             );
         }
         if self.active.as_deref() != Some(name) {
-            return refuse(format!(
-                "adapter '{name}' is not the active one ('{}' is), so it gets no gradient: \
-                 call `set_adapter(\"{name}\")` first",
+            refuse!(
+                InvalidState,
+                "adapter '{name}' is not active ('{}' is), so it gets no gradient: call `set_adapter(\"{name}\")` first",
                 self.active.as_deref().unwrap_or("none")
-            ));
+            );
         }
         if !adapter.trainable {
-            return refuse(format!(
-                "adapter '{name}' is frozen (loaded for inference?): \
-                 call `set_requires_grad(\"{name}\", true)` to train it"
-            ));
+            refuse!(
+                InvalidState,
+                "adapter '{name}' is frozen (loaded for inference?): call `set_requires_grad(\"{name}\", true)` to \
+                 train it"
+            );
         }
         let selected = &adapter.slot_variables;
         if let Some(frozen) =
             selected.iter().find(|v| !self.variables.get(**v).tensor.requires_grad())
         {
-            return refuse(format!(
-                "'{}' is selected but does not require a gradient any more (vs.freeze?): \
-                 call `set_requires_grad(\"{name}\", true)`",
+            refuse!(
+                InvalidState,
+                "'{}' is selected but no longer requires a gradient (vs.freeze?): call \
+                 `set_requires_grad(\"{name}\", true)`",
                 self.variables.get(*frozen).name
-            ));
+            );
         }
         let mut trains = vec![false; self.variables.len()];
         for variable in selected {
@@ -359,11 +354,12 @@ impl Attachment {
         }
         let thawed = |v: &&Variable| v.tensor.requires_grad() && !trains[v.tied_to];
         if let Some(variable) = self.variables.iter().find(thawed) {
-            return refuse(format!(
-                "'{}' belongs to the frozen base but requires a gradient (vs.unfreeze?): \
-                 call `set_requires_grad(\"{name}\", true)` to freeze the base again",
+            refuse!(
+                InvalidState,
+                "'{}' belongs to the frozen base but requires a gradient (vs.unfreeze?): call \
+                 `set_requires_grad(\"{name}\", true)` to freeze the base again",
                 variable.name
-            ));
+            );
         }
         Ok(())
     }
@@ -383,7 +379,7 @@ fn gradients_of(variables: &Variables, indices: &[usize]) -> Result<COptimizer> 
     Ok(gradients)
 }
 
-/// The state, whether or not a thread that held it panicked.
+/// Locks the state, even after a thread that held it has panicked.
 pub(crate) fn lock(attachment: &Mutex<Attachment>) -> MutexGuard<'_, Attachment> {
     attachment.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,12 +6,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::storage::unique_keys::{Strict, DUPLICATE};
 
 const PEFT_TYPE: &str = "LN_TUNING";
 
-/// Which modules an adapter tunes, in the format of PEFT's `LNTuningConfig`.
+/// The configuration of an adapter, mainly the modules that it tunes, in the format of PEFT's `LNTuningConfig`.
 ///
 /// The fields have PEFT's names, defaults and JSON. `peft_type` is always `LN_TUNING` and therefore no field.
 ///
@@ -26,25 +26,25 @@ const PEFT_TYPE: &str = "LN_TUNING";
 #[doc(alias = "LNTuningConfig")]
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LnTuningConfig {
-    /// What the model is for; `None` where PEFT's task wrappers do not apply.
+    /// The task of the model; `None` if PEFT's task wrappers do not apply.
     pub task_type: Option<TaskType>,
-    /// PEFT's note about the class and library of the base model. Kept as it was read.
+    /// PEFT's note about the class and library of the base model. Kept as read.
     pub auto_mapping: Option<Value>,
-    /// The version of PEFT that wrote the file. Kept as it was read; PEFT accepts null and takes its own.
+    /// The version of PEFT that wrote the file. Kept as read; for null, PEFT assumes its own version.
     pub peft_version: Option<String>,
     /// Name or directory of the base model.
     pub base_model_name_or_path: Option<String>,
     /// Revision of the base model.
     pub revision: Option<String>,
-    /// Whether the adapter is for inference only.
+    /// True if the adapter is for inference only.
     pub inference_mode: bool,
-    /// The modules to tune. `None`: chosen by the architecture, or every norm that is found.
+    /// The modules to tune. `None`: those of the model type's table, or every recognised norm.
     pub target_modules: Option<Modules>,
-    /// Modules that are not tuned although they match.
+    /// Modules that are not tuned although they match `target_modules`.
     pub exclude_modules: Option<Modules>,
-    /// Modules that are trained and saved as a whole beside the tuned ones, such as a classifier head.
+    /// Other modules that are trained and saved as a whole, such as a classifier head.
     ///
-    /// PEFT iterates over the characters of a plain string here; a string in a file is read as one name.
+    /// A string in a file is read as one name; PEFT iterates over its characters.
     pub modules_to_save: Option<Vec<String>>,
 }
 
@@ -58,7 +58,7 @@ pub enum Modules {
     List(Vec<String>),
 }
 
-/// What a model is for: PEFT's `TaskType`.
+/// The task of a model: PEFT's `TaskType`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum TaskType {
@@ -86,12 +86,12 @@ impl fmt::Display for TaskType {
     }
 }
 
-/// A configuration as read, and the keys of the text that are not PEFT's and were left out.
+/// A configuration as read, and the unknown keys, which were left out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParsedConfig {
     /// The configuration.
     pub config: LnTuningConfig,
-    /// Keys that this crate does not know, sorted: the file may be of a newer version.
+    /// Keys that this crate does not know, sorted: the file may be from a newer PEFT.
     pub unknown_keys: Vec<String>,
 }
 
@@ -126,13 +126,13 @@ impl LnTuningConfig {
         self
     }
 
-    /// Says what the model is for.
+    /// Sets the task of the model.
     pub fn task_type(mut self, task_type: TaskType) -> Self {
         self.task_type = Some(task_type);
         self
     }
 
-    /// Names the base model, for the files that are written.
+    /// Sets the name of the base model in saved files.
     pub fn base_model(mut self, name_or_path: impl Into<String>) -> Self {
         self.base_model_name_or_path = Some(name_or_path.into());
         self
@@ -164,7 +164,7 @@ impl LnTuningConfig {
         Ok(Self::parse_file(path)?.warn(Some(path)))
     }
 
-    /// As [`from_file`](Self::from_file), with the unknown keys returned instead of printed.
+    /// [`from_file`](Self::from_file), which returns the unknown keys instead of a warning on stderr.
     ///
     /// # Errors
     /// As [`from_file`](Self::from_file).
@@ -172,11 +172,7 @@ impl LnTuningConfig {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
         let text = String::from_utf8(bytes).map_err(|e| {
-            Error::with_source(
-                ErrorKind::InvalidConfig,
-                format!("'{}' is not UTF-8 text", path.display()),
-                e,
-            )
+            refusal!(InvalidConfig, "'{}' is not UTF-8 text", path.display()).caused_by(e)
         })?;
         let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
         parse(&text, if yaml { Format::Yaml } else { Format::Json }, Some(path))
@@ -238,8 +234,7 @@ impl ParsedConfig {
         if !self.unknown_keys.is_empty() {
             let place = path.map(|p| format!(" in '{}'", p.display())).unwrap_or_default();
             eprintln!(
-                "warning: left out keys{place} that are not part of an LN tuning configuration: {}. \
-                 The file may have been written by a newer version of PEFT",
+                "warning: unknown keys{place} are ignored: {}. The file may be from a newer PEFT",
                 self.unknown_keys.join(", ")
             );
         }
@@ -256,11 +251,10 @@ enum Format {
 fn parse(text: &str, format: Format, path: Option<&Path>) -> Result<ParsedConfig> {
     let place = path.map(|p| format!("'{}': ", p.display())).unwrap_or_default();
     let invalid = |message: String, source: Box<dyn std::error::Error + Send + Sync>| {
-        let kind = match source.to_string().contains(DUPLICATE) {
-            true => ErrorKind::DuplicateKey,
-            false => ErrorKind::InvalidConfig,
-        };
-        Error::new(kind, format!("{place}{message}: {source}"))
+        if source.to_string().contains(DUPLICATE) {
+            return refusal!(DuplicateKey, "{place}{message}: {source}");
+        }
+        refusal!(InvalidConfig, "{place}{message}: {source}")
     };
     let map = match format {
         Format::Json => serde_json::from_str(text)
@@ -275,15 +269,14 @@ fn parse(text: &str, format: Format, path: Option<&Path>) -> Result<ParsedConfig
 }
 
 fn read(mut map: Map<String, Value>, format: Format, place: &str) -> Result<ParsedConfig> {
-    let invalid =
-        |message: String| Error::new(ErrorKind::InvalidConfig, format!("{place}{message}"));
+    let invalid = |message: String| refusal!(InvalidConfig, "{place}{message}");
     match map.remove("peft_type") {
         Some(Value::String(peft_type)) if peft_type == PEFT_TYPE => {}
         Some(Value::String(other)) => {
-            return Err(Error::new(
-                ErrorKind::WrongPeftType,
-                format!("{place}peft_type is '{other}', expected '{PEFT_TYPE}': this is the configuration of another method"),
-            ));
+            refuse!(
+                WrongPeftType,
+                "{place}peft_type is '{other}', expected '{PEFT_TYPE}': this configuration is for another method"
+            );
         }
         None if matches!(format, Format::Yaml) => {}
         None => {
@@ -296,7 +289,7 @@ fn read(mut map: Map<String, Value>, format: Format, place: &str) -> Result<Pars
             )));
         }
     }
-    // PEFT's own run-time settings, which it drops as well.
+    // PEFT's own run-time settings, which PEFT drops too.
     map.remove("runtime_config");
     let mut take = |key: &str| map.remove(key).filter(|value| !value.is_null());
     let text = |key: &str, value: Option<Value>| match value {
@@ -392,7 +385,7 @@ fn sorted(value: Value) -> Value {
     }
 }
 
-/// Everything beyond ASCII as `\uXXXX`, in surrogate pairs where needed.
+/// Escapes all characters beyond ASCII as `\uXXXX`, in surrogate pairs if necessary.
 fn escape_ascii(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! How far an adapter's weights are from another's, or from the base.
+//! The differences of an adapter's weights from another's, or from the base's.
 
 use std::fmt;
 
@@ -9,48 +9,48 @@ use crate::adapter::model::LnTuningModel;
 use crate::error::Result;
 use crate::names::natural::natural_cmp;
 
-/// How far two sets of weights are apart, tensor by tensor; [`Display`](fmt::Display) prints a table.
+/// The differences of two sets of weights, per tensor; [`Display`](fmt::Display) prints a table.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct AdapterDiff {
-    /// The adapter that is looked at.
+    /// The first adapter.
     pub adapter: String,
-    /// What it is compared with: another adapter, or `None` for the base.
+    /// The adapter that it is compared with, or `None` for the base.
     pub against: Option<String>,
-    /// Every floating-point tensor that one of the two has, in natural order of the modules.
+    /// Every floating-point tensor that either of them tunes, in natural order of the modules.
     pub tensors: Vec<TensorDiff>,
 }
 
-/// How far one tensor has moved.
+/// The difference of one tensor.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TensorDiff {
     /// The path of the module.
     pub module: String,
-    /// Its name in the module: `weight` (γ), `bias` (β).
+    /// The name of the tensor in the module: `weight` (γ), `bias` (β).
     pub tensor: String,
     /// The number of elements.
     pub numel: usize,
-    /// The length of the difference, √Σ(a−b)².
+    /// The Euclidean norm of the difference, √Σ(a−b)².
     pub norm: f64,
-    /// That length in units of the length of what it is compared with; `None` where this is 0, as for fresh biases.
+    /// `norm` divided by the norm of the tensor that it is compared with; `None` if that is 0, as for new biases.
     pub relative_norm: Option<f64>,
     /// The largest difference of an element, as an absolute value.
     pub max_abs: f64,
-    /// Where that element is, in row-major order.
+    /// The index of that element, in row-major order.
     pub max_index: usize,
 }
 
 impl TensorDiff {
-    /// How far an element moved in the root mean square: comparable between tensors of different sizes.
+    /// The root mean square of the difference, which is comparable between tensors of different sizes.
     pub fn rms(&self) -> f64 {
         self.norm / (self.numel.max(1) as f64).sqrt()
     }
 }
 
 impl LnTuningModel {
-    /// How far adapter `adapter` is from adapter `against`, or from the base if that is `None`. Where an adapter has no
-    /// weights the base counts.
+    /// The difference of `adapter` from the adapter `against`, or from the base for `None`. For a module that an adapter
+    /// does not tune, the base is used.
     ///
     /// # Errors
     /// `UnknownAdapter`.
@@ -87,7 +87,7 @@ impl LnTuningModel {
     }
 }
 
-/// The weights of one side in f64; none for integers.
+/// The weights of one side in f64; `None` for integers.
 fn side(attachment: &Attachment, adapter: Option<&str>, name: &str) -> Result<Option<Tensor>> {
     let adapter = adapter.map(|adapter| attachment.adapter(adapter)).transpose()?;
     let value = match adapter.and_then(|a| Some((a, a.entry(name)?))) {
@@ -97,10 +97,7 @@ fn side(attachment: &Attachment, adapter: Option<&str>, name: &str) -> Result<Op
             None => return Ok(None),
         },
     };
-    match value.is_floating_point() {
-        true => Ok(Some(value.f_to_kind(Kind::Double)?)),
-        false => Ok(None),
-    }
+    value.is_floating_point().then(|| Ok(value.f_to_kind(Kind::Double)?)).transpose()
 }
 
 fn compare(module: String, tensor: String, a: &Tensor, b: &Tensor) -> Result<TensorDiff> {

@@ -1,4 +1,4 @@
-//! Many tensors in one buffer: the masters that an optimiser updates, and the live copies that a model computes with.
+//! Many tensors in one buffer: the masters, which an optimiser updates, and the live copies, which the model uses.
 
 use std::ops::Range;
 
@@ -7,26 +7,26 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 
-/// Every slot starts at a multiple of this many elements, so that each view is aligned to at least 64 bytes
-/// in every kind, as vectorised kernels want it, whatever odd-sized tensor stands before it.
+/// The alignment of slots in elements: a view starts at a multiple of at least 64 bytes in every kind, as vectorised
+/// kernels need.
 const ALIGN: i64 = 32;
 
-/// In which kind the tuned weights are stored and updated. In settings: `master` or `model`.
+/// The kind in which tuned weights are stored and updated. In settings: `master` or `model`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Precision {
     /// Masters in f32 (f64 for tensors in f64); a model in bf16 or f16 computes with a live copy in its own kind.
     ///
-    /// An update smaller than half a unit in the last place is then kept rather than rounded away: near 1, bf16
-    /// loses everything below 0.002, which is more than a usual step of AdamW.
+    /// Updates smaller than half a unit in the last place are then not lost: near 1, bf16 rounds away everything below
+    /// 0.002, which is more than a usual step of AdamW.
     #[default]
     Master,
     /// Store and update the weights in the model's own kind, as PEFT does. In bf16 most small updates are lost.
     Model,
 }
 
-/// Where one tensor lies in the buffer.
+/// The place of one tensor in the buffer.
 #[derive(Debug, Clone)]
 pub(crate) struct Slot {
     pub(crate) shape: Vec<i64>,
@@ -37,13 +37,13 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// The end, padding included: where the next slot starts.
+    /// The end, padding included, at which the next slot starts.
     fn end(&self) -> i64 {
         self.start + padded(self.len)
     }
 }
 
-/// Neighbouring slots of one kind that is not the master's, and their live buffer.
+/// Neighbouring slots of one kind, different from the master's, and their live buffer.
 #[derive(Debug)]
 struct Run {
     slots: Range<usize>,
@@ -80,7 +80,7 @@ impl FlatParams {
         let master = Tensor::f_empty([start], (kind, device))?;
         let mut flat = FlatParams { slots, master, runs: Vec::new(), views: Vec::new() };
         let values: Vec<_> = values.iter().map(Some).collect();
-        // What is concatenated in another kind than the master's is the live buffer.
+        // A concatenation in another kind than the master's serves as the live buffer.
         let lives = flat.gather(&values, &flat.master)?;
         flat.expose(lives)?;
         Ok(flat)
@@ -95,12 +95,12 @@ impl FlatParams {
         &self.master
     }
 
-    /// What the model computes with in place of tensor `slot`: a view in the model's kind.
+    /// Tensor `slot` for the model: a view in the model's kind.
     pub(crate) fn view(&self, slot: usize) -> &Tensor {
         &self.views[slot]
     }
 
-    /// Tensor `slot` as the optimiser knows it: a view of the master.
+    /// Tensor `slot` for the optimiser: a view of the master.
     pub(crate) fn value(&self, slot: usize) -> Result<Tensor> {
         self.view_of(&self.master, slot)
     }
@@ -141,7 +141,7 @@ impl FlatParams {
         self.publish()
     }
 
-    /// Takes over what was written into the live view of `slot` by somebody else.
+    /// Copies the live view of `slot`, into which user code has written, to the master.
     pub(crate) fn adopt(&mut self, slot: usize) -> Result<()> {
         if self.slots[slot].kind != self.master.f_kind()? {
             self.value(slot)?.f_copy_(&self.views[slot])?;
@@ -149,7 +149,7 @@ impl FlatParams {
         Ok(())
     }
 
-    /// Copies the masters to the live buffers, where these are not the same memory.
+    /// Copies the masters to the live buffers that have memory of their own.
     pub(crate) fn publish(&mut self) -> Result<()> {
         for run in &mut self.runs {
             let (start, end) = bounds(&self.slots, &run.slots);
@@ -158,8 +158,8 @@ impl FlatParams {
         Ok(())
     }
 
-    /// Follows the model to another device or into other kinds (one per slot). The masters keep their values,
-    /// and their kind where that is wider.
+    /// A copy on another device or in other kinds (one per slot). The masters keep their values, and their kind if it is
+    /// wider.
     pub(crate) fn relocate(
         &self,
         device: Device,
@@ -174,7 +174,7 @@ impl FlatParams {
             (Precision::Master, Kind::Double) => Kind::Double,
             _ => master_kind(&slots, precision),
         };
-        // A copy in any case: whoever holds the old buffer must not see the new one change.
+        // Always a copy: the old buffer must not change with the new one.
         let mut master = Tensor::f_zeros([self.master.size1()?], (kind, device))?;
         master.f_copy_(&self.master)?;
         let mut flat = FlatParams { slots, master, runs: Vec::new(), views: Vec::new() };
@@ -222,7 +222,7 @@ impl FlatParams {
         bounds(&self.slots, slots)
     }
 
-    /// Makes the views, and the live buffers unless they are given.
+    /// Creates the views, and the live buffers unless they are given.
     fn expose(&mut self, lives: Vec<Tensor>) -> Result<()> {
         let mut lives = lives.into_iter();
         let kind = self.master.f_kind()?;
@@ -296,7 +296,7 @@ fn piece_kind(tensor: Option<&Tensor>, slot: &Slot) -> Result<Kind> {
     }
 }
 
-/// A copy in memory of its own. tch has only a panicking one.
+/// A copy in memory of its own; that of tch panics on errors.
 pub(crate) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
     let mut copy = tensor.f_empty_like()?;
     copy.f_copy_(tensor)?;

@@ -1,4 +1,4 @@
-//! What moved, as a picture: depth across, kinds of tensors down.
+//! The differences of weights as a heat map.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::adapter::diff::{AdapterDiff, TensorDiff};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::names::natural::{natural_cmp, Natural};
 
 const CELL: (i32, i32) = (22, 22);
@@ -15,8 +15,8 @@ const BOTTOM: i32 = 40;
 const FONT: &str = "sans-serif";
 
 impl AdapterDiff {
-    /// An SVG picture: a row per kind of tensor (`layers.*.input_layernorm.weight`), a column per depth, and in each cell
-    /// how far its elements moved in the root mean square, from white (not at all) to dark (the most of all).
+    /// An SVG picture: a row per kind of tensor (`layers.*.input_layernorm.weight`), a column per depth. The colour of a
+    /// cell shows the [`rms`](TensorDiff::rms) of its tensor, from white (0) to dark (the largest).
     ///
     /// # Errors
     /// `InvalidArgument` if there is nothing to draw.
@@ -24,10 +24,7 @@ impl AdapterDiff {
         let cells: Vec<(String, Option<String>, f64)> =
             self.tensors.iter().map(|t| (row(t), depth(t), t.rms())).collect();
         if cells.is_empty() {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "there is no floating-point tensor to draw a heat map of",
-            ));
+            refuse!(InvalidArgument, "there is no floating-point tensor to draw a heat map of");
         }
         let mut rows: Vec<&String> = cells.iter().map(|(row, _, _)| row).collect();
         rows.sort_by(|a, b| natural_cmp(a, b));
@@ -35,7 +32,7 @@ impl AdapterDiff {
         let depths: BTreeSet<Natural> =
             cells.iter().filter_map(|(_, depth, _)| depth.clone().map(Natural)).collect();
         let depths: Vec<String> = depths.into_iter().map(|depth| depth.0).collect();
-        // What stands in no block has a column of its own at the end.
+        // Tensors outside the blocks have a column of their own at the end.
         let alone = cells.iter().any(|(_, depth, _)| depth.is_none());
         let columns = depths.len() + usize::from(alone);
         let most = cells.iter().map(|(_, _, rms)| *rms).fold(0., f64::max);
@@ -48,7 +45,7 @@ impl AdapterDiff {
         let draw = |area: DrawingArea<SVGBackend, plotters::coord::Shift>| {
             area.fill(&WHITE)?;
             let against = self.against.as_deref().map_or("the base".into(), |a| format!("'{a}'"));
-            let title = format!("How far '{}' is from {against} (rms)", self.adapter);
+            let title = format!("Difference of '{}' from {against} (rms)", self.adapter);
             let small = (FONT, 12).into_font().color(&BLACK);
             area.draw_text(&title, &(FONT, 16).into_font().color(&BLACK), (12, 10))?;
             let scale = format!("white: 0, darkest: {most:.2e}; across: depth");
@@ -60,7 +57,7 @@ impl AdapterDiff {
             }
             let below = small.pos(Pos::new(HPos::Center, VPos::Top));
             let bottom = TOP + CELL.1 * rows.len() as i32 + 6;
-            // Every label where they fit, else every fifth or tenth.
+            // All labels if they fit, else every fifth or tenth.
             let every = [1, 5, 10, 20].into_iter().find(|n| depths.len() / n <= 40).unwrap_or(50);
             for (index, depth) in depths.iter().enumerate().filter(|(i, _)| i % every == 0) {
                 let x = left + CELL.0 * index as i32 + CELL.0 / 2;
@@ -78,9 +75,8 @@ impl AdapterDiff {
             }
             area.present()
         };
-        draw(area.into_drawing_area()).map_err(|e| {
-            Error::new(ErrorKind::InvalidArgument, format!("the heat map cannot be drawn: {e}"))
-        })?;
+        draw(area.into_drawing_area())
+            .map_err(|e| refusal!(InvalidArgument, "the heat map cannot be drawn: {e}"))?;
         Ok(svg)
     }
 }
@@ -107,7 +103,7 @@ fn is_number(segment: &str) -> bool {
     !segment.is_empty() && segment.chars().all(|c| c.is_ascii_digit())
 }
 
-/// From white over orange to dark red.
+/// The colour for 0 to 1: from white over orange to dark red.
 fn colour(shade: f64) -> RGBColor {
     let stops = [(255., 255., 255.), (253., 187., 110.), (215., 60., 40.), (90., 0., 30.)];
     let at = shade.clamp(0., 1.) * 3.;

@@ -1,4 +1,4 @@
-//! A new adapter out of others: weighted means, along a line or an arc.
+//! A new adapter from others: weighted means, along a line or an arc.
 
 use std::collections::BTreeSet;
 
@@ -9,22 +9,21 @@ use crate::adapter::config::{LnTuningConfig, Modules};
 use crate::adapter::model::LnTuningModel;
 use crate::adapter::selection::{Norms, Selection};
 use crate::adapter::weights::Adapter;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
-/// Along which way adapters are combined.
+/// The path along which adapters are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Interpolation {
-    /// base + Σ weightᵢ · (adapterᵢ − base): the weighted mean where the weights sum to 1.
+    /// base + Σ weightᵢ · (adapterᵢ − base): the weighted mean if the weights sum to 1.
     #[default]
     Linear,
-    /// Two adapters, per tensor along the arc between what they learnt (their differences from the base), which keeps
-    /// its length where a straight line would cut it short (slerp; Shoemake 1985). Parallel differences are combined
-    /// linearly.
+    /// Along the arc between two adapters' differences from the base, per tensor (slerp; Shoemake 1985). It keeps the
+    /// length of the difference, which a straight line shortens. Parallel differences are combined linearly.
     Spherical,
 }
 
-/// How [`LnTuningModel::interpolate_with`] combines adapters.
+/// The options of [`LnTuningModel::interpolate_with`].
 #[derive(Debug, Clone, Default)]
 pub struct InterpolateOptions {
     method: Interpolation,
@@ -32,14 +31,14 @@ pub struct InterpolateOptions {
 }
 
 impl InterpolateOptions {
-    /// Along which way. Default: [`Interpolation::Linear`].
+    /// The path. Default: [`Interpolation::Linear`].
     pub fn method(mut self, method: Interpolation) -> Self {
         self.method = method;
         self
     }
 
-    /// Lets an adapter count as the base where it has no weights, when the adapters do not tune the same modules.
-    /// Default: no, that is an error.
+    /// Uses the base for a module that an adapter does not tune. Default: false, so that adapters that tune different
+    /// modules are an error.
     pub fn fall_back_to_base(mut self, fall_back: bool) -> Self {
         self.fall_back_to_base = fall_back;
         self
@@ -47,9 +46,9 @@ impl InterpolateOptions {
 }
 
 impl LnTuningModel {
-    /// Adds an adapter that is the weighted sum of what others learnt. With weights that sum to 1 it is their mean.
+    /// Adds an adapter with the weighted sum of the others' differences from the base: their mean if the weights sum to 1.
     ///
-    /// Computed in f64 and rounded once. The new adapter is used once [`set_adapter`](Self::set_adapter) makes it active.
+    /// Computed in f64 and rounded once. Call [`set_adapter`](Self::set_adapter) to use the new adapter.
     ///
     /// # Errors
     /// `UnknownAdapter`; `DuplicateAdapter` or `InvalidAdapterName` for the new name; `SelectionsDiffer`;
@@ -88,28 +87,28 @@ impl LnTuningModel {
 }
 
 fn check_weights(adapters: &[(&str, f64)], method: Interpolation) -> Result<()> {
-    let refuse = |why: String| Err(Error::new(ErrorKind::InvalidArgument, why));
     if adapters.is_empty() {
-        return refuse("no adapters were given: name at least one, with its weight".into());
+        refuse!(InvalidArgument, "no adapters were given: name at least one, with its weight");
     }
     if let Some((name, weight)) = adapters.iter().find(|(_, weight)| !weight.is_finite()) {
-        return refuse(format!(
+        refuse!(
+            InvalidArgument,
             "the weight of adapter '{name}' is {weight}, expected a finite number"
-        ));
+        );
     }
     if method == Interpolation::Spherical {
-        if adapters.len() != 2 {
-            return refuse(format!(
-                "{} adapters were given, and an arc lies between two: combine them pair by pair",
+        let [(_, first), (_, second)] = adapters else {
+            refuse!(
+                InvalidArgument,
+                "{} adapters were given, but an arc lies between two: combine them pair by pair",
                 adapters.len()
-            ));
-        }
-        let negative = adapters.iter().any(|(_, weight)| *weight < 0.);
-        if negative || adapters.iter().map(|(_, weight)| weight).sum::<f64>() <= 0. {
-            return refuse(format!(
-                "the weights are {} and {}, expected none below 0 and not both 0",
-                adapters[0].1, adapters[1].1
-            ));
+            );
+        };
+        if *first < 0. || *second < 0. || first + second <= 0. {
+            refuse!(
+                InvalidArgument,
+                "the weights are {first} and {second}, expected none below 0 and not both 0"
+            );
         }
     }
     Ok(())
@@ -130,14 +129,13 @@ fn combine(
         None => (first.config.clone(), first.selection.clone()),
         Some(_) if options.fall_back_to_base => union(attachment, &sources)?,
         Some(other) => {
-            return Err(Error::new(
-                ErrorKind::SelectionsDiffer,
-                format!(
-                    "adapters '{}' and '{}' do not tune the same modules: \
-                     `InterpolateOptions::fall_back_to_base` takes the base where one has no weights",
-                    adapters[0].0, adapters[other].0
-                ),
-            ));
+            refuse!(
+                SelectionsDiffer,
+                "adapters '{}' and '{}' do not tune the same modules: `InterpolateOptions::fall_back_to_base` uses \
+                 the base for a module that one does not tune",
+                adapters[0].0,
+                adapters[other].0
+            );
         }
     };
     let base = |variable: usize| attachment.base_data(variable);
@@ -164,7 +162,7 @@ fn combine(
             }
             Some(sum)
         } else {
-            // A counter, such as BatchNorm's: there is no mean of these.
+            // A counter, such as BatchNorm's, has no mean.
             found.into_iter().flatten().next()
         };
         if let Some(value) = value {
@@ -174,7 +172,7 @@ fn combine(
     Ok(made)
 }
 
-/// What each difference is multiplied with.
+/// The factor of each difference.
 fn factors(weights: &[f64], learnt: &[Tensor], method: Interpolation) -> Result<Vec<f64>> {
     let ([first, second], [a, b], Interpolation::Spherical) = (weights, learnt, method) else {
         return Ok(weights.to_vec());
@@ -189,14 +187,14 @@ fn factors(weights: &[f64], learnt: &[Tensor], method: Interpolation) -> Result<
         return line;
     }
     let angle = (product(a, b)? / lengths).clamp(-1., 1.).acos();
-    // Parallel, where the arc is the line, or opposite, where no arc is the shortest.
+    // If parallel, the arc is the line; if opposite, there is no shortest arc.
     if angle.sin() < 1e-6 {
         return line;
     }
     Ok(vec![((1. - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()])
 }
 
-/// Every module that some adapter has weights for.
+/// All modules that any of the adapters tunes.
 fn union(attachment: &Attachment, sources: &[&Adapter]) -> Result<(LnTuningConfig, Selection)> {
     let paths = |saved: bool| {
         let modules = sources.iter().flat_map(|source| source.selection.modules());

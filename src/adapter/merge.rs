@@ -1,4 +1,4 @@
-//! An adapter into a model directory, tensor by tensor, without model code.
+//! Merging an adapter into a model directory, tensor by tensor, without model code.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -11,35 +11,35 @@ use super::peft::directory::located;
 use super::peft::keys::{match_keys, KeyMapping, Wanted};
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::selection::{Norms, Selection};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, ErrorKind, Result};
 use crate::pretrained::files::{ModelFiles, TensorFile};
 use crate::storage::safetensors::{bytes_of, kind_of};
 use crate::storage::stored::{Stored, StoredTensors};
 
-/// What [`merge`] wrote.
+/// The result of [`merge`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MergeReport {
     /// The tensors that were replaced, by their names in memory.
     pub merged: Vec<String>,
-    /// The number of files.
+    /// The number of files written.
     pub files: usize,
-    /// The number of bytes.
+    /// The number of bytes written.
     pub bytes: u64,
-    /// Weights in other formats that were left out, since they hold the base still.
+    /// Weights in other formats, which were left out since they hold the unmerged base.
     pub left_out: Vec<PathBuf>,
 }
 
-/// Writes a model directory with an adapter's weights in the place of the base's: what PEFT's `merge_and_unload` and
-/// `save_pretrained` give, bit for bit.
+/// Writes a model directory with an adapter's weights in place of the base's: the result of PEFT's `merge_and_unload` and
+/// `save_pretrained`, bit for bit.
 ///
-/// Every other file is carried over, every other tensor is copied byte for byte, and each keeps its kind. Weights pass
-/// through in pieces, so that memory does not grow with the model. `progress` hears of bytes written and to write.
+/// All other files are copied, all other tensors are copied byte for byte, and each tensor keeps its kind. Weights are
+/// copied in pieces, so that memory does not grow with the model. `progress` gets the bytes written and the total.
 ///
 /// # Errors
-/// What [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and [`Selection::new`] say; `MissingKeys`, `UnexpectedKeys` or
-/// `ShapeMismatch` where the adapter does not fit; `InvalidArgument` if `out` lies in the model directory; `Io`, also if
-/// `out` is there and not empty. Then nothing is left behind.
+/// Those of [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and [`Selection::new`];
+/// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if the adapter does not fit; `InvalidArgument` if `out` is in the
+/// model directory; `Io`, also if `out` exists and is not empty. Then no file is left behind.
 pub fn merge(
     base: impl AsRef<Path>,
     adapter: impl AsRef<Path>,
@@ -81,7 +81,7 @@ pub fn merge(
         progress(done, total);
     }
     make_public(dir.path());
-    // An empty directory may stand in the way.
+    // Remove `out` if it is an empty directory.
     let _ = fs::remove_dir(out);
     fs::rename(dir.path(), out).map_err(|e| Error::io("create", out, e))?;
     let _ = dir.keep();
@@ -94,7 +94,7 @@ pub fn merge(
 }
 
 fn check_out(base: &Path, out: &Path) -> Result<()> {
-    let refuse = |why: &str| Err(Error::new(ErrorKind::Io, format!("'{}' {why}", out.display())));
+    let refuse = |why: &str| Err(refusal!(Io, "'{}' {why}", out.display()));
     match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
         Ok(true) => return refuse("is not empty: choose another directory, or empty it"),
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
@@ -105,15 +105,16 @@ fn check_out(base: &Path, out: &Path) -> Result<()> {
     let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| whole(path));
     if whole(out).starts_with(real(base)) || whole(out).starts_with(whole(base)) {
-        return Err(Error::new(
-            ErrorKind::InvalidArgument,
-            format!("'{}' lies in the model directory: choose another place", out.display()),
-        ));
+        refuse!(
+            InvalidArgument,
+            "'{}' is in the model directory: choose another place",
+            out.display()
+        );
     }
     Ok(())
 }
 
-/// Which tensor of the adapter stands for which of the model; all is checked before anything is written.
+/// The adapter's tensors by the names of the model's tensors that they replace. All checks come before the first write.
 fn replacements<'a>(
     files: &ModelFiles,
     config: &LnTuningConfig,
@@ -160,36 +161,32 @@ fn replacements<'a>(
 fn check_fit(stored: &Stored, place: &TensorFile) -> Result<()> {
     let shape = &place.stored.shape;
     if stored.shape != *shape {
-        return Err(Error::new(
-            ErrorKind::ShapeMismatch,
-            format!(
-                "'{}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size?",
-                stored.key, stored.shape
-            ),
-        ));
+        refuse!(
+            ShapeMismatch,
+            "'{}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size?",
+            stored.key,
+            stored.shape
+        );
     }
     for (name, dtype) in [(&stored.key, stored.dtype), (&place.name, place.stored.dtype)] {
         if kind_of(dtype).is_none() {
-            return Err(Error::new(
-                ErrorKind::KindMismatch,
-                format!("'{name}' has kind {dtype:?}, which libtorch lacks"),
-            ));
+            refuse!(KindMismatch, "'{name}' has kind {dtype:?}, which libtorch lacks");
         }
     }
     Ok(())
 }
 
-/// The bytes of a tuned tensor in the kind that the model has.
+/// The bytes of a tuned tensor in the model's kind.
 fn fitted(adapter: &StoredTensors, stored: &Stored, place: &TensorFile) -> Result<Vec<u8>> {
     let kind = kind_of(place.stored.dtype).unwrap_or(Kind::Float);
     no_grad(|| {
-        // One copy at a time: the tensor as read is gone before its bytes are made.
+        // One copy at a time: the tensor as read is dropped before the bytes are made.
         let tensor = adapter.read(stored)?.f_to_kind(kind)?;
         bytes_of(&tensor)
     })
 }
 
-/// One file of weights: header and all else as they are, tuned tensors in place of the base's.
+/// Writes one file of weights: a copy with tuned tensors in place of the base's.
 fn write_shard<'a>(
     files: &ModelFiles,
     shard: usize,
@@ -229,7 +226,7 @@ fn write_shard<'a>(
     output.sync_all().map_err(writing)
 }
 
-/// The files that are carried over, and those that are not, relative to the model directory.
+/// Lists the files to copy and those to leave out, relative to the model directory.
 fn list(
     files: &ModelFiles,
     below: &Path,
@@ -258,7 +255,7 @@ fn list(
     Ok(())
 }
 
-/// Temporary directories are for their owner alone; a model is not.
+/// Makes the directory readable for all, which a temporary directory is not.
 fn make_public(dir: &Path) {
     #[cfg(unix)]
     {

@@ -1,4 +1,4 @@
-//! Adapters on the variables of a `VarStore`: selected, attached, switched, combined, written as PEFT directories.
+//! Adapters on the variables of a `VarStore`: selecting, attaching, switching, combining, PEFT directories.
 
 pub(crate) mod attachment;
 mod config;

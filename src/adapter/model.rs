@@ -20,18 +20,18 @@ use crate::error::Result;
 use crate::pretrained::origin;
 use crate::storage::atomic;
 
-/// The name of an adapter that was given none, as in PEFT.
+/// The name of an adapter without a given name, as in PEFT.
 pub const DEFAULT_ADAPTER: &str = "default";
 
 /// Adapters attached to the variables of a `VarStore`.
 ///
-/// Attaching freezes every variable, makes the selected ones trainable and changes no output. The model itself is not
-/// touched: its layers share their variables with the `VarStore`, and an adapter swaps the storage behind these. So
-/// forward passes need nothing of this type, which keeps handles of the variables and no borrow of the `VarStore`.
+/// Attaching freezes every variable, makes the selected ones trainable and changes no output. The model does not change:
+/// its layers share their variables with the `VarStore`, and an adapter swaps the storage behind them. So forward passes
+/// do not use this type. It keeps handles of the variables and does not borrow the `VarStore`.
 ///
-/// What user code does to the variables meanwhile is seen at the next call: another kind or device is followed, an
-/// overwritten base is refused with [`ErrorKind::BaseChanged`](crate::ErrorKind::BaseChanged).
-/// Dropping the handle leaves the variables as they are; [`unload`](Self::unload) gives the base back.
+/// Each call checks for changes to the variables by user code: it follows another kind or device, and refuses an
+/// overwritten base with [`ErrorKind::BaseChanged`](crate::ErrorKind::BaseChanged). Dropping the handle leaves the
+/// variables as they are; [`unload`](Self::unload) restores the base.
 ///
 /// ```
 /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
@@ -62,14 +62,13 @@ pub struct LnTuningModel {
 }
 
 impl LnTuningModel {
-    /// Attaches an adapter named `default` and makes it active. Where the configuration has no `target_modules`, the
-    /// `model_type` of the directory that the variables are from decides what is tuned, as in PEFT; for variables that
-    /// are from none, or a type that PEFT does not know, every norm is tuned that shows by name and shape.
+    /// Attaches an adapter named `default` and makes it active. Without `target_modules`, the modules follow, as in PEFT,
+    /// from the `model_type` of the directory from which the variables were loaded. If there is no directory, or PEFT
+    /// does not know the type, every norm is tuned that is recognised by name and shape.
     ///
     /// # Errors
-    /// `EmptyVarStore`; what [`Selection::new`] says of the configuration; `UnsupportedVariable` or `TiedTensors` where
-    /// a selected tensor cannot be trained; `InvalidState` if adapters of another handle are attached. The variables
-    /// are then as before.
+    /// `EmptyVarStore`; those of [`Selection::new`]; `UnsupportedVariable` or `TiedTensors` if a selected tensor cannot
+    /// be trained; `InvalidState` if adapters of another handle are attached. The variables are then as before.
     #[doc(alias = "get_peft_model")]
     pub fn new(vs: &VarStore, config: LnTuningConfig) -> Result<Self> {
         Self::with_adapter_name(vs, config, DEFAULT_ADAPTER)
@@ -113,9 +112,9 @@ impl LnTuningModel {
     /// [`from_pretrained`](Self::from_pretrained) with a name for the adapter and options, and a report on the keys.
     ///
     /// # Errors
-    /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite` or what [`LnTuningConfig::from_file`] says of what is
-    /// in the directory; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch` or `KindMismatch` where it does not fit the
-    /// model. The variables are then as before.
+    /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite` and those of [`LnTuningConfig::from_file`] for the files;
+    /// `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch` or `KindMismatch` if the adapter does not fit the model. The
+    /// variables are then as before.
     pub fn from_pretrained_with(
         vs: &VarStore,
         dir: impl AsRef<Path>,
@@ -146,7 +145,7 @@ impl LnTuningModel {
             attachment.insert(name, adapter)?;
             attachment.active = Some(name.to_owned());
             attachment.freeze_all().and_then(|()| attachment.apply()).inspect_err(|_| {
-                // Best effort: what failed once may fail again.
+                // Best effort: this may fail again.
                 attachment.active = None;
                 let _ = attachment.apply();
                 let _ = attachment.forget_requires_grad();
@@ -157,11 +156,10 @@ impl LnTuningModel {
         Ok(LnTuningModel { attachment })
     }
 
-    /// Adds an adapter beside the others, starting from the base's weights, whatever is active or merged.
-    /// It is used once [`set_adapter`](Self::set_adapter) makes it active.
+    /// Adds another adapter, which starts from the base's weights. Call [`set_adapter`](Self::set_adapter) to use it.
     ///
     /// # Errors
-    /// `DuplicateAdapter`, `InvalidAdapterName`, and as [`new`](Self::new). Nothing is changed then.
+    /// `DuplicateAdapter`, `InvalidAdapterName`, and as [`new`](Self::new). Nothing changes then.
     pub fn add_adapter(&mut self, name: &str, config: LnTuningConfig) -> Result<()> {
         self.add_adapter_with(name, config, &AdapterOptions::default())
     }
@@ -184,7 +182,7 @@ impl LnTuningModel {
         })
     }
 
-    /// Adds an adapter from a directory. It is used once [`set_adapter`](Self::set_adapter) makes it active.
+    /// Adds an adapter from a directory. Call [`set_adapter`](Self::set_adapter) to use it.
     ///
     /// # Errors
     /// As [`add_adapter`](Self::add_adapter) and [`from_pretrained_with`](Self::from_pretrained_with).
@@ -220,20 +218,20 @@ impl LnTuningModel {
         })
     }
 
-    /// How many weights train: of the active adapter, against those of the base and all adapters, as PEFT counts.
+    /// The number of trainable weights, and that of all weights of the base and the adapters, as PEFT counts them.
     #[doc(alias = "print_trainable_parameters")]
     #[doc(alias = "get_nb_trainable_parameters")]
     pub fn trainable_parameters(&self) -> TrainableParameters {
         TrainableParameters::of(&self.attachment())
     }
 
-    /// Every module with adapters, in natural order of the paths.
+    /// The status of every module with adapters, in natural order of the paths.
     #[doc(alias = "get_layer_status")]
     pub fn layer_status(&self) -> Vec<LayerStatus> {
         status::layers(&self.attachment())
     }
 
-    /// All adapters at a glance.
+    /// The status of all adapters.
     #[doc(alias = "get_model_status")]
     pub fn model_status(&self) -> ModelStatus {
         status::model(&self.attachment())
@@ -241,11 +239,11 @@ impl LnTuningModel {
 
     /// Writes every adapter as a PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
     ///
-    /// The adapter `default` goes to `dir` itself, any other to `dir/<name>`. A card that stands there keeps its text.
+    /// The adapter `default` is written to `dir` itself, any other to `dir/<name>`. An existing card keeps its text.
     /// Either all files are written or, on an error, none.
     ///
     /// # Errors
-    /// `Io` or `MissingFile` where the operating system refuses.
+    /// `Io` or `MissingFile` if the operating system refuses.
     pub fn save_pretrained(&self, dir: impl AsRef<Path>) -> Result<()> {
         self.save_pretrained_with(dir, &SaveOptions::default())
     }
@@ -253,7 +251,7 @@ impl LnTuningModel {
     /// [`save_pretrained`](Self::save_pretrained) with options.
     ///
     /// # Errors
-    /// As [`save_pretrained`](Self::save_pretrained), and `UnknownAdapter` for a selected adapter that is not there.
+    /// As [`save_pretrained`](Self::save_pretrained), and `UnknownAdapter` for a selected adapter that does not exist.
     pub fn save_pretrained_with(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
         let mut attachment = self.attachment();
         no_grad(|| {
@@ -263,7 +261,7 @@ impl LnTuningModel {
         })
     }
 
-    /// The tensors of an adapter under the keys that PEFT writes, as copies in the kind that they are trained in.
+    /// Copies of an adapter's tensors, under PEFT's keys, in the kind in which they are trained.
     ///
     /// # Errors
     /// `UnknownAdapter`.
@@ -276,11 +274,11 @@ impl LnTuningModel {
         })
     }
 
-    /// Puts tensors into an adapter, active, merged or neither; the base is not touched.
+    /// Overwrites the tensors of an adapter, active, merged or neither. The base does not change.
     ///
     /// # Errors
-    /// `UnknownAdapter`, or what [`from_pretrained_with`](Self::from_pretrained_with) says of tensors that do not fit.
-    /// Nothing is changed then.
+    /// `UnknownAdapter`, and those of [`from_pretrained_with`](Self::from_pretrained_with) for tensors that do not fit.
+    /// Nothing changes then.
     #[doc(alias = "set_peft_model_state_dict")]
     pub fn load_state_dict(
         &mut self,
@@ -306,7 +304,7 @@ fn make_adapter(
     options: &AdapterOptions,
 ) -> Result<Adapter> {
     let variables = &attachment.variables;
-    // The same question has the same answer: the names and shapes of the variables do not change.
+    // The names and shapes of the variables do not change, so an equal configuration has an equal selection.
     let asked = |other: &&Adapter| {
         let (a, b) = (&other.config, &config);
         other.options.model_type == options.model_type
@@ -322,7 +320,7 @@ fn make_adapter(
             let infos = variables.infos()?;
             let selection = Selection::new(&infos, &config, model_type, options.norms)?;
             if selection.excludes_nothing() {
-                eprintln!("warning: `exclude_modules` matches no module: is it spelled as the VarStore's names are?");
+                eprintln!("warning: `exclude_modules` matches no module: compare it with the names in the VarStore");
             }
             selection
         }

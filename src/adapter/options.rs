@@ -1,9 +1,9 @@
-//! How to attach, load and save where the defaults do not fit.
+//! The options of attaching, loading and saving.
 
 use crate::adapter::flat::Precision;
 use crate::adapter::selection::Norms;
 
-/// How an adapter is made. The default fits most models.
+/// The options of a new adapter. The default fits most models.
 ///
 /// ```
 /// use ln_tuning::{AdapterOptions, Norms};
@@ -17,28 +17,28 @@ pub struct AdapterOptions {
 }
 
 impl AdapterOptions {
-    /// The `model_type` of transformers, such as `llama`: it decides which modules are tuned where the configuration
-    /// has no `target_modules`. Default: that of the directory that the variables are from. If it is not known, every
-    /// norm is tuned that shows by name and shape.
+    /// The `model_type` of transformers, such as `llama`: the modules follow from it if the configuration has no
+    /// `target_modules`. Default: that of the directory from which the variables were loaded. If it is not known, every
+    /// norm is tuned that is recognised by name and shape.
     pub fn model_type(mut self, model_type: impl Into<String>) -> Self {
         self.model_type = Some(model_type.into());
         self
     }
 
-    /// Which table says what the norms of a `model_type` are. Default: [`Norms::Peft`].
+    /// The table of the norms of each `model_type`. Default: [`Norms::Peft`].
     pub fn norms(mut self, norms: Norms) -> Self {
         self.norms = norms;
         self
     }
 
-    /// In which kind the tuned weights are stored and updated. Default: [`Precision::Master`].
+    /// The kind in which tuned weights are stored and updated. Default: [`Precision::Master`].
     pub fn precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
         self
     }
 }
 
-/// How an adapter is loaded. The default is strict, and for inference, as in PEFT.
+/// The options of loading an adapter. The default is strict, and for inference, as in PEFT.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
     pub(crate) adapter: AdapterOptions,
@@ -50,39 +50,38 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// How the adapter is made.
+    /// The options of the new adapter.
     pub fn adapter(mut self, options: AdapterOptions) -> Self {
         self.adapter = options;
         self
     }
 
-    /// Whether the adapter will be trained further. Default: no, for inference.
+    /// Makes the adapter trainable. Default: false, for inference.
     pub fn is_trainable(mut self, is_trainable: bool) -> Self {
         self.is_trainable = is_trainable;
         self
     }
 
-    /// Lets tensors that the file lacks keep the base's values, where the default is an error. They are reported.
+    /// Keeps the base's values for tensors that the file lacks, and reports them. Default: an error.
     pub fn allow_missing(mut self, allow: bool) -> Self {
         self.allow_missing = allow;
         self
     }
 
-    /// Lets tensors in the file that fit no selected module be left out, where the default is an error. They are
-    /// reported.
+    /// Leaves out tensors of the file that belong to no selected module, and reports them. Default: an error.
     pub fn allow_unexpected(mut self, allow: bool) -> Self {
         self.allow_unexpected = allow;
         self
     }
 
-    /// Lets tensors of another shape keep the base's values, where the default is an error. They are reported.
+    /// Keeps the base's values for tensors of another shape, and reports them. Default: an error.
     pub fn ignore_mismatched_sizes(mut self, ignore: bool) -> Self {
         self.ignore_mismatched_sizes = ignore;
         self
     }
 
-    /// Renames keys on loading: regular expressions with their replacements, in Python's syntax. The first that
-    /// matches is applied, to the key without `base_model.model.`.
+    /// Renames keys on loading: regular expressions with their replacements, in Python's syntax. The first match is
+    /// applied, to the key without `base_model.model.`.
     pub fn key_mapping<P, R>(mut self, rules: impl IntoIterator<Item = (P, R)>) -> Self
     where
         P: Into<String>,
@@ -93,18 +92,18 @@ impl LoadOptions {
     }
 }
 
-/// In which kind an adapter is written.
+/// The kind in which an adapter is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum SaveKind {
-    /// As it is trained: f32 unless the model is in f64 (or [`Precision::Model`] was chosen).
+    /// The kind in which it is trained: f32, unless the model is in f64 or [`Precision::Model`] was chosen.
     #[default]
     Master,
-    /// In the model's own kind, as PEFT writes it.
+    /// The model's own kind, as PEFT writes it.
     Model,
 }
 
-/// How adapters are written.
+/// The options of saving adapters.
 #[derive(Debug, Clone, Default)]
 pub struct SaveOptions {
     pub(crate) kind: SaveKind,
@@ -128,9 +127,9 @@ impl SaveOptions {
         self
     }
 
-    /// Renames keys on saving, where the variables are not named as the Python model's parameters: regular
-    /// expressions with their replacements, in Python's syntax. The first that matches is applied to the module's
-    /// path. `target_modules` is then written as the renamed paths.
+    /// Renames keys on saving, if the variables have other names than the Python model's parameters: regular expressions
+    /// with their replacements, in Python's syntax. The first match is applied, to the module's path. `target_modules`
+    /// is then written as the renamed paths.
     pub fn key_mapping<P, R>(mut self, rules: impl IntoIterator<Item = (P, R)>) -> Self
     where
         P: Into<String>,

@@ -1,16 +1,16 @@
-//! The `VarStore`s that have adapters, so that one never gets two handles.
+//! The `VarStore`s that have adapters, so that none gets two handles.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tch::nn::{self, VarStore};
 
 use super::attachment::{lock, Attachment};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
-/// A VarStore's variables and the adapters on them, neither kept alive.
+/// A VarStore's variables and the adapters on them, both weak.
 type Attached = (Weak<Mutex<nn::Variables>>, Weak<Mutex<Attachment>>);
 
-/// Which `VarStore`s have adapters: two handles on one would pull the storage from under each other.
+/// The `VarStore`s that have adapters: two handles on one would swap the storage under each other.
 pub(crate) struct Registry(MutexGuard<'static, Vec<Attached>>);
 
 impl Registry {
@@ -26,11 +26,11 @@ impl Registry {
         });
         let here = Arc::downgrade(&vs.variables_);
         if self.0.iter().any(|(stored, _)| stored.ptr_eq(&here)) {
-            return Err(Error::new(
-                ErrorKind::InvalidState,
-                "this VarStore has adapters of another LnTuningModel: add to that one with `add_adapter`, or \
-                 `unload` or drop it, and its optimizers, first",
-            ));
+            refuse!(
+                InvalidState,
+                "this VarStore has adapters of another LnTuningModel: use its `add_adapter`, or first `unload` it, or \
+                 drop it and its optimizers"
+            );
         }
         Ok(())
     }

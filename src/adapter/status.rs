@@ -1,4 +1,4 @@
-//! What is attached, in numbers and words.
+//! The status of adapters and modules, and the numbers of weights.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,18 +10,18 @@ use crate::adapter::weights::Adapter;
 use crate::error::Result;
 use crate::names::natural::Natural;
 
-/// How many weights train. Prints PEFT's line:
+/// The number of trainable weights. [`Display`](fmt::Display) prints PEFT's line:
 /// `trainable params: 8,704 || all params: 56,378,368 || trainable%: 0.0154`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrainableParameters {
-    /// Weights of the active adapter; 0 while nothing trains.
+    /// The weights of the active adapter; 0 while nothing trains.
     pub trainable: u64,
-    /// Weights of the base and of all adapters. Buffers do not count, a tied tensor counts once.
+    /// The weights of the base and of all adapters. Buffers do not count; a tied tensor counts once.
     pub total: u64,
 }
 
 impl TrainableParameters {
-    /// The share that trains, in percent.
+    /// The trainable share, in percent.
     pub fn percent(&self) -> f64 {
         if self.total == 0 {
             0.
@@ -40,7 +40,7 @@ impl TrainableParameters {
         }
     }
 
-    /// As if this adapter were the only one.
+    /// The numbers if this adapter were the only one.
     pub(crate) fn of_adapter(attachment: &Attachment, name: &str) -> Result<Self> {
         let own = attachment.adapter(name)?.numel();
         Ok(TrainableParameters { trainable: own, total: base(attachment) + own })
@@ -58,49 +58,49 @@ impl fmt::Display for TrainableParameters {
     }
 }
 
-/// The adapters of one module. Made by [`LnTuningModel::layer_status`](crate::LnTuningModel::layer_status).
+/// The adapters of one module. Returned by [`LnTuningModel::layer_status`](crate::LnTuningModel::layer_status).
 #[doc(alias = "TunerLayerStatus")]
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct LayerStatus {
     /// The path of the module.
     pub name: String,
-    /// Whether `modules_to_save` chose it (PEFT's `ModulesToSaveWrapper`), and not `target_modules`.
+    /// True if `modules_to_save` selected it (PEFT's `ModulesToSaveWrapper`), and not `target_modules`.
     pub saved: bool,
-    /// Whether adapters are enabled.
+    /// True if adapters are enabled.
     pub enabled: bool,
     /// The active adapter, if it has weights for this module; else the module uses the base.
     pub active_adapter: Option<String>,
     /// The merged adapter, if it has weights for this module.
     pub merged_adapter: Option<String>,
-    /// Per adapter with weights for this module, whether they may train while it is the active one.
+    /// Per adapter with weights for this module: true if it is trainable while active.
     pub requires_grad: BTreeMap<String, bool>,
     /// The adapters with weights for this module, sorted.
     pub available_adapters: Vec<String>,
-    /// Where these weights are.
+    /// The device of each adapter's weights.
     pub devices: BTreeMap<String, Device>,
 }
 
-/// All adapters. Made by [`LnTuningModel::model_status`](crate::LnTuningModel::model_status).
+/// The status of all adapters. Returned by [`LnTuningModel::model_status`](crate::LnTuningModel::model_status).
 #[doc(alias = "TunerModelStatus")]
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ModelStatus {
-    /// How many weights train.
+    /// The number of trainable weights.
     pub parameters: TrainableParameters,
     /// The number of modules with adapters.
     pub num_adapter_layers: usize,
-    /// Whether adapters are enabled.
+    /// True if adapters are enabled.
     pub enabled: bool,
     /// The adapter that is used while adapters are enabled.
     pub active_adapter: Option<String>,
-    /// The adapter that stands in for the base.
+    /// The merged adapter.
     pub merged_adapter: Option<String>,
-    /// Per adapter, whether it may train while it is the active one.
+    /// Per adapter: true if it is trainable while active.
     pub requires_grad: BTreeMap<String, bool>,
     /// All adapters, sorted.
     pub available_adapters: Vec<String>,
-    /// Where their weights are.
+    /// The device of each adapter's weights.
     pub devices: BTreeMap<String, Device>,
 }
 
@@ -157,7 +157,7 @@ fn total(attachment: &Attachment) -> u64 {
     base(attachment) + attachment.adapters.values().map(|adapter| adapter.numel()).sum::<u64>()
 }
 
-/// Digits in groups of three.
+/// The number with its digits in groups of three.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);

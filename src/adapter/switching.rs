@@ -1,13 +1,13 @@
-//! Which adapter is in use: set, disable, merge, unload.
+//! The adapter in use: set, disable, merge, unload.
 
 use tch::no_grad;
 
 use crate::adapter::attachment::Attachment;
 use crate::adapter::model::LnTuningModel;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 
 impl LnTuningModel {
-    /// The adapter that is used while adapters are enabled, if any.
+    /// The adapter that the model uses while adapters are enabled, if any.
     pub fn active_adapter(&self) -> Option<String> {
         self.attachment().active.clone()
     }
@@ -18,8 +18,8 @@ impl LnTuningModel {
         self.attachment().adapters.keys().cloned().collect()
     }
 
-    /// Makes an adapter the active one: a pointer swap per tensor, whatever the number of adapters. Modules that it
-    /// does not tune use the base. An adapter that was loaded for inference stays frozen.
+    /// Makes an adapter active, with one pointer swap per tensor. Modules that it does not tune use the base. An adapter
+    /// that was loaded for inference stays frozen.
     ///
     /// # Errors
     /// `UnknownAdapter`; `InvalidState` while an adapter is merged.
@@ -32,7 +32,7 @@ impl LnTuningModel {
         })
     }
 
-    /// Takes an adapter away. If it was the active one, the model uses the base until another is set.
+    /// Deletes an adapter. If it was active, the model uses the base until another is set.
     ///
     /// # Errors
     /// `UnknownAdapter`; `InvalidState` while it is merged.
@@ -67,13 +67,13 @@ impl LnTuningModel {
     /// Runs `f` on the base.
     ///
     /// # Errors
-    /// As [`disable`](Self::disable); what `f` returns is not looked at.
+    /// As [`disable`](Self::disable).
     pub fn with_disabled<T>(&mut self, f: impl FnOnce() -> T) -> Result<T> {
         let _guard = self.disable()?;
         Ok(f())
     }
 
-    /// Lets the active adapter's weights stand in for the base, exactly, until unmerged. Nothing trains meanwhile.
+    /// Puts the active adapter's weights in place of the base's, exactly, until unmerged. Nothing trains meanwhile.
     ///
     /// # Errors
     /// `UnknownAdapter`; `InvalidState` if another adapter is active, or one is merged already.
@@ -82,14 +82,12 @@ impl LnTuningModel {
             attachment.adapter(name)?;
             attachment.check_unmerged("merge an adapter")?;
             if attachment.active.as_deref() != Some(name) {
-                return Err(Error::new(
-                    ErrorKind::InvalidState,
-                    format!(
-                        "adapter '{name}' is not the active one ('{}' is): call `set_adapter(\"{name}\")` before \
-                         merging it",
-                        attachment.active.as_deref().unwrap_or("none")
-                    ),
-                ));
+                refuse!(
+                    InvalidState,
+                    "adapter '{name}' is not active ('{}' is): call `set_adapter(\"{name}\")` before \
+                     merging it",
+                    attachment.active.as_deref().unwrap_or("none")
+                );
             }
             attachment.merged = Some(name.to_owned());
             Ok(())
@@ -103,15 +101,12 @@ impl LnTuningModel {
     pub fn unmerge_adapter(&mut self) -> Result<()> {
         self.change(|attachment| match attachment.merged.take() {
             Some(_) => Ok(()),
-            None => Err(Error::new(
-                ErrorKind::InvalidState,
-                "no adapter is merged: there is nothing to undo",
-            )),
+            None => Err(refusal!(InvalidState, "no adapter is merged: there is nothing to undo")),
         })
     }
 
-    /// Leaves the active adapter's weights in the model for good, `modules_to_save` included, and takes all adapters
-    /// away. Every variable then requires a gradient as it did before anything was attached.
+    /// Keeps the active adapter's weights in the model, `modules_to_save` included, and deletes all adapters. Every
+    /// variable then has the `requires_grad` that it had before an adapter was attached.
     ///
     /// # Errors
     /// `InvalidState` if no adapter is active. On any error the handle is lost but the variables are as before.
@@ -120,10 +115,10 @@ impl LnTuningModel {
         no_grad(|| {
             attachment.sync()?;
             if attachment.active.is_none() && attachment.merged.is_none() {
-                return Err(Error::new(
-                    ErrorKind::InvalidState,
-                    "no adapter is active: call `set_adapter` before `merge_and_unload`, or use `unload`",
-                ));
+                refuse!(
+                    InvalidState,
+                    "no adapter is active: call `set_adapter` before `merge_and_unload`, or use `unload`"
+                );
             }
             attachment.enabled = true;
             attachment.apply()?;
@@ -131,8 +126,8 @@ impl LnTuningModel {
         })
     }
 
-    /// Takes all adapters away and gives the base back, bit for bit, `modules_to_save` and merged adapters included.
-    /// Every variable then requires a gradient as it did before anything was attached.
+    /// Deletes all adapters and restores the base, bit for bit, also from `modules_to_save` and merged adapters. Every
+    /// variable then has the `requires_grad` that it had before an adapter was attached.
     ///
     /// # Errors
     /// `BaseChanged` if the base was overwritten meanwhile.
@@ -146,8 +141,8 @@ impl LnTuningModel {
         })
     }
 
-    /// Lets an adapter train, or freezes it; no other is affected. Also freezes the base again, should user code have
-    /// thawed it (`vs.unfreeze`).
+    /// Makes an adapter trainable, or freezes it; others do not change. Also freezes the base again if user code has made
+    /// it trainable (`vs.unfreeze`).
     ///
     /// # Errors
     /// `UnknownAdapter`.
@@ -158,7 +153,7 @@ impl LnTuningModel {
         })
     }
 
-    /// Changes the state and makes the variables follow; on an error the state is the former one.
+    /// Changes the state and updates the variables; on an error, restores the former state.
     fn change(&mut self, f: impl FnOnce(&mut Attachment) -> Result<()>) -> Result<()> {
         let mut attachment = self.attachment();
         no_grad(|| {
@@ -166,14 +161,14 @@ impl LnTuningModel {
             let before = (attachment.active.clone(), attachment.enabled, attachment.merged.clone());
             f(&mut attachment).and_then(|()| attachment.apply()).inspect_err(|_| {
                 (attachment.active, attachment.enabled, attachment.merged) = before;
-                // Best effort: the error that is returned says what went wrong.
+                // Best effort: the first error is the one to return.
                 let _ = attachment.apply();
             })
         })
     }
 }
 
-/// While this lives, the model uses the base. Made by [`LnTuningModel::disable`].
+/// A guard: while it lives, the model uses the base. Created by [`LnTuningModel::disable`].
 #[derive(Debug)]
 #[must_use = "adapters are enabled again when the guard is dropped"]
 pub struct DisabledAdapters<'a> {
@@ -189,7 +184,7 @@ impl Drop for DisabledAdapters<'_> {
             Ok(())
         });
         if let Err(error) = enabled {
-            // A destructor cannot return it; the next call will find the same state and report it.
+            // A destructor cannot return an error; the next call will find and report the same state.
             eprintln!("warning: adapters could not be enabled again: {error}");
         }
     }

@@ -1,4 +1,4 @@
-//! The variables of a `VarStore`, and what user code has done to them since we looked last.
+//! The variables of a `VarStore`, and the changes that user code has made to them since the last check.
 
 use std::collections::HashMap;
 use std::sync::PoisonError;
@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::names::natural::natural_cmp;
 use crate::storage::info::VariableInfo;
 
@@ -17,28 +17,28 @@ pub(crate) struct Variable {
     pub(crate) tensor: Tensor,
     /// False for buffers such as BatchNorm statistics, which no optimiser trains.
     pub(crate) is_parameter: bool,
-    /// Whether it was trainable before anything was attached.
+    /// True if it was trainable before an adapter was attached.
     pub(crate) required_grad: bool,
     /// Its parameter group (`Path::set_group`).
     pub(crate) group: usize,
-    /// The first variable that shares this one's tensor; itself where it is not tied.
+    /// The first variable that shares this one's tensor; its own index if it is not tied.
     pub(crate) tied_to: usize,
-    /// Whether its elements lie in one piece and have an address.
+    /// True if its storage has an address: not sparse, not in the format of oneDNN.
     dense: bool,
     stamp: Stamp,
 }
 
-/// What tells that a variable was written to (the version of its tensor) or moved (the address of its storage).
+/// The marks of a change: a write raises the version of the tensor, a move changes the address of its storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     address: usize,
     version: i64,
 }
 
-/// What user code has done since the last look, as indices of variables.
+/// The changes by user code since the last check, as indices of variables.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    /// The storage is another one: another kind, another device, or data set by hand.
+    /// With another storage: another kind, another device, or data set by hand.
     pub(crate) moved: Vec<usize>,
     /// Written to in place.
     pub(crate) written: Vec<usize>,
@@ -54,10 +54,10 @@ pub(crate) struct Variables {
 impl Variables {
     pub(crate) fn of(vs: &VarStore) -> Result<Self> {
         if vs.is_empty() {
-            return Err(Error::new(
-                ErrorKind::EmptyVarStore,
-                "the VarStore holds no variable: build the model on `vs.root()` before attaching an adapter",
-            ));
+            refuse!(
+                EmptyVarStore,
+                "the VarStore holds no variable: build the model on `vs.root()` before attaching an adapter"
+            );
         }
         let groups: HashMap<usize, usize> = {
             let stored = vs.variables_.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +106,7 @@ impl Variables {
         self.by_name.get(name).copied()
     }
 
-    /// What selection needs to know of them.
+    /// The names, shapes and kinds, for a selection.
     pub(crate) fn infos(&self) -> Result<Vec<VariableInfo>> {
         self.list
             .iter()
@@ -127,14 +127,14 @@ impl Variables {
         (0..self.list.len()).filter(|&other| self.list[other].tied_to == first).collect()
     }
 
-    /// Whether two handles are one variable: only then does a change of one show in the other.
+    /// True if two handles are one variable, so that a change of one shows in the other.
     pub(crate) fn is_same_tensor(&self, a: usize, b: usize) -> Result<bool> {
         if a == b {
             return Ok(true);
         }
         let (a, b) = (&self.list[a].tensor, &self.list[b].tensor);
         let (before, other) = (a.requires_grad(), b.requires_grad());
-        // The flag that tells them apart is for floating-point tensors alone.
+        // The test toggles `requires_grad`, which only floating-point tensors have.
         if before != other || !a.is_floating_point() {
             return Ok(false);
         }
@@ -152,7 +152,7 @@ impl Variables {
         Ok(())
     }
 
-    /// Compares with the last look. Buffers may be written to at any time.
+    /// The changes since the last check. Writes to buffers do not count.
     pub(crate) fn changes(&self) -> Changes {
         let mut changes = Changes::default();
         for (index, variable) in self.list.iter().enumerate() {
@@ -167,7 +167,7 @@ impl Variables {
         changes
     }
 
-    /// Takes the present state as the known one.
+    /// Accepts the present state of the changed variables.
     pub(crate) fn accept(&mut self, changes: &Changes) {
         for &index in changes.moved.iter().chain(&changes.written) {
             let variable = &mut self.list[index];
@@ -185,7 +185,7 @@ impl Stamp {
     }
 }
 
-/// The address of the elements; none where there are none, or where they do not lie in one piece.
+/// The address of the elements; `None` without elements, or without an address.
 fn address(tensor: &Tensor) -> Option<usize> {
     if !is_dense(tensor) {
         return None;
@@ -199,10 +199,11 @@ fn is_dense(tensor: &Tensor) -> bool {
 
 fn kind(variable: &Variable) -> Result<Kind> {
     variable.tensor.f_kind().map_err(|source| {
-        Error::with_source(
-            ErrorKind::UnsupportedVariable,
-            format!("variable '{}' has a kind that tch does not know", variable.name),
-            source,
+        refusal!(
+            UnsupportedVariable,
+            "variable '{}' has a kind that tch does not know",
+            variable.name
         )
+        .caused_by(source)
     })
 }

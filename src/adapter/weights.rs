@@ -1,4 +1,4 @@
-//! One adapter: a configuration, what it selects, and the weights that it holds for that.
+//! One adapter: a configuration, its selection and its weights.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,16 +10,16 @@ use crate::adapter::flat::{copy_of, FlatParams, Precision};
 use crate::adapter::options::AdapterOptions;
 use crate::adapter::selection::Selection;
 use crate::adapter::variables::Variables;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 
-/// An adapter's weights are a deep copy of the selected modules: parameters in one flat buffer, buffers beside it.
+/// One adapter. Its weights are a deep copy of the selected modules: parameters in one flat buffer, buffers beside it.
 #[derive(Debug)]
 pub(crate) struct Adapter {
-    /// Tells this adapter from a later one of the same name.
+    /// Distinguishes this adapter from a later one of the same name.
     pub(crate) id: u64,
     pub(crate) config: LnTuningConfig,
     pub(crate) selection: Selection,
-    /// How it was asked for.
+    /// The options that it was created with.
     pub(crate) options: AdapterOptions,
     /// Every selected tensor under every name, in the order of the selection.
     pub(crate) entries: Vec<Entry>,
@@ -28,7 +28,7 @@ pub(crate) struct Adapter {
     pub(crate) slot_variables: Vec<usize>,
     /// Tensors that are part of a selected module but not trained, such as BatchNorm statistics.
     pub(crate) buffers: Vec<(usize, Tensor)>,
-    /// Whether it may be trained: false for one that was loaded for inference.
+    /// False for an adapter that was loaded for inference.
     pub(crate) trainable: bool,
 }
 
@@ -50,14 +50,14 @@ impl Entry {
     }
 }
 
-/// Where an adapter keeps a tensor.
+/// The place of a tensor in an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     Slot(usize),
     Buffer(usize),
 }
 
-/// The weights of an adapter, apart from what they are for.
+/// The weights of an adapter.
 #[derive(Debug)]
 pub(crate) struct Storage {
     flat: FlatParams,
@@ -65,7 +65,7 @@ pub(crate) struct Storage {
 }
 
 impl Adapter {
-    /// Copies what `selection` names out of `base`, which gives the storage that a variable has without adapters.
+    /// Copies the selected tensors from `base`, which returns the storage of a variable without adapters.
     pub(crate) fn new(
         variables: &Variables,
         base: impl Fn(usize) -> Result<Tensor>,
@@ -120,14 +120,12 @@ impl Adapter {
         }
         if slot_variables.is_empty() {
             let names: Vec<&str> = selection.variables().take(4).collect();
-            return Err(Error::new(
-                ErrorKind::UnsupportedVariable,
-                format!(
-                    "nothing can be trained: '{}' is all that was selected, and was added to the VarStore as not \
-                     trainable (a buffer)",
-                    names.join("', '")
-                ),
-            ));
+            refuse!(
+                UnsupportedVariable,
+                "nothing can be trained: only '{}' was selected, which was added to the VarStore as not trainable (a \
+                 buffer)",
+                names.join("', '")
+            );
         }
         check_uniform(variables, &slot_variables, &values, precision)?;
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -144,13 +142,13 @@ impl Adapter {
         })
     }
 
-    /// Every variable it replaces, with the storage it puts there.
+    /// Every variable that it replaces, with the adapter's storage for it.
     pub(crate) fn storages(&self) -> impl Iterator<Item = (usize, &Tensor)> {
         let slots = self.slot_variables.iter().enumerate().map(|(s, v)| (*v, self.flat.view(s)));
         slots.chain(self.buffers.iter().map(|(v, tensor)| (*v, tensor)))
     }
 
-    /// The tensor that a checkpoint holds for this entry: the master of a parameter, or the buffer.
+    /// The tensor of this entry in a checkpoint: the master of a parameter, or the buffer.
     pub(crate) fn value(&self, entry: &Entry) -> Result<Tensor> {
         match entry.place {
             Place::Slot(slot) => self.flat.value(slot),
@@ -166,7 +164,7 @@ impl Adapter {
         })
     }
 
-    /// The kind that the model has for this entry.
+    /// The model's kind for this entry.
     pub(crate) fn model_kind(&self, entry: &Entry) -> Result<Kind> {
         match entry.place {
             Place::Slot(slot) => Ok(self.flat.slots()[slot].kind),
@@ -174,7 +172,7 @@ impl Adapter {
         }
     }
 
-    /// Overwrites the tensor of an entry. Shapes were checked before.
+    /// Overwrites the tensor of an entry. The caller has checked the shape.
     pub(crate) fn set_value(&mut self, place: Place, value: &Tensor) -> Result<()> {
         match place {
             Place::Slot(slot) => self.flat.set_value(slot, value),
@@ -182,7 +180,7 @@ impl Adapter {
         }
     }
 
-    /// Overwrites the tensors of several entries; of two for one tied tensor the last counts. Shapes were checked before.
+    /// Overwrites the tensors of several entries; for a tied tensor the last one counts. The caller has checked the shapes.
     pub(crate) fn set_all(&mut self, values: &[(Place, &Tensor)]) -> Result<()> {
         let mut slots: Vec<Option<&Tensor>> = vec![None; self.slot_variables.len()];
         for (place, value) in values {
@@ -200,7 +198,7 @@ impl Adapter {
         Ok(())
     }
 
-    /// This adapter's storage in the kinds and on the device that the base has now.
+    /// A copy of this adapter's storage, in the present kinds and on the present device of the base.
     pub(crate) fn relocated(&self, name: &str, base: &HashMap<usize, Tensor>) -> Result<Storage> {
         let mut kinds = Vec::with_capacity(self.slot_variables.len());
         let mut device = None;
@@ -209,14 +207,12 @@ impl Adapter {
             kinds.push(tensor.f_kind()?);
             let first = *device.get_or_insert(tensor.device());
             if first != tensor.device() {
-                return Err(Error::new(
-                    ErrorKind::BaseChanged,
-                    format!(
-                        "the variables of adapter '{name}' are on {first:?} and on {:?} now: \
-                         move the whole model with `vs.set_device`",
-                        tensor.device()
-                    ),
-                ));
+                refuse!(
+                    BaseChanged,
+                    "the variables of adapter '{name}' are on {first:?} and on {:?} now: move the whole model with \
+                     `vs.set_device`",
+                    tensor.device()
+                );
             }
         }
         let device = device.unwrap_or_else(|| self.flat.master().device());
@@ -240,28 +236,24 @@ impl Adapter {
     }
 }
 
-/// A tensor with several names trains as one; that must be what was asked for.
+/// Refuses a tied tensor of which only some names are selected, since all of them would train.
 fn check_ties(variables: &Variables, index: usize, chosen: &[usize]) -> Result<()> {
     let name = &variables.get(index).name;
     for other in variables.tied_with(index) {
         let other_name = &variables.get(other).name;
         if !chosen.contains(&other) {
-            return Err(Error::new(
-                ErrorKind::TiedTensors,
-                format!(
-                    "'{name}' shares its tensor with '{other_name}', which is not selected: \
-                     training one would change the other. Select both, or neither"
-                ),
-            ));
+            refuse!(
+                TiedTensors,
+                "'{name}' shares its tensor with '{other_name}', which is not selected: training one would change \
+                 the other. Select both, or neither"
+            );
         }
         if !variables.is_same_tensor(index, other)? {
-            return Err(Error::new(
-                ErrorKind::TiedTensors,
-                format!(
-                    "'{name}' and '{other_name}' are two tensors over the same memory: they cannot be tuned \
-                     together. Tie them with `shallow_clone`, or select neither"
-                ),
-            ));
+            refuse!(
+                TiedTensors,
+                "'{name}' and '{other_name}' are two tensors over the same memory: they cannot be tuned together. \
+                 Tie them with `shallow_clone`, or select neither"
+            );
         }
     }
     Ok(())
@@ -269,9 +261,9 @@ fn check_ties(variables: &Variables, index: usize, chosen: &[usize]) -> Result<(
 
 fn check_parameter(name: &str, data: &Tensor) -> Result<()> {
     let refuse = |why: String| {
-        Err(Error::new(
-            ErrorKind::UnsupportedVariable,
-            format!("'{name}' was selected but cannot be trained: {why}. Exclude it with `exclude_modules`"),
+        Err(refusal!(
+            UnsupportedVariable,
+            "'{name}' was selected but cannot be trained: {why}. Exclude it with `exclude_modules`"
         ))
     };
     if data.is_sparse() || data.is_mkldnn() {
@@ -297,26 +289,22 @@ fn check_uniform(
     for (index, value) in slots.iter().zip(values) {
         let (name, first_name) = (&variables.get(*index).name, &variables.get(slots[0]).name);
         if value.device() != first.device() {
-            return Err(Error::new(
-                ErrorKind::UnsupportedVariable,
-                format!(
-                    "'{first_name}' is on {:?} and '{name}' on {:?}: the tensors of an adapter must be on one \
-                     device. Move the model with `vs.set_device`, or use one adapter per device",
-                    first.device(),
-                    value.device()
-                ),
-            ));
+            refuse!(
+                UnsupportedVariable,
+                "'{first_name}' is on {:?} and '{name}' on {:?}: the tensors of an adapter must be on one device. \
+                 Move the model with `vs.set_device`, or use one adapter per device",
+                first.device(),
+                value.device()
+            );
         }
         if precision == Precision::Model && value.f_kind()? != first.f_kind()? {
-            return Err(Error::new(
-                ErrorKind::UnsupportedVariable,
-                format!(
-                    "'{first_name}' is {:?} and '{name}' {:?}: Precision::Model needs one kind. \
-                     Use Precision::Master, which takes any mixture",
-                    first.f_kind()?,
-                    value.f_kind()?
-                ),
-            ));
+            refuse!(
+                UnsupportedVariable,
+                "'{first_name}' is {:?} and '{name}' {:?}: Precision::Model needs one kind. Use Precision::Master, \
+                 which takes any mixture",
+                first.f_kind()?,
+                value.f_kind()?
+            );
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Gradients by hand where autograd would keep too much: the loss through a head, and blocks that are run twice.
+//! Gradients that need less memory than autograd's: the loss through a head, and block checkpointing.
 
 pub(crate) mod known_gradient;
 pub mod loss;

@@ -1,8 +1,8 @@
-//! Block checkpointing: a block is run without a graph, and run again, with one, when its gradient is asked for.
+//! Block checkpointing: a block runs without a graph in the forward pass, and again with one in the backward pass.
 //!
 //! Activations are then held for one block at a time, at the price of a second forward pass. tch has no custom autograd
-//! functions, so the second run cannot happen inside `loss.backward()`: [`Recompute::gradients`] makes the forward pass
-//! and walks back through its blocks.
+//! functions, so the second run cannot happen inside `loss.backward()`: [`Recompute::gradients`] does the forward pass
+//! and then goes back through its blocks.
 //!
 //! ```
 //! # use tch::{nn, nn::Module, Device, Kind, Tensor};
@@ -41,23 +41,24 @@
 use tch::{no_grad, Device, Kind, Tensor};
 
 use crate::autograd::known_gradient::{grad_is_enabled, inner_product};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
-/// Which blocks are run a second time; the others keep their activations. Blocks are counted as they are run.
+/// The blocks to recompute, counted in the order in which they run; the others keep their activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Blocks {
-    /// Every one: the least memory.
+    /// All blocks: the least memory.
     #[default]
     All,
-    /// Every n-th: with 2 the second, the fourth, ….
+    /// Every n-th block: with 2 the second, the fourth, ….
     EveryNth(usize),
-    /// So many from the first on: those that run last have done with their activations when these need the memory.
+    /// The first blocks, this many: the last ones have freed their activations when the first ones need the memory.
     First(usize),
 }
 
 impl Blocks {
-    /// As few of `blocks` blocks as let the activations of the others, `block_bytes` each, fit into `budget_bytes`.
+    /// As few of `blocks` blocks as possible, so that the activations of the others, `block_bytes` bytes each, fit into
+    /// `budget_bytes` bytes.
     ///
     /// ```
     /// # use ln_tuning::recompute::Blocks;
@@ -91,26 +92,26 @@ impl Default for Recompute {
 }
 
 impl Recompute {
-    /// Checkpointing of these blocks.
+    /// Checkpoints these blocks.
     pub fn new(blocks: Blocks) -> Self {
         Recompute { blocks, preserve_rng_state: true }
     }
 
-    /// Whether the second run of a block draws the random numbers of the first, as dropout needs; true.
+    /// Lets the second run of a block draw the same random numbers as the first, which dropout needs. Default: true.
     ///
-    /// tch can seed the generators but not save their state, so each block is given a seed, drawn from the CPU's
-    /// generator. This seeds the generators of all devices, for all threads. Without random numbers in the blocks it
-    /// is not needed.
+    /// tch can seed the generators but not save their state, so each block gets a seed, drawn from the CPU's generator.
+    /// This seeds the generators of all devices, for all threads. Blocks without random numbers do not need it.
     pub fn preserve_rng_state(mut self, preserve_rng_state: bool) -> Self {
         self.preserve_rng_state = preserve_rng_state;
         self
     }
 
-    /// Runs `forward`, which gives a scalar and runs its blocks through the [`Tape`]. Gives the scalar, without its
-    /// graph, and its gradients with respect to `inputs`, undefined where it does not depend on one.
+    /// Runs `forward`, which runs its blocks through the [`Tape`] and returns a scalar loss. Returns the loss, without
+    /// its graph, and its gradients with respect to `inputs`; a gradient is undefined if the loss does not depend on
+    /// that input.
     ///
     /// # Errors
-    /// Those of `forward`; `NoGradient` if the result is not a scalar or depends on no tensor that trains.
+    /// Those of `forward`; `NoGradient` if the loss is not a scalar or depends on no trainable tensor.
     pub fn gradients<'a>(
         &self,
         inputs: &[Tensor],
@@ -119,17 +120,15 @@ impl Recompute {
         let mut tape = Tape { options: *self, count: 0, segments: Vec::new() };
         let loss = forward(&mut tape)?;
         if loss.numel() != 1 || !loss.requires_grad() {
-            return Err(Error::new(
-                ErrorKind::NoGradient,
-                format!(
-                    "the loss must be a scalar that depends on a tensor that trains, found shape {:?}{}",
-                    loss.size(),
-                    if loss.requires_grad() { "" } else { ", without a graph" }
-                ),
-            ));
+            refuse!(
+                NoGradient,
+                "the loss must be a scalar that depends on a trainable tensor, found shape {:?}{}",
+                loss.size(),
+                if loss.requires_grad() { "" } else { ", without a graph" }
+            );
         }
         let value = loss.f_detach()?;
-        // Where the generators go on afterwards: the second runs leave them where the forward pass has been.
+        // The seed for afterwards: the second runs reset the generators to states of the forward pass.
         let seed = tape.segments.iter().any(|segment| segment.seed.is_some());
         let seed = seed.then(draw_seed).transpose()?;
         let gradients = tape.walk(loss, inputs);
@@ -139,8 +138,8 @@ impl Recompute {
         Ok((value, gradients?))
     }
 
-    /// [`gradients`](Self::gradients), added to the `.grad()` of `inputs`, as `loss.backward()` would: for the
-    /// optimisers of tch. Gives the loss.
+    /// Adds the [`gradients`](Self::gradients) to the `.grad()` of `inputs`, as `loss.backward()` would, for tch's
+    /// optimisers. Returns the loss.
     ///
     /// # Errors
     /// Those of `gradients`.
@@ -158,10 +157,10 @@ impl Recompute {
     }
 }
 
-/// What the backward pass needs to run blocks again.
+/// The record of the blocks that the backward pass will run again.
 pub struct Tape<'a> {
     options: Recompute,
-    /// How many blocks have been run.
+    /// The number of blocks run so far.
     count: usize,
     segments: Vec<Segment<'a>>,
 }
@@ -171,24 +170,24 @@ type Block<'a> = Box<dyn Fn(&[Tensor]) -> Result<Vec<Tensor>> + 'a>;
 /// A block that was run without a graph.
 struct Segment<'a> {
     block: Block<'a>,
-    /// With the graphs that they came with.
+    /// The inputs, with their graphs.
     inputs: Vec<Tensor>,
-    /// Leaves, from which the graph of what follows starts; none for outputs that have no gradient.
+    /// Leaves, at which the graph of the following operations starts; `None` for outputs without a gradient.
     outputs: Vec<Option<Tensor>>,
     seed: Option<i64>,
 }
 
 impl<'a> Tape<'a> {
-    /// A tape that records nothing: blocks are run once, and their graphs are autograd's.
+    /// A tape that records nothing: blocks run once, and autograd keeps their graphs.
     pub fn off() -> Self {
         Tape { options: Recompute::new(Blocks::First(0)), count: 0, segments: Vec::new() }
     }
 
-    /// Runs a block: the result is that of `block(input)`, and so are the gradients in the end, those of what `block`
-    /// has captured included.
+    /// Runs a block. The result is that of `block(input)`, and so are all gradients, including those of tensors that
+    /// `block` captures.
     ///
-    /// The block must compute the same when it is run again, and must not change its input in place; nor may its output
-    /// be changed in place. Under `no_grad`, and where nothing trains in or below the block, it is only run.
+    /// The block must compute the same when it runs again. Do not change its input or output in place. Under `no_grad`,
+    /// and if nothing in or before the block is trainable, it runs once.
     ///
     /// # Errors
     /// Those of `block`.
@@ -223,7 +222,7 @@ impl<'a> Tape<'a> {
         let results = if inputs.iter().any(Tensor::requires_grad) {
             no_grad(|| block(&inputs))?
         } else {
-            // Whether anything trains in the block shows in its graph, which goes at once.
+            // A graph of the result shows that the block has trainable tensors; it is dropped at once.
             let results = block(&inputs)?;
             if !results.iter().any(Tensor::requires_grad) {
                 return Ok(results);
@@ -247,11 +246,10 @@ impl<'a> Tape<'a> {
         Ok(given)
     }
 
-    /// From the loss through the blocks, last to first.
+    /// The backward pass, from the loss through the blocks, last to first.
     ///
-    /// A block's second run starts from its inputs as they are, so that the engine goes on below them to the leaves of
-    /// earlier blocks, whatever lies between. Graphs are kept until their last owner goes, since what lies between may
-    /// be shared.
+    /// A block's second run starts from its inputs with their graphs, so that the engine continues below them to the
+    /// leaves of earlier blocks, through any operations between. Graphs are retained, since blocks may share them.
     fn walk(mut self, loss: Tensor, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let mut gradients: Vec<Option<Tensor>> = inputs.iter().map(|_| None).collect();
         let mut of_outputs: Vec<Vec<Option<Tensor>>> =
@@ -278,7 +276,7 @@ impl<'a> Tape<'a> {
         Ok(gradients.into_iter().map(Option::unwrap_or_default).collect())
     }
 
-    /// Adds the gradients of `root` with respect to the inputs and the outputs of the blocks that are left.
+    /// Adds the gradients of `root` with respect to the inputs and to the outputs of the remaining blocks.
     fn pull(
         &self,
         root: Tensor,
@@ -305,7 +303,7 @@ impl<'a> Tape<'a> {
     }
 }
 
-/// From the CPU's generator, so that no other device is waited for.
+/// A seed from the CPU's generator, so that no other device is waited for.
 fn draw_seed() -> Result<i64> {
     let drawn = Tensor::f_randint(i64::MAX, [1], (Kind::Int64, Device::Cpu))?;
     Ok(drawn.f_int64_value(&[0])?)

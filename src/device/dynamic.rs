@@ -16,7 +16,7 @@ const NO_DEVICE: c_int = 100;
 
 /// Loads `libtorch_cuda.so` from the directory of the `libtorch_cpu.so` that this process has mapped.
 pub(super) fn load() -> Result<(), CudaStatus> {
-    // Where /proc is not mounted this is empty, and says the same as a static libtorch.
+    // Empty if /proc is not mounted: the error is then that of a static libtorch.
     let maps = std::fs::read("/proc/self/maps").unwrap_or_default();
     if mapped(&maps, "libtorch_cuda.so").is_some() {
         return Ok(());
@@ -25,7 +25,7 @@ pub(super) fn load() -> Result<(), CudaStatus> {
     load_from(cpu.parent().unwrap_or(Path::new("/")))
 }
 
-/// The file of this name that is mapped, in the words of `/proc/PID/maps`: five columns, then the path.
+/// The path of the mapped file of this name. A line of `/proc/PID/maps` is five columns, then the path.
 fn mapped(maps: &[u8], name: &str) -> Option<PathBuf> {
     maps.split(|&byte| byte == b'\n').find_map(|line| {
         let start = line.iter().position(|&byte| byte == b'/')?;
@@ -39,13 +39,13 @@ fn load_from(libtorch: &Path) -> Result<(), CudaStatus> {
     if !library.exists() {
         return Err(CudaStatus::CpuBuild { libtorch: libtorch.to_path_buf() });
     }
-    // SAFETY: the static initialisers of libtorch_cuda run. It stands beside the libtorch that this process already
-    // runs, so it is a part of the same build; its initialisers register kernels and hooks behind libtorch's own locks,
-    // as they do when a binary is linked with it.
+    // SAFETY: the static initialisers of libtorch_cuda run. It is in the directory of the libtorch that this process
+    // already runs, so it is part of the same build; its initialisers register kernels and hooks under libtorch's own
+    // locks, as they do when a binary is linked with it.
     let loaded = unsafe { Library::open(Some(&library), RTLD_NOW | RTLD_GLOBAL) };
     match loaded {
         Ok(loaded) => {
-            // What it registered must stay valid: it is never closed.
+            // Never closed, since its registrations must stay valid.
             std::mem::forget(loaded);
             Ok(())
         }
@@ -53,12 +53,12 @@ fn load_from(libtorch: &Path) -> Result<(), CudaStatus> {
     }
 }
 
-/// How many devices the driver sees, asked past libtorch and without creating a context.
+/// The number of devices that the driver sees. Asks the driver itself, and creates no context.
 pub(super) fn devices_of_driver() -> Result<usize, CudaStatus> {
     // SAFETY: the file of this name is the NVIDIA driver's interface; its initialisers have no requirements.
     let driver = unsafe { Library::open(Some("libcuda.so.1"), RTLD_NOW) };
     let driver = driver.map_err(|error| CudaStatus::NoDriver { reason: words(&error) })?;
-    // The driver starts threads that outlive us.
+    // Never closed, since the driver starts threads that outlive this function.
     let driver = std::mem::ManuallyDrop::new(driver);
 
     // SAFETY: CUresult cuInit(unsigned int), with flags 0 as its documentation demands.
@@ -86,7 +86,7 @@ pub(super) fn devices_of_driver() -> Result<usize, CudaStatus> {
     Ok(usize::try_from(devices).unwrap_or(0))
 }
 
-/// Asks the CUDA runtime that libtorch brought along: it refuses a driver that is older than itself.
+/// Asks the CUDA runtime that comes with libtorch: it refuses a driver that is older than itself.
 fn ask_runtime() -> Result<(), CudaStatus> {
     let process = Library::this();
     // SAFETY: cudaError_t cudaGetDeviceCount(int *count) and const char *cudaGetErrorString(cudaError_t) keep these
@@ -112,7 +112,7 @@ fn failed(call: &str, code: c_int, words: Option<String>) -> CudaStatus {
     CudaStatus::DriverFailed { reason: format!("{call}: {words}, error {code}") }
 }
 
-/// The driver's words for one of its errors.
+/// The driver's text for one of its errors.
 fn driver_words(driver: &Library, code: c_int) -> Option<String> {
     let mut text: *const c_char = std::ptr::null();
     // SAFETY: CUresult cuGetErrorString(CUresult, const char **) sets the pointer to a static string, or to null.
@@ -131,7 +131,7 @@ unsafe fn string(text: *const c_char) -> Option<String> {
     (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
 }
 
-/// The dynamic loader's own message, which libloading keeps as the source of its error.
+/// The dynamic loader's own message, which is the source of libloading's error.
 fn words(error: &libloading::Error) -> String {
     let source = std::error::Error::source(error).map(ToString::to_string);
     source.unwrap_or_else(|| error.to_string())

@@ -1,8 +1,8 @@
-//! CUDA without tears: load its library at run time, and say in words why it is not available.
+//! CUDA at run time: load its library, and explain why it is not available.
 //!
 //! A binary that uses `tch` is linked with `--as-needed`, names no symbol of `libtorch_cuda`, and so does not load it;
-//! `Cuda::is_available()` is then false on the best GPU. A build script can add the link, but link arguments do not
-//! reach dependants: each binary needs its own. Loading the library at run time cures it for every binary.
+//! `Cuda::is_available()` is then false even with a GPU. A build script can add the link, but link arguments do not
+//! reach dependants: each binary needs its own. Loading the library at run time works for every binary.
 //!
 //! libtorch looks for CUDA once, at the first question about it. Call [`best_device`], [`load_cuda`] or
 //! [`cuda_status`] before `tch::Device::cuda_if_available()` or anything else of `tch::Cuda`.
@@ -17,16 +17,16 @@ use std::sync::OnceLock;
 
 use tch::{Cuda, Device};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Error, ErrorKind, Result};
 
-/// Loads `libtorch_cuda.so` into this process, unless it is there already; once, whichever thread comes first.
+/// Loads `libtorch_cuda.so` into this process, unless it is loaded already. Safe to call from several threads.
 ///
-/// The file is looked for beside the `libtorch_cpu.so` that this process runs with. It stays loaded to the end of the
-/// process. Success says that libtorch has CUDA support, not that there is a device: see [`cuda_status`].
+/// It is loaded from the directory of the `libtorch_cpu.so` that this process uses, and stays loaded until the process
+/// ends. Success means that libtorch has CUDA support, not that there is a device: see [`cuda_status`].
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for a CPU build of libtorch, one linked statically, and systems other than Linux;
-/// [`ErrorKind::MissingFile`] if the dynamic loader refuses the library. All have the words of [`CudaStatus`].
+/// [`ErrorKind::MissingFile`] if the dynamic loader refuses the library. The message is that of [`CudaStatus`].
 pub fn load_cuda() -> Result<()> {
     loaded().as_ref().map_err(|status| {
         let kind = match status {
@@ -40,8 +40,8 @@ pub fn load_cuda() -> Result<()> {
 
 /// The first CUDA device if there is one, else the CPU; loads `libtorch_cuda.so` first.
 ///
-/// Put it in the place of `tch::Device::cuda_if_available()`. When a GPU was expected and this is the CPU,
-/// [`cuda_status`] says why.
+/// Use it instead of `tch::Device::cuda_if_available()`. If it returns the CPU although there is a GPU, [`cuda_status`]
+/// tells the reason.
 ///
 /// ```
 /// let device = ln_tuning::device::best_device();
@@ -52,14 +52,14 @@ pub fn load_cuda() -> Result<()> {
 /// ```
 #[doc(alias = "cuda_if_available")]
 pub fn best_device() -> Device {
-    // A libtorch without CUDA is no error here: the CPU is the answer.
+    // A libtorch without CUDA is no error here: use the CPU.
     let _ = load_cuda();
     Device::cuda_if_available()
 }
 
-/// Whether CUDA can be used in this process, and why not; loads `libtorch_cuda.so` first.
+/// The state of CUDA in this process, with the reason if it cannot be used; loads `libtorch_cuda.so` first.
 ///
-/// Asks libtorch, and, if that sees no device, the driver itself, without creating a CUDA context.
+/// Asks libtorch and, if libtorch sees no device, the driver itself, without creating a CUDA context.
 ///
 /// ```
 /// use ln_tuning::device::{cuda_status, CudaStatus};
@@ -72,7 +72,7 @@ pub fn best_device() -> Device {
 #[doc(alias = "is_available")]
 pub fn cuda_status() -> CudaStatus {
     let loaded = loaded();
-    // Only now: this is the question that libtorch answers once and for all.
+    // Only now, since libtorch keeps its first answer to this question.
     match usize::try_from(Cuda::device_count()) {
         Ok(devices) if devices > 0 => return CudaStatus::Available { devices },
         _ => {}
@@ -83,10 +83,10 @@ pub fn cuda_status() -> CudaStatus {
     }
 }
 
-/// Lets CUDA multiply f32 matrices in TF32, with 10 bits of mantissa and several times the speed, from Ampere on. bf16
-/// and f16 are not concerned, nor are CPUs.
+/// Lets CUDA multiply f32 matrices in TF32, with 10 bits of mantissa and several times the speed, on Ampere and newer.
+/// Products in bf16 and f16, and on the CPU, do not change.
 ///
-/// libtorch reads this setting once, when it is first used: call it first of all in `main`. It is the environment
+/// libtorch reads this setting once, when it is first used: call this first in `main`. It sets the environment
 /// variable `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`, which child processes inherit.
 ///
 /// # Errors
@@ -102,11 +102,11 @@ pub fn cuda_status() -> CudaStatus {
 #[doc(alias = "set_float32_matmul_precision")]
 pub fn allow_tf32() -> Result<()> {
     if LOADED.get().is_some() {
-        return Err(Error::new(
-            ErrorKind::InvalidState,
-            "libtorch has been asked for its devices already: call `allow_tf32` before `best_device`, `load_cuda` and \
-             `cuda_status`",
-        ));
+        refuse!(
+            InvalidState,
+            "libtorch has been asked for its devices already: call `allow_tf32` before `best_device`, `load_cuda` \
+             and `cuda_status`"
+        );
     }
     std::env::set_var("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1");
     Ok(())
@@ -123,7 +123,7 @@ fn loaded() -> &'static std::result::Result<(), CudaStatus> {
     })
 }
 
-/// Why a libtorch with CUDA sees no device.
+/// The reason why a libtorch with CUDA sees no device.
 fn without_devices() -> CudaStatus {
     #[cfg(not(target_os = "linux"))]
     return CudaStatus::OtherSystem;

@@ -1,23 +1,23 @@
-//! Attention by plain products, all scores at once: faster than the fused kernel where that multiplies slowly, as long
-//! as the scores are few.
+//! Attention by plain matrix products, all scores at once: for short sequences faster than a fused kernel whose
+//! products are slow.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::kernels::processor::{mkl_is_slow, multiplies_fast};
 
-/// Scores are kept for the backward pass, and grow with the square of the length: up to here they are a small part of
-/// what a block keeps.
+/// The longest sequence. Scores are kept for the backward pass and grow with the square of the length: up to here they
+/// are a small part of what a block keeps.
 const LONGEST: i64 = 512;
 const SHORTEST: i64 = 32;
 
-/// Whether the fused kernel is slow with these queries: it gives products in bf16 to MKL, which computes them by way of
-/// f32 on processors that are not Intel's.
+/// True if the fused kernel is slow with these queries: it gives products in bf16 to MKL, which converts them to f32 on
+/// processors that are not Intel's.
 pub(crate) fn fused_is_slow(q: &Tensor) -> Result<bool> {
     Ok(q.device() == Device::Cpu && q.f_kind()? == Kind::BFloat16 && mkl_is_slow())
 }
 
-/// Whether [`attend`] is then faster.
+/// True if [`attend`] is faster than a slow fused kernel.
 pub(crate) fn pays(q: &Tensor, k: &Tensor) -> Result<bool> {
     let (length, keys) = (q.size4()?.2, k.size4()?.2);
     Ok(length == keys
@@ -25,9 +25,9 @@ pub(crate) fn pays(q: &Tensor, k: &Tensor) -> Result<bool> {
         && multiplies_fast(Kind::BFloat16, Device::Cpu))
 }
 
-/// Queries `[batch, heads, length, head_dim]`, keys and values with fewer heads perhaps. `mask` is true where a place
-/// may look, `[length, length]` or `[batch, 1, length or 1, length]`; without it, a place sees itself and those before
-/// it if `causal`, else all.
+/// Scaled dot-product attention of queries `[batch, heads, length, head_dim]`; keys and values may have fewer heads.
+/// `mask`, `[length, length]` or `[batch, 1, length or 1, length]`, is true where a position may attend; without it, a
+/// position attends to itself and earlier ones if `causal`, else to all.
 pub(crate) fn attend(
     q: &Tensor,
     k: &Tensor,
@@ -56,7 +56,7 @@ pub(crate) fn attend(
         Some(mask) => {
             let scores = all()?;
             let hidden = mask.f_logical_not()?;
-            // Behind the kv heads and the group.
+            // Broadcasts over the kv heads and the group.
             let hidden = match hidden.dim() {
                 2 => hidden.f_unsqueeze(1)?,
                 _ => hidden.f_unsqueeze(3)?,
@@ -68,7 +68,7 @@ pub(crate) fn attend(
     };
     let attended = scores.f_softmax(-1, None)?.f_bmm(&v)?;
     let attended = attended.f_view([batch, kv_heads, length, group, value_dim])?;
-    // In the order that the next product takes them in.
+    // The memory order that the next product expects.
     let attended = attended.f_permute([0, 2, 1, 3, 4])?;
     Ok(attended.f_reshape([batch, length, heads, value_dim])?.f_transpose(1, 2)?)
 }
@@ -98,11 +98,10 @@ mod tests {
         for (mask, causal) in cases.into_iter().chain([(Some(&tokens), false)]) {
             let [found, expected] = [true, false].map(|own| {
                 let [q, k, v] = [&q, &k, &v].map(|x| x.transpose(1, 2));
-                let attended = match own {
-                    true => attend(&q, &k, &v, mask, causal, 0.3).unwrap(),
-                    false => Tensor::scaled_dot_product_attention(
-                        &q, &k, &v, mask, 0., causal, 0.3, true,
-                    ),
+                let attended = if own {
+                    attend(&q, &k, &v, mask, causal, 0.3).unwrap()
+                } else {
+                    Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0., causal, 0.3, true)
                 };
                 let sum = (&attended * &upstream).sum(Kind::Float);
                 let inputs = [&q, &k, &v];

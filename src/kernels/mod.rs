@@ -1,4 +1,4 @@
-//! Products and attention in the form that is fast on this machine.
+//! Products and attention in the form that is fastest on this machine.
 
 #[cfg(feature = "models")]
 pub(crate) mod attention;

@@ -1,16 +1,16 @@
-//! What this processor is fast in.
+//! The kinds and libraries that are fast on this processor.
 
 use std::sync::OnceLock;
 
 use tch::{Device, Kind};
 
-/// Whether libtorch multiplies matrices of this kind at least about as fast as those in f32.
+/// True if libtorch multiplies matrices of this kind about as fast as those in f32, or faster.
 pub(crate) fn multiplies_fast(kind: Kind, device: Device) -> bool {
     if device != Device::Cpu {
         return true;
     }
     match kind {
-        // Without instructions for it, bf16 is several times slower than f32.
+        // Without instructions for bf16, it is several times slower than f32.
         #[cfg(target_arch = "x86_64")]
         Kind::BFloat16 => std::arch::is_x86_feature_detected!("avx512bf16"),
         #[cfg(target_arch = "aarch64")]
@@ -20,8 +20,8 @@ pub(crate) fn multiplies_fast(kind: Kind, device: Device) -> bool {
     }
 }
 
-/// Whether MKL leaves half of the processor unused, which oneDNN does not: it has AVX-512 and is not Intel's. What
-/// Linux says of it is read once.
+/// True if the processor has AVX-512 and is not Intel's: MKL then leaves half of it unused, oneDNN does not. Read from
+/// `/proc/cpuinfo` once.
 pub(crate) fn mkl_is_slow() -> bool {
     static SLOW: OnceLock<bool> = OnceLock::new();
     *SLOW.get_or_init(|| {

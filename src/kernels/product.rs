@@ -1,13 +1,13 @@
-//! Products with a weight by whichever of libtorch's libraries is fast on this processor.
+//! Products with a weight, by the library of libtorch that is fastest on this processor.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 use crate::kernels::processor::mkl_is_slow;
 
-/// Weights of up to so many elements stay in the cache while they are brought into oneDNN's order.
+/// Weights of at most this many elements stay in the cache while they are reordered for oneDNN.
 pub(crate) const SMALL_WEIGHT: i64 = 1 << 22;
-/// Smaller weights are not worth the way there.
+/// Smaller weights are not worth the reordering.
 const LEAST_WEIGHT: i64 = 1 << 16;
 
 /// x · weightᵀ + bias, for a weight `[out, in]`.
@@ -37,25 +37,24 @@ pub(crate) fn linear_transposed(
     }
 }
 
-/// The rows of `x` as the pixels of an image, channels last, where their product with `weight` is better written as a
-/// convolution.
+/// The rows of `x` as the pixels of an image, channels last, if their product with `weight` is faster as a convolution.
 fn pixels(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
     let size = x.size();
     let Some((from, outer)) = size.split_last() else { return Ok(None) };
     let count = outer.iter().product();
-    match prefers_convolution(count, weight)? {
-        true => Ok(Some(x.f_reshape([1, count, 1, *from])?.f_permute([0, 3, 1, 2])?)),
-        false => Ok(None),
+    if !prefers_convolution(count, weight)? {
+        return Ok(None);
     }
+    Ok(Some(x.f_reshape([1, count, 1, *from])?.f_permute([0, 3, 1, 2])?))
 }
 
-/// Windows of one pixel.
+/// The weight as windows of one pixel.
 fn windows(weight: &Tensor) -> Result<Tensor> {
     let (first, second) = weight.size2()?;
     Ok(weight.f_view([first, second, 1, 1])?)
 }
 
-/// Pixels as rows again, in the shape of `x`.
+/// The pixels as rows again, in the shape of `x`.
 fn rows(pixels: &Tensor, x: &Tensor) -> Result<Tensor> {
     let mut shape = x.size();
     shape.pop();
@@ -63,9 +62,9 @@ fn rows(pixels: &Tensor, x: &Tensor) -> Result<Tensor> {
     Ok(pixels.f_permute([0, 2, 3, 1])?.f_reshape(shape)?)
 }
 
-/// Whether a product of so many rows with this weight is better written as a convolution. libtorch gives products of
-/// matrices in f32 to MKL, which leaves half of such a processor unused if Intel did not make it; convolutions go to
-/// oneDNN, which does not care. With few rows, the weight's way into oneDNN's order costs more than is saved.
+/// True if a product of `rows` rows with this weight is faster as a convolution. libtorch computes products of f32
+/// matrices with MKL, which leaves half of an AVX-512 processor unused if it is not Intel's, and convolutions with
+/// oneDNN, which does not. With few rows, reordering the weight for oneDNN costs more than it saves.
 pub(crate) fn prefers_convolution(rows: i64, weight: &Tensor) -> Result<bool> {
     let elements = weight.numel() as i64;
     let enough = if elements <= SMALL_WEIGHT { 128 } else { 256 };
@@ -81,7 +80,7 @@ pub(crate) fn prefers_convolution(rows: i64, weight: &Tensor) -> Result<bool> {
 mod tests {
     use super::*;
 
-    /// Values and all gradients are those of `linear`.
+    /// Values and all gradients equal those of `linear`.
     #[test]
     fn a_product_as_a_convolution_is_the_same() {
         tch::set_num_threads(1);

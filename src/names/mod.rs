@@ -1,4 +1,4 @@
-//! Names of tensors as strings: which match a pattern, their order, and the nearest to a name that was not found.
+//! Names of tensors as strings: patterns, natural order, and the nearest name to one that was not found.
 
 pub(crate) mod natural;
 pub(crate) mod nearest;

@@ -6,7 +6,7 @@ use std::cmp::Ordering;
 pub fn natural_cmp(a: &str, b: &str) -> Ordering {
     let digits =
         |text: &str| text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    // What is the same in both decides nothing, but for a number that goes on behind it.
+    // Skip the common prefix, except for the digits at its end: they belong to a number that continues.
     let same = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
     let boundary = |at: &usize| a.is_char_boundary(*at) && b.is_char_boundary(*at);
     let digit = |at: usize| a.as_bytes()[at].is_ascii_digit();
@@ -30,7 +30,7 @@ pub fn natural_cmp(a: &str, b: &str) -> Ordering {
             (x, y) = (&x[len..], &y[len..]);
         }
     }
-    // Equal but for leading zeros: any fixed order will do.
+    // Equal except for leading zeros: any fixed order will do.
     x.len().cmp(&y.len()).then_with(|| a.cmp(b))
 }
 

@@ -1,6 +1,6 @@
-//! What stands nearest to a name that was not found, for error messages.
+//! The nearest names to one that was not found, for error messages.
 
-/// How far an entry is from a path: letters of its letters against the path's end, so that `layernorm` finds `ln.layer_norm`.
+/// The edit distance of an entry to the end of a path, ignoring case, so that `layernorm` finds `ln.layer_norm`.
 pub(crate) fn distance(needle: &str, path: &str) -> usize {
     let needle: String =
         needle.chars().filter(|c| c.is_alphanumeric() || "._".contains(*c)).collect();

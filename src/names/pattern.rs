@@ -1,8 +1,8 @@
 //! PEFT's "string or list" over module paths.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, Error, Result};
 
-/// A regular expression with the meaning of Python's `re.fullmatch` or `re.match`.
+/// A regular expression with the meaning of Python's `re.fullmatch` or `re.search`.
 ///
 /// The linear-time `regex` crate runs it where it can; look-around and back-references fall back to `fancy-regex`.
 #[derive(Debug, Clone)]
@@ -36,14 +36,12 @@ impl Pattern {
                 .and_then(|_| fancy_regex::Regex::new(&wrapped))
                 .map(|regex| Pattern::Backtracking(Box::new(regex)))
                 .map_err(|source| {
-                    Error::with_source(
-                        ErrorKind::InvalidPattern,
-                        format!(
-                            "{key}: '{pattern}' is not a regular expression. Escape special characters with \
-                             a backslash, or give a list of module names, which are taken literally"
-                        ),
-                        source,
+                    refusal!(
+                        InvalidPattern,
+                        "{key}: '{pattern}' is not a regular expression. Escape special characters with a \
+                         backslash, or give a list of module names, which are taken literally"
                     )
+                    .caused_by(source)
                 }),
         }
     }
@@ -73,24 +71,22 @@ impl Pattern {
     }
 }
 
-/// Too much backtracking must not read as "no match".
+/// The error for too much backtracking, which must not count as "no match".
 fn gave_up(regex: &fancy_regex::Regex, text: &str, source: fancy_regex::Error) -> Error {
-    Error::with_source(
-        ErrorKind::InvalidPattern,
-        format!("gave up matching '{}' against '{text}': simplify the pattern", regex.as_str()),
-        source,
+    refusal!(
+        InvalidPattern,
+        "gave up matching '{}' against '{text}': simplify the pattern",
+        regex.as_str()
     )
+    .caused_by(source)
 }
 
 /// A list entry matches the path itself, or its end after a dot.
 pub(crate) fn matches_suffix(path: &str, entry: &str) -> bool {
-    match path.strip_suffix(entry) {
-        Some(before) => before.is_empty() || before.ends_with('.'),
-        None => false,
-    }
+    path.strip_suffix(entry).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-/// Python spells the end of the text `\Z`; the rest of its syntax that differs is rare in module patterns.
+/// Translates Python's `\Z`, the end of the text; its other differences in syntax are rare in module patterns.
 fn from_python(pattern: &str) -> String {
     let mut translated = String::with_capacity(pattern.len());
     let mut chars = pattern.chars();
@@ -107,7 +103,7 @@ fn from_python(pattern: &str) -> String {
     translated
 }
 
-/// Takes the flags off the front, `(?i)` for one: Python wants them there and means the whole pattern.
+/// Splits off the flags at the front, such as `(?i)`; in Python they apply to the whole pattern.
 fn split_flags(pattern: &str) -> (&str, &str) {
     if let Some(end) = pattern.strip_prefix("(?").and_then(|rest| rest.find(')')) {
         let flags = &pattern[2..2 + end];
@@ -118,7 +114,7 @@ fn split_flags(pattern: &str) -> (&str, &str) {
     ("", pattern)
 }
 
-/// `\1` and `\g<name>` to `${1}` and `${name}`; a literal `$` is doubled.
+/// Translates `\1` and `\g<name>` to `${1}` and `${name}`, and doubles a literal `$`.
 fn replacement_from_python(replacement: &str) -> String {
     let mut template = String::with_capacity(replacement.len());
     let mut rest = replacement;
@@ -152,6 +148,7 @@ fn replacement_from_python(replacement: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     fn full(pattern: &str, path: &str) -> bool {
         Pattern::full(pattern, "target_modules").unwrap().is_match(path).unwrap()

@@ -3,9 +3,9 @@
 use tch::{nn, Tensor};
 
 use crate::adapter::flat::copy_of;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 
-/// An optimisation algorithm with its settings: those of tch, so that a training script keeps its line.
+/// An optimisation algorithm with its settings, from the builders of tch.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Algorithm {
@@ -28,7 +28,7 @@ impl From<nn::Sgd> for Algorithm {
 }
 
 impl Algorithm {
-    /// The names of the buffers it keeps, as `torch.optim` has them in its state.
+    /// The names of its buffers in the state of `torch.optim`.
     pub(super) fn buffers(&self) -> &'static [&'static str] {
         match self {
             Algorithm::AdamW(settings) if settings.amsgrad => {
@@ -56,10 +56,10 @@ impl Algorithm {
                 positive("momentum", s.momentum)?;
                 positive("wd", s.wd)?;
                 if s.nesterov && (s.momentum == 0. || s.dampening != 0.) {
-                    return Err(Error::new(
-                        ErrorKind::InvalidArgument,
-                        "Nesterov momentum needs a momentum above 0 and no dampening",
-                    ));
+                    refuse!(
+                        InvalidArgument,
+                        "Nesterov momentum needs a momentum above 0 and no dampening"
+                    );
                 }
                 Ok(())
             }
@@ -82,13 +82,11 @@ impl Algorithm {
         match &mut changed {
             Algorithm::AdamW(settings) => settings.beta1 = momentum,
             Algorithm::Sgd(settings) if (settings.momentum == 0.) != (momentum == 0.) => {
-                return Err(Error::new(
-                    ErrorKind::InvalidArgument,
-                    format!(
-                        "cannot change the momentum from {} to {momentum}: build the optimizer with or without one",
-                        settings.momentum
-                    ),
-                ));
+                refuse!(
+                    InvalidArgument,
+                    "cannot change the momentum from {} to {momentum}: build the optimizer with or without one",
+                    settings.momentum
+                );
             }
             Algorithm::Sgd(settings) => settings.momentum = momentum,
         }
@@ -132,13 +130,10 @@ fn adamw(
     let mut work = grad.f_square()?;
     let _ = buffers[1].f_lerp_(&work, 1. - beta2)?;
     let variance = match buffers.len() {
-        3 => {
-            let largest = buffers[2].f_maximum_out(&buffers[2], &buffers[1])?;
-            largest.f_sqrt_out(&work)?
-        }
-        _ => buffers[1].f_sqrt_out(&work)?,
+        3 => buffers[2].f_maximum_out(&buffers[2], &buffers[1])?,
+        _ => buffers[1].shallow_clone(),
     };
-    drop(variance);
+    let _ = variance.f_sqrt_out(&work)?;
     let step = step.min(i64::from(i32::MAX)) as i32;
     let (correction1, correction2) = (1. - beta1.powi(step), (1. - beta2.powi(step)).sqrt());
     let _ = work.f_add_scalar_(settings.eps * correction2)?;
@@ -168,9 +163,10 @@ fn sgd(
             let _ = momentum.f_mul_scalar_(settings.momentum)?;
             let _ = momentum.f_add_(&direction.f_mul_scalar(1. - settings.dampening)?)?;
         }
-        direction = match settings.nesterov {
-            true => direction.f_add(&momentum.f_mul_scalar(settings.momentum)?)?,
-            false => copy_of(momentum)?,
+        direction = if settings.nesterov {
+            direction.f_add(&momentum.f_mul_scalar(settings.momentum)?)?
+        } else {
+            copy_of(momentum)?
         };
     }
     let _ = params.f_sub_(&direction.f_mul_scalar_(lr)?)?;
@@ -186,5 +182,5 @@ pub(super) fn check_range(
     if range.contains(&value) {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::InvalidArgument, format!("{name} is {value}, expected {expected}")))
+    Err(refusal!(InvalidArgument, "{name} is {value}, expected {expected}"))
 }

@@ -3,15 +3,15 @@
 use tch::{COptimizer, Tensor};
 
 use crate::adapter::flat::{copy_of, FlatParams};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 
 #[derive(Debug)]
 pub(super) struct Gradients {
-    /// Kept between steps, so that a step allocates nothing.
+    /// The buffer, kept between steps so that a step allocates nothing.
     flat: Option<Tensor>,
-    /// Which slots have got a gradient since they were cleared.
+    /// True for slots that have received a gradient since they were cleared.
     present: Vec<bool>,
-    /// The variables, for clearing the gradients that user code leaves in them.
+    /// The variables, to clear the gradients that user code leaves in them.
     variables: COptimizer,
 }
 
@@ -47,19 +47,16 @@ impl Gradients {
         let found: Vec<Option<&Tensor>> =
             found.iter().map(|tensor| Some(tensor).filter(|t| t.defined())).collect();
         if found.iter().all(Option::is_none) {
-            return Err(Error::new(
-                ErrorKind::NoGradient,
+            refuse!(
+                NoGradient,
                 "no selected tensor has a gradient: call `backward` first, and check that the loss depends on the \
-                 selected modules",
-            ));
+                 selected modules"
+            );
         }
         let first = self.is_empty();
-        let mut flat = match self.flat.take() {
-            Some(flat) if fits(&flat, layout)? => flat,
-            _ if first => layout.master().f_zeros_like()?,
-            Some(flat) => {
-                flat.f_to_device(layout.master().device())?.f_to_kind(layout.master().f_kind()?)?
-            }
+        self.follow(layout)?;
+        let mut flat = match &self.flat {
+            Some(flat) => flat.shallow_clone(),
             None => layout.master().f_zeros_like()?,
         };
         let mut new = if first { flat.shallow_clone() } else { flat.f_zeros_like()? };
@@ -77,20 +74,16 @@ impl Gradients {
         Ok(())
     }
 
-    /// Moves to the device and kind of the masters, if these have moved since.
+    /// Moves to the device and kind of the masters, if they have moved.
     pub(super) fn follow(&mut self, layout: &FlatParams) -> Result<()> {
         if let Some(flat) = self.flat.take() {
-            self.flat = Some(match fits(&flat, layout)? {
-                true => flat,
-                false => flat
-                    .f_to_device(layout.master().device())?
-                    .f_to_kind(layout.master().f_kind()?)?,
-            });
+            let master = layout.master();
+            self.flat = Some(flat.f_to_device(master.device())?.f_to_kind(master.f_kind()?)?);
         }
         Ok(())
     }
 
-    /// Each slot's, under the slots' names.
+    /// The name of each slot with a copy of its gradient, if there is one.
     pub(super) fn named(
         &self,
         layout: &FlatParams,
@@ -107,16 +100,13 @@ impl Gradients {
     pub(super) fn norm(&self) -> Result<Tensor> {
         match &self.flat {
             Some(flat) => Ok(flat.f_norm()?),
-            None => Err(Error::new(
-                ErrorKind::NoGradient,
-                "there is no gradient: call `backward` first",
-            )),
+            None => Err(refusal!(NoGradient, "there is no gradient: call `backward` first")),
         }
     }
 
     pub(super) fn clip_norm(&mut self, max: f64) -> Result<Tensor> {
         let norm = self.norm()?;
-        // The coefficient stays on the device: multiplying by 1 is cheaper than asking whether it is below 1.
+        // The coefficient stays on the device: multiplying by 1 is cheaper than waiting for its value.
         let coefficient =
             norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max)?.f_clamp_max(1.)?;
         if let Some(flat) = &mut self.flat {
@@ -131,8 +121,4 @@ impl Gradients {
         }
         Ok(())
     }
-}
-
-fn fits(flat: &Tensor, layout: &FlatParams) -> Result<bool> {
-    Ok(flat.device() == layout.master().device() && flat.f_kind()? == layout.master().f_kind()?)
 }

@@ -1,4 +1,4 @@
-//! A parameter group: the settings that some tensors share.
+//! A parameter group: tensors that share settings.
 
 use super::algorithm::{check_range, Algorithm};
 use crate::error::Result;

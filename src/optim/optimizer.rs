@@ -11,17 +11,16 @@ use super::group::{check_lr, Group};
 use super::state::State;
 use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::LnTuningModel;
-use crate::error::{Error, ErrorKind, Result};
-use crate::recompute::{Recompute, Tape};
+use crate::autograd::recompute::{Recompute, Tape};
+use crate::error::{refusal, refuse, Result};
 
-/// Trains one adapter. Made by [`LnTuningModel::optimizer`](crate::LnTuningModel::optimizer).
+/// Trains one adapter. Created by [`LnTuningModel::optimizer`](crate::LnTuningModel::optimizer).
 ///
 /// It has the methods of [`tch::nn::Optimizer`], each returning a `Result`. Gradients, moments and masters are flat
-/// buffers, so that a step costs about ten kernels whatever the depth of the model, and nothing in it waits
-/// for the device.
+/// buffers, so that a step takes about ten kernels for a model of any depth, and never waits for the device.
 ///
-/// The `backward…` methods compute gradients of the selected tensors only and keep them here: the `.grad()` of the
-/// variables stays undefined. Gradients that user code made with `loss.backward()` are taken as well.
+/// The `backward…` methods compute gradients of the selected tensors only and keep them in the optimiser: the `.grad()`
+/// of the variables stays undefined. Gradients from `loss.backward()` are used too.
 ///
 /// ```
 /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
@@ -66,7 +65,7 @@ impl LnTuningModel {
     /// loaded for inference, merged or disabled.
     pub fn optimizer(&self, algorithm: impl Into<Algorithm>, lr: f64) -> Result<Optimizer> {
         let active = self.attachment().active.clone().ok_or_else(|| {
-            Error::new(ErrorKind::InvalidState, "no adapter is active: call `set_adapter` first")
+            refusal!(InvalidState, "no adapter is active: call `set_adapter` first")
         })?;
         Optimizer::new(self.attachment.clone(), &active, algorithm.into(), lr)
     }
@@ -104,7 +103,7 @@ impl Optimizer {
         })
     }
 
-    /// Forgets all gradients, those in the variables included.
+    /// Clears all gradients, including those in the variables.
     ///
     /// # Errors
     /// If the adapter was deleted, or the variables were changed in a way that cannot be followed.
@@ -113,27 +112,25 @@ impl Optimizer {
         self.with_adapter(|this, _| this.gradients.clear())
     }
 
-    /// Adds the gradient of `loss`, a scalar, to what is there. The graph is freed.
+    /// Adds the gradient of `loss`, a scalar, to the gradients so far. Frees the graph.
     ///
     /// # Errors
     /// `NoGradient` if `loss` is not a scalar or depends on no selected tensor; `InvalidState` if the adapter is not
     /// active, merged, disabled or frozen.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
         check_loss(loss)?;
-        let scaled = match self.loss_scale == 1. {
-            true => loss.shallow_clone(),
-            false => loss.f_mul_scalar(self.loss_scale)?,
-        };
+        let scale = self.loss_scale;
+        let scaled = if scale == 1. { loss.shallow_clone() } else { loss.f_mul_scalar(scale)? };
         self.with_adapter(|this, attachment| {
             attachment.check_trainable(&this.adapter)?;
             let inputs = inputs(attachment, &this.adapter)?;
             let found = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
-            this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found, this.loss_scale)
+            this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found, scale)
         })
     }
 
-    /// [`backward`](Self::backward) with block checkpointing: `forward` computes the loss, its blocks through the tape.
-    /// Gives the loss.
+    /// [`backward`](Self::backward) with block checkpointing: `forward` computes the loss and runs its blocks through the
+    /// tape. Returns the loss.
     ///
     /// # Errors
     /// As [`backward`](Self::backward), and those of `forward`.
@@ -168,10 +165,9 @@ impl Optimizer {
         Ok(if scale == 1. { loss } else { loss.f_div_scalar(scale)? })
     }
 
-    /// Adds gradients that `compute` finds for the selected tensors, in the order in which it is given them: for
-    /// backward passes that are neither [`backward`](Self::backward) nor
-    /// [`backward_recompute`](Self::backward_recompute). An undefined tensor stands for no gradient. They are added as
-    /// they are: a loss scale is not applied. The other value of `compute`, usually the loss, is given back.
+    /// Adds the gradients that `compute` returns for the selected tensors, in the given order, for backward passes other
+    /// than [`backward`](Self::backward) and [`backward_recompute`](Self::backward_recompute). An undefined tensor means
+    /// no gradient. The loss scale is not applied. Returns the other value of `compute`, usually the loss.
     ///
     /// # Errors
     /// As [`backward`](Self::backward); `ShapeMismatch` if a gradient does not have its tensor's shape.
@@ -194,21 +190,21 @@ impl Optimizer {
         })?;
         let (value, found) = compute(&inputs)?;
         if found.len() != inputs.len() {
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!("{} gradients for {} selected tensors", found.len(), inputs.len()),
-            ));
+            refuse!(
+                ShapeMismatch,
+                "{} gradients for {} selected tensors",
+                found.len(),
+                inputs.len()
+            );
         }
         for (gradient, input) in found.iter().zip(&inputs) {
             if gradient.defined() && gradient.size() != input.size() {
-                return Err(Error::new(
-                    ErrorKind::ShapeMismatch,
-                    format!(
-                        "a gradient of shape {:?} for a tensor of shape {:?}",
-                        gradient.size(),
-                        input.size()
-                    ),
-                ));
+                refuse!(
+                    ShapeMismatch,
+                    "a gradient of shape {:?} for a tensor of shape {:?}",
+                    gradient.size(),
+                    input.size()
+                );
             }
         }
         self.with_adapter(|this, attachment| {
@@ -217,11 +213,11 @@ impl Optimizer {
         Ok(value)
     }
 
-    /// Updates the weights from the gradients. As in PyTorch, a tensor without a gradient is left alone, weight
-    /// decay included, and the gradients stay until [`zero_grad`](Self::zero_grad).
+    /// Updates the weights from the gradients. As in PyTorch, a tensor without a gradient does not change, by weight
+    /// decay neither, and the gradients stay until [`zero_grad`](Self::zero_grad).
     ///
     /// # Errors
-    /// `NoGradient` if there is none at all; `InvalidState` as for [`backward`](Self::backward).
+    /// `NoGradient` if there is no gradient; `InvalidState` as for [`backward`](Self::backward).
     pub fn step(&mut self) -> Result<()> {
         self.with_adapter(|this, attachment| {
             attachment.check_trainable(&this.adapter)?;
@@ -296,8 +292,8 @@ impl Optimizer {
     }
 
     /// Scales the gradient so that its Euclidean norm over all selected tensors is at most `max`, as
-    /// `torch.nn.utils.clip_grad_norm_` does, and returns the norm that it had: a scalar on the model's device, so
-    /// that nothing waits for the device until somebody reads it.
+    /// `torch.nn.utils.clip_grad_norm_` does. Returns the norm before clipping as a scalar on the model's device, so that
+    /// nothing waits for the device until its value is read.
     ///
     /// # Errors
     /// `NoGradient` if there is none; `InvalidArgument` if `max` is not a positive number.
@@ -320,7 +316,7 @@ impl Optimizer {
         })
     }
 
-    /// Every selected variable's name and a copy of its gradient, `None` where it has none.
+    /// Every selected variable's name and a copy of its gradient, or `None` if it has no gradient.
     ///
     /// # Errors
     /// `UnknownAdapter` if the adapter was deleted.
@@ -354,10 +350,10 @@ impl Optimizer {
         })
     }
 
-    /// Takes a state that [`state_dict`](Self::state_dict) gave. Either all of it is taken or, on an error, none.
+    /// Loads a state from [`state_dict`](Self::state_dict). On an error, the optimiser does not change.
     ///
     /// # Errors
-    /// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` where it does not fit the adapter and the algorithm.
+    /// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if it does not fit the adapter and the algorithm.
     pub fn load_state_dict(&mut self, state: &[(String, Tensor)]) -> Result<()> {
         self.with_adapter(|this, attachment| {
             let names = variable_names(attachment, &this.adapter)?;
@@ -365,7 +361,7 @@ impl Optimizer {
         })
     }
 
-    /// Takes the gradients that user code has put into the variables, if there are none here.
+    /// Takes the gradients that user code has put into the variables, if the optimiser has none.
     fn collect(&mut self, attachment: &mut Attachment) -> Result<()> {
         let adapter = attachment.adapter(&self.adapter)?;
         if self.gradients.is_empty() {
@@ -376,7 +372,7 @@ impl Optimizer {
         self.gradients.follow(&adapter.flat)
     }
 
-    /// Runs `f` without recording a graph, after looking at what user code did.
+    /// Runs `f` without recording a graph, after following changes by user code.
     fn with_adapter<T>(
         &mut self,
         f: impl FnOnce(&mut Self, &mut Attachment) -> Result<T>,
@@ -385,13 +381,11 @@ impl Optimizer {
         let mut attachment = lock(&shared);
         no_grad(|| attachment.sync())?;
         if attachment.adapter(&self.adapter)?.id != self.adapter_id {
-            return Err(Error::new(
-                ErrorKind::InvalidState,
-                format!(
-                    "adapter '{}' was deleted and made again: make a new optimizer for it",
-                    self.adapter
-                ),
-            ));
+            refuse!(
+                InvalidState,
+                "adapter '{}' was deleted and created again: create a new optimizer for it",
+                self.adapter
+            );
         }
         no_grad(|| f(self, &mut attachment))
     }
@@ -411,18 +405,15 @@ fn variable_names(attachment: &Attachment, adapter: &str) -> Result<Vec<String>>
 fn check_loss(loss: &Tensor) -> Result<()> {
     if !loss.defined() || loss.numel() != 1 {
         let shape = if loss.defined() { format!("{:?}", loss.size()) } else { "nothing".into() };
-        return Err(Error::new(
-            ErrorKind::NoGradient,
-            format!("the loss must be a scalar, found {shape}: take its mean or sum"),
-        ));
+        refuse!(NoGradient, "the loss must be a scalar, found {shape}: take its mean or sum");
     }
-    // libtorch's engine would read freed memory for a root without a graph.
+    // libtorch's engine reads freed memory for a root without a graph.
     if !loss.requires_grad() {
-        return Err(Error::new(
-            ErrorKind::NoGradient,
-            "the loss does not depend on any tensor that trains: was it computed under `no_grad`, detached, \
-             or before the adapter was active?",
-        ));
+        refuse!(
+            NoGradient,
+            "the loss depends on no trainable tensor: was it computed under `no_grad`, detached, or \
+             before the adapter was active?"
+        );
     }
     Ok(())
 }

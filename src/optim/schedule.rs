@@ -1,4 +1,4 @@
-//! How the learning rate goes over a run: the schedules of transformers.
+//! Learning-rate schedules, as in transformers.
 
 use std::f64::consts::PI;
 
@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Decay {
-    /// It stays (`get_constant_schedule_with_warmup`).
+    /// Constant (`get_constant_schedule_with_warmup`).
     Constant,
-    /// Down to 0 in a straight line (`get_linear_schedule_with_warmup`).
+    /// Linear to 0 (`get_linear_schedule_with_warmup`).
     #[default]
     Linear,
-    /// Down to 0 along half a cosine wave (`get_cosine_schedule_with_warmup`).
+    /// Half a cosine wave to 0 (`get_cosine_schedule_with_warmup`).
     Cosine,
 }
 
-/// A factor for the learning rate at every step, as transformers computes it: up from 0 in a straight line, then a decay.
+/// The factor of the learning rate at each step, as in transformers: a linear warm-up from 0, then a decay.
 ///
 /// ```
 /// use ln_tuning::{Decay, Schedule};
@@ -37,12 +37,12 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// A schedule for `total` steps, the first `warmup` of which go up.
+    /// A schedule for `total` steps, the first `warmup` of which are the warm-up.
     pub fn new(decay: Decay, warmup: u64, total: u64) -> Self {
         Schedule { decay, warmup, total }
     }
 
-    /// What the learning rate is multiplied by at `step`, counted from 0; between 0 and 1.
+    /// The factor of the learning rate at `step`, counted from 0; between 0 and 1.
     pub fn factor(&self, step: u64) -> f64 {
         if step < self.warmup {
             return step as f64 / self.warmup.max(1) as f64;
@@ -52,7 +52,7 @@ impl Schedule {
         match self.decay {
             Decay::Constant => 1.,
             Decay::Linear => left as f64 / whole,
-            // transformers goes up again behind the end.
+            // transformers increases the rate again after the last step.
             Decay::Cosine => 0.5 * (1. + (PI * (gone as f64 / whole).min(1.)).cos()),
         }
     }

@@ -3,10 +3,10 @@
 use super::algorithm::check_range;
 use super::group::{check_lr, Group};
 use super::optimizer::Optimizer;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 
 impl Optimizer {
-    /// Takes `steps` backward passes for one update: each of the `backward_step…` methods then adds the gradient of
+    /// Accumulates `steps` backward passes for one update: each of the `backward_step…` methods then adds the gradient of
     /// `loss / steps` and updates the weights at every `steps`-th call. The default is 1.
     ///
     /// # Errors
@@ -14,18 +14,15 @@ impl Optimizer {
     #[doc(alias = "gradient_accumulation_steps")]
     pub fn set_accumulation(&mut self, steps: usize) -> Result<()> {
         if steps == 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "accumulation over 0 steps, expected at least 1",
-            ));
+            refuse!(InvalidArgument, "accumulation over 0 steps, expected at least 1");
         }
         self.accumulation = steps as i64;
         Ok(())
     }
 
-    /// Multiplies losses before their backward pass, and divides the gradients again where they are in f32: in f16 those
-    /// of a mean over thousands of tokens are too small for its exponent otherwise. bf16 has no need of it. The default
-    /// is 1; with 1024 a model in f16 trains.
+    /// Multiplies losses by `scale` before their backward pass, and divides the gradients by it in f32. Otherwise the
+    /// gradients of a mean over thousands of tokens underflow in f16. bf16 does not need it. The default is 1; use 1024
+    /// for a model in f16.
     ///
     /// # Errors
     /// `InvalidArgument` if it is not a finite number above 0.
@@ -41,12 +38,12 @@ impl Optimizer {
         Ok(())
     }
 
-    /// What losses are multiplied by before their backward pass.
+    /// The factor of losses in the backward pass.
     pub fn loss_scale(&self) -> f64 {
         self.loss_scale
     }
 
-    /// The present learning rate; that of the lowest group where there are several.
+    /// The present learning rate; with several groups, that of the lowest.
     pub fn lr(&self) -> f64 {
         self.groups.values().next().map_or(0., |group| group.lr)
     }
@@ -109,11 +106,9 @@ impl Optimizer {
     fn group(&mut self, group: usize) -> Result<&mut Group> {
         let known: Vec<usize> = self.groups.keys().copied().collect();
         self.groups.get_mut(&group).ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidArgument,
-                format!(
-                    "no selected tensor is in parameter group {group}; groups in use: {known:?}"
-                ),
+            refusal!(
+                InvalidArgument,
+                "no selected tensor is in parameter group {group}; groups in use: {known:?}"
             )
         })
     }

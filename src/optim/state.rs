@@ -1,4 +1,4 @@
-//! What an optimiser remembers between steps: flat buffers, and how many updates each tensor has had.
+//! The state of an optimiser between steps: flat buffers, and the number of updates per tensor.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use super::algorithm::Algorithm;
 use super::gradients::Gradients;
 use crate::adapter::flat::{copy_of, FlatParams};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -24,7 +24,7 @@ impl State {
         State { names: algorithm.buffers(), buffers: Vec::new(), steps: vec![0; slots] }
     }
 
-    /// One step: as few calls as there are runs of neighbouring slots with the same settings and history, usually one.
+    /// One step, with one call per run of neighbouring slots with the same settings and history: usually one call.
     pub(super) fn update(
         &mut self,
         flat: &mut FlatParams,
@@ -97,17 +97,17 @@ impl State {
             }
         }
         if let Some(extra) = given.keys().min() {
-            return Err(Error::new(
-                ErrorKind::UnexpectedKeys,
-                format!("the optimizer state holds '{extra}', which this adapter or algorithm has no use for"),
-            ));
+            refuse!(
+                UnexpectedKeys,
+                "the optimizer state holds '{extra}', which this adapter or algorithm does not use"
+            );
         }
         self.steps = steps;
         self.buffers = buffers;
         Ok(())
     }
 
-    /// Makes the buffers, or moves them to where the masters are.
+    /// Creates the buffers, or moves them to the device and kind of the masters.
     fn prepare(&mut self, flat: &FlatParams) -> Result<()> {
         if self.buffers.len() != self.names.len() {
             for _ in self.names {
@@ -116,9 +116,7 @@ impl State {
         }
         let (kind, device) = (flat.master().f_kind()?, flat.master().device());
         for buffer in &mut self.buffers {
-            if buffer.device() != device || buffer.f_kind()? != kind {
-                *buffer = buffer.f_to_device(device)?.f_to_kind(kind)?;
-            }
+            *buffer = buffer.f_to_device(device)?.f_to_kind(kind)?;
         }
         Ok(())
     }
@@ -130,19 +128,14 @@ fn take<'a>(
     shape: &[i64],
 ) -> Result<&'a Tensor> {
     let tensor = given.remove(key.as_str()).ok_or_else(|| {
-        Error::new(
-            ErrorKind::MissingKeys,
-            format!("the optimizer state has no '{key}': is it of another run?"),
-        )
+        refusal!(MissingKeys, "the optimizer state has no '{key}': is it from another run?")
     })?;
     if tensor.size() != shape {
-        return Err(Error::new(
-            ErrorKind::ShapeMismatch,
-            format!(
-                "the optimizer state '{key}' has shape {:?}, expected {shape:?}",
-                tensor.size()
-            ),
-        ));
+        refuse!(
+            ShapeMismatch,
+            "the optimizer state '{key}' has shape {:?}, expected {shape:?}",
+            tensor.size()
+        );
     }
     Ok(tensor)
 }

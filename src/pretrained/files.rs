@@ -1,4 +1,4 @@
-//! The files of a model: which tensors there are, and where.
+//! The files of a model: its configuration, and the tensors with their names and places.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::naming::former::Renaming;
 use super::naming::head::Head;
 use super::naming::layout::Layout;
 use super::naming::ties::settled;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::names::natural::natural_cmp;
 use crate::storage::info::VariableInfo;
 use crate::storage::safetensors::kind_of;
@@ -19,20 +19,19 @@ use crate::storage::stored::{Stored, StoredTensors};
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// A Hugging Face model directory, opened: its configuration and where each tensor is. No tensor is read yet.
+/// An opened Hugging Face model directory: its configuration and the place of each tensor. No tensor is read yet.
 ///
-/// Tensors go by the names that the live Python model has in memory in transformers 5, which PEFT's keys use: that of
-/// the class in `architectures`, or another by [`with_head`](Self::with_head). Files with former names
-/// (`vit.encoder.layer.0…`, `gamma`, `beta`), or without the base model's prefix, are understood. Buffers that are
-/// computed in memory, tied copies and modules that the class lacks are no variables; [`left_out`](Self::left_out)
-/// tells them.
+/// Tensors have the names of the Python model in memory in transformers 5, which PEFT's keys use: a model of the class
+/// in `architectures`, or of another class by [`with_head`](Self::with_head). Files with former names
+/// (`vit.encoder.layer.0…`, `gamma`, `beta`), or without the base model's prefix, are understood. Buffers that the model
+/// computes, tied copies and modules that the class lacks are no variables; [`left_out`](Self::left_out) lists them.
 #[derive(Debug)]
 pub struct ModelFiles {
     dir: PathBuf,
     config: Value,
     shards: Vec<StoredTensors>,
     layout: Layout,
-    /// All of the files, by present names, whatever the head.
+    /// All tensors of the files, by their present names, for any head.
     stored: Vec<TensorFile>,
     tensors: Vec<TensorFile>,
     by_name: BTreeMap<String, usize>,
@@ -45,7 +44,7 @@ impl TensorFile {
     }
 }
 
-/// Hears of bytes done and to do.
+/// Called with the bytes loaded and the bytes to load.
 pub(crate) struct Progress(pub(super) Box<dyn Fn(u64, u64)>);
 
 impl std::fmt::Debug for Progress {
@@ -54,7 +53,7 @@ impl std::fmt::Debug for Progress {
     }
 }
 
-/// Where a tensor is.
+/// The place of a tensor.
 #[derive(Debug, Clone)]
 pub(crate) struct TensorFile {
     pub(crate) name: String,
@@ -67,9 +66,9 @@ impl ModelFiles {
     /// `model.safetensors.index.json`. Headers are read and checked against the files' lengths.
     ///
     /// # Errors
-    /// `MissingFile` for a file that must be there, shards of the index included; `Unsupported` where there is only a
-    /// pickle (`pytorch_model.bin`); `InvalidConfig` for bad JSON; `CorruptFile` for a file that was cut off, or an
-    /// index that disagrees with the shards; `DuplicateKey` if two tensors have one name in memory.
+    /// `MissingFile` for a missing file, shards of the index included; `Unsupported` if there is only a pickle
+    /// (`pytorch_model.bin`); `InvalidConfig` for bad JSON; `CorruptFile` for a file that was cut off, or an index that
+    /// disagrees with the shards; `DuplicateKey` if two tensors have one name in memory.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let config = json(&dir.join("config.json"))?;
@@ -90,34 +89,40 @@ impl ModelFiles {
         files.placed()
     }
 
-    /// The head that the names are for: that of the first class in `architectures`, or the one given to
-    /// [`with_head`](Self::with_head). Without `architectures` the tensors tell, if the model type is known.
+    /// The head of the model: that of the first class in `architectures`, or the one given to
+    /// [`with_head`](Self::with_head). Without `architectures` it follows from the names of the tensors, if the model
+    /// type is known.
     pub fn head(&self) -> Head {
         self.layout.head()
     }
 
-    /// The same files with the names that a model with this head has: the base model's prefix is added or removed, and
+    /// The same files with the names of a model with this head: the base model's prefix is added or removed, and
     /// tensors of other heads are left out, as transformers does when it loads a checkpoint into another class.
     ///
     /// # Errors
-    /// `Unsupported` for a head that models of this type are not known to have; `DuplicateKey` if two tensors then have
-    /// one name.
+    /// `Unsupported` for a head that this model type is not known to have; `DuplicateKey` if two tensors then have one
+    /// name.
     pub fn with_head(mut self, head: Head) -> Result<Self> {
         if head == self.head() {
             return Ok(self);
         }
         self.layout = self.layout.with_head(head, &names(&self.stored)).ok_or_else(|| {
             let model_type = self.model_type().unwrap_or("no model_type");
-            let message = match &self.layout.heads()[..] {
-                [] => format!("heads of '{model_type}' are not known: leave the head as it is"),
-                known => format!("'{model_type}' has no head {head:?}, expected one of {known:?}"),
-            };
-            Error::new(ErrorKind::Unsupported, message)
+            match &self.layout.heads()[..] {
+                [] => refusal!(
+                    Unsupported,
+                    "the heads of '{model_type}' are not known: keep its head"
+                ),
+                known => refusal!(
+                    Unsupported,
+                    "'{model_type}' has no head {head:?}, expected one of {known:?}"
+                ),
+            }
         })?;
         self.placed()
     }
 
-    /// The keys in the files of all tensors that are no variables of the model: buffers that it computes, tied copies,
+    /// The keys of all tensors in the files that are no variables of the model: buffers that it computes, tied copies,
     /// other heads.
     pub fn left_out(&self) -> Vec<&str> {
         let used: BTreeSet<&str> =
@@ -158,19 +163,17 @@ impl ModelFiles {
     }
 
     fn check_names(&self, tensors: &[TensorFile]) -> Result<()> {
-        match tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            None => Ok(()),
-            Some(pair) => Err(Error::new(
-                ErrorKind::DuplicateKey,
-                format!(
-                    "two tensors in '{}' are both '{}' in memory, '{}' and '{}': remove one of them",
-                    self.dir.display(),
-                    pair[0].name,
-                    pair[0].stored.key,
-                    pair[1].stored.key
-                ),
-            )),
+        if let Some(pair) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            refuse!(
+                DuplicateKey,
+                "two tensors in '{}' are both '{}' in memory, '{}' and '{}': remove one of them",
+                self.dir.display(),
+                pair[0].name,
+                pair[0].stored.key,
+                pair[1].stored.key
+            );
         }
+        Ok(())
     }
 
     /// The directory.
@@ -178,19 +181,18 @@ impl ModelFiles {
         &self.dir
     }
 
-    /// `config.json`.
+    /// The parsed `config.json`.
     pub fn config(&self) -> &Value {
         &self.config
     }
 
-    /// `model_type` of `config.json`, such as `llama`.
+    /// The `model_type` of `config.json`, such as `llama`.
     pub fn model_type(&self) -> Option<&str> {
         self.config.get("model_type").and_then(Value::as_str)
     }
 
-    /// Every tensor, as [`Selection::new`](crate::Selection::new) takes them, in natural order of the names. Which of
-    /// them are buffers a file does not say: integers, the statistics of BatchNorm and BART's `final_logits_bias` are
-    /// taken for such.
+    /// Every tensor, in natural order of the names, for [`Selection::new`](crate::Selection::new). A file does not mark
+    /// buffers: integers, the statistics of BatchNorm and BART's `final_logits_bias` count as buffers.
     pub fn variables(&self) -> Vec<VariableInfo> {
         let variable = |tensor: &TensorFile| {
             let kind = tensor.kind().unwrap_or(Kind::Uint8);
@@ -207,25 +209,22 @@ impl ModelFiles {
     /// Reads one tensor to the CPU, in the kind that it has on disk.
     ///
     /// # Errors
-    /// `MissingKeys` if there is none of this name; `KindMismatch` for a kind that libtorch lacks; `Io`.
+    /// `MissingKeys` if there is no tensor of this name; `KindMismatch` for a kind that libtorch lacks; `Io`.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let place = self.find(name).ok_or_else(|| {
-            Error::new(
-                ErrorKind::MissingKeys,
-                format!("there is no tensor '{name}' in '{}'", self.dir.display()),
-            )
+            refusal!(MissingKeys, "there is no tensor '{name}' in '{}'", self.dir.display())
         })?;
         self.shards[place.shard].read(&place.stored)
     }
 
-    /// Calls `progress` with the bytes loaded and those to load, whenever variables are filled from these files. What
-    /// stays where it is on disk counts as loaded.
+    /// Calls `progress` with the bytes loaded and the total, whenever variables are filled from these files. Tensors
+    /// that are memory-mapped count as loaded.
     pub fn with_progress(mut self, progress: impl Fn(u64, u64) + 'static) -> Self {
         self.progress = Some(Progress(Box::new(progress)));
         self
     }
 
-    /// Whether this tensor belongs to a head, and not to the base model.
+    /// True if this tensor belongs to a head, and not to the base model.
     #[cfg(feature = "models")]
     pub(crate) fn is_of_a_head(&self, name: &str) -> bool {
         self.layout.is_of_a_head(name)
@@ -243,7 +242,7 @@ impl ModelFiles {
         self.by_name.get(name).map(|place| &self.tensors[*place])
     }
 
-    /// Whether this is one of the files that hold the weights or say where they are.
+    /// True if this file holds weights.
     pub(crate) fn is_weights(&self, path: &Path) -> bool {
         self.shards.iter().any(|shard| shard.path == path)
     }
@@ -255,11 +254,10 @@ pub(crate) fn is_parameter(name: &str, kind: Kind) -> bool {
     float && !["running_mean", "running_var", "final_logits_bias"].contains(&last)
 }
 
-fn json(path: &Path) -> Result<Value> {
+pub(super) fn json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    serde_json::from_str(&text).map_err(|e| {
-        Error::with_source(ErrorKind::InvalidConfig, format!("'{}' is not JSON", path.display()), e)
-    })
+    serde_json::from_str(&text)
+        .map_err(|e| refusal!(InvalidConfig, "'{}' is not JSON", path.display()).caused_by(e))
 }
 
 /// All tensors by their present names.
@@ -282,27 +280,28 @@ fn names(tensors: &[TensorFile]) -> Vec<&str> {
 
 type Index = BTreeMap<String, String>;
 
-/// Refuses an index that is not of these shards.
+/// Refuses an index that disagrees with the shards.
 fn check_index(index: &Index, shards: &[StoredTensors]) -> Result<()> {
-    let refuse = |message: String| Err(Error::new(ErrorKind::CorruptFile, message));
     let mut here = BTreeMap::new();
     for shard in shards {
         for stored in &shard.tensors {
             if !index.contains_key(&stored.key) {
-                return refuse(format!(
-                    "'{}' is in '{}' and not in {INDEX}: the index is of other files",
+                refuse!(
+                    CorruptFile,
+                    "'{}' is in '{}' and not in {INDEX}: the index belongs to other files",
                     stored.key,
                     shard.path.display()
-                ));
+                );
             }
             here.entry(&stored.key).or_insert_with(Vec::new).push(&shard.path);
         }
     }
     for (key, file) in index {
         if !here.get(key).is_some_and(|paths| paths.iter().any(|path| path.ends_with(file))) {
-            return refuse(format!(
+            refuse!(
+                CorruptFile,
                 "{INDEX} says that '{key}' is in '{file}', and it is not: copy the shards again"
-            ));
+            );
         }
     }
     Ok(())
@@ -318,45 +317,34 @@ fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Option<Index>)> {
     if !path.exists() {
         let pickle = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
         if let Some(pickle) = pickle.iter().find(|name| dir.join(name).exists()) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "'{}' has its weights in a pickle ({pickle}), which can run code when it is read. Convert it in \
-                     Python: `AutoModel.from_pretrained(dir).save_pretrained(new_dir)`",
-                    dir.display()
-                ),
-            ));
+            refuse!(
+                Unsupported,
+                "'{}' has its weights in a pickle ({pickle}), which can run code when it is read. Convert it in \
+                 Python: `AutoModel.from_pretrained(dir).save_pretrained(new_dir)`",
+                dir.display()
+            );
         }
-        return Err(Error::new(
-            ErrorKind::MissingFile,
-            format!("'{}' holds neither {WEIGHTS} nor {INDEX}", dir.display()),
-        ));
+        refuse!(MissingFile, "'{}' holds neither {WEIGHTS} nor {INDEX}", dir.display());
     }
     let value = json(&path)?;
     let map = value.get("weight_map").cloned().unwrap_or(Value::Null);
     let index: Index = serde_json::from_value(map).map_err(|e| {
-        let message = format!("'{}' has no valid 'weight_map'", path.display());
-        Error::with_source(ErrorKind::InvalidConfig, message, e)
+        refusal!(InvalidConfig, "'{}' has no valid 'weight_map'", path.display()).caused_by(e)
     })?;
     let names: BTreeSet<&String> = index.values().collect();
     let mut shards = Vec::new();
     for name in names {
-        // A path would lead out of the directory.
+        // A path could lead out of the directory.
         if name.contains(['/', '\\']) || name.as_str() == ".." {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!(
-                    "'{}' names the shard '{name}', expected a plain file name",
-                    path.display()
-                ),
-            ));
+            refuse!(
+                InvalidConfig,
+                "'{}' names the shard '{name}', expected a plain file name",
+                path.display()
+            );
         }
         let shard = dir.join(name);
         if !shard.exists() {
-            return Err(Error::new(
-                ErrorKind::MissingFile,
-                format!("the shard '{}' that {INDEX} names is not there", shard.display()),
-            ));
+            refuse!(MissingFile, "the shard '{}' of {INDEX} does not exist", shard.display());
         }
         shards.push(shard);
     }

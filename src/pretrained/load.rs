@@ -1,22 +1,21 @@
-//! From the files of a model into a `VarStore`.
+//! The tensors of a model's files as a `VarStore`.
 
 use tch::nn::VarStore;
 use tch::{no_grad, Device, Kind, Tensor};
 
 use super::files::{is_parameter, ModelFiles};
 use super::origin;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
 impl ModelFiles {
-    /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: each as on
-    /// disk; integers stay what they are). Without any model code that is enough to attach adapters, to compare them
-    /// with the base, and to save. The `VarStore` is known to be of this `model_type`: adapters then tune what PEFT's
-    /// table says of it.
+    /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: the kind on
+    /// disk; integers keep theirs). Without model code, this suffices to attach adapters, to compare them with the base
+    /// and to save. It remembers its `model_type`, so that adapters tune the modules of PEFT's table by default.
     ///
-    /// On the CPU and in the kind of the file a variable is the file's own memory, mapped copy-on-write: nothing is read
-    /// until it is used, processes share what they read, and what is written to a variable is this process's alone.
-    /// So do not save over the files that a model was loaded from in place, as `VarStore::save` does; this crate
-    /// replaces files by renaming, which leaves the loaded ones whole. Elsewhere tensors pass through one at a time.
+    /// On the CPU and in the kind of the file, a variable is a copy-on-write memory map of the file: data is read on
+    /// first use, processes share it, and a write to a variable stays in this process. So do not overwrite the files of
+    /// a loaded model in place, as `VarStore::save` does; this crate replaces files by renaming, which is safe.
+    /// Otherwise tensors are copied one at a time.
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor).
@@ -47,10 +46,11 @@ impl ModelFiles {
             let shard = &self.shards()[place.shard];
             let in_place =
                 device == Device::Cpu && kind.is_none_or(|kind| place.kind() == Some(kind));
-            let map = match in_place {
-                true => maps[place.shard].as_ref().map(Tensor::shallow_clone),
-                // One of its own, which goes with the tensor: what was read does not add up.
-                false => shard.mapped(),
+            let map = if in_place {
+                maps[place.shard].as_ref().map(Tensor::shallow_clone)
+            } else {
+                // A map of its own, which is dropped with the tensor, so that the pages read do not accumulate.
+                shard.mapped()
             };
             let on_disk = match &map {
                 Some(map) => shard.view(map, &place.stored)?,
@@ -60,7 +60,7 @@ impl ModelFiles {
                 Some(kind) if on_disk.is_floating_point() => kind,
                 _ => on_disk.f_kind()?,
             };
-            // Views of one file would share a version counter, and autograd would take a write to one for a write to all.
+            // Views of one map share a version counter: autograd would take a write to one for a write to all.
             let mut tensor = Tensor::f_empty([0], (wanted_kind, device))?;
             no_grad(|| -> Result<()> {
                 tensor.set_data(&on_disk.f_to_device(device)?.f_to_kind(wanted_kind)?);
@@ -71,13 +71,11 @@ impl ModelFiles {
             let segments = module.split('.').filter(|segment| !segment.is_empty());
             let path = segments.fold(vs.root(), |path, segment| path / segment);
             if path.get(last).is_some() {
-                return Err(Error::new(
-                    ErrorKind::DuplicateKey,
-                    format!(
-                        "two tensors in '{}' are both '{name}' in the model",
-                        self.dir().display()
-                    ),
-                ));
+                refuse!(
+                    DuplicateKey,
+                    "two tensors in '{}' are both '{name}' in the model",
+                    self.dir().display()
+                );
             }
             let _ = path.add(last, tensor, parameter);
             done += place.stored.len;

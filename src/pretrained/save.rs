@@ -11,11 +11,11 @@ use crate::storage::atomic::{self, Contents};
 use crate::storage::safetensors::to_bytes;
 
 /// Writes the variables and a configuration as a directory that transformers loads: `config.json`, and
-/// `model.safetensors` with the metadata that it asks for. Tied tensors are written under each of their names.
+/// `model.safetensors` with the metadata that transformers requires. Tied tensors are written under each of their names.
 /// Either both files are written or, on an error, none.
 ///
 /// # Errors
-/// `Io` or `MissingFile` where the operating system refuses; `KindMismatch` for a kind that the format lacks.
+/// `Io` or `MissingFile` if the operating system refuses; `KindMismatch` for a kind that the format lacks.
 ///
 /// ```
 /// # use tch::{nn, Device};

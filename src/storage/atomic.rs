@@ -1,4 +1,4 @@
-//! Files that are either wholly there or not at all.
+//! Files that are written completely or not at all.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -6,21 +6,21 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Error, Result};
 
-/// Files that are to be written: paths and bytes.
+/// The files to write: paths and bytes.
 pub(crate) type Contents = Vec<(PathBuf, Vec<u8>)>;
 
-/// Writes all files: each to a temporary sibling that is flushed to the disk, then all are renamed.
+/// Writes all files: each to a temporary sibling that is flushed to disk, then all are renamed.
 ///
-/// What can fail — creating directories, a full disk, missing permissions — fails before the first rename, so that
-/// the old files stay as they were. Directories that were made on the way are taken away again.
+/// A full disk, missing permissions and directories that cannot be created are found before the first rename, so that
+/// the old files stay as they were. Directories created on the way are removed again on failure.
 pub(crate) fn write(contents: &Contents) -> Result<()> {
     let mut made = Vec::new();
     let result = prepare(contents, &mut made).and_then(persist);
     if result.is_err() {
         for dir in made.iter().rev() {
-            // Not empty means that somebody else uses it by now.
+            // Fails if another process has put files there meanwhile.
             let _ = fs::remove_dir(dir);
         }
     }
@@ -36,19 +36,13 @@ fn prepare(
         let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         make_dir(dir, made)?;
         if path.is_dir() {
-            return Err(Error::new(
-                ErrorKind::Io,
-                format!(
-                    "cannot write '{}': a directory stands there. Move it away",
-                    path.display()
-                ),
-            ));
+            refuse!(Io, "cannot write '{}': it is a directory. Move it away", path.display());
         }
         let mut builder = tempfile::Builder::new();
         builder.prefix(".ln-tuning-").suffix(".tmp");
         #[cfg(unix)]
         {
-            // As files usually are, less the umask: temporary ones would be for their owner alone.
+            // The usual mode of files, less the umask: by default only the owner could read a temporary file.
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
@@ -69,7 +63,7 @@ fn persist(ready: Vec<(NamedTempFile, PathBuf)>) -> Result<()> {
             dirs.push(dir.to_owned());
         }
     }
-    // So that the new names survive a power cut too. Not every file system allows it.
+    // Makes the new names survive a power cut. Not every file system allows it.
     for dir in dirs {
         if let Ok(dir) = File::open(dir) {
             let _ = dir.sync_all();
@@ -83,10 +77,7 @@ fn make_dir(dir: &Path, made: &mut Vec<PathBuf>) -> Result<()> {
         return Ok(());
     }
     if dir.exists() {
-        return Err(Error::new(
-            ErrorKind::Io,
-            format!("'{}' is a file, expected a directory: choose another place", dir.display()),
-        ));
+        refuse!(Io, "'{}' is a file, expected a directory: choose another place", dir.display());
     }
     if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
         make_dir(parent, made)?;

@@ -1,8 +1,8 @@
-//! What is known of a variable without its values.
+//! The name, shape and kind of a variable.
 
 use tch::Kind;
 
-/// A variable without its values: what selection needs to know.
+/// The name, shape and kind of a variable, without its values: the input of a selection.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VariableInfo {
     /// Its full name: the path of its module, a dot, its own name there.

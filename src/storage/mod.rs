@@ -1,4 +1,4 @@
-//! Bytes on disk and tensors in memory: read, checked, mapped, written whole or not at all.
+//! Tensors on disk: read, checked, memory-mapped, and written completely or not at all.
 
 pub(crate) mod atomic;
 pub(crate) mod info;

@@ -1,4 +1,4 @@
-//! `adapter_model.safetensors`: bytes to tensors and back.
+//! Safetensors files: bytes to tensors and back.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::storage::unique_keys::{Strict, DUPLICATE};
 
 /// The file that Python's `safetensors.torch.save_file` writes for these tensors, byte for byte.
@@ -16,9 +16,9 @@ pub(crate) fn to_bytes(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
         let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
         let kind = tensor.f_kind()?;
         let dtype = dtype_of(kind).ok_or_else(|| {
-            Error::new(
-                ErrorKind::KindMismatch,
-                format!("'{key}' has kind {kind:?}, which a safetensors file cannot hold"),
+            refusal!(
+                KindMismatch,
+                "'{key}' has kind {kind:?}, which a safetensors file cannot hold"
             )
         })?;
         let bytes = bytes_of(&tensor)?;
@@ -27,15 +27,13 @@ pub(crate) fn to_bytes(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
     }
     let mut views = Vec::with_capacity(blobs.len());
     for (key, dtype, shape, bytes) in &blobs {
-        let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| {
-            Error::with_source(ErrorKind::CorruptFile, format!("cannot store '{key}'"), e)
-        })?;
+        let view = TensorView::new(*dtype, shape.clone(), bytes)
+            .map_err(|e| refusal!(CorruptFile, "cannot store '{key}'").caused_by(e))?;
         views.push((*key, view));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize(views, Some(metadata)).map_err(|e| {
-        Error::with_source(ErrorKind::CorruptFile, "cannot build a safetensors file", e)
-    })
+    safetensors::serialize(views, Some(metadata))
+        .map_err(|e| refusal!(CorruptFile, "cannot build a safetensors file").caused_by(e))
 }
 
 /// The elements in row-major order.
@@ -59,16 +57,17 @@ pub(crate) fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
     views(&bytes, path)?.into_iter().map(read).collect()
 }
 
-/// The tensors of a whole file, by what its header says, sorted by their keys.
+/// The tensors of a file as views of its bytes, sorted by their keys.
 pub(crate) fn views<'a>(bytes: &'a [u8], path: &Path) -> Result<Vec<(String, TensorView<'a>)>> {
     check_header(bytes, path)?;
     let file = SafeTensors::deserialize(bytes).map_err(|e| {
-        let message = format!(
+        refusal!(
+            CorruptFile,
             "'{}' is not a complete safetensors file ({} bytes): was it cut off? Copy or save it again",
             path.display(),
             bytes.len()
-        );
-        Error::with_source(ErrorKind::CorruptFile, message, e)
+        )
+        .caused_by(e)
     })?;
     let mut views = file.tensors();
     views.sort_by(|a, b| a.0.cmp(&b.0));
@@ -83,37 +82,33 @@ pub(crate) fn to_tensor(
     path: &Path,
 ) -> Result<Tensor> {
     let kind = kind_of(dtype).ok_or_else(|| {
-        Error::new(
-            ErrorKind::KindMismatch,
-            format!(
-                "'{key}' in '{}' has kind {dtype:?}, expected a floating-point or integer kind of libtorch",
-                path.display()
-            ),
+        refusal!(
+            KindMismatch,
+            "'{key}' in '{}' has kind {dtype:?}, expected a floating-point or integer kind of libtorch",
+            path.display()
         )
     })?;
     Ok(Tensor::f_from_data_size(bytes, shape, kind)?)
 }
 
-/// A header in which a key stands twice would give one tensor the place of another.
+/// Refuses a header with a duplicate key, of which the reader would silently keep one.
 fn check_header(bytes: &[u8], path: &Path) -> Result<()> {
     let header = bytes
         .first_chunk::<8>()
         .and_then(|len| usize::try_from(u64::from_le_bytes(*len)).ok())
         .and_then(|len| bytes.get(8..)?.get(..len));
-    // Everything else about the header is checked, and reported, by the reader.
+    // The reader checks and reports everything else about the header.
     let Some(header) = header else { return Ok(()) };
     match serde_json::from_slice::<Strict>(header) {
-        Err(e) if e.to_string().contains(DUPLICATE) => Err(Error::with_source(
-            ErrorKind::DuplicateKey,
-            format!("two tensors of one name in '{}'", path.display()),
-            e,
-        )),
+        Err(e) if e.to_string().contains(DUPLICATE) => {
+            Err(refusal!(DuplicateKey, "two tensors of one name in '{}'", path.display())
+                .caused_by(e))
+        }
         _ => Ok(()),
     }
 }
 
-/// All values of the file must be numbers: looked at as bits, since a pass of libtorch per tensor takes longer than
-/// reading the file.
+/// Refuses NaN and infinity. It tests the bits, since a pass of libtorch per tensor takes longer than reading the file.
 pub(crate) fn check_finite(key: &str, dtype: Dtype, data: &[u8], path: &Path) -> Result<()> {
     let bad = match dtype {
         Dtype::F32 => {
@@ -129,13 +124,11 @@ pub(crate) fn check_finite(key: &str, dtype: Dtype, data: &[u8], path: &Path) ->
         _ => 0,
     };
     if bad > 0 {
-        return Err(Error::new(
-            ErrorKind::NonFinite,
-            format!(
-                "'{key}' in '{}' holds {bad} values that are NaN or infinite: the run that wrote it had diverged",
-                path.display()
-            ),
-        ));
+        refuse!(
+            NonFinite,
+            "'{key}' in '{}' holds {bad} values that are NaN or infinite: the run that wrote it had diverged",
+            path.display()
+        );
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A safetensors file of which only the header was read.
+//! A safetensors file whose header has been read; its tensors are read on request.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -8,10 +8,10 @@ use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
 use super::safetensors::{check_finite, kind_of, to_tensor, views};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::storage::mapped::MappedFile;
 
-/// Where a tensor is in its file.
+/// The place of a tensor in its file.
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {
     pub(crate) key: String,
@@ -22,7 +22,7 @@ pub(crate) struct Stored {
     pub(crate) len: u64,
 }
 
-/// A safetensors file: its tensors are read one at a time, when they are asked for.
+/// A safetensors file whose tensors are read one at a time.
 #[derive(Debug)]
 pub(crate) struct StoredTensors {
     pub(crate) path: PathBuf,
@@ -31,22 +31,20 @@ pub(crate) struct StoredTensors {
 }
 
 impl Stored {
-    /// So many tensors of which this one is made, one behind the other along the first dimension.
+    /// The `count` tensors that are concatenated in this one along the first dimension.
     pub(crate) fn parts(&self, count: usize, path: &Path) -> Result<Vec<Stored>> {
         if count == 1 {
             return Ok(vec![self.clone()]);
         }
         let rows = self.shape.first().copied().unwrap_or(0);
         if rows % count as i64 != 0 {
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!(
-                    "'{}' in '{}' has shape {:?}, expected {count} tensors on top of each other",
-                    self.key,
-                    path.display(),
-                    self.shape
-                ),
-            ));
+            refuse!(
+                ShapeMismatch,
+                "'{}' in '{}' has shape {:?}, expected {count} tensors of equal size along dimension 0",
+                self.key,
+                path.display(),
+                self.shape
+            );
         }
         let mut part = self.clone();
         part.shape[0] = rows / count as i64;
@@ -78,15 +76,14 @@ impl StoredTensors {
         to_tensor(&stored.key, stored.dtype, &stored.shape, &bytes, &self.path)
     }
 
-    /// The whole file as bytes of which this process has its own copy as far as it writes to them; none where the system
-    /// has no room for that.
+    /// The whole file as a copy-on-write map of bytes; `None` if the system cannot map it.
     pub(crate) fn mapped(&self) -> Option<Tensor> {
         let length = i64::try_from(std::fs::metadata(&self.path).ok()?.len()).ok()?;
         let options = (Kind::Uint8, Device::Cpu);
         Tensor::f_from_file(self.path.to_str()?, false, length, options).ok()
     }
 
-    /// One tensor in the bytes that [`mapped`](Self::mapped) gave, or a copy where they are not aligned.
+    /// A tensor as a view of the map of [`mapped`](Self::mapped), or a copy if it is not aligned there.
     pub(crate) fn view(&self, map: &Tensor, stored: &Stored) -> Result<Tensor> {
         let (start, len) = (stored.start as i64, stored.len as i64);
         match kind_of(stored.dtype) {
@@ -97,7 +94,7 @@ impl StoredTensors {
         }
     }
 
-    /// Whether a tensor of another file is the same, byte for byte. Reading ends at the first that differs.
+    /// True if a tensor of another file is the same, byte for byte.
     pub(crate) fn is_same(&self, own: &Stored, other: &Self, its: &Stored) -> Result<bool> {
         if (own.dtype, &own.shape) != (its.dtype, &its.shape) {
             return Ok(false);
@@ -117,8 +114,7 @@ impl StoredTensors {
         let mut file = File::open(&self.path).map_err(failed)?;
         file.seek(SeekFrom::Start(stored.start)).map_err(failed)?;
         let length = usize::try_from(stored.len).map_err(|e| {
-            let message = format!("'{}' does not fit into memory", stored.key);
-            Error::with_source(ErrorKind::Unsupported, message, e)
+            refusal!(Unsupported, "'{}' does not fit into memory", stored.key).caused_by(e)
         })?;
         let mut bytes = vec![0; length];
         file.read_exact(&mut bytes).map_err(failed)?;

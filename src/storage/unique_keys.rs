@@ -1,14 +1,14 @@
-//! JSON and YAML objects in which no key stands twice.
+//! JSON and YAML objects that refuse a duplicate key.
 
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// How the error for a repeated key begins.
-pub(crate) const DUPLICATE: &str = "the key stands twice";
+/// The beginning of the error for a duplicate key.
+pub(crate) const DUPLICATE: &str = "duplicate key";
 
-/// An object in which no key stands twice: most parsers keep the last and drop the rest without a word.
+/// An object without duplicate keys: most parsers keep the last one and drop the others silently.
 pub(crate) struct Strict(pub(crate) Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Strict {
@@ -17,7 +17,7 @@ impl<'de> Deserialize<'de> for Strict {
         impl<'de> Visitor<'de> for Object {
             type Value = Strict;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object with the fields of LNTuningConfig")
+                f.write_str("an object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Strict, A::Error> {
                 let mut map = Map::new();
@@ -35,7 +35,7 @@ impl<'de> Deserialize<'de> for Strict {
     }
 }
 
-/// Any value; numbers that JSON cannot hold become text so that the error can show them.
+/// Any value; numbers that JSON lacks (NaN, infinity) become text, so that an error can show them.
 struct Any(Value);
 
 impl<'de> Deserialize<'de> for Any {

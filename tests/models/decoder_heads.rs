@@ -121,9 +121,9 @@ fn refusals(base: &Path, classifier: &Path) {
     for error in [
         model.logits(&ids).unwrap_err(),
         model.loss(&ids, &ids, &cross_entropy).unwrap_err(),
-        model.generate(&ids, &options, |_| true).unwrap_err(),
+        model.generate(&ids, &options).unwrap_err(),
         scores.loss(&ids, &ids, &cross_entropy).unwrap_err(),
-        scores.generate(&ids, &options, |_| true).unwrap_err(),
+        scores.generate(&ids, &options).unwrap_err(),
     ] {
         assert_eq!(error.kind(), ErrorKind::InvalidState, "{error}");
         assert!(error.to_string().contains("Head::LanguageModel"), "{error}");

@@ -78,7 +78,7 @@ fn texts(case: &Path, reference: &HashMap<String, Tensor>) {
         let given = (side == "left").then_some(mask);
         let inputs = Inputs::new(&ids).attention_mask(given);
         let mut seen = 0;
-        let text = model.generate(inputs, &options, |tokens| {
+        let text = model.generate_streaming(inputs, &options, |tokens| {
             seen += 1;
             tokens.len() == 3
         });

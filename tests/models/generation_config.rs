@@ -26,7 +26,7 @@ fn text(model: &Decoder, reference: &HashMap<String, Tensor>, side: &str) -> Row
     let inputs =
         if side == "left" { Inputs::new(&padded).attention_mask(mask) } else { Inputs::new(ids) };
     let options = GenerateOptions::default().max_new_tokens(24);
-    rows(&model.generate(inputs, &options, |_| true).unwrap())
+    rows(&model.generate(inputs, &options).unwrap())
 }
 
 fn read(path: &Path) -> HashMap<String, Tensor> {
@@ -38,16 +38,15 @@ fn options_of_the_caller_win(dir: &Path) {
     let reference = read(dir);
     let ids = &reference["ids"];
     let options = GenerateOptions::default().max_new_tokens(24).stop_tokens([]);
-    let text = |model: &Decoder, options: &GenerateOptions| {
-        rows(&model.generate(ids, options, |_| true).unwrap())
-    };
+    let text =
+        |model: &Decoder, options: &GenerateOptions| rows(&model.generate(ids, options).unwrap());
     let free = text(&without, &options);
     assert_ne!(text(&of_file, &options), free);
     assert_eq!(text(&of_file, &options.clone().repetition_penalty(1.)), free);
     assert_eq!(text(&of_file, &options), text(&without, &options.clone().repetition_penalty(1.9)));
     for penalty in [0., -1., f64::NAN, f64::INFINITY] {
         let options = options.clone().repetition_penalty(penalty);
-        let error = of_file.generate(ids, &options, |_| true).unwrap_err();
+        let error = of_file.generate(ids, &options).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{penalty}: {error}");
     }
 }
@@ -58,7 +57,7 @@ fn options_that_are_not_implemented_are_refused(dir: &Path) {
     let generate = |key: &str, value: &Value| {
         std::fs::write(&path, json!({ key: value }).to_string()).unwrap();
         let options = GenerateOptions::default().max_new_tokens(2);
-        open(dir).generate(&ids, &options, |_| true)
+        open(dir).generate(&ids, &options)
     };
     for (key, value, idle) in [
         ("no_repeat_ngram_size", json!(3), json!(0)),

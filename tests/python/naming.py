@@ -186,7 +186,7 @@ CASES = {
 
 
 def variables(model, missing=()):
-    """What is a tensor of its own, by the original's name, and was in the file."""
+    """The tensors that share no memory, by the original's name, and were in the file."""
     aside = set(model.all_tied_weights_keys) | set(missing)
     return {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items() if name not in aside}
 

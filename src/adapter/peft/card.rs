@@ -1,6 +1,6 @@
 //! The model card, `README.md`: a YAML header between `---` lines and text.
 
-/// What the card says about an adapter.
+/// The facts on the card of an adapter.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Card {
     pub(crate) base_model: Option<String>,
@@ -13,7 +13,7 @@ const FENCE: &str = "---";
 const FRAMEWORK: &str = "- ln-tuning ";
 
 impl Card {
-    /// The card's text, with the user's text and header keys of `before` kept. Rendering twice changes nothing more.
+    /// The text of the card. It keeps the user's text and header keys in `before`; rendering it again changes nothing.
     pub(crate) fn render(&self, before: &str) -> String {
         let (header, body) = split(before);
         let mut header: Vec<String> = header.lines().map(str::to_owned).collect();
@@ -68,11 +68,11 @@ fn split(text: &str) -> (String, String) {
 
 /// Sets a top-level key, leaving every other line, comments included, as it is.
 fn set_key(header: &mut Vec<String>, key: &str, values: &[String], list: bool) {
-    let lines: Vec<String> = match list {
-        false => vec![format!("{key}: {}", values.concat())],
-        true => std::iter::once(format!("{key}:"))
-            .chain(values.iter().map(|v| format!("- {v}")))
-            .collect(),
+    let lines: Vec<String> = if list {
+        let items = values.iter().map(|value| format!("- {value}"));
+        std::iter::once(format!("{key}:")).chain(items).collect()
+    } else {
+        vec![format!("{key}: {}", values.concat())]
     };
     let own = |line: &String| {
         line.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(':'))
@@ -81,22 +81,17 @@ fn set_key(header: &mut Vec<String>, key: &str, values: &[String], list: bool) {
         header.extend(lines);
         return;
     };
-    // The value goes on over indented lines and list items.
+    // The value continues over indented lines and list items.
     let continues =
         |line: &&String| line.starts_with([' ', '\t']) || line.starts_with("- ") || *line == "-";
     let length = 1 + header[start + 1..].iter().take_while(continues).count();
-    let user_tags: Vec<String> = match list {
-        true => header[start + 1..start + length]
-            .iter()
-            .map(|line| line.trim_start().to_owned())
-            .filter(|line| {
-                line.starts_with("- ")
-                    && !lines.contains(line)
-                    && !line.contains("base_model:adapter:")
-            })
-            .collect(),
-        false => Vec::new(),
+    let is_users = |line: &String| {
+        list && line.starts_with("- ")
+            && !lines.contains(line)
+            && !line.contains("base_model:adapter:")
     };
+    let before = header[start + 1..start + length].iter().map(|line| line.trim_start().to_owned());
+    let user_tags: Vec<String> = before.filter(is_users).collect();
     header.splice(start..start + length, lines.into_iter().chain(user_tags));
 }
 
@@ -125,9 +120,10 @@ fn with_framework(body: &str) -> String {
     }
     let heading = "### Framework versions";
     let gap = if body.ends_with('\n') { "" } else { "\n" };
-    match body.contains(heading) {
-        true => format!("{body}{gap}{line}\n"),
-        false => format!("{body}{gap}\n{heading}\n\n{line}\n"),
+    if body.contains(heading) {
+        format!("{body}{gap}{line}\n")
+    } else {
+        format!("{body}{gap}\n{heading}\n\n{line}\n")
     }
 }
 

@@ -1,12 +1,13 @@
 //! The PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
 
+use std::io::ErrorKind::{NotADirectory, NotFound};
 use std::path::{Path, PathBuf};
 
 use tch::Tensor;
 
 use super::card::Card;
 use crate::adapter::config::LnTuningConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::storage::atomic::Contents;
 use crate::storage::safetensors;
 
@@ -15,17 +16,17 @@ const SAFETENSORS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 const CARD: &str = "README.md";
 
-/// An adapter as it stands on disk, for a look without a model.
+/// An adapter as saved on disk, readable without a model.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SavedAdapter {
-    /// `adapter_config.json`.
+    /// The configuration in `adapter_config.json`.
     pub config: LnTuningConfig,
-    /// The tensors on the CPU, under their keys, sorted by these.
+    /// The keys and tensors, on the CPU, sorted by key.
     pub tensors: Vec<(String, Tensor)>,
 }
 
-/// The directory of an adapter: PEFT puts `default` at the root and every other one into a folder of its name.
+/// The directory of an adapter: PEFT writes `default` to the root and any other to a folder of its name.
 pub(crate) fn adapter_dir(root: &Path, adapter: &str, default: &str) -> PathBuf {
     if adapter == default {
         root.to_owned()
@@ -46,17 +47,16 @@ pub(crate) fn adapter_files(
     ])
 }
 
-/// The model card, with the text of the one that stands there.
+/// The model card, with the text of an existing one.
 pub(crate) fn card_file(dir: &Path, card: &Card) -> Result<Contents> {
     let path = dir.join(CARD);
     let before = match std::fs::read(&path) {
         Ok(bytes) => String::from_utf8(bytes).map_err(|e| {
-            let message = format!("'{}' is not UTF-8 text: move it away", path.display());
-            Error::with_source(ErrorKind::CorruptFile, message, e)
+            refusal!(CorruptFile, "'{}' is not UTF-8 text: move it away", path.display())
+                .caused_by(e)
         })?,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-        // A plain file in place of the directory is reported by the write, in its own words.
-        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => String::new(),
+        // The write will report a plain file in place of the directory.
+        Err(e) if matches!(e.kind(), NotFound | NotADirectory) => String::new(),
         Err(e) => return Err(Error::io("read", &path, e)),
     };
     Ok(vec![(path, card.render(&before).into_bytes())])
@@ -66,8 +66,8 @@ impl SavedAdapter {
     /// Reads a directory that PEFT or [`save_pretrained`](crate::LnTuningModel::save_pretrained) wrote.
     ///
     /// # Errors
-    /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite`, `KindMismatch`; `Unsupported` for a pickle; what
-    /// [`LnTuningConfig::from_file`] says.
+    /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite`, `KindMismatch`; `Unsupported` for a pickle; those of
+    /// [`LnTuningConfig::from_file`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let (config, path) = located(dir.as_ref())?;
         Ok(SavedAdapter { config, tensors: safetensors::read(&path)? })
@@ -79,35 +79,31 @@ pub(crate) fn located(dir: &Path) -> Result<(LnTuningConfig, PathBuf)> {
     let config_path = dir.join(CONFIG);
     if !config_path.exists() {
         let what = if dir.is_dir() { "holds no" } else { "is not a directory with an" };
-        return Err(Error::new(
-            ErrorKind::MissingFile,
-            format!(
-                "'{}' {what} {CONFIG}: give the directory that `save_pretrained` wrote",
-                dir.display()
-            ),
-        ));
+        refuse!(
+            MissingFile,
+            "'{}' {what} {CONFIG}: give the directory that `save_pretrained` wrote",
+            dir.display()
+        );
     }
     let config = LnTuningConfig::from_file(&config_path)?;
     let path = dir.join(SAFETENSORS);
     if !path.exists() && dir.join(PICKLE).exists() {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "'{}' is a pickle, which can run code when it is read. Convert it in Python: \
-                 `safetensors.torch.save_file(torch.load('{PICKLE}', weights_only=True), '{SAFETENSORS}')`",
-                dir.join(PICKLE).display()
-            ),
-        ));
+        refuse!(
+            Unsupported,
+            "'{}' is a pickle, which can run code when it is read. Convert it in Python: \
+             `safetensors.torch.save_file(torch.load('{PICKLE}', weights_only=True), '{SAFETENSORS}')`",
+            dir.join(PICKLE).display()
+        );
     }
     Ok((config, path))
 }
 
-/// Checks that a name can be a key in a file and a folder on disk.
+/// Refuses a name that cannot be a key in a file and a folder on disk.
 pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
     let refuse = |why: &str| {
-        Err(Error::new(
-            ErrorKind::InvalidAdapterName,
-            format!("'{name}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'"),
+        Err(refusal!(
+            InvalidAdapterName,
+            "'{name}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'"
         ))
     };
     if name.trim().is_empty() {

@@ -1,8 +1,8 @@
-//! The names of tensors in an adapter file, and which selected tensor each belongs to.
+//! The keys of an adapter file, and the selected tensors that they belong to.
 
 use std::collections::HashMap;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::names::pattern::Pattern;
 
 const PREFIX: &str = "base_model.model.";
@@ -17,21 +17,21 @@ pub(crate) struct Wanted<'a> {
     pub(crate) saved: bool,
 }
 
-/// Which key of a file each wanted tensor was found under.
+/// The assignment of a file's keys to the wanted tensors.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Matched {
-    /// Per wanted tensor, the index of its key.
+    /// The index of the key of each wanted tensor.
     pub(crate) found: Vec<Option<usize>>,
-    /// Wanted, by the key under which PEFT writes them today.
+    /// The wanted tensors without a key, by the key that PEFT writes today.
     pub(crate) missing: Vec<String>,
-    /// Keys that fit nothing.
+    /// Keys that belong to no wanted tensor.
     pub(crate) unexpected: Vec<String>,
-    /// Keys that are known to be of no use: other adapters', and copies of base weights.
+    /// Keys of other adapters, and of copies of base weights.
     pub(crate) foreign: Vec<String>,
 }
 
-/// Rules that rename keys: a regular expression and its replacement, in Python's syntax. The first that matches is
-/// applied, to the key without `base_model.model.`.
+/// Rules that rename keys: a regular expression and its replacement, in Python's syntax. The first match is applied, to
+/// the key without `base_model.model.`.
 #[derive(Debug, Default)]
 pub(crate) struct KeyMapping(Vec<(Pattern, String)>);
 
@@ -55,8 +55,8 @@ impl KeyMapping {
 
 /// The key under which PEFT writes a tensor.
 ///
-/// In a container (`up.weight` in a block) PEFT keeps the adapter's name and finds it again under the same name only;
-/// that is `default` for everyone who does not choose another.
+/// For a tensor in a container (`up.weight` in a block) PEFT writes the adapter's name too, and finds it again under
+/// that name only: `default`, unless the user chose another.
 pub(crate) fn file_key(module: &str, tensor: &str, saved: bool) -> String {
     match (saved, tensor.contains('.')) {
         (true, _) => format!("{PREFIX}{module}.{tensor}"),
@@ -67,8 +67,8 @@ pub(crate) fn file_key(module: &str, tensor: &str, saved: bool) -> String {
 
 /// Finds every wanted tensor among the keys of a file of any PEFT version, for the adapter `adapter`.
 ///
-/// Understood are keys with and without `base_model.model.`; with an adapter's name kept, as for containers
-/// (`mlp.ln_tuning_layers.default.gate_proj.weight`); several adapters in one file, as PEFT 0.19 wrote them.
+/// Accepts keys with and without `base_model.model.`, keys with an adapter's name, as for containers
+/// (`mlp.ln_tuning_layers.default.gate_proj.weight`), and several adapters in one file, as PEFT 0.19 wrote them.
 pub(crate) fn match_keys(
     wanted: &[Wanted],
     keys: &[&str],
@@ -80,7 +80,7 @@ pub(crate) fn match_keys(
         places.insert((format!("{}.{}", want.module, want.tensor), want.saved), index);
     }
     let mut matched = Matched { found: vec![None; wanted.len()], ..Matched::default() };
-    // How far the reading that found a tensor is from what PEFT writes today: the nearest wins.
+    // The rank of the reading that found a tensor: 0 is what PEFT writes today; the lowest wins.
     let mut ranks = vec![usize::MAX; wanted.len()];
     for (index, key) in keys.iter().enumerate() {
         let renamed = mapping.apply(key.strip_prefix(PREFIX).unwrap_or(key))?;
@@ -90,13 +90,11 @@ pub(crate) fn match_keys(
         match place {
             Some((rank, place)) => match matched.found[place] {
                 Some(first) if rank == ranks[place] => {
-                    return Err(Error::new(
-                        ErrorKind::DuplicateKey,
-                        format!(
-                            "'{}' and '{key}' are both for '{renamed}': which one is meant?",
-                            keys[first]
-                        ),
-                    ));
+                    refuse!(
+                        DuplicateKey,
+                        "'{}' and '{key}' are both keys of '{renamed}': remove one of them",
+                        keys[first]
+                    );
                 }
                 Some(_) if rank > ranks[place] => matched.foreign.push((*key).to_owned()),
                 former => {
@@ -116,7 +114,7 @@ pub(crate) fn match_keys(
     Ok(matched)
 }
 
-/// What a key may stand for.
+/// A possible meaning of a key.
 struct Reading {
     /// The variable's name.
     name: String,
@@ -126,12 +124,12 @@ struct Reading {
 fn readings(key: &str, adapter: &str) -> Vec<Reading> {
     let mut readings = Vec::new();
     for (mark, saved) in [(MARK, false), (SAVED_MARK, true)] {
-        // The mark may be a part of a module's path too: every place where it stands is tried, the last one first.
+        // A module's path may contain the mark too: every occurrence is tried, the last one first.
         let mark = format!(".{mark}.");
         for (at, _) in key.rmatch_indices(&mark) {
             let (module, rest) = (&key[..at], &key[at + mark.len()..]);
             readings.push(Reading { name: format!("{module}.{rest}"), saved });
-            // The name of the adapter is kept for containers, whatever name it was saved under: ours or `default`.
+            // Containers keep the name under which the adapter was saved: ours or `default`.
             for name in [adapter, "default"] {
                 if let Some(rest) = rest.strip_prefix(name).and_then(|rest| rest.strip_prefix('.'))
                 {
@@ -159,6 +157,7 @@ fn is_foreign(key: &str, places: &HashMap<(String, bool), usize>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     const WANTED: [Wanted; 4] = [
         Wanted { module: "enc.b.norm", tensor: "weight", saved: false },

@@ -1,4 +1,4 @@
-//! An adapter's tensors under PEFT's keys: out, in, and into files.
+//! An adapter's tensors under PEFT's keys: reading, loading, and the files of `save_pretrained`.
 
 use std::path::Path;
 
@@ -13,18 +13,18 @@ use crate::adapter::flat::copy_of;
 use crate::adapter::options::{LoadOptions, SaveKind, SaveOptions};
 use crate::adapter::status::TrainableParameters;
 use crate::adapter::weights::{Adapter, Place};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::storage::atomic::Contents;
 
-/// What loading found besides the tensors that it took.
+/// The keys that loading did not use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LoadReport {
-    /// Tensors that the adapter has and the file has not, by their keys.
+    /// Keys of the adapter's tensors that are missing in the file.
     pub missing_keys: Vec<String>,
-    /// Keys that fit no selected module.
+    /// Keys that belong to no selected module.
     pub unexpected_keys: Vec<String>,
-    /// Keys that are known to be of no use here: other adapters' in the same file, and copies of base weights.
+    /// Keys of other adapters in the same file, and of copies of base weights.
     pub foreign_keys: Vec<String>,
     /// Keys whose tensors have another shape than the model's, with [`LoadOptions::ignore_mismatched_sizes`].
     pub mismatched_keys: Vec<String>,
@@ -41,7 +41,7 @@ pub(crate) fn tensors(adapter: &Adapter) -> Result<Vec<(String, Tensor)>> {
         .collect()
 }
 
-/// Puts tensors into an adapter; all checks come before the first write.
+/// Loads tensors into an adapter. All checks come before the first write.
 pub(crate) fn load(
     adapter: &mut Adapter,
     name: &str,
@@ -58,27 +58,23 @@ pub(crate) fn load(
     let keys: Vec<&str> = tensors.iter().map(|(key, _)| key.as_str()).collect();
     let matched = match_keys(&wanted, &keys, name, &mapping)?;
     if !matched.missing.is_empty() && !options.allow_missing {
-        return Err(Error::new(
-            ErrorKind::MissingKeys,
-            format!(
-                "the adapter lacks {} of {} tensors that its configuration selects here: {}. \
-                 Was it made for another model? `LoadOptions::allow_missing` takes the base's values for them",
-                matched.missing.len(),
-                wanted.len(),
-                listed(&matched.missing)
-            ),
-        ));
+        refuse!(
+            MissingKeys,
+            "the adapter lacks {} of {} tensors that its configuration selects here: {}. Was it made for another \
+             model? `LoadOptions::allow_missing` keeps the base's values for them",
+            matched.missing.len(),
+            wanted.len(),
+            listed(&matched.missing)
+        );
     }
     if !matched.unexpected.is_empty() && !options.allow_unexpected {
-        return Err(Error::new(
-            ErrorKind::UnexpectedKeys,
-            format!(
-                "{} tensors of the adapter fit no selected module here: {}. Was it made for another model? \
-                 Rename with `LoadOptions::key_mapping`, or leave them out with `LoadOptions::allow_unexpected`",
-                matched.unexpected.len(),
-                listed(&matched.unexpected)
-            ),
-        ));
+        refuse!(
+            UnexpectedKeys,
+            "{} tensors of the adapter belong to no selected module here: {}. Was it made for another model? Rename with \
+             `LoadOptions::key_mapping`, or leave them out with `LoadOptions::allow_unexpected`",
+            matched.unexpected.len(),
+            listed(&matched.unexpected)
+        );
     }
     let mut report = LoadReport {
         missing_keys: matched.missing,
@@ -95,32 +91,30 @@ pub(crate) fn load(
                 report.mismatched_keys.push(key.clone());
                 continue;
             }
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!(
-                    "'{key}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
-                     `LoadOptions::ignore_mismatched_sizes` takes the base's values for such tensors",
-                    tensor.size()
-                ),
-            ));
+            refuse!(
+                ShapeMismatch,
+                "'{key}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
+                 `LoadOptions::ignore_mismatched_sizes` keeps the base's values for such tensors",
+                tensor.size()
+            );
         }
         let (kind, expected) = (tensor.f_kind()?, adapter.model_kind(entry)?);
         if is_float(kind) != is_float(expected) {
-            return Err(Error::new(
-                ErrorKind::KindMismatch,
-                format!("'{key}' has kind {kind:?}, the model's is {expected:?}: rounding it would lose its meaning"),
-            ));
+            refuse!(
+                KindMismatch,
+                "'{key}' has kind {kind:?}, expected {expected:?} as in the model: save it in that kind"
+            );
         }
         writes.push((entry.place, tensor));
     }
-    // A tied tensor has several keys; they must agree.
+    // A tied tensor has several keys, whose values must be equal.
     for (index, (place, tensor)) in writes.iter().enumerate() {
         if let Some((_, other)) = writes[..index].iter().find(|(p, _)| p == place) {
             if !tensor.f_equal(other)? {
-                return Err(Error::new(
-                    ErrorKind::TiedTensors,
-                    "the adapter holds different values for two names of one tied tensor: untie it in the model",
-                ));
+                refuse!(
+                    TiedTensors,
+                    "the adapter holds different values for two names of one tied tensor: untie it in the model"
+                );
             }
         }
     }
@@ -128,7 +122,7 @@ pub(crate) fn load(
     Ok(report)
 }
 
-/// Everything that `save_pretrained` writes.
+/// The files that `save_pretrained` writes.
 pub(crate) fn files(
     attachment: &Attachment,
     dir: &Path,
@@ -170,7 +164,7 @@ pub(crate) fn files(
     Ok(contents)
 }
 
-/// The configuration as PEFT saves it: explicit targets, for inference.
+/// The configuration in the form that PEFT saves: explicit targets, for inference.
 fn exported(
     adapter: &Adapter,
     mapping: &KeyMapping,

@@ -1,16 +1,16 @@
-//! Which modules are norms, by `model_type` of transformers.
+//! The norms of each `model_type` of transformers.
 
 use serde::{Deserialize, Serialize};
 
-/// Which norms are tuned where a configuration names no `target_modules`. In settings: `peft` or `all`.
+/// The norms that are tuned without `target_modules`. In settings: `peft` or `all`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Norms {
-    /// PEFT's own table, so that both select the same. For architectures that it lacks: every norm that is found.
+    /// Those of PEFT's own table. For architectures that it lacks: every norm that is recognised.
     #[default]
     Peft,
-    /// Every norm of the architecture, where PEFT's table leaves some out (two of five kinds for qwen3, for one).
+    /// Every norm of the architecture. PEFT's table leaves some out, such as two of five kinds for qwen3.
     All,
 }
 
@@ -20,12 +20,12 @@ pub(crate) fn norm_names(model_type: &str, norms: Norms) -> Option<Vec<&'static 
     (!names.is_empty()).then(|| names.split(' ').collect())
 }
 
-/// Whether the norms of this `model_type` have no weights.
+/// True if the norms of this `model_type` have no weights.
 pub(crate) fn has_bare_norms(model_type: &str) -> bool {
     names_of(ALL, model_type).is_some_and(str::is_empty)
 }
 
-/// The model types that a table knows, sorted.
+/// The model types of a table, sorted.
 pub(crate) fn model_types(norms: Norms) -> Vec<&'static str> {
     let rows = table(norms).iter().filter(|(_, names)| !names.is_empty());
     let mut types: Vec<&str> = rows.flat_map(|(types, _)| types.split(' ')).collect();

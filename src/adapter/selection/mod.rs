@@ -1,4 +1,4 @@
-//! Which tensors an adapter trains: a value, computed from names, shapes and a configuration.
+//! The tensors that an adapter trains: a value, computed from names, shapes and a configuration.
 
 mod architectures;
 mod rules;
@@ -14,7 +14,7 @@ use rules::{Rules, Verdict};
 use tree::Tree;
 
 use crate::adapter::config::{LnTuningConfig, Modules};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::names::natural::natural_cmp;
 use crate::names::nearest::{distance, sample};
 use crate::names::pattern::matches_suffix;
@@ -31,7 +31,7 @@ pub struct SelectedModule {
     pub variables: Vec<String>,
 }
 
-/// The modules that an adapter replaces, and how PEFT is told to choose the same.
+/// The modules that an adapter replaces, and the settings with which PEFT selects the same.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Selection {
     modules: Vec<SelectedModule>,
@@ -44,10 +44,10 @@ pub struct Selection {
 impl Selection {
     /// Selects by PEFT's rules: first `exclude_modules`, then `modules_to_save`, then `target_modules`.
     ///
-    /// Without `target_modules` the table `norms` decides for a known `model_type`; otherwise every LayerNorm and
-    /// RMSNorm is taken that shows by its name and the shape of its tensors (a 1-D `weight`, at most a `bias` beside
-    /// it; a norm with a 2-D weight per attention head must be named). A container (a path with modules below
-    /// it, such as `mlp`) stands for the modules in it.
+    /// Without `target_modules`, a known `model_type` takes the modules of the table `norms`. For others, every LayerNorm
+    /// and RMSNorm is taken that is recognised by its name and the shape of its tensors (a 1-D `weight` and at most a
+    /// `bias`; a norm with a 2-D weight per attention head must be named). A container (a path with modules below it,
+    /// such as `mlp`) means the modules in it.
     ///
     /// # Errors
     /// `NoTargetModules` for an empty list or string; `NoMatchingModules` if no module matches; `AllModulesExcluded`
@@ -60,20 +60,20 @@ impl Selection {
         norms: Norms,
     ) -> Result<Self> {
         let tree = Tree::of(variables);
-        // By names, of the user or a table, as opposed to a list of paths that were found.
+        // `named`: by names of the user or a table, not a list of recognised paths.
         let (targets, named) = match &config.target_modules {
             Some(targets) if targets.is_empty() => {
-                return Err(Error::new(
-                    ErrorKind::NoTargetModules,
-                    "`target_modules` is empty: name at least one module, or leave it out to take the norms",
-                ));
+                refuse!(
+                    NoTargetModules,
+                    "`target_modules` is empty: name at least one module, or leave it out to tune the norms"
+                );
             }
             Some(Modules::Pattern(all)) if all.eq_ignore_ascii_case("all-linear") => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    "`target_modules: all-linear` is not offered: a VarStore does not say which modules are Linear. \
-                     List their names",
-                ));
+                refuse!(
+                    Unsupported,
+                    "`target_modules: all-linear` is not implemented, since a VarStore does not know the classes of its \
+                     modules: list their names"
+                );
             }
             Some(targets) => (targets.clone(), true),
             None => default_targets(&tree, model_type, norms)?,
@@ -98,14 +98,12 @@ impl Selection {
         if let (true, Some(names)) =
             (saved.is_empty(), config.modules_to_save.as_ref().filter(|n| !n.is_empty()))
         {
-            return Err(Error::new(
-                ErrorKind::NoMatchingModules,
-                format!(
-                    "no module matches `modules_to_save` '{}'. Modules: {}",
-                    names.join("', '"),
-                    sample(tree.paths())
-                ),
-            ));
+            refuse!(
+                NoMatchingModules,
+                "no module matches `modules_to_save` '{}'. Modules: {}",
+                names.join("', '"),
+                sample(tree.paths())
+            );
         }
         if targeted.is_empty() {
             return Err(nothing_selected(&tree, &targets, &rules, &verdicts)?);
@@ -115,7 +113,7 @@ impl Selection {
         let mut chosen: HashMap<&str, bool> = HashMap::new();
         for (roots, is_saved) in [(&targeted, false), (&saved, true)] {
             for path in roots.iter().flat_map(|root| tree.units(root)) {
-                // Excluding a module inside a targeted container excludes it; PEFT would copy it along.
+                // A module inside a targeted container can be excluded; PEFT copies it with the container.
                 if !is_saved && kept_out(path) {
                     continue;
                 }
@@ -161,14 +159,14 @@ impl Selection {
         self.modules.iter().flat_map(|module| module.variables.iter().map(String::as_str))
     }
 
-    /// Whether `exclude_modules` was given and matched no module: most likely a slip, and PEFT warns of it.
+    /// True if `exclude_modules` was given but matches no module: most likely a mistake, of which PEFT warns.
     pub fn excludes_nothing(&self) -> bool {
         self.idle_excludes
     }
 
     /// `config` with explicit `target_modules` that make PEFT select exactly these modules, without a warning.
     ///
-    /// What the user wrote stays where it does that; else names are derived, sorted.
+    /// Keeps the settings of the user if they do so; else derives sorted names.
     pub fn export_config(&self, config: &LnTuningConfig) -> LnTuningConfig {
         LnTuningConfig {
             target_modules: Some(self.targets.clone()),
@@ -182,7 +180,7 @@ impl Selection {
 fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Result<(Modules, bool)> {
     let known = model_type.and_then(|model_type| norm_names(model_type, norms));
     if let Some(names) = known {
-        // Without those of other variants of the architecture.
+        // Without the names of other variants of the architecture.
         let used = |name: &&str| tree.paths().any(|path| matches_suffix(path, name));
         let (used, unused): (BTreeSet<&str>, BTreeSet<&str>) = names.into_iter().partition(used);
         return Ok((Modules::list(if used.is_empty() { unused } else { used }), true));
@@ -190,23 +188,16 @@ fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Resul
     let found: Vec<String> =
         tree.paths().filter(|path| tree.is_norm(path)).map(str::to_owned).collect();
     if let (true, Some(model_type)) = (found.is_empty(), model_type.filter(|t| has_bare_norms(t))) {
-        return Err(Error::new(
-            ErrorKind::NoTargetModules,
-            format!(
-                "the norms of '{model_type}' have no weights, so there is nothing to tune: take another model, or \
-                 name other modules in `target_modules`"
-            ),
-        ));
+        refuse!(NoTargetModules, "the norms of '{model_type}' have no weights, so there is nothing to tune: take another model, or \
+                 name other modules in `target_modules`");
     }
     if found.is_empty() {
         let (sample, known) = (sample(tree.paths()), model_types(norms).join(", "));
-        return Err(Error::new(
-            ErrorKind::NoTargetModules,
-            format!(
-                "no LayerNorm or RMSNorm was found by name and shape among {sample}: name the modules in \
-                 `target_modules`, or give the model type ({known})"
-            ),
-        ));
+        refuse!(
+            NoTargetModules,
+            "no LayerNorm or RMSNorm was found by name and shape among {sample}: name the modules in \
+             `target_modules`, or give the model type ({known})"
+        );
     }
     Ok((Modules::List(found), false))
 }
@@ -223,13 +214,11 @@ fn nothing_selected(
     }
     if matching > 0 {
         let saved = verdicts.values().filter(|v| **v == Verdict::Saved).count();
-        return Ok(Error::new(
-            ErrorKind::AllModulesExcluded,
-            format!(
-                "all {matching} modules that `target_modules` matches are left out by `exclude_modules`{}: \
-                 narrow what is excluded",
-                if saved > 0 { " or stand in `modules_to_save`" } else { "" }
-            ),
+        return Ok(refusal!(
+            AllModulesExcluded,
+            "all {matching} modules that `target_modules` matches are excluded by `exclude_modules`{}: exclude fewer \
+             modules",
+            if saved > 0 { " or listed in `modules_to_save`" } else { "" }
         ));
     }
     let wanted = match targets {
@@ -246,41 +235,36 @@ fn nothing_selected(
         .collect();
     nearest.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| natural_cmp(a.1, b.1)));
     let nearest = sample(nearest.iter().map(|(_, path)| *path));
-    Ok(Error::new(
-        ErrorKind::NoMatchingModules,
-        format!(
-            "no module matches `target_modules` '{wanted}'. The nearest are {nearest}. \
-             A string is a regular expression for the whole path, a list entry matches the path or its end"
-        ),
+    Ok(refusal!(
+        NoMatchingModules,
+        "no module matches `target_modules` '{wanted}'. The nearest are {nearest}. A string is a regular expression \
+         for the whole path, a list entry matches the path or its end"
     ))
 }
 
 fn inseparable(outer: &str, inner: &str) -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        format!(
-            "'{inner}' cannot be left out of '{outer}', which has tensors of its own and is therefore tuned as a \
-             whole, as in PEFT: target the modules in it, or leave it all out"
-        ),
+    refusal!(
+        Unsupported,
+        "'{inner}' cannot be excluded from '{outer}', which has tensors of its own and is therefore tuned as a whole, \
+         as in PEFT: target the modules in it, or exclude all of it"
     )
 }
 
 fn check_kind(variable: &VariableInfo) -> Result<()> {
     let float = matches!(variable.kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16);
     if variable.is_parameter && !float {
-        return Err(Error::new(
-            ErrorKind::UnsupportedVariable,
-            format!(
-                "'{}' was selected but its kind is {:?}, expected Float, Double, Half or BFloat16: \
-                 exclude its module with `exclude_modules`",
-                variable.name, variable.kind
-            ),
-        ));
+        refuse!(
+            UnsupportedVariable,
+            "'{}' was selected but its kind is {:?}, expected Float, Double, Half or BFloat16: exclude its module \
+             with `exclude_modules`",
+            variable.name,
+            variable.kind
+        );
     }
     Ok(())
 }
 
-/// What to write so that PEFT selects the same leaf modules: the user's words, or names derived from the result.
+/// The settings with which PEFT selects the same leaf modules: the user's, or names derived from the result.
 fn exportable(
     tree: &Tree,
     modules: &[SelectedModule],
@@ -310,7 +294,7 @@ fn exportable(
     if named && selects(&targets, excludes.as_ref())? {
         return Ok((targets, excludes));
     }
-    // The name below the last number, which all blocks share. Elsewhere a bare name may hit a module without tensors.
+    // The name below the last number, which all blocks share; a bare name may match a module without tensors elsewhere.
     let tail = |path: &&str| {
         let numbered = |segment: &&str| segment.chars().all(|c| c.is_ascii_digit());
         let behind = path.split('.').rev().take_while(|segment| !numbered(segment));
@@ -328,7 +312,7 @@ fn exportable(
     if selects(&paths, None)? {
         return Ok((paths, None));
     }
-    // A path that is the end of another one can only be told apart by a pattern for the whole.
+    // A path that is the end of another one needs a pattern for the whole path.
     let escaped: Vec<String> = tuned.iter().map(|path| regex::escape(path)).collect();
     Ok((Modules::Pattern(escaped.join("|")), None))
 }

@@ -48,7 +48,7 @@ impl Rules {
     ) -> Result<Self> {
         let exclude = exclude.filter(|modules| !modules.is_empty());
         let save = save.unwrap_or_default().iter().map(|name| {
-            // PEFT takes the name as a regular expression, on the module itself and everything below it.
+            // PEFT matches the name as a regular expression, on the module itself and all modules below it.
             Pattern::full(&format!(r"(?:.*\.)?(?:{name})(?:\..*)?"), "modules_to_save")
         });
         Ok(Rules {
@@ -58,7 +58,7 @@ impl Rules {
         })
     }
 
-    /// Whether `modules_to_save` takes the module; there, excluding does not count.
+    /// True if `modules_to_save` matches the module, even if it is excluded.
     pub(crate) fn is_saved(&self, path: &str) -> Result<bool> {
         for pattern in &self.save {
             if pattern.is_match(path)? {
@@ -68,7 +68,7 @@ impl Rules {
         Ok(false)
     }
 
-    /// Whether `target_modules` alone takes the module.
+    /// True if `target_modules` alone matches the module.
     pub(crate) fn is_targeted(&self, path: &str) -> Result<bool> {
         self.target.is_match(path)
     }
@@ -82,9 +82,6 @@ impl Rules {
         if self.is_saved(path)? {
             return Ok(Verdict::Saved);
         }
-        match self.target.is_match(path)? {
-            true => Ok(Verdict::Targeted),
-            false => Ok(Verdict::Other),
-        }
+        Ok(if self.target.is_match(path)? { Verdict::Targeted } else { Verdict::Other })
     }
 }

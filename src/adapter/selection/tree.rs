@@ -1,13 +1,13 @@
-//! The modules that the names of variables show.
+//! The tree of modules, from the names of variables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use crate::storage::info::VariableInfo;
 
-/// The modules that the names of variables show.
+/// The tree of modules, from the names of variables.
 pub(crate) struct Tree<'a> {
-    /// Every path that is a prefix of a name, with the variables that lie directly in it.
+    /// Every path that is a prefix of a name, with the variables directly in it.
     modules: BTreeMap<&'a str, Vec<&'a VariableInfo>>,
 }
 
@@ -17,7 +17,7 @@ impl<'a> Tree<'a> {
         let mut last = "";
         for variable in variables {
             let name = variable.name.as_str();
-            // Neighbours share most of their path: what the last one had is there already.
+            // Neighbours share most of their path; the shared part has been added already.
             let shared = name.bytes().zip(last.bytes()).take_while(|(a, b)| a == b).count();
             for (dot, _) in name.match_indices('.').filter(|(dot, _)| *dot >= shared) {
                 modules.entry(&name[..dot]).or_default();
@@ -58,8 +58,8 @@ impl<'a> Tree<'a> {
             .map(|(path, _)| *path)
     }
 
-    /// The modules that can be tuned by themselves, from `root` downwards: those that hold tensors, each with all that
-    /// is in it.
+    /// The modules that can be tuned by themselves, from `root` downwards: those that hold tensors, each with everything
+    /// below it.
     pub(crate) fn units<'s>(&'s self, root: &'s str) -> Vec<&'a str> {
         let mut units: Vec<&str> = Vec::new();
         for path in self.leaves(root) {
@@ -78,10 +78,10 @@ impl<'a> Tree<'a> {
         self.leaves(path).flat_map(|leaf| self.tensors(leaf))
     }
 
-    /// Paths that are one of these but for a number, in modules that exist, and hold no tensors.
+    /// Paths that differ from one of these by a number only, in modules that exist, but hold no tensors.
     ///
-    /// A module without parameters may stand there in Python, such as the identity in the place of ModernBERT's first
-    /// norm, which PEFT fails to wrap.
+    /// In Python there may be a module without parameters, such as the identity in place of ModernBERT's first norm, which
+    /// PEFT fails to wrap.
     pub(crate) fn gaps(&self, paths: &BTreeSet<&str>) -> BTreeSet<String> {
         let mut present: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
         for path in paths {
@@ -109,7 +109,7 @@ impl<'a> Tree<'a> {
         gaps
     }
 
-    /// The numbers that stand behind `before`, which is empty or ends in a dot.
+    /// The numbers that follow `before`, which is empty or ends in a dot.
     fn numbered(&self, before: &str) -> BTreeSet<&'a str> {
         self.modules
             .range::<str, _>((Bound::Included(before), Bound::Unbounded))
@@ -119,14 +119,11 @@ impl<'a> Tree<'a> {
             .collect()
     }
 
-    /// A LayerNorm or RMSNorm, judged by name and shape.
+    /// True for a LayerNorm or RMSNorm, judged by name and shape.
     pub(crate) fn is_norm(&self, path: &str) -> bool {
         let last = path.rsplit('.').next().unwrap_or(path);
-        // Lists of norms (`norms.0`) are named by their parent.
-        let last = match last.chars().all(|c| c.is_ascii_digit()) {
-            true => path.rsplit('.').nth(1).unwrap_or(last),
-            false => last,
-        };
+        // A list of norms (`norms.0`) has the name of its parent.
+        let last = if is_number(last) { path.rsplit('.').nth(1).unwrap_or(last) } else { last };
         let last = last.to_ascii_lowercase();
         let named = last.contains("norm")
             || last.contains("layrnorm")

@@ -1,4 +1,4 @@
-//! The loss and its gradients, chunk by chunk, in the same memory.
+//! The loss and its gradients, chunk by chunk, in a reused buffer.
 
 use tch::{Device, Tensor};
 
@@ -7,10 +7,10 @@ use super::linear_cross_entropy::LinearCrossEntropy;
 use super::targets::Targets;
 use crate::error::Result;
 
-/// So many elements of the logits are computed with at a time where they are converted anyway: they stay in a CPU's cache.
+/// The number of logits that stay in a CPU's cache: the size of a block if logits are converted.
 const CACHED: i64 = 1 << 21;
 
-/// Sums over the chunks so far: the loss and the gradients that are asked for, all in the kind of the logits.
+/// Sums over the chunks so far: the loss and the required gradients, all in the kind of the logits.
 pub(super) struct Sums {
     pub(super) loss: Tensor,
     pub(super) hidden: Option<Tensor>,
@@ -19,7 +19,7 @@ pub(super) struct Sums {
 }
 
 impl LinearCrossEntropy {
-    /// Goes through the chunks.
+    /// Adds the loss and the gradients of all chunks to `sums`.
     pub(super) fn sums(
         &self,
         hidden: &Tensor,
@@ -35,7 +35,7 @@ impl LinearCrossEntropy {
             return Ok(sums);
         }
         let chunk = self.chunk_size.unwrap_or_else(|| suggested_chunk(vocab, device));
-        // All of about the same length.
+        // Chunks of about equal length.
         let chunks = (tokens + chunk - 1) / chunk;
         let chunk = (tokens + chunks - 1) / chunks;
         let mut head = Head::new(weight, bias, kind, chunk)?;
@@ -55,7 +55,7 @@ impl LinearCrossEntropy {
                     head.logits(&rows, &mut logits)?;
                     self.block(logits, start, targets, &mut sums)?
                 }
-                // Block by block to the kind of the logits, and back as their gradient.
+                // Converted block by block to the kind of the logits; their gradient is converted back.
                 Some(low) => {
                     let mut wanted = false;
                     for at in (0..len).step_by(block as usize) {
@@ -102,7 +102,7 @@ impl LinearCrossEntropy {
         Ok(sums)
     }
 
-    /// [`chunk`](Self::chunk) of the targets from `start` on. What the bias gains is added to the sums as well.
+    /// [`chunk`](Self::chunk) for the targets from `start` on; adds the gradient of the bias to the sums too.
     fn block(
         &self,
         logits: Tensor,
@@ -116,7 +116,7 @@ impl LinearCrossEntropy {
         let Some(mut gradient) = self.chunk(logits, &classes, weights.as_ref(), sums)? else {
             return Ok(None);
         };
-        // Rows of the hidden states' gradient are masked when all are there, which is cheaper.
+        // If only the hidden states need a gradient, masking it once at the end is cheaper.
         if let (Some(weights), true) = (&weights, sums.trains_head()) {
             let _ = gradient.f_mul_(weights)?;
         }
@@ -126,8 +126,8 @@ impl LinearCrossEntropy {
         Ok(Some(gradient))
     }
 
-    /// Adds the loss of a chunk to the sums, and gives its gradient with respect to the scaled logits, before the cap:
-    /// the logits' memory is used up for it.
+    /// Adds the loss of a chunk to the sums, and returns its gradient with respect to the scaled logits, before the cap.
+    /// It overwrites the logits.
     fn chunk(
         &self,
         mut logits: Tensor,
@@ -149,13 +149,14 @@ impl LinearCrossEntropy {
             let mut mean = logits.f_mean_dim([-1i64].as_slice(), true, kind)?;
             target = target.f_mul_scalar(1. - smoothing)?.f_add(&mean.f_mul_scalar_(smoothing)?)?;
         }
-        // The softmax in one kernel. Its largest value is at least 1/vocabulary, so that its logarithm, and with it
-        // the denominator's, is exact however small the others are.
+        // The softmax in one kernel. Its largest value is at least 1/vocabulary, so that the logarithm of it, and
+        // thereby of the denominator, is exact.
         let mut largest = logits.f_amax([-1i64], true)?;
         let in_place = logits.device() == Device::Cpu && self.logit_cap.is_none();
-        let mut softmax = match in_place {
-            true => logits.f_internal_softmax_out(&logits, -1, false)?,
-            false => logits.f_softmax(-1, kind)?,
+        let mut softmax = if in_place {
+            logits.f_internal_softmax_out(&logits, -1, false)?
+        } else {
+            logits.f_softmax(-1, kind)?
         };
         let denominator = largest.f_sub_(&softmax.f_amax([-1i64], true)?.f_log_()?)?;
         let mut losses = denominator.f_sub(&target)?;
@@ -191,8 +192,8 @@ impl Sums {
     }
 }
 
-/// As many tokens as let matrix products run at full speed, and no more, since the logits of a chunk are what costs
-/// memory: 32 MB for a vocabulary of 32,000 on a CPU, where they should also stay in the cache.
+/// The default number of tokens per chunk: enough for matrix products at full speed, and no more, since the logits of a
+/// chunk take the memory: 32 MB for a vocabulary of 32,000 on a CPU, where they should also stay in the cache.
 fn suggested_chunk(vocab: i64, device: Device) -> i64 {
     let (elements, least) = match device {
         Device::Cpu => (1 << 23, 128),

@@ -6,15 +6,15 @@ use super::chunks::Sums;
 use super::linear_cross_entropy::{LinearCrossEntropy, Reduction};
 use super::targets::{Count, Targets};
 use crate::autograd::known_gradient::{inner_product, is_recorded, with_value};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
 impl LinearCrossEntropy {
     /// The loss of hidden states `[…, hidden size]` through a head with `weight` `[vocabulary, hidden size]` and `bias`
     /// `[vocabulary]`, of the same kind and on the same device, against integer `targets` `[…]`.
     ///
     /// # Errors
-    /// `ShapeMismatch`, `KindMismatch`; `InvalidArgument` for settings out of range and for targets on the CPU that are not in
-    /// the vocabulary; `Torch`.
+    /// `ShapeMismatch`, `KindMismatch`; `InvalidArgument` for settings out of range, and for targets on the CPU that are
+    /// not in the vocabulary; `Torch`.
     pub fn compute(
         &self,
         hidden: &Tensor,
@@ -53,10 +53,10 @@ impl LinearCrossEntropy {
         let pairs = [(flat, &sums.hidden), (Some(weight), &sums.weight), (bias, &sums.bias)];
         let pairs: Vec<_> =
             pairs.iter().filter_map(|(t, gradient)| Some((*t)?).zip(gradient.as_ref())).collect();
-        match pairs.is_empty() {
-            true => Ok(loss),
-            false => with_value(self.reduced(&inner_product(&pairs)?, &targets.count)?, &loss),
+        if pairs.is_empty() {
+            return Ok(loss);
         }
+        with_value(self.reduced(&inner_product(&pairs)?, &targets.count)?, &loss)
     }
 
     fn reduced(&self, sum: &Tensor, count: &Count) -> Result<Tensor> {
@@ -75,41 +75,42 @@ fn check_tensors(
     bias: Option<&Tensor>,
     targets: &Tensor,
 ) -> Result<()> {
-    let shape = |message: String| Err(Error::new(ErrorKind::ShapeMismatch, message));
-    let kinds = |message: String| Err(Error::new(ErrorKind::KindMismatch, message));
     let (states, head) = (hidden.size(), weight.size());
     if head.len() != 2 || states.is_empty() || states.last() != head.last() {
-        return shape(format!(
+        refuse!(
+            ShapeMismatch,
             "hidden states of shape {states:?} and a head of shape {head:?}, expected […, hidden size] and \
              [vocabulary, hidden size]"
-        ));
+        );
     }
     if let Some(size) = bias.map(Tensor::size).filter(|size| *size != head[..1]) {
-        return shape(format!("the head's bias has shape {size:?}, expected {:?}", &head[..1]));
+        refuse!(ShapeMismatch, "the head's bias has shape {size:?}, expected {:?}", &head[..1]);
     }
-    if targets.size() != states[..states.len() - 1] {
-        return shape(format!(
-            "targets of shape {:?} for hidden states of shape {states:?}, expected {:?}",
-            targets.size(),
-            &states[..states.len() - 1]
-        ));
+    let (found, expected) = (targets.size(), &states[..states.len() - 1]);
+    if found != expected {
+        refuse!(
+            ShapeMismatch,
+            "targets of shape {found:?} for hidden states of shape {states:?}, expected {expected:?}"
+        );
     }
     let kind = hidden.f_kind()?;
     if !matches!(kind, Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) {
-        return kinds(format!("hidden states in {kind:?}, expected a floating kind"));
+        refuse!(KindMismatch, "hidden states in {kind:?}, expected a floating-point kind");
     }
     for (name, tensor) in [("weight", Some(weight)), ("bias", bias)] {
         if let Some(found) = tensor.map(Tensor::f_kind).transpose()?.filter(|found| *found != kind)
         {
-            return kinds(format!(
+            refuse!(
+                KindMismatch,
                 "the head's {name} is in {found:?}, the hidden states in {kind:?}"
-            ));
+            );
         }
     }
     match targets.f_kind()? {
         Kind::Int64 | Kind::Int | Kind::Int16 | Kind::Int8 | Kind::Uint8 => Ok(()),
-        other => kinds(format!(
+        other => refuse!(
+            KindMismatch,
             "targets in {other:?}, expected integers: probabilities are not implemented"
-        )),
+        ),
     }
 }

@@ -1,4 +1,4 @@
-//! The products with a head's weight, chunk by chunk, in the kind that the device is fast in.
+//! The products with a head's weight, chunk by chunk, in the kind that is fastest on the device.
 
 use tch::{Kind, Tensor};
 
@@ -6,10 +6,10 @@ use crate::error::Result;
 use crate::kernels::processor::multiplies_fast;
 use crate::kernels::product::{linear, linear_transposed, prefers_convolution, SMALL_WEIGHT};
 
-/// How many rows of the weight are converted at a time.
+/// The number of weight rows that are converted at a time.
 const TILE: i64 = 8192;
 
-/// A head, outside any graph, and what is kept from chunk to chunk.
+/// A head outside any graph, with the buffers that chunks share.
 pub(super) struct Head {
     weight: Tensor,
     bias: Option<Tensor>,
@@ -17,18 +17,18 @@ pub(super) struct Head {
 }
 
 enum Products {
-    /// The kind of the logits is the weight's.
+    /// Plain products: the kind of the logits is the weight's.
     Same,
-    /// Products in the weight's kind, whose results are converted; the buffer for them.
+    /// Products in the weight's kind, whose results are converted; holds their buffer.
     Low(Tensor),
-    /// As `Same`, tile by tile, through products that have no room for the whole weight in an order of their own.
+    /// As `Same`, tile by tile: products by convolution, which reorder a weight and keep a tile in the cache.
     InTiles,
-    /// The weight is converted tile by tile, as products in its kind would be slower than that; the buffer for a tile.
+    /// The weight is converted tile by tile, since products in its kind are slower; holds the buffer of a tile.
     Tiled(Tensor),
 }
 
 impl Head {
-    /// `kind` is that of the logits, `rows` the most that will be asked for at a time.
+    /// `kind` is the kind of the logits, `rows` the largest number of rows per call.
     pub(super) fn new(
         weight: &Tensor,
         bias: Option<&Tensor>,
@@ -51,7 +51,7 @@ impl Head {
         Ok(Head { weight: weight.f_detach()?, bias, products })
     }
 
-    /// The kind in which rows of hidden states are to be given.
+    /// The kind that rows of hidden states must have.
     pub(super) fn input_kind(&self, kind: Kind) -> Result<Kind> {
         match self.products {
             Products::Low(_) => Ok(self.weight.f_kind()?),
@@ -84,8 +84,8 @@ impl Head {
         self.add_bias(out)
     }
 
-    /// The logits of `rows` in the weight's kind and without the bias, in memory that is used again for the next, where
-    /// products are in another kind than the logits.
+    /// The logits of `rows` in the weight's kind and without the bias, in a reused buffer; `None` if products are in the
+    /// kind of the logits.
     pub(super) fn low_logits(&self, rows: &Tensor) -> Result<Option<Tensor>> {
         let Products::Low(buffer) = &self.products else { return Ok(None) };
         let buffer = buffer.f_narrow(0, 0, rows.size2()?.0)?;
@@ -100,8 +100,8 @@ impl Head {
         Ok(())
     }
 
-    /// Given the gradient of the logits, in their kind or in the weight's, writes that of the hidden states into
-    /// `hidden`, and adds that of the weight to `weight`.
+    /// Takes the gradient `logits` of the logits, in their kind or the weight's; writes the gradient of the hidden states
+    /// into `hidden`, and adds that of the weight to `weight`.
     pub(super) fn backward(
         &mut self,
         rows: &Tensor,
@@ -157,7 +157,7 @@ impl Head {
         Ok(())
     }
 
-    /// Calls `f` with the first row and the rows of each tile, converted where they must be.
+    /// Calls `f` with the first row and the rows of each tile, converted if necessary.
     fn tiles(&self, mut f: impl FnMut(i64, &Tensor) -> Result<()>) -> Result<()> {
         let (vocab, size) = self.weight.size2()?;
         let height = if let Products::Tiled(_) = self.products { TILE } else { small_tile(size) };
@@ -179,7 +179,7 @@ impl Head {
     }
 }
 
-/// How many rows of a weight fit the cache.
+/// The number of weight rows that fit into the cache.
 fn small_tile(size: i64) -> i64 {
     (SMALL_WEIGHT / size.max(1)).max(1)
 }
@@ -190,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// Which products are used depends on the processor, so that each is tried here.
+    /// The processor decides on the kind of products, so the test sets each.
     #[test]
     fn all_ways_to_multiply_agree() {
         tch::set_num_threads(1);
@@ -225,7 +225,7 @@ mod tests {
             let mut trained = Tensor::ones([vocab, size], options);
             let out = Some(hidden.shallow_clone());
             head.backward(&x, &gradient, out, Some(&mut trained)).unwrap();
-            // bf16 rounds what comes out of a product; the others do not.
+            // bf16 rounds the results of a product; the others do not.
             let tolerance = if way == 1 { 1e-2 } else { 1e-5 };
             for (found, expected) in [logits, hidden, trained].iter().zip(&expected) {
                 let off = (found - expected).abs().max().double_value(&[]);

@@ -1,34 +1,35 @@
 //! The settings of the loss.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, Result};
 
-/// The target that transformers and PyTorch give to tokens that do not count.
+/// The target of ignored tokens, as in transformers and PyTorch.
 pub const IGNORE_INDEX: i64 = -100;
 
-/// What the losses of the tokens are put together to.
+/// How the per-token losses are reduced to one loss.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum Reduction {
-    /// Their mean over the tokens that count; 0 if none does.
+    /// The mean over all tokens that are not ignored; 0 if all are.
     #[default]
     Mean,
-    /// Their sum.
+    /// The sum.
     Sum,
-    /// Their sum, divided by this number of tokens: that of the whole batch where this is one of several passes whose
-    /// gradients are added up.
+    /// The sum, divided by this number of tokens: that of the whole batch if its gradients are accumulated over several
+    /// passes.
     #[doc(alias = "num_items_in_batch")]
     SumOver(i64),
 }
 
-/// Cross-entropy of `logit_cap · tanh(logit_scale · (hidden · weightᵀ + bias) / logit_cap)`, without those logits.
+/// Cross-entropy of the logits `logit_cap · tanh(logit_scale · (hidden · weightᵀ + bias) / logit_cap)`, which are never
+/// held at once.
 ///
-/// The loss is a scalar in f32 (f64 for hidden states in f64), whatever the kind of the model. It is ready for `backward`, for [`Optimizer::backward_step`](crate::Optimizer::backward_step) and to
-/// be scaled or added to other losses. Gradients are computed together with the loss, and only those that are asked
-/// for: of the hidden states, and of the weight and bias if they train (a tied embedding among them). Under `no_grad`
-/// there are none. Gradients of gradients are not there.
+/// The loss is a scalar in f32 (f64 for hidden states in f64). It works with `backward` and
+/// [`Optimizer::backward_step`](crate::Optimizer::backward_step), and can be scaled and added to other losses. Gradients
+/// are computed together with the loss, for those of the hidden states, the weight (a tied embedding included) and the
+/// bias that require one; under `no_grad` for none. Second derivatives are not implemented.
 ///
-/// Tokens whose target is `ignore_index` are left out before the head if the targets are on the CPU, so keep them there.
-/// Targets on a GPU are computed with and weighted by 0, since dropping them would wait for the device.
+/// Keep the targets on the CPU: tokens whose target is `ignore_index` then skip the head. Ignored targets on a GPU are
+/// computed and weighted by 0, since dropping them would wait for the device.
 ///
 /// ```
 /// # use tch::{Device, Kind, Tensor};
@@ -52,21 +53,22 @@ pub enum Reduction {
 #[doc(alias = "CrossEntropyLoss")]
 #[non_exhaustive]
 pub struct LinearCrossEntropy {
-    /// The target of tokens that do not count; -100.
+    /// The target of ignored tokens. Default: -100.
     pub ignore_index: i64,
-    /// Multiplies the logits, before the cap; 1. (The inverse of Granite's `logits_scaling`.)
+    /// The factor of the logits, before the cap: the inverse of Granite's `logits_scaling`. Default: 1.
     pub logit_scale: f64,
-    /// Bounds the logits as Gemma 2 does; none.
+    /// The bound of the logits, as in Gemma 2. Default: none.
     #[doc(alias = "final_logit_softcapping")]
     pub logit_cap: Option<f64>,
-    /// How much of each target is spread over the whole vocabulary; 0.
+    /// The share of each target that is spread over the whole vocabulary, 0 to 1. Default: 0.
     pub label_smoothing: f64,
-    /// Adds this times the square of the logarithm of the softmax's denominator (PaLM, arXiv 2204.02311); 0.
+    /// The factor of an added loss: the squared logarithm of the softmax's denominator (PaLM, arXiv 2204.02311).
+    /// Default: 0.
     #[doc(alias = "lse_square_scale")]
     pub z_loss: f64,
-    /// What the losses of the tokens are put together to; their mean.
+    /// How the per-token losses are reduced. Default: the mean.
     pub reduction: Reduction,
-    /// How many tokens go through the head at a time; `None`: as the shapes suggest.
+    /// The number of tokens per chunk. Default: `None`, chosen from the vocabulary and the device.
     pub chunk_size: Option<i64>,
 }
 
@@ -129,10 +131,7 @@ impl LinearCrossEntropy {
 
     pub(super) fn check(&self) -> Result<()> {
         let out = |name: &str, value: f64, expected: &str| {
-            Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("{name} is {value}, expected {expected}"),
-            ))
+            Err(refusal!(InvalidArgument, "{name} is {value}, expected {expected}"))
         };
         if !(0. ..=1.).contains(&self.label_smoothing) {
             return out("label_smoothing", self.label_smoothing, "0 to 1");

@@ -2,8 +2,8 @@
 //!
 //! For a vocabulary of 128,256 the logits of 4,096 tokens take 2 GB in f32, and their gradient as much again; hidden
 //! states of size 4,096 take 64 MB. [`LinearCrossEntropy`] computes the logits of some tokens, their loss and its
-//! gradient with respect to the hidden states, and goes on to the next tokens in the same memory. Frozen heads need
-//! nothing more.
+//! gradient with respect to the hidden states, and reuses the memory for the next tokens. A frozen head needs nothing
+//! more.
 
 mod chunks;
 mod compute;

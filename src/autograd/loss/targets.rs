@@ -1,28 +1,28 @@
-//! Which tokens count, and what they should have been.
+//! The target classes, and the tokens that are not ignored.
 
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
 pub(super) struct Targets {
-    /// The tokens that are computed with, in order; `None`: all.
+    /// The indices of the computed tokens, in order; `None`: all.
     pub(super) kept: Option<Tensor>,
-    /// `[tokens computed with, 1]`.
+    /// `[computed tokens, 1]`.
     pub(super) classes: Tensor,
-    /// Where masked tokens are computed with: 1 for each that counts, 0 for the others, `[tokens, 1]`.
+    /// `[tokens, 1]`: 0 for ignored tokens, 1 for the others; `None` if only the others are computed.
     pub(super) weights: Option<Tensor>,
-    /// How many count.
+    /// The number of tokens that are not ignored.
     pub(super) count: Count,
 }
 
-/// How many tokens count: known, or a scalar on the device.
+/// A number of tokens: known, or a scalar on the device.
 pub(super) enum Count {
     Known(f64),
     OnDevice(Tensor),
 }
 
 impl Targets {
-    /// Drops masked tokens if the targets are on the CPU; elsewhere, finding them would wait for the device.
+    /// Drops ignored tokens if the targets are on the CPU; elsewhere, finding them would wait for the device.
     pub(super) fn new(
         targets: &Tensor,
         ignore_index: i64,
@@ -43,14 +43,12 @@ impl Targets {
         let (kept, classes): (Vec<i64>, Vec<i64>) =
             (0..).zip(&all).filter(|(_, target)| **target != ignore_index).unzip();
         if let Some(wrong) = classes.iter().find(|class| !(0..vocab).contains(*class)) {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!(
-                    "the target {wrong} is not in the vocabulary of {vocab}: expected 0 to {}, or {ignore_index} for \
-                     tokens that do not count",
-                    vocab - 1
-                ),
-            ));
+            refuse!(
+                InvalidArgument,
+                "the target {wrong} is not in the vocabulary of {vocab}: expected 0 to {}, or {ignore_index} for \
+                 ignored tokens",
+                vocab - 1
+            );
         }
         let count = Count::Known(kept.len() as f64);
         let dropped = kept.len() < all.len();
@@ -59,12 +57,12 @@ impl Targets {
         Ok(Targets { kept, classes, weights: None, count })
     }
 
-    /// How many tokens are computed with.
+    /// The number of computed tokens.
     pub(super) fn len(&self) -> i64 {
         self.classes.size()[0]
     }
 
-    /// The rows of `tensor` that belong to a chunk of the tokens that are computed with.
+    /// The rows of `tensor` for a chunk of the computed tokens.
     pub(super) fn rows(&self, tensor: &Tensor, start: i64, len: i64) -> Result<Tensor> {
         match &self.kept {
             None => Ok(tensor.f_narrow(0, start, len)?),
@@ -73,7 +71,7 @@ impl Targets {
     }
 }
 
-/// To the device without waiting for what it is doing.
+/// Copies to the device without waiting for it.
 fn sent(values: &[i64], device: Device) -> Result<Tensor> {
     let values = Tensor::f_from_slice(values)?;
     match device {

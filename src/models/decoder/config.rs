@@ -1,14 +1,10 @@
 //! The configuration of a decoder, for all families in one form.
 
 use super::form::{Names, Positions, QkvForm};
-use crate::error::Result;
-use crate::models::config::{check_divides, check_positive, invalid, Declared};
+use crate::error::{refuse, Result};
+use crate::models::config::{check_divides, check_positive, Declared};
 use crate::models::generation_config::GenerationConfig;
-use crate::models::nn::activation::Activation;
-use crate::models::nn::block::Flow;
-use crate::models::nn::head_norm::QkNorm;
-use crate::models::nn::norm::NormKind;
-use crate::models::nn::rope::Rope;
+use crate::models::nn::{Activation, Flow, NormKind, QkNorm, Rope};
 
 /// The shape and the options of a decoder-only language model, read from a `config.json` of transformers.
 ///
@@ -104,10 +100,11 @@ impl DecoderConfig {
         check_divides(("num_key_value_heads", self.kv_heads), ("num_attention_heads", self.heads))?;
         let turned = matches!(self.positions, Positions::Rope { .. });
         if turned && (self.rotary_dim % 2 != 0 || self.rotary_dim <= 0) {
-            return invalid(format!(
+            refuse!(
+                InvalidConfig,
                 "{} dimensions of a head are turned, expected an even number above 0",
                 self.rotary_dim
-            ));
+            );
         }
         Ok(self)
     }

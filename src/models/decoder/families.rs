@@ -3,9 +3,7 @@
 use super::family::{Factor, Family, Keys, Ropes, Rotary, Switch, Windows};
 use super::form::{Names, Positions, QkvForm};
 use super::variants;
-use crate::models::nn::block::Flow;
-use crate::models::nn::head_norm::QkNorm;
-use crate::models::nn::norm::NormKind;
+use crate::models::nn::{Flow, NormKind, QkNorm};
 
 const NO: Switch = Switch::Is(false);
 const YES: Switch = Switch::Is(true);

@@ -4,12 +4,10 @@ use tch::nn::Init;
 use tch::{Kind, Tensor};
 
 use super::config::DecoderConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
-use crate::models::nn::attention::capped;
-use crate::models::nn::linear::Linear;
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{capped, Linear, Weights};
 use crate::pretrained;
 
 #[derive(Debug)]
@@ -56,10 +54,7 @@ impl Head {
     pub(super) fn language_model(&self) -> Result<(&Tensor, Option<&Tensor>)> {
         match self {
             Head::LanguageModel { weight, bias } => Ok((weight, bias.as_ref())),
-            _ => Err(Error::new(
-                ErrorKind::InvalidState,
-                "the model has no language model's head: load it with Head::LanguageModel, or ask for hidden_states",
-            )),
+            _ => Err(refusal!(InvalidState, "the model has no language model's head: load it with Head::LanguageModel, or ask for hidden_states")),
         }
     }
 
@@ -87,10 +82,7 @@ impl Head {
 /// `pad_token_id`, which transformers passes over even where it ends a text.
 fn last_tokens(hidden: &Tensor, config: &DecoderConfig, inputs: &Inputs) -> Result<Tensor> {
     if inputs.documents.is_some() {
-        return Err(Error::new(
-            ErrorKind::InvalidArgument,
-            "a classifier reads whole rows, not packed documents",
-        ));
+        refuse!(InvalidArgument, "a classifier reads whole rows, not packed documents");
     }
     let (batch, length, size) = hidden.size3()?;
     let by_id = config.pad_token_id.map(|pad| Ok::<_, Error>(inputs.needed_ids()?.f_ne(pad)?));

@@ -13,7 +13,7 @@ use crate::models::config::{
     Declared, ModelConfig,
 };
 use crate::models::generation_config::GenerationConfig;
-use crate::models::nn::activation::Activation;
+use crate::models::nn::Activation;
 use crate::pretrained::Head;
 
 const HEADS: &[Head] = &[Head::None, Head::LanguageModel, Head::SequenceClassification];

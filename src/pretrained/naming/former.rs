@@ -1,10 +1,10 @@
-//! Former names of tensors: transformers 5 renames some models while loading, and files written before keep the former
-//! names.
+//! Former names of tensors: transformers 5 renames the tensors of some models while loading, and older files have the
+//! former names.
 
 use crate::error::Result;
 use crate::names::pattern::Pattern;
 
-/// Model types, and the renamings that transformers 5 applies one after the other.
+/// Model types, and the renamings that transformers 5 applies in turn.
 const RENAMINGS: &[(&str, &[(&str, &str)])] = &[
     (
         "vit deit beit vivit vit_mae vit_msn ijepa audio-spectrogram-transformer",
@@ -59,7 +59,7 @@ const RENAMINGS: &[(&str, &[(&str, &str)])] = &[
     ),
 ];
 
-/// Of the original BERT checkpoints, whatever the model.
+/// The names of the original BERT checkpoints, in any model.
 const LEGACY: &[(&str, &str)] =
     &[(r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")];
 
@@ -78,8 +78,7 @@ impl Renaming {
         Ok(Renaming(rules.collect::<Result<_>>()?))
     }
 
-    /// The names in memory of a tensor that is called `name` on disk: several, if it is that many tensors on top of each
-    /// other.
+    /// The name in memory of a tensor that is called `name` on disk; several names if it is split into several tensors.
     pub(in crate::pretrained) fn apply(&self, name: &str) -> Result<Vec<String>> {
         let name = self.renamed(name)?;
         // `module.one+other.weight`
@@ -89,7 +88,7 @@ impl Renaming {
         Ok([first, second].map(|part| format!("{module}.{part}.{last}")).to_vec())
     }
 
-    /// Names of memory stay as they are.
+    /// The name after all renamings. A name in memory does not change.
     fn renamed(&self, name: &str) -> Result<String> {
         let mut name = name.to_owned();
         for (pattern, replacement) in &self.0 {

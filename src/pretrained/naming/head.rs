@@ -1,6 +1,6 @@
-//! The head of a model, as the class in `architectures` tells it.
+//! The head of a model, by the class in `architectures`.
 
-/// The layers that stand on top of a base model.
+/// The layers on top of a base model.
 ///
 /// ```no_run
 /// use ln_tuning::pretrained::{Head, ModelFiles};
@@ -12,14 +12,14 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Head {
-    /// None: `BertModel`, `LlamaModel`.
+    /// No head: `BertModel`, `LlamaModel`.
     #[doc(alias = "AutoModel")]
     None,
     /// Logits of the next token: `LlamaForCausalLM`, `GPT2LMHeadModel`, `T5ForConditionalGeneration`.
     #[doc(alias = "AutoModelForCausalLM")]
     #[doc(alias = "AutoModelForSeq2SeqLM")]
     LanguageModel,
-    /// Logits of each token from all others: `BertForMaskedLM`.
+    /// Logits of masked tokens: `BertForMaskedLM`.
     #[doc(alias = "AutoModelForMaskedLM")]
     MaskedLm,
     /// Logits of labels for a text: `BertForSequenceClassification`.
@@ -38,7 +38,7 @@ pub enum Head {
     Other,
 }
 
-/// Endings of class names; the first that fits counts.
+/// Endings of class names; the first match decides.
 const ENDINGS: &[(&str, Head)] = &[
     ("ForCausalLM", Head::LanguageModel),
     ("ForConditionalGeneration", Head::LanguageModel),
@@ -60,14 +60,14 @@ impl Head {
         found.map_or(Head::Other, |(_, head)| *head)
     }
 
-    /// The usual ending of the classes that have it.
+    /// The usual ending of the classes with this head.
     #[cfg(feature = "models")]
     pub(crate) fn ending(self) -> &'static str {
         let found = ENDINGS.iter().find(|(_, head)| *head == self);
         found.map_or("", |(ending, _)| *ending)
     }
 
-    /// Whether it has labels.
+    /// True if its outputs are labels: sequence, token and image classification.
     pub fn has_labels(self) -> bool {
         use Head::{ImageClassification, SequenceClassification, TokenClassification};
         matches!(self, SequenceClassification | TokenClassification | ImageClassification)

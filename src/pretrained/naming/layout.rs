@@ -8,18 +8,18 @@ use super::table::{below, is_part_of, Row, Tied};
 /// A model type and a head, for the names of one checkpoint.
 #[derive(Debug, Clone)]
 pub(in crate::pretrained) struct Layout {
-    /// None for a model type that the table lacks: names stay.
+    /// `None` for a model type that the table lacks: names do not change.
     row: Option<&'static Row>,
     head: Head,
-    /// The prefix of the base model in memory; empty: none.
+    /// The prefix of the base model in memory, or empty.
     base: &'static str,
-    /// Whether the checkpoint lacks that prefix.
+    /// True if the checkpoint lacks that prefix.
     bare: bool,
 }
 
 impl Layout {
-    /// The layout of a checkpoint with these names, saved from a class of transformers. Without a class the names tell
-    /// the head.
+    /// The layout of a checkpoint with these names, saved from a class of transformers. Without a class, the head
+    /// follows from the names.
     pub(in crate::pretrained) fn of(
         model_type: Option<&str>,
         class: Option<&str>,
@@ -39,7 +39,7 @@ impl Layout {
         Self::new(row, head, names)
     }
 
-    /// The layout with another head; none if this model type is not known to have it.
+    /// The layout with another head; `None` if this model type is not known to have it.
     pub(in crate::pretrained) fn with_head(&self, head: Head, names: &[&str]) -> Option<Self> {
         let row = self.row?;
         let known = head == Head::None || row.top(head).is_some();
@@ -62,13 +62,13 @@ impl Layout {
         self.head
     }
 
-    /// The heads that [`with_head`](Self::with_head) takes.
+    /// The heads that [`with_head`](Self::with_head) accepts.
     pub(in crate::pretrained) fn heads(&self) -> Vec<Head> {
         let own = self.row.map_or(&[][..], |row| row.heads).iter().map(|top| top.head);
         self.row.map(|_| Head::None).into_iter().chain(own).collect()
     }
 
-    /// The name in memory of a tensor; none, if the model has no such variable. Names of memory stay.
+    /// The name of a tensor in memory; `None` if the model has no such variable. A name in memory does not change.
     pub(in crate::pretrained) fn place(&self, name: &str) -> Option<String> {
         let Some(row) = self.row else { return Some(name.to_owned()) };
         if row.is_computed(name) {
@@ -96,7 +96,7 @@ impl Layout {
         })
     }
 
-    /// Whether this tensor belongs to a head, and not to the base model.
+    /// True if this tensor belongs to a head, and not to the base model.
     #[cfg(feature = "models")]
     pub(in crate::pretrained) fn is_of_a_head(&self, name: &str) -> bool {
         self.row.is_some_and(|row| row.is_of_a_head(name))
@@ -123,7 +123,7 @@ impl Layout {
         row.ties.iter().map(|(copy, original)| (full(copy), full(original))).collect()
     }
 
-    /// Whether a tied copy may stand for its original. With several heads, or one that is not known, the original may be
+    /// True if a tied copy may replace its missing original. With several heads, or an unknown one, the original may be
     /// another tensor.
     pub(in crate::pretrained) fn copies_stand_alone(&self) -> bool {
         self.head != Head::Other
@@ -136,7 +136,7 @@ fn is_tied(row: &Row, config: &Value) -> bool {
     said(config).or_else(|| said(config.get("text_config")?)).unwrap_or(default)
 }
 
-/// The head whose tensors are there; if there are only those of the base model, its prefix tells.
+/// The head whose tensors are among the names; if there are none, the base model's prefix decides.
 fn shown_by(row: &Row, names: &[&str]) -> Head {
     let has = |module: &&str| names.iter().any(|name| is_part_of(name, module));
     let whole = row.heads.iter().find(|top| top.modules.iter().all(&has));

@@ -1,24 +1,24 @@
-//! The naming of each model type, a row each.
+//! The naming of each model type, one row each.
 
 use super::head::Head;
 
 /// The naming of some model types.
 #[derive(Debug, PartialEq)]
 pub(super) struct Row {
-    /// Separated by blanks.
+    /// Separated by spaces.
     pub(super) model_types: &'static str,
-    /// The heads: the usual one first, and one with more tensors before those with some of them.
+    /// The heads: the usual one first, and a head before those that have a part of its tensors.
     pub(super) heads: &'static [Top],
-    /// Modules of further heads, which stand beside the base model.
+    /// Modules of other heads, beside the base model.
     pub(super) other_heads: &'static [&'static str],
-    /// Modules of the base model that only these heads keep.
+    /// Modules of the base model that exist with these heads only.
     pub(super) kept_by: &'static [(&'static str, &'static [Head])],
-    /// The ends of the names of buffers that are computed in memory, and of leftovers of former versions.
+    /// Endings of the names of buffers that the model computes, and of leftovers of former versions.
     pub(super) computed: &'static [&'static str],
     /// A copy and its original. Names of the base model have no prefix here.
     pub(super) ties: &'static [(&'static str, &'static str)],
     pub(super) tied: Tied,
-    /// Whether the language model has an encoder and a decoder; `…ForCausalLM` is another class then.
+    /// True for an encoder-decoder, whose `…ForCausalLM` is another class.
     pub(super) seq2seq: bool,
 }
 
@@ -26,18 +26,18 @@ pub(super) struct Row {
 #[derive(Debug, PartialEq)]
 pub(super) struct Top {
     pub(super) head: Head,
-    /// The prefix of the base model; empty: none.
+    /// The prefix of the base model, or empty.
     pub(super) base: &'static str,
     /// Modules or tensors of the head.
     pub(super) modules: &'static [&'static str],
 }
 
-/// Whether copies are tied to their originals.
+/// The condition under which copies are tied to their originals.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Tied {
-    /// Whatever the configuration says.
+    /// Always, whatever the configuration says.
     Always,
-    /// `tie_word_embeddings`, with its default.
+    /// If `tie_word_embeddings`, with its default.
     Default(bool),
 }
 
@@ -251,9 +251,9 @@ pub(super) static ROWS: [Row; 19] = [
         kept_by: &[],
         ..VIT
     },
-    // Both towers and the projections stand at the top.
+    // Both towers and the projections are at the top level.
     CLIP,
-    // A tower with a projection stands below a prefix, and so do the towers in files of former versions.
+    // A tower with a projection is below a prefix, and so are the towers in files of former versions.
     Row {
         model_types: "clip_text_model",
         heads: &[top(Head::Other, "text_model", &["text_projection"])],
@@ -275,7 +275,7 @@ impl Row {
         self.heads.iter().find(|top| top.head == head)
     }
 
-    /// Whether a tensor is part of some head.
+    /// True if a tensor is part of a head.
     pub(super) fn is_of_a_head(&self, name: &str) -> bool {
         let modules = self.heads.iter().flat_map(|top| top.modules).chain(self.other_heads);
         modules.into_iter().any(|module| is_part_of(name, module))
@@ -286,12 +286,12 @@ impl Row {
     }
 }
 
-/// Whether a name is that of a module or tensor, or of one in it.
+/// True if a name is that of a module or tensor, or of one in it.
 pub(super) fn is_part_of(name: &str, module: &str) -> bool {
     name.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-/// The rest of `name` below a module.
+/// The part of `name` below a module.
 pub(super) fn below<'a>(name: &'a str, module: &str) -> Option<&'a str> {
     name.strip_prefix(module)?.strip_prefix('.')
 }

@@ -1,14 +1,14 @@
-//! Tensors that are one in memory, and stand in a file once, or under several names.
+//! Tied tensors: one in memory, under one or several names in a file.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::Result;
 
-/// The copies among `names`, each with the name it takes: none, if it is left out.
+/// The copies among `names`, each with its new name, or `None` if it is left out.
 ///
 /// `ties` are pairs of a copy and its original. A copy that equals its original by `same` is left out; one that differs
-/// is no copy, whatever the configuration says, and stays, as in transformers 5. A copy without its original takes the
-/// original's name if `alone` says so.
+/// is no copy, whatever the configuration says, and stays, as in transformers 5. If `alone`, a copy without its original
+/// takes the original's name.
 pub(in crate::pretrained) fn settled(
     ties: &[(String, String)],
     names: &BTreeSet<&str>,
@@ -16,7 +16,7 @@ pub(in crate::pretrained) fn settled(
     same: impl Fn(&str, &str) -> Result<bool>,
 ) -> Result<BTreeMap<String, Option<String>>> {
     let mut settled = BTreeMap::new();
-    // Originals that another copy stands for.
+    // Originals that another copy has replaced.
     let mut stands_for: BTreeMap<&str, &str> = BTreeMap::new();
     for (copy, original) in ties.iter().filter(|(copy, _)| names.contains(copy.as_str())) {
         let original = original.as_str();
@@ -56,7 +56,7 @@ mod tests {
         assert_eq!(found, list(&[("decoder", ""), ("head", "")]));
         let found: Vec<_> = of(&["words", "head", "decoder"], true, "head");
         assert_eq!(found, list(&[("decoder", "")]));
-        // The first copy stands for an original that is not there.
+        // The first copy replaces a missing original.
         let found: Vec<_> = of(&["encoder", "decoder"], true, "");
         assert_eq!(found, list(&[("decoder", ""), ("encoder", "words")]));
         let found: Vec<_> = of(&["encoder", "decoder"], true, "decoder");
