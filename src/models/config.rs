@@ -235,11 +235,19 @@ impl Declared {
 pub(super) fn with_class_of(config: &Value, head: Head) -> Value {
     let mut config = config.clone();
     let class = config.get("architectures").and_then(|classes| classes.get(0)?.as_str());
+    if class.is_some_and(|class| Head::of_class(class) == head) {
+        return config;
+    }
     let stem = class.map_or("", |class| match class.find("For").or(class.find("LMHead")) {
         Some(end) => &class[..end],
         None => class.strip_suffix("Model").unwrap_or(class),
     });
-    config["architectures"] = json!([format!("{stem}{}", head.ending())]);
+    let seq2seq = config.get("is_encoder_decoder").and_then(Value::as_bool) == Some(true);
+    let ending = match head {
+        Head::LanguageModel if seq2seq => "ForConditionalGeneration",
+        head => head.ending(),
+    };
+    config["architectures"] = json!([format!("{stem}{ending}")]);
     config
 }
 

@@ -8,6 +8,7 @@ mod nets;
 mod decoder_heads;
 mod decoder_loss;
 mod decoders;
+mod door;
 mod encoders;
 mod generation;
 mod generation_config;
