@@ -98,17 +98,18 @@ fn tune(case: &Path, ids: &Tensor) {
     let (vs, model) = open_in(case, Kind::BFloat16);
     assert!(vs.variables().values().all(|tensor| tensor.kind() == Kind::BFloat16));
     let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
-    let loss = || {
-        let logits = model.logits(Inputs::new(&ids.narrow(1, 0, 10)).train(true)).unwrap();
+    let loss = |train: bool| {
+        let logits = model.logits(Inputs::new(&ids.narrow(1, 0, 10)).train(train)).unwrap();
         let targets = ids.narrow(1, 1, 10).reshape([-1]);
         logits.to_kind(Kind::Float).view([-1, 64]).cross_entropy_for_logits(&targets)
     };
     let mut opt = tuned.optimizer(ln_tuning::AdamW::default(), 1e-2).unwrap();
-    let first = loss().double_value(&[]);
+    // Measured without dropout: its numbers depend on the tests that run beside this one.
+    let first = loss(false).double_value(&[]);
     for _ in 0..10 {
-        opt.backward_step_clip_norm(&loss(), 1.).unwrap();
+        opt.backward_step_clip_norm(&loss(true), 1.).unwrap();
     }
-    assert!(loss().double_value(&[]) < first - 0.01, "{case:?}: the loss falls");
+    assert!(loss(false).double_value(&[]) < first - 0.01, "{case:?}: the loss falls");
 }
 
 /// The norms of OLMo have no weights.
