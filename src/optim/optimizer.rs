@@ -11,8 +11,8 @@ use super::group::{check_lr, Group};
 use super::state::State;
 use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::LnTuningModel;
+use crate::autograd::recompute::{Recompute, Tape};
 use crate::error::{refusal, refuse, Result};
-use crate::recompute::{Recompute, Tape};
 
 /// Trains one adapter. Created by [`LnTuningModel::optimizer`](crate::LnTuningModel::optimizer).
 ///
