@@ -46,7 +46,7 @@ fn memory() -> Result<(f64, f64)> {
     Ok((megabytes("RssAnon")?, megabytes("RssFile")?))
 }
 
-/// What a child process does.
+/// The work of a child process.
 fn load(dir: &str) -> Result<()> {
     tch::set_num_threads(THREADS);
     let before = memory()?;

@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     let train = rows.narrow(0, 0, rows.size()[0] - held_out);
     let eval = rows.narrow(0, train.size()[0], held_out);
 
-    // What trains, and how.
+    // The adapter and its optimiser.
     let config = LnTuningConfig::default().task_type(TaskType::CausalLm);
     let tuned = LnTuningModel::new(&vs, config)?;
     println!("{}", tuned.trainable_parameters());

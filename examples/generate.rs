@@ -26,7 +26,7 @@ fn main() -> Result<()> {
             let prompt = "Permission is ";
             print!("{prompt}");
             let ids = Tensor::from_slice(&tiny::tokens(prompt)).view([1, -1]).to_device(device);
-            model.generate(&ids, &options, |tokens| show(char::from(tokens[0] as u8)))?
+            model.generate_streaming(&ids, &options, |tokens| show(char::from(tokens[0] as u8)))?
         }
         [prompt, dir, adapter @ ..] if adapter.len() < 2 => {
             let (vs, model) = Decoder::from_pretrained(dir, device, None)?;
@@ -43,7 +43,7 @@ fn main() -> Result<()> {
             print!("{prompt}");
             // A character may take several tokens: the stream gives text when it is whole.
             let mut text = tokenizer.decode_stream(true);
-            model.generate(&ids, &options, |tokens| {
+            model.generate_streaming(&ids, &options, |tokens| {
                 text.step(tokens[0] as u32).is_ok_and(|text| show(text.unwrap_or_default()))
             })?
         }

@@ -36,7 +36,7 @@ tch = "TCH"
 [workspace]
 "#;
 
-/// What users write: no build script, no link arguments.
+/// A user's program: no build script, no link arguments.
 const MAIN: &str = r#"
 use ln_tuning::device::{best_device, cuda_status};
 

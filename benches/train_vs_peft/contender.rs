@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::work::{Work, THREADS};
 
-/// Who does the work, and how.
+/// A contender: this crate or PEFT, with its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     Ours,

@@ -1,4 +1,4 @@
-//! How time and memory of a training step grow with the length, the vocabulary and the depth.
+//! Growth of time and memory of a training step with the length, the vocabulary and the depth.
 
 use std::path::{Path, PathBuf};
 

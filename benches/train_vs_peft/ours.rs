@@ -34,7 +34,7 @@ pub fn child(arguments: &[String]) -> Result<()> {
             Box::new(move |step| {
                 let (_, _) = (&vs, &tuned);
                 let ids = ids(step, batch, length, model.config().vocab_size(), device);
-                Ok(model.generate(&ids, &options, |_| true)?.sum(Kind::Double))
+                Ok(model.generate(&ids, &options)?.sum(Kind::Double))
             })
         }
         _ => {
@@ -95,7 +95,7 @@ impl Training {
     }
 }
 
-/// How a product is asked of libtorch.
+/// The call of libtorch that computes a product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Way {
     Matrices(Kind),

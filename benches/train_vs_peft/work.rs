@@ -1,4 +1,4 @@
-//! What is measured: models, batches, and how the model directories are made.
+//! The work that is measured: models, batches, model directories.
 
 use std::path::{Path, PathBuf};
 

@@ -27,7 +27,7 @@ use train::{accuracy, train, Plan, Run};
 /// Train a ViT on handwritten digits, then adapt it to a new domain by LayerNorm tuning.
 #[derive(Parser)]
 struct Args {
-    /// Where base/, adapter/, curves.svg and report.json go
+    /// The folder for base/, adapter/, curves.svg and report.json
     #[arg(long, default_value = "target/quickstart")]
     out: PathBuf,
     /// Seed of the initial weights and of the order of the data
@@ -104,7 +104,7 @@ fn main() -> Result<()> {
     let plan = Plan { name: "full fine-tuning", trainable: total, epochs, lr: 1e-3 };
     let everything = full(&vs, &model, &target, plan)?;
 
-    // What counts is what is on disk.
+    // The accuracies are those of the files on disk.
     let (again_base, again_ln) =
         reload(&base_dir, &adapter_dir, &source.test, &target.test, device)?;
     ensure!(

@@ -10,7 +10,7 @@ use tch::{no_grad, Kind, Tensor};
 
 use crate::data::{Digits, Set};
 
-/// What happened in a run.
+/// The outcome of a run.
 pub struct Run {
     pub name: &'static str,
     pub trainable: u64,

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use super::config::{unsupported, ModelConfig};
+use super::config::ModelConfig;
 use super::decoder::{Decoder, DecoderConfig};
 use super::encoder::{Encoder, EncoderConfig};
 use super::inputs::Inputs;
@@ -14,7 +14,7 @@ use super::model::{Load, Model};
 use super::seq2seq::{Seq2Seq, Seq2SeqConfig};
 use super::vision::{Clip, ClipConfig, Dinov2, Dinov2Config, ViTConfig, ViTForImageClassification};
 use crate::autograd::recompute::Tape;
-use crate::error::Result;
+use crate::error::{refuse, Result};
 use crate::pretrained::ModelFiles;
 
 /// The models, a row each: the variant, a line about it, its type and its configuration's.
@@ -58,11 +58,9 @@ macro_rules! models {
                     let (vs, model) = <$model>::from_files(files, load)?;
                     return Ok((vs, AnyModel::$variant(Box::new(model))));
                 })*
-                unsupported(format!(
-                    "'{}' has the model_type '{model_type}', expected one of {}",
+                refuse!(Unsupported, "'{}' has the model_type '{model_type}', expected one of {}",
                     files.dir().display(),
-                    Self::model_types().join(", ")
-                ))
+                    Self::model_types().join(", "))
             }
 
             /// The `model_type`, such as `llama`.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{json, Map, Value};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Error, ErrorKind, Result};
 use crate::pretrained::Head;
 
 /// The shape and the options of a model, as a `config.json` of transformers says them.
@@ -105,7 +105,7 @@ pub trait ModelConfig: Sized + Clone + std::fmt::Debug {
     }
 }
 
-/// What all configurations keep of a `config.json`: every field, those included that are not looked at; the head; the
+/// The part that all configurations keep of a `config.json`: every field, also those that are not read; the head; the
 /// labels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Declared {
@@ -134,15 +134,16 @@ impl Declared {
             (given, _) => given.unwrap_or_default(),
         };
         if !model_types.contains(&model_type) {
-            return unsupported(format!(
+            refuse!(
+                Unsupported,
                 "model_type is '{model_type}', expected one of {}",
                 model_types.join(", ")
-            ));
+            );
         }
         let empty = |value: &Value| value.is_null() || value.as_object().is_some_and(Map::is_empty);
         for key in ["quantization_config", "pruned_heads"] {
             if config.get(key).is_some_and(|value| !empty(value)) {
-                return unsupported(format!("'{key}' is set: load a checkpoint without it"));
+                refuse!(Unsupported, "'{key}' is set: load a checkpoint without it");
             }
         }
         let class = config.get("architectures").and_then(|classes| classes.get(0)?.as_str());
@@ -152,11 +153,9 @@ impl Declared {
                 head if known.contains(&head) && !class.ends_with("Backbone") => head,
                 _ => {
                     let endings: Vec<&str> = known.iter().map(|head| head.ending()).collect();
-                    return unsupported(format!(
-                        "'architectures' begins with '{class}', expected a class that ends in {}: to load it all the \
+                    refuse!(Unsupported, "'architectures' begins with '{class}', expected a class that ends in {}: to load it all the \
                          same, name a head (Load::head)",
-                        endings.join(", ")
-                    ));
+                        endings.join(", "));
                 }
             },
         };
@@ -183,11 +182,12 @@ impl Declared {
 
     fn set_head(&mut self, head: Head) -> Result<()> {
         if !self.known.contains(&head) {
-            return unsupported(format!(
+            refuse!(
+                Unsupported,
                 "{} has no head {head:?}, expected one of {:?}",
                 self.model_type(),
                 self.known
-            ));
+            );
         }
         if head != self.head {
             let config = with_class_of(&Value::Object(self.fields.clone()), head);
@@ -203,13 +203,12 @@ impl Declared {
     }
 
     fn set_labels(&mut self, labels: Vec<String>) -> Result<()> {
-        let invalid = |message: String| Err(Error::new(ErrorKind::InvalidArgument, message));
         if !self.head.has_labels() {
-            return invalid(format!("{:?} has no labels, expected a classifier", self.head));
+            refuse!(InvalidArgument, "{:?} has no labels, expected a classifier", self.head);
         }
         let twice = |(place, label): (usize, &String)| labels[..place].contains(label);
         if labels.is_empty() || labels.iter().enumerate().any(twice) {
-            return invalid(format!("the labels are {labels:?}, expected one or more, each once"));
+            refuse!(InvalidArgument, "the labels are {labels:?}, expected one or more, each once");
         }
         self.labels = labels;
         self.fields.shift_remove("problem_type");
@@ -236,30 +235,30 @@ impl Declared {
 pub(super) fn with_class_of(config: &Value, head: Head) -> Value {
     let mut config = config.clone();
     let class = config.get("architectures").and_then(|classes| classes.get(0)?.as_str());
+    if class.is_some_and(|class| Head::of_class(class) == head) {
+        return config;
+    }
     let stem = class.map_or("", |class| match class.find("For").or(class.find("LMHead")) {
         Some(end) => &class[..end],
         None => class.strip_suffix("Model").unwrap_or(class),
     });
-    config["architectures"] = json!([format!("{stem}{}", head.ending())]);
+    let seq2seq = config.get("is_encoder_decoder").and_then(Value::as_bool) == Some(true);
+    let ending = match head {
+        Head::LanguageModel if seq2seq => "ForConditionalGeneration",
+        head => head.ending(),
+    };
+    config["architectures"] = json!([format!("{stem}{ending}")]);
     config
 }
 
-pub(super) fn invalid<T>(message: String) -> Result<T> {
-    Err(Error::new(ErrorKind::InvalidConfig, message))
-}
-
-pub(super) fn unsupported<T>(message: String) -> Result<T> {
-    Err(Error::new(ErrorKind::Unsupported, message))
-}
-
 pub(super) fn not_implemented<T>(what: &str) -> Result<T> {
-    unsupported(format!("{what} is not implemented"))
+    refuse!(Unsupported, "{what} is not implemented")
 }
 
 pub(super) fn integer(config: &Value, key: &str) -> Result<i64> {
     match config.get(key).and_then(Value::as_i64) {
         Some(value) => Ok(value),
-        None => invalid(format!("'{key}' is missing, or not an integer")),
+        None => refuse!(InvalidConfig, "'{key}' is missing, or not an integer"),
     }
 }
 
@@ -285,7 +284,7 @@ pub(super) fn optional_number(config: &Value, key: &str) -> Result<Option<f64>> 
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64() {
             Some(number) => Ok(Some(number)),
-            None => invalid(format!("'{key}' is {value}, expected a number")),
+            None => refuse!(InvalidConfig, "'{key}' is {value}, expected a number"),
         },
     }
 }
@@ -294,7 +293,7 @@ pub(super) fn flag(config: &Value, key: &str, default: bool) -> Result<bool> {
     match config.get(key) {
         None | Some(Value::Null) => Ok(default),
         Some(Value::Bool(flag)) => Ok(*flag),
-        Some(other) => invalid(format!("'{key}' is {other}, expected true or false")),
+        Some(other) => refuse!(InvalidConfig, "'{key}' is {other}, expected true or false"),
     }
 }
 
@@ -303,7 +302,7 @@ pub(super) fn text<'a>(config: &'a Value, key: &str, default: &'a str) -> Result
     match config.get(key) {
         None | Some(Value::Null) => Ok(default),
         Some(Value::String(name)) => Ok(name),
-        Some(other) => invalid(format!("'{key}' is {other}, expected a name")),
+        Some(other) => refuse!(InvalidConfig, "'{key}' is {other}, expected a name"),
     }
 }
 
@@ -311,7 +310,7 @@ pub(super) fn text<'a>(config: &'a Value, key: &str, default: &'a str) -> Result
 pub(super) fn check_positive(sizes: &[(&str, i64)]) -> Result<()> {
     match sizes.iter().find(|(_, size)| *size <= 0) {
         Some((name, size)) => {
-            invalid(format!("'{name}' leaves {size}, expected a positive number"))
+            refuse!(InvalidConfig, "'{name}' leaves {size}, expected a positive number")
         }
         None => Ok(()),
     }
@@ -323,7 +322,7 @@ pub(super) fn check_divides(
     (whole, size): (&str, i64),
 ) -> Result<()> {
     if divisor <= 0 || size % divisor != 0 {
-        return invalid(format!("'{part}' ({divisor}) does not divide '{whole}' ({size})"));
+        refuse!(InvalidConfig, "'{part}' ({divisor}) does not divide '{whole}' ({size})");
     }
     Ok(())
 }
@@ -344,6 +343,6 @@ fn labels(config: &Value) -> Result<Vec<String>> {
     };
     match fits() {
         Some(labels) => Ok(labels),
-        None => invalid(format!("'id2label' is {names}, expected names for 0, 1, 2 …")),
+        None => refuse!(InvalidConfig, "'id2label' is {names}, expected names for 0, 1, 2 …"),
     }
 }

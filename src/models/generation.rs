@@ -3,9 +3,9 @@
 use tch::{Kind, Tensor};
 
 use super::generation_config::GenerationConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
-/// How text is continued. The default is greedy, for at most 128 tokens.
+/// Options of generation. The default is greedy, for at most 128 tokens.
 ///
 /// ```
 /// use ln_tuning::models::GenerateOptions;
@@ -97,11 +97,11 @@ impl GenerateOptions {
             }
             _ => return Ok(()),
         };
-        Err(Error::new(ErrorKind::InvalidArgument, wrong))
+        refuse!(InvalidArgument, "{wrong}")
     }
 }
 
-/// What is continued.
+/// The tokens that are continued, and the rules of the model's files.
 pub(super) struct Prompt<'a> {
     /// `[batch, length]`
     pub(super) ids: &'a Tensor,

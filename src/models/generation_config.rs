@@ -1,9 +1,9 @@
-//! What a model's files say of generation: `generation_config.json`, or `config.json` where that is not there.
+//! The rules of generation in a model's files: `generation_config.json`, or `config.json` if there is none.
 
 use serde_json::Value;
 
-use super::config::{integer, invalid, number, unsupported};
-use crate::error::{Error, Result};
+use super::config::{integer, number};
+use crate::error::{refuse, Error, Result};
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct GenerationConfig {
@@ -49,7 +49,7 @@ impl GenerationConfig {
                 Some(Value::Array(ids)) => match ids.iter().map(Value::as_i64).collect() {
                     Some(ids) => ids,
                     None => {
-                        return invalid("'eos_token_id' holds something else than integers".into())
+                        refuse!(InvalidConfig, "'eos_token_id' holds something else than integers")
                     }
                 },
                 Some(_) => optional(config, "eos_token_id", None)?.into_iter().collect(),
@@ -61,7 +61,7 @@ impl GenerationConfig {
         })
     }
 
-    /// What another file says in its place. Tokens that it does not name stay.
+    /// These rules replaced by those of another file. Tokens that it does not name stay.
     pub(super) fn overridden(self, config: &Value) -> Result<Self> {
         let mut new = Self::from_value(config, None, None)?;
         if config.get("eos_token_id").is_none() {
@@ -75,9 +75,10 @@ impl GenerationConfig {
     /// Refuses options that change the tokens and are not implemented.
     pub(super) fn check(&self) -> Result<()> {
         match &self.refused {
-            Some(option) => unsupported(format!(
+            Some(option) => refuse!(
+                Unsupported,
                 "'{option}' is set in the configuration of generation, which is not implemented"
-            )),
+            ),
             None => Ok(()),
         }
     }

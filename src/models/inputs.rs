@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, Result};
 
 /// Token ids or images, and what goes with them. From `&Tensor` where there is nothing else: integers are ids, other
 /// kinds images.
@@ -86,7 +86,7 @@ impl<'a> Inputs<'a> {
         self
     }
 
-    /// Whether dropout is applied. Default: no.
+    /// Turns dropout on, for training. Default: off.
     pub fn train(mut self, train: bool) -> Self {
         self.train = train;
         self
@@ -106,10 +106,11 @@ impl<'a> Inputs<'a> {
         let unused =
             |(name, tensor): &&(&str, Option<&Tensor>)| tensor.is_some() && !taken.contains(name);
         if let Some((name, _)) = given.iter().find(unused) {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("{model} has no use for {name}; it takes {}", taken.join(", ")),
-            ));
+            refuse!(
+                InvalidArgument,
+                "{model} has no use for {name}; it takes {}",
+                taken.join(", ")
+            );
         }
         let decoder_mask = ("decoder_attention_mask", self.decoder_attention_mask);
         let of_ids = [
@@ -120,10 +121,7 @@ impl<'a> Inputs<'a> {
         check_ids("ids", self.ids, &of_ids)?;
         check_ids("decoder's ids", self.decoder_ids, &[decoder_mask])?;
         if self.attention_mask.is_some() && self.documents.is_some() {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "'attention_mask' and 'documents' are both given: give padding a document of its own",
-            ));
+            refuse!(InvalidArgument, "'attention_mask' and 'documents' are both given: give padding a document of its own");
         }
         Ok(())
     }
@@ -150,20 +148,20 @@ impl<'a> Inputs<'a> {
 }
 
 fn missing(name: &str) -> Error {
-    Error::new(ErrorKind::InvalidArgument, format!("{name} are missing, the model needs them"))
+    refusal!(InvalidArgument, "{name} are missing, the model needs them")
 }
 
 fn check_ids(what: &str, ids: Option<&Tensor>, beside: &[(&str, Option<&Tensor>)]) -> Result<()> {
     let Some(size) = ids.map(Tensor::size) else { return Ok(()) };
-    let mismatch = |message: String| Err(Error::new(ErrorKind::ShapeMismatch, message));
     if size.len() != 2 {
-        return mismatch(format!("the {what} have shape {size:?}, expected [batch, length]"));
+        refuse!(ShapeMismatch, "the {what} have shape {size:?}, expected [batch, length]");
     }
     for (name, tensor) in beside {
         if let Some(found) = tensor.map(Tensor::size).filter(|found| *found != size) {
-            return mismatch(format!(
+            refuse!(
+                ShapeMismatch,
                 "'{name}' has shape {found:?}, expected that of the {what}, {size:?}"
-            ));
+            );
         }
     }
     Ok(())

@@ -21,7 +21,7 @@ pub use encoder::{Encoder, EncoderConfig};
 pub use generation::GenerateOptions;
 pub use inputs::Inputs;
 pub use model::{Load, Model};
-pub use nn::weights::Weights;
+pub use nn::Weights;
 pub use seq2seq::{Seq2Seq, Seq2SeqConfig};
 pub use vision::{
     Clip, ClipConfig, ClipText, ClipTextConfig, ClipVision, ClipVisionConfig, Dinov2, Dinov2Config,

@@ -8,9 +8,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::config::{with_class_of, ModelConfig};
 use super::inputs::Inputs;
-use super::nn::weights::Weights;
+use super::nn::Weights;
 use crate::autograd::recompute::Tape;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::pretrained::{Head, ModelFiles};
 
 /// A model under the variable names that transformers has in memory.
@@ -99,7 +99,7 @@ pub trait Model: Sized {
     /// (`None`: each as on disk). The head is the one of `architectures`.
     ///
     /// # Errors
-    /// What [`ModelFiles::open`] and [`ModelConfig::from_value`] say; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch`
+    /// Those of [`ModelFiles::open`] and [`ModelConfig::from_value`]; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch`
     /// where the tensors are not those of the model.
     fn from_pretrained(
         dir: impl AsRef<FilePath>,
@@ -155,7 +155,7 @@ pub trait Model: Sized {
     }
 }
 
-/// How a model is loaded: where to, in which kind, and with which head.
+/// Options of loading a model: the device, the kind, the head.
 ///
 /// ```
 /// use ln_tuning::models::Load;
@@ -213,23 +213,23 @@ fn check_all_used(
     let (taken, mut made) = weights.handed_out();
     made.retain(|name| !is_fresh(name));
     if !made.is_empty() {
-        return Err(Error::new(
-            ErrorKind::MissingKeys,
-            format!("'{place}' lacks {} tensors of the model: '{}'", made.len(), listed(&made)),
-        ));
+        refuse!(
+            MissingKeys,
+            "'{place}' lacks {} tensors of the model: '{}'",
+            made.len(),
+            listed(&made)
+        );
     }
     let mut surplus: Vec<String> =
         vs.variables().into_keys().filter(|name| !taken.contains(name)).collect();
     surplus.sort();
     if !surplus.is_empty() {
-        return Err(Error::new(
-            ErrorKind::UnexpectedKeys,
-            format!(
-                "'{place}' holds {} tensors that the model has no place for: '{}'",
-                surplus.len(),
-                listed(&surplus)
-            ),
-        ));
+        refuse!(
+            UnexpectedKeys,
+            "'{place}' holds {} tensors that the model has no place for: '{}'",
+            surplus.len(),
+            listed(&surplus)
+        );
     }
     Ok(())
 }

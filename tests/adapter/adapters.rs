@@ -1,4 +1,4 @@
-//! What adapters can do together: combinations, differences, status, banks.
+//! Adapters together: combinations, differences, status, banks.
 
 use crate::nets::{bits, state_of, two, Net};
 use ln_tuning::{

@@ -1,4 +1,4 @@
-//! What holds whatever happens: outputs, frozen weights, and every way in which user code can move storage.
+//! Invariants: outputs, frozen weights, and every way in which user code can move storage.
 
 use crate::nets::{self, bits, snapshot, Net};
 use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Sgd};
@@ -120,7 +120,7 @@ fn an_optimizer_of_tch_works_on_the_attached_var_store() {
         for (name, value) in &after {
             assert_eq!(*value == before[name], !name.contains("norm"), "{name} in {kind:?}");
         }
-        // What is saved is what the optimizer of tch left.
+        // The saved weights are those that the optimizer of tch left.
         for (key, tensor) in tuned.state_dict("default").unwrap() {
             let name = key.replace("base_model.model.", "").replace(".ln_tuning_layers", "");
             assert_eq!(bits(&tensor.to_kind(kind)), after[&name], "{name} in {kind:?}");

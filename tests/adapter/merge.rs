@@ -75,7 +75,7 @@ fn merging_gives_what_peft_gives_bit_for_bit() {
     refusals(&cases[0], dir.path());
 }
 
-/// What cannot be merged is refused in one piece.
+/// An adapter that cannot be merged is refused as a whole.
 fn refusals(case: &Path, dir: &Path) {
     let (base, adapter, out) = (case.join("base"), case.join("adapter"), dir.join("out"));
     let silent = |_: u64, _: u64| {};

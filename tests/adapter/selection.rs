@@ -189,7 +189,7 @@ fn path() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// What is exported selects, read as PEFT reads it, the same modules again.
+    /// An exported configuration, read as PEFT reads it, selects the same modules again.
     #[test]
     fn an_exported_configuration_selects_the_same(
         paths in prop::collection::btree_set(path(), 1..12),

@@ -1,4 +1,4 @@
-//! What several tests need: the Python that has PEFT.
+//! Shared by several tests: the Python that has PEFT.
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader, Read, Write};

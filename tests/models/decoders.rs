@@ -7,7 +7,7 @@ use crate::common;
 use ln_tuning::models::{
     Decoder, DecoderConfig, GenerateOptions, Head, Inputs, Load, Model, ModelConfig,
 };
-use ln_tuning::{ErrorKind, LnTuningConfig, LnTuningModel};
+use ln_tuning::{AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel, Norms};
 use serde_json::json;
 use tch::{nn::VarStore, Device, Kind, Tensor};
 
@@ -17,8 +17,12 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 fn open(dir: &Path) -> (VarStore, Decoder) {
+    open_in(dir, None)
+}
+
+fn open_in(dir: &Path, kind: impl Into<Option<Kind>>) -> (VarStore, Decoder) {
     // One case is the directory of a base model.
-    let load = Load::on(Device::Cpu).head(Head::LanguageModel);
+    let load = Load::on(Device::Cpu).kind(kind).head(Head::LanguageModel);
     Decoder::from_pretrained_with(dir, &load).unwrap()
 }
 
@@ -52,10 +56,14 @@ fn logits_and_gradients_are_those_of_transformers() {
             }
         }
         texts(&case, &reference);
-        tune(&case, ids);
+        if open(&case).1.model_type() == "olmo" {
+            nothing_to_tune(&case);
+        } else {
+            tune(&case, ids);
+        }
         cases += 1;
     }
-    assert_eq!(cases, 42);
+    assert_eq!(cases, 44);
     refusals(dir.path());
 }
 
@@ -70,7 +78,7 @@ fn texts(case: &Path, reference: &HashMap<String, Tensor>) {
         let given = (side == "left").then_some(mask);
         let inputs = Inputs::new(&ids).attention_mask(given);
         let mut seen = 0;
-        let text = model.generate(inputs, &options, |tokens| {
+        let text = model.generate_streaming(inputs, &options, |tokens| {
             seen += 1;
             tokens.len() == 3
         });
@@ -87,7 +95,7 @@ fn texts(case: &Path, reference: &HashMap<String, Tensor>) {
 
 /// LN tuning of the checkpoint in bf16: the loss falls, and PEFT's table picks the norms.
 fn tune(case: &Path, ids: &Tensor) {
-    let (vs, model) = Decoder::from_pretrained(case, Device::Cpu, Kind::BFloat16).unwrap();
+    let (vs, model) = open_in(case, Kind::BFloat16);
     assert!(vs.variables().values().all(|tensor| tensor.kind() == Kind::BFloat16));
     let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
     let loss = || {
@@ -101,6 +109,19 @@ fn tune(case: &Path, ids: &Tensor) {
         opt.backward_step_clip_norm(&loss(), 1.).unwrap();
     }
     assert!(loss().double_value(&[]) < first - 0.01, "{case:?}: the loss falls");
+}
+
+/// The norms of OLMo have no weights.
+fn nothing_to_tune(case: &Path) {
+    let (vs, model) = Decoder::from_pretrained(case, Device::Cpu, Kind::BFloat16).unwrap();
+    assert_eq!(model.kind(), Kind::BFloat16);
+    for norms in [Norms::Peft, Norms::All] {
+        let options = AdapterOptions::default().norms(norms);
+        let config = LnTuningConfig::default();
+        let error = LnTuningModel::with_options(&vs, config, "default", &options).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoTargetModules);
+        assert!(error.to_string().contains("the norms of 'olmo' have no weights"), "{error}");
+    }
 }
 
 /// Checkpoints that are not what they should be.

@@ -34,7 +34,7 @@ fn each_token_is_the_likeliest_of_the_whole_text_so_far() {
     let (_vs, model) = llama();
     let prompt = ids(&[[3, 4, 5, 6], [9, 8, 7, 6]]);
     let options = GenerateOptions::default().max_new_tokens(12).stop_tokens([]);
-    let text = model.generate(&prompt, &options, |_| true).unwrap();
+    let text = model.generate(&prompt, &options).unwrap();
     assert_eq!(text.size(), [2, 12]);
     let whole = Tensor::cat(&[&prompt, &text], 1);
     let likeliest = no_grad(|| model.logits(&whole)).unwrap().argmax(-1, false);
@@ -48,7 +48,7 @@ fn draws_hang_on_the_seed_alone_and_stay_within_the_likeliest() {
     let options = GenerateOptions::default().max_new_tokens(1).temperature(1.5).stop_tokens([]);
     let draw = |options: &GenerateOptions| {
         tch::manual_seed(rand_seed());
-        tokens(&model.generate(&prompt, options, |_| true).unwrap())
+        tokens(&model.generate(&prompt, options).unwrap())
     };
     assert_eq!(draw(&options), draw(&options));
     assert_ne!(draw(&options), draw(&options.clone().seed(1)));
@@ -91,12 +91,12 @@ fn a_row_ends_behind_a_stop_token_and_the_caller_may_end_it_all() {
     let (_vs, model) = llama();
     let prompt = ids(&[[3, 4, 5, 6], [9, 8, 7, 6]]);
     let options = GenerateOptions::default().max_new_tokens(12).stop_tokens([]);
-    let free = model.generate(&prompt, &options, |_| true).unwrap();
+    let free = model.generate(&prompt, &options).unwrap();
     let row = tokens(&free.get(0));
     let stop = row[3];
     let at = row.iter().position(|token| *token == stop).unwrap() as i64;
     let other = tokens(&free.get(1)).iter().position(|token| *token == stop).map(|at| at as i64);
-    let stopped = model.generate(&prompt, &options.clone().stop_tokens([stop]), |_| true).unwrap();
+    let stopped = model.generate(&prompt, &options.clone().stop_tokens([stop])).unwrap();
     let length = stopped.size()[1];
     assert_eq!(length, other.map_or(12, |other| at.max(other) + 1));
     assert_eq!(tokens(&stopped.get(0).narrow(0, 0, at + 1)), row[..=at as usize]);
@@ -104,7 +104,7 @@ fn a_row_ends_behind_a_stop_token_and_the_caller_may_end_it_all() {
 
     let mut seen = Vec::new();
     let text = model
-        .generate(&prompt, &options, |tokens| {
+        .generate_streaming(&prompt, &options, |tokens| {
             seen.push(tokens.to_vec());
             seen.len() < 5
         })
@@ -126,14 +126,14 @@ fn options_and_inputs_that_cannot_be_are_refused() {
         good.clone().top_p(0.),
         good.clone().top_p(1.1),
     ] {
-        let error = model.generate(&prompt, &bad, |_| true).unwrap_err();
+        let error = model.generate(&prompt, &bad).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{bad:?}: {error}");
     }
     let mask = Tensor::from_slice2(&[[1_i64, 1, 1, 0]]);
-    let error = model.generate(Inputs::new(&prompt).attention_mask(&mask), &good, |_| true);
+    let error = model.generate(Inputs::new(&prompt).attention_mask(&mask), &good);
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidArgument);
     let (_vs, gpt2) = model_gpt2();
-    let error = gpt2.generate(&prompt, &good.max_new_tokens(20), |_| true).unwrap_err();
+    let error = gpt2.generate(&prompt, &good.max_new_tokens(20)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
 }
 

@@ -5,13 +5,17 @@ mod common;
 #[path = "../nets/mod.rs"]
 mod nets;
 
+mod decoder_heads;
 mod decoder_loss;
 mod decoders;
+mod door;
 mod encoders;
 mod generation;
+mod generation_config;
 mod loading;
 mod minilm;
 mod naming;
+mod nesting;
 mod seq2seq;
 mod vision;
 mod vit;

@@ -65,7 +65,7 @@ fn sentence_embeddings_are_those_of_transformers_and_tuned_ones_those_of_peft() 
     let expected = python(None);
 
     let mut tokenizer = Tokenizer::from_file(dir.join("tokenizer.json")).unwrap();
-    // The file asks for rows of 128; what is padded is nobody's business.
+    // The file asks for rows of 128; padding does not count.
     tokenizer.with_padding(Some(PaddingParams::default()));
     let (ids, mask) = tokens(&tokenizer);
     assert_eq!(ids, expected["input_ids"]);

@@ -69,7 +69,7 @@ fn logits_and_gradients(case: &Path, reference: &HashMap<String, Tensor>) {
                     .decoder_attention_mask(masks.1),
             )
             .unwrap();
-        // Padding's own rows are nobody's business.
+        // Rows of padding do not count.
         let shown = of("decoder_mask").unsqueeze(-1).to_kind(Kind::Float);
         let expected = of("logits") * &shown;
         let off = difference(&(&logits * &shown), &expected);
@@ -103,9 +103,7 @@ fn tokens(case: &Path, reference: &HashMap<String, Tensor>) {
         options["eos_token_id"] = if run == "free" { json!(ends[0]) } else { json!(ends) };
         std::fs::write(&path, options.to_string()).unwrap();
         let (_, model) = open(case);
-        let ours = model
-            .generate(Inputs::new(ids).attention_mask(mask), &new_tokens(32), |_| true)
-            .unwrap();
+        let ours = model.generate(Inputs::new(ids).attention_mask(mask), &new_tokens(32)).unwrap();
         let expected = &reference[run];
         assert_eq!(&ours, expected, "{case:?} {run}");
         // The cache makes no difference to what the whole sequence says.
@@ -116,16 +114,12 @@ fn tokens(case: &Path, reference: &HashMap<String, Tensor>) {
         assert_eq!(first, expected.select(1, 1), "{case:?} {run}");
     }
     let (_, model) = open(case);
-    let none = model
-        .generate(Inputs::new(ids).attention_mask(mask), &new_tokens(0), |_| true)
-        .unwrap_err();
+    let none = model.generate(Inputs::new(ids).attention_mask(mask), &new_tokens(0)).unwrap_err();
     assert_eq!(none.kind(), ErrorKind::InvalidArgument);
     options["no_repeat_ngram_size"] = json!(3);
     std::fs::write(&path, options.to_string()).unwrap();
-    let error = open(case)
-        .1
-        .generate(Inputs::new(ids).attention_mask(mask), &new_tokens(4), |_| true)
-        .unwrap_err();
+    let error =
+        open(case).1.generate(Inputs::new(ids).attention_mask(mask), &new_tokens(4)).unwrap_err();
     assert!(
         error.kind() == ErrorKind::Unsupported && error.to_string().contains("ngram"),
         "{error}"
@@ -308,10 +302,10 @@ fn refusals(dir: &Path) {
     std::fs::remove_file(dir.join("bart/generation_config.json")).unwrap();
     let (_, model) = open(&dir.join("bart"));
     assert_eq!(
-        model.generate(&ids, &new_tokens(41), |_| true).unwrap_err().kind(),
+        model.generate(&ids, &new_tokens(41)).unwrap_err().kind(),
         ErrorKind::InvalidArgument
     );
-    let forced = model.generate(&ids, &new_tokens(5), |_| true).unwrap();
+    let forced = model.generate(&ids, &new_tokens(5)).unwrap();
     assert_eq!(forced.select(1, -1), Tensor::from_slice(&[2i64, 2]), "config.json forces the end");
 }
 
@@ -336,7 +330,7 @@ fn a_model_can_be_made_without_a_checkpoint() {
         let again = Seq2Seq::new(&vs.root(), &config).unwrap();
         assert_eq!(vs.len(), variables);
         assert_eq!(difference(&logits(&again), &logits(&model)), 0.);
-        let generated = model.generate(&ids, &new_tokens(3), |_| true);
+        let generated = model.generate(&ids, &new_tokens(3));
         match config.model_type() {
             "t5" => assert_eq!(generated.unwrap_err().kind(), ErrorKind::InvalidConfig),
             _ => assert_eq!(generated.unwrap().size()[0], 2),

@@ -42,6 +42,8 @@ CASES = {
     "granite": ("granite", dict(
         embedding_multiplier=3.0, logits_scaling=2.0, residual_multiplier=0.5, attention_multiplier=0.3,
     )),
+    "olmo": ("olmo", dict(clip_qkv=0.2)),
+    "olmo_without_clip": ("olmo", dict(attention_bias=True, tie_word_embeddings=True)),
     "olmo2": ("olmo2", {}),
     "phi3": ("phi3", dict(sliding_window=6)),
     "phi3_partial_rope": ("phi3", dict(
@@ -124,11 +126,11 @@ for case in sys.argv[2:] or CASES:
         model.zero_grad()
         logits = model(input_ids=input_ids, attention_mask=None if side == "none" else mask).logits
         reference[f"{side}.mask"], reference[f"{side}.logits"] = mask, logits.detach().clone()
-        # Padding's own rows are nobody's business.
+        # Rows of padding do not count.
         (logits * mask[..., None]).square().mean().backward()
         for name, tensor in model.named_parameters():
             reference[f"{side}.grad.{name}"] = tensor.grad.clone()
-    # Layers of eager attention differ from the fused ones in the last bits; what is likeliest must not hang on them.
+    # Layers of eager attention differ from the fused ones in the last bits; the likeliest token must not depend on them.
     with torch.no_grad():
         padded = torch.where(mask_left.bool(), input_ids, 0)
         for name, ids, mask in (("left", padded, mask_left), ("none", input_ids, torch.ones_like(input_ids))):

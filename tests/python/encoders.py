@@ -48,7 +48,7 @@ DROPOUTS = [
 
 
 def outputs(model, head, ids, mask, types):
-    """What is compared: hidden states without padding's own rows, which are nobody's business, or logits."""
+    """The outputs that are compared: hidden states without the rows of padding, or logits."""
     arguments = dict(input_ids=ids) | ({} if mask is None else dict(attention_mask=mask))
     arguments |= {} if types is None else dict(token_type_ids=types)
     result = model(**arguments)

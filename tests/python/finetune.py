@@ -172,7 +172,7 @@ def loads_bert(base, adapter, texts):
 
 
 def generate(base, prompt, count, *adapters):
-    """What transformers and PEFT answer: without an adapter, then with each."""
+    """The answers of transformers and PEFT: without an adapter, then with each."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
     answers = []
     for adapter in [None, *adapters]:

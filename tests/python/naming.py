@@ -57,6 +57,8 @@ CONFIGS = {
         text_config=TOWER | dict(vocab_size=40, max_position_embeddings=12),
         vision_config=TOWER | dict(image_size=8, patch_size=4), projection_dim=8,
     ),
+    "clip_text_model": TOWER | dict(vocab_size=40, max_position_embeddings=12),
+    "clip_vision_model": TOWER | dict(image_size=8, patch_size=4),
 }
 
 AUTO = {
@@ -79,6 +81,11 @@ def class_of(model_type, head):
 def bare(tensors):
     """Without the base model's prefix."""
     return {key.removeprefix("transformer."): tensor for key, tensor in tensors.items()}
+
+
+def below(module):
+    """As former versions saved the towers of CLIP."""
+    return lambda tensors: {f"{module}.{key}": tensor for key, tensor in tensors.items()}
 
 
 def masks(tensors):
@@ -169,6 +176,9 @@ CASES = {
         "clip", {}, BASE, BASE,
         lambda t: t | {"text_model.embeddings.position_ids": torch.arange(12)[None]}, [BASE],
     ),
+    "clip_text": ("clip_text_model", {}, BASE, BASE, None, [BASE]),
+    "clip_text_old": ("clip_text_model", {}, BASE, BASE, below("text_model"), [BASE]),
+    "clip_vision_old": ("clip_vision_model", {}, BASE, BASE, below("vision_model"), [BASE]),
     "tied_own_head": ("llama", TIED, LM, LM, also("lm_head.weight", EMBED, 2), [BASE, LM]),
     "tied_two_heads": ("llama", TIED, LM, LM, also("lm_head.weight", EMBED), [BASE, LM]),
     "tied_head_alone": ("llama", TIED, LM, LM, moved("lm_head.weight", EMBED), [LM]),
@@ -176,7 +186,7 @@ CASES = {
 
 
 def variables(model, missing=()):
-    """What is a tensor of its own, by the original's name, and was in the file."""
+    """The tensors that share no memory, by the original's name, and were in the file."""
     aside = set(model.all_tied_weights_keys) | set(missing)
     return {name: tensor.clone().contiguous() for name, tensor in model.state_dict().items() if name not in aside}
 

@@ -1,4 +1,4 @@
-"""What torch.optim makes of the problem in tests/training/optimizer.rs: one file of final weights per case."""
+"""The results of torch.optim on the problem in tests/training/optimizer.rs: one file of final weights per case."""
 
 import sys
 from pathlib import Path

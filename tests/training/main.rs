@@ -8,6 +8,7 @@ mod common;
 #[path = "../nets/mod.rs"]
 mod nets;
 
+mod checkpointing;
 mod loss;
 mod new_heads;
 mod optimizer;

@@ -1,4 +1,4 @@
-//! A head that is made anew hangs on the seed, and on nothing else.
+//! A new head depends on the seed, and on nothing else.
 
 use std::path::Path;
 

@@ -50,6 +50,8 @@ pub struct Preparation {
     /// The length that the shorter edge gets first, before the middle is cut out; none: all is squeezed.
     shortest: Option<u32>,
     filter: FilterType,
+    /// Bytes are multiplied by this.
+    factor: f32,
     mean: Vec<f32>,
     std: Vec<f32>,
 }
@@ -64,16 +66,25 @@ impl Preparation {
         };
         let number = |value: &Value, default: u64| value.as_u64().unwrap_or(default);
         let channels = number(&config["num_channels"], 3) as usize;
-        let list = |key: &str| -> Vec<f32> {
-            let list = given[key].as_array();
-            let list = list.map(|list| list.iter().filter_map(Value::as_f64).map(|x| x as f32));
-            let list = list.map(Iterator::collect::<Vec<f32>>).unwrap_or_default();
-            if list.len() == channels {
-                list
-            } else {
-                vec![0.5; channels]
+        let normalised = given["do_normalize"] != false;
+        let list = |key: &str, without: f32| -> Result<Vec<f32>> {
+            match given[key].as_array().filter(|_| normalised) {
+                None if normalised => Ok(vec![0.5; channels]),
+                None => Ok(vec![without; channels]),
+                Some(list) => {
+                    let numbers = list.iter().filter_map(Value::as_f64).map(|x| x as f32);
+                    let numbers: Vec<f32> = numbers.collect();
+                    ensure!(
+                        numbers.len() == channels,
+                        "'{}': '{key}' is {}, expected {channels} numbers, one for each channel",
+                        path.display(),
+                        given[key]
+                    );
+                    Ok(numbers)
+                }
             }
         };
+        let factor = given["rescale_factor"].as_f64().unwrap_or(1. / 255.);
         let shortest = given["size"]["shortest_edge"].as_u64();
         Ok(Preparation {
             size: number(&config["image_size"], 224) as u32,
@@ -85,8 +96,9 @@ impl Preparation {
                 Some(1) => FilterType::Lanczos3,
                 _ => FilterType::Triangle,
             },
-            mean: list("image_mean"),
-            std: list("image_std"),
+            factor: if given["do_rescale"] == false { 1. } else { factor as f32 },
+            mean: list("image_mean", 0.)?,
+            std: list("image_std", 1.)?,
         })
     }
 
@@ -106,7 +118,7 @@ impl Preparation {
         );
         let value = |channel: usize, place: usize| {
             let byte = f32::from(bytes[place * channels + channel]);
-            (byte / 255. - self.mean[channel]) / self.std[channel]
+            (byte * self.factor - self.mean[channel]) / self.std[channel]
         };
         Ok((0..channels)
             .flat_map(|c| (0..area).map(move |p| (c, p)))
@@ -125,5 +137,38 @@ impl Preparation {
         let (width, height) = (scaled(width), scaled(height));
         let image = image.resize_exact(width, height, self.filter);
         image.crop_imm((width - size) / 2, (height - size) / 2, size, size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::GrayImage;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn pixels_are_rescaled_and_normalised_as_the_preprocessor_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.png");
+        GrayImage::from_raw(2, 2, vec![0, 4, 8, 16]).unwrap().save(&path).unwrap();
+        let pixels = |given: Value| {
+            std::fs::write(dir.path().join("preprocessor_config.json"), given.to_string()).unwrap();
+            let config = json!({"image_size": 2, "num_channels": 1});
+            Preparation::open(dir.path(), &config)?.pixels(&path)
+        };
+        let half = json!([0.5]);
+        for (given, expected) in [
+            (
+                json!({"rescale_factor": 0.0625, "image_mean": half, "image_std": half}),
+                [-1., -0.5, 0., 1.],
+            ),
+            (json!({"rescale_factor": 0.125, "do_normalize": false}), [0., 0.5, 1., 2.]),
+            (json!({"do_rescale": false, "do_normalize": false}), [0., 4., 8., 16.]),
+        ] {
+            assert_eq!(pixels(given.clone()).unwrap(), expected, "{given}");
+        }
+        let error = pixels(json!({"image_mean": [0.5, 0.5, 0.5]})).unwrap_err().to_string();
+        assert!(error.contains("'image_mean' is [0.5,0.5,0.5], expected 1 numbers"), "{error}");
     }
 }

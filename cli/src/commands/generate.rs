@@ -166,7 +166,7 @@ fn generate(
     let mut decoder = tokenizer.decode_stream(true);
     let (mut answer, mut new, mut failed) = (String::new(), Vec::new(), None);
     let start = Instant::now();
-    let _ = model.generate(ids, options, |tokens| {
+    let _ = model.generate_streaming(ids, options, |tokens| {
         new.push(tokens[0] as u32);
         match decoder.step(tokens[0] as u32) {
             Ok(text) => {

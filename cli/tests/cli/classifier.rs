@@ -129,6 +129,23 @@ fn json_lines_train_as_csv_does() {
     assert_eq!(training.series("csv", "loss"), training.series("jsonl", "loss"));
 }
 
+#[test]
+fn block_checkpointing_changes_no_loss_of_a_classifier() {
+    for (name, data) in [("bert", "data.train=train.csv"), ("vit", "data.train=images")] {
+        let training = training(name).set(&["max_steps=6", data]);
+        training.write("train.csv", &csv(&rows(24), ["old", "wise"]));
+        images(&training);
+        for (out, blocks) in [("plain", "none"), ("all", "all"), ("second", "2")] {
+            training.run(&[&format!("out={out}"), &format!("checkpointing={blocks}")]);
+        }
+        let plain = training.series("plain", "loss");
+        assert!(plain.len() == 6 && plain[0] != plain[5], "{plain:?}");
+        for out in ["all", "second"] {
+            assert_eq!(plain, training.series(out, "loss"), "{name}: {out}");
+        }
+    }
+}
+
 /// Squares that are red or blue.
 fn images(training: &Training) {
     for (class, colour) in [("red", [220, 40, 40]), ("blue", [40, 40, 220])] {

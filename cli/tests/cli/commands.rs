@@ -20,6 +20,18 @@ fn help_shows_an_example_of_every_command() {
 }
 
 #[test]
+fn the_program_needs_no_environment() {
+    let output = program().env_clear().args(["plan", "--model", "absent"]).output().unwrap();
+    let (_, words) = texts(&output);
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "libtorch is found by the program's own path: {words}"
+    );
+    assert!(words.starts_with("error: ") && words.contains("absent"), "{words}");
+}
+
+#[test]
 fn wrong_usage_exits_with_2() {
     for arguments in [
         vec![],

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tch::Tensor;
 
 use crate::common::run_python;
-use crate::program::{output, program, text};
+use crate::program::{output, program, text, texts};
 
 fn verify(case: &Path, arguments: &[&str]) -> Output {
     let mut command = program();
@@ -88,6 +88,14 @@ fn decoders_are_told_from_others() {
             let other = run(&(logits + 0.5));
             let off = other["max_abs_diff"].as_f64().unwrap();
             assert!(other["ok"] == false && off > 0.4, "{other}");
+            // Outputs of another shape cannot be compared.
+            let short = logits.narrow(1, 0, 2).contiguous();
+            let named = [("input_ids", &reference["input_ids"]), ("logits", &short)];
+            Tensor::write_safetensors(&named, &file).unwrap();
+            let output = output(&["verify", "--model", text(&case), "--reference", text(&file)]);
+            let (_, words) = texts(&output);
+            assert_eq!((output.status.code(), words.lines().count()), (Some(2), 1), "{words}");
+            assert!(words.contains("the model's output has shape [3, 11, 64]"), "{words}");
         }
     }
 }

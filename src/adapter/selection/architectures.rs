@@ -14,33 +14,42 @@ pub enum Norms {
     All,
 }
 
-impl Norms {
-    fn table(self) -> &'static [(&'static str, &'static str)] {
-        match self {
-            Norms::Peft => PEFT,
-            Norms::All => ALL,
-        }
-    }
-}
-
 /// The module names that are tuned by default for a `model_type`, or `None` if it is not known.
 pub(crate) fn norm_names(model_type: &str, norms: Norms) -> Option<Vec<&'static str>> {
-    let (_, names) =
-        norms.table().iter().find(|(types, _)| types.split(' ').any(|t| t == model_type))?;
-    Some(names.split(' ').collect())
+    let names = names_of(table(norms), model_type)?;
+    (!names.is_empty()).then(|| names.split(' ').collect())
+}
+
+/// True if the norms of this `model_type` have no weights.
+pub(crate) fn has_bare_norms(model_type: &str) -> bool {
+    names_of(ALL, model_type).is_some_and(str::is_empty)
 }
 
 /// The model types of a table, sorted.
 pub(crate) fn model_types(norms: Norms) -> Vec<&'static str> {
-    let mut types: Vec<&str> =
-        norms.table().iter().flat_map(|(types, _)| types.split(' ')).collect();
+    let rows = table(norms).iter().filter(|(_, names)| !names.is_empty());
+    let mut types: Vec<&str> = rows.flat_map(|(types, _)| types.split(' ')).collect();
     types.sort_unstable();
     types
 }
 
+type Table = &'static [(&'static str, &'static str)];
+
+fn table(norms: Norms) -> Table {
+    match norms {
+        Norms::Peft => PEFT,
+        Norms::All => ALL,
+    }
+}
+
+fn names_of(table: Table, model_type: &str) -> Option<&'static str> {
+    let row = table.iter().find(|(types, _)| types.split(' ').any(|known| known == model_type));
+    row.map(|(_, names)| *names)
+}
+
 /// `TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING` of PEFT 0.21.2.
 #[rustfmt::skip]
-const PEFT: &[(&str, &str)] = &[
+const PEFT: Table = &[
     ("llama mistral gemma", "input_layernorm post_attention_layernorm norm"),
     ("gemma2 gemma3_text", "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm norm"),
     ("qwen2 qwen3", "post_attention_layernorm"),
@@ -56,13 +65,15 @@ const PEFT: &[(&str, &str)] = &[
 
 /// Every norm with parameters, as transformers 5 names them in memory.
 #[rustfmt::skip]
-const ALL: &[(&str, &str)] = &[
+const ALL: Table = &[
     ("llama llama4_text mistral ministral mixtral phi3 qwen2 qwen2_moe granite granitemoe smollm3 glm gpt_oss gemma starcoder2 phimoe nemotron",
         "input_layernorm post_attention_layernorm norm"),
     ("qwen3 qwen3_moe qwen3_next", "q_norm k_norm input_layernorm post_attention_layernorm norm"),
     ("gemma2", "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm norm"),
     ("gemma3_text", "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm norm q_norm k_norm"),
     ("gemma3", "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm norm q_norm k_norm mm_soft_emb_norm layer_norm1 layer_norm2 post_layernorm head.layernorm"),
+    // Its norms have no weights.
+    ("olmo", ""),
     ("olmo2 olmo3 exaone4", "q_norm k_norm post_attention_layernorm post_feedforward_layernorm norm"),
     ("cohere cohere2", "input_layernorm norm q_norm k_norm"),
     ("glm4", "input_layernorm post_attention_layernorm post_self_attn_layernorm post_mlp_layernorm norm"),

@@ -8,7 +8,7 @@ mod tree;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use architectures::Norms;
-use architectures::{model_types, norm_names};
+use architectures::{has_bare_norms, model_types, norm_names};
 use rules::{Rules, Verdict};
 pub(crate) use selected::SelectedTensor;
 pub use selected::{Role, SelectedModule};
@@ -183,6 +183,10 @@ fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Resul
     }
     let found: Vec<String> =
         tree.paths().filter(|path| tree.is_norm(path)).map(str::to_owned).collect();
+    if let (true, Some(model_type)) = (found.is_empty(), model_type.filter(|t| has_bare_norms(t))) {
+        refuse!(NoTargetModules, "the norms of '{model_type}' have no weights, so there is nothing to tune: take another model, or \
+                 name other modules in `target_modules`");
+    }
     if found.is_empty() {
         let (sample, known) = (sample(tree.paths()), model_types(norms).join(", "));
         refuse!(

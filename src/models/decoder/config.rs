@@ -1,19 +1,15 @@
 //! The configuration of a decoder, for all families in one form.
 
 use super::form::{Names, Positions, QkvForm};
-use crate::error::Result;
-use crate::models::config::{check_divides, check_positive, invalid, Declared};
+use crate::error::{refuse, Result};
+use crate::models::config::{check_divides, check_positive, Declared};
 use crate::models::generation_config::GenerationConfig;
-use crate::models::nn::activation::Activation;
-use crate::models::nn::block::Flow;
-use crate::models::nn::head_norm::QkNorm;
-use crate::models::nn::norm::NormKind;
-use crate::models::nn::rope::Rope;
+use crate::models::nn::{Activation, Flow, NormKind, QkNorm, Rope};
 
 /// The shape and the options of a decoder-only language model, read from a `config.json` of transformers.
 ///
 /// Families: `bloom`, `cohere`, `falcon`, `gemma`, `gemma2`, `gemma3_text`, `gpt2`, `gpt_neox`, `gptj`, `granite`,
-/// `llama`, `mistral`, `olmo2`, `opt`, `phi`, `phi3`, `qwen2`, `qwen3`, `smollm3`, `stablelm`, `starcoder2`.
+/// `llama`, `mistral`, `olmo`, `olmo2`, `opt`, `phi`, `phi3`, `qwen2`, `qwen3`, `smollm3`, `stablelm`, `starcoder2`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     pub(super) declared: Declared,
@@ -66,6 +62,7 @@ pub struct DecoderConfig {
     pub(super) attention_dropout: f64,
     pub(super) residual_dropout: [f64; 2],
     pub(super) initializer_range: f64,
+    pub(super) pad_token_id: Option<i64>,
     pub(super) generation: GenerationConfig,
 }
 
@@ -85,9 +82,9 @@ impl DecoderConfig {
         &self.generation.eos
     }
 
-    /// `pad_token_id`, if there is one.
+    /// The padding's id, if there is one: `pad_token_id` of `config.json`, else of `generation_config.json`.
     pub fn pad_token_id(&self) -> Option<i64> {
-        self.generation.pad
+        self.pad_token_id.or(self.generation.pad)
     }
 
     pub(super) fn check(self) -> Result<Self> {
@@ -103,10 +100,11 @@ impl DecoderConfig {
         check_divides(("num_key_value_heads", self.kv_heads), ("num_attention_heads", self.heads))?;
         let turned = matches!(self.positions, Positions::Rope { .. });
         if turned && (self.rotary_dim % 2 != 0 || self.rotary_dim <= 0) {
-            return invalid(format!(
+            refuse!(
+                InvalidConfig,
                 "{} dimensions of a head are turned, expected an even number above 0",
                 self.rotary_dim
-            ));
+            );
         }
         Ok(self)
     }

@@ -1,12 +1,11 @@
-//! What the blocks of a decoder share in one pass: angles, masks, the bias of ALiBi.
+//! The context that the blocks of a decoder share in one pass: angles, masks, the bias of ALiBi.
 
 use tch::{Kind, Tensor};
 
 use super::config::DecoderConfig;
 use super::form::Positions;
 use crate::error::Result;
-use crate::models::nn::context::Context;
-use crate::models::nn::mask::{counted, Mask, Places};
+use crate::models::nn::{counted, Context, Mask, Places};
 
 /// `positions` are those of the places; `kind` is that of the hidden states.
 pub(super) fn context(

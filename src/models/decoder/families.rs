@@ -3,9 +3,7 @@
 use super::family::{Factor, Family, Keys, Ropes, Rotary, Switch, Windows};
 use super::form::{Names, Positions, QkvForm};
 use super::variants;
-use crate::models::nn::block::Flow;
-use crate::models::nn::head_norm::QkNorm;
-use crate::models::nn::norm::NormKind;
+use crate::models::nn::{Flow, NormKind, QkNorm};
 
 const NO: Switch = Switch::Is(false);
 const YES: Switch = Switch::Is(true);
@@ -284,6 +282,13 @@ pub(super) const FAMILIES: &[Family] = &[
         o_bias: NO,
         mlp_bias: NO,
         windows: Windows::All,
+        ..LLAMA
+    },
+    Family {
+        model_type: "olmo",
+        keys: Keys { eps: ("", 1e-5), clip_qkv: "clip_qkv", ..LLAMA.keys },
+        norm: NormKind::LayerWithoutWeights,
+        mlp_bias: NO,
         ..LLAMA
     },
     Family {

@@ -6,11 +6,9 @@ use super::config::DecoderConfig;
 use super::form::{Names, Positions, QkvForm};
 use crate::error::Result;
 use crate::models::config::{flag, integer, number};
-use crate::models::nn::block::Flow;
-use crate::models::nn::head_norm::QkNorm;
-use crate::models::nn::norm::NormKind;
+use crate::models::nn::{Flow, NormKind, QkNorm};
 
-/// One family. What is true of one alone, and no form for, is its `variant`.
+/// One family. Options that only one family has are read by its `variant`.
 #[derive(Debug)]
 pub(super) struct Family {
     pub(super) model_type: &'static str,
@@ -35,7 +33,7 @@ pub(super) struct Family {
     pub(super) o_bias: Switch,
     pub(super) mlp_bias: Switch,
     pub(super) head_bias: bool,
-    /// Whether head and embedding are tied where the configuration does not say.
+    /// True if head and embedding are tied when the configuration does not say.
     pub(super) tied: bool,
     pub(super) embedding_scale: Factor,
     pub(super) residual_scale: Factor,
@@ -68,7 +66,7 @@ pub(super) struct Keys {
 pub(super) enum Rotary {
     /// This part of it, by a key with a default.
     Part(&'static str, f64),
-    /// So many dimensions, by a key.
+    /// A number of dimensions, by a key.
     Dims(&'static str),
 }
 
@@ -97,7 +95,7 @@ pub(super) enum Windows {
     WithoutRope,
 }
 
-/// What is so for the whole family, or said by a key with a default.
+/// A setting of the whole family, or one that a key with a default says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Switch {
     Is(bool),

@@ -3,33 +3,47 @@
 use tch::{no_grad, Tensor};
 
 use super::model::Decoder;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
+use crate::models::config::not_implemented;
 use crate::models::generation::{generated, GenerateOptions, Prompt};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::block::Through;
-use crate::models::nn::cache::Cache;
-use crate::models::nn::mask::Places;
+use crate::models::nn::{Cache, Places, Through};
 
 impl Decoder {
-    /// Continues each row of `inputs`, which padding on the left brings to one length: the new tokens `[batch, new]`,
-    /// with padding behind those rows that ended before others. Keys and values of what has passed are kept, so that
-    /// each token is computed once. `on_tokens` sees the tokens of all rows as they come, and ends it by `false`.
+    /// Continues each row of `inputs`, which padding on the left brings to one length: the new tokens `[batch, new]`.
+    /// A row that ends before others is filled with padding. Keys and values of past tokens are kept, so that each token
+    /// is computed once.
     ///
     /// # Errors
     /// `Unsupported` if `generation_config.json` sets an option that changes the tokens and is not implemented, such as
-    /// `no_repeat_ngram_size`; `InvalidState` without a language model's head; `InvalidArgument` for options out of range, rows that end in padding, or more positions than the model has;
-    /// otherwise as [`hidden_states`](Model::hidden_states).
+    /// `no_repeat_ngram_size`; `InvalidState` without a language model's head; `InvalidArgument` for options out of
+    /// range, rows that end in padding, or more positions than the model has; otherwise as
+    /// [`hidden_states`](Model::hidden_states).
     ///
     /// ```no_run
     /// use ln_tuning::models::{Decoder, GenerateOptions, Model};
     /// # let ids = tch::Tensor::from_slice2(&[[1_i64, 2]]);
     /// let (_vs, model) = Decoder::from_pretrained("Llama-3.2-1B", tch::Device::Cpu, None)?;
     /// let options = GenerateOptions::default().max_new_tokens(32).temperature(0.7).top_p(0.9);
-    /// let new = model.generate(&ids, &options, |_| true)?;
+    /// let new = model.generate(&ids, &options)?;
     /// # Ok::<(), ln_tuning::Error>(())
     /// ```
     pub fn generate<'a>(
+        &self,
+        inputs: impl Into<Inputs<'a>>,
+        options: &GenerateOptions,
+    ) -> Result<Tensor> {
+        self.generate_streaming(inputs, options, |_| true)
+    }
+
+    /// [`generate`](Self::generate) that calls `on_tokens` with each step's tokens, one per row. It ends early if that
+    /// returns false.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    #[doc(alias = "TextStreamer")]
+    pub fn generate_streaming<'a>(
         &self,
         inputs: impl Into<Inputs<'a>>,
         options: &GenerateOptions,
@@ -37,18 +51,29 @@ impl Decoder {
     ) -> Result<Tensor> {
         let inputs = inputs.into();
         inputs.check(self.model_type(), &["input_ids", "attention_mask"])?;
-        let invalid = |message: &str| Err(Error::new(ErrorKind::InvalidArgument, message));
         if inputs.train {
-            return invalid("generation knows no dropout: leave out `train`");
+            refuse!(InvalidArgument, "generation knows no dropout: leave out `train`");
         }
         self.head.language_model()?;
+        let rules = &self.config.generation;
+        for (key, forced) in [
+            ("forced_bos_token_id", rules.forced_first),
+            ("forced_eos_token_id", rules.forced_last),
+        ] {
+            if forced.is_some() {
+                return not_implemented(&format!("'{key}' in the configuration of generation"));
+            }
+        }
         let ids = inputs.needed_ids()?;
         let (length, device) = (ids.size2()?.1, ids.device());
         // The mask of all places that there will be.
         let tokens = match inputs.tokens()? {
             Some(tokens) => {
                 if !bool::try_from(tokens.f_select(1, length - 1)?.f_all()?)? {
-                    return invalid("a row ends in padding: pad on the left for generation");
+                    refuse!(
+                        InvalidArgument,
+                        "a row ends in padding: pad on the left for generation"
+                    );
                 }
                 let tokens = tokens.f_constant_pad_nd([0, options.max_new])?;
                 let _ = tokens.f_narrow(1, length, options.max_new)?.f_fill_(1)?;
@@ -57,7 +82,7 @@ impl Decoder {
             None => None,
         };
         let mut cache = Cache::new(self.blocks.len(), length + options.max_new);
-        let prompt = Prompt { ids, config: &self.config.generation };
+        let prompt = Prompt { ids, config: rules };
         no_grad(|| {
             generated(options, prompt, on_tokens, |last| {
                 let ids = last.unwrap_or(ids);

@@ -4,12 +4,10 @@ use tch::nn::Init;
 use tch::{Kind, Tensor};
 
 use super::config::DecoderConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
-use crate::models::nn::attention::capped;
-use crate::models::nn::linear::Linear;
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{capped, Linear, Weights};
 use crate::pretrained;
 
 #[derive(Debug)]
@@ -56,10 +54,7 @@ impl Head {
     pub(super) fn language_model(&self) -> Result<(&Tensor, Option<&Tensor>)> {
         match self {
             Head::LanguageModel { weight, bias } => Ok((weight, bias.as_ref())),
-            _ => Err(Error::new(
-                ErrorKind::InvalidState,
-                "the model has no language model's head: load it with Head::LanguageModel, or ask for hidden_states",
-            )),
+            _ => Err(refusal!(InvalidState, "the model has no language model's head: load it with Head::LanguageModel, or ask for hidden_states")),
         }
     }
 
@@ -83,22 +78,19 @@ impl Head {
     }
 }
 
-/// The hidden state of each row's last token, `[batch, size]`: the last that is not padding, by the mask if there is
-/// one, else by `pad_token_id`.
+/// The hidden state of each row's last token, `[batch, size]`: the last that is neither padding by the mask nor
+/// `pad_token_id`, which transformers passes over even where it ends a text.
 fn last_tokens(hidden: &Tensor, config: &DecoderConfig, inputs: &Inputs) -> Result<Tensor> {
     if inputs.documents.is_some() {
-        return Err(Error::new(
-            ErrorKind::InvalidArgument,
-            "a classifier reads whole rows, not packed documents",
-        ));
+        refuse!(InvalidArgument, "a classifier reads whole rows, not packed documents");
     }
     let (batch, length, size) = hidden.size3()?;
-    let tokens = match (inputs.attention_mask, config.pad_token_id()) {
-        (Some(mask), _) => Some(mask.f_to_kind(Kind::Bool)?),
-        (None, Some(pad)) => Some(inputs.needed_ids()?.f_ne(pad)?),
-        (None, None) => None,
+    let by_id = config.pad_token_id.map(|pad| Ok::<_, Error>(inputs.needed_ids()?.f_ne(pad)?));
+    let tokens = match (inputs.tokens()?, by_id.transpose()?) {
+        (Some(by_mask), Some(by_id)) => by_mask.f_logical_and(&by_id)?,
+        (Some(tokens), None) | (None, Some(tokens)) => tokens,
+        (None, None) => return Ok(hidden.f_select(1, length - 1)?),
     };
-    let Some(tokens) = tokens else { return Ok(hidden.f_select(1, length - 1)?) };
     let places = Tensor::f_arange(length, (Kind::Int64, hidden.device()))?;
     let last = places.f_mul(&tokens)?.f_argmax(-1, true)?;
     let last = last.f_unsqueeze(-1)?.f_expand([batch, 1, size], false)?;

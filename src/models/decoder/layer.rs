@@ -5,13 +5,10 @@ use tch::nn::Init;
 use super::config::DecoderConfig;
 use super::form::{Positions, QkvForm};
 use crate::error::Result;
-use crate::models::nn::attention::{Attention, Qkv, Rotation, Scores};
-use crate::models::nn::block::{Block, Branch, Guard};
-use crate::models::nn::head_norm::HeadNorm;
-use crate::models::nn::linear::Linear;
-use crate::models::nn::mlp::{Inner, Mlp};
-use crate::models::nn::norm::Norm;
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{
+    Attention, Block, Branch, Guard, HeadNorm, Inner, Linear, Mlp, Norm, Qkv, Rotation, Scores,
+    Weights,
+};
 
 /// The block at place `layer`, of the variables below it.
 pub(super) fn block(weights: &Weights, config: &DecoderConfig, layer: usize) -> Result<Block> {

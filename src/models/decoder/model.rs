@@ -11,16 +11,11 @@ use super::form::Positions;
 use super::head::Head;
 use super::layer::block;
 use crate::autograd::recompute::Tape;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::block::{run, Block, Through};
-use crate::models::nn::linear::Linear;
-use crate::models::nn::mask::Places;
-use crate::models::nn::mlp::dropped;
-use crate::models::nn::norm::Norm;
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{dropped, run, Block, Linear, Norm, Places, Through, Weights};
 use crate::pretrained;
 
 /// A decoder-only language model: embeddings, blocks of attention and MLP, a head.
@@ -155,14 +150,12 @@ impl Decoder {
             (&self.positions, config.positions)
         {
             if places.total() > config.max_positions {
-                return Err(Error::new(
-                    ErrorKind::InvalidArgument,
-                    format!(
-                        "{} places, and the model has {} positions",
-                        places.total(),
-                        config.max_positions
-                    ),
-                ));
+                refuse!(
+                    InvalidArgument,
+                    "{} places, and the model has {} positions",
+                    places.total(),
+                    config.max_positions
+                );
             }
             let rows = positions.f_add_scalar(offset)?;
             hidden = hidden.f_add(&Tensor::f_embedding(table, &rows, -1, false, false)?)?;

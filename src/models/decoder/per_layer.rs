@@ -1,11 +1,11 @@
-//! What may differ from layer to layer: windows and ropes.
+//! Settings that may differ from layer to layer: windows and ropes.
 
 use serde_json::{json, Value};
 
 use super::family::{Family, Ropes, Windows};
-use crate::error::Result;
-use crate::models::config::{flag, integer, integer_or, invalid, number, unsupported};
-use crate::models::nn::rope::Rope;
+use crate::error::{refuse, Result};
+use crate::models::config::{flag, integer, integer_or, number};
+use crate::models::nn::Rope;
 
 /// Per layer, how many places it sees: by `layer_types` where it stands, else by the family's habit.
 pub(super) fn windows(config: &Value, family: &Family, layers: i64) -> Result<Vec<Option<i64>>> {
@@ -26,9 +26,10 @@ pub(super) fn windows(config: &Value, family: &Family, layers: i64) -> Result<Ve
             Windows::Pattern => match integer_or(config, "sliding_window_pattern", 6)? {
                 pattern @ 1.. => (layer + 1) % pattern != 0,
                 other => {
-                    return invalid(format!(
+                    refuse!(
+                        InvalidConfig,
                         "'sliding_window_pattern' is {other}, expected a number above 0"
-                    ))
+                    )
                 }
             },
             Windows::From => layer >= integer_or(config, "max_window_layers", 28)?,
@@ -42,9 +43,7 @@ pub(super) fn windows(config: &Value, family: &Family, layers: i64) -> Result<Ve
                 Some("sliding_attention") => true,
                 Some("full_attention") => false,
                 Some(other) => {
-                    return unsupported(format!(
-                    "'layer_types' holds '{other}', expected full_attention or sliding_attention"
-                ))
+                    refuse!(Unsupported, "'layer_types' holds '{other}', expected full_attention or sliding_attention")
                 }
                 None => habit(layer)?,
             };

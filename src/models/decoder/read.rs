@@ -9,10 +9,11 @@ use super::form::{Positions, QkvForm};
 use super::per_layer::{ropes, windows};
 use crate::error::Result;
 use crate::models::config::{
-    flag, integer, integer_or, not_implemented, number, optional_number, Declared, ModelConfig,
+    flag, integer, integer_or, not_implemented, number, optional_integer, optional_number,
+    Declared, ModelConfig,
 };
 use crate::models::generation_config::GenerationConfig;
-use crate::models::nn::activation::Activation;
+use crate::models::nn::Activation;
 use crate::pretrained::Head;
 
 const HEADS: &[Head] = &[Head::None, Head::LanguageModel, Head::SequenceClassification];
@@ -107,6 +108,7 @@ impl ModelConfig for DecoderConfig {
                 optional(keys.residual_dropout[1])?,
             ],
             initializer_range: number(config, "initializer_range", 0.02)?,
+            pad_token_id: optional_integer(config, "pad_token_id")?.filter(|id| *id >= 0),
             generation: GenerationConfig::from_value(config, None, None)?,
             declared,
         };

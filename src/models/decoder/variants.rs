@@ -6,9 +6,7 @@ use super::config::DecoderConfig;
 use super::form::Positions;
 use crate::error::Result;
 use crate::models::config::{flag, integer, integer_or, not_implemented};
-use crate::models::nn::activation::Activation;
-use crate::models::nn::block::Flow;
-use crate::models::nn::head_norm::QkNorm;
+use crate::models::nn::{Activation, Flow, QkNorm};
 
 /// Nothing special.
 pub(super) fn as_it_is(_: &mut DecoderConfig, _: &Value) -> Result<()> {

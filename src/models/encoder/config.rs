@@ -3,12 +3,11 @@
 use serde_json::Value;
 
 use super::families::{Family, FAMILIES, POOLER};
-use crate::error::Result;
+use crate::error::{refuse, Result};
 use crate::models::config::{
-    check_divides, check_positive, flag, integer, integer_or, invalid, number, text, unsupported,
-    Declared, ModelConfig,
+    check_divides, check_positive, flag, integer, integer_or, number, text, Declared, ModelConfig,
 };
-use crate::models::nn::activation::Activation;
+use crate::models::nn::Activation;
 use crate::pretrained::Head;
 
 /// The heads of encoders.
@@ -27,7 +26,7 @@ pub struct EncoderConfig {
     pub(super) intermediate_size: i64,
     pub(super) layers: i64,
     pub(super) heads: i64,
-    /// How many positions have an embedding.
+    /// The number of positions that have an embedding.
     pub(super) positions: i64,
     pub(super) token_types: Option<i64>,
     pub(super) padding_id: Option<i64>,
@@ -54,11 +53,12 @@ impl ModelConfig for EncoderConfig {
         let class = config.get("architectures").and_then(|classes| classes.get(0)?.as_str());
         let ending = declared.head().ending();
         if class.is_some_and(|class| class != ending && !class.starts_with(family.class)) {
-            return unsupported(format!(
+            refuse!(
+                Unsupported,
                 "'architectures' begins with '{}', expected {}{ending}",
                 class.unwrap_or_default(),
                 family.class
-            ));
+            );
         }
         refuse_what_is_not_implemented(config)?;
         let keys = family.keys;
@@ -133,7 +133,7 @@ impl EncoderConfig {
         }
     }
 
-    /// Whether this head leaves the base model its pooler.
+    /// True if the base model keeps its pooler below this head.
     pub(super) fn may_have_pooler(&self) -> bool {
         let pooler = format!("{}.{POOLER}", self.family.prefix);
         let dense = self.family.classifier.dense == pooler;
@@ -154,10 +154,14 @@ impl EncoderConfig {
         check_divides((keys.heads, self.heads), (keys.hidden_size, self.hidden_size))?;
         match self.padding_id {
             Some(id) if !(0..self.vocab_size).contains(&id) => {
-                invalid(format!("'pad_token_id' is {id}, and there are {} ids", self.vocab_size))
+                refuse!(
+                    InvalidConfig,
+                    "'pad_token_id' is {id}, and there are {} ids",
+                    self.vocab_size
+                )
             }
             None if self.family.positions_from_padding => {
-                invalid("'pad_token_id' is null, and positions count from it".into())
+                refuse!(InvalidConfig, "'pad_token_id' is null, and positions count from it")
             }
             _ => Ok(self),
         }
@@ -167,16 +171,14 @@ impl EncoderConfig {
 fn refuse_what_is_not_implemented(config: &Value) -> Result<()> {
     for key in ["is_decoder", "add_cross_attention"] {
         if flag(config, key, false)? {
-            return unsupported(format!("'{key}' is true: only encoders are implemented"));
+            refuse!(Unsupported, "'{key}' is true: only encoders are implemented");
         }
     }
     match config.get("position_embedding_type") {
         None | Some(Value::Null) => {}
         Some(kind) if kind == "absolute" => {}
         Some(other) => {
-            return unsupported(format!(
-                "'position_embedding_type' is {other}, expected \"absolute\""
-            ));
+            refuse!(Unsupported, "'position_embedding_type' is {other}, expected \"absolute\"");
         }
     }
     Ok(())

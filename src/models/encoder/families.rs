@@ -1,15 +1,15 @@
 //! The families of text encoders as data: what their variables and the keys of their `config.json` are called, and in
 //! what little they compute differently.
 
-use crate::models::nn::activation::Activation;
+use crate::models::nn::Activation;
 
 /// One `model_type`.
 #[derive(Debug, PartialEq)]
 pub(super) struct Family {
     pub(super) model_type: &'static str,
-    /// What class names start with: `Bert` of `BertForMaskedLM`.
+    /// The start of class names: `Bert` of `BertForMaskedLM`.
     pub(super) class: &'static str,
-    /// Where a model with a head keeps the base model.
+    /// The path of the base model in a model with a head.
     pub(super) prefix: &'static str,
     pub(super) keys: &'static Keys,
     pub(super) names: &'static Names,
@@ -63,7 +63,7 @@ pub(super) struct MaskedLmNames {
     pub(super) dense: &'static str,
     pub(super) norm: &'static str,
     pub(super) decoder: &'static str,
-    /// The decoder's bias, by the name that it goes by where it is tied.
+    /// The name of the decoder's bias when it is tied.
     pub(super) bias: &'static str,
     /// Of the head; none: that of the blocks.
     pub(super) activation: Option<Activation>,

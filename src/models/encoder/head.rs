@@ -4,12 +4,9 @@ use tch::nn::Init;
 use tch::Tensor;
 
 use super::config::EncoderConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, Result};
 use crate::models::config::ModelConfig;
-use crate::models::nn::activation::Activation;
-use crate::models::nn::linear::Linear;
-use crate::models::nn::norm::{Norm, NormKind};
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{Activation, Linear, Norm, NormKind, Weights};
 use crate::pretrained;
 
 #[derive(Debug)]
@@ -89,10 +86,7 @@ impl Head {
     /// Hidden states `[batch, length, size]` to logits.
     pub(super) fn forward(&self, hidden: &Tensor, train: bool) -> Result<Tensor> {
         match self {
-            Head::None => Err(Error::new(
-                ErrorKind::InvalidState,
-                "the model has no head, so there are no logits: ask for hidden_states, or load it with a head",
-            )),
+            Head::None => Err(refusal!(InvalidState, "the model has no head, so there are no logits: ask for hidden_states, or load it with a head")),
             Head::MaskedLm { dense, activation, norm, decoder } => {
                 let hidden = activation.apply(&dense.forward(hidden)?)?;
                 decoder.forward(&norm.forward(&hidden)?)

@@ -4,12 +4,9 @@ use tch::nn::Init;
 
 use super::config::EncoderConfig;
 use crate::error::Result;
-use crate::models::nn::attention::Attention;
-use crate::models::nn::block::{Block, Branch, Flow, Guard};
-use crate::models::nn::linear::Linear;
-use crate::models::nn::mlp::{Inner, Mlp};
-use crate::models::nn::norm::{Norm, NormKind};
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{
+    Attention, Block, Branch, Flow, Guard, Inner, Linear, Mlp, Norm, NormKind, Weights,
+};
 
 /// The block of the variables below `weights`.
 pub(super) fn block(weights: &Weights, config: &EncoderConfig) -> Result<Block> {

@@ -10,18 +10,13 @@ use super::families::POOLER;
 use super::head::Head;
 use super::layer::block;
 use crate::autograd::recompute::Tape;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::activation::Activation;
-use crate::models::nn::block::{run, Block, Through};
-use crate::models::nn::context::Context;
-use crate::models::nn::linear::Linear;
-use crate::models::nn::mask::Mask;
-use crate::models::nn::mlp::dropped;
-use crate::models::nn::norm::{Norm, NormKind};
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{
+    dropped, run, Activation, Block, Context, Linear, Mask, Norm, NormKind, Through, Weights,
+};
 use crate::pretrained;
 
 /// A text encoder: embeddings, blocks with LayerNorm behind attention and MLP, and a head.
@@ -106,16 +101,17 @@ impl Model for Encoder {
         let ids = inputs.needed_ids()?;
         let (length, most) = (ids.size2()?.1, self.config.max_length());
         if length > most {
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!("the ids have {length} positions, the model {most}: shorten the text"),
-            ));
+            refuse!(
+                ShapeMismatch,
+                "the ids have {length} positions, the model {most}: shorten the text"
+            );
         }
         if inputs.token_type_ids.is_some() && self.token_types.is_none() {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("there are token_type_ids, and {} has none", self.model_type()),
-            ));
+            refuse!(
+                InvalidArgument,
+                "there are token_type_ids, and {} has none",
+                self.model_type()
+            );
         }
         let hidden = self.norm.forward(&self.embedded(ids, inputs.token_type_ids)?)?;
         let hidden = dropped(hidden, self.config.dropout, inputs.train)?;
@@ -140,10 +136,7 @@ impl Encoder {
             Some(pooler) => {
                 Activation::Tanh.apply(&pooler.forward(&hidden_states.f_select(1, 0)?)?)
             }
-            None => Err(Error::new(
-                ErrorKind::InvalidState,
-                "the model has no pooler: neither has the checkpoint, or it is a head's that uses none",
-            )),
+            None => Err(refusal!(InvalidState, "the model has no pooler: neither has the checkpoint, or it is a head's that uses none")),
         }
     }
 

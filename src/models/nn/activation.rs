@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::models) enum Activation {
@@ -24,13 +24,8 @@ impl Activation {
             "relu" => Ok(Activation::Relu),
             "silu" | "swish" => Ok(Activation::Silu),
             "tanh" => Ok(Activation::Tanh),
-            other => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "'{key}' is '{other}', expected 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'quick_gelu', 'relu', \
-                     'silu' or 'tanh'"
-                ),
-            )),
+            other => Err(refusal!(Unsupported, "'{key}' is '{other}', expected 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'quick_gelu', 'relu', \
+                     'silu' or 'tanh'")),
         }
     }
 

@@ -28,7 +28,7 @@ pub(in crate::models) struct Attention {
     pub(in crate::models) scores: Scores,
     /// Bounds queries, keys and values before anything else is done with them.
     pub(in crate::models) clip: Option<f64>,
-    /// How many places a query sees; `None`: all.
+    /// The number of places that a query sees; `None`: all.
     pub(in crate::models) window: Option<i64>,
 }
 
@@ -54,7 +54,7 @@ pub(in crate::models) struct Rotation {
 /// From queries and keys to weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in crate::models) struct Scores {
-    /// What scores are multiplied with.
+    /// The factor of the scores.
     pub(in crate::models) scale: f64,
     /// Bounds them as Gemma 2 does.
     pub(in crate::models) cap: Option<f64>,

@@ -33,7 +33,7 @@ pub(in crate::models) struct Across {
     pub(in crate::models) norms: [Option<Norm>; 2],
 }
 
-/// How a block is put together.
+/// The order of a block's parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::models) enum Flow {
     /// Attention, then the MLP; norms stand inside the branches.
@@ -46,17 +46,17 @@ pub(in crate::models) enum Flow {
     Parallel,
 }
 
-/// What happens to the output of attention or of the MLP before it is added.
+/// The last steps of attention or of the MLP, before its output is added.
 #[derive(Debug, Default)]
 pub(in crate::models) struct Branch {
-    /// It is multiplied with this: per channel (LayerScale, arXiv 2103.17239), …
+    /// A factor per channel (LayerScale, arXiv 2103.17239).
     pub(in crate::models) scales: Option<Tensor>,
-    /// … or as a whole.
+    /// One factor for all.
     pub(in crate::models) factor: Option<f64>,
     pub(in crate::models) dropout: f64,
 }
 
-/// Where f16 is kept from infinity, as transformers does.
+/// The places where f16 is kept from infinity, as transformers does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::models) enum Guard {
     None,
@@ -64,7 +64,7 @@ pub(in crate::models) enum Guard {
     Output,
 }
 
-/// What blocks are run through: the tape of block checkpointing, or a cache of keys and values.
+/// The way in which blocks are run: through the tape of block checkpointing, or with a cache of keys and values.
 pub(in crate::models) enum Through<'t, 'm> {
     Tape(&'t mut Tape<'m>),
     Cache(&'t mut Cache),

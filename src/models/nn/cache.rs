@@ -12,7 +12,7 @@ pub(in crate::models) type KeysValues = (Tensor, Tensor);
 pub(in crate::models) struct Cache {
     blocks: Vec<[Option<KeysValues>; 2]>,
     capacity: i64,
-    /// How many places have passed.
+    /// The number of places that have passed.
     pub(in crate::models) length: i64,
 }
 

@@ -1,4 +1,4 @@
-//! What all blocks share while a batch passes through: angles, masks, dropout or not.
+//! The context of one pass, which all blocks share: angles, masks, dropout or not.
 
 use tch::Tensor;
 
@@ -6,7 +6,7 @@ use super::mask::Mask;
 
 #[derive(Debug)]
 pub(in crate::models) struct Context {
-    /// Whether dropout is applied.
+    /// True if dropout is applied.
     pub(in crate::models) train: bool,
     /// Per rope, cosines and sines.
     pub(in crate::models) angles: Vec<(Tensor, Tensor)>,

@@ -1,14 +1,27 @@
 //! The parts that models are made of. They take numbers, and know no model's configuration.
 
-pub(in crate::models) mod activation;
-pub(in crate::models) mod attention;
-pub(in crate::models) mod block;
-pub(in crate::models) mod cache;
-pub(in crate::models) mod context;
-pub(in crate::models) mod head_norm;
-pub(in crate::models) mod linear;
-pub(in crate::models) mod mask;
-pub(in crate::models) mod mlp;
-pub(in crate::models) mod norm;
-pub(in crate::models) mod rope;
-pub(crate) mod weights;
+mod activation;
+mod attention;
+mod block;
+mod cache;
+mod context;
+mod head_norm;
+mod linear;
+mod mask;
+mod mlp;
+mod norm;
+mod rope;
+mod weights;
+
+pub(in crate::models) use activation::Activation;
+pub(in crate::models) use attention::{capped, Attention, Qkv, Rotation, Scores};
+pub(in crate::models) use block::{run, Across, Block, Branch, Flow, Guard, Through};
+pub(in crate::models) use cache::Cache;
+pub(in crate::models) use context::Context;
+pub(in crate::models) use head_norm::{HeadNorm, QkNorm};
+pub(in crate::models) use linear::Linear;
+pub(in crate::models) use mask::{counted, Mask, Places};
+pub(in crate::models) use mlp::{dropped, Inner, Mlp};
+pub(in crate::models) use norm::{Norm, NormKind};
+pub(in crate::models) use rope::Rope;
+pub use weights::Weights;

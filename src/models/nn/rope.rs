@@ -3,9 +3,9 @@
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Error, ErrorKind, Result};
 
-/// How the angles grow with the position.
+/// The growth of the angles with the position.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::models) struct Rope {
     theta: f64,
@@ -47,10 +47,10 @@ impl Rope {
                 original: needed("original_max_position_embeddings")?,
             },
             other => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    format!("rope_type is '{other}', expected 'default', 'linear' or 'llama3'"),
-                ));
+                refuse!(
+                    Unsupported,
+                    "rope_type is '{other}', expected 'default', 'linear' or 'llama3'"
+                );
             }
         };
         Ok(Rope { theta: base, scaling })

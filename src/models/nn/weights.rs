@@ -8,7 +8,7 @@ use std::rc::Rc;
 use tch::nn::{f_init, Init, Path};
 use tch::{Kind, Tensor};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 
 /// The variables below a path, handed out by name: the one that is there, else a new one.
 ///
@@ -20,12 +20,12 @@ pub struct Weights<'a> {
     record: Rc<Record>,
 }
 
-/// What has been handed out, by full name.
+/// The variables that were handed out, by full name.
 #[derive(Debug)]
 struct Record {
     /// Of new variables.
     kind: Kind,
-    /// Whether the variables were filled from the files of a model.
+    /// True if the variables were filled from the files of a model.
     filled: bool,
     taken: RefCell<HashSet<String>>,
     made: RefCell<Vec<String>>,
@@ -73,7 +73,7 @@ impl<'a> Weights<'a> {
         Ok(self.found(name, &other.size())?.unwrap_or_else(|| other.shallow_clone()))
     }
 
-    /// Whether to build a part that files may lack: it is there, or the model is not from files.
+    /// True for a part that files may lack if the variable exists, or if the model is not from files.
     pub(in crate::models) fn may_have(&self, name: &str) -> bool {
         let (path, last) = self.place(name);
         !self.record.filled || path.get(last).is_some()
@@ -108,10 +108,11 @@ impl<'a> Weights<'a> {
         let Some(tensor) = path.get(last) else { return Ok(None) };
         let full = full_name(&path, last);
         if tensor.size() != shape {
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!("'{full}' has shape {:?}, the model's is {shape:?}", tensor.size()),
-            ));
+            refuse!(
+                ShapeMismatch,
+                "'{full}' has shape {:?}, the model's is {shape:?}",
+                tensor.size()
+            );
         }
         self.record.taken.borrow_mut().insert(full);
         Ok(Some(tensor))

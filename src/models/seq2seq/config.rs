@@ -2,12 +2,12 @@
 
 use serde_json::Value;
 
-use crate::error::Result;
+use crate::error::{refuse, Result};
 use crate::models::config::{
-    check_positive, flag, integer, integer_or, invalid, number, Declared, ModelConfig,
+    check_positive, flag, integer, integer_or, number, Declared, ModelConfig,
 };
 use crate::models::generation_config::{optional, GenerationConfig};
-use crate::models::nn::activation::Activation;
+use crate::models::nn::Activation;
 use crate::pretrained::Head;
 
 /// The shape and the options of an encoder-decoder language model, read from a `config.json` of transformers.
@@ -26,9 +26,9 @@ pub struct Seq2SeqConfig {
     /// The inner layer of the MLP is gated.
     pub(super) gated: bool,
     pub(super) norm_eps: f64,
-    /// What embeddings are multiplied with.
+    /// The factor of the embeddings.
     pub(super) embedding_scale: f64,
-    /// What hidden states are multiplied with in front of the head.
+    /// The factor of the hidden states in front of the head.
     pub(super) output_scale: f64,
     /// Encoder, decoder and head have one matrix of embeddings, unless the checkpoint holds several that differ.
     pub(super) tied: bool,
@@ -42,7 +42,7 @@ pub struct Seq2SeqConfig {
     pub(super) generation: GenerationConfig,
 }
 
-/// How variables are named, and where the norms stand.
+/// The family: it decides the names of variables and the places of the norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     /// RMSNorms in front of attention and MLP, and behind the last layer.
@@ -57,7 +57,7 @@ pub(super) struct StackShape {
     pub(super) heads: i64,
     pub(super) head_dim: i64,
     pub(super) inner: i64,
-    /// How probable it is that a layer is left out while training.
+    /// The probability that a layer is left out while training.
     pub(super) layerdrop: f64,
 }
 
@@ -111,9 +111,10 @@ impl Seq2SeqConfig {
             ["gated", name] => (true, name),
             [name] => (false, name),
             _ => {
-                return invalid(format!(
+                refuse!(
+                    InvalidConfig,
                     "'feed_forward_proj' is '{mlp}', expected NAME or gated-NAME"
-                ))
+                )
             }
         };
         // transformers derives both and writes them beside the key above, from where they win.
@@ -173,9 +174,10 @@ impl Seq2SeqConfig {
             let key = |what: &str| format!("{side}_{what}");
             let heads = integer(config, &key("attention_heads"))?;
             if heads <= 0 || hidden_size % heads != 0 {
-                return invalid(format!(
+                refuse!(
+                    InvalidConfig,
                     "'{side}_attention_heads' ({heads}) does not divide 'd_model' ({hidden_size})"
-                ));
+                );
             }
             Ok(StackShape {
                 layers: integer(config, &key("layers"))?,
@@ -231,13 +233,14 @@ impl Seq2SeqConfig {
             PositionsShape::Relative { buckets, max_distance }
                 if buckets < 4 || max_distance <= buckets / 2 =>
             {
-                invalid(format!(
-                    "'relative_attention_num_buckets' is {buckets} and 'relative_attention_max_distance' \
-                     {max_distance}, expected at least 4, and more than half of the former"
-                ))
+                refuse!(InvalidConfig, "'relative_attention_num_buckets' is {buckets} and 'relative_attention_max_distance' \
+                     {max_distance}, expected at least 4, and more than half of the former")
             }
             PositionsShape::Learned(count) if count <= 0 => {
-                invalid(format!("'max_position_embeddings' is {count}, expected a positive number"))
+                refuse!(
+                    InvalidConfig,
+                    "'max_position_embeddings' is {count}, expected a positive number"
+                )
             }
             _ => Ok(self),
         }

@@ -4,23 +4,35 @@ use tch::{no_grad, Kind, Tensor};
 
 use super::model::{no_start, Seq2Seq};
 use super::stack::Source;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::models::generation::{generated, GenerateOptions, Prompt};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::block::Through;
-use crate::models::nn::cache::Cache;
+use crate::models::nn::{Cache, Through};
 
 impl Seq2Seq {
-    /// Tokens `[batch, new]`, one after the other, with a cache of keys and values. The decoder's start token is not
-    /// among them. A row that has ended is filled with padding; the tokens end where all rows have. Which tokens start,
-    /// end and fill, `generation_config.json` says, else `config.json`. `on_tokens` sees the tokens of all rows as they
-    /// come, and ends it by `false`.
+    /// Answers each row of `inputs`: the tokens `[batch, new]`, without the decoder's start token. A row that ends before
+    /// others is filled with padding. The tokens that start, end and fill are those of `generation_config.json`, else of
+    /// `config.json`.
     ///
     /// # Errors
-    /// As [`hidden_states`](Model::hidden_states); `InvalidArgument` for options out of range; `InvalidConfig` if there is no start token; `Unsupported` if the configuration
-    /// sets an option that changes the tokens and is not implemented, such as `no_repeat_ngram_size`.
+    /// `InvalidArgument` for options out of range; `InvalidConfig` if there is no start token; `Unsupported` if the
+    /// configuration sets an option that changes the tokens and is not implemented, such as `no_repeat_ngram_size`;
+    /// otherwise as [`hidden_states`](Model::hidden_states).
     pub fn generate<'a>(
+        &self,
+        inputs: impl Into<Inputs<'a>>,
+        options: &GenerateOptions,
+    ) -> Result<Tensor> {
+        self.generate_streaming(inputs, options, |_| true)
+    }
+
+    /// [`generate`](Self::generate) that calls `on_tokens` with each step's tokens, one per row. It ends early if that
+    /// returns false.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_streaming<'a>(
         &self,
         inputs: impl Into<Inputs<'a>>,
         options: &GenerateOptions,
@@ -33,10 +45,10 @@ impl Seq2Seq {
         let start = rules.start.or(self.config.decoder_start_token_id).ok_or_else(no_start)?;
         let last = options.max_new;
         if let Some(most) = self.decoder.max_positions().filter(|most| *most < last) {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("{last} tokens are asked for, 'max_position_embeddings' allows {most}"),
-            ));
+            refuse!(
+                InvalidArgument,
+                "{last} tokens are asked for, 'max_position_embeddings' allows {most}"
+            );
         }
         no_grad(|| {
             let hidden = self.encode(inputs)?;

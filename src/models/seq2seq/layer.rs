@@ -4,13 +4,10 @@ use tch::nn::Init;
 
 use super::config::{Family, Seq2SeqConfig, StackShape};
 use crate::error::Result;
-use crate::models::nn::attention::{Attention, Qkv, Scores};
-use crate::models::nn::block::{Across, Block, Branch, Flow, Guard};
-use crate::models::nn::head_norm::HeadNorm;
-use crate::models::nn::linear::Linear;
-use crate::models::nn::mlp::{Inner, Mlp};
-use crate::models::nn::norm::{Norm, NormKind};
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{
+    Across, Attention, Block, Branch, Flow, Guard, HeadNorm, Inner, Linear, Mlp, Norm, NormKind,
+    Qkv, Scores, Weights,
+};
 
 /// Builds the parts of one stack.
 pub(super) struct Builder<'a> {

@@ -6,12 +6,11 @@ use tch::{no_grad, Kind, Tensor};
 use super::config::{Family, Seq2SeqConfig};
 use super::stack::{Source, Stack};
 use crate::autograd::recompute::Tape;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::block::Through;
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{Through, Weights};
 use crate::pretrained::ModelFiles;
 
 /// An encoder-decoder language model.
@@ -86,10 +85,7 @@ impl Model for Seq2Seq {
         let (ids, decoder_ids) = (inputs.needed_ids()?, inputs.needed_decoder_ids()?);
         let (theirs, ours) = (ids.size()[0], decoder_ids.size()[0]);
         if ours != theirs {
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!("the decoder has {ours} sequences, the encoder {theirs}"),
-            ));
+            refuse!(ShapeMismatch, "the decoder has {ours} sequences, the encoder {theirs}");
         }
         let hidden = self.encode_with(inputs, tape)?;
         let tokens = inputs.tokens()?;
@@ -137,14 +133,11 @@ impl Seq2Seq {
     pub fn shift_right(&self, labels: &Tensor) -> Result<Tensor> {
         let (config, size) = (&self.config, labels.size());
         let start = config.decoder_start_token_id.ok_or_else(no_start)?;
-        let pad = config.pad_token_id.ok_or_else(|| {
-            Error::new(ErrorKind::InvalidConfig, "'pad_token_id' is missing, labels need it")
-        })?;
+        let pad = config
+            .pad_token_id
+            .ok_or_else(|| refusal!(InvalidConfig, "'pad_token_id' is missing, labels need it"))?;
         let [batch, length @ (1..)] = size[..] else {
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!("the labels have shape {size:?}, expected [batch, length]"),
-            ));
+            refuse!(ShapeMismatch, "the labels have shape {size:?}, expected [batch, length]");
         };
         let start = Tensor::f_full([batch, 1], start, (labels.f_kind()?, labels.device()))?;
         let shifted = Tensor::f_cat(&[start, labels.f_narrow(1, 0, length - 1)?], 1)?;
@@ -166,10 +159,7 @@ impl Seq2Seq {
 }
 
 pub(super) fn no_start() -> Error {
-    Error::new(
-        ErrorKind::InvalidConfig,
-        "'decoder_start_token_id' is missing, the decoder needs it",
-    )
+    refusal!(InvalidConfig, "'decoder_start_token_id' is missing, the decoder needs it")
 }
 
 /// The shared matrix, and those that may be tied to it: the encoder's, the decoder's, the head.

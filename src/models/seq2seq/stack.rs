@@ -8,13 +8,8 @@ use tch::{Kind, Tensor};
 use super::config::{Family, PositionsShape, Seq2SeqConfig};
 use super::distance::distance_bias;
 use super::layer::Builder;
-use crate::error::{Error, ErrorKind, Result};
-use crate::models::nn::block::{run, Block, Through};
-use crate::models::nn::context::Context;
-use crate::models::nn::mask::{Mask, Places};
-use crate::models::nn::mlp::dropped;
-use crate::models::nn::norm::Norm;
-use crate::models::nn::weights::Weights;
+use crate::error::{refuse, Result};
+use crate::models::nn::{dropped, run, Block, Context, Mask, Norm, Places, Through, Weights};
 
 /// BART's table of positions starts here.
 const OFFSET: i64 = 2;
@@ -34,7 +29,7 @@ pub(super) struct Stack {
     layerdrop: f64,
 }
 
-/// What a decoder looks at: the encoder's output, and where in it there are tokens.
+/// The sequence that a decoder looks at: the encoder's output, and a mask of its tokens.
 pub(super) struct Source<'a> {
     pub(super) hidden: &'a Tensor,
     pub(super) tokens: Option<&'a Tensor>,
@@ -121,12 +116,10 @@ impl Stack {
             Positions::Learned(table) => {
                 let (total, most) = (places.total(), table.size()[0] - OFFSET);
                 if total > most {
-                    return Err(Error::new(
-                        ErrorKind::InvalidArgument,
-                        format!(
-                            "the sequence has {total} tokens, 'max_position_embeddings' allows {most}"
-                        ),
-                    ));
+                    refuse!(
+                        InvalidArgument,
+                        "the sequence has {total} tokens, 'max_position_embeddings' allows {most}"
+                    );
                 }
                 hidden = hidden.f_add(&table.f_narrow(0, OFFSET + start, length)?)?;
             }

@@ -4,13 +4,9 @@ use tch::nn::Init;
 
 use crate::error::Result;
 use crate::models::config::{check_divides, check_positive};
-use crate::models::nn::activation::Activation;
-use crate::models::nn::attention::Attention;
-use crate::models::nn::block::{Block, Branch, Flow, Guard};
-use crate::models::nn::linear::Linear;
-use crate::models::nn::mlp::{Inner, Mlp};
-use crate::models::nn::norm::{Norm, NormKind};
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{
+    Activation, Attention, Block, Branch, Flow, Guard, Inner, Linear, Mlp, Norm, NormKind, Weights,
+};
 
 /// Names below the block.
 pub(super) struct BlockNames {

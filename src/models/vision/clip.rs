@@ -6,11 +6,10 @@ use tch::{Kind, Tensor};
 use super::clip_config::ClipConfig;
 use super::clip_tower::{ClipText, ClipVision};
 use crate::autograd::recompute::Tape;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, Result};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::linear::Linear;
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{Linear, Weights};
 
 /// Both towers of a CLIP and what brings them together.
 ///
@@ -58,9 +57,9 @@ impl Model for Clip {
         match (inputs.ids, inputs.pixel_values) {
             (Some(_), None) => self.text.hidden_states_with(inputs, tape),
             (None, Some(_)) => self.vision.hidden_states_with(inputs, tape),
-            _ => Err(Error::new(
-                ErrorKind::InvalidArgument,
-                "each tower has hidden states of its own: give input_ids or pixel_values, not both",
+            _ => Err(refusal!(
+                InvalidArgument,
+                "each tower has hidden states of its own: give input_ids or pixel_values, not both"
             )),
         }
     }

@@ -4,11 +4,9 @@ use serde_json::{Map, Value};
 
 use super::block::BlockShape;
 use super::patches::Grid;
-use crate::error::Result;
-use crate::models::config::{
-    check_positive, integer_or, invalid, number, text, Declared, ModelConfig,
-};
-use crate::models::nn::activation::Activation;
+use crate::error::{refuse, Result};
+use crate::models::config::{check_positive, integer_or, number, text, Declared, ModelConfig};
+use crate::models::nn::Activation;
 use crate::pretrained::Head;
 
 /// The shape and the options of a CLIP, read from a `config.json` of transformers.
@@ -144,7 +142,7 @@ fn tower(config: &Value, key: &str) -> Result<Value> {
     let mut fields = match given {
         None => Map::new(),
         Some(Value::Object(fields)) => fields.clone(),
-        Some(_) => return invalid(format!("'{key}' is not a mapping")),
+        Some(_) => refuse!(InvalidConfig, "'{key}' is not a mapping"),
     };
     // Older files name the whole model here.
     fields.remove("model_type");

@@ -8,14 +8,10 @@ use super::block::BlockNames;
 use super::clip_config::{ClipTextConfig, ClipVisionConfig};
 use super::patches::Patches;
 use crate::autograd::recompute::Tape;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::block::{run, Block, Through};
-use crate::models::nn::context::Context;
-use crate::models::nn::mask::{Mask, Places};
-use crate::models::nn::norm::Norm;
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{run, Block, Context, Mask, Norm, Places, Through, Weights};
 
 const NAMES: BlockNames = BlockNames {
     norms: ["layer_norm1", "layer_norm2"],
@@ -79,10 +75,10 @@ impl Model for ClipText {
         let (ids, tokens) = (inputs.needed_ids()?, inputs.tokens()?);
         let (length, most) = (ids.size2()?.1, self.config.max_positions);
         if length > most {
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!("the ids have {length} positions, the model {most}: shorten the text"),
-            ));
+            refuse!(
+                ShapeMismatch,
+                "the ids have {length} positions, the model {most}: shorten the text"
+            );
         }
         let embedded = Tensor::f_embedding(&self.tokens, ids, -1, false, false)?;
         let hidden = embedded.f_add(&self.positions.f_narrow(0, 0, length)?)?;
@@ -142,8 +138,8 @@ impl Model for ClipVision {
 }
 
 fn no_logits() -> Result<Tensor> {
-    Err(Error::new(
-        ErrorKind::InvalidState,
-        "a tower of CLIP has no head, so there are no logits: ask for hidden_states",
+    Err(refusal!(
+        InvalidState,
+        "a tower of CLIP has no head, so there are no logits: ask for hidden_states"
     ))
 }

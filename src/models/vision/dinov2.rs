@@ -9,20 +9,15 @@ use tch::{Kind, Tensor};
 use super::block::{BlockNames, BlockShape};
 use super::patches::{Grid, Patches};
 use crate::autograd::recompute::Tape;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::models::config::{
     flag, integer_or, not_implemented, number, text, Declared, ModelConfig,
 };
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::activation::Activation;
-use crate::models::nn::block::{run, Block, Through};
-use crate::models::nn::context::Context;
-use crate::models::nn::linear::Linear;
-use crate::models::nn::mask::Mask;
-use crate::models::nn::mlp::dropped;
-use crate::models::nn::norm::Norm;
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{
+    dropped, run, Activation, Block, Context, Linear, Mask, Norm, Through, Weights,
+};
 use crate::pretrained::Head;
 
 const HEADS: &[Head] = &[Head::None, Head::ImageClassification];
@@ -163,13 +158,8 @@ impl Model for Dinov2 {
                 (height / patch_size, width / patch_size)
             }
             _ => {
-                return Err(Error::new(
-                    ErrorKind::ShapeMismatch,
-                    format!(
-                        "the images have shape {shape:?}, expected [batch, {channels}, height, width] with multiples \
-                         of {patch_size}"
-                    ),
-                ))
+                refuse!(ShapeMismatch, "the images have shape {shape:?}, expected [batch, {channels}, height, width] with multiples \
+                         of {patch_size}")
             }
         };
         let hidden = self.patches.forward(images, &self.patches.positions_of(rows, columns)?)?;
@@ -181,10 +171,7 @@ impl Model for Dinov2 {
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         let Some(classifier) = &self.classifier else {
-            return Err(Error::new(
-                ErrorKind::InvalidState,
-                "this model has no classifier: its architecture is Dinov2Model",
-            ));
+            refuse!(InvalidState, "this model has no classifier: its architecture is Dinov2Model");
         };
         let hidden = self.hidden_states_with(inputs, tape)?;
         let patches = hidden.f_narrow(1, 1, hidden.size()[1] - 1)?;

@@ -4,8 +4,8 @@ use tch::nn::Init;
 use tch::{Kind, Tensor};
 
 use super::block::BlockShape;
-use crate::error::{Error, ErrorKind, Result};
-use crate::models::nn::weights::Weights;
+use crate::error::{refuse, Result};
+use crate::models::nn::Weights;
 
 /// The sizes of images and patches.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,12 +41,10 @@ impl Grid {
     pub(super) fn check(&self) -> Result<()> {
         let Grid { image_size, patch_size, channels } = *self;
         if patch_size <= 0 || image_size < patch_size || channels <= 0 {
-            return Err(Error::new(
-                ErrorKind::InvalidConfig,
-                format!(
-                    "patches of {patch_size} in images of {image_size} with {channels} channels"
-                ),
-            ));
+            refuse!(
+                InvalidConfig,
+                "patches of {patch_size} in images of {image_size} with {channels} channels"
+            );
         }
         Ok(())
     }
@@ -55,10 +53,10 @@ impl Grid {
     pub(super) fn check_images(&self, images: &Tensor) -> Result<()> {
         let (size, expected) = (images.size(), [self.channels, self.image_size, self.image_size]);
         if size.len() != 4 || size[1..] != expected {
-            return Err(Error::new(
-                ErrorKind::ShapeMismatch,
-                format!("the images have shape {size:?}, expected [batch, {expected:?}]"),
-            ));
+            refuse!(
+                ShapeMismatch,
+                "the images have shape {size:?}, expected [batch, {expected:?}]"
+            );
         }
         Ok(())
     }

@@ -13,14 +13,9 @@ use crate::error::Result;
 use crate::models::config::{check_divides, flag, integer_or, number, text, Declared, ModelConfig};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::activation::Activation;
-use crate::models::nn::block::{run, Block, Through};
-use crate::models::nn::context::Context;
-use crate::models::nn::linear::Linear;
-use crate::models::nn::mask::Mask;
-use crate::models::nn::mlp::dropped;
-use crate::models::nn::norm::Norm;
-use crate::models::nn::weights::Weights;
+use crate::models::nn::{
+    dropped, run, Activation, Block, Context, Linear, Mask, Norm, Through, Weights,
+};
 use crate::pretrained::Head;
 
 /// The shape and the options of a ViT, read from a `config.json` of transformers.

@@ -186,7 +186,15 @@ const VIT: Row = Row {
     ..LLAMA
 };
 
-pub(super) static ROWS: [Row; 17] = [
+const CLIP: Row = Row {
+    model_types: "clip",
+    heads: &[],
+    kept_by: &[],
+    computed: &["embeddings.position_ids"],
+    ..VIT
+};
+
+pub(super) static ROWS: [Row; 19] = [
     LLAMA,
     MISTRAL,
     Row {
@@ -244,12 +252,17 @@ pub(super) static ROWS: [Row; 17] = [
         ..VIT
     },
     // Both towers and the projections are at the top level.
+    CLIP,
+    // A tower with a projection is below a prefix, and so are the towers in files of former versions.
     Row {
-        model_types: "clip",
-        heads: &[],
-        kept_by: &[],
-        computed: &["embeddings.position_ids"],
-        ..VIT
+        model_types: "clip_text_model",
+        heads: &[top(Head::Other, "text_model", &["text_projection"])],
+        ..CLIP
+    },
+    Row {
+        model_types: "clip_vision_model",
+        heads: &[top(Head::Other, "vision_model", &["visual_projection"])],
+        ..CLIP
     },
 ];
 

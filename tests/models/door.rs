@@ -1,0 +1,389 @@
+//! All models have one door: how they are made, loaded, described and run.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use crate::{common, nets};
+use ln_tuning::models::{
+    AnyModel, Clip, ClipText, ClipVision, Decoder, Dinov2, Encoder, Head, Inputs, Load, Model,
+    ModelConfig, Seq2Seq, ViTForImageClassification,
+};
+use ln_tuning::pretrained::{self, ModelFiles};
+use ln_tuning::{ErrorKind, Result};
+use serde_json::{json, Value};
+use tch::nn::VarStore;
+use tch::{no_grad, Device, Kind, Tensor};
+
+/// What a model may be given, by the names in messages.
+const INPUTS: [&str; 7] = [
+    "input_ids",
+    "pixel_values",
+    "attention_mask",
+    "token_type_ids",
+    "documents",
+    "decoder_input_ids",
+    "decoder_attention_mask",
+];
+
+struct Batch {
+    ids: Tensor,
+    mask: Tensor,
+    documents: Tensor,
+    images: Tensor,
+}
+
+impl Batch {
+    fn new(kind: Kind) -> Self {
+        let ids = Tensor::from_slice2(&[[3_i64, 9, 14, 21, 2], [7, 8, 17, 2, 1]]);
+        Batch {
+            mask: Tensor::from_slice2(&[[1_i64, 1, 1, 1, 1], [1, 1, 1, 1, 0]]),
+            documents: Tensor::zeros([2, 5], (Kind::Int64, Device::Cpu)),
+            images: nets::noise(&[2, 3, 8, 8], 50).to_kind(kind),
+            ids,
+        }
+    }
+
+    fn given(&self, names: &[&str]) -> Inputs<'_> {
+        names.iter().fold(Inputs::default(), |inputs, name| match *name {
+            "input_ids" => inputs.input_ids(&self.ids),
+            "pixel_values" => inputs.pixel_values(&self.images),
+            "attention_mask" => inputs.attention_mask(&self.mask),
+            "token_type_ids" => inputs.token_type_ids(&self.documents),
+            "documents" => inputs.documents(&self.documents),
+            "decoder_input_ids" => inputs.decoder_ids(&self.ids),
+            _ => inputs.decoder_attention_mask(&self.mask),
+        })
+    }
+}
+
+/// What all models of one kind have in common.
+struct Door<'d> {
+    /// What they need, and what they may have beside it.
+    needed: &'static [&'static str],
+    taken: &'static [&'static str],
+    /// The classifier that labels of your own make; none: there is none.
+    classifier: Option<Head>,
+    /// Whether `AnyModel` knows it.
+    any: bool,
+    /// Where checkpoints are made.
+    dir: &'d Path,
+}
+
+/// Logits, or hidden states without a head.
+fn outputs<M: Model>(model: &M, inputs: Inputs) -> Result<Tensor> {
+    no_grad(|| match model.config().head() {
+        Head::None => model.hidden_states(inputs),
+        _ => model.logits(inputs),
+    })
+}
+
+/// Products round otherwise where tensors are aligned otherwise, as they are in a file.
+fn assert_close(found: &Tensor, expected: &Tensor, dir: &Path) {
+    assert_eq!(found.size(), expected.size(), "{dir:?}");
+    let scale = expected.abs().max().double_value(&[]).max(1.);
+    let off = (found - expected).abs().max().double_value(&[]) / scale;
+    assert!(off < 1e-6, "{dir:?}: {off} off");
+}
+
+impl Door<'_> {
+    fn check<M: Model>(&self, config: &Value)
+    where
+        M::Config: PartialEq + Debug,
+    {
+        let model_type = config["model_type"].as_str().unwrap();
+        assert!(M::Config::model_types().contains(&model_type));
+        let config = M::Config::from_value(config).unwrap();
+        // What is written is what was read.
+        assert_eq!(M::Config::from_value(&config.to_value()).unwrap(), config);
+        assert_eq!(M::Config::from_json(&config.to_json()).unwrap(), config);
+
+        let vs = VarStore::new(Device::Cpu);
+        let model = M::new(&vs.root(), &config).unwrap();
+        nets::fill(&vs, 0.2);
+        assert_eq!((model.model_type(), model.kind()), (model_type, Kind::Float));
+        assert_eq!(model.config(), &config);
+        let (batch, whole) = (Batch::new(Kind::Float), [self.needed, self.taken].concat());
+        let expected = outputs(&model, batch.given(&whole)).unwrap();
+        let dir = self.dir.join(model_type);
+        pretrained::save(&vs, &dir, &config.to_json()).unwrap();
+
+        self.loads::<M>(&dir, &vs, &config, &expected);
+        self.labels::<M>(&dir);
+        self.refuses(&model, &whole);
+        if self.any {
+            self.any_model(&dir, &expected, &config);
+        } else {
+            assert!(!AnyModel::model_types().contains(&model_type));
+        }
+    }
+
+    fn loads<M: Model>(&self, dir: &Path, vs: &VarStore, config: &M::Config, expected: &Tensor)
+    where
+        M::Config: PartialEq + Debug,
+    {
+        let (batch, whole) = (Batch::new(Kind::Float), [self.needed, self.taken].concat());
+        let on = || Load::on(Device::Cpu);
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hear = heard.clone();
+        let files = ModelFiles::open(dir).unwrap();
+        let files =
+            files.with_progress(move |done, total| hear.lock().unwrap().push((done, total)));
+        let ways = [
+            M::from_pretrained(dir, Device::Cpu, None),
+            M::from_files(files, &on()),
+            M::from_pretrained_with(dir, &on().head(config.head())),
+        ];
+        for way in ways {
+            let (loaded, model) = way.unwrap();
+            assert_eq!(nets::snapshot(&loaded), nets::snapshot(vs), "{dir:?}");
+            assert_eq!(model.config(), config, "{dir:?}");
+            assert_eq!(model.kind(), Kind::Float);
+            let found = outputs(&model, batch.given(&whole)).unwrap();
+            assert_close(&found, expected, dir);
+        }
+        let heard = heard.lock().unwrap();
+        assert_eq!(heard.len(), vs.len());
+        assert!(heard.windows(2).all(|pair| pair[0].0 <= pair[1].0 && pair[0].1 == pair[1].1));
+        assert!(heard.last().is_some_and(|(done, total)| done == total && *total > 0), "{heard:?}");
+
+        let (_, half) = M::from_pretrained(dir, Device::Cpu, Kind::BFloat16).unwrap();
+        assert_eq!(half.kind(), Kind::BFloat16);
+        let found = outputs(&half, Batch::new(Kind::BFloat16).given(&whole)).unwrap();
+        assert_eq!((found.kind(), found.size()), (Kind::BFloat16, expected.size()), "{dir:?}");
+    }
+
+    fn labels<M: Model>(&self, dir: &Path) {
+        let load = Load::on(Device::Cpu).labels(["one", "two", "three", "four"]);
+        let loaded = M::from_pretrained_with(dir, &load);
+        let Some(classifier) = self.classifier else {
+            let error = loaded.map(drop).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{dir:?}: {error}");
+            return;
+        };
+        let (vs, model) = loaded.unwrap();
+        let config = model.config();
+        assert_eq!(config.labels(), ["one", "two", "three", "four"]);
+        assert_eq!(config.head(), classifier, "{dir:?}");
+        let batch = Batch::new(Kind::Float);
+        let logits = outputs(&model, batch.given(self.needed)).unwrap();
+        assert_eq!(logits.size(), [2, 4], "{dir:?}");
+        let out = dir.with_file_name(format!("{}_labels", config.model_type()));
+        pretrained::save(&vs, &out, &config.to_json()).unwrap();
+        let (_, again) = M::from_pretrained(&out, Device::Cpu, None).unwrap();
+        assert_eq!(again.config().labels(), config.labels());
+        assert_close(&outputs(&again, batch.given(self.needed)).unwrap(), &logits, dir);
+    }
+
+    fn refuses<M: Model>(&self, model: &M, whole: &[&str]) {
+        let batch = Batch::new(Kind::Float);
+        let refused = |names: &[&str]| {
+            let error = outputs(model, batch.given(names)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{names:?}: {error}");
+            error.to_string()
+        };
+        for name in INPUTS.iter().filter(|name| !whole.contains(name)) {
+            let error = refused(&[whole, &[name]].concat());
+            assert!(error.contains(name), "{}, {name}: {error}", model.model_type());
+        }
+        for name in self.needed {
+            let others: Vec<&str> = whole.iter().copied().filter(|other| other != name).collect();
+            let error = refused(&others);
+            assert!(error.contains(name), "{}, no {name}: {error}", model.model_type());
+        }
+    }
+
+    fn any_model(&self, dir: &Path, expected: &Tensor, config: &impl ModelConfig) {
+        let (vs, model) = AnyModel::from_pretrained(dir, Device::Cpu, None).unwrap();
+        assert!(!vs.is_empty());
+        assert_eq!((model.model_type(), model.kind()), (config.model_type(), Kind::Float));
+        assert_eq!(model.config(), config.to_value());
+        let (batch, whole) = (Batch::new(Kind::Float), [self.needed, self.taken].concat());
+        let inputs = batch.given(&whole);
+        let found = no_grad(|| match config.head() {
+            Head::None => model.hidden_states(inputs),
+            _ => model.logits(inputs),
+        });
+        assert_close(&found.unwrap(), expected, dir);
+    }
+}
+
+fn decoders() -> Vec<Value> {
+    let llama = json!({
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 20,
+    });
+    let gpt2 = json!({"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 20, "rotary_dim": 4});
+    let others = json!({
+        "hidden_size": 16, "n_layer": 2, "n_head": 2, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 24,
+        "word_embed_proj_dim": 16, "max_position_embeddings": 20, "intermediate_size": 24,
+    });
+    let of = |fields: &Value, model_type: &str, class: &str| {
+        let mut fields = fields.clone();
+        fields["model_type"] = json!(model_type);
+        fields["architectures"] = json!([class]);
+        fields["vocab_size"] = json!(40);
+        fields["pad_token_id"] = json!(1);
+        fields
+    };
+    vec![
+        of(&others, "bloom", "BloomForCausalLM"),
+        of(&llama, "cohere", "CohereForCausalLM"),
+        of(&others, "falcon", "FalconForCausalLM"),
+        of(&llama, "gemma", "GemmaForCausalLM"),
+        of(&llama, "gemma2", "Gemma2ForCausalLM"),
+        of(&llama, "gemma3_text", "Gemma3ForCausalLM"),
+        of(&gpt2, "gpt2", "GPT2LMHeadModel"),
+        of(&others, "gpt_neox", "GPTNeoXForCausalLM"),
+        of(&gpt2, "gptj", "GPTJForCausalLM"),
+        of(&llama, "granite", "GraniteForCausalLM"),
+        of(&llama, "llama", "LlamaForCausalLM"),
+        of(&llama, "mistral", "MistralForCausalLM"),
+        of(&llama, "olmo", "OlmoForCausalLM"),
+        of(&llama, "olmo2", "Olmo2ForCausalLM"),
+        of(&others, "opt", "OPTForCausalLM"),
+        of(&llama, "phi", "PhiForCausalLM"),
+        of(&llama, "phi3", "Phi3ForCausalLM"),
+        of(&llama, "qwen2", "Qwen2ForCausalLM"),
+        of(&llama, "qwen3", "Qwen3ForCausalLM"),
+        of(&llama, "smollm3", "SmolLM3ForCausalLM"),
+        of(&llama, "stablelm", "StableLmForCausalLM"),
+        of(&llama, "starcoder2", "Starcoder2ForCausalLM"),
+    ]
+}
+
+fn encoders() -> Vec<Value> {
+    let of = |model_type: &str, class: &str| {
+        json!({
+            "model_type": model_type, "architectures": [class], "vocab_size": 40, "hidden_size": 16,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 20,
+            "pad_token_id": 1, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "id2label": {"0": "x"}, "label2id": {"x": 0},
+        })
+    };
+    vec![
+        of("bert", "BertForMaskedLM"),
+        of("roberta", "RobertaForSequenceClassification"),
+        of("xlm-roberta", "XLMRobertaForTokenClassification"),
+        of("distilbert", "DistilBertModel"),
+    ]
+}
+
+fn seq2seqs() -> Vec<Value> {
+    let of = |model_type: &str, class: &str| {
+        json!({
+            "model_type": model_type, "architectures": [class], "vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24,
+            "num_layers": 2, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "pad_token_id": 1,
+            "max_position_embeddings": 20, "is_encoder_decoder": true, "tie_word_embeddings": true,
+        })
+    };
+    vec![
+        of("bart", "BartForConditionalGeneration"),
+        of("t5", "T5ForConditionalGeneration"),
+        of("mt5", "MT5ForConditionalGeneration"),
+    ]
+}
+
+fn images(model_type: &str, class: &str) -> Value {
+    json!({
+        "model_type": model_type, "architectures": [class], "hidden_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": 24, "image_size": 8, "patch_size": 4, "vocab_size": 40,
+        "max_position_embeddings": 12, "eos_token_id": 2, "id2label": {"0": "x"}, "label2id": {"x": 0},
+    })
+}
+
+/// The class is then that of an encoder-decoder, by which the directory is opened again.
+fn a_base_models_files_with_a_tied_head(dir: &Path) {
+    let (vs, model) = Seq2Seq::from_pretrained(dir, Device::Cpu, None).unwrap();
+    let batch = Batch::new(Kind::Float);
+    let logits = |model: &Seq2Seq| {
+        no_grad(|| model.logits(batch.given(&["input_ids", "decoder_input_ids"]))).unwrap()
+    };
+    let mut config = model.config().to_value();
+    config["architectures"] = json!(["T5Model"]);
+    let base = dir.with_file_name("t5_base");
+    pretrained::save(&vs, &base, &config.to_string()).unwrap();
+    let load = Load::on(Device::Cpu).head(Head::LanguageModel);
+    let (vs, again) = Seq2Seq::from_pretrained_with(&base, &load).unwrap();
+    assert_close(&logits(&again), &logits(&model), &base);
+    pretrained::save(&vs, &base, &again.config().to_json()).unwrap();
+    let (_, again) = Seq2Seq::from_pretrained(&base, Device::Cpu, None).unwrap();
+    assert_eq!(again.config(), model.config());
+}
+
+#[test]
+fn every_model_is_made_loaded_described_and_run_in_one_way() {
+    tch::set_num_threads(1);
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let door = |needed, taken, classifier, any| Door { needed, taken, classifier, any, dir };
+    let (text, image) = (Head::SequenceClassification, Head::ImageClassification);
+    // Documents stand in the place of the mask.
+    let of_decoders = door(&["input_ids"], &["documents"], Some(text), true);
+    let decoders = decoders();
+    decoders.iter().for_each(|config| of_decoders.check::<Decoder>(config));
+
+    let encoders = encoders();
+    for config in &encoders {
+        let taken: &[&str] = match config["model_type"].as_str() {
+            Some("distilbert") => &["attention_mask"],
+            _ => &["attention_mask", "token_type_ids"],
+        };
+        door(&["input_ids"], taken, Some(text), true).check::<Encoder>(config);
+    }
+
+    let masks = &["attention_mask", "decoder_attention_mask"];
+    let of_seq2seqs = door(&["input_ids", "decoder_input_ids"], masks, None, true);
+    let seq2seqs = seq2seqs();
+    seq2seqs.iter().for_each(|config| of_seq2seqs.check::<Seq2Seq>(config));
+
+    a_base_models_files_with_a_tied_head(&dir.join("t5"));
+
+    let of_images = door(&["pixel_values"], &[], Some(image), true);
+    let (vit, dinov2) =
+        (images("vit", "ViTForImageClassification"), images("dinov2", "Dinov2Model"));
+    of_images.check::<ViTForImageClassification>(&vit);
+    of_images.check::<Dinov2>(&dinov2);
+
+    let mut texts = images("clip_text_model", "CLIPTextModel");
+    texts["eos_token_id"] = json!(2);
+    let pixels = images("clip_vision_model", "CLIPVisionModel");
+    let clip = json!({
+        "model_type": "clip", "architectures": ["CLIPModel"], "text_config": texts, "vision_config": pixels,
+        "projection_dim": 8,
+    });
+    door(&["input_ids"], &["attention_mask"], None, true).check::<Clip>(&clip);
+    door(&["input_ids"], &["attention_mask"], None, false).check::<ClipText>(&texts);
+    door(&["pixel_values"], &[], None, false).check::<ClipVision>(&pixels);
+
+    let known = [decoders, encoders, seq2seqs, vec![vit, dinov2, clip]].concat();
+    let mut types: Vec<&str> = known.iter().map(|c| c["model_type"].as_str().unwrap()).collect();
+    types.sort_unstable();
+    assert_eq!(types, AnyModel::model_types());
+
+    // transformers reads what was written.
+    let printed = common::run_python("door.py", &[dir.to_str().unwrap()]);
+    let read: BTreeMap<String, (String, Option<String>, Vec<String>)> =
+        serde_json::from_str(&printed).unwrap();
+    let towers = [texts, pixels];
+    for config in known.iter().chain(&towers) {
+        let (model_type, class) = (&config["model_type"], &config["architectures"][0]);
+        let (theirs, their_class, _) = &read[model_type.as_str().unwrap()];
+        assert_eq!((&json!(theirs), &json!(their_class)), (model_type, class));
+    }
+    let labelled = read.iter().filter(|(name, _)| name.ends_with("_labels"));
+    let mut without_class = Vec::new();
+    let mut count = 0;
+    for (name, (_, class, labels)) in labelled {
+        assert_eq!(labels[..], ["one", "two", "three", "four"], "{name}");
+        match class {
+            Some(class) => assert!(class.ends_with("Classification"), "{name}: {class}"),
+            None => without_class.push(name.as_str()),
+        }
+        count += 1;
+    }
+    // All but encoder-decoders and CLIP.
+    assert_eq!(count, types.len() - 4);
+    assert_eq!(without_class, ["cohere_labels", "granite_labels"]);
+}
