@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use tch::{no_grad, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::adapter::attachment::Attachment;
 use crate::adapter::model::LnTuningModel;
@@ -60,9 +60,7 @@ impl LnTuningModel {
         against: impl Into<Option<&'a str>>,
     ) -> Result<AdapterDiff> {
         let against = against.into();
-        let mut attachment = self.attachment();
-        no_grad(|| {
-            attachment.sync()?;
+        self.with_attachment(|attachment| {
             let sides = [Some(adapter), against];
             let mut names: Vec<(String, String)> = Vec::new();
             for side in sides.into_iter().flatten() {
@@ -75,8 +73,8 @@ impl LnTuningModel {
             let mut tensors = Vec::new();
             for (module, tensor) in names {
                 let name = format!("{module}.{tensor}");
-                let a = side(&attachment, Some(adapter), &name)?;
-                let b = side(&attachment, against, &name)?;
+                let a = side(attachment, Some(adapter), &name)?;
+                let b = side(attachment, against, &name)?;
                 if let (Some(a), Some(b)) = (a, b) {
                     tensors.push(compare(module, tensor, &a, &b)?);
                 }

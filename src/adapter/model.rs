@@ -193,11 +193,9 @@ impl LnTuningModel {
         make: impl FnOnce(&Attachment) -> Result<Adapter>,
     ) -> Result<()> {
         check_adapter_name(name)?;
-        let mut attachment = self.attachment();
-        attachment.check_new(name)?;
-        no_grad(|| {
-            attachment.sync()?;
-            let adapter = make(&attachment)?;
+        self.with_attachment(|attachment| {
+            attachment.check_new(name)?;
+            let adapter = make(attachment)?;
             attachment.insert(name, adapter)
         })
     }
@@ -237,10 +235,8 @@ impl LnTuningModel {
     /// # Errors
     /// As [`save_pretrained`](Self::save_pretrained), and `UnknownAdapter` for a selected adapter that does not exist.
     pub fn save_pretrained_with(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
-        let mut attachment = self.attachment();
-        no_grad(|| {
-            attachment.sync()?;
-            let contents = state_dict::files(&attachment, dir.as_ref(), DEFAULT_ADAPTER, options)?;
+        self.with_attachment(|attachment| {
+            let contents = state_dict::files(attachment, dir.as_ref(), DEFAULT_ADAPTER, options)?;
             atomic::write(&contents)
         })
     }
@@ -251,11 +247,7 @@ impl LnTuningModel {
     /// `UnknownAdapter`.
     #[doc(alias = "get_peft_model_state_dict")]
     pub fn state_dict(&self, name: &str) -> Result<Vec<(String, Tensor)>> {
-        let mut attachment = self.attachment();
-        no_grad(|| {
-            attachment.sync()?;
-            state_dict::tensors(attachment.adapter(name)?)
-        })
+        self.with_attachment(|attachment| state_dict::tensors(attachment.adapter(name)?))
     }
 
     /// Overwrites the tensors of an adapter, active, merged or neither. The base does not change.
@@ -270,10 +262,20 @@ impl LnTuningModel {
         tensors: &[(String, Tensor)],
         options: &LoadOptions,
     ) -> Result<LoadReport> {
+        self.with_attachment(|attachment| {
+            state_dict::load(attachment.adapter_mut(name)?, name, tensors, options)
+        })
+    }
+
+    /// Runs `f` without recording a graph, after following changes by user code.
+    pub(crate) fn with_attachment<T>(
+        &self,
+        f: impl FnOnce(&mut Attachment) -> Result<T>,
+    ) -> Result<T> {
         let mut attachment = self.attachment();
         no_grad(|| {
             attachment.sync()?;
-            state_dict::load(attachment.adapter_mut(name)?, name, tensors, options)
+            f(&mut attachment)
         })
     }
 

@@ -1,7 +1,5 @@
 //! The adapter in use: set, disable, merge, unload.
 
-use tch::no_grad;
-
 use crate::adapter::attachment::Attachment;
 use crate::adapter::model::LnTuningModel;
 use crate::error::{refusal, refuse, Result};
@@ -111,9 +109,7 @@ impl LnTuningModel {
     /// # Errors
     /// `InvalidState` if no adapter is active. On any error the handle is lost but the variables are as before.
     pub fn merge_and_unload(self) -> Result<()> {
-        let mut attachment = self.attachment();
-        no_grad(|| {
-            attachment.sync()?;
+        self.with_attachment(|attachment| {
             if attachment.active.is_none() && attachment.merged.is_none() {
                 refuse!(
                     InvalidState,
@@ -132,9 +128,7 @@ impl LnTuningModel {
     /// # Errors
     /// `BaseChanged` if the base was overwritten meanwhile.
     pub fn unload(self) -> Result<()> {
-        let mut attachment = self.attachment();
-        no_grad(|| {
-            attachment.sync()?;
+        self.with_attachment(|attachment| {
             (attachment.active, attachment.merged) = (None, None);
             attachment.apply()?;
             attachment.clear()
@@ -155,11 +149,9 @@ impl LnTuningModel {
 
     /// Changes the state and updates the variables; on an error, restores the former state.
     fn change(&mut self, f: impl FnOnce(&mut Attachment) -> Result<()>) -> Result<()> {
-        let mut attachment = self.attachment();
-        no_grad(|| {
-            attachment.sync()?;
+        self.with_attachment(|attachment| {
             let before = (attachment.active.clone(), attachment.enabled, attachment.merged.clone());
-            f(&mut attachment).and_then(|()| attachment.apply()).inspect_err(|_| {
+            f(attachment).and_then(|()| attachment.apply()).inspect_err(|_| {
                 (attachment.active, attachment.enabled, attachment.merged) = before;
                 // Best effort: the first error is the one to return.
                 let _ = attachment.apply();
