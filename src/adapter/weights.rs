@@ -70,14 +70,14 @@ impl Adapter {
         let mut buffers: Vec<(usize, Tensor)> = Vec::new();
         let chosen: Vec<usize> =
             selection.variables().filter_map(|name| variables.position(name)).collect();
-        for tensor in selection.tensors() {
-            let Some(index) = variables.position(&tensor.variable()) else { continue };
+        for (name, tensor) in selection.variables().zip(selection.tensors()) {
+            let Some(index) = variables.position(name) else { continue };
             let variable = variables.get(index);
             let owner = variable.tied_to;
             check_ties(variables, index, &chosen)?;
             let data = base(owner)?;
             let place = if variable.is_parameter {
-                check_parameter(&variable.name, &data)?;
+                check_parameter(name, &data)?;
                 let slot = slot_variables.iter().position(|v| *v == owner);
                 Place::Slot(slot.unwrap_or_else(|| {
                     slot_variables.push(owner);
