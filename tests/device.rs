@@ -34,6 +34,13 @@ ln-tuning = { path = "HERE", default-features = false }
 tch = "TCH"
 
 [workspace]
+
+# As here, so that what is compiled already fits.
+[profile.dev]
+debug = "line-tables-only"
+
+[profile.dev.package."*"]
+debug = false
 "#;
 
 /// A user's program: no build script, no link arguments.
