@@ -1,4 +1,4 @@
-"""Models, tokenizers and loss curves of PEFT for tests/finetune_lm and tests/finetune_classifier.
+"""Models, tokenizers and loss curves of PEFT for the tests of the program (cli/tests).
 
 `make-lm DIR llama|gpt2`        a tiny random language model with a tokenizer
 `make-bert DIR LABELS`          a tiny random classifier with a tokenizer
