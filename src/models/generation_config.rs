@@ -39,6 +39,7 @@ impl GenerationConfig {
         let refused = match refused {
             None if one("encoder_repetition_penalty")? => Some("encoder_repetition_penalty"),
             None if one("guidance_scale")? => Some("guidance_scale"),
+            None if one("num_beams")? => Some("num_beams"),
             refused => refused,
         };
         Ok(GenerationConfig {
@@ -77,7 +78,7 @@ impl GenerationConfig {
         match &self.refused {
             Some(option) => refuse!(
                 Unsupported,
-                "'{option}' is set in the configuration of generation, which is not implemented"
+                "'{option}' is set in the configuration of generation, which is not implemented: take it out of generation_config.json"
             ),
             None => Ok(()),
         }

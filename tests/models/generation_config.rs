@@ -74,6 +74,7 @@ fn options_that_are_not_implemented_are_refused(dir: &Path) {
         ("forced_eos_token_id", json!(5), json!(null)),
         ("encoder_repetition_penalty", json!(1.5), json!(1.)),
         ("guidance_scale", json!(1.5), json!(1.)),
+        ("num_beams", json!(4), json!(1)),
     ] {
         let error = generate(key, &value).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{key}: {error}");
