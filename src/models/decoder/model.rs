@@ -60,6 +60,7 @@ impl Model for Decoder {
             _ => weights.at(names.base),
         };
         let embed = base.at(names.embed).tensor("weight", &[config.vocab_size, width], init)?;
+        let head = Head::build(weights, config, &embed)?;
         let positions = match config.positions {
             Positions::Learned { offset, .. } => {
                 let rows = config.max_positions + offset;
@@ -90,7 +91,7 @@ impl Model for Decoder {
             },
             blocks: blocks.collect::<Result<_>>()?,
             norm: norm(names.norm)?,
-            head: Head::build(weights, config, &embed)?,
+            head,
             embed,
             config: config.clone(),
         })

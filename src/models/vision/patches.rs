@@ -68,12 +68,13 @@ impl Patches {
         let (size, init) = (shape.size, shape.init());
         let places = 1 + grid.side().pow(2);
         let projection = weights.at("patch_embeddings.projection");
+        // In this order: a seed gives the same weights in every version.
         Ok(Patches {
             grid,
-            weight: projection.tensor("weight", &grid.kernel(size), init)?,
-            bias: Some(projection.tensor("bias", &[size], Init::Const(0.))?),
             class: weights.tensor("cls_token", &[1, 1, size], init)?,
             positions: weights.tensor("position_embeddings", &[1, places, size], init)?,
+            weight: projection.tensor("weight", &grid.kernel(size), init)?,
+            bias: Some(projection.tensor("bias", &[size], Init::Const(0.))?),
         })
     }
 
