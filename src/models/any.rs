@@ -153,3 +153,66 @@ impl AnyModel {
         self.logits_with(inputs.into(), &mut Tape::off())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tch::nn::VarStore;
+    use tch::Device;
+
+    use super::*;
+    use crate::models::nn::Weights;
+
+    /// The names of the variables that a new model makes, in order.
+    fn made<M: Model>(config: Value) -> Vec<String> {
+        let vs = VarStore::new(Device::Cpu);
+        let weights = Weights::new(&vs.root());
+        M::build(&weights, &M::Config::from_value(&config).unwrap()).unwrap();
+        weights.handed_out().1
+    }
+
+    /// The figures of the quickstart and of the benchmarks are those of a seed, and so of this order.
+    #[test]
+    fn a_seed_gives_the_weights_of_former_versions_since_variables_are_made_in_the_same_order() {
+        let vit = made::<ViTForImageClassification>(json!({
+            "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8,
+            "image_size": 4, "patch_size": 2,
+        }));
+        let random = |names: &[String]| -> Vec<String> {
+            let is_random = |name: &&String| name.ends_with("weight") && !name.contains("norm");
+            names.iter().filter(is_random).cloned().collect()
+        };
+        assert_eq!(vit[..2], ["vit.embeddings.cls_token", "vit.embeddings.position_embeddings"]);
+        assert_eq!(
+            random(&vit),
+            [
+                "vit.embeddings.patch_embeddings.projection.weight",
+                "vit.layers.0.attention.q_proj.weight",
+                "vit.layers.0.attention.k_proj.weight",
+                "vit.layers.0.attention.v_proj.weight",
+                "vit.layers.0.attention.o_proj.weight",
+                "vit.layers.0.mlp.fc1.weight",
+                "vit.layers.0.mlp.fc2.weight",
+                "classifier.weight",
+            ]
+        );
+        let llama = made::<Decoder>(json!({
+            "model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 2,
+        }));
+        assert_eq!(
+            random(&llama),
+            [
+                "model.embed_tokens.weight",
+                "lm_head.weight",
+                "model.layers.0.self_attn.q_proj.weight",
+                "model.layers.0.self_attn.k_proj.weight",
+                "model.layers.0.self_attn.v_proj.weight",
+                "model.layers.0.self_attn.o_proj.weight",
+                "model.layers.0.mlp.gate_proj.weight",
+                "model.layers.0.mlp.up_proj.weight",
+                "model.layers.0.mlp.down_proj.weight",
+            ]
+        );
+    }
+}

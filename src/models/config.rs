@@ -153,9 +153,12 @@ impl Declared {
                 head if known.contains(&head) && !class.ends_with("Backbone") => head,
                 _ => {
                     let endings: Vec<&str> = known.iter().map(|head| head.ending()).collect();
-                    refuse!(Unsupported, "'architectures' begins with '{class}', expected a class that ends in {}: to load it all the \
-                         same, name a head (Load::head)",
-                        endings.join(", "));
+                    refuse!(
+                        Unsupported,
+                        "'architectures' begins with '{class}', expected a class that ends in {}: name a head \
+                         (Load::head) to load it as another class",
+                        endings.join(", ")
+                    );
                 }
             },
         };

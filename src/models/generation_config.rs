@@ -78,7 +78,8 @@ impl GenerationConfig {
         match &self.refused {
             Some(option) => refuse!(
                 Unsupported,
-                "'{option}' is set in the configuration of generation, which is not implemented: take it out of generation_config.json"
+                "'{option}' is set in the configuration of generation, which is not implemented: take it out of \
+                 generation_config.json"
             ),
             None => Ok(()),
         }

@@ -121,7 +121,10 @@ impl<'a> Inputs<'a> {
         check_ids("ids", self.ids, &of_ids)?;
         check_ids("decoder's ids", self.decoder_ids, &[decoder_mask])?;
         if self.attention_mask.is_some() && self.documents.is_some() {
-            refuse!(InvalidArgument, "'attention_mask' and 'documents' are both given: give padding a document of its own");
+            refuse!(
+                InvalidArgument,
+                "'attention_mask' and 'documents' are both given: give padding a document of its own"
+            );
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use serde_json::{json, Value};
 use tch::nn::VarStore;
 use tch::{no_grad, Device, Kind, Tensor};
 
-/// What a model may be given, by the names in messages.
+/// All inputs of a model, by the names in messages.
 const INPUTS: [&str; 7] = [
     "input_ids",
     "pixel_values",
@@ -58,16 +58,16 @@ impl Batch {
     }
 }
 
-/// What all models of one kind have in common.
+/// The properties that all models of one kind share.
 struct Door<'d> {
-    /// What they need, and what they may have beside it.
+    /// Inputs that they need, and inputs that they may have besides.
     needed: &'static [&'static str],
     taken: &'static [&'static str],
     /// The classifier that labels of your own make; none: there is none.
     classifier: Option<Head>,
-    /// Whether `AnyModel` knows it.
+    /// True if `AnyModel` knows it.
     any: bool,
-    /// Where checkpoints are made.
+    /// The folder for checkpoints.
     dir: &'d Path,
 }
 
@@ -95,7 +95,7 @@ impl Door<'_> {
         let model_type = config["model_type"].as_str().unwrap();
         assert!(M::Config::model_types().contains(&model_type));
         let config = M::Config::from_value(config).unwrap();
-        // What is written is what was read.
+        // A configuration is written as it was read.
         assert_eq!(M::Config::from_value(&config.to_value()).unwrap(), config);
         assert_eq!(M::Config::from_json(&config.to_json()).unwrap(), config);
 

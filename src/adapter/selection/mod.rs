@@ -184,8 +184,11 @@ fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Resul
     let found: Vec<String> =
         tree.paths().filter(|path| tree.is_norm(path)).map(str::to_owned).collect();
     if let (true, Some(model_type)) = (found.is_empty(), model_type.filter(|t| has_bare_norms(t))) {
-        refuse!(NoTargetModules, "the norms of '{model_type}' have no weights, so there is nothing to tune: take another model, or \
-                 name other modules in `target_modules`");
+        refuse!(
+            NoTargetModules,
+            "the norms of '{model_type}' have no weights, so there is nothing to tune: take another model, or name \
+             other modules in `target_modules`"
+        );
     }
     if found.is_empty() {
         let (sample, known) = (sample(tree.paths()), model_types(norms).join(", "));

@@ -5,7 +5,7 @@ use crate::error::{refuse, Result};
 /// The target of ignored tokens, as in transformers and PyTorch.
 pub const IGNORE_INDEX: i64 = -100;
 
-/// How the per-token losses are reduced to one loss.
+/// The reduction of the per-token losses to one loss.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum Reduction {
@@ -66,7 +66,7 @@ pub struct LinearCrossEntropy {
     /// Default: 0.
     #[doc(alias = "lse_square_scale")]
     pub z_loss: f64,
-    /// How the per-token losses are reduced. Default: the mean.
+    /// The reduction of the per-token losses. Default: the mean.
     pub reduction: Reduction,
     /// The number of tokens per chunk. Default: `None`, chosen from the vocabulary and the device.
     pub chunk_size: Option<i64>,

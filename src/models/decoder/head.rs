@@ -54,7 +54,10 @@ impl Head {
     pub(super) fn language_model(&self) -> Result<(&Tensor, Option<&Tensor>)> {
         match self {
             Head::LanguageModel { weight, bias } => Ok((weight, bias.as_ref())),
-            _ => Err(refusal!(InvalidState, "the model has no language model's head: load it with Head::LanguageModel, or ask for hidden_states")),
+            _ => Err(refusal!(
+                InvalidState,
+                "the model has no language model's head: load it with Head::LanguageModel, or ask for hidden_states"
+            )),
         }
     }
 

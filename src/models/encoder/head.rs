@@ -86,7 +86,10 @@ impl Head {
     /// Hidden states `[batch, length, size]` to logits.
     pub(super) fn forward(&self, hidden: &Tensor, train: bool) -> Result<Tensor> {
         match self {
-            Head::None => Err(refusal!(InvalidState, "the model has no head, so there are no logits: ask for hidden_states, or load it with a head")),
+            Head::None => Err(refusal!(
+                InvalidState,
+                "the model has no head, so there are no logits: ask for hidden_states, or load it with a head"
+            )),
             Head::MaskedLm { dense, activation, norm, decoder } => {
                 let hidden = activation.apply(&dense.forward(hidden)?)?;
                 decoder.forward(&norm.forward(&hidden)?)

@@ -1,7 +1,5 @@
 //! A text encoder: embeddings, blocks with LayerNorm behind attention and MLP, a head.
 
-use std::rc::Rc;
-
 use tch::nn::Init;
 use tch::{Kind, Tensor};
 
@@ -15,7 +13,7 @@ use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{
-    dropped, run, Activation, Block, Context, Linear, Mask, Norm, NormKind, Through, Weights,
+    dropped, run_all, Activation, Block, Linear, Mask, Norm, NormKind, Weights,
 };
 use crate::pretrained;
 
@@ -28,11 +26,10 @@ use crate::pretrained;
 ///
 /// ```no_run
 /// use ln_tuning::models::{Encoder, Load, Model, ModelConfig};
-/// use ln_tuning::pretrained::{self, ModelFiles};
 /// let load = Load::on(tch::Device::Cpu).labels(["ham", "spam"]);
-/// let (vs, model) = Encoder::from_files(ModelFiles::open("bert-base-uncased")?, &load)?;
+/// let (vs, model) = Encoder::from_pretrained_with("bert-base-uncased", &load)?;
 /// // … train …
-/// pretrained::save(&vs, "spam-filter", &format!("{:#}", model.config().to_value()))?;
+/// ln_tuning::pretrained::save(&vs, "spam-filter", &model.config().to_json())?;
 /// # Ok::<(), ln_tuning::Error>(())
 /// ```
 #[doc(alias = "AutoModelForSequenceClassification")]
@@ -116,8 +113,7 @@ impl Model for Encoder {
         let hidden = self.norm.forward(&self.embedded(ids, inputs.token_type_ids)?)?;
         let hidden = dropped(hidden, self.config.dropout, inputs.train)?;
         let mask = Mask::tokens(inputs.attention_mask)?;
-        let context = Rc::new(Context::new(inputs.train, mask));
-        run(&self.blocks, hidden, &context, None, 0., &mut Through::Tape(tape))
+        run_all(&self.blocks, hidden, mask, inputs.train, tape)
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
@@ -136,7 +132,10 @@ impl Encoder {
             Some(pooler) => {
                 Activation::Tanh.apply(&pooler.forward(&hidden_states.f_select(1, 0)?)?)
             }
-            None => Err(refusal!(InvalidState, "the model has no pooler: neither has the checkpoint, or it is a head's that uses none")),
+            None => Err(refusal!(
+                InvalidState,
+                "the model has no pooler: the checkpoint has none, or the head uses none"
+            )),
         }
     }
 

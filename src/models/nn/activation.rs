@@ -24,8 +24,11 @@ impl Activation {
             "relu" => Ok(Activation::Relu),
             "silu" | "swish" => Ok(Activation::Silu),
             "tanh" => Ok(Activation::Tanh),
-            other => Err(refusal!(Unsupported, "'{key}' is '{other}', expected 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'quick_gelu', 'relu', \
-                     'silu' or 'tanh'")),
+            other => Err(refusal!(
+                Unsupported,
+                "'{key}' is '{other}', expected 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'quick_gelu', 'relu', 'silu' \
+                 or 'tanh'"
+            )),
         }
     }
 

@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::attention::Attention;
 use super::cache::{Cache, Slot};
 use super::context::Context;
+use super::mask::Mask;
 use super::mlp::{dropped, Mlp};
 use super::norm::Norm;
 use crate::autograd::recompute::Tape;
@@ -102,6 +103,18 @@ pub(in crate::models) fn run<'m>(
         };
     }
     Ok(hidden)
+}
+
+/// Runs blocks that share one mask, and nothing else.
+pub(in crate::models) fn run_all<'m>(
+    blocks: &'m [Block],
+    hidden: Tensor,
+    mask: Mask,
+    train: bool,
+    tape: &mut Tape<'m>,
+) -> Result<Tensor> {
+    let context = Rc::new(Context::new(train, mask));
+    run(blocks, hidden, &context, None, 0., &mut Through::Tape(tape))
 }
 
 impl Block {

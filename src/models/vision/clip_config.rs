@@ -114,14 +114,9 @@ impl ModelConfig for ClipVisionConfig {
         let read = ClipVisionConfig {
             block: block(config, (768, 3072, 12))?,
             layers: integer_or(config, "num_hidden_layers", 12)?,
-            grid: Grid {
-                image_size: integer_or(config, "image_size", 224)?,
-                patch_size: integer_or(config, "patch_size", 32)?,
-                channels: integer_or(config, "num_channels", 3)?,
-            },
+            grid: Grid::read(config, 32)?,
             declared: Declared::read(config, &Self::model_types(), &[Head::None], Head::None)?,
         };
-        read.grid.check()?;
         Ok(read)
     }
 

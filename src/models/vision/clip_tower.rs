@@ -1,7 +1,5 @@
 //! The towers of CLIP: one for texts, one for images.
 
-use std::rc::Rc;
-
 use tch::{Kind, Tensor};
 
 use super::block::BlockNames;
@@ -11,7 +9,7 @@ use crate::autograd::recompute::Tape;
 use crate::error::{refusal, refuse, Result};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{run, Block, Context, Mask, Norm, Places, Through, Weights};
+use crate::models::nn::{run_all, Block, Mask, Norm, Places, Weights};
 
 const NAMES: BlockNames = BlockNames {
     norms: ["layer_norm1", "layer_norm2"],
@@ -89,8 +87,8 @@ impl Model for ClipText {
             tokens: tokens.as_ref(),
             documents: None,
         };
-        let context = Rc::new(Context::new(inputs.train, Mask::causal(&places, None)?));
-        let hidden = run(&self.blocks, hidden, &context, None, 0., &mut Through::Tape(tape))?;
+        let mask = Mask::causal(&places, None)?;
+        let hidden = run_all(&self.blocks, hidden, mask, inputs.train, tape)?;
         self.norm.forward(&hidden)
     }
 
@@ -128,8 +126,7 @@ impl Model for ClipVision {
         self.config.grid.check_images(images)?;
         let hidden = self.patches.forward(images, &self.patches.positions)?;
         let hidden = self.norm.forward(&hidden)?;
-        let context = Rc::new(Context::new(inputs.train, Mask::Everything));
-        run(&self.blocks, hidden, &context, None, 0., &mut Through::Tape(tape))
+        run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)
     }
 
     fn logits_with<'m>(&'m self, _: Inputs, _: &mut Tape<'m>) -> Result<Tensor> {

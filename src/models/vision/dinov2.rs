@@ -1,7 +1,5 @@
 //! DINOv2 (arXiv 2304.07193), as transformers' `Dinov2Model` and `Dinov2ForImageClassification`.
 
-use std::rc::Rc;
-
 use serde_json::Value;
 use tch::nn::Init;
 use tch::{Kind, Tensor};
@@ -15,9 +13,7 @@ use crate::models::config::{
 };
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{
-    dropped, run, Activation, Block, Context, Linear, Mask, Norm, Through, Weights,
-};
+use crate::models::nn::{dropped, run_all, Activation, Block, Linear, Mask, Norm, Weights};
 use crate::pretrained::Head;
 
 const HEADS: &[Head] = &[Head::None, Head::ImageClassification];
@@ -66,17 +62,12 @@ impl ModelConfig for Dinov2Config {
                 initializer_range: number(config, "initializer_range", 0.02)?,
             },
             layers: integer_or(config, "num_hidden_layers", 12)?,
-            grid: Grid {
-                image_size: integer_or(config, "image_size", 224)?,
-                patch_size: integer_or(config, "patch_size", 14)?,
-                channels: integer_or(config, "num_channels", 3)?,
-            },
+            grid: Grid::read(config, 14)?,
             gated,
             mask_token: flag(config, "use_mask_token", true)?,
             embedding_dropout: number(config, "hidden_dropout_prob", 0.)?,
         };
         read.block.check()?;
-        read.grid.check()?;
         Ok(read)
     }
 
@@ -158,14 +149,16 @@ impl Model for Dinov2 {
                 (height / patch_size, width / patch_size)
             }
             _ => {
-                refuse!(ShapeMismatch, "the images have shape {shape:?}, expected [batch, {channels}, height, width] with multiples \
-                         of {patch_size}")
+                refuse!(
+                    ShapeMismatch,
+                    "the images have shape {shape:?}, expected [batch, {channels}, height, width] with multiples of \
+                     {patch_size}"
+                )
             }
         };
         let hidden = self.patches.forward(images, &self.patches.positions_of(rows, columns)?)?;
         let hidden = dropped(hidden, self.config.embedding_dropout, inputs.train)?;
-        let context = Rc::new(Context::new(inputs.train, Mask::Everything));
-        let hidden = run(&self.blocks, hidden, &context, None, 0., &mut Through::Tape(tape))?;
+        let hidden = run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)?;
         self.norm.forward(&hidden)
     }
 

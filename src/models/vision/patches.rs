@@ -1,10 +1,12 @@
 //! Images as sequences: patches, a class token in front of them, positions.
 
+use serde_json::Value;
 use tch::nn::Init;
 use tch::{Kind, Tensor};
 
 use super::block::BlockShape;
 use crate::error::{refuse, Result};
+use crate::models::config::integer_or;
 use crate::models::nn::Weights;
 
 /// The sizes of images and patches.
@@ -28,6 +30,20 @@ pub(super) struct Patches {
 }
 
 impl Grid {
+    /// Reads the sizes; `patch_size` is the default of that key.
+    pub(super) fn read(config: &Value, patch_size: i64) -> Result<Self> {
+        let image_size = integer_or(config, "image_size", 224)?;
+        let patch_size = integer_or(config, "patch_size", patch_size)?;
+        let channels = integer_or(config, "num_channels", 3)?;
+        if patch_size <= 0 || image_size < patch_size || channels <= 0 {
+            refuse!(
+                InvalidConfig,
+                "patches of {patch_size} in images of {image_size} with {channels} channels"
+            );
+        }
+        Ok(Grid { image_size, patch_size, channels })
+    }
+
     /// The number of patches on each side.
     pub(super) fn side(&self) -> i64 {
         self.image_size / self.patch_size
@@ -36,17 +52,6 @@ impl Grid {
     /// The shape of the convolution's weight.
     pub(super) fn kernel(&self, size: i64) -> [i64; 4] {
         [size, self.channels, self.patch_size, self.patch_size]
-    }
-
-    pub(super) fn check(&self) -> Result<()> {
-        let Grid { image_size, patch_size, channels } = *self;
-        if patch_size <= 0 || image_size < patch_size || channels <= 0 {
-            refuse!(
-                InvalidConfig,
-                "patches of {patch_size} in images of {image_size} with {channels} channels"
-            );
-        }
-        Ok(())
     }
 
     /// The images' shape must be `[batch, channels, size, size]`.

@@ -1,7 +1,5 @@
 //! The vision transformer of Dosovitskiy et al. (arXiv 2010.11929), as transformers' `ViTForImageClassification`.
 
-use std::rc::Rc;
-
 use serde_json::Value;
 use tch::nn::ModuleT;
 use tch::{Kind, Tensor};
@@ -13,9 +11,7 @@ use crate::error::Result;
 use crate::models::config::{check_divides, flag, integer_or, number, text, Declared, ModelConfig};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{
-    dropped, run, Activation, Block, Context, Linear, Mask, Norm, Through, Weights,
-};
+use crate::models::nn::{dropped, run_all, Activation, Block, Linear, Mask, Norm, Weights};
 use crate::pretrained::Head;
 
 /// The shape and the options of a ViT, read from a `config.json` of transformers.
@@ -52,14 +48,9 @@ impl ModelConfig for ViTConfig {
                 initializer_range: number(config, "initializer_range", 0.02)?,
             },
             layers: integer_or(config, "num_hidden_layers", 12)?,
-            grid: Grid {
-                image_size: integer_or(config, "image_size", 224)?,
-                patch_size: integer_or(config, "patch_size", 16)?,
-                channels: integer_or(config, "num_channels", 3)?,
-            },
+            grid: Grid::read(config, 16)?,
         };
         read.block.check()?;
-        read.grid.check()?;
         let Grid { image_size, patch_size, .. } = read.grid;
         check_divides(("patch_size", patch_size), ("image_size", image_size))?;
         Ok(read)
@@ -124,8 +115,7 @@ impl Model for ViTForImageClassification {
         self.config.grid.check_images(images)?;
         let hidden = self.patches.forward(images, &self.patches.positions)?;
         let hidden = dropped(hidden, self.config.block.dropout, inputs.train)?;
-        let context = Rc::new(Context::new(inputs.train, Mask::Everything));
-        let hidden = run(&self.blocks, hidden, &context, None, 0., &mut Through::Tape(tape))?;
+        let hidden = run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)?;
         self.norm.forward(&hidden)
     }
 
