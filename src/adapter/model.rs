@@ -33,6 +33,10 @@ pub const DEFAULT_ADAPTER: &str = "default";
 /// overwritten base with [`ErrorKind::BaseChanged`](crate::ErrorKind::BaseChanged). Dropping the handle leaves the
 /// variables as they are; [`unload`](Self::unload) restores the base.
 ///
+/// What other optimisers write into the selected variables belongs to the adapter. Writes through C++'s `data()`, as
+/// tch's `nn::Sgd` makes them, raise no version: in the base, [`save_pretrained`](Self::save_pretrained), merging and
+/// unloading find them by eight elements of each variable, so a write to other elements alone is not found.
+///
 /// ```
 /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
 /// use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel};
@@ -135,6 +139,7 @@ impl LnTuningModel {
         let mut attachment = Attachment::new(Variables::of(vs)?, origin::model_type(vs));
         no_grad(|| {
             let adapter = make(&attachment)?;
+            attachment.remember_base()?;
             attachment.insert(name, adapter)?;
             attachment.active = Some(name.to_owned());
             attachment.freeze_all().and_then(|()| attachment.apply()).inspect_err(|_| {
@@ -225,7 +230,7 @@ impl LnTuningModel {
     /// Either all files are written or, on an error, none.
     ///
     /// # Errors
-    /// `Io` or `MissingFile` if the operating system refuses.
+    /// `Io` or `MissingFile` if the operating system refuses; `BaseChanged` if the base was overwritten meanwhile.
     pub fn save_pretrained(&self, dir: impl AsRef<Path>) -> Result<()> {
         self.save_pretrained_with(dir, &SaveOptions::default())
     }
@@ -236,6 +241,7 @@ impl LnTuningModel {
     /// As [`save_pretrained`](Self::save_pretrained), and `UnknownAdapter` for a selected adapter that does not exist.
     pub fn save_pretrained_with(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
         self.with_attachment(|attachment| {
+            attachment.check_base()?;
             let contents = state_dict::files(attachment, dir.as_ref(), DEFAULT_ADAPTER, options)?;
             atomic::write(&contents)
         })
@@ -247,7 +253,7 @@ impl LnTuningModel {
     /// `UnknownAdapter`.
     #[doc(alias = "get_peft_model_state_dict")]
     pub fn state_dict(&self, name: &str) -> Result<Vec<(String, Tensor)>> {
-        self.with_attachment(|attachment| state_dict::tensors(attachment.adapter(name)?))
+        self.with_attachment(|attachment| state_dict::tensors(attachment.current(name)?))
     }
 
     /// Overwrites the tensors of an adapter, active, merged or neither. The base does not change.

@@ -12,6 +12,7 @@ mod architectures;
 mod bad_input;
 mod checkpoint;
 mod config;
+mod foreign_writes;
 mod invariants;
 mod merge;
 mod peft_faults;

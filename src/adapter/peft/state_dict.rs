@@ -126,7 +126,7 @@ pub(crate) fn files(
     let names: Vec<String> = options.selected_adapters.clone().unwrap_or_else(all);
     let mut contents = Contents::new();
     for name in &names {
-        let adapter = attachment.adapter(name)?;
+        let adapter = attachment.current(name)?;
         let mapping = options.key_mapping.iter().map(|(p, r)| (p.as_str(), r.as_str()));
         let mapping = KeyMapping::new(mapping)?;
         let mut tensors = Vec::with_capacity(adapter.entries.len());
