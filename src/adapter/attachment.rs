@@ -122,6 +122,14 @@ impl Attachment {
                 missing.push((variable, self.base_data(variable)?));
             }
         }
+        for (variable, data) in &missing {
+            if self.variables.get(*variable).is_new {
+                // Its former gradient is not one of the adapter.
+                gradients_of(&self.variables, &[*variable])?.zero_grad()?;
+                self.variables.freeze(*variable)?;
+                self.samples.remember(&[(*variable, data.shallow_clone())])?;
+            }
+        }
         self.base.extend(missing);
         self.adapters.insert(name.to_owned(), adapter);
         Ok(())
@@ -200,15 +208,17 @@ impl Attachment {
         Ok(())
     }
 
-    /// Sets every `requires_grad` to the present state again, after changes by user code.
-    pub(crate) fn restore_requires_grad(&self) -> Result<()> {
+    /// Sets every `requires_grad` to the present state again, after changes by user code. New variables become part of
+    /// the frozen base.
+    pub(crate) fn restore_requires_grad(&mut self) -> Result<()> {
         self.freeze_all()?;
+        self.sync()?;
         self.apply_requires_grad()
     }
 
     /// Restores the `requires_grad` that every variable had before an adapter was attached.
     pub(crate) fn forget_requires_grad(&self) -> Result<()> {
-        for variable in self.variables.iter() {
+        for variable in self.variables.iter().filter(|variable| !variable.is_new) {
             if variable.tensor.requires_grad() != variable.required_grad {
                 let _ = variable.tensor.f_set_requires_grad(variable.required_grad)?;
             }
@@ -253,6 +263,7 @@ impl Attachment {
                 frozen.name
             );
         }
+        self.check_claimed()?;
         let mut trains = vec![false; self.variables.len()];
         adapter.slot_variables.iter().for_each(|variable| trains[*variable] = true);
         let thawed = |v: &&Variable| v.tensor.requires_grad() && !trains[v.tied_to];
@@ -265,6 +276,24 @@ impl Attachment {
             );
         }
         Ok(())
+    }
+
+    /// Refuses trainable variables that were made after an adapter was attached and that no adapter trains or saves.
+    pub(crate) fn check_claimed(&self) -> Result<()> {
+        let mut new = self.variables.iter().filter(|variable| variable.is_new);
+        let Some(first) = new.next() else { return Ok(()) };
+        let module = first.name.rsplit_once('.').map_or(first.name.as_str(), |(module, _)| module);
+        let others = match new.count() {
+            0 => String::new(),
+            others => format!(" (and {others} more)"),
+        };
+        refuse!(
+            InvalidState,
+            "'{}'{others} was made after the adapter was attached, so no adapter trains or saves it. Attach once the \
+             model is complete, or give it to a new adapter: `add_adapter` with `modules_to_save([\"{module}\"])` and \
+             `set_adapter`. To leave it as it is: `set_requires_grad`, which freezes all but the adapter",
+            first.name
+        )
     }
 
     /// The gradients of these variables as libtorch's optimiser sees them: its `zero_grad` makes them undefined,

@@ -29,7 +29,8 @@ pub const DEFAULT_ADAPTER: &str = "default";
 /// change: its layers share their variables with the `VarStore`, and an adapter swaps the storage behind them. So
 /// forward passes do not use this type. It keeps handles of the variables and does not borrow the `VarStore`.
 ///
-/// Each call checks for changes to the variables by user code: it follows another kind or device, and refuses an
+/// Each call checks for changes to the variables by user code: it follows another kind or device, sees the variables
+/// that were made since (no adapter trains them, so training and saving refuse those that are trainable), and refuses an
 /// overwritten base with [`ErrorKind::BaseChanged`](crate::ErrorKind::BaseChanged). Dropping the handle leaves the
 /// variables as they are; [`unload`](Self::unload) restores the base.
 ///
@@ -209,7 +210,7 @@ impl LnTuningModel {
     #[doc(alias = "print_trainable_parameters")]
     #[doc(alias = "get_nb_trainable_parameters")]
     pub fn trainable_parameters(&self) -> TrainableParameters {
-        TrainableParameters::of(&self.attachment())
+        TrainableParameters::of(&self.followed())
     }
 
     /// The status of every module with adapters, in natural order of the paths.
@@ -221,7 +222,7 @@ impl LnTuningModel {
     /// The status of all adapters.
     #[doc(alias = "get_model_status")]
     pub fn model_status(&self) -> ModelStatus {
-        status::model(&self.attachment())
+        status::model(&self.followed())
     }
 
     /// Writes every adapter as a PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
@@ -230,7 +231,8 @@ impl LnTuningModel {
     /// Either all files are written or, on an error, none.
     ///
     /// # Errors
-    /// `Io` or `MissingFile` if the operating system refuses; `BaseChanged` if the base was overwritten meanwhile.
+    /// `Io` or `MissingFile` if the operating system refuses; `BaseChanged` if the base was overwritten meanwhile;
+    /// `InvalidState` if trainable variables were made since attaching, which no adapter saves.
     pub fn save_pretrained(&self, dir: impl AsRef<Path>) -> Result<()> {
         self.save_pretrained_with(dir, &SaveOptions::default())
     }
@@ -242,6 +244,7 @@ impl LnTuningModel {
     pub fn save_pretrained_with(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
         self.with_attachment(|attachment| {
             attachment.check_base()?;
+            attachment.check_claimed()?;
             let contents = state_dict::files(attachment, dir.as_ref(), DEFAULT_ADAPTER, options)?;
             atomic::write(&contents)
         })
@@ -285,6 +288,13 @@ impl LnTuningModel {
         })
     }
 
+    /// The state, with the variables that were made since the last call.
+    fn followed(&self) -> MutexGuard<'_, Attachment> {
+        let mut attachment = self.attachment();
+        attachment.variables.follow();
+        attachment
+    }
+
     pub(crate) fn attachment(&self) -> MutexGuard<'_, Attachment> {
         lock(&self.attachment)
     }
@@ -296,10 +306,11 @@ fn make_adapter(
     options: &AdapterOptions,
 ) -> Result<Adapter> {
     let variables = &attachment.variables;
-    // The names and shapes of the variables do not change, so an equal configuration has an equal selection.
+    // The names and shapes of variables do not change, so an equal configuration has an equal selection among them.
     let asked = |other: &&Adapter| {
         let (a, b) = (&other.config, &config);
-        other.options.model_type == options.model_type
+        other.selected_among == variables.len()
+            && other.options.model_type == options.model_type
             && other.options.norms == options.norms
             && (&a.target_modules, &a.exclude_modules, &a.modules_to_save)
                 == (&b.target_modules, &b.exclude_modules, &b.modules_to_save)

@@ -15,8 +15,9 @@ impl Attachment {
     /// Follows another kind or device of the model, and writes to the adapter's weights by another optimiser.
     /// Refuses an overwritten base, since the adapter belongs to the earlier one. Then nothing changes.
     pub(crate) fn sync(&mut self) -> Result<()> {
+        self.variables.follow();
         let changes = self.variables.changes();
-        if changes.moved.is_empty() && changes.written.is_empty() {
+        if changes.is_empty() {
             return Ok(());
         }
         let in_use: HashSet<usize> = match (&self.merged, &self.shown) {
@@ -43,7 +44,8 @@ impl Attachment {
             }
         }
         self.variables.accept(&changes);
-        Ok(())
+        let frozen = self.frozen(changes.frozen)?;
+        self.samples.remember(&frozen)
     }
 
     /// Remembers the frozen base, for [`check_base`](Self::check_base).
@@ -70,10 +72,14 @@ impl Attachment {
             let variable = self.variables.get(*index);
             variable.is_parameter && variable.tied_to == *index
         });
-        let stored = frozen.map(|index| Ok((index, self.base_data(index)?)));
-        let filled =
-            |stored: &Result<(usize, Tensor)>| !matches!(stored, Ok((_, t)) if t.numel() == 0);
-        stored.filter(filled).collect()
+        let mut stored = Vec::new();
+        for index in frozen {
+            let data = self.base_data(index)?;
+            if data.is_floating_point() && data.numel() > 0 {
+                stored.push((index, data));
+            }
+        }
+        Ok(stored)
     }
 
     fn base_changed(&self, variable: usize, what: &str) -> Error {

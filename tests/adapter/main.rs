@@ -15,6 +15,7 @@ mod config;
 mod foreign_writes;
 mod invariants;
 mod merge;
+mod new_variables;
 mod peft_faults;
 mod peft_interop;
 mod selection;
