@@ -10,6 +10,7 @@ use crate::adapter::model::LnTuningModel;
 use crate::adapter::selection::{Norms, Role, Selection};
 use crate::adapter::weights::Adapter;
 use crate::error::{refuse, Result};
+use crate::storage::finite::check_finite;
 
 /// The path along which adapters are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,7 +54,8 @@ impl LnTuningModel {
     ///
     /// # Errors
     /// `UnknownAdapter`; `DuplicateAdapter` or `InvalidAdapterName` for the new name; `SelectionsDiffer`;
-    /// `InvalidArgument` for no adapters or a weight that is not finite. Nothing is changed then.
+    /// `InvalidArgument` for no adapters or a weight that is not finite; `NonFinite` for a sum that is not. Nothing is
+    /// changed then.
     ///
     /// ```
     /// # use tch::{nn, Device};
@@ -161,6 +163,7 @@ fn combine(
             {
                 sum = sum.f_add(&learnt.f_mul_scalar(*factor)?)?;
             }
+            check_finite(&[(&name, &sum, made.model_kind(&entry)?)])?;
             Some(sum)
         } else {
             // A counter, such as BatchNorm's, has no mean.

@@ -13,6 +13,7 @@ use crate::adapter::config::LnTuningConfig;
 use crate::adapter::selection::{Norms, SelectedTensor, Selection};
 use crate::error::{refuse, Error, ErrorKind, Result};
 use crate::pretrained::files::{ModelFiles, TensorFile};
+use crate::storage::finite::check_finite;
 use crate::storage::safetensors::{bytes_of, kind_of};
 use crate::storage::stored::{Stored, StoredTensors};
 
@@ -38,7 +39,8 @@ pub struct MergeReport {
 ///
 /// # Errors
 /// Those of [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and [`Selection::new`];
-/// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if the adapter does not fit; `InvalidArgument` if `out` is in the
+/// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if the adapter does not fit; `NonFinite` for weights that the
+/// model's kind cannot hold; `InvalidArgument` if `out` is in the
 /// model directory; `Io`, also if `out` exists and is not empty. Then no file is left behind.
 pub fn merge(
     base: impl AsRef<Path>,
@@ -140,6 +142,11 @@ fn replacements<'a>(
             let stored = &adapter.tensors[*index];
             check_fit(stored, place)?;
             adapter.check_finite(stored)?;
+            if let Some(kind) =
+                kind_of(place.stored.dtype).filter(|_| stored.dtype != place.stored.dtype)
+            {
+                no_grad(|| check_finite(&[(&stored.key, &adapter.read(stored)?, kind)]))?;
+            }
             replaced.insert(name, stored);
         }
     }

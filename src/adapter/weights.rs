@@ -11,6 +11,7 @@ use crate::adapter::options::AdapterOptions;
 use crate::adapter::selection::{SelectedTensor, Selection};
 use crate::adapter::variables::Variables;
 use crate::error::{refuse, Result};
+use crate::storage::finite::check_cast;
 use crate::storage::info::is_float;
 
 /// One adapter. Its weights are a deep copy of the selected modules: parameters in one flat buffer, buffers beside it.
@@ -178,7 +179,12 @@ impl Adapter {
     }
 
     /// A copy of this adapter's storage, in the present kinds and on the present device of the base.
-    pub(crate) fn relocated(&self, name: &str, base: &HashMap<usize, Tensor>) -> Result<Storage> {
+    pub(crate) fn relocated(
+        &self,
+        name: &str,
+        variables: &Variables,
+        base: &HashMap<usize, Tensor>,
+    ) -> Result<Storage> {
         let mut kinds = Vec::with_capacity(self.slot_variables.len());
         let mut device = None;
         for variable in &self.slot_variables {
@@ -201,7 +207,15 @@ impl Adapter {
             buffers
                 .push((*variable, tensor.f_to_device(like.device())?.f_to_kind(like.f_kind()?)?));
         }
-        Ok(Storage { flat: self.flat.relocate(device, &kinds, self.options.precision)?, buffers })
+        let flat = self.flat.relocate(device, &kinds, self.options.precision)?;
+        for (slot, (before, after)) in self.flat.slots().iter().zip(flat.slots()).enumerate() {
+            if before.kind != after.kind {
+                let variable = &variables.get(self.slot_variables[slot]).name;
+                let what = format!("'{variable}' of adapter '{name}'");
+                check_cast(&what, &self.flat.value(slot)?.f_to_device(device)?, flat.view(slot))?;
+            }
+        }
+        Ok(Storage { flat, buffers })
     }
 
     pub(crate) fn set_storage(&mut self, storage: Storage) {
