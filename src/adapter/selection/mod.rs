@@ -36,7 +36,8 @@ impl Selection {
     ///
     /// Without `target_modules`, a known `model_type` takes the modules of the table `norms`. For others, every
     /// LayerNorm and RMSNorm is taken that is recognised by its name and the shape of its tensors (a 1-D `weight` and
-    /// at most a `bias`; a norm with a 2-D weight per attention head must be named). A container (a path with modules
+    /// at most a `bias`, or several of each if several norms were built at one path, so that tch named a second
+    /// `weight__2`; a norm with a 2-D weight per attention head, and a BatchNorm, must be named). A container (a path with modules
     /// below it, such as `mlp`) means the modules in it.
     ///
     /// # Errors
@@ -200,6 +201,17 @@ fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Resul
             NoTargetModules,
             "the norms of '{model_type}' have no weights, so there is nothing to tune: take another model, or name \
              other modules in `target_modules`"
+        );
+    }
+    let batch_norms: Vec<&str> = tree.paths().filter(|path| tree.is_batch_norm(path)).collect();
+    if let (true, Some(first)) = (found.is_empty(), batch_norms.first()) {
+        refuse!(
+            NoTargetModules,
+            "the norms of this model are BatchNorms ({} such as '{first}'), which are not tuned by default: their \
+             running statistics are no weights, and change in each pass with `train`. To tune their weights, name them \
+             in `target_modules`, such as '{}': the adapter then has statistics of its own",
+            batch_norms.len(),
+            first.rsplit('.').next().unwrap_or(first)
         );
     }
     if found.is_empty() {

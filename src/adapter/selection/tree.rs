@@ -130,16 +130,30 @@ impl<'a> Tree<'a> {
             || last.split('_').any(|part| {
                 part.strip_prefix("ln").is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit()))
             });
-        let mut weight = None;
+        let (mut weights, mut biases) = (Vec::new(), Vec::new());
         for tensor in self.tensors(path) {
-            match &tensor.name[path.len() + 1..] {
-                "weight" if tensor.shape.len() == 1 => weight = Some(&tensor.shape),
-                "bias" if tensor.shape.len() == 1 => {}
+            match first_name(&tensor.name[path.len() + 1..]) {
+                "weight" if tensor.shape.len() == 1 => weights.push(&tensor.shape),
+                "bias" if tensor.shape.len() == 1 => biases.push(&tensor.shape),
                 _ => return false,
             }
         }
-        let bias_fits = self.tensors(path).all(|tensor| Some(&tensor.shape) == weight);
-        named && weight.is_some() && bias_fits && self.is_leaf(path)
+        let biases_fit = biases.iter().all(|shape| weights.contains(shape));
+        named && !weights.is_empty() && biases_fit && self.is_leaf(path)
+    }
+
+    /// True for a BatchNorm, judged by its statistics.
+    pub(crate) fn is_batch_norm(&self, path: &str) -> bool {
+        self.tensors(path).any(|tensor| &tensor.name[path.len() + 1..] == "running_mean")
+    }
+}
+
+/// The name that a variable would have if it were the first: tch calls the second `weight` of a module `weight__2`, with
+/// the number of variables so far.
+fn first_name(name: &str) -> &str {
+    match name.rsplit_once("__") {
+        Some((first, number)) if is_number(number) => first,
+        _ => name,
     }
 }
 
