@@ -145,11 +145,13 @@ fn combine(
     let like = first.options.clone();
     let config = LnTuningConfig { inference_mode: false, ..config };
     let mut made = Adapter::new(&attachment.variables, base, config, selection, like)?;
+    let by_name: Vec<_> = sources.iter().map(|source| (source, source.by_name())).collect();
     for entry in made.entries.clone() {
         let name = entry.tensor.variable();
         let base = made.value(&entry)?;
-        let found =
-            sources.iter().map(|source| source.entry(&name).map(|e| source.value(e)).transpose());
+        let found = by_name
+            .iter()
+            .map(|(source, entries)| entries.get(&name).map(|e| source.value(e)).transpose());
         let found: Vec<Option<Tensor>> = found.collect::<Result<_>>()?;
         let value = if base.is_floating_point() {
             let base = base.f_to_kind(Kind::Double)?;

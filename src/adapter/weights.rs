@@ -1,6 +1,6 @@
 //! One adapter: a configuration, its selection and its weights.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Kind, Tensor};
@@ -44,7 +44,7 @@ pub(crate) struct Entry {
 }
 
 /// The place of a tensor in an adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Place {
     Slot(usize),
     Buffer(usize),
@@ -71,32 +71,31 @@ impl Adapter {
         let mut slot_variables: Vec<usize> = Vec::new();
         let mut values = Vec::new();
         let mut buffers: Vec<(usize, Tensor)> = Vec::new();
-        let chosen: Vec<usize> =
+        let chosen: HashSet<usize> =
             selection.variables().filter_map(|name| variables.position(name)).collect();
+        let mut places: HashMap<usize, Place> = HashMap::new();
         for (name, tensor) in selection.variables().zip(selection.tensors()) {
             let Some(index) = variables.position(name) else { continue };
             let variable = variables.get(index);
             let owner = variable.tied_to;
             check_ties(variables, index, &chosen)?;
             let data = base(owner)?;
-            let place = if variable.is_parameter {
+            if variable.is_parameter {
                 check_parameter(name, &data)?;
-                let slot = slot_variables.iter().position(|v| *v == owner);
-                Place::Slot(slot.unwrap_or_else(|| {
+            }
+            let place = match places.get(&owner) {
+                Some(place) => *place,
+                None if variable.is_parameter => {
                     slot_variables.push(owner);
                     values.push(data);
-                    slot_variables.len() - 1
-                }))
-            } else {
-                let buffer = buffers.iter().position(|(v, _)| *v == owner);
-                Place::Buffer(match buffer {
-                    Some(buffer) => buffer,
-                    None => {
-                        buffers.push((owner, copy_of(&data)?));
-                        buffers.len() - 1
-                    }
-                })
+                    Place::Slot(slot_variables.len() - 1)
+                }
+                None => {
+                    buffers.push((owner, copy_of(&data)?));
+                    Place::Buffer(buffers.len() - 1)
+                }
             };
+            places.insert(owner, place);
             entries.push(Entry { tensor, place });
         }
         if slot_variables.is_empty() {
@@ -138,9 +137,9 @@ impl Adapter {
         }
     }
 
-    /// The entry of a variable.
-    pub(crate) fn entry(&self, variable: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.tensor.is_variable(variable))
+    /// The entries by the names of their variables.
+    pub(crate) fn by_name(&self) -> HashMap<String, &Entry> {
+        self.entries.iter().map(|entry| (entry.tensor.variable(), entry)).collect()
     }
 
     /// The model's kind for this entry.
@@ -230,7 +229,7 @@ impl Adapter {
 }
 
 /// Refuses a tied tensor of which only some names are selected, since all of them would train.
-fn check_ties(variables: &Variables, index: usize, chosen: &[usize]) -> Result<()> {
+fn check_ties(variables: &Variables, index: usize, chosen: &HashSet<usize>) -> Result<()> {
     let name = &variables.get(index).name;
     for other in variables.tied_with(index) {
         let other_name = &variables.get(other).name;

@@ -1,5 +1,6 @@
 //! An adapter's tensors under PEFT's keys: reading, loading, and the files of `save_pretrained`.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use tch::Tensor;
@@ -105,14 +106,14 @@ pub(crate) fn load(
     }
     check_finite(&kinds)?;
     // A tied tensor has several keys, whose values must be equal.
-    for (index, (place, tensor)) in writes.iter().enumerate() {
-        if let Some((_, other)) = writes[..index].iter().find(|(p, _)| p == place) {
-            if !tensor.f_equal(other)? {
-                refuse!(
-                    TiedTensors,
-                    "the adapter holds different values for two names of one tied tensor: untie it in the model"
-                );
-            }
+    let mut first: HashMap<Place, &Tensor> = HashMap::with_capacity(writes.len());
+    for (place, tensor) in &writes {
+        let other = first.insert(*place, tensor);
+        if !other.map_or(Ok(true), |other| tensor.f_equal(other))? {
+            refuse!(
+                TiedTensors,
+                "the adapter holds different values for two names of one tied tensor: untie it in the model"
+            );
         }
     }
     adapter.set_all(&writes)?;

@@ -17,7 +17,7 @@ use tree::Tree;
 use crate::adapter::config::{LnTuningConfig, Modules};
 use crate::error::{refusal, refuse, Error, Result};
 use crate::names::natural::natural_cmp;
-use crate::names::nearest::{distance, sample};
+use crate::names::nearest::{listed, nearest, sample};
 use crate::names::pattern::matches_suffix;
 use crate::storage::info::{is_float, VariableInfo};
 
@@ -91,8 +91,8 @@ impl Selection {
         {
             refuse!(
                 NoMatchingModules,
-                "no module matches `modules_to_save` '{}'. Modules: {}",
-                names.join("', '"),
+                "no module matches `modules_to_save` {}. Modules: {}",
+                listed(names),
                 sample(tree.paths())
             );
         }
@@ -244,24 +244,17 @@ fn nothing_selected(
             if saved > 0 { " or listed in `modules_to_save`" } else { "" }
         ));
     }
-    let wanted = match targets {
-        Modules::Pattern(pattern) => pattern.clone(),
-        Modules::List(names) => names.join("', '"),
-    };
-    let needles: Vec<&str> = match targets {
+    let wanted: Vec<&str> = match targets {
         Modules::Pattern(pattern) => vec![pattern],
         Modules::List(names) => names.iter().map(String::as_str).collect(),
     };
     let with_tensors = tree.paths().filter(|path| tree.tensors(path).next().is_some());
-    let mut nearest: Vec<(usize, &str)> = with_tensors
-        .map(|path| (needles.iter().map(|n| distance(n, path)).min().unwrap_or(usize::MAX), path))
-        .collect();
-    nearest.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| natural_cmp(a.1, b.1)));
-    let nearest = sample(nearest.iter().map(|(_, path)| *path));
     Ok(refusal!(
         NoMatchingModules,
-        "no module matches `target_modules` '{wanted}'. The nearest are {nearest}. A string is a regular expression \
-         for the whole path, a list entry matches the path or its end"
+        "no module matches `target_modules` {}. The nearest are {}. A string is a regular expression for the whole \
+         path, a list entry matches the path or its end",
+        listed(&wanted),
+        nearest(&wanted, &with_tensors.collect::<Vec<_>>())
     ))
 }
 

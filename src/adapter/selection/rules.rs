@@ -1,8 +1,10 @@
 //! PEFT's three settings on a module path: excluded, saved, targeted or neither.
 
+use std::collections::HashSet;
+
 use crate::adapter::config::Modules;
 use crate::error::Result;
-use crate::names::pattern::{matches_suffix, Pattern};
+use crate::names::pattern::Pattern;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -21,21 +23,23 @@ pub(crate) struct Rules {
 
 enum Matcher {
     Pattern(Pattern),
-    List(Vec<String>),
+    List(HashSet<String>),
 }
 
 impl Matcher {
     fn new(modules: &Modules, key: &str) -> Result<Self> {
         match modules {
             Modules::Pattern(pattern) => Ok(Matcher::Pattern(Pattern::full(pattern, key)?)),
-            Modules::List(names) => Ok(Matcher::List(names.clone())),
+            Modules::List(names) => Ok(Matcher::List(names.iter().cloned().collect())),
         }
     }
 
     fn is_match(&self, path: &str) -> Result<bool> {
         match self {
             Matcher::Pattern(pattern) => pattern.is_match(path),
-            Matcher::List(names) => Ok(names.iter().any(|name| matches_suffix(path, name))),
+            // The path itself, or its end behind a dot.
+            Matcher::List(names) => Ok(names.contains(path)
+                || path.match_indices('.').any(|(dot, _)| names.contains(&path[dot + 1..]))),
         }
     }
 }
