@@ -344,7 +344,9 @@ impl Optimizer {
     /// Loads a state from [`state_dict`](Self::state_dict). On an error, the optimiser does not change.
     ///
     /// # Errors
-    /// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if it does not fit the adapter and the algorithm.
+    /// `MissingKeys`, `UnexpectedKeys`, `DuplicateKey`, `ShapeMismatch` or `KindMismatch` if it does not fit the adapter
+    /// and the algorithm; `NonFinite` or `InvalidArgument` for values that no run leaves: NaN, infinity, a number of
+    /// steps that is negative or not whole, negative means of squares.
     pub fn load_state_dict(&mut self, state: &[(String, Tensor)]) -> Result<()> {
         self.with_adapter(|this, attachment| {
             let names = variable_names(attachment, &this.adapter)?;

@@ -12,6 +12,7 @@ mod checkpointing;
 mod loss;
 mod new_heads;
 mod optimizer;
+mod optimizer_state;
 mod random;
 mod recompute;
 mod schedule;
