@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tch::{COptimizer, Tensor};
+use tch::Tensor;
 
+use crate::adapter::gradients::undefine;
 use crate::adapter::variables::{Changes, Variable, Variables};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, Result};
@@ -43,6 +44,7 @@ impl Attachment {
 
     /// Removes every adapter. The variables keep the storage that they use now.
     pub(crate) fn clear(&mut self) -> Result<()> {
+        self.hide_gradients()?;
         self.adapters.clear();
         self.base.clear();
         (self.active, self.merged, self.shown) = (None, None, None);
@@ -60,6 +62,16 @@ impl Attachment {
             return Err(self.unknown(name));
         }
         Ok(self.adapters.get_mut(name).expect("the name was just found"))
+    }
+
+    /// An adapter, and the variables whose `.grad()` is that of its slots: none unless the model uses it.
+    pub(crate) fn graded(&mut self, name: &str) -> Result<(&mut Adapter, Vec<&Tensor>)> {
+        self.adapter(name)?;
+        let shown = self.shown.as_deref() == Some(name);
+        let adapter = self.adapters.get_mut(name).expect("the name was just found");
+        let leaves = adapter.slot_variables.iter().filter(|_| shown);
+        let leaves = leaves.map(|variable| &self.variables.get(*variable).tensor).collect();
+        Ok((adapter, leaves))
     }
 
     /// The variables that an adapter trains, in the order of its slots.
@@ -135,14 +147,8 @@ impl Attachment {
     pub(crate) fn apply(&mut self) -> Result<()> {
         let wanted = self.wanted();
         if wanted != self.shown {
+            self.hide_gradients()?;
             if let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
-                // Otherwise the next adapter would take over their gradients.
-                let graded = adapter.slot_variables.iter().copied();
-                let graded: Vec<usize> =
-                    graded.filter(|v| self.variables.get(*v).tensor.grad().defined()).collect();
-                if !graded.is_empty() {
-                    gradients_of(&self.variables, &graded)?.zero_grad()?;
-                }
                 let mut stays = vec![false; self.variables.len()];
                 if let Some(next) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
                     next.storages().for_each(|(variable, _)| stays[variable] = true);
@@ -158,6 +164,9 @@ impl Attachment {
                 }
             }
             if let Some(adapter) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
+                // Those of the base are not the adapter's.
+                let leaves = adapter.slot_variables.iter().map(|v| &self.variables.get(*v).tensor);
+                undefine(&leaves.collect::<Vec<_>>())?;
                 for (variable, storage) in adapter.storages() {
                     self.variables.set_data(variable, storage)?;
                 }
@@ -168,18 +177,30 @@ impl Attachment {
     }
 
     /// Only the parameters of a trainable adapter in use require a gradient.
-    fn apply_requires_grad(&self) -> Result<()> {
-        let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) else {
+    fn apply_requires_grad(&mut self) -> Result<()> {
+        let Some(name) = self.shown.clone().filter(|name| self.adapters.contains_key(name)) else {
             return Ok(());
         };
-        let train = adapter.trainable && self.merged.is_none();
-        for variable in &adapter.slot_variables {
-            let tensor = &self.variables.get(*variable).tensor;
-            if tensor.requires_grad() != train {
-                let _ = tensor.f_set_requires_grad(train)?;
+        let merged = self.merged.is_some();
+        let (adapter, leaves) = self.graded(&name)?;
+        let train = adapter.trainable && !merged;
+        for leaf in &leaves {
+            if leaf.requires_grad() != train {
+                let _ = leaf.f_set_requires_grad(train)?;
             }
         }
-        Ok(())
+        adapter.gradients.show(&leaves)
+    }
+
+    /// Keeps the gradients of the adapter in use for its return, and no other adapter takes them over.
+    fn hide_gradients(&mut self) -> Result<()> {
+        match self.shown.clone().filter(|name| self.adapters.contains_key(name)) {
+            Some(name) => {
+                let (adapter, leaves) = self.graded(&name)?;
+                adapter.gradients.hide(&adapter.flat, &leaves)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Freezes every variable.
@@ -191,7 +212,7 @@ impl Attachment {
     }
 
     /// Sets every `requires_grad` to the present state again, after changes by user code.
-    pub(crate) fn restore_requires_grad(&self) -> Result<()> {
+    pub(crate) fn restore_requires_grad(&mut self) -> Result<()> {
         self.freeze_all()?;
         self.apply_requires_grad()
     }
@@ -253,8 +274,6 @@ impl Attachment {
 
     /// Moves every adapter and the stored base to the present kinds and device of the variables.
     fn follow_move(&mut self, changes: &Changes) -> Result<()> {
-        let now =
-            |index: usize| -> Result<Tensor> { Ok(self.variables.get(index).tensor.f_detach()?) };
         let in_use: HashMap<usize, Tensor> =
             match self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
                 Some(adapter) => adapter.storages().map(|(v, t)| (v, t.shallow_clone())).collect(),
@@ -263,7 +282,7 @@ impl Attachment {
         // Values that differ from the old ones in the new kind were written by user code.
         let mut foreign: HashMap<usize, Tensor> = HashMap::new();
         for index in changes.moved.iter().filter(|v| self.base.contains_key(v)) {
-            let present = now(*index)?;
+            let present = self.variables.get(*index).tensor.f_detach()?;
             let known = in_use.get(index).unwrap_or(&self.base[index]);
             if present.size() != known.size() {
                 return Err(self.base_changed(*index, "was given another shape"));
@@ -276,9 +295,10 @@ impl Attachment {
                 foreign.insert(*index, present);
             }
         }
+        self.hide_gradients()?;
         let mut base = HashMap::new();
         for (index, data) in &self.base {
-            let present = now(*index)?;
+            let present = self.variables.get(*index).tensor.f_detach()?;
             base.insert(*index, data.f_to_device(present.device())?.f_to_kind(present.f_kind()?)?);
         }
         let mut storages = Vec::with_capacity(self.adapters.len());
@@ -306,10 +326,9 @@ impl Attachment {
         for (variable, required) in adapter.slot_variables.iter().zip(requires_grad) {
             let _ = self.variables.get(*variable).tensor.f_set_requires_grad(required)?;
         }
-        // Otherwise the next backward pass would add gradients of different kinds or devices.
-        gradients_of(&self.variables, &adapter.slot_variables)?.zero_grad()?;
-        self.shown = Some(name);
-        Ok(())
+        self.shown = Some(name.clone());
+        let (adapter, leaves) = self.graded(&name)?;
+        adapter.gradients.show(&leaves)
     }
 
     /// Refuses an optimiser step on this adapter unless exactly its weights are trainable.
@@ -362,20 +381,6 @@ impl Attachment {
         }
         Ok(())
     }
-
-    /// The gradients of these variables as libtorch's optimiser sees them: its `zero_grad` makes them undefined,
-    /// which tch offers nowhere else, and the next backward pass then moves gradients in rather than adding them.
-    pub(crate) fn gradients(&self, name: &str) -> Result<COptimizer> {
-        gradients_of(&self.variables, &self.adapter(name)?.slot_variables)
-    }
-}
-
-fn gradients_of(variables: &Variables, indices: &[usize]) -> Result<COptimizer> {
-    let mut gradients = COptimizer::sgd(0., 0., 0., 0., false)?;
-    for index in indices {
-        gradients.add_parameters(&variables.get(*index).tensor, 0)?;
-    }
-    Ok(gradients)
 }
 
 /// Locks the state, even after a thread that held it has panicked.

@@ -4,6 +4,7 @@ pub(crate) mod attachment;
 mod config;
 mod diff;
 pub(crate) mod flat;
+pub(crate) mod gradients;
 #[cfg(feature = "plots")]
 mod heat_map;
 mod interpolation;
@@ -16,7 +17,7 @@ mod selection;
 mod status;
 mod switching;
 mod variables;
-mod weights;
+pub(crate) mod weights;
 
 pub use config::{LnTuningConfig, Modules, ParsedConfig, TaskType};
 pub use diff::{AdapterDiff, TensorDiff};

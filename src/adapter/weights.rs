@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::flat::{copy_of, FlatParams, Precision};
+use crate::adapter::gradients::Gradients;
 use crate::adapter::options::AdapterOptions;
 use crate::adapter::selection::{SelectedTensor, Selection};
 use crate::adapter::variables::Variables;
@@ -25,6 +26,7 @@ pub(crate) struct Adapter {
     /// Every selected tensor under every name, in the order of the selection.
     pub(crate) entries: Vec<Entry>,
     pub(crate) flat: FlatParams,
+    pub(crate) gradients: Gradients,
     /// The variable of each slot of `flat`.
     pub(crate) slot_variables: Vec<usize>,
     /// Tensors that are part of a selected module but not trained, such as BatchNorm statistics.
@@ -51,6 +53,7 @@ pub(crate) enum Place {
 #[derive(Debug)]
 pub(crate) struct Storage {
     flat: FlatParams,
+    gradients: Option<FlatParams>,
     buffers: Vec<(usize, Tensor)>,
 }
 
@@ -111,6 +114,7 @@ impl Adapter {
             trainable: !config.inference_mode,
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             flat: FlatParams::new(&values, precision)?,
+            gradients: Gradients::new(slot_variables.len()),
             config,
             selection,
             options,
@@ -198,11 +202,16 @@ impl Adapter {
             buffers
                 .push((*variable, tensor.f_to_device(like.device())?.f_to_kind(like.f_kind()?)?));
         }
-        Ok(Storage { flat: self.flat.relocate(device, &kinds, self.options.precision)?, buffers })
+        Ok(Storage {
+            flat: self.flat.relocate(device, &kinds, self.options.precision)?,
+            gradients: self.gradients.relocated(device, &kinds)?,
+            buffers,
+        })
     }
 
     pub(crate) fn set_storage(&mut self, storage: Storage) {
         self.flat = storage.flat;
+        self.gradients.set_flat(storage.gradients);
         self.buffers = storage.buffers;
     }
 

@@ -6,8 +6,8 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 use super::algorithm::Algorithm;
-use super::gradients::Gradients;
 use crate::adapter::flat::{copy_of, FlatParams};
+use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, ErrorKind, Result};
 use crate::storage::info::is_float;
 
@@ -31,11 +31,11 @@ impl State {
     /// One step, with one call per run of neighbouring slots with the same settings and history: usually one call.
     pub(super) fn update(
         &mut self,
-        flat: &mut FlatParams,
-        gradients: &Gradients,
+        adapter: &mut Adapter,
         settings: impl Fn(usize) -> (usize, Algorithm, f64),
     ) -> Result<()> {
-        let Some(gradient) = gradients.flat() else { return Ok(()) };
+        let Adapter { flat, gradients, .. } = adapter;
+        let gradient = gradients.flat()?;
         self.prepare(flat)?;
         let slots = flat.slots().len();
         let kind = wide(flat.master().f_kind()?);

@@ -9,6 +9,7 @@ mod common;
 mod nets;
 
 mod checkpointing;
+mod gradients;
 mod loss;
 mod new_heads;
 mod optimizer;
