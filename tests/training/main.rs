@@ -10,6 +10,7 @@ mod nets;
 
 mod checkpointing;
 mod gradients;
+mod half_precision;
 mod loss;
 mod new_heads;
 mod optimizer;
