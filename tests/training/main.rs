@@ -8,6 +8,7 @@ mod common;
 #[path = "../nets/mod.rs"]
 mod nets;
 
+mod accumulation;
 mod checkpointing;
 mod gradients;
 mod half_precision;
