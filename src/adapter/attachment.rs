@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tch::{COptimizer, Tensor};
+use tch::Tensor;
 
+use crate::adapter::gradients::undefine;
 use crate::adapter::samples::Samples;
 use crate::adapter::variables::{Variable, Variables};
 use crate::adapter::weights::Adapter;
@@ -47,6 +48,7 @@ impl Attachment {
 
     /// Removes every adapter. The variables keep the storage that they use now.
     pub(crate) fn clear(&mut self) -> Result<()> {
+        self.hide_gradients()?;
         self.adapters.clear();
         self.base.clear();
         (self.active, self.merged, self.shown) = (None, None, None);
@@ -70,6 +72,16 @@ impl Attachment {
     pub(crate) fn adapter_mut(&mut self, name: &str) -> Result<&mut Adapter> {
         self.current(name)?;
         Ok(self.adapters.get_mut(name).expect("the name was just found"))
+    }
+
+    /// An adapter, and the variables whose `.grad()` is that of its slots: none unless the model uses it.
+    pub(crate) fn graded(&mut self, name: &str) -> Result<(&mut Adapter, Vec<&Tensor>)> {
+        self.adapter(name)?;
+        let shown = self.shown.as_deref() == Some(name);
+        let adapter = self.adapters.get_mut(name).expect("the name was just found");
+        let leaves = adapter.slot_variables.iter().filter(|_| shown);
+        let leaves = leaves.map(|variable| &self.variables.get(*variable).tensor).collect();
+        Ok((adapter, leaves))
     }
 
     /// The variables that an adapter trains, in the order of its slots.
@@ -125,7 +137,7 @@ impl Attachment {
         for (variable, data) in &missing {
             if self.variables.get(*variable).is_new {
                 // Its former gradient is not one of the adapter.
-                gradients_of(&self.variables, &[*variable])?.zero_grad()?;
+                undefine(&[&self.variables.get(*variable).tensor])?;
                 self.variables.freeze(*variable)?;
                 self.samples.remember(&[(*variable, data.shallow_clone())])?;
             }
@@ -153,14 +165,8 @@ impl Attachment {
     pub(crate) fn apply(&mut self) -> Result<()> {
         let wanted = self.wanted();
         if wanted != self.shown {
+            self.hide_gradients()?;
             if let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
-                // Otherwise the next adapter would take over their gradients.
-                let graded = adapter.slot_variables.iter().copied();
-                let graded: Vec<usize> =
-                    graded.filter(|v| self.variables.get(*v).tensor.grad().defined()).collect();
-                if !graded.is_empty() {
-                    gradients_of(&self.variables, &graded)?.zero_grad()?;
-                }
                 let mut stays = vec![false; self.variables.len()];
                 if let Some(next) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
                     next.storages().for_each(|(variable, _)| stays[variable] = true);
@@ -176,6 +182,9 @@ impl Attachment {
                 }
             }
             if let Some(adapter) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
+                // Those of the base are not the adapter's.
+                let leaves = adapter.slot_variables.iter().map(|v| &self.variables.get(*v).tensor);
+                undefine(&leaves.collect::<Vec<_>>())?;
                 for (variable, storage) in adapter.storages() {
                     self.variables.set_data(variable, storage)?;
                 }
@@ -186,18 +195,30 @@ impl Attachment {
     }
 
     /// Only the parameters of a trainable adapter in use require a gradient.
-    fn apply_requires_grad(&self) -> Result<()> {
-        let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) else {
+    fn apply_requires_grad(&mut self) -> Result<()> {
+        let Some(name) = self.shown.clone().filter(|name| self.adapters.contains_key(name)) else {
             return Ok(());
         };
-        let train = adapter.trainable && self.merged.is_none();
-        for variable in &adapter.slot_variables {
-            let tensor = &self.variables.get(*variable).tensor;
-            if tensor.requires_grad() != train {
-                let _ = tensor.f_set_requires_grad(train)?;
+        let merged = self.merged.is_some();
+        let (adapter, leaves) = self.graded(&name)?;
+        let train = adapter.trainable && !merged;
+        for leaf in &leaves {
+            if leaf.requires_grad() != train {
+                let _ = leaf.f_set_requires_grad(train)?;
             }
         }
-        Ok(())
+        adapter.gradients.show(&leaves)
+    }
+
+    /// Keeps the gradients of the adapter in use for its return, and no other adapter takes them over.
+    pub(super) fn hide_gradients(&mut self) -> Result<()> {
+        match self.shown.clone().filter(|name| self.adapters.contains_key(name)) {
+            Some(name) => {
+                let (adapter, leaves) = self.graded(&name)?;
+                adapter.gradients.hide(&adapter.flat, &leaves)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Freezes every variable.
@@ -296,20 +317,6 @@ impl Attachment {
             first.name
         )
     }
-
-    /// The gradients of these variables as libtorch's optimiser sees them: its `zero_grad` makes them undefined,
-    /// which tch offers nowhere else, and the next backward pass then moves gradients in rather than adding them.
-    pub(crate) fn gradients(&self, name: &str) -> Result<COptimizer> {
-        gradients_of(&self.variables, &self.adapter(name)?.slot_variables)
-    }
-}
-
-pub(super) fn gradients_of(variables: &Variables, indices: &[usize]) -> Result<COptimizer> {
-    let mut gradients = COptimizer::sgd(0., 0., 0., 0., false)?;
-    for index in indices {
-        gradients.add_parameters(&variables.get(*index).tensor, 0)?;
-    }
-    Ok(gradients)
 }
 
 /// Locks the state, even after a thread that held it has panicked.

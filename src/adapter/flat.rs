@@ -86,6 +86,16 @@ impl FlatParams {
         Ok(flat)
     }
 
+    /// Zeros in this layout, in f32 at least, whatever the kind of the masters.
+    pub(crate) fn zeros(&self) -> Result<FlatParams> {
+        let kind = if self.master.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
+        let master = Tensor::f_zeros(self.master.size(), (kind, self.master.device()))?;
+        let slots = self.slots.clone();
+        let mut flat = FlatParams { slots, master, runs: Vec::new(), views: Vec::new() };
+        flat.expose(Vec::new())?;
+        Ok(flat)
+    }
+
     pub(crate) fn slots(&self) -> &[Slot] {
         &self.slots
     }
@@ -169,6 +179,12 @@ impl FlatParams {
             run.live.f_copy_(&self.master.f_narrow(0, start, end - start)?)?;
         }
         Ok(())
+    }
+
+    /// Sets everything to 0.
+    pub(crate) fn zero(&mut self) -> Result<()> {
+        let _ = self.master.f_zero_()?;
+        self.publish()
     }
 
     /// A copy on another device or in other kinds (one per slot). The masters keep their values, and their kind if it
