@@ -13,6 +13,7 @@ use crate::adapter::config::LnTuningConfig;
 use crate::adapter::selection::{Norms, SelectedTensor, Selection};
 use crate::error::{refuse, Error, ErrorKind, Result};
 use crate::pretrained::files::{ModelFiles, TensorFile};
+use crate::storage::regular;
 use crate::storage::safetensors::{bytes_of, kind_of};
 use crate::storage::stored::{Stored, StoredTensors};
 
@@ -184,7 +185,7 @@ fn write_shard<'a>(
 ) -> Result<()> {
     let from = &files.shards()[shard].path;
     let (reading, writing) = (|e| Error::io("read", from, e), |e| Error::io("write", to, e));
-    let mut input = File::open(from).map_err(reading)?;
+    let mut input = regular::open(from)?;
     let mut output = BufWriter::new(File::create(to).map_err(writing)?);
     let mut tensors: Vec<&TensorFile> =
         files.tensors().iter().filter(|tensor| tensor.shard == shard).collect();
@@ -235,6 +236,8 @@ fn list(
         {
             left_out.push(relative);
         } else if !files.is_weights(&path) {
+            let found = fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?;
+            regular::check(&path, found.file_type())?;
             carried.push(relative);
         }
     }

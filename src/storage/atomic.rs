@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
+use super::regular::check_replaceable;
 use crate::error::{refuse, Error, Result};
 
 /// The files to write: paths and bytes.
-pub(crate) type Contents = Vec<(PathBuf, Vec<u8>)>;
+pub type Contents = Vec<(PathBuf, Vec<u8>)>;
 
 /// Writes all files: each to a temporary sibling that is flushed to disk, then all are renamed.
 ///
 /// A full disk, missing permissions and directories that cannot be created are found before the first rename, so that
 /// the old files stay as they were. Directories created on the way are removed again on failure.
-pub(crate) fn write(contents: &Contents) -> Result<()> {
+pub fn write(contents: &[(PathBuf, Vec<u8>)]) -> Result<()> {
     let mut made = Vec::new();
     let result = prepare(contents, &mut made).and_then(persist);
     if result.is_err() {
@@ -35,9 +36,7 @@ fn prepare(
     for (path, bytes) in contents {
         let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         make_dir(dir, made)?;
-        if path.is_dir() {
-            refuse!(Io, "cannot write '{}': it is a directory. Move it away", path.display());
-        }
+        check_replaceable(path)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(".ln-tuning-").suffix(".tmp");
         #[cfg(unix)]

@@ -1,8 +1,10 @@
 //! Tensors on disk: read, checked, memory-mapped, and written completely or not at all.
 
-pub(crate) mod atomic;
+pub mod atomic;
 pub(crate) mod info;
 mod mapped;
+pub mod regular;
 pub(crate) mod safetensors;
 pub(crate) mod stored;
 pub(crate) mod unique_keys;
+pub mod yaml;

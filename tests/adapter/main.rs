@@ -17,3 +17,4 @@ mod merge;
 mod peft_faults;
 mod peft_interop;
 mod selection;
+mod special_files;
