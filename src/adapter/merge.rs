@@ -15,6 +15,7 @@ use crate::error::{refuse, Error, ErrorKind, Result};
 use crate::pretrained::files::{ModelFiles, TensorFile};
 use crate::storage::regular;
 use crate::storage::safetensors::{bytes_of, kind_of};
+use crate::storage::staging::{self, Staging};
 use crate::storage::stored::{Stored, StoredTensors};
 
 /// The result of [`merge`].
@@ -56,8 +57,8 @@ pub fn merge(
 
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
-    let dir = tempfile::Builder::new().prefix(".ln-tuning-").suffix(".tmp").tempdir_in(parent);
-    let dir = dir.map_err(|e| Error::io("write to", parent, e))?;
+    staging::clear(parent);
+    let dir = Staging::new_in(parent).map_err(|e| Error::io("write to", parent, e))?;
     let mut others = Vec::new();
     let mut left_out = Vec::new();
     list(&files, Path::new(""), &mut others, &mut left_out)?;
@@ -81,14 +82,7 @@ pub fn merge(
         done += fs::copy(&from, &to).map_err(|e| Error::io("copy", &from, e))?;
         progress(done, total);
     }
-    make_public(dir.path());
-    // Remove `out` if it is an empty directory.
-    let _ = fs::remove_dir(out);
-    fs::rename(dir.path(), out).map_err(|e| Error::io("create", out, e))?;
-    let _ = dir.keep();
-    if let Ok(parent) = File::open(parent) {
-        let _ = parent.sync_all();
-    }
+    dir.rename(out).map_err(|e| Error::io("create", out, e))?;
     let mut merged: Vec<String> = replaced.keys().cloned().collect();
     merged.sort_by(|a, b| crate::names::natural::natural_cmp(a, b));
     Ok(MergeReport { merged, files: files.shards().len() + others.len(), bytes: done, left_out })
@@ -244,13 +238,4 @@ fn list(
     carried.sort();
     left_out.sort();
     Ok(())
-}
-
-/// Makes the directory readable for all, which a temporary directory is not.
-fn make_public(dir: &Path) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o755));
-    }
 }

@@ -9,6 +9,7 @@ mod trees;
 
 mod adapters;
 mod architectures;
+mod atomic;
 mod bad_input;
 mod checkpoint;
 mod config;

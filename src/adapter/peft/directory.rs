@@ -65,8 +65,19 @@ impl SavedAdapter {
     /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite`, `KindMismatch`; `Unsupported` for a pickle; those of
     /// [`LnTuningConfig::from_file`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let (config, path) = located(dir.as_ref())?;
-        Ok(SavedAdapter { config, tensors: safetensors::read(&path)? })
+        let dir = dir.as_ref();
+        let there = || regular::read(&dir.join(CONFIG)).ok();
+        let mut before = there();
+        loop {
+            let (config, path) = located(dir)?;
+            let tensors = safetensors::read(&path);
+            // A save in between, by another process, would mix its configuration with tensors of before.
+            let after = there();
+            if before == after {
+                return Ok(SavedAdapter { config, tensors: tensors? });
+            }
+            before = after;
+        }
     }
 }
 
