@@ -14,7 +14,9 @@ use crate::adapter::selection::{Norms, SelectedTensor, Selection};
 use crate::error::{refuse, Error, ErrorKind, Result};
 use crate::pretrained::files::{ModelFiles, TensorFile};
 use crate::storage::finite::check_finite;
+use crate::storage::regular;
 use crate::storage::safetensors::{bytes_of, kind_of};
+use crate::storage::staging::{self, Staging};
 use crate::storage::stored::{Stored, StoredTensors};
 
 /// The result of [`merge`].
@@ -57,8 +59,8 @@ pub fn merge(
 
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
-    let dir = tempfile::Builder::new().prefix(".ln-tuning-").suffix(".tmp").tempdir_in(parent);
-    let dir = dir.map_err(|e| Error::io("write to", parent, e))?;
+    staging::clear(parent);
+    let dir = Staging::new_in(parent).map_err(|e| Error::io("write to", parent, e))?;
     let mut others = Vec::new();
     let mut left_out = Vec::new();
     list(&files, Path::new(""), &mut others, &mut left_out)?;
@@ -82,14 +84,7 @@ pub fn merge(
         done += fs::copy(&from, &to).map_err(|e| Error::io("copy", &from, e))?;
         progress(done, total);
     }
-    make_public(dir.path());
-    // Remove `out` if it is an empty directory.
-    let _ = fs::remove_dir(out);
-    fs::rename(dir.path(), out).map_err(|e| Error::io("create", out, e))?;
-    let _ = dir.keep();
-    if let Ok(parent) = File::open(parent) {
-        let _ = parent.sync_all();
-    }
+    dir.rename(out).map_err(|e| Error::io("create", out, e))?;
     let mut merged: Vec<String> = replaced.keys().cloned().collect();
     merged.sort_by(|a, b| crate::names::natural::natural_cmp(a, b));
     Ok(MergeReport { merged, files: files.shards().len() + others.len(), bytes: done, left_out })
@@ -191,7 +186,7 @@ fn write_shard<'a>(
 ) -> Result<()> {
     let from = &files.shards()[shard].path;
     let (reading, writing) = (|e| Error::io("read", from, e), |e| Error::io("write", to, e));
-    let mut input = File::open(from).map_err(reading)?;
+    let mut input = regular::open(from)?;
     let mut output = BufWriter::new(File::create(to).map_err(writing)?);
     let mut tensors: Vec<&TensorFile> =
         files.tensors().iter().filter(|tensor| tensor.shard == shard).collect();
@@ -242,19 +237,12 @@ fn list(
         {
             left_out.push(relative);
         } else if !files.is_weights(&path) {
+            let found = fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?;
+            regular::check(&path, found.file_type())?;
             carried.push(relative);
         }
     }
     carried.sort();
     left_out.sort();
     Ok(())
-}
-
-/// Makes the directory readable for all, which a temporary directory is not.
-fn make_public(dir: &Path) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o755));
-    }
 }

@@ -127,6 +127,7 @@ impl Optimizer {
         self.with_adapter(|this, attachment| {
             attachment.check_trainable(&this.adapter)?;
             let (adapter, leaves) = attachment.graded(&this.adapter)?;
+            adapter.flat.adopt_unmarked()?;
             adapter.gradients.take_in(&adapter.flat, &leaves)?;
             let (groups, slot_groups) = (&this.groups, &this.slot_groups);
             this.state.update(adapter, |slot| {

@@ -9,6 +9,7 @@ mod trees;
 
 mod adapters;
 mod architectures;
+mod atomic;
 mod bad_input;
 mod checkpoint;
 mod config;
@@ -20,3 +21,4 @@ mod non_finite;
 mod peft_faults;
 mod peft_interop;
 mod selection;
+mod special_files;
