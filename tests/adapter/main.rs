@@ -14,6 +14,7 @@ mod checkpoint;
 mod config;
 mod invariants;
 mod merge;
+mod patterns;
 mod peft_faults;
 mod peft_interop;
 mod selection;
