@@ -18,6 +18,7 @@ mod invariants;
 mod merge;
 mod new_variables;
 mod non_finite;
+mod patterns;
 mod peft_faults;
 mod peft_interop;
 mod selection;
