@@ -116,7 +116,8 @@ fn replacements<'a>(
     config: &LnTuningConfig,
     adapter: &'a StoredTensors,
 ) -> Result<HashMap<String, &'a Stored>> {
-    let selection = Selection::new(&files.variables(), config, files.model_type(), Norms::Peft)?;
+    let variables = files.variables();
+    let selection = Selection::of_saved(&variables, config, files.model_type(), Norms::Peft)?;
     let wanted: Vec<SelectedTensor> = selection.tensors().collect();
     let wanted: Vec<&SelectedTensor> = wanted.iter().collect();
     let keys: Vec<&str> = adapter.tensors.iter().map(|stored| stored.key.as_str()).collect();

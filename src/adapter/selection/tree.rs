@@ -147,6 +147,7 @@ fn is_number(segment: &str) -> bool {
     !segment.is_empty() && segment.bytes().all(|c| c.is_ascii_digit())
 }
 
-fn below(path: &str, root: &str) -> bool {
+/// True for a path inside the module `root`.
+pub(crate) fn below(path: &str, root: &str) -> bool {
     path.strip_prefix(root).is_some_and(|rest| rest.starts_with('.'))
 }
