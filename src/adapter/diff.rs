@@ -64,7 +64,7 @@ impl LnTuningModel {
             let sides = [Some(adapter), against];
             let mut names: Vec<(String, String)> = Vec::new();
             for side in sides.into_iter().flatten() {
-                for entry in &attachment.adapter(side)?.entries {
+                for entry in &attachment.current(side)?.entries {
                     names.push((entry.tensor.module.clone(), entry.tensor.name.clone()));
                 }
             }

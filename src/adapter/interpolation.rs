@@ -120,7 +120,7 @@ fn combine(
     adapters: &[(&str, f64)],
     options: &InterpolateOptions,
 ) -> Result<Adapter> {
-    let sources = adapters.iter().map(|(name, _)| attachment.adapter(name));
+    let sources = adapters.iter().map(|(name, _)| attachment.current(name));
     let sources: Vec<&Adapter> = sources.collect::<Result<_>>()?;
     let weights: Vec<f64> = adapters.iter().map(|(_, weight)| *weight).collect();
     let first = sources[0];

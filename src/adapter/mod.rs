@@ -12,9 +12,11 @@ mod model;
 mod options;
 mod peft;
 mod registry;
+mod samples;
 mod selection;
 mod status;
 mod switching;
+mod sync;
 mod variables;
 mod weights;
 

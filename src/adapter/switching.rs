@@ -79,6 +79,7 @@ impl LnTuningModel {
         self.change(|attachment| {
             attachment.adapter(name)?;
             attachment.check_unmerged("merge an adapter")?;
+            attachment.check_base()?;
             if attachment.active.as_deref() != Some(name) {
                 refuse!(
                     InvalidState,
@@ -116,6 +117,7 @@ impl LnTuningModel {
                     "no adapter is active: call `set_adapter` before `merge_and_unload`, or use `unload`"
                 );
             }
+            attachment.check_base()?;
             attachment.enabled = true;
             attachment.apply()?;
             attachment.clear()
@@ -129,6 +131,7 @@ impl LnTuningModel {
     /// `BaseChanged` if the base was overwritten meanwhile.
     pub fn unload(self) -> Result<()> {
         self.with_attachment(|attachment| {
+            attachment.check_base()?;
             (attachment.active, attachment.merged) = (None, None);
             attachment.apply()?;
             attachment.clear()

@@ -1,9 +1,9 @@
 //! The variables of a `VarStore`, and the changes that user code has made to them since the last check.
 
 use std::collections::HashMap;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use tch::nn::VarStore;
+use tch::nn::{self, VarStore};
 use tch::{Kind, Tensor};
 
 use crate::error::{refusal, refuse, Result};
@@ -23,6 +23,9 @@ pub(crate) struct Variable {
     pub(crate) group: usize,
     /// The first variable that shares this one's tensor; its own index if it is not tied.
     pub(crate) tied_to: usize,
+    /// True if it was made after an adapter was attached and is neither frozen nor part of an adapter: user code may
+    /// change it.
+    pub(crate) is_new: bool,
     /// True if its storage has an address: not sparse, not in the format of oneDNN.
     dense: bool,
     stamp: Stamp,
@@ -42,13 +45,25 @@ pub(crate) struct Changes {
     pub(crate) moved: Vec<usize>,
     /// Written to in place.
     pub(crate) written: Vec<usize>,
+    /// No longer new: frozen by user code.
+    pub(crate) frozen: Vec<usize>,
 }
 
-/// All variables, in natural order of their names.
+impl Changes {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.moved.is_empty() && self.written.is_empty() && self.frozen.is_empty()
+    }
+}
+
+/// All variables, in natural order of their names; those made later come behind.
 #[derive(Debug)]
 pub(crate) struct Variables {
     list: Vec<Variable>,
     by_name: HashMap<String, usize>,
+    /// All names of a tensor that has several, by the first.
+    ties: HashMap<usize, Vec<usize>>,
+    /// The list in the `VarStore`, to which layers that are made later are added.
+    stored: Weak<Mutex<nn::Variables>>,
 }
 
 impl Variables {
@@ -59,35 +74,52 @@ impl Variables {
                 "the VarStore holds no variable: build the model on `vs.root()` before attaching an adapter"
             );
         }
-        let groups: HashMap<usize, usize> = {
-            let stored = vs.variables_.lock().unwrap_or_else(PoisonError::into_inner);
-            let trainable = stored.trainable_variables.iter();
-            trainable.filter_map(|v| Some((address(&v.tensor)?, v.group))).collect()
-        };
-        let mut named: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
-        named.sort_by(|a, b| natural_cmp(&a.0, &b.0));
+        let stored = Arc::downgrade(&vs.variables_);
+        let (list, by_name, ties) = Default::default();
+        let mut variables = Variables { list, by_name, ties, stored };
+        variables.follow();
+        variables.list.iter_mut().for_each(|variable| variable.is_new = false);
+        Ok(variables)
+    }
+
+    /// Adds the variables that were made since the last call.
+    pub(crate) fn follow(&mut self) {
+        let Some(stored) = self.stored.upgrade() else { return };
+        let stored = stored.lock().unwrap_or_else(PoisonError::into_inner);
+        if stored.named_variables.len() == self.list.len() {
+            return;
+        }
+        let known = self.list.len();
+        let made =
+            stored.named_variables.iter().filter(|(name, _)| !self.by_name.contains_key(*name));
+        let mut made: Vec<(&String, &Tensor)> = made.collect();
+        made.sort_by(|a, b| natural_cmp(a.0, b.0));
+        let trainable = stored.trainable_variables.iter();
+        let groups: HashMap<usize, usize> =
+            trainable.filter_map(|v| Some((address(&v.tensor)?, v.group))).collect();
         let mut first_at: HashMap<usize, usize> = HashMap::new();
-        let mut list = Vec::with_capacity(named.len());
-        let mut by_name = HashMap::with_capacity(named.len());
-        for (index, (name, tensor)) in named.into_iter().enumerate() {
-            let address = address(&tensor);
-            let tied_to = match address {
-                Some(address) => *first_at.entry(address).or_insert(index),
-                None => index,
-            };
-            by_name.insert(name.clone(), index);
-            list.push(Variable {
+        for (index, variable) in self.list.iter().enumerate() {
+            address(&variable.tensor).map(|address| first_at.entry(address).or_insert(index));
+        }
+        for (name, tensor) in made {
+            let (index, address) = (self.list.len(), address(tensor));
+            let tied_to = address.map_or(index, |at| *first_at.entry(at).or_insert(index));
+            if tied_to != index {
+                self.ties.entry(tied_to).or_insert_with(|| vec![tied_to]).push(index);
+            }
+            self.by_name.insert(name.clone(), index);
+            self.list.push(Variable {
+                name: name.clone(),
                 is_parameter: address.is_some_and(|a| groups.contains_key(&a)),
                 group: address.and_then(|a| groups.get(&a).copied()).unwrap_or(0),
                 required_grad: tensor.requires_grad(),
                 tied_to,
-                dense: is_dense(&tensor),
-                stamp: Stamp::of(&tensor, is_dense(&tensor)),
-                name,
-                tensor,
+                is_new: tensor.requires_grad() && tied_to >= known,
+                dense: is_dense(tensor),
+                stamp: Stamp::of(tensor, is_dense(tensor)),
+                tensor: tensor.shallow_clone(),
             });
         }
-        Ok(Variables { list, by_name })
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Variable> {
@@ -106,25 +138,35 @@ impl Variables {
         self.by_name.get(name).copied()
     }
 
-    /// The names, shapes and kinds, for a selection.
+    /// The names, shapes and kinds, for a selection, in natural order of the names.
     pub(crate) fn infos(&self) -> Result<Vec<VariableInfo>> {
-        self.list
-            .iter()
-            .map(|variable| {
-                Ok(VariableInfo {
-                    name: variable.name.clone(),
-                    shape: variable.tensor.size(),
-                    kind: kind(variable)?,
-                    is_parameter: variable.is_parameter,
-                })
+        let info = |variable: &Variable| {
+            Ok(VariableInfo {
+                name: variable.name.clone(),
+                shape: variable.tensor.size(),
+                kind: kind(variable)?,
+                is_parameter: variable.is_parameter,
             })
-            .collect()
+        };
+        let mut infos: Vec<VariableInfo> = self.list.iter().map(info).collect::<Result<_>>()?;
+        infos.sort_by(|a, b| natural_cmp(&a.name, &b.name));
+        Ok(infos)
     }
 
     /// All names that share the tensor of variable `index`, itself included.
     pub(crate) fn tied_with(&self, index: usize) -> Vec<usize> {
-        let first = self.list[index].tied_to;
-        (0..self.list.len()).filter(|&other| self.list[other].tied_to == first).collect()
+        self.ties.get(&self.list[index].tied_to).cloned().unwrap_or_else(|| vec![index])
+    }
+
+    /// Makes a new variable one of the frozen base.
+    pub(crate) fn freeze(&mut self, index: usize) -> Result<()> {
+        let variable = &mut self.list[index];
+        if variable.tensor.requires_grad() {
+            let _ = variable.tensor.f_set_requires_grad(false)?;
+        }
+        variable.is_new = false;
+        variable.stamp = Stamp::of(&variable.tensor, variable.dense);
+        Ok(())
     }
 
     /// True if two handles are one variable, so that a change of one shows in the other.
@@ -152,10 +194,16 @@ impl Variables {
         Ok(())
     }
 
-    /// The changes since the last check. Writes to buffers do not count.
+    /// The changes since the last check. Writes to buffers and to new variables do not count.
     pub(crate) fn changes(&self) -> Changes {
         let mut changes = Changes::default();
         for (index, variable) in self.list.iter().enumerate() {
+            if variable.is_new {
+                if !variable.tensor.requires_grad() {
+                    changes.frozen.push(index);
+                }
+                continue;
+            }
             let now = Stamp::of(&variable.tensor, variable.dense);
             if now.address != variable.stamp.address {
                 changes.moved.push(index);
@@ -169,7 +217,10 @@ impl Variables {
 
     /// Accepts the present state of the changed variables.
     pub(crate) fn accept(&mut self, changes: &Changes) {
-        for &index in changes.moved.iter().chain(&changes.written) {
+        for &index in &changes.frozen {
+            (self.list[index].is_new, self.list[index].required_grad) = (false, false);
+        }
+        for &index in changes.moved.iter().chain(&changes.written).chain(&changes.frozen) {
             let variable = &mut self.list[index];
             variable.stamp = Stamp::of(&variable.tensor, variable.dense);
         }

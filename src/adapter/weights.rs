@@ -20,6 +20,8 @@ pub(crate) struct Adapter {
     pub(crate) id: u64,
     pub(crate) config: LnTuningConfig,
     pub(crate) selection: Selection,
+    /// The number of variables among which was selected: later ones may match its configuration too.
+    pub(crate) selected_among: usize,
     /// The options that it was created with.
     pub(crate) options: AdapterOptions,
     /// Every selected tensor under every name, in the order of the selection.
@@ -113,6 +115,7 @@ impl Adapter {
             flat: FlatParams::new(&values, precision)?,
             config,
             selection,
+            selected_among: variables.len(),
             options,
             entries,
             slot_variables,

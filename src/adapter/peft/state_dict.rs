@@ -126,7 +126,7 @@ pub(crate) fn files(
     let names: Vec<String> = options.selected_adapters.clone().unwrap_or_else(all);
     let mut contents = Contents::new();
     for name in &names {
-        let adapter = attachment.adapter(name)?;
+        let adapter = attachment.current(name)?;
         let mapping = options.key_mapping.iter().map(|(p, r)| (p.as_str(), r.as_str()));
         let mapping = KeyMapping::new(mapping)?;
         let mut tensors = Vec::with_capacity(adapter.entries.len());
@@ -139,7 +139,7 @@ pub(crate) fn files(
             let module = mapping.apply(&entry.tensor.module)?;
             tensors.push((file_key(&SelectedTensor { module, ..entry.tensor.clone() }), value));
         }
-        let config = exported(adapter, &mapping, options)?;
+        let config = exported(attachment, adapter, &mapping, options)?;
         contents.extend(adapter_files(&adapter_dir(dir, name, default), &config, &tensors)?);
     }
     let shown = names.iter().find(|name| *name == default).or(names.first());
@@ -157,11 +157,16 @@ pub(crate) fn files(
 
 /// The configuration in the form that PEFT saves: explicit targets, for inference.
 fn exported(
+    attachment: &Attachment,
     adapter: &Adapter,
     mapping: &KeyMapping,
     options: &SaveOptions,
 ) -> Result<LnTuningConfig> {
     let mut config = adapter.selection.export_config(&adapter.config);
+    if adapter.selected_among != attachment.variables.len() {
+        let infos = attachment.variables.infos()?;
+        config = adapter.selection.among(&infos, &config)?.export_config(&config);
+    }
     config.inference_mode = true;
     if !options.key_mapping.is_empty() {
         let (mut tuned, mut saved) = (Vec::new(), Vec::new());

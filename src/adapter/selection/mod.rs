@@ -182,6 +182,18 @@ impl Selection {
         self.modules.iter().flat_map(|module| module.variables.iter().map(String::as_str))
     }
 
+    /// The selection of the same modules among more variables, which may match the settings too.
+    pub(crate) fn among(
+        &self,
+        variables: &[VariableInfo],
+        config: &LnTuningConfig,
+    ) -> Result<Self> {
+        let (tree, own) = (Tree::of(variables), self.clone());
+        let (targets, excludes) =
+            exportable(&tree, &self.modules, config, own.targets, true, own.excludes)?;
+        Ok(Selection { targets, excludes, ..self.clone() })
+    }
+
     /// True if `exclude_modules` was given but matches no module: most likely a mistake, of which PEFT warns.
     pub fn excludes_nothing(&self) -> bool {
         self.idle_excludes
