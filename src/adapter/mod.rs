@@ -8,6 +8,7 @@ pub(crate) mod flat;
 mod heat_map;
 mod interpolation;
 mod merge;
+mod merged;
 mod model;
 mod options;
 mod peft;

@@ -70,7 +70,7 @@ impl Attachment {
     fn frozen(&self, variables: impl IntoIterator<Item = usize>) -> Result<Vec<(usize, Tensor)>> {
         let frozen = variables.into_iter().filter(|index| {
             let variable = self.variables.get(*index);
-            variable.is_parameter && variable.tied_to == *index
+            variable.is_parameter && variable.tied_to == *index && variable.copy_of.is_none()
         });
         let mut stored = Vec::new();
         for index in frozen {
@@ -105,7 +105,9 @@ impl Attachment {
         }
         let in_use: HashMap<usize, Tensor> =
             match self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
-                Some(adapter) => adapter.storages().map(|(v, t)| (v, t.shallow_clone())).collect(),
+                Some(adapter) => {
+                    adapter.all_storages(&self.base).map(|(v, t)| (v, t.shallow_clone())).collect()
+                }
                 None => HashMap::new(),
             };
         // Values that differ from the old ones in the new kind were written by user code.
@@ -125,7 +127,7 @@ impl Attachment {
         }
         let mut base = HashMap::new();
         for (index, data) in &self.base {
-            let present = now(*index)?;
+            let present = now(self.variables.get(*index).copy_of.unwrap_or(*index))?;
             base.insert(*index, data.f_to_device(present.device())?.f_to_kind(present.f_kind()?)?);
         }
         let mut storages = Vec::with_capacity(self.adapters.len());
@@ -149,7 +151,7 @@ impl Attachment {
         let requires_grad: Vec<bool> =
             self.trained(&name)?.map(|variable| variable.tensor.requires_grad()).collect();
         let adapter = &self.adapters[&name];
-        for (variable, storage) in adapter.storages() {
+        for (variable, storage) in adapter.all_storages(&self.base) {
             self.variables.set_data(variable, storage)?;
         }
         for (variable, required) in adapter.slot_variables.iter().zip(requires_grad) {

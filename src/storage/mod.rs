@@ -4,5 +4,6 @@ pub(crate) mod atomic;
 pub(crate) mod info;
 mod mapped;
 pub(crate) mod safetensors;
+pub(crate) mod shard;
 pub(crate) mod stored;
 pub(crate) mod unique_keys;

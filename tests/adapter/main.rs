@@ -19,3 +19,5 @@ mod new_variables;
 mod peft_faults;
 mod peft_interop;
 mod selection;
+#[cfg(feature = "models")]
+mod tied;

@@ -127,9 +127,12 @@ impl Selection {
             matches!(verdicts[path], Verdict::Excluded | Verdict::Saved)
                 || saved_with(path).is_some()
         };
-        let mut chosen: HashMap<&str, Role> = HashMap::new();
+        let mut chosen: HashMap<&str, (Role, &str)> = HashMap::new();
         for (roots, role) in [(&targeted, Role::Tuned), (&saved, Role::Whole)] {
-            for path in roots.iter().flat_map(|root| tree.units(root)) {
+            for (root, path) in roots
+                .iter()
+                .flat_map(|root| tree.units(root).into_iter().map(move |unit| (*root, unit)))
+            {
                 // A module inside a targeted container can be excluded; PEFT copies it with the container.
                 if role == Role::Tuned {
                     if kept_out(path) {
@@ -139,7 +142,9 @@ impl Selection {
                         return Err(inseparable(path, inner));
                     }
                 }
-                chosen.entry(path).or_insert(role);
+                // Outer modules come first.
+                let wrapped = if role == Role::Whole { root } else { path };
+                chosen.entry(path).or_insert((role, wrapped));
             }
         }
         let inside =
@@ -147,9 +152,10 @@ impl Selection {
         let mut modules: Vec<SelectedModule> = chosen
             .iter()
             .filter(|(path, _)| !inside(path))
-            .map(|(path, role)| SelectedModule {
+            .map(|(path, (role, wrapped))| SelectedModule {
                 path: (*path).to_owned(),
                 role: *role,
+                wrapped: (*wrapped).to_owned(),
                 variables: tree.tensors_below(path).map(|v| v.name.clone()).collect(),
             })
             .collect();
