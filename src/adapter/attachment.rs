@@ -246,7 +246,8 @@ impl Attachment {
         if !self.enabled {
             refuse!(
                 InvalidState,
-                "adapters are disabled, so nothing trains: drop the guard of `disable` first"
+                "adapters are disabled, so nothing trains: drop the guard of `disable` first, or call `enable` if it was \
+                 forgotten"
             );
         }
         if self.active.as_deref() != Some(name) {

@@ -34,7 +34,8 @@ pub struct MergeReport {
 ///
 /// # Errors
 /// Those of [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and [`Selection::new`];
-/// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if the adapter does not fit; `InvalidArgument` if `out` is in the
+/// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if the adapter does not fit; `NonFinite` for weights that the
+/// model's kind cannot hold; `InvalidArgument` if `out` is in the
 /// model directory; `Io`, also if `out` exists and is not empty. Then no file is left behind.
 pub fn merge(
     base: impl AsRef<Path>,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use serde_json::{json, Value};
+use tch::no_grad;
 
 use super::peft::keys::{match_keys, KeyMapping};
 use crate::adapter::config::LnTuningConfig;
@@ -10,6 +11,7 @@ use crate::adapter::selection::{Norms, SelectedTensor, Selection};
 use crate::error::{refuse, Error, ErrorKind, Result};
 use crate::names::natural::natural_cmp;
 use crate::pretrained::files::{ModelFiles, TensorFile, INDEX};
+use crate::storage::finite::check_finite;
 use crate::storage::safetensors::kind_of;
 use crate::storage::shard::{header_of, Entry, Piece, Shard};
 use crate::storage::stored::{Stored, StoredTensors};
@@ -67,6 +69,10 @@ impl<'a> Merged<'a> {
                 let stored = &adapter.tensors[*index];
                 check_fit(stored, place)?;
                 adapter.check_finite(stored)?;
+                let kind = kind_of(place.stored.dtype);
+                if let Some(kind) = kind.filter(|_| stored.dtype != place.stored.dtype) {
+                    no_grad(|| check_finite(&[(&stored.key, &adapter.read(stored)?, kind)]))?;
+                }
                 replaced.insert(name, stored);
             }
         }

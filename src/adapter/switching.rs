@@ -62,6 +62,19 @@ impl LnTuningModel {
         Ok(DisabledAdapters { model: self, before })
     }
 
+    /// Uses the adapters again. Only needed if a guard of [`disable`](Self::disable) was forgotten (`std::mem::forget`):
+    /// dropping it does the same.
+    ///
+    /// # Errors
+    /// If the variables were changed in a way that cannot be followed.
+    #[doc(alias = "enable_adapter_layers")]
+    pub fn enable(&mut self) -> Result<()> {
+        self.change(|attachment| {
+            attachment.enabled = true;
+            Ok(())
+        })
+    }
+
     /// Runs `f` on the base.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use crate::adapter::attachment::{gradients_of, Attachment};
 use crate::adapter::samples::is_cast;
 use crate::adapter::variables::Changes;
 use crate::error::{refusal, Error, Result};
+use crate::storage::finite::check_cast;
 
 impl Attachment {
     /// Checks for changes to the variables by user code since the last call.
@@ -128,11 +129,17 @@ impl Attachment {
         let mut base = HashMap::new();
         for (index, data) in &self.base {
             let present = now(self.variables.get(*index).copy_of.unwrap_or(*index))?;
-            base.insert(*index, data.f_to_device(present.device())?.f_to_kind(present.f_kind()?)?);
+            let before = data.f_to_device(present.device())?;
+            let after = before.f_to_kind(present.f_kind()?)?;
+            if before.f_kind()? != after.f_kind()? {
+                let what = format!("'{}' of the base", self.variables.get(*index).name);
+                check_cast(&what, &before, &after)?;
+            }
+            base.insert(*index, after);
         }
         let mut storages = Vec::with_capacity(self.adapters.len());
         for (name, adapter) in &self.adapters {
-            storages.push(adapter.relocated(name, &base)?);
+            storages.push(adapter.relocated(name, &self.variables, &base)?);
         }
         for (adapter, storage) in self.adapters.values_mut().zip(storages) {
             adapter.set_storage(storage);

@@ -1,6 +1,6 @@
 //! One adapter: a configuration, its selection and its weights.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Kind, Tensor};
@@ -11,6 +11,7 @@ use crate::adapter::options::AdapterOptions;
 use crate::adapter::selection::{SelectedTensor, Selection};
 use crate::adapter::variables::Variables;
 use crate::error::{refuse, Result};
+use crate::storage::finite::check_cast;
 use crate::storage::info::is_float;
 
 /// One adapter. Its weights are a deep copy of the selected modules: parameters in one flat buffer, buffers beside it.
@@ -45,7 +46,7 @@ pub(crate) struct Entry {
 }
 
 /// The place of a tensor in an adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Place {
     Slot(usize),
     Buffer(usize),
@@ -72,37 +73,36 @@ impl Adapter {
         let mut slot_variables: Vec<usize> = Vec::new();
         let mut values = Vec::new();
         let mut buffers: Vec<(usize, Tensor)> = Vec::new();
-        let chosen: Vec<usize> =
+        let chosen: HashSet<usize> =
             selection.variables().filter_map(|name| variables.position(name)).collect();
         let mut wrapped: HashMap<usize, &str> = HashMap::new();
         for module in selection.modules() {
             let indices = module.variables.iter().filter_map(|name| variables.position(name));
             wrapped.extend(indices.map(|index| (index, module.wrapped.as_str())));
         }
+        let mut places: HashMap<usize, Place> = HashMap::new();
         for (name, tensor) in selection.variables().zip(selection.tensors()) {
             let Some(index) = variables.position(name) else { continue };
             let variable = variables.get(index);
             let owner = owner(variables, index, &wrapped);
             check_ties(variables, index, &chosen)?;
             let data = base(owner)?;
-            let place = if variable.is_parameter {
+            if variable.is_parameter {
                 check_parameter(name, &data)?;
-                let slot = slot_variables.iter().position(|v| *v == owner);
-                Place::Slot(slot.unwrap_or_else(|| {
+            }
+            let place = match places.get(&owner) {
+                Some(place) => *place,
+                None if variable.is_parameter => {
                     slot_variables.push(owner);
                     values.push(data);
-                    slot_variables.len() - 1
-                }))
-            } else {
-                let buffer = buffers.iter().position(|(v, _)| *v == owner);
-                Place::Buffer(match buffer {
-                    Some(buffer) => buffer,
-                    None => {
-                        buffers.push((owner, copy_of(&data)?));
-                        buffers.len() - 1
-                    }
-                })
+                    Place::Slot(slot_variables.len() - 1)
+                }
+                None => {
+                    buffers.push((owner, copy_of(&data)?));
+                    Place::Buffer(buffers.len() - 1)
+                }
             };
+            places.insert(owner, place);
             entries.push(Entry { tensor, place });
         }
         if slot_variables.is_empty() {
@@ -115,12 +115,10 @@ impl Adapter {
             );
         }
         // A copy that is trained with its original in one module stays tied to it, and needs no storage.
-        let entries_of = |index: usize| wrapped.contains_key(&index);
-        let replaced =
-            |index| slot_variables.contains(&index) || buffers.iter().any(|(v, _)| *v == index);
-        let kept =
-            variables.copies().filter(|(copy, original)| replaced(*original) && !entries_of(*copy));
-        let kept = kept.collect();
+        let stays = |(copy, original): &(usize, usize)| {
+            places.contains_key(original) && !wrapped.contains_key(copy)
+        };
+        let kept = variables.copies().filter(stays).collect();
         check_uniform(variables, &slot_variables, &values, precision)?;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Ok(Adapter {
@@ -162,9 +160,9 @@ impl Adapter {
         }
     }
 
-    /// The entry of a variable.
-    pub(crate) fn entry(&self, variable: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.tensor.is_variable(variable))
+    /// The entries by the names of their variables.
+    pub(crate) fn by_name(&self) -> HashMap<String, &Entry> {
+        self.entries.iter().map(|entry| (entry.tensor.variable(), entry)).collect()
     }
 
     /// The model's kind for this entry.
@@ -203,7 +201,12 @@ impl Adapter {
     }
 
     /// A copy of this adapter's storage, in the present kinds and on the present device of the base.
-    pub(crate) fn relocated(&self, name: &str, base: &HashMap<usize, Tensor>) -> Result<Storage> {
+    pub(crate) fn relocated(
+        &self,
+        name: &str,
+        variables: &Variables,
+        base: &HashMap<usize, Tensor>,
+    ) -> Result<Storage> {
         let mut kinds = Vec::with_capacity(self.slot_variables.len());
         let mut device = None;
         for variable in &self.slot_variables {
@@ -226,7 +229,15 @@ impl Adapter {
             buffers
                 .push((*variable, tensor.f_to_device(like.device())?.f_to_kind(like.f_kind()?)?));
         }
-        Ok(Storage { flat: self.flat.relocate(device, &kinds, self.options.precision)?, buffers })
+        let flat = self.flat.relocate(device, &kinds, self.options.precision)?;
+        for (slot, (before, after)) in self.flat.slots().iter().zip(flat.slots()).enumerate() {
+            if before.kind != after.kind {
+                let variable = &variables.get(self.slot_variables[slot]).name;
+                let what = format!("'{variable}' of adapter '{name}'");
+                check_cast(&what, &self.flat.value(slot)?.f_to_device(device)?, flat.view(slot))?;
+            }
+        }
+        Ok(Storage { flat, buffers })
     }
 
     pub(crate) fn set_storage(&mut self, storage: Storage) {
@@ -251,7 +262,7 @@ fn owner(variables: &Variables, index: usize, wrapped: &HashMap<usize, &str>) ->
 }
 
 /// Refuses a tied tensor of which only some names are selected, since all of them would train.
-fn check_ties(variables: &Variables, index: usize, chosen: &[usize]) -> Result<()> {
+fn check_ties(variables: &Variables, index: usize, chosen: &HashSet<usize>) -> Result<()> {
     let name = &variables.get(index).name;
     for other in variables.tied_with(index) {
         let other_name = &variables.get(other).name;

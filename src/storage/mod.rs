@@ -1,6 +1,7 @@
 //! Tensors on disk: read, checked, memory-mapped, and written completely or not at all.
 
 pub(crate) mod atomic;
+pub(crate) mod finite;
 pub(crate) mod info;
 mod mapped;
 pub(crate) mod safetensors;

@@ -16,6 +16,7 @@ mod foreign_writes;
 mod invariants;
 mod merge;
 mod new_variables;
+mod non_finite;
 mod peft_faults;
 mod peft_interop;
 mod selection;

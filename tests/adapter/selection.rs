@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use ln_tuning::{
-    natural_cmp, ErrorKind, LnTuningConfig, Norms, Role, Selection, TaskType, VariableInfo,
+    natural_cmp, AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Norms, Role, Selection, TaskType,
+    VariableInfo,
 };
 use proptest::prelude::*;
-use tch::Kind;
+use tch::nn::{self, ModuleT};
+use tch::{Device, Kind, Tensor};
 
 fn variable(name: &str, shape: &[i64]) -> VariableInfo {
     VariableInfo { name: name.into(), shape: shape.into(), kind: Kind::Float, is_parameter: true }
@@ -161,6 +163,61 @@ fn without_targets_every_norm_is_found_by_name_and_shape_and_nothing_else() {
         .chain(["norm".to_owned()])
         .collect();
     assert_eq!(chosen, norms);
+}
+
+#[test]
+fn the_norms_of_one_path_are_tuned_together_under_the_names_that_tch_gives_them() {
+    let vs = nn::VarStore::new(Device::Cpu);
+    for size in [4, 6, 4] {
+        let _ = nn::layer_norm(vs.root() / "norm", vec![size], Default::default());
+    }
+    for _ in 0..2 {
+        let _ = (vs.root() / "block" / "norm").var("weight", &[3], nn::Init::Const(1.));
+        let _ = nn::linear(vs.root() / "up", 2, 2, Default::default());
+    }
+    let tuned = LnTuningModel::new(&vs, config()).unwrap();
+    assert_eq!(tuned.trainable_parameters().trainable, 2 * (4 + 6 + 4) + 2 * 3);
+    let names: Vec<String> =
+        vs.variables().into_iter().filter(|(_, t)| t.requires_grad()).map(|(n, _)| n).collect();
+    assert_eq!(names.len(), 8, "{names:?}");
+    assert!(names.iter().filter(|name| name.contains("weight__")).count() == 3, "{names:?}");
+    assert!(names.iter().all(|name| name.contains("norm")), "{names:?}");
+    let dir = tempfile::tempdir().unwrap();
+    tuned.save_pretrained(dir.path()).unwrap();
+    tuned.unload().unwrap();
+    LnTuningModel::from_pretrained(&vs, dir.path()).unwrap();
+}
+
+#[test]
+fn a_name_that_only_looks_like_a_second_one_is_no_norm() {
+    for name in ["weight__", "weight__a", "weight__2__b", "scale__2"] {
+        let variables = [variable(&format!("norm.{name}"), &[4]), variable("norm.weight", &[4])];
+        let error = Selection::new(&variables, &config(), None, Norms::Peft).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoTargetModules, "{name}");
+    }
+}
+
+#[test]
+fn batch_norms_are_named_as_such_and_can_be_tuned_by_name() {
+    let vs = nn::VarStore::new(Device::Cpu);
+    let norm = nn::batch_norm1d(vs.root() / "features" / "bn1", 4, Default::default());
+    let _ = nn::linear(vs.root() / "up", 2, 2, Default::default());
+    let error = LnTuningModel::new(&vs, config()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoTargetModules);
+    let text = error.to_string();
+    for word in ["BatchNorm", "'features.bn1'", "target_modules", "'bn1'"] {
+        assert!(text.contains(word), "{text}");
+    }
+    // The cure that it names; the statistics are the adapter's.
+    let tuned = LnTuningModel::new(&vs, config().target_modules(["bn1"])).unwrap();
+    assert_eq!(tuned.trainable_parameters().trainable, 8);
+    let x = Tensor::arange(8, (Kind::Float, Device::Cpu)).view([2, 4]);
+    let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+    opt.backward_step(&norm.forward_t(&x, true).square().sum(Kind::Float)).unwrap();
+    let mean = || vs.variables()["features.bn1.running_mean"].sum(Kind::Float).double_value(&[]);
+    assert!(mean() != 0.);
+    tuned.unload().unwrap();
+    assert_eq!(mean(), 0.);
 }
 
 #[test]

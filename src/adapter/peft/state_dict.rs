@@ -1,5 +1,6 @@
 //! An adapter's tensors under PEFT's keys: reading, loading, and the files of `save_pretrained`.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use tch::Tensor;
@@ -16,6 +17,7 @@ use crate::adapter::status::TrainableParameters;
 use crate::adapter::weights::{Adapter, Place};
 use crate::error::{refuse, Result};
 use crate::storage::atomic::Contents;
+use crate::storage::finite::{check_cast, check_finite};
 use crate::storage::info::is_float;
 
 /// The keys that loading did not use.
@@ -76,6 +78,7 @@ pub(crate) fn load(
         mismatched_keys: Vec::new(),
     };
     let mut writes: Vec<(Place, &Tensor)> = Vec::new();
+    let mut kinds = Vec::new();
     for (entry, found) in adapter.entries.iter().zip(&matched.found) {
         let Some((key, tensor)) = found.map(|index| &tensors[index]) else { continue };
         let shape = adapter.value(entry)?.size();
@@ -99,16 +102,18 @@ pub(crate) fn load(
             );
         }
         writes.push((entry.place, tensor));
+        kinds.push((key.as_str(), tensor, expected));
     }
+    check_finite(&kinds)?;
     // A tied tensor has several keys, whose values must be equal.
-    for (index, (place, tensor)) in writes.iter().enumerate() {
-        if let Some((_, other)) = writes[..index].iter().find(|(p, _)| p == place) {
-            if !tensor.f_equal(other)? {
-                refuse!(
-                    TiedTensors,
-                    "the adapter holds different values for two names of one tied tensor: untie it in the model"
-                );
-            }
+    let mut first: HashMap<Place, &Tensor> = HashMap::with_capacity(writes.len());
+    for (place, tensor) in &writes {
+        let other = first.insert(*place, tensor);
+        if !other.map_or(Ok(true), |other| tensor.f_equal(other))? {
+            refuse!(
+                TiedTensors,
+                "the adapter holds different values for two names of one tied tensor: untie it in the model"
+            );
         }
     }
     adapter.set_all(&writes)?;
@@ -134,7 +139,11 @@ pub(crate) fn files(
             let value = adapter.value(entry)?;
             let value = match options.kind {
                 SaveKind::Master => value,
-                SaveKind::Model => value.f_to_kind(adapter.model_kind(entry)?)?,
+                SaveKind::Model => {
+                    let cast = value.f_to_kind(adapter.model_kind(entry)?)?;
+                    check_cast(&format!("'{}'", entry.tensor.variable()), &value, &cast)?;
+                    cast
+                }
             };
             let module = mapping.apply(&entry.tensor.module)?;
             tensors.push((file_key(&SelectedTensor { module, ..entry.tensor.clone() }), value));

@@ -5,19 +5,19 @@ mod rules;
 mod selected;
 mod tree;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 pub use architectures::Norms;
 use architectures::{has_bare_norms, model_types, norm_names};
 use rules::{head_names, with_head_names, Rules, Verdict};
 pub(crate) use selected::SelectedTensor;
 pub use selected::{Role, SelectedModule};
-use tree::{below, Tree};
+use tree::{around, Tree};
 
 use crate::adapter::config::{LnTuningConfig, Modules};
 use crate::error::{refusal, refuse, Error, Result};
 use crate::names::natural::natural_cmp;
-use crate::names::nearest::{distance, sample};
+use crate::names::nearest::{listed, nearest, sample};
 use crate::names::pattern::matches_suffix;
 use crate::storage::info::{is_float, VariableInfo};
 
@@ -40,7 +40,8 @@ impl Selection {
     ///
     /// Without `target_modules`, a known `model_type` takes the modules of the table `norms`. For others, every
     /// LayerNorm and RMSNorm is taken that is recognised by its name and the shape of its tensors (a 1-D `weight` and
-    /// at most a `bias`; a norm with a 2-D weight per attention head must be named). A container (a path with modules
+    /// at most a `bias`, or several of each if several norms were built at one path, so that tch named a second
+    /// `weight__2`; a norm with a 2-D weight per attention head, and a BatchNorm, must be named). A container (a path with modules
     /// below it, such as `mlp`) means the modules in it.
     ///
     /// # Errors
@@ -60,8 +61,8 @@ impl Selection {
         if let Some(names) = names.filter(|names| idle && !names.iter().all(is_automatic)) {
             refuse!(
                 NoMatchingModules,
-                "no module matches `modules_to_save` '{}'. Modules: {}",
-                names.join("', '"),
+                "no module matches `modules_to_save` {}. Modules: {}",
+                listed(names),
                 sample(Tree::of(variables).paths())
             );
         }
@@ -112,8 +113,9 @@ impl Selection {
             }
             verdicts.insert(path, verdict);
         }
-        let saved_with =
-            |path: &str| saved.iter().copied().find(|root| *root == path || below(path, root));
+        let roots: HashSet<&str> = saved.iter().copied().collect();
+        // The outermost saved module that is this one or around it.
+        let saved_with = |path: &str| around(path).find_map(|outer| roots.get(outer).copied());
         for path in &targeted {
             if let Some(root) = saved_with(path) {
                 return Err(in_both(path, root));
@@ -129,10 +131,9 @@ impl Selection {
         };
         let mut chosen: HashMap<&str, (Role, &str)> = HashMap::new();
         for (roots, role) in [(&targeted, Role::Tuned), (&saved, Role::Whole)] {
-            for (root, path) in roots
-                .iter()
-                .flat_map(|root| tree.units(root).into_iter().map(move |unit| (*root, unit)))
-            {
+            let units =
+                roots.iter().flat_map(|root| tree.units(root).into_iter().map(|u| (*root, u)));
+            for (root, path) in units {
                 // A module inside a targeted container can be excluded; PEFT copies it with the container.
                 if role == Role::Tuned {
                     if kept_out(path) {
@@ -235,6 +236,17 @@ fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Resul
              other modules in `target_modules`"
         );
     }
+    let batch_norms: Vec<&str> = tree.paths().filter(|path| tree.is_batch_norm(path)).collect();
+    if let (true, Some(first)) = (found.is_empty(), batch_norms.first()) {
+        refuse!(
+            NoTargetModules,
+            "the norms of this model are BatchNorms ({} such as '{first}'), which are not tuned by default: their \
+             running statistics are no weights, and change in each pass with `train`. To tune their weights, name them \
+             in `target_modules`, such as '{}': the adapter then has statistics of its own",
+            batch_norms.len(),
+            first.rsplit('.').next().unwrap_or(first)
+        );
+    }
     if found.is_empty() {
         let (sample, known) = (sample(tree.paths()), model_types(norms).join(", "));
         refuse!(
@@ -265,24 +277,17 @@ fn nothing_selected(
             if saved > 0 { " or listed in `modules_to_save`" } else { "" }
         ));
     }
-    let wanted = match targets {
-        Modules::Pattern(pattern) => pattern.clone(),
-        Modules::List(names) => names.join("', '"),
-    };
-    let needles: Vec<&str> = match targets {
+    let wanted: Vec<&str> = match targets {
         Modules::Pattern(pattern) => vec![pattern],
         Modules::List(names) => names.iter().map(String::as_str).collect(),
     };
     let with_tensors = tree.paths().filter(|path| tree.tensors(path).next().is_some());
-    let mut nearest: Vec<(usize, &str)> = with_tensors
-        .map(|path| (needles.iter().map(|n| distance(n, path)).min().unwrap_or(usize::MAX), path))
-        .collect();
-    nearest.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| natural_cmp(a.1, b.1)));
-    let nearest = sample(nearest.iter().map(|(_, path)| *path));
     Ok(refusal!(
         NoMatchingModules,
-        "no module matches `target_modules` '{wanted}'. The nearest are {nearest}. A string is a regular expression \
-         for the whole path, a list entry matches the path or its end"
+        "no module matches `target_modules` {}. The nearest are {}. A string is a regular expression for the whole \
+         path, a list entry matches the path or its end",
+        listed(&wanted),
+        nearest(&wanted, &with_tensors.collect::<Vec<_>>())
     ))
 }
 
@@ -309,7 +314,8 @@ fn separable(tree: &Tree, names: Vec<String>) -> Vec<String> {
         tree.paths().filter(|path| names.iter().any(|name| path.ends_with(name.as_str()))).collect()
     };
     let saved = ending(&names);
-    let is_inner = |path: &&str| saved.iter().any(|root| below(path, root));
+    let all: HashSet<&str> = saved.iter().copied().collect();
+    let is_inner = |path: &&str| around(path).any(|outer| outer != *path && all.contains(outer));
     if !saved.iter().any(is_inner) {
         return names;
     }

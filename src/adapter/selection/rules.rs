@@ -1,8 +1,10 @@
 //! PEFT's three settings on a module path: excluded, saved, targeted or neither.
 
+use std::collections::HashSet;
+
 use crate::adapter::config::{LnTuningConfig, Modules, TaskType};
 use crate::error::{refuse, Result};
-use crate::names::pattern::{matches_suffix, Pattern};
+use crate::names::pattern::Pattern;
 
 /// The heads that PEFT adds to `modules_to_save` for a task.
 pub(crate) fn head_names(task_type: Option<TaskType>) -> &'static [&'static str] {
@@ -36,28 +38,32 @@ pub(crate) enum Verdict {
 /// PEFT's three settings, compiled.
 pub(crate) struct Rules {
     exclude: Option<Matcher>,
-    /// The names in `modules_to_save`, and a pattern for the modules that each keeps from being targeted.
-    save: Vec<(String, Pattern)>,
+    /// The names in `modules_to_save`.
+    save: HashSet<String>,
+    /// Patterns for the modules that each of them keeps from being targeted.
+    keep: Vec<Pattern>,
     target: Matcher,
 }
 
 enum Matcher {
     Pattern(Pattern),
-    List(Vec<String>),
+    List(HashSet<String>),
 }
 
 impl Matcher {
     fn new(modules: &Modules, key: &str) -> Result<Self> {
         match modules {
             Modules::Pattern(pattern) => Ok(Matcher::Pattern(Pattern::full(pattern, key)?)),
-            Modules::List(names) => Ok(Matcher::List(names.clone())),
+            Modules::List(names) => Ok(Matcher::List(names.iter().cloned().collect())),
         }
     }
 
     fn is_match(&self, path: &str) -> Result<bool> {
         match self {
             Matcher::Pattern(pattern) => pattern.is_match(path),
-            Matcher::List(names) => Ok(names.iter().any(|name| matches_suffix(path, name))),
+            // The path itself, or its end behind a dot.
+            Matcher::List(names) => Ok(names.contains(path)
+                || path.match_indices('.').any(|(dot, _)| names.contains(&path[dot + 1..]))),
         }
     }
 }
@@ -69,7 +75,8 @@ impl Rules {
         save: Option<&[String]>,
     ) -> Result<Self> {
         let exclude = exclude.filter(|modules| !modules.is_empty());
-        let save = save.unwrap_or_default().iter().map(|name| {
+        let save = save.unwrap_or_default();
+        let keep = save.iter().map(|name| {
             if name.is_empty() {
                 refuse!(
                     InvalidConfig,
@@ -78,11 +85,12 @@ impl Rules {
             }
             // PEFT puts the name into `re.match`, which need not reach the end of the path.
             let kept = format!(r"(?:(?:^|.*\.){name}(?:$|\..*))(?s:.*)");
-            Ok((name.clone(), Pattern::full(&kept, "modules_to_save")?))
+            Pattern::full(&kept, "modules_to_save")
         });
         Ok(Rules {
             exclude: exclude.map(|modules| Matcher::new(modules, "exclude_modules")).transpose()?,
-            save: save.collect::<Result<_>>()?,
+            save: save.iter().cloned().collect(),
+            keep: keep.collect::<Result<_>>()?,
             target: Matcher::new(targets, "target_modules")?,
         })
     }
@@ -90,12 +98,12 @@ impl Rules {
     /// True if the module is copied and saved as a whole, even if it is excluded: PEFT compares the letters at the end
     /// of the path, so that `classifier` means `pre_classifier` too.
     pub(crate) fn is_saved(&self, path: &str) -> bool {
-        self.save.iter().any(|(name, _)| path.ends_with(name.as_str()))
+        path.char_indices().any(|(at, _)| self.save.contains(&path[at..]))
     }
 
     /// True if `modules_to_save` keeps the module from being targeted: it is named, from a dot on, or in one that is.
     fn is_kept(&self, path: &str) -> Result<bool> {
-        for (_, pattern) in &self.save {
+        for pattern in &self.keep {
             if pattern.is_match(path)? {
                 return Ok(true);
             }

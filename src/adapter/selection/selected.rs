@@ -47,10 +47,4 @@ impl SelectedTensor {
     pub(crate) fn variable(&self) -> String {
         format!("{}.{}", self.module, self.name)
     }
-
-    /// True if this is the full name of the variable.
-    pub(crate) fn is_variable(&self, variable: &str) -> bool {
-        let rest = variable.strip_prefix(&self.module).and_then(|rest| rest.strip_prefix('.'));
-        rest == Some(&self.name)
-    }
 }
