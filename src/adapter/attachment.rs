@@ -120,6 +120,7 @@ impl Attachment {
 
     /// The storage that a variable has without adapters.
     pub(crate) fn base_data(&self, variable: usize) -> Result<Tensor> {
+        let variable = self.variables.get(variable).copy_of.unwrap_or(variable);
         match self.base.get(&variable) {
             Some(data) => Ok(data.shallow_clone()),
             None => Ok(self.variables.get(variable).tensor.f_detach()?),
@@ -129,9 +130,16 @@ impl Attachment {
     /// Adds an adapter. The model does not use it before it is active.
     pub(crate) fn insert(&mut self, name: &str, adapter: Adapter) -> Result<()> {
         let mut missing = Vec::new();
-        for (variable, _) in adapter.storages() {
+        let replaced = adapter.storages().map(|(variable, _)| variable);
+        for variable in replaced.chain(adapter.kept.iter().map(|(copy, _)| *copy)) {
             if !self.base.contains_key(&variable) {
-                missing.push((variable, self.base_data(variable)?));
+                let data = self.base_data(variable)?;
+                // Without adapters, a copy is tied, and so empty.
+                let data = match self.variables.get(variable).copy_of {
+                    Some(_) => Tensor::f_empty([0], (data.f_kind()?, data.device()))?,
+                    None => data,
+                };
+                missing.push((variable, data));
             }
         }
         for (variable, data) in &missing {
@@ -169,9 +177,9 @@ impl Attachment {
             if let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
                 let mut stays = vec![false; self.variables.len()];
                 if let Some(next) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
-                    next.storages().for_each(|(variable, _)| stays[variable] = true);
+                    next.all_storages(&self.base).for_each(|(variable, _)| stays[variable] = true);
                 }
-                for (variable, _) in adapter.storages() {
+                for (variable, _) in adapter.all_storages(&self.base) {
                     let tensor = &self.variables.get(variable).tensor;
                     if tensor.requires_grad() {
                         let _ = tensor.f_set_requires_grad(false)?;
@@ -185,7 +193,7 @@ impl Attachment {
                 // Those of the base are not the adapter's.
                 let leaves = adapter.slot_variables.iter().map(|v| &self.variables.get(*v).tensor);
                 undefine(&leaves.collect::<Vec<_>>())?;
-                for (variable, storage) in adapter.storages() {
+                for (variable, storage) in adapter.all_storages(&self.base) {
                     self.variables.set_data(variable, storage)?;
                 }
             }

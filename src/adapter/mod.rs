@@ -9,6 +9,7 @@ pub(crate) mod gradients;
 mod heat_map;
 mod interpolation;
 mod merge;
+mod merged;
 mod model;
 mod options;
 mod peft;

@@ -71,7 +71,7 @@ impl Attachment {
     fn frozen(&self, variables: impl IntoIterator<Item = usize>) -> Result<Vec<(usize, Tensor)>> {
         let frozen = variables.into_iter().filter(|index| {
             let variable = self.variables.get(*index);
-            variable.is_parameter && variable.tied_to == *index
+            variable.is_parameter && variable.tied_to == *index && variable.copy_of.is_none()
         });
         let mut stored = Vec::new();
         for index in frozen {
@@ -104,7 +104,9 @@ impl Attachment {
         }
         let in_use: HashMap<usize, Tensor> =
             match self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
-                Some(adapter) => adapter.storages().map(|(v, t)| (v, t.shallow_clone())).collect(),
+                Some(adapter) => {
+                    adapter.all_storages(&self.base).map(|(v, t)| (v, t.shallow_clone())).collect()
+                }
                 None => HashMap::new(),
             };
         // Values that differ from the old ones in the new kind were written by user code.
@@ -125,7 +127,8 @@ impl Attachment {
         self.hide_gradients()?;
         let mut base = HashMap::new();
         for (index, data) in &self.base {
-            let present = self.variables.get(*index).tensor.f_detach()?;
+            let present = self.variables.get(*index).copy_of.unwrap_or(*index);
+            let present = self.variables.get(present).tensor.f_detach()?;
             let before = data.f_to_device(present.device())?;
             let after = before.f_to_kind(present.f_kind()?)?;
             if before.f_kind()? != after.f_kind()? {
@@ -155,7 +158,7 @@ impl Attachment {
         let requires_grad: Vec<bool> =
             self.trained(&name)?.map(|variable| variable.tensor.requires_grad()).collect();
         let adapter = &self.adapters[&name];
-        for (variable, storage) in adapter.storages() {
+        for (variable, storage) in adapter.all_storages(&self.base) {
             self.variables.set_data(variable, storage)?;
         }
         for (variable, required) in adapter.slot_variables.iter().zip(requires_grad) {

@@ -18,7 +18,7 @@ use crate::storage::safetensors::kind_of;
 use crate::storage::stored::{Stored, StoredTensors};
 
 const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// An opened Hugging Face model directory: its configuration and the place of each tensor. No tensor is read yet.
 ///
@@ -206,6 +206,43 @@ impl ModelFiles {
             }
         };
         self.tensors.iter().map(variable).collect()
+    }
+
+    /// [`variables`](Self::variables) and the tied copies, such as `lm_head.weight`: an adapter may untie them.
+    pub fn variables_with_copies(&self) -> Vec<VariableInfo> {
+        let mut all = self.variables();
+        for (name, original) in self.copies() {
+            let original = all.iter().find(|variable| variable.name == original).cloned();
+            all.extend(original.map(|original| VariableInfo { name, ..original }));
+        }
+        all.sort_by(|a, b| natural_cmp(&a.name, &b.name));
+        all
+    }
+
+    /// The key in the files of a tensor with this name in memory.
+    pub(crate) fn key(&self, name: &str) -> String {
+        self.layout.key(name)
+    }
+
+    /// `config.json` for files that hold the copies too; `None` if it stays, as for T5, whose setting says something else.
+    pub(crate) fn untied_config(&self) -> Option<Value> {
+        let mut config = self.config.clone();
+        let inner = config.get_mut("text_config").and_then(Value::as_object_mut);
+        if let Some(tied) = inner.and_then(|inner| inner.get_mut("tie_word_embeddings")) {
+            *tied = false.into();
+        }
+        config["tie_word_embeddings"] = false.into();
+        self.layout.is_tied_by_config().then_some(config)
+    }
+
+    /// The tied copies that the model has and the files lack, each with its original, by their names in memory.
+    pub(crate) fn copies(&self) -> Vec<(String, String)> {
+        let mut copies = self.layout.ties(&self.config);
+        copies.retain(|(copy, original)| {
+            let own = self.layout.place(copy).as_ref() == Some(copy) && self.find(copy).is_none();
+            own && self.find(original).is_some()
+        });
+        copies
     }
 
     /// Reads one tensor to the CPU, in the kind that it has on disk.

@@ -8,6 +8,7 @@ pub(crate) mod info;
 mod mapped;
 pub mod regular;
 pub(crate) mod safetensors;
+pub(crate) mod shard;
 pub(crate) mod staging;
 pub(crate) mod stored;
 pub(crate) mod unique_keys;

@@ -23,3 +23,5 @@ mod peft_faults;
 mod peft_interop;
 mod selection;
 mod special_files;
+#[cfg(feature = "models")]
+mod tied;
