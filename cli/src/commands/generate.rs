@@ -13,7 +13,7 @@ use tch::{Device, Tensor};
 use tokenizers::Tokenizer;
 
 use crate::device::ModelKind;
-use crate::text::chat::ChatTemplate;
+use crate::text::chat::{ChatTemplate, Conversation};
 use crate::text::{special, tokenizer};
 use crate::{columns, progress};
 
@@ -144,7 +144,7 @@ fn prompt_ids(args: &Args, tokenizer: &Tokenizer) -> Result<Tensor> {
         let mut messages: Vec<_> =
             args.system.iter().map(|system| message("system", system)).collect();
         messages.push(message("user", &prompt));
-        chat.render(&messages, true)?
+        chat.render(&Conversation::new(messages), true)?
     } else {
         prompt
     };

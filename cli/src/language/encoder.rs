@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::settings::{LanguageData, LossOn};
-use crate::text::chat::ChatTemplate;
+use crate::text::chat::{ChatTemplate, Conversation, Rendered};
 use crate::text::special::{eos_of_model, special, tokenizer_config};
 use crate::text::tokenizer;
 use crate::train::example::Example;
@@ -95,10 +95,14 @@ impl TextEncoder {
         let chat = self.chat.as_ref().context(
             "there are 'messages', and the model has no chat template (tokenizer_config.json, chat_template.jinja)",
         )?;
+        let conversation = Conversation::new(messages.to_vec());
         let (text, replies) = match self.loss_on {
-            LossOn::Assistant => with_replies(chat, messages)?,
+            LossOn::Assistant => {
+                let Rendered { text, learned } = chat.render_learned(&conversation)?;
+                (text, learned)
+            }
             LossOn::All => {
-                let text = chat.render(messages, false)?;
+                let text = chat.render(&conversation, false)?;
                 let all: Range<usize> = 0..text.len();
                 (text, vec![all])
             }
@@ -140,25 +144,4 @@ impl TextEncoder {
             _ => false,
         }
     }
-}
-
-/// The text of a conversation, and the parts of it that the assistant says, as ranges of bytes.
-fn with_replies(chat: &ChatTemplate, messages: &[Value]) -> Result<(String, Vec<Range<usize>>)> {
-    let whole = chat.render(messages, false)?;
-    let mut replies = Vec::new();
-    for (i, message) in messages.iter().enumerate() {
-        if message["role"] != "assistant" {
-            continue;
-        }
-        let (before, after) =
-            (chat.render(&messages[..i], true)?, chat.render(&messages[..=i], false)?);
-        if !whole.starts_with(&after) || !after.starts_with(&before) {
-            bail!(
-                "the chat template does not render the beginning of a conversation as the beginning of the whole, so \
-                 the replies cannot be told apart: set 'data.loss_on' to all"
-            );
-        }
-        replies.push(before.len()..after.len());
-    }
-    Ok((whole, replies))
 }

@@ -1,19 +1,49 @@
 //! Chat templates: Jinja, as `tokenizer_config.json` or `chat_template.jinja` hold it.
 
+use std::ops::Range;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{context, Environment, Error, ErrorKind, Value as Given};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::special;
+
+/// All that a template is given: a row of the data.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Conversation {
+    /// Objects with a `role`.
+    pub messages: Vec<Value>,
+    /// Of each message, whether the loss may be on it.
+    pub learned: Vec<bool>,
+    /// JSON schemas of functions.
+    pub tools: Option<Value>,
+    pub documents: Option<Value>,
+    /// `chat_template_kwargs`: variables of the template, such as `enable_thinking`.
+    pub kwargs: Map<String, Value>,
+}
+
+impl Conversation {
+    /// Messages alone. What the assistant says is learned.
+    pub fn new(messages: Vec<Value>) -> Self {
+        let learned = messages.iter().map(|message| message["role"] == "assistant").collect();
+        Conversation { messages, learned, ..Default::default() }
+    }
+}
+
+/// The text of a conversation, and the parts of it that are learned, as ranges of bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    pub text: String,
+    pub learned: Vec<Range<usize>>,
+}
 
 pub struct ChatTemplate {
     environment: Environment<'static>,
     /// `bos_token` and its like, which templates name.
-    tokens: Value,
+    tokens: Map<String, Value>,
 }
 
 impl ChatTemplate {
@@ -40,20 +70,50 @@ impl ChatTemplate {
         environment
             .add_template_owned("chat", text)
             .with_context(|| format!("the chat template of '{}'", model.display()))?;
-        let mut tokens = serde_json::json!({});
+        let mut tokens = Map::new();
         for name in ["bos_token", "eos_token", "pad_token", "unk_token"] {
             if let Some(token) = special::special(&config, name) {
-                tokens[name] = token.into();
+                tokens.insert(name.into(), token.into());
             }
         }
         Ok(Some(ChatTemplate { environment, tokens }))
     }
 
     /// The text of a conversation; with `open` followed by the head of a reply.
-    pub fn render(&self, messages: &[Value], open: bool) -> Result<String> {
+    pub fn render(&self, conversation: &Conversation, open: bool) -> Result<String> {
+        self.render_first(conversation, conversation.messages.len(), open)
+    }
+
+    /// The text of a conversation, with the messages that are learned told apart.
+    pub fn render_learned(&self, conversation: &Conversation) -> Result<Rendered> {
+        let text = self.render(conversation, false)?;
+        let mut learned = Vec::new();
+        for (i, _) in conversation.learned.iter().enumerate().filter(|(_, learned)| **learned) {
+            let before = self.render_first(conversation, i, true)?;
+            let after = self.render_first(conversation, i + 1, false)?;
+            if !text.starts_with(&after) || !after.starts_with(&before) {
+                bail!(
+                    "the chat template does not render the beginning of a conversation as the beginning of the \
+                     whole, so the replies cannot be told apart: set 'data.loss_on' to all"
+                );
+            }
+            learned.push(before.len()..after.len());
+        }
+        Ok(Rendered { text, learned })
+    }
+
+    /// The text of the first messages.
+    fn render_first(&self, all: &Conversation, count: usize, open: bool) -> Result<String> {
         let template = self.environment.get_template("chat")?;
-        let tokens = Given::from(Serde(&self.tokens));
-        let given = context! { messages => Given::from(Serde(messages)), add_generation_prompt => open, ..tokens };
+        let mut others = self.tokens.clone();
+        others.extend(all.kwargs.clone());
+        let given = context! {
+            messages => Given::from(Serde(&all.messages[..count])),
+            tools => Given::from(Serde(&all.tools)),
+            documents => Given::from(Serde(&all.documents)),
+            add_generation_prompt => open,
+            ..Given::from(Serde(others))
+        };
         template.render(given).map_err(|error| {
             let detail = error.detail().unwrap_or("").to_owned();
             anyhow::Error::from(error).context(format!("the chat template: {detail}"))
