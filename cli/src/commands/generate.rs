@@ -93,8 +93,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
 
     let mut stop = special::eos_of_model(&args.model)?;
-    let config = special::tokenizer_config(&args.model)?;
-    let end = special::special(&config, "eos_token").and_then(|t| tokenizer.token_to_id(&t));
+    let tokens = special::special_tokens(&args.model)?;
+    let end = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token.as_str()?));
     stop.extend(end.map(i64::from));
     let options = GenerateOptions::default()
         .max_new_tokens(args.max_new_tokens)

@@ -12,7 +12,7 @@ use super::document::Document;
 use super::settings::{LanguageData, LossOn};
 use super::turns;
 use crate::text::chat::{ChatTemplate, Conversation, Rendered};
-use crate::text::special::{eos_of_model, special, tokenizer_config};
+use crate::text::special::{eos_of_model, special_tokens};
 use crate::text::tokenizer;
 use crate::train::example::Example;
 
@@ -38,8 +38,8 @@ pub struct Tokens {
 impl TextEncoder {
     pub fn open(model: &Path, data: &LanguageData) -> Result<Self> {
         let tokenizer = tokenizer::open(model, None)?;
-        let config = tokenizer_config(model)?;
-        let eos = special(&config, "eos_token").and_then(|token| tokenizer.token_to_id(&token));
+        let tokens = special_tokens(model)?;
+        let eos = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token.as_str()?));
         let eos = if data.append_eos {
             eos.or(eos_of_model(model)?.first().map(|id| *id as u32))
         } else {
@@ -100,10 +100,14 @@ impl TextEncoder {
             let all: Range<usize> = 0..text.len();
             (text, vec![all])
         };
-        let (ids, ends) = self.encode(&text, false)?;
-        let of_reply =
-            |end: &usize| replies.iter().any(|reply| reply.start < *end && *end <= reply.end);
-        let counted = ends.iter().map(of_reply).collect();
+        let encoding = self.tokenizer.encode(text, false).map_err(|error| anyhow!(error))?;
+        let ids = encoding.get_ids().to_vec();
+        // A token on a border belongs to the reply, as in transformers.
+        let of_reply = |(start, end): &(usize, usize)| {
+            let inside = |reply: &Range<usize>| *start < reply.end || *end <= reply.end;
+            replies.iter().any(|reply| reply.start < *end && inside(reply))
+        };
+        let counted = encoding.get_offsets().iter().map(of_reply).collect();
         Ok(Tokens { ids, counted, whole: true })
     }
 
