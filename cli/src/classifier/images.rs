@@ -8,7 +8,7 @@ use image::{DynamicImage, ImageReader};
 use ln_tuning::natural_cmp;
 use serde_json::Value;
 
-use crate::train::digest::Digest;
+use crate::records::digest::Digest;
 
 const ENDS: [&str; 3] = ["png", "jpg", "jpeg"];
 
