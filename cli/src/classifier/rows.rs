@@ -138,10 +138,12 @@ fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<
         path.display()
     );
     if let Some(names) = records.columns() {
-        for name in [Some(&data.text), data.pair.as_ref(), Some(&data.label)].into_iter().flatten()
+        let label = label_key(data, |key| names.iter().any(|name| name == key));
+        for name in
+            [Some(data.text.as_str()), data.pair.as_deref(), Some(label)].into_iter().flatten()
         {
             ensure!(
-                names.contains(name),
+                names.iter().any(|known| known == name),
                 "'{}': there is no column '{name}', only {}",
                 path.display(),
                 names.join(", ")
@@ -149,9 +151,10 @@ fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<
         }
     }
     let bar = progress::counted("reading", records.len() as u64)?;
+    let mut kind = None;
     let row = |record: usize| {
         bar.inc(1);
-        let row = records.row(record).and_then(|row| text_row(row, data));
+        let row = records.row(record).and_then(|row| text_row(row, data, &mut kind));
         let row = row.map(|(input, label, left)| {
             unread.add(left);
             (input, label)
@@ -163,9 +166,38 @@ fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<
     Ok((rows, records.digest))
 }
 
-/// The text, the label, and the keys that nobody reads.
-fn text_row(mut row: records::Row, data: &ClassifierData) -> Result<(Input, String, Vec<String>)> {
+/// The key of the label: datasets and transformers say both `label` and `labels`.
+fn label_key(data: &ClassifierData, has: impl Fn(&str) -> bool) -> &str {
+    match data.label.as_str() {
+        "label" if !has("label") && has("labels") => "labels",
+        given => given,
+    }
+}
+
+/// The text, the label, and the keys that nobody reads. `kind` is that of the labels before.
+fn text_row(
+    mut row: records::Row,
+    data: &ClassifierData,
+    kind: &mut Option<&'static str>,
+) -> Result<(Input, String, Vec<String>)> {
     let keys: Vec<String> = row.keys().cloned().collect();
+    let label = label_key(data, |key| row.contains_key(key));
+    let found = match row.get(label) {
+        Some(Value::Array(_)) => bail!(
+            "'{label}' is a list: several labels for one row (multi-label) are not implemented, expected one"
+        ),
+        Some(Value::String(_)) => Some("a string"),
+        Some(Value::Number(_)) => Some("a number"),
+        Some(Value::Bool(_)) => Some("true or false"),
+        _ => None,
+    };
+    if let (Some(found), Some(before)) = (found, *kind) {
+        ensure!(
+            found == before,
+            "'{label}' is {found}, and {before} in the rows before: write all labels in one way"
+        );
+    }
+    *kind = kind.or(found);
     let mut field = |key: &str| match row.remove(key) {
         Some(Value::String(text)) => Ok(text),
         Some(Value::Number(number)) => Ok(number.to_string()),
@@ -178,7 +210,7 @@ fn text_row(mut row: records::Row, data: &ClassifierData) -> Result<(Input, Stri
             bail!("there is no '{key}', only {}{near}", keys.join(", "))
         }
     };
-    let (text, label) = (field(&data.text)?, field(&data.label)?);
+    let (text, label) = (field(&data.text)?, field(label)?);
     let pair = data.pair.as_deref().map(&mut field).transpose()?;
     if text.trim().is_empty() || label.trim().is_empty() {
         bail!("the text or the label is empty");

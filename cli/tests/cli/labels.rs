@@ -41,6 +41,10 @@ fn numbers_of_labels_train_the_head_that_their_names_train() {
         assert!(printed.contains("2 labels, the model's own head: wise, old"), "{printed}");
         assert_eq!(training.series(name, "loss"), training.series("names", "loss"), "{name}");
     }
+    let plural = training.read("numbers.jsonl").replace("\"label\"", "\"labels\"");
+    training.write("plural.jsonl", &plural);
+    training.run(&["out=plural", "data.train=plural.jsonl"]);
+    assert_eq!(training.series("plural", "loss"), training.series("names", "loss"));
 }
 
 #[test]
@@ -109,9 +113,15 @@ fn labels_for_evaluation_must_be_known_and_be_of_the_same_kind() {
         assert!(error.contains(part), "'{part}' is not in: {error}");
     };
     refused(json!([1, 0]), json!([1, 2]), "eval.jsonl:2: the label '2' is not one of the model's");
-    refused(json!([0.5, 2]), json!([1, "x"]), "eval.jsonl:2: the label 'x' is not a number");
+    refused(json!([0.5, 2]), json!(["x"]), "eval.jsonl:1: the label 'x' is not a number");
     refused(json!(["a", "b"]), json!(["c"]), "eval.jsonl:1: the label 'c' does not occur");
     let several = training.refusal(&["data.problem_type=multi_label_classification"]);
     assert!(several.contains("not implemented: each row has one label"), "{several}");
-    refused(json!([[0, 1], "a"]), json!(["a"]), "train.jsonl:1: 'label' is");
+    refused(json!([[0, 1], "a"]), json!(["a"]), "train.jsonl:1: 'label' is a list: several labels");
+    refused(
+        json!([0, "1"]),
+        json!([0]),
+        "train.jsonl:2: 'label' is a string, and a number in the rows",
+    );
+    refused(json!([0, null]), json!([0]), "train.jsonl:2: the text or the label is empty");
 }
