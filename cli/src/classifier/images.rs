@@ -10,7 +10,7 @@ use image::{DynamicImage, ImageReader};
 use ln_tuning::{natural_cmp, regular, ErrorKind};
 use serde_json::Value;
 
-use crate::train::digest::Digest;
+use crate::records::digest::Digest;
 
 const ENDS: [&str; 3] = ["png", "jpg", "jpeg"];
 
