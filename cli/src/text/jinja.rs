@@ -1,5 +1,7 @@
 //! Jinja as transformers runs chat templates: a minijinja environment with Python's ways.
 
+use std::collections::BTreeSet;
+
 use chrono::format::{Item, StrftimeItems};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{from_args, Kwargs, Rest, ValueKind, ValueOrKwargs};
@@ -66,7 +68,21 @@ pub fn source(text: &str) -> Result<String, regex::Error> {
     let begin = Regex::new(r"\{%([-+]?)\s*generation\s*([-+]?)%\}")?;
     let end = Regex::new(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")?;
     let text = begin.replace_all(&text, format!("{{%${{1}} call {GENERATION} ${{2}}%}}"));
-    Ok(end.replace_all(&text, "{%${1} endcall ${2}%}").into_owned())
+    let text = end.replace_all(&text, "{%${1} endcall ${2}%}");
+    // A macro or the body of a call sees the variables outside that it reads, but minijinja overlooks those that it
+    // slices, changes or sets an attribute of. So each begins by reading all, where it costs nothing.
+    let set = Regex::new(r"%[-+]?\s*(?:set|for)\s+([\w\s,()]+)")?;
+    let name = Regex::new(r"\w+")?;
+    let mut names = BTreeSet::from(["loop"]);
+    for variables in set.captures_iter(&text) {
+        let words = name.find_iter(variables.get(1).map_or("", |names| names.as_str()));
+        names.extend(words.map(|word| word.as_str()).take_while(|word| *word != "in"));
+    }
+    let read: String = names.into_iter().map(|name| format!("{{{{ {name} }}}}")).collect();
+    let body = Regex::new(r"(?s)(\{%[-+]?\s*(?:macro|call)\b.*?)([-+]?%\})")?;
+    Ok(body
+        .replace_all(&text, format!("${{1}}%}}{{% if false %}}{read}{{% endif ${{2}}"))
+        .into_owned())
 }
 
 /// The name of an undefined variable that is called like a special token.

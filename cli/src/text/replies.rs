@@ -25,7 +25,7 @@ pub struct Replies<'a> {
     pub whole: &'a Text,
 }
 
-/// The characters of a head that a template may write otherwise once the reply is there: `<think>`.
+/// The bytes of a head that a template may leave out once the reply is there: `<think>`.
 const HEAD: usize = 256;
 
 impl Replies<'_> {
@@ -54,11 +54,17 @@ impl Replies<'_> {
         let mut end = content.end + tail;
         if tail < rest.len() {
             // A beginning that is shared by chance, as of two tokens, is no end.
-            let cuts = self.whole.cuts.iter().filter(|cut| (content.end..=end).contains(cut));
-            end = cuts.max().copied().unwrap_or(content.end);
+            let cuts = || self.whole.cuts.iter().copied().filter(|cut| *cut >= content.end);
+            let near = content.end + 2 * rest.len() + 32;
+            let own = cuts().take_while(|cut| *cut <= end).last();
+            end = own.or(cuts().next().filter(|cut| *cut <= near)).unwrap_or(content.end);
         }
         let start = match before {
-            Ok(before) => head(&before, whole, floor..content.start),
+            Ok(before) => {
+                let closed = (self.render)(&first[..place], false).map(|text| text.text);
+                let shared = closed.map_or(0, |closed| common(before.chars(), closed.chars()));
+                head(&before, shared, whole, floor..content.start)
+            }
             Err(_) => content.start,
         };
         Ok(start..end)
@@ -169,12 +175,11 @@ fn difference(text: &str, other: &str) -> Range<usize> {
 
 /// The place in the text behind the head of a reply: there the text before it ends as what the model is given does, or
 /// as a beginning of that, since a template may leave the rest of the head out once there is a reply.
-fn head(given: &str, text: &str, within: Range<usize>) -> usize {
+fn head(given: &str, shared: usize, text: &str, within: Range<usize>) -> usize {
     let (given, bytes) = (given.as_bytes(), text.as_bytes());
     let mut best = (0, 0, within.end);
-    for ending in (given.len().saturating_sub(HEAD)..=given.len()).rev() {
-        for place in (within.start..=within.end).rev().filter(|place| text.is_char_boundary(*place))
-        {
+    for ending in shared.max(given.len().saturating_sub(HEAD))..=given.len() {
+        for place in within.clone().chain([within.end]).filter(|at| text.is_char_boundary(*at)) {
             let pairs = given[..ending].iter().rev().zip(bytes[..place].iter().rev());
             let alike = pairs.take_while(|(a, b)| a == b).count();
             best = best.max((alike, ending, place));
