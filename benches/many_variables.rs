@@ -48,7 +48,7 @@ fn measure(variables: usize) -> Vec<(&'static str, f64)> {
     };
     let dir = tempfile::tempdir().unwrap();
     let (config, options) = (LnTuningConfig::default, LoadOptions::default());
-    let mut tuned = LnTuningModel::new(&vs, config()).unwrap();
+    let tuned = LnTuningModel::new(&vs, config()).unwrap();
     took("attach, norms found by name and shape");
     tuned.unload().unwrap();
     took("unload");

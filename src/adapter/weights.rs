@@ -88,7 +88,9 @@ impl Adapter {
             let Some(index) = variables.position(name) else { continue };
             let variable = variables.get(index);
             let owner = owner(variables, index, &wrapped);
-            check_ties(variables, index, &chosen)?;
+            if !places.contains_key(&owner) {
+                check_ties(variables, index, &chosen)?;
+            }
             let data = base(owner)?;
             if variable.is_parameter {
                 check_parameter(name, &data)?;

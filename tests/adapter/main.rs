@@ -15,6 +15,7 @@ mod checkpoint;
 mod config;
 mod foreign_writes;
 mod invariants;
+mod many_variables;
 mod merge;
 mod new_variables;
 mod non_finite;

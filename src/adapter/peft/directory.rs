@@ -7,6 +7,7 @@ use tch::Tensor;
 use super::card::Card;
 use crate::adapter::config::LnTuningConfig;
 use crate::error::{refusal, refuse, Result};
+use crate::names::nearest::shortened;
 use crate::storage::atomic::Contents;
 use crate::storage::{regular, safetensors};
 
@@ -122,6 +123,7 @@ pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
     };
     refuse!(
         InvalidAdapterName,
-        "'{name}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'"
+        "'{}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'",
+        shortened(name)
     )
 }

@@ -16,6 +16,7 @@ use crate::adapter::selection::{Role, SelectedTensor};
 use crate::adapter::status::TrainableParameters;
 use crate::adapter::weights::{Adapter, Place};
 use crate::error::{refuse, Result};
+use crate::names::nearest::{listed, shortened};
 use crate::storage::atomic::Contents;
 use crate::storage::finite::{check_cast, check_finite};
 use crate::storage::info::is_float;
@@ -89,8 +90,9 @@ pub(crate) fn load(
             }
             refuse!(
                 ShapeMismatch,
-                "'{key}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
+                "'{}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
                  `LoadOptions::ignore_mismatched_sizes` keeps the base's values for such tensors",
+                shortened(key),
                 tensor.size()
             );
         }
@@ -98,7 +100,8 @@ pub(crate) fn load(
         if is_float(kind) != is_float(expected) {
             refuse!(
                 KindMismatch,
-                "'{key}' has kind {kind:?}, expected {expected:?} as in the model: save it in that kind"
+                "'{}' has kind {kind:?}, expected {expected:?} as in the model: save it in that kind",
+                shortened(key)
             );
         }
         writes.push((entry.place, tensor));
@@ -191,10 +194,4 @@ fn exported(
         config.modules_to_save = Some(saved).filter(|saved| !saved.is_empty());
     }
     Ok(config)
-}
-
-fn listed(keys: &[String]) -> String {
-    let shown: Vec<String> = keys.iter().take(4).map(|key| format!("'{key}'")).collect();
-    let more = if keys.len() > 4 { ", …" } else { "" };
-    shown.join(", ") + more
 }
