@@ -49,6 +49,8 @@ pub(crate) struct Changes {
 pub(crate) struct Variables {
     list: Vec<Variable>,
     by_name: HashMap<String, usize>,
+    /// Those that share their tensor with another one.
+    tied: Vec<usize>,
 }
 
 impl Variables {
@@ -87,7 +89,12 @@ impl Variables {
                 tensor,
             });
         }
-        Ok(Variables { list, by_name })
+        let later =
+            list.iter().enumerate().filter(|(index, v): &(usize, &Variable)| v.tied_to != *index);
+        let mut tied: Vec<usize> = later.flat_map(|(index, v)| [index, v.tied_to]).collect();
+        tied.sort_unstable();
+        tied.dedup();
+        Ok(Variables { list, by_name, tied })
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Variable> {
@@ -150,6 +157,37 @@ impl Variables {
         variable.tensor.f_set_data(data)?;
         variable.stamp = Stamp::of(&variable.tensor, variable.dense);
         Ok(())
+    }
+
+    /// Marks a variable as changed, so that libtorch refuses the backward pass of a graph that needs its former values.
+    pub(crate) fn outdate(&mut self, index: usize) -> Result<()> {
+        let variable = &mut self.list[index];
+        if !variable.dense {
+            return Ok(());
+        }
+        // An operation in place that changes nothing and launches no kernel.
+        let _ = variable.tensor.f_transpose_(0, 0)?;
+        let first = variable.tied_to;
+        variable.stamp.version += 1;
+        for other in self.tied.iter().filter(|other| **other != index) {
+            if self.list[*other].tied_to == first {
+                self.list[*other].stamp.version += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// [`outdate`](Self::outdate), and no gradient of a graph made before reaches the variable: for another adapter.
+    pub(crate) fn renew(&mut self, index: usize) -> Result<()> {
+        let Variable { tensor, dense, .. } = &mut self.list[index];
+        if *dense && tensor.is_floating_point() {
+            let (data, kind) = (tensor.f_detach()?, tensor.f_kind()?);
+            let other = if kind == Kind::Float { Kind::Double } else { Kind::Float };
+            // libtorch forgets the node at which gradients arrive when the kind changes.
+            tensor.f_set_data(&Tensor::f_empty([0], (other, data.device()))?)?;
+            tensor.f_set_data(&data)?;
+        }
+        self.outdate(index)
     }
 
     /// The changes since the last check. Writes to buffers do not count.

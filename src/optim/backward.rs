@@ -14,7 +14,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// `NoGradient` if `loss` is not a scalar or depends on no selected tensor; `InvalidState` if the adapter is not
-    /// active, merged, disabled or frozen.
+    /// active, merged, disabled or frozen, or if the loss was computed before weights changed that its gradient needs.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
         self.add_backward(loss, 1, false)
     }

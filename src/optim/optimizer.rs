@@ -133,6 +133,9 @@ impl Optimizer {
                 let group = &groups[&slot_groups[slot]];
                 (slot_groups[slot], group.algorithm, group.lr)
             })?;
+            let stepped: Vec<bool> =
+                (0..slot_groups.len()).map(|slot| adapter.gradients.is_present(slot)).collect();
+            attachment.outdate(&this.adapter, |slot| stepped[slot])?;
             this.accumulated = 0;
             Ok(())
         })

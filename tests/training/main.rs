@@ -19,3 +19,4 @@ mod optimizer_state;
 mod random;
 mod recompute;
 mod schedule;
+mod stale_graphs;
