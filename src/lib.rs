@@ -99,6 +99,6 @@ pub use adapter::{
 pub use autograd::{loss, recompute};
 pub use error::{Error, ErrorKind, Result};
 pub use names::natural::natural_cmp;
-pub use optim::{Algorithm, Decay, Optimizer, Schedule};
+pub use optim::{Algorithm, Decay, DynamicLossScale, Optimizer, Schedule};
 pub use storage::info::VariableInfo;
 pub use tch::nn::{AdamW, Sgd};

@@ -13,6 +13,7 @@ mod checkpointing;
 mod gradients;
 mod half_precision;
 mod loss;
+mod loss_scale;
 mod new_heads;
 mod optimizer;
 mod optimizer_state;
