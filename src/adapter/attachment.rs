@@ -30,6 +30,8 @@ pub(crate) struct Attachment {
     pub(crate) merged: Option<String>,
     /// The adapter whose storage the variables use now.
     pub(super) shown: Option<String>,
+    /// The last adapter that trained, by its number: graphs may need its weights.
+    graphs_of: Option<u64>,
 }
 
 impl Attachment {
@@ -44,12 +46,14 @@ impl Attachment {
             enabled: true,
             merged: None,
             shown: None,
+            graphs_of: None,
         }
     }
 
     /// Removes every adapter. The variables keep the storage that they use now.
     pub(crate) fn clear(&mut self) -> Result<()> {
         self.hide_gradients()?;
+        self.renew()?;
         self.adapters.clear();
         self.base.clear();
         (self.active, self.merged, self.shown) = (None, None, None);
@@ -216,7 +220,28 @@ impl Attachment {
                 let _ = leaf.f_set_requires_grad(train)?;
             }
         }
-        adapter.gradients.show(&leaves)
+        adapter.gradients.show(&leaves)?;
+        let id = adapter.id;
+        if train && self.graphs_of != Some(id) {
+            self.renew()?;
+            self.graphs_of = Some(id);
+        }
+        Ok(())
+    }
+
+    /// Lets no backward pass of a graph made before now reach the present weights. The base and a frozen adapter may
+    /// come between a forward pass and its backward pass.
+    fn renew(&mut self) -> Result<()> {
+        self.base.keys().try_for_each(|variable| self.variables.renew(*variable))
+    }
+
+    /// Marks weights of an adapter as changed, for graphs made before.
+    pub(crate) fn outdate(&mut self, name: &str, changed: impl Fn(usize) -> bool) -> Result<()> {
+        let adapter = self.adapters.get(name).filter(|adapter| self.graphs_of == Some(adapter.id));
+        let Some(adapter) = adapter else { return Ok(()) };
+        let slots = adapter.slot_variables.iter().enumerate();
+        let mut slots = slots.filter(|(slot, _)| changed(*slot));
+        slots.try_for_each(|(_, variable)| self.variables.outdate(*variable))
     }
 
     /// Keeps the gradients of the adapter in use for its return, and no other adapter takes them over.

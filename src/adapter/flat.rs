@@ -224,7 +224,9 @@ impl FlatParams {
             while to < tensors.len() && piece_kind(tensors[to], &self.slots[to])? == run_kind {
                 let slot = &self.slots[to];
                 match tensors[to] {
-                    Some(tensor) => pieces.push(tensor.f_detach()?.f_reshape([-1])?),
+                    // A vector needs no call of libtorch to become one.
+                    Some(tensor) if tensor.dim() == 1 => pieces.push(tensor.shallow_clone()),
+                    Some(tensor) => pieces.push(tensor.f_reshape([-1])?),
                     None => pieces.push(Tensor::f_zeros([slot.len], (run_kind, device))?),
                 }
                 let padding = slot.end() - slot.start - slot.len;

@@ -276,7 +276,9 @@ impl LnTuningModel {
         options: &LoadOptions,
     ) -> Result<LoadReport> {
         self.with_attachment(|attachment| {
-            state_dict::load(attachment.adapter_mut(name)?, name, tensors, options)
+            let report = state_dict::load(attachment.adapter_mut(name)?, name, tensors, options)?;
+            attachment.outdate(name, |_| true)?;
+            Ok(report)
         })
     }
 

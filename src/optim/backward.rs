@@ -1,7 +1,8 @@
 //! Backward passes of the optimiser: gradients of the selected tensors only.
 
-use tch::Tensor;
+use tch::{no_grad, Tensor};
 
+use super::loss_scale::Factor;
 use super::optimizer::{inputs, Optimizer};
 use crate::adapter::attachment::Attachment;
 use crate::adapter::gradients;
@@ -14,7 +15,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// `NoGradient` if `loss` is not a scalar or depends on no selected tensor; `InvalidState` if the adapter is not
-    /// active, merged, disabled or frozen.
+    /// active, merged, disabled or frozen, or if the loss was computed before weights changed that its gradient needs.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
         self.add_backward(loss, 1, false)
     }
@@ -22,23 +23,22 @@ impl Optimizer {
     /// Adds the gradient of `loss / parts`; without those so far, if it is the `first`.
     pub(super) fn add_backward(&mut self, loss: &Tensor, parts: i64, first: bool) -> Result<()> {
         check_loss(loss)?;
-        let scale = self.loss_scale;
-        let factor = scale / parts as f64;
-        let scaled = if factor == 1. { loss.shallow_clone() } else { loss.f_mul_scalar(factor)? };
+        let factor = self.loss_scale.factor();
+        let scaled = factor.scaled(loss, parts)?;
         self.with_adapter(|this, attachment| {
             attachment.check_trainable(&this.adapter)?;
             let inputs = inputs(attachment, &this.adapter)?;
             let found = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
-            this.add(attachment, &found, scale, first)
+            this.add(attachment, &found, &factor, first)
         })
     }
 
-    /// Adds one gradient per slot, of a loss that was multiplied by `scale`.
+    /// Adds one gradient per slot, of a loss that was multiplied by `factor`.
     fn add(
         &mut self,
         attachment: &mut Attachment,
         found: &[Tensor],
-        scale: f64,
+        factor: &Factor,
         first: bool,
     ) -> Result<()> {
         if !found.iter().any(Tensor::defined) {
@@ -50,12 +50,7 @@ impl Optimizer {
         } else {
             gradients.take_in(flat, &leaves)?;
         }
-        gradients.add(flat, &leaves, found, |all| {
-            if scale != 1. {
-                let _ = all.f_div_scalar_(scale)?;
-            }
-            Ok(())
-        })
+        gradients.add(flat, &leaves, found, |all| factor.unscale(all))
     }
 
     /// [`backward`](Self::backward) with block checkpointing: `forward` computes the loss and runs its blocks through
@@ -85,13 +80,15 @@ impl Optimizer {
         recompute: &Recompute,
         forward: impl FnOnce(&mut Tape<'a>) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let scale = self.loss_scale;
-        let scaled = |tape: &mut Tape<'a>| match forward(tape)? {
-            loss if scale == 1. => Ok(loss),
-            loss => Ok(loss.f_mul_scalar(scale)?),
+        let factor = self.loss_scale.factor();
+        let scaled = |tape: &mut Tape<'a>| {
+            let loss = forward(tape)?;
+            check_loss(&loss)?;
+            factor.scaled(&loss, 1)
         };
-        let loss = self.add_gradients(scale, |inputs| recompute.gradients(inputs, scaled))?;
-        Ok(if scale == 1. { loss } else { loss.f_div_scalar(scale)? })
+        let mut loss = self.add_gradients(&factor, |inputs| recompute.gradients(inputs, scaled))?;
+        no_grad(|| factor.unscale(&mut loss))?;
+        Ok(loss)
     }
 
     /// Adds the gradients that `compute` returns for the selected tensors, in the given order, for backward passes
@@ -104,13 +101,13 @@ impl Optimizer {
         &mut self,
         compute: impl FnOnce(&[Tensor]) -> Result<(T, Vec<Tensor>)>,
     ) -> Result<T> {
-        self.add_gradients(1., compute)
+        self.add_gradients(&Factor::ONE, compute)
     }
 
-    /// Adds the gradients of a loss that was multiplied by `scale`.
+    /// Adds the gradients of a loss that was multiplied by `factor`.
     fn add_gradients<T>(
         &mut self,
-        scale: f64,
+        factor: &Factor,
         compute: impl FnOnce(&[Tensor]) -> Result<(T, Vec<Tensor>)>,
     ) -> Result<T> {
         let inputs = self.with_adapter(|this, attachment| {
@@ -136,7 +133,7 @@ impl Optimizer {
                 );
             }
         }
-        self.with_adapter(|this, attachment| this.add(attachment, &found, scale, false))?;
+        self.with_adapter(|this, attachment| this.add(attachment, &found, factor, false))?;
         Ok(value)
     }
 }

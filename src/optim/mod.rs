@@ -3,11 +3,13 @@
 mod algorithm;
 mod backward;
 mod group;
+mod loss_scale;
 mod optimizer;
 mod schedule;
 mod settings;
 mod state;
 
 pub use algorithm::Algorithm;
+pub use loss_scale::DynamicLossScale;
 pub use optimizer::Optimizer;
 pub use schedule::{Decay, Schedule};

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use tch::{no_grad, Tensor};
+use tch::{no_grad, Device, Tensor};
 
 use super::algorithm::{check_range, Algorithm};
 use super::group::{check_lr, Group};
-use super::state::State;
+use super::loss_scale::LossScale;
+use super::state::{by_key, State};
 use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::gradients::Gradients;
 use crate::adapter::LnTuningModel;
@@ -53,11 +54,11 @@ pub struct Optimizer {
     pub(super) groups: BTreeMap<usize, Group>,
     /// The parameter group of each slot.
     slot_groups: Vec<usize>,
-    state: State,
+    pub(super) state: State,
     pub(super) accumulation: i64,
     /// Backward passes since the last update by the `backward_step…` methods.
     accumulated: i64,
-    pub(super) loss_scale: f64,
+    pub(super) loss_scale: LossScale,
 }
 
 impl LnTuningModel {
@@ -101,7 +102,7 @@ impl Optimizer {
             state: State::new(algorithm, slots),
             accumulation: 1,
             accumulated: 0,
-            loss_scale: 1.,
+            loss_scale: LossScale::Fixed(1.),
         })
     }
 
@@ -113,6 +114,9 @@ impl Optimizer {
         self.with_adapter(|this, attachment| {
             let (adapter, leaves) = attachment.graded(&this.adapter)?;
             adapter.gradients.clear(&leaves)?;
+            if let LossScale::Dynamic(scaler) = &mut this.loss_scale {
+                scaler.forget()?;
+            }
             this.accumulated = 0;
             Ok(())
         })
@@ -129,11 +133,18 @@ impl Optimizer {
             let (adapter, leaves) = attachment.graded(&this.adapter)?;
             adapter.flat.adopt_unmarked()?;
             adapter.gradients.take_in(&adapter.flat, &leaves)?;
+            let skip = this.loss_scale.check(adapter.gradients.flat()?)?;
             let (groups, slot_groups) = (&this.groups, &this.slot_groups);
-            this.state.update(adapter, |slot| {
+            this.state.update(adapter, skip.as_ref(), |slot| {
                 let group = &groups[&slot_groups[slot]];
                 (slot_groups[slot], group.algorithm, group.lr)
             })?;
+            if let LossScale::Dynamic(scaler) = &mut this.loss_scale {
+                scaler.update()?;
+            }
+            let stepped: Vec<bool> =
+                (0..slot_groups.len()).map(|slot| adapter.gradients.is_present(slot)).collect();
+            attachment.outdate(&this.adapter, |slot| stepped[slot])?;
             this.accumulated = 0;
             Ok(())
         })
@@ -184,7 +195,13 @@ impl Optimizer {
     /// `NoGradient` if there is none; `InvalidArgument` if `max` is not a positive number.
     pub fn clip_grad_value(&mut self, max: f64) -> Result<()> {
         check_max(max)?;
-        self.with_gradients(|gradients| gradients.change(|all| all.f_clamp_(-max, max)))
+        self.with_adapter(|this, attachment| {
+            let (adapter, leaves) = attachment.graded(&this.adapter)?;
+            adapter.gradients.take_in(&adapter.flat, &leaves)?;
+            // Afterwards, infinity is gone.
+            this.loss_scale.check(adapter.gradients.flat()?)?;
+            adapter.gradients.change(|all| all.f_clamp_(-max, max))
+        })
     }
 
     /// Scales the gradient so that its Euclidean norm over all selected tensors is at most `max`, as
@@ -236,18 +253,25 @@ impl Optimizer {
 
     /// The state to save for a later [`load_state_dict`](Self::load_state_dict): for every selected variable
     /// `<name>.step` and the buffers of the algorithm under the names of `torch.optim`, such as `<name>.exp_avg`.
-    /// Tensors are copies, on the model's device.
+    /// Tensors are copies, on the model's device. With dynamic loss scaling, its state as well: `loss_scale`,
+    /// `loss_scale.growth_tracker` and `loss_scale.skipped`.
     ///
     /// # Errors
     /// `UnknownAdapter` if the adapter was deleted.
     pub fn state_dict(&mut self) -> Result<Vec<(String, Tensor)>> {
         self.with_adapter(|this, attachment| {
             let names = variable_names(attachment, &this.adapter)?;
-            this.state.save(&attachment.adapter(&this.adapter)?.flat, &names)
+            let mut state = this.state.save(&attachment.adapter(&this.adapter)?.flat, &names)?;
+            if let LossScale::Dynamic(scaler) = &this.loss_scale {
+                state.extend(scaler.save()?);
+            }
+            Ok(state)
         })
     }
 
-    /// Loads a state from [`state_dict`](Self::state_dict). On an error, the optimiser does not change.
+    /// Loads a state from [`state_dict`](Self::state_dict). On an error, the optimiser does not change. For dynamic loss
+    /// scaling, call [`set_dynamic_loss_scale`](Self::set_dynamic_loss_scale) before; a state from a run without it
+    /// leaves the scale as it is.
     ///
     /// # Errors
     /// `MissingKeys`, `UnexpectedKeys`, `DuplicateKey`, `ShapeMismatch` or `KindMismatch` if it does not fit the adapter
@@ -256,8 +280,22 @@ impl Optimizer {
     pub fn load_state_dict(&mut self, state: &[(String, Tensor)]) -> Result<()> {
         self.with_adapter(|this, attachment| {
             let names = variable_names(attachment, &this.adapter)?;
-            this.state.load(&attachment.adapter(&this.adapter)?.flat, &names, state)
+            let mut given = by_key(state)?;
+            let scaler = match &this.loss_scale {
+                LossScale::Dynamic(scaler) => Some(scaler.load(&mut given)?),
+                LossScale::Fixed(_) => None,
+            };
+            this.state.load(&attachment.adapter(&this.adapter)?.flat, &names, given)?;
+            if let Some(scaler) = scaler {
+                this.loss_scale = LossScale::Dynamic(scaler);
+            }
+            Ok(())
         })
+    }
+
+    /// The device of the weights.
+    pub(super) fn device(&self) -> Result<Device> {
+        Ok(lock(&self.attachment).adapter(&self.adapter)?.flat.master().device())
     }
 
     /// Runs `f` on the gradients, after following what user code has done to them.

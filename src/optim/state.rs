@@ -1,11 +1,11 @@
 //! The state of an optimiser between steps: flat buffers, and the number of updates per tensor.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::algorithm::Algorithm;
+use super::algorithm::{Algorithm, Count};
 use crate::adapter::flat::{copy_of, FlatParams};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, ErrorKind, Result};
@@ -21,17 +21,58 @@ pub(super) struct State {
     buffers: Vec<Tensor>,
     /// Updates per slot: tensors that got no gradient lag behind, as in PyTorch.
     steps: Vec<i64>,
+    skipping: Option<Skipping>,
+}
+
+/// Updates that the device may skip, for dynamic loss scaling: the CPU does not know how many there were.
+#[derive(Debug)]
+struct Skipping {
+    /// The number of updates per slot, out of `steps`, that were skipped.
+    skipped: Tensor,
+    /// Slots of one class have taken part in the same updates, so that as many of theirs were skipped.
+    classes: Vec<usize>,
 }
 
 impl State {
     pub(super) fn new(algorithm: Algorithm, slots: usize) -> Self {
-        State { names: algorithm.buffers(), buffers: Vec::new(), steps: vec![0; slots] }
+        let names = algorithm.buffers();
+        State { names, buffers: Vec::new(), steps: vec![0; slots], skipping: None }
     }
 
-    /// One step, with one call per run of neighbouring slots with the same settings and history: usually one call.
+    /// From now on, updates may be skipped.
+    pub(super) fn start_skipping(&mut self, device: Device) -> Result<()> {
+        self.stop_skipping()?;
+        let mut numbers = BTreeMap::new();
+        let number = |step: &i64| {
+            let next = numbers.len();
+            *numbers.entry(*step).or_insert(next)
+        };
+        let classes = self.steps.iter().map(number).collect();
+        let skipped = Tensor::f_zeros([self.steps.len() as i64], (Kind::Double, device))?;
+        self.skipping = Some(Skipping { skipped, classes });
+        Ok(())
+    }
+
+    /// Waits for the device, to know the number of updates.
+    pub(super) fn stop_skipping(&mut self) -> Result<()> {
+        self.steps = self.done()?;
+        self.skipping = None;
+        Ok(())
+    }
+
+    /// Updates per slot, without those that were skipped.
+    fn done(&self) -> Result<Vec<i64>> {
+        let Some(Skipping { skipped, .. }) = &self.skipping else { return Ok(self.steps.clone()) };
+        let skipped = Vec::<f64>::try_from(&skipped.f_to_device(Device::Cpu)?)?;
+        Ok(self.steps.iter().zip(skipped).map(|(step, skipped)| step - skipped as i64).collect())
+    }
+
+    /// One step, with one call per run of neighbouring slots with the same settings and history: usually one call. If
+    /// `skip` is true, a tensor, it changes nothing.
     pub(super) fn update(
         &mut self,
         adapter: &mut Adapter,
+        skip: Option<&Tensor>,
         settings: impl Fn(usize) -> (usize, Algorithm, f64),
     ) -> Result<()> {
         let Adapter { flat, gradients, .. } = adapter;
@@ -39,7 +80,18 @@ impl State {
         self.prepare(flat)?;
         let slots = flat.slots().len();
         let kind = wide(flat.master().f_kind()?);
-        let key = |slot: usize| (gradients.is_present(slot), self.steps[slot], settings(slot).0);
+        if let Some(Skipping { classes, .. }) = &mut self.skipping {
+            let mut numbers = BTreeMap::new();
+            for (slot, class) in classes.iter_mut().enumerate() {
+                let next = numbers.len();
+                *class = *numbers.entry((*class, gradients.is_present(slot))).or_insert(next);
+            }
+        }
+        let classes = self.skipping.as_ref().map(|skipping| &skipping.classes);
+        let key = |slot: usize| {
+            let class = classes.map(|classes| classes[slot]);
+            (gradients.is_present(slot), self.steps[slot], class, settings(slot).0)
+        };
         let mut runs: Vec<Range<usize>> = Vec::new();
         for slot in 0..slots {
             match runs.last_mut() {
@@ -59,7 +111,25 @@ impl State {
             for buffer in &self.buffers {
                 buffers.push(flat.range(buffer, run.clone())?);
             }
-            algorithm.update(&mut work, &gradient, &mut buffers, step, lr)?;
+            match (skip, &self.skipping) {
+                (Some(skip), Some(Skipping { skipped, .. })) => {
+                    let mut former = vec![copy_of(&work)?];
+                    for buffer in &buffers {
+                        former.push(copy_of(buffer)?);
+                    }
+                    let mut skipped = skipped.f_narrow(0, run.start as i64, run.len() as i64)?;
+                    let count =
+                        Count::OnDevice(skipped.f_select(0, 0)?.f_neg()?.f_add_scalar(step)?);
+                    algorithm.update(&mut work, &gradient, &mut buffers, &count, lr)?;
+                    for (now, former) in [&work].into_iter().chain(&buffers).zip(&former) {
+                        let _ = former.f_where_self_out(now, skip, now)?;
+                    }
+                    let _ = skipped.f_add_(&skip.f_to_kind(Kind::Double)?)?;
+                }
+                _ => {
+                    algorithm.update(&mut work, &gradient, &mut buffers, &Count::Known(step), lr)?
+                }
+            }
             if params.f_kind()? != kind {
                 params.f_copy_(&work)?;
             }
@@ -74,9 +144,9 @@ impl State {
         variables: &[String],
     ) -> Result<Vec<(String, Tensor)>> {
         self.prepare(flat)?;
-        let mut state = Vec::new();
+        let (mut state, steps) = (Vec::new(), self.done()?);
         for (slot, variable) in variables.iter().enumerate() {
-            state.push((format!("{variable}.step"), Tensor::from(self.steps[slot])));
+            state.push((format!("{variable}.step"), Tensor::from(steps[slot])));
             for (name, buffer) in self.names.iter().zip(&self.buffers) {
                 let value = copy_of(&flat.view_of(buffer, slot)?)?;
                 state.push((format!("{variable}.{name}"), value));
@@ -89,17 +159,8 @@ impl State {
         &mut self,
         flat: &FlatParams,
         variables: &[String],
-        state: &[(String, Tensor)],
+        mut given: HashMap<&str, &Tensor>,
     ) -> Result<()> {
-        let mut given: HashMap<&str, &Tensor> = HashMap::with_capacity(state.len());
-        for (key, tensor) in state {
-            if given.insert(key, tensor).is_some() {
-                refuse!(
-                    DuplicateKey,
-                    "the optimizer state holds '{key}' twice, expected every key once: leave one out"
-                );
-            }
-        }
         let mut steps = Vec::with_capacity(variables.len());
         let buffers = self.zeros(flat)?;
         for (slot, variable) in variables.iter().enumerate() {
@@ -141,9 +202,10 @@ impl State {
                 }
             }
         }
+        let skipping = self.skipping.take();
         self.steps = steps;
         self.buffers = buffers;
-        Ok(())
+        skipping.map_or(Ok(()), |skipping| self.start_skipping(skipping.skipped.device()))
     }
 
     /// New buffers, in f32 whatever the kind of the weights (f64 for weights in f64): squares of small gradients would
@@ -160,11 +222,28 @@ impl State {
             self.buffers = self.zeros(flat)?;
         }
         let (kind, device) = (wide(flat.master().f_kind()?), flat.master().device());
+        if let Some(Skipping { skipped, .. }) = &mut self.skipping {
+            *skipped = skipped.f_to_device(device)?;
+        }
         for buffer in &mut self.buffers {
             *buffer = buffer.f_to_device(device)?.f_to_kind(kind)?;
         }
         Ok(())
     }
+}
+
+/// The tensors of a state by their keys.
+pub(super) fn by_key(state: &[(String, Tensor)]) -> Result<HashMap<&str, &Tensor>> {
+    let mut given: HashMap<&str, &Tensor> = HashMap::with_capacity(state.len());
+    for (key, tensor) in state {
+        if given.insert(key, tensor).is_some() {
+            refuse!(
+                DuplicateKey,
+                "the optimizer state holds '{key}' twice, expected every key once: leave one out"
+            );
+        }
+    }
+    Ok(given)
 }
 
 /// The kind in which an update is computed.
