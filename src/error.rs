@@ -155,6 +155,13 @@ impl From<tch::TchError> for Error {
         // A trace of C++ frames follows the message; it tells users of this crate nothing.
         let text = error.to_string();
         let message = text.split("\nException raised from").next().unwrap_or(&text);
+        if message.contains("modified by an inplace operation") {
+            return refusal!(
+                InvalidState,
+                "the loss was computed before weights changed that its gradient needs (a step, loaded weights, another \
+                 adapter?): compute it again from the model as it is now, then go backward"
+            );
+        }
         refusal!(Torch, "libtorch refused: {message}")
     }
 }

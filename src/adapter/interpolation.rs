@@ -205,9 +205,10 @@ fn union(attachment: &Attachment, sources: &[&Adapter]) -> Result<(LnTuningConfi
     let paths = |role: Role| {
         let modules = sources.iter().flat_map(|source| source.selection.modules());
         let chosen = modules.filter(move |module| module.role == role);
-        chosen.map(|module| regex::escape(&module.path)).collect::<BTreeSet<String>>()
+        chosen.map(|module| module.path.clone()).collect::<BTreeSet<String>>()
     };
     let (tuned, saved) = (paths(Role::Tuned), paths(Role::Whole));
+    let tuned = tuned.iter().map(|path| regex::escape(path));
     let config = LnTuningConfig {
         target_modules: Some(Modules::Pattern(Vec::from_iter(tuned).join("|"))),
         exclude_modules: None,

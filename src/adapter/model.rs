@@ -99,7 +99,7 @@ impl LnTuningModel {
         name: &str,
         options: &AdapterOptions,
     ) -> Result<Self> {
-        Self::attach(vs, name, |attachment| make_adapter(attachment, config, options))
+        Self::attach(vs, name, |attachment| make_adapter(attachment, config, options, false))
     }
 
     /// Attaches an adapter that PEFT or [`save_pretrained`](Self::save_pretrained) wrote, for inference.
@@ -175,7 +175,7 @@ impl LnTuningModel {
         config: LnTuningConfig,
         options: &AdapterOptions,
     ) -> Result<()> {
-        self.insert(name, |attachment| make_adapter(attachment, config, options))
+        self.insert(name, |attachment| make_adapter(attachment, config, options, false))
     }
 
     /// Adds an adapter from a directory. Call [`set_adapter`](Self::set_adapter) to use it.
@@ -230,7 +230,9 @@ impl LnTuningModel {
     /// Writes every adapter as a PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
     ///
     /// The adapter `default` is written to `dir` itself, any other to `dir/<name>`. An existing card keeps its text.
-    /// Either all files are written or, on an error, none.
+    /// Either all files are written or, on an error, none; if the process is killed, the directory is the old or the new
+    /// one, whole. For that, a directory whose configuration changes too is exchanged for another one, with links to all
+    /// else in it.
     ///
     /// # Errors
     /// `Io` or `MissingFile` if the operating system refuses; `BaseChanged` if the base was overwritten meanwhile;
@@ -274,7 +276,9 @@ impl LnTuningModel {
         options: &LoadOptions,
     ) -> Result<LoadReport> {
         self.with_attachment(|attachment| {
-            state_dict::load(attachment.adapter_mut(name)?, name, tensors, options)
+            let report = state_dict::load(attachment.adapter_mut(name)?, name, tensors, options)?;
+            attachment.outdate(name, |_| true)?;
+            Ok(report)
         })
     }
 
@@ -306,6 +310,7 @@ fn make_adapter(
     attachment: &Attachment,
     config: LnTuningConfig,
     options: &AdapterOptions,
+    saved: bool,
 ) -> Result<Adapter> {
     let variables = &attachment.variables;
     // The names and shapes of variables do not change, so an equal configuration has an equal selection among them.
@@ -314,8 +319,8 @@ fn make_adapter(
         other.selected_among == variables.len()
             && other.options.model_type == options.model_type
             && other.options.norms == options.norms
-            && (&a.target_modules, &a.exclude_modules, &a.modules_to_save)
-                == (&b.target_modules, &b.exclude_modules, &b.modules_to_save)
+            && (&a.target_modules, &a.exclude_modules, &a.modules_to_save, a.task_type)
+                == (&b.target_modules, &b.exclude_modules, &b.modules_to_save, b.task_type)
     };
     let selection = match attachment.adapters.values().rev().take(8).find(asked) {
         Some(other) => other.selection.clone(),
@@ -323,7 +328,8 @@ fn make_adapter(
             let known = attachment.model_type.as_deref();
             let model_type = options.model_type.as_deref().or(known);
             let infos = variables.infos()?;
-            let selection = Selection::new(&infos, &config, model_type, options.norms)?;
+            let select = if saved { Selection::of_saved } else { Selection::new };
+            let selection = select(&infos, &config, model_type, options.norms)?;
             if selection.excludes_nothing() {
                 eprintln!("warning: `exclude_modules` matches no module: compare it with the names in the VarStore");
             }
@@ -341,7 +347,7 @@ fn load(
     report: &mut LoadReport,
 ) -> Result<Adapter> {
     let config = LnTuningConfig { inference_mode: !options.is_trainable, ..files.config };
-    let mut adapter = make_adapter(attachment, config, &options.adapter)?;
+    let mut adapter = make_adapter(attachment, config, &options.adapter, true)?;
     *report = state_dict::load(&mut adapter, name, &files.tensors, options)?;
     Ok(adapter)
 }

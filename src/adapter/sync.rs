@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use tch::Tensor;
 
-use crate::adapter::attachment::{gradients_of, Attachment};
+use crate::adapter::attachment::Attachment;
 use crate::adapter::samples::is_cast;
 use crate::adapter::variables::Changes;
 use crate::error::{refusal, Error, Result};
@@ -72,7 +72,7 @@ impl Attachment {
     fn frozen(&self, variables: impl IntoIterator<Item = usize>) -> Result<Vec<(usize, Tensor)>> {
         let frozen = variables.into_iter().filter(|index| {
             let variable = self.variables.get(*index);
-            variable.is_parameter && variable.tied_to == *index
+            variable.is_parameter && variable.tied_to == *index && variable.copy_of.is_none()
         });
         let mut stored = Vec::new();
         for index in frozen {
@@ -100,21 +100,21 @@ impl Attachment {
         for adapter in self.adapters.values() {
             adapter.flat.adopt_unmarked()?;
         }
-        let now =
-            |index: usize| -> Result<Tensor> { Ok(self.variables.get(index).tensor.f_detach()?) };
         let others = changes.moved.iter().copied().filter(|v| !self.base.contains_key(v));
         if let Some(index) = self.samples.first_not_cast(&self.frozen(others)?)? {
             return Err(self.base_changed(index, "was given other values or another shape"));
         }
         let in_use: HashMap<usize, Tensor> =
             match self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
-                Some(adapter) => adapter.storages().map(|(v, t)| (v, t.shallow_clone())).collect(),
+                Some(adapter) => {
+                    adapter.all_storages(&self.base).map(|(v, t)| (v, t.shallow_clone())).collect()
+                }
                 None => HashMap::new(),
             };
         // Values that differ from the old ones in the new kind were written by user code.
         let mut foreign: HashMap<usize, Tensor> = HashMap::new();
         for index in changes.moved.iter().filter(|v| self.base.contains_key(v)) {
-            let present = now(*index)?;
+            let present = self.variables.get(*index).tensor.f_detach()?;
             let known = in_use.get(index).unwrap_or(&self.base[index]);
             if present.size() != known.size() {
                 return Err(self.base_changed(*index, "was given another shape"));
@@ -126,9 +126,11 @@ impl Attachment {
                 foreign.insert(*index, present);
             }
         }
+        self.hide_gradients()?;
         let mut base = HashMap::new();
         for (index, data) in &self.base {
-            let present = now(*index)?;
+            let present = self.variables.get(*index).copy_of.unwrap_or(*index);
+            let present = self.variables.get(present).tensor.f_detach()?;
             let before = data.f_to_device(present.device())?;
             let after = before.f_to_kind(present.f_kind()?)?;
             if before.f_kind()? != after.f_kind()? {
@@ -158,15 +160,14 @@ impl Attachment {
         let requires_grad: Vec<bool> =
             self.trained(&name)?.map(|variable| variable.tensor.requires_grad()).collect();
         let adapter = &self.adapters[&name];
-        for (variable, storage) in adapter.storages() {
+        for (variable, storage) in adapter.all_storages(&self.base) {
             self.variables.set_data(variable, storage)?;
         }
         for (variable, required) in adapter.slot_variables.iter().zip(requires_grad) {
             let _ = self.variables.get(*variable).tensor.f_set_requires_grad(required)?;
         }
-        // Otherwise the next backward pass would add gradients of different kinds or devices.
-        gradients_of(&self.variables, &adapter.slot_variables)?.zero_grad()?;
-        self.shown = Some(name);
-        Ok(())
+        self.shown = Some(name.clone());
+        let (adapter, leaves) = self.graded(&name)?;
+        adapter.gradients.show(&leaves)
     }
 }

@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::{refusal, refuse, Result};
 use crate::names::natural::natural_cmp;
+use crate::pretrained::origin::{self, TiedCopy};
 use crate::storage::info::VariableInfo;
 
 /// One variable: a handle that shares the tensor with the layers of the model.
@@ -23,6 +24,8 @@ pub(crate) struct Variable {
     pub(crate) group: usize,
     /// The first variable that shares this one's tensor; its own index if it is not tied.
     pub(crate) tied_to: usize,
+    /// The variable of which this is a tied copy. It is empty, and not in the `VarStore`, until an adapter unties it.
+    pub(crate) copy_of: Option<usize>,
     /// True if it was made after an adapter was attached and is neither frozen nor part of an adapter: user code may
     /// change it.
     pub(crate) is_new: bool,
@@ -79,14 +82,45 @@ impl Variables {
         let mut variables = Variables { list, by_name, ties, stored };
         variables.follow();
         variables.list.iter_mut().for_each(|variable| variable.is_new = false);
+        variables.add_copies(origin::copies(vs));
         Ok(variables)
+    }
+
+    /// Adds the tied copies of a model from a directory, unless they are untied already, and so in the `VarStore`.
+    fn add_copies(&mut self, copies: Vec<TiedCopy>) {
+        for copy in copies.into_iter().filter(|copy| copy.tensor.numel() == 0) {
+            let Some(original) = self.position(&copy.original) else { continue };
+            let (index, variable) = (self.list.len(), &self.list[original]);
+            if self.by_name.insert(copy.name.clone(), index).is_some() {
+                continue;
+            }
+            self.list.push(Variable {
+                name: copy.name,
+                is_parameter: variable.is_parameter,
+                group: variable.group,
+                required_grad: variable.required_grad,
+                tied_to: index,
+                copy_of: Some(original),
+                is_new: false,
+                dense: true,
+                stamp: Stamp::of(&copy.tensor, true),
+                tensor: copy.tensor,
+            });
+        }
+    }
+
+    /// The tied copies, each with its original.
+    pub(crate) fn copies(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let indexed = self.list.iter().enumerate();
+        indexed.filter_map(|(index, variable)| Some((index, variable.copy_of?)))
     }
 
     /// Adds the variables that were made since the last call.
     pub(crate) fn follow(&mut self) {
         let Some(stored) = self.stored.upgrade() else { return };
         let stored = stored.lock().unwrap_or_else(PoisonError::into_inner);
-        if stored.named_variables.len() == self.list.len() {
+        let hidden = self.copies().filter(|(copy, _)| self.list[*copy].tensor.numel() == 0).count();
+        if stored.named_variables.len() + hidden == self.list.len() {
             return;
         }
         let known = self.list.len();
@@ -114,6 +148,7 @@ impl Variables {
                 group: address.and_then(|a| groups.get(&a).copied()).unwrap_or(0),
                 required_grad: tensor.requires_grad(),
                 tied_to,
+                copy_of: None,
                 is_new: tensor.requires_grad() && tied_to >= known,
                 dense: is_dense(tensor),
                 stamp: Stamp::of(tensor, is_dense(tensor)),
@@ -141,10 +176,11 @@ impl Variables {
     /// The names, shapes and kinds, for a selection, in natural order of the names.
     pub(crate) fn infos(&self) -> Result<Vec<VariableInfo>> {
         let info = |variable: &Variable| {
+            let present = variable.copy_of.map_or(variable, |original| &self.list[original]);
             Ok(VariableInfo {
                 name: variable.name.clone(),
-                shape: variable.tensor.size(),
-                kind: kind(variable)?,
+                shape: present.tensor.size(),
+                kind: kind(present)?,
                 is_parameter: variable.is_parameter,
             })
         };
@@ -191,7 +227,63 @@ impl Variables {
         let variable = &mut self.list[index];
         variable.tensor.f_set_data(data)?;
         variable.stamp = Stamp::of(&variable.tensor, variable.dense);
+        if variable.copy_of.is_some() {
+            self.register(index)?;
+        }
         Ok(())
+    }
+
+    /// Adds a copy that was untied to the `VarStore`, which then moves and saves it, and takes a tied one away.
+    fn register(&self, index: usize) -> Result<()> {
+        let (variable, Some(stored)) = (&self.list[index], self.stored.upgrade()) else {
+            return Ok(());
+        };
+        let mut stored = stored.lock().unwrap_or_else(PoisonError::into_inner);
+        if variable.tensor.numel() == 0 {
+            stored.named_variables.remove(&variable.name);
+            stored.trainable_variables.retain(|var| var.tensor.numel() > 0);
+        } else if !stored.named_variables.contains_key(&variable.name) {
+            let tensor = variable.tensor.shallow_clone();
+            stored.named_variables.insert(variable.name.clone(), tensor);
+            // Only a path makes an entry of the trainable variables; it also sets `requires_grad`.
+            let required = variable.tensor.requires_grad();
+            let other = VarStore::new(variable.tensor.device());
+            let path = other.root().set_group(variable.group);
+            let added = path.add("copy", variable.tensor.shallow_clone(), true);
+            let _ = added.f_set_requires_grad(required)?;
+            let mut other = other.variables_.lock().unwrap_or_else(PoisonError::into_inner);
+            stored.trainable_variables.append(&mut other.trainable_variables);
+        }
+        Ok(())
+    }
+
+    /// Marks a variable as changed, so that libtorch refuses the backward pass of a graph that needs its former values.
+    pub(crate) fn outdate(&mut self, index: usize) -> Result<()> {
+        let variable = &mut self.list[index];
+        if !variable.dense {
+            return Ok(());
+        }
+        // An operation in place that changes nothing and launches no kernel.
+        let _ = variable.tensor.f_transpose_(0, 0)?;
+        let first = variable.tied_to;
+        variable.stamp.version += 1;
+        for other in self.ties.get(&first).into_iter().flatten().filter(|other| **other != index) {
+            self.list[*other].stamp.version += 1;
+        }
+        Ok(())
+    }
+
+    /// [`outdate`](Self::outdate), and no gradient of a graph made before reaches the variable: for another adapter.
+    pub(crate) fn renew(&mut self, index: usize) -> Result<()> {
+        let Variable { tensor, dense, .. } = &mut self.list[index];
+        if *dense && tensor.is_floating_point() {
+            let (data, kind) = (tensor.f_detach()?, tensor.f_kind()?);
+            let other = if kind == Kind::Float { Kind::Double } else { Kind::Float };
+            // libtorch forgets the node at which gradients arrive when the kind changes.
+            tensor.f_set_data(&Tensor::f_empty([0], (other, data.device()))?)?;
+            tensor.f_set_data(&data)?;
+        }
+        self.outdate(index)
     }
 
     /// The changes since the last check. Writes to buffers and to new variables do not count.

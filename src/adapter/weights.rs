@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::flat::{copy_of, FlatParams, Precision};
+use crate::adapter::gradients::Gradients;
 use crate::adapter::options::AdapterOptions;
 use crate::adapter::selection::{SelectedTensor, Selection};
 use crate::adapter::variables::Variables;
@@ -28,10 +29,13 @@ pub(crate) struct Adapter {
     /// Every selected tensor under every name, in the order of the selection.
     pub(crate) entries: Vec<Entry>,
     pub(crate) flat: FlatParams,
+    pub(crate) gradients: Gradients,
     /// The variable of each slot of `flat`.
     pub(crate) slot_variables: Vec<usize>,
     /// Tensors that are part of a selected module but not trained, such as BatchNorm statistics.
     pub(crate) buffers: Vec<(usize, Tensor)>,
+    /// Tied copies that keep the base's storage while this adapter replaces their originals, each with its original.
+    pub(crate) kept: Vec<(usize, usize)>,
     /// False for an adapter that was loaded for inference.
     pub(crate) trainable: bool,
 }
@@ -54,6 +58,7 @@ pub(crate) enum Place {
 #[derive(Debug)]
 pub(crate) struct Storage {
     flat: FlatParams,
+    gradients: Option<FlatParams>,
     buffers: Vec<(usize, Tensor)>,
 }
 
@@ -73,11 +78,16 @@ impl Adapter {
         let mut buffers: Vec<(usize, Tensor)> = Vec::new();
         let chosen: HashSet<usize> =
             selection.variables().filter_map(|name| variables.position(name)).collect();
+        let mut wrapped: HashMap<usize, &str> = HashMap::new();
+        for module in selection.modules() {
+            let indices = module.variables.iter().filter_map(|name| variables.position(name));
+            wrapped.extend(indices.map(|index| (index, module.wrapped.as_str())));
+        }
         let mut places: HashMap<usize, Place> = HashMap::new();
         for (name, tensor) in selection.variables().zip(selection.tensors()) {
             let Some(index) = variables.position(name) else { continue };
             let variable = variables.get(index);
-            let owner = variable.tied_to;
+            let owner = owner(variables, index, &wrapped);
             if !places.contains_key(&owner) {
                 check_ties(variables, index, &chosen)?;
             }
@@ -109,12 +119,18 @@ impl Adapter {
                 names.join("', '")
             );
         }
+        // A copy that is trained with its original in one module stays tied to it, and needs no storage.
+        let stays = |(copy, original): &(usize, usize)| {
+            places.contains_key(original) && !wrapped.contains_key(copy)
+        };
+        let kept = variables.copies().filter(stays).collect();
         check_uniform(variables, &slot_variables, &values, precision)?;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Ok(Adapter {
             trainable: !config.inference_mode,
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             flat: FlatParams::new(&values, precision)?,
+            gradients: Gradients::new(slot_variables.len()),
             config,
             selection,
             selected_among: variables.len(),
@@ -122,7 +138,18 @@ impl Adapter {
             entries,
             slot_variables,
             buffers,
+            kept,
         })
+    }
+
+    /// As [`storages`](Self::storages), with the tied copies that keep the storage in `base`.
+    pub(crate) fn all_storages<'s>(
+        &'s self,
+        base: &'s HashMap<usize, Tensor>,
+    ) -> impl Iterator<Item = (usize, &'s Tensor)> {
+        let kept = self.kept.iter();
+        self.storages()
+            .chain(kept.filter_map(|(copy, original)| Some((*copy, base.get(original)?))))
     }
 
     /// Every variable that it replaces, with the adapter's storage for it.
@@ -216,11 +243,13 @@ impl Adapter {
                 check_cast(&what, &self.flat.value(slot)?.f_to_device(device)?, flat.view(slot))?;
             }
         }
-        Ok(Storage { flat, buffers })
+        let gradients = self.gradients.relocated(device, &kinds)?;
+        Ok(Storage { flat, gradients, buffers })
     }
 
     pub(crate) fn set_storage(&mut self, storage: Storage) {
         self.flat = storage.flat;
+        self.gradients.set_flat(storage.gradients);
         self.buffers = storage.buffers;
     }
 
@@ -228,6 +257,16 @@ impl Adapter {
     pub(crate) fn numel(&self) -> u64 {
         self.flat.slots().iter().map(|slot| slot.len as u64).sum()
     }
+}
+
+/// The variable whose storage the adapter replaces for variable `index`: its own, unless it is tied to another.
+///
+/// As in PEFT, which copies each module by itself, a tied copy is trained apart from its original, unless both are in one
+/// module that is wrapped as a whole.
+fn owner(variables: &Variables, index: usize, wrapped: &HashMap<usize, &str>) -> usize {
+    let variable = variables.get(index);
+    let together = |original: &usize| wrapped.get(original) == wrapped.get(&index);
+    variable.copy_of.filter(together).unwrap_or(variable.tied_to)
 }
 
 /// Refuses a tied tensor of which only some names are selected, since all of them would train.

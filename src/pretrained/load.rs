@@ -4,7 +4,7 @@ use tch::nn::VarStore;
 use tch::{no_grad, Device, Kind, Tensor};
 
 use super::files::{is_parameter, ModelFiles};
-use super::origin;
+use super::origin::{self, TiedCopy};
 use crate::error::{refuse, Result};
 use crate::storage::finite::check_cast;
 
@@ -93,9 +93,14 @@ impl ModelFiles {
                 (progress.0)(done, total);
             }
         }
-        if let Some(model_type) = self.model_type() {
-            origin::remember(&vs, model_type);
+        let mut copies = Vec::new();
+        for (name, original) in self.copies() {
+            if vs.variables_.lock().is_ok_and(|v| v.named_variables.contains_key(&original)) {
+                let tensor = Tensor::f_empty([0], (Kind::Float, device))?;
+                copies.push(TiedCopy { name, original, tensor });
+            }
         }
+        origin::remember(&vs, self.model_type(), copies);
         Ok(vs)
     }
 }

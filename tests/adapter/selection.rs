@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use ln_tuning::{
-    natural_cmp, AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Norms, Role, Selection,
+    natural_cmp, AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Norms, Role, Selection, TaskType,
     VariableInfo,
 };
 use proptest::prelude::*;
@@ -75,6 +75,73 @@ fn excluding_comes_before_saving_and_saving_before_targeting() {
         Selection::new(&tree(), &wanted.modules_to_save(["score"]), None, Norms::Peft).unwrap();
     let saved: Vec<_> = selection.modules().iter().filter(|m| m.role == Role::Whole).collect();
     assert_eq!((saved.len(), saved[0].path.as_str()), (1, "score"));
+}
+
+/// The modules that are saved as a whole.
+fn saved(config: &LnTuningConfig) -> ln_tuning::Result<Vec<String>> {
+    let selection = Selection::new(&tree(), config, None, Norms::Peft)?;
+    let saved = selection.modules().iter().filter(|module| module.role == Role::Whole);
+    Ok(saved.map(|module| module.path.clone()).collect())
+}
+
+#[test]
+fn saving_compares_the_letters_at_the_end_of_a_path_as_peft_does() {
+    let norm = config().target_modules(["norm"]);
+    let names = |names: &[&str]| saved(&norm.clone().modules_to_save(names.iter().copied()));
+    let of_layers = |name: &str| (0..2).map(|i| format!("layers.{i}.{name}")).collect::<Vec<_>>();
+    assert_eq!(names(&["proj"]).unwrap(), of_layers("attn.q_proj"));
+    assert_eq!(
+        names(&["t_norm"]).unwrap(),
+        ["layers.0.input_norm", "layers.0.out_norm", "layers.1.input_norm", "layers.1.out_norm"]
+    );
+    assert_eq!(names(&["core", "nothing"]).unwrap(), ["score"]);
+    // Excluding keeps a module from being tuned, not from being saved.
+    let excluded = norm.clone().exclude_modules(["score"]).modules_to_save(["score"]);
+    assert_eq!(saved(&excluded).unwrap(), ["score"]);
+    // A container, with all that is in it.
+    assert_eq!(names(&["0.mlp"]).unwrap(), ["layers.0.mlp.down", "layers.0.mlp.up"]);
+    // A module in both settings: PEFT refuses it as well.
+    for (targets, name, named) in [
+        (["norm", "input_norm"], "norm", "layers.0.input_norm"),
+        (["norm", "score"], "core", "score"),
+        (["norm", "up"], "lp", "layers.0.mlp.up"),
+    ] {
+        let both = config().target_modules(targets).modules_to_save([name]);
+        let error = select(&both).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains(&format!("'{named}'")), "{error}");
+    }
+    assert_eq!(names(&[""]).unwrap_err().kind(), ErrorKind::InvalidConfig);
+}
+
+#[test]
+fn a_task_saves_its_head_where_there_is_one() {
+    let of_task = |task| saved(&config().target_modules(["input_norm"]).task_type(task)).unwrap();
+    assert_eq!(of_task(TaskType::SeqCls), ["score"]);
+    assert_eq!(of_task(TaskType::TokenCls), ["score"]);
+    assert!(of_task(TaskType::QuestionAns).is_empty());
+    assert!(of_task(TaskType::CausalLm).is_empty());
+    let wanted = config().target_modules(["input_norm"]).task_type(TaskType::SeqCls);
+    let selection = Selection::new(&tree(), &wanted.modules_to_save(["embed"]), None, Norms::Peft);
+    let exported = selection.unwrap().export_config(&config());
+    assert_eq!(exported.modules_to_save.unwrap(), ["embed", "classifier", "score"]);
+}
+
+/// PEFT fails to load an adapter that saves a module and one inside it.
+#[test]
+fn saved_modules_do_not_nest_in_what_is_written() {
+    let variables: Vec<VariableInfo> =
+        ["classifier.dense", "classifier.out_proj", "norm", "q.out_proj"]
+            .map(|path| variable(&format!("{path}.weight"), &[4]))
+            .into();
+    let written = |names: &[&str]| {
+        let wanted = config().target_modules(["norm"]).modules_to_save(names.iter().copied());
+        let selection = Selection::new(&variables, &wanted, None, Norms::Peft).unwrap();
+        selection.export_config(&wanted).modules_to_save.unwrap()
+    };
+    assert_eq!(written(&["classifier", "fier.out_proj"]), ["classifier"]);
+    assert_eq!(written(&["classifier", "out_proj"]), ["classifier", "q.out_proj"]);
+    assert_eq!(written(&["dense", "out_proj"]), ["dense", "out_proj"]);
 }
 
 #[test]
@@ -254,6 +321,7 @@ proptest! {
         paths in prop::collection::btree_set(path(), 1..12),
         targets in prop::collection::vec(path(), 1..4),
         excludes in prop::collection::vec(path(), 0..2),
+        saves in prop::collection::vec("[a-c]|m|[bc]\\.norm|1", 0..2),
         pattern: bool,
     ) {
         let variables: Vec<VariableInfo> =
@@ -263,7 +331,7 @@ proptest! {
         } else {
             config().target_modules(targets)
         };
-        let wanted = wanted.exclude_modules(excludes);
+        let wanted = wanted.exclude_modules(excludes).modules_to_save(saves);
         let Ok(selection) = Selection::new(&variables, &wanted, None, Norms::Peft) else {
             return Ok(());
         };

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::adapter::selection::{Role, SelectedTensor};
 use crate::error::{refuse, Result};
 use crate::names::nearest::shortened;
-use crate::names::pattern::Pattern;
+use crate::names::substitution::Substitution;
 
 const PREFIX: &str = "base_model.model.";
 const MARK: &str = "ln_tuning_layers";
@@ -24,22 +24,22 @@ pub(crate) struct Matched {
     pub(crate) foreign: Vec<String>,
 }
 
-/// Rules that rename keys: a regular expression and its replacement, in Python's syntax. The first match is applied, to
-/// the key without `base_model.model.`.
+/// Rules that rename keys: a regular expression and its replacement, in Python's syntax. The first rule that matches is
+/// applied wherever it does, to the key without `base_model.model.`.
 #[derive(Debug, Default)]
-pub(crate) struct KeyMapping(Vec<(Pattern, String)>);
+pub(crate) struct KeyMapping(Vec<Substitution>);
 
 impl KeyMapping {
     pub(crate) fn new<'a>(rules: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
-        let rules = rules.into_iter().map(|(pattern, replacement)| {
-            Ok((Pattern::search(pattern, "key_mapping")?, replacement.to_owned()))
-        });
+        let rules = rules
+            .into_iter()
+            .map(|(pattern, replacement)| Substitution::new(pattern, replacement, "key_mapping"));
         Ok(KeyMapping(rules.collect::<Result<_>>()?))
     }
 
     pub(crate) fn apply(&self, key: &str) -> Result<String> {
-        for (pattern, replacement) in &self.0 {
-            if let Some(renamed) = pattern.replace(key, replacement)? {
+        for rule in &self.0 {
+            if let Some(renamed) = rule.apply(key)? {
                 return Ok(renamed);
             }
         }

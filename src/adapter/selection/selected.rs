@@ -18,6 +18,8 @@ pub struct SelectedModule {
     pub role: Role,
     /// The full names of its variables.
     pub variables: Vec<String>,
+    /// The module that PEFT wraps: this one or, with `modules_to_save`, one around it.
+    pub(crate) wrapped: String,
 }
 
 /// One tensor of a selected module.

@@ -160,6 +160,11 @@ fn first_name(name: &str) -> &str {
     }
 }
 
+/// The modules around a path, the outermost first, and the path itself.
+pub(crate) fn around(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('.').map(|(at, _)| &path[..at]).chain([path])
+}
+
 fn below(path: &str, root: &str) -> bool {
     path.strip_prefix(root).is_some_and(|rest| rest.starts_with('.'))
 }
