@@ -137,7 +137,7 @@ mod tests {
         let long: Vec<&str> = long.iter().map(String::as_str).cycle().take(200).collect();
         let start = std::time::Instant::now();
         let message = nearest(&long, &paths.iter().map(String::as_str).collect::<Vec<_>>());
-        assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+        assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
         assert!(message.len() < 200 && message.contains("norm"), "{message}");
     }
 
