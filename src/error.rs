@@ -135,17 +135,33 @@ impl Error {
     }
 }
 
-/// Shows the message and its causes, on one line.
+/// Shows the message and its causes, on one line. Names come from files too: of a very long one only the ends are shown.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.0.cause)
+        f.write_str(&without_long_words(&format!("{:#}", self.0.cause)))
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {:#}", self.0.kind, self.0.cause)
+        write!(f, "{:?}: {self}", self.0.kind)
     }
+}
+
+/// The text with the middle of its words left out where they are longer than any path.
+fn without_long_words(text: &str) -> String {
+    const LONGEST: usize = 400;
+    const SHOWN: usize = 60;
+    let shown = |word: &str| -> String {
+        let letters = word.chars().count();
+        if letters <= LONGEST {
+            return word.to_owned();
+        }
+        let start: String = word.chars().take(SHOWN).collect();
+        let end: String = word.chars().skip(letters - SHOWN).collect();
+        format!("{start}…{end}")
+    };
+    text.split(' ').map(shown).collect::<Vec<_>>().join(" ")
 }
 
 impl std::error::Error for Error {}

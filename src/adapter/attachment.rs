@@ -10,7 +10,7 @@ use crate::adapter::samples::Samples;
 use crate::adapter::variables::{Variable, Variables};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, Result};
-use crate::names::nearest::{listed, shortened};
+use crate::names::nearest::listed;
 
 /// The state that a model handle and its optimisers share.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl Attachment {
     fn unknown(&self, name: &str) -> Error {
         let known: Vec<&String> = self.adapters.keys().collect();
         let known = if known.is_empty() { "none".to_owned() } else { listed(&known) };
-        refusal!(UnknownAdapter, "there is no adapter '{}'; attached: {known}", shortened(name))
+        refusal!(UnknownAdapter, "there is no adapter '{name}'; attached: {known}")
     }
 
     /// The storage that a variable has without adapters.

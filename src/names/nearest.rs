@@ -76,8 +76,7 @@ fn edit_distance(a: &[char], b: &[char], limit: usize) -> Option<usize> {
 
 /// The first of these paths, in quotes.
 pub(crate) fn sample<'a>(paths: impl Iterator<Item = &'a str>) -> String {
-    let shown: Vec<String> =
-        paths.take(LISTED).map(|path| format!("'{}'", shortened(path))).collect();
+    let shown: Vec<String> = paths.take(LISTED).map(|path| format!("'{path}'")).collect();
     if shown.is_empty() {
         "no modules".into()
     } else {
@@ -92,18 +91,6 @@ pub(crate) fn listed<S: AsRef<str>>(names: &[S]) -> String {
         0 => shown,
         others => format!("{shown} and {others} more"),
     }
-}
-
-/// A name of bearable length: a long one without its middle.
-pub(crate) fn shortened(name: &str) -> String {
-    const HALF: usize = 60;
-    let count = name.chars().count();
-    if count <= 2 * HALF {
-        return name.to_owned();
-    }
-    let start: String = name.chars().take(HALF).collect();
-    let end: String = name.chars().skip(count - HALF).collect();
-    format!("{start}…{end}")
 }
 
 #[cfg(test)]
@@ -156,11 +143,9 @@ mod tests {
     }
 
     #[test]
-    fn lists_and_names_in_messages_are_short() {
+    fn lists_in_messages_are_short() {
         assert_eq!(listed(&["a", "b"]), "'a', 'b'");
-        let many: Vec<String> = (0..1_000).map(|i| "ü".repeat(i)).collect();
+        let many: Vec<String> = (0..1_000).map(|i| i.to_string()).collect();
         assert!(listed(&many).ends_with("and 995 more") && listed(&many).len() < 100);
-        assert_eq!(shortened("norm"), "norm");
-        assert_eq!(shortened(&"é".repeat(10_000)).chars().count(), 121);
     }
 }

@@ -112,6 +112,11 @@ fn a_message_is_short_and_soon_there_whatever_the_names_are() {
             ErrorKind::NoMatchingModules,
             "…",
         ),
+        (
+            LnTuningConfig::from_json(&format!(r#"{{"peft_type": "{long}"}}"#)).unwrap_err(),
+            ErrorKind::WrongPeftType,
+            "…",
+        ),
         (tuned.set_adapter(&long).unwrap_err(), ErrorKind::UnknownAdapter, "and 16 more"),
         (tuned.add_adapter(&long, config()).unwrap_err(), ErrorKind::InvalidAdapterName, "…"),
         (

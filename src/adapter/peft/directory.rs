@@ -7,7 +7,6 @@ use tch::Tensor;
 use super::card::Card;
 use crate::adapter::config::LnTuningConfig;
 use crate::error::{refusal, refuse, Result};
-use crate::names::nearest::shortened;
 use crate::storage::atomic::Contents;
 use crate::storage::{regular, safetensors};
 
@@ -123,7 +122,6 @@ pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
     };
     refuse!(
         InvalidAdapterName,
-        "'{}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'",
-        shortened(name)
+        "'{name}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'"
     )
 }

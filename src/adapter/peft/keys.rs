@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use crate::adapter::selection::{Role, SelectedTensor};
 use crate::error::{refuse, Result};
-use crate::names::nearest::shortened;
 use crate::names::substitution::Substitution;
 
 const PREFIX: &str = "base_model.model.";
@@ -85,10 +84,8 @@ pub(crate) fn match_keys(
                 Some(first) if rank == ranks[place] => {
                     refuse!(
                         DuplicateKey,
-                        "'{}' and '{}' are both keys of '{}': remove one of them",
-                        shortened(keys[first]),
-                        shortened(key),
-                        shortened(&renamed)
+                        "'{}' and '{key}' are both keys of '{renamed}': remove one of them",
+                        keys[first]
                     );
                 }
                 Some(_) if rank > ranks[place] => matched.foreign.push((*key).to_owned()),

@@ -16,7 +16,7 @@ use crate::adapter::selection::{Role, SelectedTensor};
 use crate::adapter::status::TrainableParameters;
 use crate::adapter::weights::{Adapter, Place};
 use crate::error::{refuse, Result};
-use crate::names::nearest::{listed, shortened};
+use crate::names::nearest::listed;
 use crate::storage::atomic::Contents;
 use crate::storage::finite::{check_cast, check_finite};
 use crate::storage::info::is_float;
@@ -90,9 +90,8 @@ pub(crate) fn load(
             }
             refuse!(
                 ShapeMismatch,
-                "'{}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
+                "'{key}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
                  `LoadOptions::ignore_mismatched_sizes` keeps the base's values for such tensors",
-                shortened(key),
                 tensor.size()
             );
         }
@@ -100,8 +99,7 @@ pub(crate) fn load(
         if is_float(kind) != is_float(expected) {
             refuse!(
                 KindMismatch,
-                "'{}' has kind {kind:?}, expected {expected:?} as in the model: save it in that kind",
-                shortened(key)
+                "'{key}' has kind {kind:?}, expected {expected:?} as in the model: save it in that kind"
             );
         }
         writes.push((entry.place, tensor));
