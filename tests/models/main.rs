@@ -17,5 +17,6 @@ mod minilm;
 mod naming;
 mod nesting;
 mod seq2seq;
+mod sizes;
 mod vision;
 mod vit;

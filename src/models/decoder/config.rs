@@ -2,7 +2,7 @@
 
 use super::form::{Names, Positions, QkvForm};
 use crate::error::{refuse, Result};
-use crate::models::config::{check_divides, check_positive, Declared};
+use crate::models::config::{check_divides, check_sizes, Declared};
 use crate::models::generation_config::GenerationConfig;
 use crate::models::nn::{Activation, Flow, NormKind, QkNorm, Rope};
 
@@ -88,7 +88,7 @@ impl DecoderConfig {
     }
 
     pub(super) fn check(self) -> Result<Self> {
-        check_positive(&[
+        check_sizes(&[
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
@@ -99,11 +99,12 @@ impl DecoderConfig {
         ])?;
         check_divides(("num_key_value_heads", self.kv_heads), ("num_attention_heads", self.heads))?;
         let turned = matches!(self.positions, Positions::Rope { .. });
-        if turned && (self.rotary_dim % 2 != 0 || self.rotary_dim <= 0) {
+        if turned && (self.rotary_dim % 2 != 0 || !(2..=self.head_dim).contains(&self.rotary_dim)) {
             refuse!(
                 InvalidConfig,
-                "{} dimensions of a head are turned, expected an even number above 0",
-                self.rotary_dim
+                "{} dimensions of a head are turned, expected an even number, 2 to {}",
+                self.rotary_dim,
+                self.head_dim
             );
         }
         Ok(self)
