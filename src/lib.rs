@@ -102,4 +102,6 @@ pub use error::{Error, ErrorKind, Result};
 pub use names::natural::natural_cmp;
 pub use optim::{Algorithm, Decay, Optimizer, Schedule};
 pub use storage::info::VariableInfo;
+#[doc(hidden)] // For the program.
+pub use storage::{atomic, regular, yaml};
 pub use tch::nn::{AdamW, Sgd};

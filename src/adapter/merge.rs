@@ -1,13 +1,15 @@
 //! Merging an adapter into a model directory, tensor by tensor, without model code.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::merged::Merged;
 use super::peft::directory::located;
 use crate::error::{refuse, Error, Result};
 use crate::pretrained::files::ModelFiles;
+use crate::storage::regular;
 use crate::storage::shard::Shard;
+use crate::storage::staging::{self, Staging};
 use crate::storage::stored::StoredTensors;
 
 /// The result of [`merge`].
@@ -33,7 +35,7 @@ pub struct MergeReport {
 /// If the adapter has one of two tied tensors, both are written, and `tie_word_embeddings` becomes false.
 ///
 /// # Errors
-/// Those of [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and [`Selection::new`];
+/// Those of [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and [`Selection::new`](crate::Selection::new);
 /// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if the adapter does not fit; `NonFinite` for weights that the
 /// model's kind cannot hold; `InvalidArgument` if `out` is in the
 /// model directory; `Io`, also if `out` exists and is not empty. Then no file is left behind.
@@ -53,8 +55,8 @@ pub fn merge(
 
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
-    let dir = tempfile::Builder::new().prefix(".ln-tuning-").suffix(".tmp").tempdir_in(parent);
-    let dir = dir.map_err(|e| Error::io("write to", parent, e))?;
+    staging::clear(parent);
+    let dir = Staging::new_in(parent).map_err(|e| Error::io("write to", parent, e))?;
     let mut others = Vec::new();
     let mut left_out = Vec::new();
     list(&files, Path::new(""), &mut others, &mut left_out)?;
@@ -84,14 +86,7 @@ pub fn merge(
         }
         progress(done, total.max(done));
     }
-    make_public(dir.path());
-    // Remove `out` if it is an empty directory.
-    let _ = fs::remove_dir(out);
-    fs::rename(dir.path(), out).map_err(|e| Error::io("create", out, e))?;
-    let _ = dir.keep();
-    if let Ok(parent) = File::open(parent) {
-        let _ = parent.sync_all();
-    }
+    dir.rename(out).map_err(|e| Error::io("create", out, e))?;
     let (merged, files) = (merged.names(), files.shards().len() + others.len());
     Ok(MergeReport { merged, files, bytes: done, left_out })
 }
@@ -134,19 +129,12 @@ fn list(
         {
             left_out.push(relative);
         } else if !files.is_weights(&path) {
+            let found = fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?;
+            regular::check(&path, found.file_type())?;
             carried.push(relative);
         }
     }
     carried.sort();
     left_out.sort();
     Ok(())
-}
-
-/// Makes the directory readable for all, which a temporary directory is not.
-fn make_public(dir: &Path) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o755));
-    }
 }

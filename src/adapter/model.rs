@@ -228,7 +228,9 @@ impl LnTuningModel {
     /// Writes every adapter as a PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
     ///
     /// The adapter `default` is written to `dir` itself, any other to `dir/<name>`. An existing card keeps its text.
-    /// Either all files are written or, on an error, none.
+    /// Either all files are written or, on an error, none; if the process is killed, the directory is the old or the new
+    /// one, whole. For that, a directory whose configuration changes too is exchanged for another one, with links to all
+    /// else in it.
     ///
     /// # Errors
     /// `Io` or `MissingFile` if the operating system refuses; `BaseChanged` if the base was overwritten meanwhile;

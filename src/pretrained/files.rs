@@ -10,9 +10,10 @@ use super::naming::former::Renaming;
 use super::naming::head::Head;
 use super::naming::layout::Layout;
 use super::naming::ties::settled;
-use crate::error::{refusal, refuse, Error, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::names::natural::natural_cmp;
 use crate::storage::info::{is_float, VariableInfo};
+use crate::storage::regular;
 use crate::storage::safetensors::kind_of;
 use crate::storage::stored::{Stored, StoredTensors};
 
@@ -292,8 +293,7 @@ pub(crate) fn is_parameter(name: &str, kind: Kind) -> bool {
 }
 
 pub(super) fn json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    serde_json::from_str(&text)
+    serde_json::from_slice(&regular::read(path)?)
         .map_err(|e| refusal!(InvalidConfig, "'{}' is not JSON", path.display()).caused_by(e))
 }
 

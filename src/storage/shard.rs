@@ -8,6 +8,7 @@ use safetensors::tensor::Dtype;
 use serde_json::{json, Map, Value};
 use tch::{no_grad, Kind};
 
+use super::regular;
 use super::safetensors::{bytes_of, kind_of};
 use super::stored::{Stored, StoredTensors};
 use crate::error::{Error, Result};
@@ -43,7 +44,7 @@ pub(crate) fn header_of(file: &StoredTensors) -> Result<Vec<u8>> {
     let path = &file.path;
     let start = file.tensors.iter().map(|stored| stored.start).min();
     let failed = |e| Error::io("read", path, e);
-    let mut input = File::open(path).map_err(failed)?;
+    let mut input = regular::open(path)?;
     let end = input.metadata().map_err(failed)?.len();
     let mut bytes = vec![0; start.unwrap_or(end) as usize];
     input.read_exact(&mut bytes).map_err(failed)?;
@@ -123,7 +124,7 @@ impl Shard<'_> {
                     continue;
                 }
                 let reading = |e| Error::io("read", &file.path, e);
-                let mut input = File::open(&file.path).map_err(reading)?;
+                let mut input = regular::open(&file.path)?;
                 input.seek(SeekFrom::Start(stored.start)).map_err(reading)?;
                 let mut left = stored.len;
                 while left > 0 {

@@ -9,6 +9,7 @@ mod trees;
 
 mod adapters;
 mod architectures;
+mod atomic;
 mod bad_input;
 mod checkpoint;
 mod config;
@@ -20,5 +21,6 @@ mod non_finite;
 mod peft_faults;
 mod peft_interop;
 mod selection;
+mod special_files;
 #[cfg(feature = "models")]
 mod tied;

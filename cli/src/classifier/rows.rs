@@ -1,10 +1,10 @@
 //! Rows to learn from: texts or images with their labels.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
+use ln_tuning::regular;
 use serde_json::Value;
 
 use super::images;
@@ -135,7 +135,7 @@ impl Rows {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let file = File::open(path)?;
+    let file = regular::open(path)?;
     let bar = progress::bytes("reading", file.metadata()?.len())?;
     let mut bytes = Vec::new();
     bar.wrap_read(file).read_to_end(&mut bytes)?;

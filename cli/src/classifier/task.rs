@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use ln_tuning::atomic;
 use ln_tuning::recompute::Tape;
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -15,7 +16,6 @@ use super::rows::{Input, Rows};
 use super::scores::Confusion;
 use super::settings::ClassifierData;
 use super::texts::Texts;
-use crate::train::atomic;
 use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::settings::RunSettings;
@@ -223,6 +223,6 @@ impl Task for ClassifierTask<'_> {
     /// The labels' names, in the place where transformers looks for them.
     fn add_files(&self, adapter: &Path) -> Result<()> {
         let config = format!("{:#}\n", self.model.config);
-        atomic::write(&adapter.join("config.json"), config.as_bytes())
+        Ok(atomic::write(&[(adapter.join("config.json"), config.into_bytes())])?)
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{AdapterDiff, AdapterOptions, LnTuningModel, LoadOptions, SavedAdapter};
+use ln_tuning::{atomic, AdapterDiff, AdapterOptions, LnTuningModel, LoadOptions, SavedAdapter};
 use serde_json::{json, Value};
 use tch::{Device, Kind, Tensor};
 
@@ -31,8 +31,7 @@ pub fn run(args: &Args) -> Result<()> {
     let saved = SavedAdapter::open(&args.adapter)?;
     let diff = args.base.as_ref().map(|base| compare(args, base)).transpose()?;
     if let (Some(path), Some(diff)) = (&args.heatmap, &diff) {
-        std::fs::write(path, diff.heat_map()?)
-            .with_context(|| format!("cannot write '{}'", path.display()))?;
+        atomic::write(&[(path.clone(), diff.heat_map()?.into_bytes())])?;
     }
     if args.json {
         let tensors: Vec<Value> = saved.tensors.iter().map(|(key, t)| tensor(key, t)).collect();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use ln_tuning::regular;
 
 use super::settings::Documents;
 use crate::progress;
@@ -30,7 +31,7 @@ impl Records {
     /// Blank lines are no documents.
     pub fn scan(path: &Path, documents: Documents) -> Result<Self> {
         let place = || format!("cannot read the data '{}'", path.display());
-        let file = File::open(path).with_context(place)?;
+        let file = regular::open(path).with_context(place)?;
         let bar = progress::bytes("reading", file.metadata().with_context(place)?.len())?;
         let mut reader = BufReader::new(file);
         let (mut spans, mut digest) = (Vec::<Span>::new(), Digest::new());

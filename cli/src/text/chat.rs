@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use ln_tuning::{regular, ErrorKind as Kind};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{context, Environment, Error, ErrorKind, Value as Given};
@@ -21,12 +22,10 @@ impl ChatTemplate {
     pub fn open(model: &Path) -> Result<Option<Self>> {
         let config = special::tokenizer_config(model)?;
         let file = model.join("chat_template.jinja");
-        let text = match std::fs::read_to_string(&file) {
+        let text = match regular::read_text(&file) {
             Ok(text) => Some(text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => named(&config),
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read '{}'", file.display()));
-            }
+            Err(error) if error.kind() == Kind::MissingFile => named(&config),
+            Err(error) => return Err(error.into()),
         };
         let Some(text) = text else { return Ok(None) };
         let mut environment = Environment::new();

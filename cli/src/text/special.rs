@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use ln_tuning::{regular, ErrorKind};
 use serde_json::Value;
 
 /// `tokenizer_config.json`; null where there is none.
@@ -32,10 +33,10 @@ pub fn eos_of_model(model: &Path) -> Result<Vec<i64>> {
 }
 
 fn json_of(path: &Path) -> Result<Value> {
-    let place = || format!("cannot read '{}'", path.display());
-    match std::fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text).with_context(place),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-        Err(error) => Err(error).with_context(place),
+    match regular::read(path) {
+        Ok(text) => serde_json::from_slice(&text)
+            .with_context(|| format!("cannot read '{}'", path.display())),
+        Err(error) if error.kind() == ErrorKind::MissingFile => Ok(Value::Null),
+        Err(error) => Err(error.into()),
     }
 }

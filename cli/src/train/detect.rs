@@ -1,11 +1,11 @@
 //! The task that a run is for: as it is set, or as the model and the data say.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::{anyhow, bail, Result};
 use ln_tuning::models::{DecoderConfig, Dinov2Config, EncoderConfig, ModelConfig, ViTConfig};
+use ln_tuning::regular;
 use serde_json::Value;
 
 use super::settings::TaskName;
@@ -37,8 +37,8 @@ pub fn task(given: &Given) -> Result<TaskName> {
 
 /// The task, and why.
 fn of_model(dir: &Path) -> Option<(TaskName, String)> {
-    let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
-    let config: Value = serde_json::from_str(&text).ok()?;
+    let text = regular::read(&dir.join("config.json")).ok()?;
+    let config: Value = serde_json::from_slice(&text).ok()?;
     let model_type = config["model_type"].as_str().unwrap_or_default();
     let class = config["architectures"][0].as_str().unwrap_or_default();
     let about = |words: &str| format!("'{}' is {words} ({model_type})", dir.display());
@@ -72,7 +72,7 @@ fn of_data(path: &Path, given: &Given) -> Option<(TaskName, String)> {
         _ if ends("txt") => return Some(text),
         _ => {}
     }
-    let lines = BufReader::new(File::open(path).ok()?).lines().map_while(Result::ok);
+    let lines = BufReader::new(regular::open(path).ok()?).lines().map_while(Result::ok);
     let first = lines.into_iter().find(|line| !line.trim().is_empty())?;
     let row: Value = serde_json::from_str(&first).ok()?;
     let label = given.text("data.label").unwrap_or("label");

@@ -1,6 +1,5 @@
 //! Training: everything but the data and the model of a task.
 
-pub mod atomic;
 pub mod batches;
 mod checkpoint;
 mod curves;
