@@ -8,13 +8,16 @@ pub(crate) mod flat;
 mod heat_map;
 mod interpolation;
 mod merge;
+mod merged;
 mod model;
 mod options;
 mod peft;
 mod registry;
+mod samples;
 mod selection;
 mod status;
 mod switching;
+mod sync;
 mod variables;
 mod weights;
 

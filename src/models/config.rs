@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{json, Map, Value};
 
 use crate::error::{refuse, Error, ErrorKind, Result};
-use crate::pretrained::Head;
+use crate::pretrained::{with_class_of, Head};
 use crate::storage::regular;
 
 /// The shape and the options of a model, as a `config.json` of transformers says them.
@@ -232,26 +232,6 @@ impl Declared {
         }
         Value::Object(fields)
     }
-}
-
-/// A `config.json` whose class has this head.
-pub(super) fn with_class_of(config: &Value, head: Head) -> Value {
-    let mut config = config.clone();
-    let class = config.get("architectures").and_then(|classes| classes.get(0)?.as_str());
-    if class.is_some_and(|class| Head::of_class(class) == head) {
-        return config;
-    }
-    let stem = class.map_or("", |class| match class.find("For").or(class.find("LMHead")) {
-        Some(end) => &class[..end],
-        None => class.strip_suffix("Model").unwrap_or(class),
-    });
-    let seq2seq = config.get("is_encoder_decoder").and_then(Value::as_bool) == Some(true);
-    let ending = match head {
-        Head::LanguageModel if seq2seq => "ForConditionalGeneration",
-        head => head.ending(),
-    };
-    config["architectures"] = json!([format!("{stem}{ending}")]);
-    config
 }
 
 pub(super) fn not_implemented<T>(what: &str) -> Result<T> {

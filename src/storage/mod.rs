@@ -3,10 +3,12 @@
 pub mod atomic;
 #[cfg(target_os = "linux")]
 mod exchange;
+pub(crate) mod finite;
 pub(crate) mod info;
 mod mapped;
 pub mod regular;
 pub(crate) mod safetensors;
+pub(crate) mod shard;
 pub(crate) mod staging;
 pub(crate) mod stored;
 pub(crate) mod unique_keys;

@@ -13,9 +13,16 @@ mod atomic;
 mod bad_input;
 mod checkpoint;
 mod config;
+mod foreign_writes;
+#[cfg(feature = "models")]
+mod heads;
 mod invariants;
 mod merge;
+mod new_variables;
+mod non_finite;
 mod peft_faults;
 mod peft_interop;
 mod selection;
 mod special_files;
+#[cfg(feature = "models")]
+mod tied;

@@ -10,6 +10,20 @@ const PREFIX: &str = "base_model.model.";
 const MARK: &str = "ln_tuning_layers";
 const SAVED_MARK: &str = "modules_to_save";
 
+/// The name of the variable that a key of PEFT means; `None` for a copy of the base's.
+pub(crate) fn variable_of(key: &str) -> Option<String> {
+    let key = key.strip_prefix(PREFIX).unwrap_or(key);
+    if key.contains(".base_layer.") || key.contains(".original_module.") {
+        return None;
+    }
+    for mark in [MARK, SAVED_MARK] {
+        if let Some((module, rest)) = key.rsplit_once(&format!(".{mark}.")) {
+            return Some(format!("{module}.{}", rest.strip_prefix("default.").unwrap_or(rest)));
+        }
+    }
+    Some(key.to_owned())
+}
+
 /// The assignment of a file's keys to the wanted tensors.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Matched {

@@ -8,7 +8,9 @@ use std::rc::Rc;
 use tch::nn::{f_init, Init, Path};
 use tch::{Kind, Tensor};
 
+use super::tied::Tied;
 use crate::error::{refuse, Result};
+use crate::pretrained::origin::TiedCopy;
 
 /// The variables below a path, handed out by name: the one that is there, else a new one.
 ///
@@ -27,6 +29,8 @@ struct Record {
     kind: Kind,
     /// The modules that are made anew in a model that was filled from files; `None`: it was not.
     fresh: Option<Vec<String>>,
+    /// Handles of the tied copies in those files.
+    copies: Vec<TiedCopy>,
     taken: RefCell<HashSet<String>>,
     made: RefCell<Vec<String>>,
 }
@@ -40,18 +44,29 @@ const MOST_MISSING: usize = 100;
 impl<'a> Weights<'a> {
     /// The variables below `path`; new ones have the kind of the path.
     pub fn new(path: &Path<'a>) -> Self {
-        Self::with(path, path.kind(), None)
+        Self::with(path, path.kind(), Vec::new(), None)
     }
 
-    /// The variables of a `VarStore` that was filled from files. Below `fresh` new ones are made, in this kind;
-    /// elsewhere one that is missing is only noted: the files may lack as many as a configuration can name.
-    pub(in crate::models) fn filled(path: &Path<'a>, kind: Kind, fresh: Vec<String>) -> Self {
-        Self::with(path, kind, Some(fresh))
+    /// The variables of a `VarStore` that was filled from files, with its tied copies. Below `fresh` new ones are made,
+    /// in this kind; elsewhere one that is missing is only noted: a configuration can name any number of them.
+    pub(in crate::models) fn filled(
+        path: &Path<'a>,
+        kind: Kind,
+        copies: Vec<TiedCopy>,
+        fresh: Vec<String>,
+    ) -> Self {
+        Self::with(path, kind, copies, Some(fresh))
     }
 
-    fn with(path: &Path<'a>, kind: Kind, fresh: Option<Vec<String>>) -> Self {
+    fn with(
+        path: &Path<'a>,
+        kind: Kind,
+        copies: Vec<TiedCopy>,
+        fresh: Option<Vec<String>>,
+    ) -> Self {
         let (taken, made) = Default::default();
-        Weights { path: path.clone(), record: Rc::new(Record { kind, fresh, taken, made }) }
+        let record = Record { kind, copies, fresh, taken, made };
+        Weights { path: path.clone(), record: Rc::new(record) }
     }
 
     /// Those below `name`, whose dots lead further down; an empty name leads nowhere.
@@ -76,8 +91,15 @@ impl<'a> Weights<'a> {
     }
 
     /// The variable of this name if it is there, else `other`, which it is tied to.
-    pub(in crate::models) fn tied(&self, name: &str, other: &Tensor) -> Result<Tensor> {
-        Ok(self.found(name, &other.size())?.unwrap_or_else(|| other.shallow_clone()))
+    pub(in crate::models) fn tied(&self, name: &str, other: &Tensor) -> Result<Tied> {
+        if let Some(tensor) = self.found(name, &other.size())? {
+            return Ok(Tied::from(tensor));
+        }
+        let (path, last) = self.place(name);
+        let full = full_name(&path, last);
+        let copy = self.record.copies.iter().find(|copy| copy.name == full);
+        self.record.taken.borrow_mut().insert(full);
+        Ok(Tied::new(other, copy.map(|copy| copy.tensor.shallow_clone())))
     }
 
     /// True for a part that files may lack if the variable exists, or if the model is not from files.
