@@ -14,6 +14,9 @@ use crate::records::digest::Digest;
 
 const ENDS: [&str; 3] = ["png", "jpg", "jpeg"];
 
+/// The most pixels of an image that is made larger or smaller.
+const MOST_PIXELS: u64 = 1 << 27;
+
 /// The files of each class, in natural order.
 pub fn folder(dir: &Path, digest: &mut Digest) -> Result<Vec<(PathBuf, String)>> {
     let sorted = |dir: &Path| -> Result<Vec<PathBuf>> {
@@ -117,12 +120,12 @@ impl Preparation {
     pub fn pixels(&self, path: &Path) -> Result<Vec<f32>> {
         let place = || format!("cannot read the image '{}'", path.display());
         let image = open(path).with_context(place)?.decode();
-        let image = self.resized(&image.with_context(place)?);
+        let image = self.resized(&image.with_context(place)?).with_context(place)?;
         let bytes = match self.channels {
             1 => image.into_luma8().into_raw(),
             _ => image.into_rgb8().into_raw(),
         };
-        let (area, channels) = ((self.size * self.size) as usize, self.channels);
+        let (area, channels) = ((self.size as usize).pow(2), self.channels);
         ensure!(
             bytes.len() == area * channels,
             "a model with {channels} channels, expected 1 or 3"
@@ -137,17 +140,22 @@ impl Preparation {
             .collect())
     }
 
-    fn resized(&self, image: &DynamicImage) -> DynamicImage {
+    fn resized(&self, image: &DynamicImage) -> Result<DynamicImage> {
         let size = self.size;
         let Some(shortest) = self.shortest else {
-            return image.resize_exact(size, size, self.filter);
+            return Ok(image.resize_exact(size, size, self.filter));
         };
         let (width, height) = (image.width(), image.height());
         let scale = f64::from(shortest.max(size)) / f64::from(width.min(height));
         let scaled = |edge: u32| ((f64::from(edge) * scale).round() as u32).max(size);
         let (width, height) = (scaled(width), scaled(height));
+        ensure!(
+            u64::from(width) * u64::from(height) <= MOST_PIXELS,
+            "'shortest_edge' {shortest} of preprocessor_config.json makes {width} x {height} pixels of it, expected \
+             at most {MOST_PIXELS}"
+        );
         let image = image.resize_exact(width, height, self.filter);
-        image.crop_imm((width - size) / 2, (height - size) / 2, size, size)
+        Ok(image.crop_imm((width - size) / 2, (height - size) / 2, size, size))
     }
 }
 
