@@ -87,9 +87,9 @@ pub fn target(name: &str, seed: u64, limits: &Limits, out: &Path) -> Result<Figu
                 let _ = fs::remove_dir_all(&place);
                 worker::copy(&out.join("now"), &place)?;
                 fs::write(place.join("finding.txt"), &why)?;
-                bar.suspend(|| eprintln!("{name}: {why}\n  {}", place.display()));
                 let line: String = why.lines().collect::<Vec<_>>().join(" ");
                 let line: String = line.chars().take(200).collect();
+                bar.suspend(|| eprintln!("{name}: {line}\n  {}", place.display()));
                 figures.findings.push(format!("{}: {line}", place.display()));
                 if !ended {
                     worker.socket.write_all(b".")?;
