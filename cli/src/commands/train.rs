@@ -56,7 +56,9 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     let mode = if args.dry_run { Mode::DryRun { json: args.json } } else { Mode::Train };
-    interrupt::listen()?;
+    if mode == Mode::Train {
+        interrupt::listen()?;
+    }
     match task {
         TaskName::Language => language::train(&RunSettings::new(&settings)?, mode),
         TaskName::Classifier => classifier::train(&RunSettings::new(&settings)?, mode),
