@@ -75,7 +75,7 @@ impl Base {
                 );
             }
         }
-        let config = facts.model_config(&files, is_new_class, &new);
+        let config = facts.model_config(&files, is_new_class, &names, &new);
         Ok(Base { files, is_new_class, new, config })
     }
 
@@ -169,6 +169,7 @@ impl Facts<'_> {
         &self,
         files: &ModelFiles,
         is_new_class: bool,
+        all: &[(String, &[i64])],
         new: &BTreeMap<String, Vec<i64>>,
     ) -> Option<Value> {
         let mut config = files.config().clone();
@@ -176,7 +177,7 @@ impl Facts<'_> {
             config = with_class_of(&config, files.head());
         }
         if let Some(count) =
-            files.layout().rows_of_output(new).filter(|_| files.head().has_labels())
+            files.layout().rows_of_output(all).filter(|_| files.head().has_labels())
         {
             self.set_labels(&mut config, count);
         }

@@ -113,7 +113,9 @@ impl SavedAdapter {
     /// As [`var_store`](Self::var_store).
     pub fn new_head(&self, files: ModelFiles) -> Result<Option<(Head, Vec<String>)>> {
         let base = Base::of(files, &self.facts())?;
-        let Some(config) = base.config.filter(|_| base.files.head().has_labels()) else {
+        let Some(config) =
+            base.config.filter(|_| base.files.head().has_labels() && !base.new.is_empty())
+        else {
             return Ok(None);
         };
         let names = config.get("id2label").and_then(Value::as_object);

@@ -1,7 +1,5 @@
 //! The place of each tensor in a model with a certain head.
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 
 use super::head::Head;
@@ -124,10 +122,13 @@ impl Layout {
     }
 
     /// The number of outputs of this head, from the shapes of its tensors.
-    pub(crate) fn rows_of_output(&self, shapes: &BTreeMap<String, Vec<i64>>) -> Option<i64> {
+    pub(crate) fn rows_of_output(&self, shapes: &[(String, &[i64])]) -> Option<i64> {
         let last = self.row?.top(self.head)?.modules.last()?;
         let module = last.trim_end_matches(".bias").trim_end_matches(".weight");
-        let own = |ending: &str| shapes.get(&format!("{module}{ending}.weight"))?.first().copied();
+        let own = |ending: &str| {
+            let name = format!("{module}{ending}.weight");
+            shapes.iter().find(|(tensor, _)| *tensor == name)?.1.first().copied()
+        };
         own("").or_else(|| own(".out_proj"))
     }
 
