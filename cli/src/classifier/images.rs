@@ -1,46 +1,13 @@
-//! Images: found in a folder for each class, and prepared for a model.
+//! Images as a model sees them: resized, cut and normalised.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageReader};
-use ln_tuning::natural_cmp;
+use image::{DynamicImage, GrayImage, RgbImage};
 use serde_json::Value;
 
-use crate::records::digest::Digest;
-
-const ENDS: [&str; 3] = ["png", "jpg", "jpeg"];
-
-/// The files of each class, in natural order.
-pub fn folder(dir: &Path, digest: &mut Digest) -> Result<Vec<(PathBuf, String)>> {
-    let sorted = |dir: &Path| -> Result<Vec<PathBuf>> {
-        let paths = std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path()));
-        let mut paths = paths.collect::<Result<Vec<_>>>()?;
-        paths.sort_by(|a, b| natural_cmp(&a.to_string_lossy(), &b.to_string_lossy()));
-        Ok(paths)
-    };
-    let mut files = Vec::new();
-    for class in sorted(dir)?.into_iter().filter(|path| path.is_dir()) {
-        let name = class.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        for file in sorted(&class)? {
-            let end = file.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-            if ENDS.contains(&end.as_str()) {
-                digest.add(file.to_string_lossy().as_bytes());
-                digest.add(&file.metadata()?.len().to_le_bytes());
-                files.push((file, name.clone()));
-            }
-        }
-    }
-    ensure!(!files.is_empty(), "there are no folders of classes with {} in it", ENDS.join(", "));
-    Ok(files)
-}
-
-/// Refuses a file whose head is not that of an image.
-pub fn check(path: &Path) -> Result<()> {
-    let reader = ImageReader::open(path)?.with_guessed_format()?;
-    reader.into_dimensions().map(drop).context("this is not an image that can be read")
-}
+use super::picture;
 
 /// The preparation of images for a model: `config.json` and `preprocessor_config.json`.
 #[derive(Debug, Clone)]
@@ -104,13 +71,12 @@ impl Preparation {
 
     /// `[channels, size, size]`, one value after the other.
     pub fn pixels(&self, path: &Path) -> Result<Vec<f32>> {
-        let place = || format!("cannot read the image '{}'", path.display());
-        let image = ImageReader::open(path).with_context(place)?.with_guessed_format()?;
-        let image = self.resized(&image.decode().with_context(place)?);
-        let bytes = match self.channels {
-            1 => image.into_luma8().into_raw(),
-            _ => image.into_rgb8().into_raw(),
+        let image = picture::read(path)?;
+        let image = match self.channels {
+            1 => DynamicImage::ImageLuma8(grey(&image)),
+            _ => DynamicImage::ImageRgb8(image),
         };
+        let bytes = self.resized(&image).into_bytes();
         let (area, channels) = ((self.size * self.size) as usize, self.channels);
         ensure!(
             bytes.len() == area * channels,
@@ -140,9 +106,17 @@ impl Preparation {
     }
 }
 
+/// As PIL does it.
+fn grey(image: &RgbImage) -> GrayImage {
+    let [r, g, b] = [19595, 38470, 7471];
+    GrayImage::from_fn(image.width(), image.height(), |x, y| {
+        let [red, green, blue] = image.get_pixel(x, y).0.map(u32::from);
+        image::Luma([((red * r + green * g + blue * b + 0x8000) >> 16) as u8])
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use image::GrayImage;
     use serde_json::json;
 
     use super::*;
