@@ -1,5 +1,6 @@
 """`images.py DIR`: a tiny random ViT, and pictures of its size in the formats and kinds that PIL reads, in a folder for each
-class: `exact/` without loss, `lossy/`. Prints the loss of transformers on each, in natural order, by the name of its folder.
+class: `exact/` without loss, `lossy/`, and `sizes/` in other sizes. Prints the loss of transformers on each, by the name of
+the way in which it is prepared; the model for that way is in `model-NAME/`.
 """
 
 import json
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import BitImageProcessorPil, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 from transformers.image_utils import load_image
 
 transformers.logging.set_verbosity_error()
@@ -104,6 +105,12 @@ def lossy(folder):
     image.save(folder / "turned8.webp", quality=95, exif=turned(8))
 
 
+def sizes(folder):
+    for width, height in ((40, 29), (9, 11), (16, 48), (17, 16), (100, 7), (1, 1)):
+        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{width}x{height}.png")
+
+
 def main(directory):
     torch.manual_seed(0)
     config = ViTConfig(
@@ -111,23 +118,28 @@ def main(directory):
         initializer_range=0.2, id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1},
     )
     model = ViTForImageClassification(config).eval()
-    model.save_pretrained(directory / "vit")
-    processor = ViTImageProcessorPil(size={"height": SIZE, "width": SIZE})
-    processor.save_pretrained(directory / "vit")
+    plain = ViTImageProcessorPil(size={"height": SIZE, "width": SIZE})
     losses = {}
-    for make in (exact, lossy):
+    for make in (exact, lossy, sizes):
         folders = [directory / make.__name__ / name for name in "ab"]
         for folder in folders:
             folder.mkdir(parents=True)
         make(folders[0])
         smooth().save(folders[1] / "smooth.png")
-        found = {}
-        for label, folder in enumerate(folders):
-            for path in folder.iterdir():
+    ways = {f"resample{number}": ViTImageProcessorPil(size=plain.size, resample=number) for number in (1, 2, 5)}
+    ways["crop"] = BitImageProcessorPil(size={"shortest_edge": 20}, crop_size=plain.size, resample=3)
+    for name, processor, kind in [
+        ("exact", plain, "exact"), ("lossy", plain, "lossy"), *((name, way, "sizes") for name, way in ways.items()),
+    ]:
+        model.save_pretrained(directory / f"model-{name}")
+        processor.save_pretrained(directory / f"model-{name}")
+        losses[name] = {}
+        for label, folder in enumerate("ab"):
+            for path in (directory / kind / folder).iterdir():
                 pixels = processor(load_image(str(path)), return_tensors="pt").pixel_values
                 with torch.no_grad():
-                    found[f"{folder.name}/{path.name}"] = float(model(pixels, labels=torch.tensor([label])).loss)
-        losses[make.__name__] = found
+                    loss = model(pixels, labels=torch.tensor([label])).loss
+                losses[name][f"{folder}/{path.name}"] = float(loss)
     print(json.dumps(losses))
 
 

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
-use image::imageops::FilterType;
-use image::{DynamicImage, GrayImage, RgbImage};
+use image::RgbImage;
 use serde_json::Value;
 
 use super::picture;
+use super::resize::{Filter, Raster};
 
 /// The preparation of images for a model: `config.json` and `preprocessor_config.json`.
 #[derive(Debug, Clone)]
@@ -16,7 +16,7 @@ pub struct Preparation {
     pub channels: usize,
     /// The length that the shorter edge gets first, before the middle is cut out; none: all is squeezed.
     shortest: Option<u32>,
-    filter: FilterType,
+    filter: Filter,
     /// Bytes are multiplied by this.
     factor: f32,
     mean: Vec<f32>,
@@ -57,11 +57,11 @@ impl Preparation {
             size: number(&config["image_size"], 224) as u32,
             channels,
             shortest: shortest.filter(|_| given["do_center_crop"] == true).map(|edge| edge as u32),
-            filter: match given["resample"].as_u64() {
-                Some(3) => FilterType::CatmullRom,
-                Some(0) => FilterType::Nearest,
-                Some(1) => FilterType::Lanczos3,
-                _ => FilterType::Triangle,
+            filter: match &given["resample"] {
+                Value::Null => Filter::Bilinear,
+                number => number.as_u64().and_then(Filter::numbered).with_context(|| {
+                    format!("'{}': 'resample' is {number}, expected 0 to 5", path.display())
+                })?,
             },
             factor: if given["do_rescale"] == false { 1. } else { factor as f32 },
             mean: list("image_mean", 0.)?,
@@ -72,11 +72,10 @@ impl Preparation {
     /// `[channels, size, size]`, one value after the other.
     pub fn pixels(&self, path: &Path) -> Result<Vec<f32>> {
         let image = picture::read(path)?;
-        let image = match self.channels {
-            1 => DynamicImage::ImageLuma8(grey(&image)),
-            _ => DynamicImage::ImageRgb8(image),
-        };
-        let bytes = self.resized(&image).into_bytes();
+        let bytes = if self.channels == 1 { grey(&image) } else { image.to_vec() };
+        let (width, height) = (image.width() as usize, image.height() as usize);
+        let channels = if self.channels == 1 { 1 } else { 3 };
+        let bytes = self.resized(Raster { bytes, channels, width, height }).bytes;
         let (area, channels) = ((self.size * self.size) as usize, self.channels);
         ensure!(
             bytes.len() == area * channels,
@@ -92,31 +91,30 @@ impl Preparation {
             .collect())
     }
 
-    fn resized(&self, image: &DynamicImage) -> DynamicImage {
-        let size = self.size;
+    fn resized(&self, image: Raster) -> Raster {
+        let size = self.size as usize;
         let Some(shortest) = self.shortest else {
-            return image.resize_exact(size, size, self.filter);
+            return image.resized(size, size, self.filter);
         };
-        let (width, height) = (image.width(), image.height());
-        let scale = f64::from(shortest.max(size)) / f64::from(width.min(height));
-        let scaled = |edge: u32| ((f64::from(edge) * scale).round() as u32).max(size);
-        let (width, height) = (scaled(width), scaled(height));
-        let image = image.resize_exact(width, height, self.filter);
-        image.crop_imm((width - size) / 2, (height - size) / 2, size, size)
+        let (shortest, short) = (self.size.max(shortest) as usize, image.width.min(image.height));
+        let scaled = |edge: usize| (shortest * edge) / short;
+        let (width, height) = (scaled(image.width), scaled(image.height));
+        image.resized(width, height, self.filter).middle(size, size)
     }
 }
 
-/// As PIL does it.
-fn grey(image: &RgbImage) -> GrayImage {
-    let [r, g, b] = [19595, 38470, 7471];
-    GrayImage::from_fn(image.width(), image.height(), |x, y| {
-        let [red, green, blue] = image.get_pixel(x, y).0.map(u32::from);
-        image::Luma([((red * r + green * g + blue * b + 0x8000) >> 16) as u8])
-    })
+/// Grey, as PIL makes it.
+fn grey(image: &RgbImage) -> Vec<u8> {
+    let luma = |pixel: &image::Rgb<u8>| {
+        let [red, green, blue] = pixel.0.map(u32::from);
+        ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16) as u8
+    };
+    image.pixels().map(luma).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use image::GrayImage;
     use serde_json::json;
 
     use super::*;

@@ -7,6 +7,7 @@ mod labels;
 mod model;
 mod picture;
 mod problem;
+mod resize;
 mod rows;
 mod scores;
 pub mod settings;

@@ -6,26 +6,39 @@ use ln_tuning::natural_cmp;
 use serde_json::Value;
 
 #[test]
-fn every_kind_of_picture_has_the_loss_that_it_has_in_transformers() {
+fn every_kind_and_size_of_picture_has_the_loss_that_it_has_in_transformers() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().to_str().unwrap();
     let theirs: Value = serde_json::from_str(&run_python("images.py", &[dir])).unwrap();
-    let settings =
-        ["batch_size=1", "optimizer.lr=0", "data.shuffle=false", "device=cpu", "workers=1"];
-    let training = Training::new(&scratch.path().join("vit")).set(&settings);
-    // Decoders of JPEG round in their own ways.
-    for (name, most, count) in [("exact", 1e-4, 54), ("lossy", 2e-2, 11)] {
-        let data = format!("data.train={dir}/{name}");
-        let printed = training.run(&[&format!("out={name}"), &data, "threads=1"]);
+    let settings = [
+        "batch_size=1",
+        "optimizer.lr=0",
+        "data.shuffle=false",
+        "device=cpu",
+        "workers=1",
+        "threads=1",
+    ];
+    let ways = theirs.as_object().unwrap();
+    assert_eq!(ways.len(), 6);
+    for (way, theirs) in ways {
+        // Decoders of JPEG round in their own ways.
+        let (data, most, count) = match way.as_str() {
+            "exact" => ("exact", 1e-4, 54),
+            "lossy" => ("lossy", 2e-2, 11),
+            _ => ("sizes", 1e-4, 7),
+        };
+        let model = scratch.path().join(format!("model-{way}"));
+        let training = Training::new(&model).set(&settings);
+        let printed = training.run(&[&format!("data.train={dir}/{data}")]);
         assert!(printed.contains("the model's own head: a, b"), "{printed}");
-        let losses = training.series(name, "loss");
-        let theirs = theirs[name].as_object().unwrap();
+        let losses = training.series("out", "loss");
+        let theirs = theirs.as_object().unwrap();
         let mut files: Vec<&String> = theirs.keys().collect();
         files.sort_by(|a, b| natural_cmp(a, b));
         assert_eq!((losses.len(), files.len()), (count, count), "{printed}");
         for ((_, ours), file) in losses.iter().zip(files) {
             let theirs = theirs[file].as_f64().unwrap();
-            assert!((ours - theirs).abs() < most, "{name}/{file}: {ours}, transformers {theirs}");
+            assert!((ours - theirs).abs() < most, "{way} {file}: {ours}, transformers {theirs}");
         }
     }
 }
