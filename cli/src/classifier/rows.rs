@@ -142,7 +142,7 @@ fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<
         {
             ensure!(
                 names.contains(name),
-                "'{}': there is no column '{name}', only {}",
+                "'{}': there is no column '{name}', only {}. The names are set by data.text, data.pair and data.label",
                 path.display(),
                 names.join(", ")
             );
@@ -174,8 +174,11 @@ fn text_row(mut row: records::Row, data: &ClassifierData) -> Result<(Input, Stri
         Some(other) => bail!("'{key}' is {}, expected a string", shown(&other)),
         None => {
             let near = near(key, keys.iter());
-            let near = near.map_or(String::new(), |near| format!("; is it '{near}'?"));
-            bail!("there is no '{key}', only {}{near}", keys.join(", "))
+            let near = near.map_or(String::new(), |near| format!(" (is it '{near}'?)"));
+            bail!(
+                "there is no '{key}', only {}{near}. The names are set by data.text, data.pair and data.label",
+                keys.join(", ")
+            )
         }
     };
     let (text, label) = (field(&data.text)?, field(&data.label)?);

@@ -70,6 +70,12 @@ impl ChatTemplate {
         Ok(Some(ChatTemplate { environment, names, tokens: special::special_tokens(model)? }))
     }
 
+    /// The template of a conversation names a variable, or a key of messages.
+    pub fn reads(&self, conversation: &Conversation, name: &str) -> Result<bool> {
+        let template = self.environment.get_template(self.name(conversation)?)?;
+        Ok(template.source().contains(name))
+    }
+
     /// The text of a conversation; with `open` followed by the head of a reply.
     pub fn render(&self, conversation: &Conversation, open: bool) -> Result<String> {
         Ok(self.run(conversation, &prepared(&conversation.messages)?, open)?.0)

@@ -9,6 +9,7 @@ mod curves;
 mod data;
 mod device;
 mod dry_run;
+mod formats;
 mod generate;
 mod merge;
 mod outputs;
