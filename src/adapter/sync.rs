@@ -9,6 +9,7 @@ use crate::adapter::samples::is_cast;
 use crate::adapter::variables::Changes;
 use crate::error::{refusal, Error, Result};
 use crate::storage::finite::check_cast;
+use crate::storage::info::is_float;
 
 impl Attachment {
     /// Checks for changes to the variables by user code since the last call.
@@ -75,8 +76,9 @@ impl Attachment {
         });
         let mut stored = Vec::new();
         for index in frozen {
-            let data = self.base_data(index)?;
-            if data.is_floating_point() && data.numel() > 0 {
+            let own = || &self.variables.get(index).tensor;
+            let data = self.base.get(&index).unwrap_or_else(own).shallow_clone();
+            if data.f_kind().is_ok_and(is_float) {
                 stored.push((index, data));
             }
         }
