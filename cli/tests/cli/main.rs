@@ -10,6 +10,7 @@ mod data;
 mod device;
 mod dry_run;
 mod generate;
+mod loss_scale;
 mod merge;
 mod outputs;
 mod plan;
