@@ -14,6 +14,7 @@ mod formats;
 mod generate;
 mod images;
 mod labels;
+mod loss_scale;
 mod merge;
 mod outputs;
 mod plan;
