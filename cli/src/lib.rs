@@ -1,7 +1,7 @@
 //! `ln-tuning`: LayerNorm tuning on the command line.
 //!
 //! Commands stand on the tasks (`language`, `classifier`), these on the trainer (`train`), that on the ground (`text`,
-//! `device`, `progress`, `columns`).
+//! `records`, `device`, `progress`, `columns`).
 
 mod classifier;
 mod columns;
@@ -9,6 +9,7 @@ mod commands;
 mod device;
 mod language;
 mod progress;
+mod records;
 mod text;
 mod train;
 

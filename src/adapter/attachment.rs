@@ -1,13 +1,16 @@
-//! Adapters attached to variables: the storage that each variable uses now, and changes by user code.
+//! Adapters attached to variables: the storage that each variable uses now.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tch::{COptimizer, Tensor};
+use tch::Tensor;
 
-use crate::adapter::variables::{Changes, Variable, Variables};
+use crate::adapter::gradients::undefine;
+use crate::adapter::samples::Samples;
+use crate::adapter::variables::{Variable, Variables};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, Result};
+use crate::names::nearest::{listed, shortened};
 
 /// The state that a model handle and its optimisers share.
 #[derive(Debug)]
@@ -16,7 +19,9 @@ pub(crate) struct Attachment {
     /// The model type of the directory from which the variables were loaded, if any.
     pub(crate) model_type: Option<String>,
     /// The storage without adapters, for every variable that an adapter replaces.
-    base: HashMap<usize, Tensor>,
+    pub(super) base: HashMap<usize, Tensor>,
+    /// A few elements of every frozen variable, as they were when an adapter was attached.
+    pub(super) samples: Samples,
     pub(crate) adapters: BTreeMap<String, Adapter>,
     /// The adapter that is used while adapters are enabled.
     pub(crate) active: Option<String>,
@@ -24,7 +29,7 @@ pub(crate) struct Attachment {
     /// The merged adapter.
     pub(crate) merged: Option<String>,
     /// The adapter whose storage the variables use now.
-    shown: Option<String>,
+    pub(super) shown: Option<String>,
 }
 
 impl Attachment {
@@ -33,6 +38,7 @@ impl Attachment {
             variables,
             model_type,
             base: HashMap::new(),
+            samples: Samples::default(),
             adapters: BTreeMap::new(),
             active: None,
             enabled: true,
@@ -43,6 +49,7 @@ impl Attachment {
 
     /// Removes every adapter. The variables keep the storage that they use now.
     pub(crate) fn clear(&mut self) -> Result<()> {
+        self.hide_gradients()?;
         self.adapters.clear();
         self.base.clear();
         (self.active, self.merged, self.shown) = (None, None, None);
@@ -55,11 +62,27 @@ impl Attachment {
         self.adapters.get(name).ok_or_else(|| self.unknown(name))
     }
 
+    /// The adapter of this name, to read its weights: what user code wrote into the live ones is theirs.
+    pub(crate) fn current(&self, name: &str) -> Result<&Adapter> {
+        let adapter = self.adapter(name)?;
+        adapter.flat.adopt_unmarked()?;
+        Ok(adapter)
+    }
+
+    /// The adapter of this name, to change its weights: what user code wrote into the live ones is theirs.
     pub(crate) fn adapter_mut(&mut self, name: &str) -> Result<&mut Adapter> {
-        if !self.adapters.contains_key(name) {
-            return Err(self.unknown(name));
-        }
+        self.current(name)?;
         Ok(self.adapters.get_mut(name).expect("the name was just found"))
+    }
+
+    /// An adapter, and the variables whose `.grad()` is that of its slots: none unless the model uses it.
+    pub(crate) fn graded(&mut self, name: &str) -> Result<(&mut Adapter, Vec<&Tensor>)> {
+        self.adapter(name)?;
+        let shown = self.shown.as_deref() == Some(name);
+        let adapter = self.adapters.get_mut(name).expect("the name was just found");
+        let leaves = adapter.slot_variables.iter().filter(|_| shown);
+        let leaves = leaves.map(|variable| &self.variables.get(*variable).tensor).collect();
+        Ok((adapter, leaves))
     }
 
     /// The variables that an adapter trains, in the order of its slots.
@@ -91,13 +114,14 @@ impl Attachment {
     }
 
     fn unknown(&self, name: &str) -> Error {
-        let known: Vec<&str> = self.adapters.keys().map(String::as_str).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join("', '") };
-        refusal!(UnknownAdapter, "there is no adapter '{name}'; attached: '{known}'")
+        let known: Vec<&String> = self.adapters.keys().collect();
+        let known = if known.is_empty() { "none".to_owned() } else { listed(&known) };
+        refusal!(UnknownAdapter, "there is no adapter '{}'; attached: {known}", shortened(name))
     }
 
     /// The storage that a variable has without adapters.
     pub(crate) fn base_data(&self, variable: usize) -> Result<Tensor> {
+        let variable = self.variables.get(variable).copy_of.unwrap_or(variable);
         match self.base.get(&variable) {
             Some(data) => Ok(data.shallow_clone()),
             None => Ok(self.variables.get(variable).tensor.f_detach()?),
@@ -107,9 +131,24 @@ impl Attachment {
     /// Adds an adapter. The model does not use it before it is active.
     pub(crate) fn insert(&mut self, name: &str, adapter: Adapter) -> Result<()> {
         let mut missing = Vec::new();
-        for (variable, _) in adapter.storages() {
+        let replaced = adapter.storages().map(|(variable, _)| variable);
+        for variable in replaced.chain(adapter.kept.iter().map(|(copy, _)| *copy)) {
             if !self.base.contains_key(&variable) {
-                missing.push((variable, self.base_data(variable)?));
+                let data = self.base_data(variable)?;
+                // Without adapters, a copy is tied, and so empty.
+                let data = match self.variables.get(variable).copy_of {
+                    Some(_) => Tensor::f_empty([0], (data.f_kind()?, data.device()))?,
+                    None => data,
+                };
+                missing.push((variable, data));
+            }
+        }
+        for (variable, data) in &missing {
+            if self.variables.get(*variable).is_new {
+                // Its former gradient is not one of the adapter.
+                undefine(&[&self.variables.get(*variable).tensor])?;
+                self.variables.freeze(*variable)?;
+                self.samples.remember(&[(*variable, data.shallow_clone())])?;
             }
         }
         self.base.extend(missing);
@@ -135,19 +174,13 @@ impl Attachment {
     pub(crate) fn apply(&mut self) -> Result<()> {
         let wanted = self.wanted();
         if wanted != self.shown {
+            self.hide_gradients()?;
             if let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
-                // Otherwise the next adapter would take over their gradients.
-                let graded = adapter.slot_variables.iter().copied();
-                let graded: Vec<usize> =
-                    graded.filter(|v| self.variables.get(*v).tensor.grad().defined()).collect();
-                if !graded.is_empty() {
-                    gradients_of(&self.variables, &graded)?.zero_grad()?;
-                }
                 let mut stays = vec![false; self.variables.len()];
                 if let Some(next) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
-                    next.storages().for_each(|(variable, _)| stays[variable] = true);
+                    next.all_storages(&self.base).for_each(|(variable, _)| stays[variable] = true);
                 }
-                for (variable, _) in adapter.storages() {
+                for (variable, _) in adapter.all_storages(&self.base) {
                     let tensor = &self.variables.get(variable).tensor;
                     if tensor.requires_grad() {
                         let _ = tensor.f_set_requires_grad(false)?;
@@ -158,7 +191,10 @@ impl Attachment {
                 }
             }
             if let Some(adapter) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
-                for (variable, storage) in adapter.storages() {
+                // Those of the base are not the adapter's.
+                let leaves = adapter.slot_variables.iter().map(|v| &self.variables.get(*v).tensor);
+                undefine(&leaves.collect::<Vec<_>>())?;
+                for (variable, storage) in adapter.all_storages(&self.base) {
                     self.variables.set_data(variable, storage)?;
                 }
             }
@@ -168,18 +204,30 @@ impl Attachment {
     }
 
     /// Only the parameters of a trainable adapter in use require a gradient.
-    fn apply_requires_grad(&self) -> Result<()> {
-        let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) else {
+    fn apply_requires_grad(&mut self) -> Result<()> {
+        let Some(name) = self.shown.clone().filter(|name| self.adapters.contains_key(name)) else {
             return Ok(());
         };
-        let train = adapter.trainable && self.merged.is_none();
-        for variable in &adapter.slot_variables {
-            let tensor = &self.variables.get(*variable).tensor;
-            if tensor.requires_grad() != train {
-                let _ = tensor.f_set_requires_grad(train)?;
+        let merged = self.merged.is_some();
+        let (adapter, leaves) = self.graded(&name)?;
+        let train = adapter.trainable && !merged;
+        for leaf in &leaves {
+            if leaf.requires_grad() != train {
+                let _ = leaf.f_set_requires_grad(train)?;
             }
         }
-        Ok(())
+        adapter.gradients.show(&leaves)
+    }
+
+    /// Keeps the gradients of the adapter in use for its return, and no other adapter takes them over.
+    pub(super) fn hide_gradients(&mut self) -> Result<()> {
+        match self.shown.clone().filter(|name| self.adapters.contains_key(name)) {
+            Some(name) => {
+                let (adapter, leaves) = self.graded(&name)?;
+                adapter.gradients.hide(&adapter.flat, &leaves)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Freezes every variable.
@@ -190,125 +238,21 @@ impl Attachment {
         Ok(())
     }
 
-    /// Sets every `requires_grad` to the present state again, after changes by user code.
-    pub(crate) fn restore_requires_grad(&self) -> Result<()> {
+    /// Sets every `requires_grad` to the present state again, after changes by user code. New variables become part of
+    /// the frozen base.
+    pub(crate) fn restore_requires_grad(&mut self) -> Result<()> {
         self.freeze_all()?;
+        self.sync()?;
         self.apply_requires_grad()
     }
 
     /// Restores the `requires_grad` that every variable had before an adapter was attached.
     pub(crate) fn forget_requires_grad(&self) -> Result<()> {
-        for variable in self.variables.iter() {
+        for variable in self.variables.iter().filter(|variable| !variable.is_new) {
             if variable.tensor.requires_grad() != variable.required_grad {
                 let _ = variable.tensor.f_set_requires_grad(variable.required_grad)?;
             }
         }
-        Ok(())
-    }
-
-    /// Checks for changes to the variables by user code since the last call.
-    ///
-    /// Follows another kind or device of the model, and writes to the adapter's weights by another optimiser.
-    /// Refuses an overwritten base, since the adapter belongs to the earlier one. Then nothing changes.
-    pub(crate) fn sync(&mut self) -> Result<()> {
-        let changes = self.variables.changes();
-        if changes.moved.is_empty() && changes.written.is_empty() {
-            return Ok(());
-        }
-        let in_use = match (&self.merged, &self.shown) {
-            (None, Some(name)) => self.adapters[name].slot_variables.clone(),
-            _ => Vec::new(),
-        };
-        if let Some(base) = changes.written.iter().find(|v| !in_use.contains(v)) {
-            return Err(self.base_changed(
-                *base,
-                "was overwritten (vs.load, vs.copy or an in-place operation?)",
-            ));
-        }
-        if !changes.moved.is_empty() {
-            self.follow_move(&changes)?;
-        }
-        if let Some(name) = self.shown.clone().filter(|_| self.merged.is_none()) {
-            let adapter = self.adapter_mut(&name)?;
-            for slot in 0..adapter.slot_variables.len() {
-                let variable = adapter.slot_variables[slot];
-                if changes.written.contains(&variable) && !changes.moved.contains(&variable) {
-                    adapter.flat.adopt(slot)?;
-                }
-            }
-        }
-        self.variables.accept(&changes);
-        Ok(())
-    }
-
-    fn base_changed(&self, variable: usize, what: &str) -> Error {
-        let name = &self.variables.get(variable).name;
-        refusal!(
-            BaseChanged,
-            "the frozen variable '{name}' {what} after an adapter was attached, but the adapter belongs to the former \
-             weights. Load the base before attaching; to continue with the present weights of the VarStore, drop this \
-             LnTuningModel and attach a new one"
-        )
-    }
-
-    /// Moves every adapter and the stored base to the present kinds and device of the variables.
-    fn follow_move(&mut self, changes: &Changes) -> Result<()> {
-        let now =
-            |index: usize| -> Result<Tensor> { Ok(self.variables.get(index).tensor.f_detach()?) };
-        let in_use: HashMap<usize, Tensor> =
-            match self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
-                Some(adapter) => adapter.storages().map(|(v, t)| (v, t.shallow_clone())).collect(),
-                None => HashMap::new(),
-            };
-        // Values that differ from the old ones in the new kind were written by user code.
-        let mut foreign: HashMap<usize, Tensor> = HashMap::new();
-        for index in changes.moved.iter().filter(|v| self.base.contains_key(v)) {
-            let present = now(*index)?;
-            let known = in_use.get(index).unwrap_or(&self.base[index]);
-            if present.size() != known.size() {
-                return Err(self.base_changed(*index, "was given another shape"));
-            }
-            let (kind, device) = (present.f_kind()?, present.device());
-            if !present.f_equal(&known.f_to_kind(kind)?.f_to_device(device)?)? {
-                if !in_use.contains_key(index) || self.merged.is_some() {
-                    return Err(self.base_changed(*index, "was given other values"));
-                }
-                foreign.insert(*index, present);
-            }
-        }
-        let mut base = HashMap::new();
-        for (index, data) in &self.base {
-            let present = now(*index)?;
-            base.insert(*index, data.f_to_device(present.device())?.f_to_kind(present.f_kind()?)?);
-        }
-        let mut storages = Vec::with_capacity(self.adapters.len());
-        for (name, adapter) in &self.adapters {
-            storages.push(adapter.relocated(name, &base)?);
-        }
-        for (adapter, storage) in self.adapters.values_mut().zip(storages) {
-            adapter.set_storage(storage);
-        }
-        self.base = base;
-        self.variables.accept(changes);
-        let Some(name) = self.shown.take() else { return Ok(()) };
-        let adapter = self.adapter_mut(&name)?;
-        for slot in 0..adapter.slot_variables.len() {
-            if let Some(value) = foreign.get(&adapter.slot_variables[slot]) {
-                adapter.flat.set_value(slot, value)?;
-            }
-        }
-        let requires_grad: Vec<bool> =
-            self.trained(&name)?.map(|variable| variable.tensor.requires_grad()).collect();
-        let adapter = &self.adapters[&name];
-        for (variable, storage) in adapter.storages() {
-            self.variables.set_data(variable, storage)?;
-        }
-        for (variable, required) in adapter.slot_variables.iter().zip(requires_grad) {
-            let _ = self.variables.get(*variable).tensor.f_set_requires_grad(required)?;
-        }
-        // Otherwise the next backward pass would add gradients of different kinds or devices.
-        gradients_of(&self.variables, &adapter.slot_variables)?.zero_grad()?;
-        self.shown = Some(name);
         Ok(())
     }
 
@@ -324,7 +268,8 @@ impl Attachment {
         if !self.enabled {
             refuse!(
                 InvalidState,
-                "adapters are disabled, so nothing trains: drop the guard of `disable` first"
+                "adapters are disabled, so nothing trains: drop the guard of `disable` first, or call `enable` if it was \
+                 forgotten"
             );
         }
         if self.active.as_deref() != Some(name) {
@@ -349,6 +294,7 @@ impl Attachment {
                 frozen.name
             );
         }
+        self.check_claimed()?;
         let mut trains = vec![false; self.variables.len()];
         adapter.slot_variables.iter().for_each(|variable| trains[*variable] = true);
         let thawed = |v: &&Variable| v.tensor.requires_grad() && !trains[v.tied_to];
@@ -363,19 +309,23 @@ impl Attachment {
         Ok(())
     }
 
-    /// The gradients of these variables as libtorch's optimiser sees them: its `zero_grad` makes them undefined,
-    /// which tch offers nowhere else, and the next backward pass then moves gradients in rather than adding them.
-    pub(crate) fn gradients(&self, name: &str) -> Result<COptimizer> {
-        gradients_of(&self.variables, &self.adapter(name)?.slot_variables)
+    /// Refuses trainable variables that were made after an adapter was attached and that no adapter trains or saves.
+    pub(crate) fn check_claimed(&self) -> Result<()> {
+        let mut new = self.variables.iter().filter(|variable| variable.is_new);
+        let Some(first) = new.next() else { return Ok(()) };
+        let module = first.name.rsplit_once('.').map_or(first.name.as_str(), |(module, _)| module);
+        let others = match new.count() {
+            0 => String::new(),
+            others => format!(" (and {others} more)"),
+        };
+        refuse!(
+            InvalidState,
+            "'{}'{others} was made after the adapter was attached, so no adapter trains or saves it. Attach once the \
+             model is complete, or give it to a new adapter: `add_adapter` with `modules_to_save([\"{module}\"])` and \
+             `set_adapter`. To leave it as it is: `set_requires_grad`, which freezes all but the adapter",
+            first.name
+        )
     }
-}
-
-fn gradients_of(variables: &Variables, indices: &[usize]) -> Result<COptimizer> {
-    let mut gradients = COptimizer::sgd(0., 0., 0., 0., false)?;
-    for index in indices {
-        gradients.add_parameters(&variables.get(*index).tensor, 0)?;
-    }
-    Ok(gradients)
 }
 
 /// Locks the state, even after a thread that held it has panicked.

@@ -6,8 +6,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::{refusal, refuse, Error, Result};
+use crate::error::{refusal, refuse, Result};
+use crate::storage::regular;
 use crate::storage::unique_keys::{Strict, DUPLICATE};
+use crate::storage::yaml;
 
 const PEFT_TYPE: &str = "LN_TUNING";
 
@@ -172,10 +174,7 @@ impl LnTuningConfig {
     /// As [`from_file`](Self::from_file).
     pub fn parse_file(path: impl AsRef<Path>) -> Result<ParsedConfig> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-        let text = String::from_utf8(bytes).map_err(|e| {
-            refusal!(InvalidConfig, "'{}' is not UTF-8 text", path.display()).caused_by(e)
-        })?;
+        let text = regular::read_text(path)?;
         let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
         parse(&text, if yaml { Format::Yaml } else { Format::Json }, Some(path))
     }
@@ -263,7 +262,7 @@ fn parse(text: &str, format: Format, path: Option<&Path>) -> Result<ParsedConfig
             .map_err(|e| invalid("not a valid JSON configuration".into(), e.into()))
             .map(|Strict(map)| map)?,
         Format::Yaml if text.trim().is_empty() => Map::new(),
-        Format::Yaml => serde_yaml::from_str(text)
+        Format::Yaml => yaml::from_str(text)
             .map_err(|e| invalid("not a valid YAML configuration".into(), e.into()))
             .map(|Strict(map)| map)?,
     };

@@ -86,6 +86,16 @@ impl FlatParams {
         Ok(flat)
     }
 
+    /// Zeros in this layout, in f32 at least, whatever the kind of the masters.
+    pub(crate) fn zeros(&self) -> Result<FlatParams> {
+        let kind = if self.master.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
+        let master = Tensor::f_zeros(self.master.size(), (kind, self.master.device()))?;
+        let slots = self.slots.clone();
+        let mut flat = FlatParams { slots, master, runs: Vec::new(), views: Vec::new() };
+        flat.expose(Vec::new())?;
+        Ok(flat)
+    }
+
     pub(crate) fn slots(&self) -> &[Slot] {
         &self.slots
     }
@@ -141,8 +151,21 @@ impl FlatParams {
         self.publish()
     }
 
+    /// Takes over what was written into the live buffers without raising a version, as C++'s SGD does: a live value
+    /// that is not its master's rounding becomes the master. Computed on the device, without waiting for it.
+    pub(crate) fn adopt_unmarked(&self) -> Result<()> {
+        for run in &self.runs {
+            let (start, end) = bounds(&self.slots, &run.slots);
+            let mut master = self.master.f_narrow(0, start, end - start)?;
+            let written = run.live.f_ne_tensor(&master.f_to_kind(run.live.f_kind()?)?)?;
+            let live = run.live.f_to_kind(master.f_kind()?)?;
+            master.f_copy_(&live.f_where_self(&written, &master)?)?;
+        }
+        Ok(())
+    }
+
     /// Copies the live view of `slot`, into which user code has written, to the master.
-    pub(crate) fn adopt(&mut self, slot: usize) -> Result<()> {
+    pub(crate) fn adopt(&self, slot: usize) -> Result<()> {
         if self.slots[slot].kind != self.master.f_kind()? {
             self.value(slot)?.f_copy_(&self.views[slot])?;
         }
@@ -156,6 +179,12 @@ impl FlatParams {
             run.live.f_copy_(&self.master.f_narrow(0, start, end - start)?)?;
         }
         Ok(())
+    }
+
+    /// Sets everything to 0.
+    pub(crate) fn zero(&mut self) -> Result<()> {
+        let _ = self.master.f_zero_()?;
+        self.publish()
     }
 
     /// A copy on another device or in other kinds (one per slot). The masters keep their values, and their kind if it

@@ -4,19 +4,23 @@ pub(crate) mod attachment;
 mod config;
 mod diff;
 pub(crate) mod flat;
+pub(crate) mod gradients;
 #[cfg(feature = "plots")]
 mod heat_map;
 mod interpolation;
 mod merge;
+mod merged;
 mod model;
 mod options;
 mod peft;
 mod registry;
+mod samples;
 mod selection;
 mod status;
 mod switching;
+mod sync;
 mod variables;
-mod weights;
+pub(crate) mod weights;
 
 pub use config::{LnTuningConfig, Modules, ParsedConfig, TaskType};
 pub use diff::{AdapterDiff, TensorDiff};

@@ -6,6 +6,7 @@ use serde_json::{json, Map, Value};
 
 use crate::error::{refuse, Error, ErrorKind, Result};
 use crate::pretrained::Head;
+use crate::storage::regular;
 
 /// The shape and the options of a model, as a `config.json` of transformers says them.
 pub trait ModelConfig: Sized + Clone + std::fmt::Debug {
@@ -27,8 +28,7 @@ pub trait ModelConfig: Sized + Clone + std::fmt::Debug {
     /// # Errors
     /// `MissingFile` or `Io` if it cannot be read; as [`from_json`](Self::from_json).
     fn from_file(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        Self::from_json(&std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?)
+        Self::from_json(&regular::read_text(path.as_ref())?)
     }
 
     /// Reads the text of a `config.json`.

@@ -11,7 +11,7 @@ use super::inputs::Inputs;
 use super::nn::Weights;
 use crate::autograd::recompute::Tape;
 use crate::error::{refuse, Result};
-use crate::pretrained::{Head, ModelFiles};
+use crate::pretrained::{origin, Head, ModelFiles};
 
 /// A model under the variable names that transformers has in memory.
 ///
@@ -146,8 +146,10 @@ pub trait Model: Sized {
         let wanted = |name: &str| !(is_fresh(name) && files.is_of_a_head(name));
         let vs = files.var_store(load.device, load.kind, wanted)?;
         let mut kinds = vs.trainable_variables().into_iter().map(|tensor| tensor.kind());
-        let weights = Weights::filled(&vs.root(), kinds.next().unwrap_or(Kind::Float));
+        let kind = kinds.next().unwrap_or(Kind::Float);
+        let weights = Weights::filled(&vs.root(), kind, origin::copies(&vs));
         let model = Self::build(&weights, &config)?;
+        origin::keep_copies(&vs, &weights.handed_out().0);
         check_all_used(&vs, &weights, &files, is_fresh)?;
         Self::loaded(&config, &vs, &files)?;
         drop(weights);

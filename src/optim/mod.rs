@@ -1,7 +1,7 @@
 //! Training the active adapter: the methods of `tch::nn::Optimizer` over one flat buffer.
 
 mod algorithm;
-mod gradients;
+mod backward;
 mod group;
 mod optimizer;
 mod schedule;

@@ -6,9 +6,13 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 use super::algorithm::Algorithm;
-use super::gradients::Gradients;
 use crate::adapter::flat::{copy_of, FlatParams};
-use crate::error::{refusal, refuse, Result};
+use crate::adapter::weights::Adapter;
+use crate::error::{refusal, refuse, Error, ErrorKind, Result};
+use crate::storage::info::is_float;
+
+/// The largest number of updates up to which an f64 holds every whole number.
+const MOST_STEPS: f64 = (1_i64 << 53) as f64;
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -27,13 +31,14 @@ impl State {
     /// One step, with one call per run of neighbouring slots with the same settings and history: usually one call.
     pub(super) fn update(
         &mut self,
-        flat: &mut FlatParams,
-        gradients: &Gradients,
+        adapter: &mut Adapter,
         settings: impl Fn(usize) -> (usize, Algorithm, f64),
     ) -> Result<()> {
-        let Some(gradient) = gradients.flat() else { return Ok(()) };
+        let Adapter { flat, gradients, .. } = adapter;
+        let gradient = gradients.flat()?;
         self.prepare(flat)?;
         let slots = flat.slots().len();
+        let kind = wide(flat.master().f_kind()?);
         let key = |slot: usize| (gradients.is_present(slot), self.steps[slot], settings(slot).0);
         let mut runs: Vec<Range<usize>> = Vec::new();
         for slot in 0..slots {
@@ -47,11 +52,17 @@ impl State {
             let step = self.steps[run.start] + 1;
             let mut params = flat.range(flat.master(), run.clone())?;
             let gradient = flat.range(gradient, run.clone())?;
+            // Nothing between the gradient and the new weight is rounded to f16, or leaves its range.
+            let mut work = params.f_to_kind(kind)?;
+            let gradient = gradient.f_to_kind(kind)?;
             let mut buffers = Vec::with_capacity(self.buffers.len());
             for buffer in &self.buffers {
                 buffers.push(flat.range(buffer, run.clone())?);
             }
-            algorithm.update(&mut params, &gradient, &mut buffers, step, lr)?;
+            algorithm.update(&mut work, &gradient, &mut buffers, step, lr)?;
+            if params.f_kind()? != kind {
+                params.f_copy_(&work)?;
+            }
             self.steps[run].fill(step);
         }
         flat.publish()
@@ -80,19 +91,30 @@ impl State {
         variables: &[String],
         state: &[(String, Tensor)],
     ) -> Result<()> {
-        let mut given: HashMap<&str, &Tensor> =
-            state.iter().map(|(key, tensor)| (key.as_str(), tensor)).collect();
-        let mut steps = Vec::with_capacity(variables.len());
-        let mut buffers: Vec<Tensor> = Vec::with_capacity(self.names.len());
-        for _ in self.names {
-            buffers.push(flat.master().f_zeros_like()?);
+        let mut given: HashMap<&str, &Tensor> = HashMap::with_capacity(state.len());
+        for (key, tensor) in state {
+            if given.insert(key, tensor).is_some() {
+                refuse!(
+                    DuplicateKey,
+                    "the optimizer state holds '{key}' twice, expected every key once: leave one out"
+                );
+            }
         }
+        let mut steps = Vec::with_capacity(variables.len());
+        let buffers = self.zeros(flat)?;
         for (slot, variable) in variables.iter().enumerate() {
-            let step = take(&mut given, format!("{variable}.step"), &[])?;
-            steps.push(step.f_to_kind(Kind::Int64)?.f_int64_value(&[])?);
+            let key = format!("{variable}.step");
+            steps.push(step_of(&key, take(&mut given, &key, &[])?)?);
             for (name, buffer) in self.names.iter().zip(&buffers) {
-                let shape = &flat.slots()[slot].shape;
-                let value = take(&mut given, format!("{variable}.{name}"), shape)?;
+                let key = format!("{variable}.{name}");
+                let value = take(&mut given, &key, &flat.slots()[slot].shape)?;
+                let kind = value.f_kind()?;
+                if !is_float(kind) {
+                    refuse!(
+                        KindMismatch,
+                        "the optimizer state '{key}' has kind {kind:?}, expected floating-point numbers"
+                    );
+                }
                 flat.view_of(buffer, slot)?.f_copy_(value)?;
             }
         }
@@ -102,19 +124,42 @@ impl State {
                 "the optimizer state holds '{extra}', which this adapter or algorithm does not use"
             );
         }
+        for (name, buffer) in self.names.iter().zip(&buffers) {
+            // The whole buffer at once; single tensors only to name the one that is wrong.
+            if fault(name, buffer)?.is_none() {
+                continue;
+            }
+            for (slot, variable) in variables.iter().enumerate() {
+                if let Some((kind, found)) = fault(name, &flat.view_of(buffer, slot)?)? {
+                    return Err(Error::new(
+                        kind,
+                        format!(
+                            "the optimizer state '{variable}.{name}' holds {found}: was it saved by a run that \
+                             diverged, or changed since? Load an earlier checkpoint"
+                        ),
+                    ));
+                }
+            }
+        }
         self.steps = steps;
         self.buffers = buffers;
         Ok(())
     }
 
-    /// Creates the buffers, or moves them to the device and kind of the masters.
+    /// New buffers, in f32 whatever the kind of the weights (f64 for weights in f64): squares of small gradients would
+    /// vanish in f16, and those of large ones overflow.
+    fn zeros(&self, flat: &FlatParams) -> Result<Vec<Tensor>> {
+        let options = (wide(flat.master().f_kind()?), flat.master().device());
+        let size = flat.master().size();
+        self.names.iter().map(|_| Ok(Tensor::f_zeros(&size, options)?)).collect()
+    }
+
+    /// Creates the buffers, or moves them with the masters.
     fn prepare(&mut self, flat: &FlatParams) -> Result<()> {
         if self.buffers.len() != self.names.len() {
-            for _ in self.names {
-                self.buffers.push(flat.master().f_zeros_like()?);
-            }
+            self.buffers = self.zeros(flat)?;
         }
-        let (kind, device) = (flat.master().f_kind()?, flat.master().device());
+        let (kind, device) = (wide(flat.master().f_kind()?), flat.master().device());
         for buffer in &mut self.buffers {
             *buffer = buffer.f_to_device(device)?.f_to_kind(kind)?;
         }
@@ -122,14 +167,25 @@ impl State {
     }
 }
 
-fn take<'a>(
-    given: &mut HashMap<&str, &'a Tensor>,
-    key: String,
-    shape: &[i64],
-) -> Result<&'a Tensor> {
-    let tensor = given.remove(key.as_str()).ok_or_else(|| {
+/// The kind in which an update is computed.
+fn wide(kind: Kind) -> Kind {
+    if kind == Kind::Double {
+        kind
+    } else {
+        Kind::Float
+    }
+}
+
+fn take<'a>(given: &mut HashMap<&str, &'a Tensor>, key: &str, shape: &[i64]) -> Result<&'a Tensor> {
+    let tensor = given.remove(key).ok_or_else(|| {
         refusal!(MissingKeys, "the optimizer state has no '{key}': is it from another run?")
     })?;
+    if !tensor.defined() {
+        refuse!(
+            MissingKeys,
+            "the optimizer state '{key}' is an undefined tensor, expected one with values"
+        );
+    }
     if tensor.size() != shape {
         refuse!(
             ShapeMismatch,
@@ -138,4 +194,40 @@ fn take<'a>(
         );
     }
     Ok(tensor)
+}
+
+/// The number of updates, which torch keeps in f32.
+fn step_of(key: &str, tensor: &Tensor) -> Result<i64> {
+    let expected = "expected the number of updates so far";
+    let kind = tensor.f_kind()?;
+    if !is_float(kind)
+        && !matches!(kind, Kind::Uint8 | Kind::Int8 | Kind::Int16 | Kind::Int | Kind::Int64)
+    {
+        refuse!(KindMismatch, "the optimizer state '{key}' has kind {kind:?}, {expected}");
+    }
+    let value = tensor.f_to_kind(Kind::Double)?.f_double_value(&[])?;
+    if !value.is_finite() {
+        refuse!(NonFinite, "the optimizer state '{key}' is {value}, {expected}");
+    }
+    if value.fract() != 0. || !(0. ..=MOST_STEPS).contains(&value) {
+        refuse!(
+            InvalidArgument,
+            "the optimizer state '{key}' is {value}, {expected}: a whole number from 0 to 2^53"
+        );
+    }
+    Ok(value as i64)
+}
+
+/// The fault of a buffer, if any: its kind, and what was found and expected.
+fn fault(name: &str, buffer: &Tensor) -> Result<Option<(ErrorKind, String)>> {
+    if buffer.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+        let kind = buffer.f_kind()?;
+        let found = format!("NaN, infinity or a number outside {kind:?}, expected finite numbers");
+        return Ok(Some((ErrorKind::NonFinite, found)));
+    }
+    if name.ends_with("_sq") && buffer.f_lt(0.)?.f_any()?.f_int64_value(&[])? != 0 {
+        let found = "a negative number, expected means of squares: 0 or more".to_owned();
+        return Ok(Some((ErrorKind::InvalidArgument, found)));
+    }
+    Ok(None)
 }

@@ -10,14 +10,15 @@ use super::naming::former::Renaming;
 use super::naming::head::Head;
 use super::naming::layout::Layout;
 use super::naming::ties::settled;
-use crate::error::{refusal, refuse, Error, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::names::natural::natural_cmp;
 use crate::storage::info::{is_float, VariableInfo};
+use crate::storage::regular;
 use crate::storage::safetensors::kind_of;
 use crate::storage::stored::{Stored, StoredTensors};
 
 const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// An opened Hugging Face model directory: its configuration and the place of each tensor. No tensor is read yet.
 ///
@@ -207,6 +208,43 @@ impl ModelFiles {
         self.tensors.iter().map(variable).collect()
     }
 
+    /// [`variables`](Self::variables) and the tied copies, such as `lm_head.weight`: an adapter may untie them.
+    pub fn variables_with_copies(&self) -> Vec<VariableInfo> {
+        let mut all = self.variables();
+        for (name, original) in self.copies() {
+            let original = all.iter().find(|variable| variable.name == original).cloned();
+            all.extend(original.map(|original| VariableInfo { name, ..original }));
+        }
+        all.sort_by(|a, b| natural_cmp(&a.name, &b.name));
+        all
+    }
+
+    /// The key in the files of a tensor with this name in memory.
+    pub(crate) fn key(&self, name: &str) -> String {
+        self.layout.key(name)
+    }
+
+    /// `config.json` for files that hold the copies too; `None` if it stays, as for T5, whose setting says something else.
+    pub(crate) fn untied_config(&self) -> Option<Value> {
+        let mut config = self.config.clone();
+        let inner = config.get_mut("text_config").and_then(Value::as_object_mut);
+        if let Some(tied) = inner.and_then(|inner| inner.get_mut("tie_word_embeddings")) {
+            *tied = false.into();
+        }
+        config["tie_word_embeddings"] = false.into();
+        self.layout.is_tied_by_config().then_some(config)
+    }
+
+    /// The tied copies that the model has and the files lack, each with its original, by their names in memory.
+    pub(crate) fn copies(&self) -> Vec<(String, String)> {
+        let mut copies = self.layout.ties(&self.config);
+        copies.retain(|(copy, original)| {
+            let own = self.layout.place(copy).as_ref() == Some(copy) && self.find(copy).is_none();
+            own && self.find(original).is_some()
+        });
+        copies
+    }
+
     /// Reads one tensor to the CPU, in the kind that it has on disk.
     ///
     /// # Errors
@@ -255,8 +293,7 @@ pub(crate) fn is_parameter(name: &str, kind: Kind) -> bool {
 }
 
 pub(super) fn json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    serde_json::from_str(&text)
+    serde_json::from_slice(&regular::read(path)?)
         .map_err(|e| refusal!(InvalidConfig, "'{}' is not JSON", path.display()).caused_by(e))
 }
 

@@ -8,10 +8,14 @@ mod common;
 #[path = "../nets/mod.rs"]
 mod nets;
 
+mod accumulation;
 mod checkpointing;
+mod gradients;
+mod half_precision;
 mod loss;
 mod new_heads;
 mod optimizer;
+mod optimizer_state;
 mod random;
 mod recompute;
 mod schedule;

@@ -1,14 +1,16 @@
 //! Images: found in a folder for each class, and prepared for a model.
 
+use std::fs::File;
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageReader};
-use ln_tuning::natural_cmp;
+use ln_tuning::{natural_cmp, regular, ErrorKind};
 use serde_json::Value;
 
-use crate::train::digest::Digest;
+use crate::records::digest::Digest;
 
 const ENDS: [&str; 3] = ["png", "jpg", "jpeg"];
 
@@ -38,8 +40,16 @@ pub fn folder(dir: &Path, digest: &mut Digest) -> Result<Vec<(PathBuf, String)>>
 
 /// Refuses a file whose head is not that of an image.
 pub fn check(path: &Path) -> Result<()> {
-    let reader = ImageReader::open(path)?.with_guessed_format()?;
+    let reader = open(path)?;
     reader.into_dimensions().map(drop).context("this is not an image that can be read")
+}
+
+fn open(path: &Path) -> Result<ImageReader<BufReader<File>>> {
+    let mut reader = ImageReader::new(BufReader::new(regular::open(path)?));
+    if let Ok(format) = image::ImageFormat::from_path(path) {
+        reader.set_format(format);
+    }
+    Ok(reader.with_guessed_format()?)
 }
 
 /// The preparation of images for a model: `config.json` and `preprocessor_config.json`.
@@ -59,10 +69,11 @@ pub struct Preparation {
 impl Preparation {
     pub fn open(model: &Path, config: &Value) -> Result<Self> {
         let path = model.join("preprocessor_config.json");
-        let given: Value = match std::fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text)
+        let given: Value = match regular::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
                 .with_context(|| format!("'{}' is not JSON", path.display()))?,
-            Err(_) => Value::Null,
+            Err(error) if error.kind() == ErrorKind::MissingFile => Value::Null,
+            Err(error) => return Err(error.into()),
         };
         let number = |value: &Value, default: u64| value.as_u64().unwrap_or(default);
         let channels = number(&config["num_channels"], 3) as usize;
@@ -105,8 +116,8 @@ impl Preparation {
     /// `[channels, size, size]`, one value after the other.
     pub fn pixels(&self, path: &Path) -> Result<Vec<f32>> {
         let place = || format!("cannot read the image '{}'", path.display());
-        let image = ImageReader::open(path).with_context(place)?.with_guessed_format()?;
-        let image = self.resized(&image.decode().with_context(place)?);
+        let image = open(path).with_context(place)?.decode();
+        let image = self.resized(&image.with_context(place)?);
         let bytes = match self.channels {
             1 => image.into_luma8().into_raw(),
             _ => image.into_rgb8().into_raw(),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{ensure, Context, Result};
 use ln_tuning::models::{AnyModel, Inputs, Load};
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{AdapterOptions, LnTuningModel, LoadOptions};
+use ln_tuning::{regular, AdapterOptions, LnTuningModel, LoadOptions};
 use serde_json::json;
 use tch::{no_grad, Kind, Tensor};
 
@@ -49,6 +49,8 @@ pub fn run(args: &Args) -> Result<bool> {
     let device = device::named(&args.device)?;
     let kind = args.kind.and_then(|kind| kind.on(device));
     let path = &args.reference;
+    // Refuses what is no regular file.
+    drop(regular::open(path)?);
     let reference = Tensor::read_safetensors(path)
         .with_context(|| format!("'{}' is not a safetensors file", path.display()))?;
     let moved = reference.into_iter().map(|(name, tensor)| Ok((name, tensor.f_to_device(device)?)));

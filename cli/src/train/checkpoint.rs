@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, Context, Result};
-use ln_tuning::{LnTuningModel, LoadOptions, Optimizer, DEFAULT_ADAPTER};
+use ln_tuning::{regular, LnTuningModel, LoadOptions, Optimizer, DEFAULT_ADAPTER};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Tensor;
@@ -92,7 +92,7 @@ pub fn begin(settings: &Settings, all: Value, data: String) -> Result<State> {
     };
     let path = dir(out, step).join(STATE);
     let place = || format!("the checkpoint '{}' cannot be read", path.display());
-    let text = fs::read_to_string(&path).with_context(place)?;
+    let text = regular::read_text(&path).with_context(place)?;
     let state: State = serde_json::from_str(&text).with_context(place)?;
     let (holds, cure) =
         (format!("'{}' holds", out.display()), "choose another 'out', or undo the change");
@@ -119,9 +119,14 @@ pub fn load(
 ) -> Result<()> {
     let dir = dir(out, step);
     let mut take = || -> Result<()> {
-        let weights = Tensor::read_safetensors(dir.join(ADAPTER))?;
+        let read = |file: &str| -> Result<_> {
+            // Refuses what is no regular file.
+            drop(regular::open(&dir.join(file))?);
+            Ok(Tensor::read_safetensors(dir.join(file))?)
+        };
+        let weights = read(ADAPTER)?;
         tuned.load_state_dict(DEFAULT_ADAPTER, &weights, &LoadOptions::default())?;
-        optimizer.load_state_dict(&Tensor::read_safetensors(dir.join(OPTIMIZER))?)?;
+        optimizer.load_state_dict(&read(OPTIMIZER)?)?;
         Ok(())
     };
     take().with_context(|| format!("the checkpoint '{}' cannot be read", dir.display()))

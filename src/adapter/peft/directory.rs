@@ -1,15 +1,15 @@
 //! The PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
 
-use std::io::ErrorKind::{NotADirectory, NotFound};
 use std::path::{Path, PathBuf};
 
 use tch::Tensor;
 
 use super::card::Card;
 use crate::adapter::config::LnTuningConfig;
-use crate::error::{refusal, refuse, Error, Result};
+use crate::error::{refusal, refuse, Result};
+use crate::names::nearest::shortened;
 use crate::storage::atomic::Contents;
-use crate::storage::safetensors;
+use crate::storage::{regular, safetensors};
 
 const CONFIG: &str = "adapter_config.json";
 const SAFETENSORS: &str = "adapter_model.safetensors";
@@ -50,15 +50,12 @@ pub(crate) fn adapter_files(
 /// The model card, with the text of an existing one.
 pub(crate) fn card_file(dir: &Path, card: &Card) -> Result<Contents> {
     let path = dir.join(CARD);
-    let before = match std::fs::read(&path) {
-        Ok(bytes) => String::from_utf8(bytes).map_err(|e| {
-            refusal!(CorruptFile, "'{}' is not UTF-8 text: move it away", path.display())
-                .caused_by(e)
-        })?,
-        // The write will report a plain file in place of the directory.
-        Err(e) if matches!(e.kind(), NotFound | NotADirectory) => String::new(),
-        Err(e) => return Err(Error::io("read", &path, e)),
-    };
+    regular::check_replaceable(&path)?;
+    // The write reports a plain file in place of the directory.
+    let before = if path.exists() { regular::read(&path)? } else { Vec::new() };
+    let before = String::from_utf8(before).map_err(|e| {
+        refusal!(CorruptFile, "'{}' is not UTF-8 text: move it away", path.display()).caused_by(e)
+    })?;
     Ok(vec![(path, card.render(&before).into_bytes())])
 }
 
@@ -69,8 +66,19 @@ impl SavedAdapter {
     /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite`, `KindMismatch`; `Unsupported` for a pickle; those of
     /// [`LnTuningConfig::from_file`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let (config, path) = located(dir.as_ref())?;
-        Ok(SavedAdapter { config, tensors: safetensors::read(&path)? })
+        let dir = dir.as_ref();
+        let there = || regular::read(&dir.join(CONFIG)).ok();
+        let mut before = there();
+        loop {
+            let (config, path) = located(dir)?;
+            let tensors = safetensors::read(&path);
+            // A save in between, by another process, would mix its configuration with tensors of before.
+            let after = there();
+            if before == after {
+                return Ok(SavedAdapter { config, tensors: tensors? });
+            }
+            before = after;
+        }
     }
 }
 
@@ -115,6 +123,7 @@ pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
     };
     refuse!(
         InvalidAdapterName,
-        "'{name}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'"
+        "'{}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'",
+        shortened(name)
     )
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::adapter::selection::{Role, SelectedTensor};
 use crate::error::{refuse, Result};
+use crate::names::nearest::shortened;
 use crate::names::substitution::Substitution;
 
 const PREFIX: &str = "base_model.model.";
@@ -84,8 +85,10 @@ pub(crate) fn match_keys(
                 Some(first) if rank == ranks[place] => {
                     refuse!(
                         DuplicateKey,
-                        "'{}' and '{key}' are both keys of '{renamed}': remove one of them",
-                        keys[first]
+                        "'{}' and '{}' are both keys of '{}': remove one of them",
+                        shortened(keys[first]),
+                        shortened(key),
+                        shortened(&renamed)
                     );
                 }
                 Some(_) if rank > ranks[place] => matched.foreign.push((*key).to_owned()),

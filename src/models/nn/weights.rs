@@ -8,7 +8,9 @@ use std::rc::Rc;
 use tch::nn::{f_init, Init, Path};
 use tch::{Kind, Tensor};
 
+use super::tied::Tied;
 use crate::error::{refuse, Result};
+use crate::pretrained::origin::TiedCopy;
 
 /// The variables below a path, handed out by name: the one that is there, else a new one.
 ///
@@ -27,6 +29,8 @@ struct Record {
     kind: Kind,
     /// True if the variables were filled from the files of a model.
     filled: bool,
+    /// Handles of the tied copies in those files.
+    copies: Vec<TiedCopy>,
     taken: RefCell<HashSet<String>>,
     made: RefCell<Vec<String>>,
 }
@@ -34,17 +38,18 @@ struct Record {
 impl<'a> Weights<'a> {
     /// The variables below `path`; new ones have the kind of the path.
     pub fn new(path: &Path<'a>) -> Self {
-        Self::with(path, path.kind(), false)
+        Self::with(path, path.kind(), false, Vec::new())
     }
 
-    /// The variables of a `VarStore` that was filled from files; new ones have this kind.
-    pub(in crate::models) fn filled(path: &Path<'a>, kind: Kind) -> Self {
-        Self::with(path, kind, true)
+    /// The variables of a `VarStore` that was filled from files, with its tied copies; new ones have this kind.
+    pub(in crate::models) fn filled(path: &Path<'a>, kind: Kind, copies: Vec<TiedCopy>) -> Self {
+        Self::with(path, kind, true, copies)
     }
 
-    fn with(path: &Path<'a>, kind: Kind, filled: bool) -> Self {
+    fn with(path: &Path<'a>, kind: Kind, filled: bool, copies: Vec<TiedCopy>) -> Self {
         let (taken, made) = Default::default();
-        Weights { path: path.clone(), record: Rc::new(Record { kind, filled, taken, made }) }
+        let record = Record { kind, filled, copies, taken, made };
+        Weights { path: path.clone(), record: Rc::new(record) }
     }
 
     /// Those below `name`, whose dots lead further down; an empty name leads nowhere.
@@ -69,8 +74,15 @@ impl<'a> Weights<'a> {
     }
 
     /// The variable of this name if it is there, else `other`, which it is tied to.
-    pub(in crate::models) fn tied(&self, name: &str, other: &Tensor) -> Result<Tensor> {
-        Ok(self.found(name, &other.size())?.unwrap_or_else(|| other.shallow_clone()))
+    pub(in crate::models) fn tied(&self, name: &str, other: &Tensor) -> Result<Tied> {
+        if let Some(tensor) = self.found(name, &other.size())? {
+            return Ok(Tied::from(tensor));
+        }
+        let (path, last) = self.place(name);
+        let full = full_name(&path, last);
+        let copy = self.record.copies.iter().find(|copy| copy.name == full);
+        self.record.taken.borrow_mut().insert(full);
+        Ok(Tied::new(other, copy.map(|copy| copy.tensor.shallow_clone())))
     }
 
     /// True for a part that files may lack if the variable exists, or if the model is not from files.

@@ -110,6 +110,18 @@ impl Layout {
         }
     }
 
+    /// The key in these files of a tensor with this name in memory.
+    pub(in crate::pretrained) fn key(&self, name: &str) -> String {
+        let of_a_head = self.row.is_none_or(|row| row.is_of_a_head(name));
+        let inside = below(name, self.base).filter(|_| self.bare && !of_a_head);
+        inside.unwrap_or(name).to_owned()
+    }
+
+    /// True if `tie_word_embeddings` decides whether copies are tied.
+    pub(in crate::pretrained) fn is_tied_by_config(&self) -> bool {
+        self.row.is_some_and(|row| row.tied != Tied::Always)
+    }
+
     /// The tied pairs of this model, copy and original, by their names in memory.
     pub(in crate::pretrained) fn ties(&self, config: &Value) -> Vec<(String, String)> {
         let Some(row) = self.row.filter(|row| is_tied(row, config)) else { return vec![] };

@@ -1,0 +1,158 @@
+//! Backward passes of the optimiser: gradients of the selected tensors only.
+
+use tch::Tensor;
+
+use super::optimizer::{inputs, Optimizer};
+use crate::adapter::attachment::Attachment;
+use crate::adapter::gradients;
+use crate::adapter::weights::Adapter;
+use crate::autograd::recompute::{Recompute, Tape};
+use crate::error::{refuse, Result};
+
+impl Optimizer {
+    /// Adds the gradient of `loss`, a scalar, to the gradients so far. Frees the graph.
+    ///
+    /// # Errors
+    /// `NoGradient` if `loss` is not a scalar or depends on no selected tensor; `InvalidState` if the adapter is not
+    /// active, merged, disabled or frozen.
+    pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
+        self.add_backward(loss, 1, false)
+    }
+
+    /// Adds the gradient of `loss / parts`; without those so far, if it is the `first`.
+    pub(super) fn add_backward(&mut self, loss: &Tensor, parts: i64, first: bool) -> Result<()> {
+        check_loss(loss)?;
+        let scale = self.loss_scale;
+        let factor = scale / parts as f64;
+        let scaled = if factor == 1. { loss.shallow_clone() } else { loss.f_mul_scalar(factor)? };
+        self.with_adapter(|this, attachment| {
+            attachment.check_trainable(&this.adapter)?;
+            let inputs = inputs(attachment, &this.adapter)?;
+            let found = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
+            this.add(attachment, &found, scale, first)
+        })
+    }
+
+    /// Adds one gradient per slot, of a loss that was multiplied by `scale`.
+    fn add(
+        &mut self,
+        attachment: &mut Attachment,
+        found: &[Tensor],
+        scale: f64,
+        first: bool,
+    ) -> Result<()> {
+        if !found.iter().any(Tensor::defined) {
+            return Err(gradients::none());
+        }
+        let (Adapter { flat, gradients, .. }, leaves) = attachment.graded(&self.adapter)?;
+        if first {
+            gradients.clear(&leaves)?;
+        } else {
+            gradients.take_in(flat, &leaves)?;
+        }
+        gradients.add(flat, &leaves, found, |all| {
+            if scale != 1. {
+                let _ = all.f_div_scalar_(scale)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// [`backward`](Self::backward) with block checkpointing: `forward` computes the loss and runs its blocks through
+    /// the tape. Returns the loss.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward), and those of `forward`.
+    ///
+    /// ```
+    /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+    /// # use ln_tuning::{recompute::Recompute, AdamW, LnTuningConfig, LnTuningModel};
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # let block = nn::layer_norm(vs.root() / "norm", vec![4], Default::default());
+    /// # let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+    /// # let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
+    /// # let mut opt = tuned.optimizer(AdamW::default(), 1e-3)?;
+    /// opt.zero_grad()?;
+    /// let loss = opt.backward_recompute(&Recompute::default(), |tape| {
+    ///     Ok(tape.run(&x, |x| Ok(block.forward(x)))?.square().mean(Kind::Float))
+    /// })?;
+    /// opt.step()?;
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
+    #[doc(alias = "gradient_checkpointing")]
+    pub fn backward_recompute<'a>(
+        &mut self,
+        recompute: &Recompute,
+        forward: impl FnOnce(&mut Tape<'a>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let scale = self.loss_scale;
+        let scaled = |tape: &mut Tape<'a>| match forward(tape)? {
+            loss if scale == 1. => Ok(loss),
+            loss => Ok(loss.f_mul_scalar(scale)?),
+        };
+        let loss = self.add_gradients(scale, |inputs| recompute.gradients(inputs, scaled))?;
+        Ok(if scale == 1. { loss } else { loss.f_div_scalar(scale)? })
+    }
+
+    /// Adds the gradients that `compute` returns for the selected tensors, in the given order, for backward passes
+    /// other than [`backward`](Self::backward) and [`backward_recompute`](Self::backward_recompute). An undefined
+    /// tensor means no gradient. The loss scale is not applied. Returns the other value of `compute`, usually the loss.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward); `ShapeMismatch` if a gradient does not have its tensor's shape.
+    pub fn backward_with<T>(
+        &mut self,
+        compute: impl FnOnce(&[Tensor]) -> Result<(T, Vec<Tensor>)>,
+    ) -> Result<T> {
+        self.add_gradients(1., compute)
+    }
+
+    /// Adds the gradients of a loss that was multiplied by `scale`.
+    fn add_gradients<T>(
+        &mut self,
+        scale: f64,
+        compute: impl FnOnce(&[Tensor]) -> Result<(T, Vec<Tensor>)>,
+    ) -> Result<T> {
+        let inputs = self.with_adapter(|this, attachment| {
+            attachment.check_trainable(&this.adapter)?;
+            inputs(attachment, &this.adapter)
+        })?;
+        let (value, found) = compute(&inputs)?;
+        if found.len() != inputs.len() {
+            refuse!(
+                ShapeMismatch,
+                "{} gradients for {} selected tensors",
+                found.len(),
+                inputs.len()
+            );
+        }
+        for (gradient, input) in found.iter().zip(&inputs) {
+            if gradient.defined() && gradient.size() != input.size() {
+                refuse!(
+                    ShapeMismatch,
+                    "a gradient of shape {:?} for a tensor of shape {:?}",
+                    gradient.size(),
+                    input.size()
+                );
+            }
+        }
+        self.with_adapter(|this, attachment| this.add(attachment, &found, scale, false))?;
+        Ok(value)
+    }
+}
+
+fn check_loss(loss: &Tensor) -> Result<()> {
+    if !loss.defined() || loss.numel() != 1 {
+        let shape = if loss.defined() { format!("{:?}", loss.size()) } else { "nothing".into() };
+        refuse!(NoGradient, "the loss must be a scalar, found {shape}: take its mean or sum");
+    }
+    // libtorch's engine reads freed memory for a root without a graph.
+    if !loss.requires_grad() {
+        refuse!(
+            NoGradient,
+            "the loss depends on no trainable tensor: was it computed under `no_grad`, detached, or \
+             before the adapter was active?"
+        );
+    }
+    Ok(())
+}
