@@ -135,10 +135,15 @@ impl Error {
     }
 }
 
-/// Shows the message and its causes, on one line. Names come from files too: of a very long one only the ends are shown.
+/// Shows the message and its causes, on one line, without what is very long in it: it may quote a file.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&without_long_words(&format!("{:#}", self.0.cause)))
+        const MOST: usize = 4000;
+        let text = without_long_words(&format!("{:#}", self.0.cause));
+        match text.char_indices().nth(MOST) {
+            Some((end, _)) => write!(f, "{}…", &text[..end]),
+            None => f.write_str(&text),
+        }
     }
 }
 
@@ -179,5 +184,21 @@ impl From<tch::TchError> for Error {
             );
         }
         refusal!(Torch, "libtorch refused: {message}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_not_longer_than_a_page_whatever_a_file_holds() {
+        let error = Error::new(ErrorKind::CorruptFile, "é ".repeat(1 << 20));
+        assert_eq!(error.to_string().chars().count(), 4001);
+        assert!(format!("{error:?}").starts_with("CorruptFile: é é"));
+        let error =
+            Error::new(ErrorKind::CorruptFile, format!("no '{}' here", "é".repeat(1 << 20)));
+        assert!(error.to_string().starts_with("no 'éé") && error.to_string().ends_with("é' here"));
+        assert!(error.to_string().chars().count() < 200);
     }
 }

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::merged::Merged;
-use super::peft::directory::located;
+use super::peft::base::{Base, Facts};
+use super::peft::directory::{located, model_config};
 use crate::error::{refuse, Error, Result};
 use crate::pretrained::files::ModelFiles;
 use crate::storage::regular;
@@ -32,10 +33,11 @@ pub struct MergeReport {
 /// All other files are copied, all other tensors are copied byte for byte, and each tensor keeps its kind. Weights are
 /// copied in pieces, so that memory does not grow with the model. `progress` gets the bytes written and the total.
 ///
-/// If the adapter has one of two tied tensors, both are written, and `tie_word_embeddings` becomes false.
+/// If the adapter has a head that the base lacks, the result is the model with the head: its class, its labels and its
+/// tensors, without those of another head. If the adapter has one of two tied tensors, both are written, and `tie_word_embeddings` becomes false.
 ///
 /// # Errors
-/// Those of [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and [`Selection::new`];
+/// Those of [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and [`Selection::new`](crate::Selection::new);
 /// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if the adapter does not fit; `NonFinite` for weights that the
 /// model's kind cannot hold; `InvalidArgument` if `out` is in the
 /// model directory; `Io`, also if `out` exists and is not empty. Then no file is left behind.
@@ -48,9 +50,15 @@ pub fn merge(
     let (base, out) = (base.as_ref(), out.as_ref());
     let files = ModelFiles::open(base)?;
     let (config, path) = located(adapter.as_ref())?;
+    let model_config = model_config(adapter.as_ref())?;
     let adapter = StoredTensors::open(&path)?;
     check_out(base, out)?;
-    let merged = Merged::of(&files, &config, &adapter)?;
+    let shapes = adapter.tensors.iter().map(|stored| (stored.key.as_str(), stored.shape.clone()));
+    let tensors = shapes.collect();
+    let facts = Facts { config: &config, model_config: model_config.as_ref(), tensors };
+    let whole = Base::of(files, &facts)?;
+    let files = &whole.files;
+    let merged = Merged::of(&whole, &config, &adapter)?;
     let shards = merged.shards()?;
 
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -59,7 +67,7 @@ pub fn merge(
     let dir = Staging::new_in(parent).map_err(|e| Error::io("write to", parent, e))?;
     let mut others = Vec::new();
     let mut left_out = Vec::new();
-    list(&files, Path::new(""), &mut others, &mut left_out)?;
+    list(files, Path::new(""), &mut others, &mut left_out)?;
     let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
     let total = shards.iter().map(Shard::len).sum::<u64>()
         + others.iter().map(|path| size(&base.join(path))).sum::<u64>();

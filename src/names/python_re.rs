@@ -21,7 +21,7 @@ pub(super) struct Translated {
     pub(super) width: (u64, u64),
 }
 
-/// The use of a pattern: whether it matches, or also where.
+/// The use of a pattern: does it match a whole text, or where in a text does it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Usage {
     Match,
@@ -30,7 +30,7 @@ pub(super) enum Usage {
 
 /// Translates a pattern.
 pub(super) fn translate(pattern: &str, usage: Usage) -> Result<Translated> {
-    let mut parser = Parser::new(pattern);
+    let mut parser = Parser::new(pattern, usage);
     let whole = parser.alternatives(Flags::default(), 0)?;
     if parser.source.peek().is_some() {
         return parser.source.refuse("a ')' without its '('");
@@ -81,6 +81,7 @@ impl Piece {
 
 struct Parser {
     source: Source,
+    usage: Usage,
     names: HashMap<String, usize>,
     /// The widths of the groups that are closed; the first stands for the whole.
     groups: Vec<Option<(u64, u64)>>,
@@ -91,9 +92,10 @@ struct Parser {
 }
 
 impl Parser {
-    fn new(pattern: &str) -> Self {
+    fn new(pattern: &str, usage: Usage) -> Self {
         Parser {
             source: Source::new(pattern),
+            usage,
             names: HashMap::new(),
             groups: vec![None],
             refers: false,
@@ -117,6 +119,11 @@ impl Parser {
         Ok(whole)
     }
 
+    /// True at the end of an alternative that must match a whole text.
+    fn is_last(&self) -> bool {
+        self.usage == Usage::Match && matches!(self.source.peek(), None | Some(Plain('|')))
+    }
+
     fn sequence(&mut self, flags: &mut Flags, depth: usize, first: bool) -> Result<Piece> {
         let mut pieces: Vec<Piece> = Vec::new();
         while let Some(token) = self.source.peek() {
@@ -135,6 +142,8 @@ impl Parser {
                 Plain('^') if flags.multiline => pieces.push(Piece::anchor("(?m:^)")),
                 Plain('^') => pieces.push(Piece::anchor(r"\A")),
                 Plain('$') if flags.multiline => pieces.push(Piece::anchor("(?m:$)")),
+                // Before the end of a whole match, `$` says nothing more, and needs no look-ahead.
+                Plain('$') if depth == 0 && self.is_last() => pieces.push(Piece::anchor(r"\z")),
                 Plain('$') => pieces.push(Piece::anchor(r"(?=\n?\z)")),
                 Plain('(') => {
                     let front = first && pieces.is_empty();

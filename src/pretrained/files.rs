@@ -219,22 +219,6 @@ impl ModelFiles {
         all
     }
 
-    /// The key in the files of a tensor with this name in memory.
-    pub(crate) fn key(&self, name: &str) -> String {
-        self.layout.key(name)
-    }
-
-    /// `config.json` for files that hold the copies too; `None` if it stays, as for T5, whose setting says something else.
-    pub(crate) fn untied_config(&self) -> Option<Value> {
-        let mut config = self.config.clone();
-        let inner = config.get_mut("text_config").and_then(Value::as_object_mut);
-        if let Some(tied) = inner.and_then(|inner| inner.get_mut("tie_word_embeddings")) {
-            *tied = false.into();
-        }
-        config["tie_word_embeddings"] = false.into();
-        self.layout.is_tied_by_config().then_some(config)
-    }
-
     /// The tied copies that the model has and the files lack, each with its original, by their names in memory.
     pub(crate) fn copies(&self) -> Vec<(String, String)> {
         let mut copies = self.layout.ties(&self.config);
@@ -263,10 +247,9 @@ impl ModelFiles {
         self
     }
 
-    /// True if this tensor belongs to a head, and not to the base model.
-    #[cfg(feature = "models")]
-    pub(crate) fn is_of_a_head(&self, name: &str) -> bool {
-        self.layout.is_of_a_head(name)
+    /// How tensors are named for this head.
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     pub(crate) fn shards(&self) -> &[StoredTensors] {
@@ -292,7 +275,7 @@ pub(crate) fn is_parameter(name: &str, kind: Kind) -> bool {
     is_float(kind) && !["running_mean", "running_var", "final_logits_bias"].contains(&last)
 }
 
-pub(super) fn json(path: &Path) -> Result<Value> {
+pub(crate) fn json(path: &Path) -> Result<Value> {
     serde_json::from_slice(&regular::read(path)?)
         .map_err(|e| refusal!(InvalidConfig, "'{}' is not JSON", path.display()).caused_by(e))
 }

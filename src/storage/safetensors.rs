@@ -149,7 +149,7 @@ const KINDS: [(Kind, Dtype); 9] = [
     (Kind::Bool, Dtype::BOOL),
 ];
 
-fn dtype_of(kind: Kind) -> Option<Dtype> {
+pub(crate) fn dtype_of(kind: Kind) -> Option<Dtype> {
     KINDS.iter().find(|(k, _)| *k == kind).map(|(_, dtype)| *dtype)
 }
 

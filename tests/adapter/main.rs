@@ -14,6 +14,8 @@ mod bad_input;
 mod checkpoint;
 mod config;
 mod foreign_writes;
+#[cfg(feature = "models")]
+mod heads;
 mod invariants;
 mod many_variables;
 mod merge;

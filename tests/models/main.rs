@@ -18,5 +18,6 @@ mod naming;
 mod nesting;
 mod ropes;
 mod seq2seq;
+mod sizes;
 mod vision;
 mod vit;

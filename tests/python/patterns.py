@@ -84,7 +84,7 @@ def mutated(rng):
 
 def pattern(rng):
     made = rng.choice([soup, grown, grown, mutated, mutated, lambda rng: re.escape(rng.choice(NAMES))])(rng)
-    return rng.choice(["", "", "(?i)", "", "(?s).*", "(?a)", "(?i).*?", "(?x)"]) + made + rng.choice(["", "", ".*", "$"])
+    return rng.choice(["", "", "(?i)", "", "(?s).*", "(?a)", "(?i).*?", "(?x)"]) + made + rng.choice(["", "", ".*", "$", "$|" + rng.choice(TOKENS)])
 
 
 def stop(*_):

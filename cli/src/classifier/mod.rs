@@ -1,10 +1,13 @@
 //! Classifiers of texts, pairs of texts, or images. The head trains beside the norms and is in the adapter, as PEFT
 //! does it.
 
+mod folder;
 mod images;
 mod labels;
 mod model;
+mod picture;
 mod problem;
+mod resize;
 mod rows;
 mod scores;
 pub mod settings;

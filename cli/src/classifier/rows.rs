@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
 
-use super::images;
+use super::folder::Folder;
+use super::picture;
 use super::settings::ClassifierData;
 use crate::progress;
 use crate::records::digest::Digest;
@@ -35,7 +36,7 @@ pub struct Rows {
     pub rows: Vec<Row>,
     pub digest: String,
     skipped: usize,
-    /// Words about keys that nobody reads.
+    /// Words about keys, or files, that nobody reads.
     unread: Option<String>,
 }
 
@@ -63,13 +64,14 @@ impl Row {
 
 impl Rows {
     pub fn open(path: &Path, run: &RunSettings<ClassifierData>) -> Result<Self> {
-        let (data, mut unread) = (&run.data, Unread::default());
+        let data = &run.data;
         // Each with its place.
-        let (found, digest) = if data.are_images(path) {
+        let ((found, digest), unread) = if data.are_images(path) {
             image_rows(path)
                 .with_context(|| format!("cannot read the data '{}'", path.display()))?
         } else {
-            text_rows(path, data, &mut unread)?
+            let mut unread = Unread::default();
+            (text_rows(path, data, &mut unread)?, unread.report())
         };
         let (mut rows, mut bad) = (Vec::new(), Bad::default());
         for (place, row) in found {
@@ -82,7 +84,7 @@ impl Rows {
         if rows.is_empty() {
             bail!("'{}' holds nothing to learn from", path.display());
         }
-        let (skipped, unread) = (bad.count, unread.report());
+        let skipped = bad.count;
         Ok(Rows { path: path.to_owned(), rows, digest, skipped, unread })
     }
 
@@ -119,15 +121,27 @@ impl Rows {
 /// The rows, or what is wrong with them, with their places; and a number for all of it.
 type Found = (Vec<(String, Result<(Input, String)>)>, String);
 
-fn image_rows(path: &Path) -> Result<Found> {
+/// The words are about files that are left out.
+fn image_rows(path: &Path) -> Result<(Found, Option<String>)> {
     refuse_data_set(path)?;
     let mut digest = Digest::new();
-    let files = images::folder(path, &mut digest)?.into_iter();
-    let row = |(file, label): (PathBuf, String)| {
-        let place = file.display().to_string();
-        (place, images::check(&file).map(|()| (Input::Image(file), label)))
-    };
-    Ok((files.map(row).collect(), digest.text()))
+    let Folder { files, left_out } = Folder::open(path, &mut digest)?;
+    let mut rows = Vec::new();
+    for class in files.chunk_by(|(_, class), (_, next)| class == next) {
+        let before = rows.len();
+        rows.extend(class.iter().map(|(file, label)| {
+            let row = picture::check(file).map(|()| (Input::Image(file.clone()), label.clone()));
+            (file.display().to_string(), row)
+        }));
+        // Skipped, they would take the class along.
+        if rows[before..].iter().all(|(_, row)| row.is_err()) {
+            if let Some((place, Err(error))) = rows.pop() {
+                bail!("no picture of the class '{}' can be read: {place}: {error:#}", class[0].1);
+            }
+        }
+    }
+    let left_out = left_out.report().map(|words| format!("left out: {words}"));
+    Ok(((rows, digest.text()), left_out))
 }
 
 fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<Found> {
@@ -144,7 +158,7 @@ fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<
         {
             ensure!(
                 names.iter().any(|known| known == name),
-                "'{}': there is no column '{name}', only {}",
+                "'{}': there is no column '{name}', only {}. The names are set by data.text, data.pair and data.label",
                 path.display(),
                 names.join(", ")
             );
@@ -206,8 +220,11 @@ fn text_row(
         Some(other) => bail!("'{key}' is {}, expected a string", shown(&other)),
         None => {
             let near = near(key, keys.iter());
-            let near = near.map_or(String::new(), |near| format!("; is it '{near}'?"));
-            bail!("there is no '{key}', only {}{near}", keys.join(", "))
+            let near = near.map_or(String::new(), |near| format!(" (is it '{near}'?)"));
+            bail!(
+                "there is no '{key}', only {}{near}. The names are set by data.text, data.pair and data.label",
+                keys.join(", ")
+            )
         }
     };
     let (text, label) = (field(&data.text)?, field(label)?);

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{atomic, AdapterDiff, AdapterOptions, LnTuningModel, LoadOptions, SavedAdapter};
+use ln_tuning::{atomic, AdapterDiff, LnTuningModel, SavedAdapter};
 use serde_json::{json, Value};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Show the contents of an adapter directory, and how far its norms moved
 #[derive(clap::Args)]
@@ -29,7 +29,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let saved = SavedAdapter::open(&args.adapter)?;
-    let diff = args.base.as_ref().map(|base| compare(args, base)).transpose()?;
+    let diff = args.base.as_ref().map(|base| compare(&saved, args, base)).transpose()?;
     if let (Some(path), Some(diff)) = (&args.heatmap, &diff) {
         atomic::write(&[(path.clone(), diff.heat_map()?.into_bytes())])?;
     }
@@ -51,16 +51,10 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Attaches the adapter to the base without model code. Weights are mapped, so that only those it replaces are read.
-fn compare(args: &Args, base: &PathBuf) -> Result<AdapterDiff> {
+fn compare(saved: &SavedAdapter, args: &Args, base: &PathBuf) -> Result<AdapterDiff> {
     let files = ModelFiles::open(base)?;
-    let model_type = files.model_type();
-    let vs = files.var_store(Device::Cpu, None, |_| true)?;
-    let mut adapter = AdapterOptions::default();
-    if let Some(model_type) = model_type {
-        adapter = adapter.model_type(model_type);
-    }
-    let options = LoadOptions::default().adapter(adapter);
-    let (model, _) = LnTuningModel::from_pretrained_with(&vs, &args.adapter, "default", &options)?;
+    let vs = saved.var_store(files)?;
+    let model = LnTuningModel::from_pretrained(&vs, &args.adapter)?;
     let mut diff = model.diff("default", None)?;
     diff.adapter = args.adapter.display().to_string();
     Ok(diff)

@@ -7,7 +7,6 @@
 use std::ops::Range;
 
 use anyhow::{bail, ensure, Result};
-use regex::Regex;
 use serde_json::Value;
 
 /// A text and the places in it where an expression or a piece of the template ends.
@@ -77,12 +76,11 @@ impl Replies<'_> {
             return Ok(None);
         };
         // A tag that the template looks for stays.
-        let tags = Regex::new(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]")?;
         let keep = |tag: &str| self.source.contains(tag);
         let mut messages = self.messages.to_vec();
         for part in [Part::Content, Part::Arguments, Part::Names, Part::Fill] {
             messages[place] = self.messages[place].clone();
-            part.of(&mut messages[place], &|text| cover(text, blank, &tags, &keep));
+            part.of(&mut messages[place], &|text| cover(text, blank, &keep));
             if messages[place] == self.messages[place] {
                 continue;
             }
@@ -147,18 +145,25 @@ fn every(value: &mut Value, cover: &dyn Fn(&str) -> String) {
     }
 }
 
-/// All but spaces and tags replaced.
-fn cover(text: &str, blank: char, tags: &Regex, keep: &dyn Fn(&str) -> bool) -> String {
-    let (mut covered, mut at) = (String::new(), 0);
-    let over = |text: &str| -> String {
-        text.chars().map(|c| if c.is_whitespace() { c } else { blank }).collect()
-    };
-    for tag in tags.find_iter(text).filter(|tag| keep(tag.as_str())) {
-        covered += &over(&text[at..tag.start()]);
-        covered += tag.as_str();
-        at = tag.end();
+/// All but spaces and tags replaced. A tag is in angles or brackets.
+fn cover(text: &str, blank: char, keep: &dyn Fn(&str) -> bool) -> String {
+    let (mut covered, mut rest) = (String::new(), text);
+    while let Some(c) = rest.chars().next() {
+        let end = match c {
+            '<' => rest.find('>'),
+            '[' => rest.find(']'),
+            _ => None,
+        };
+        let tag = end.map_or("", |end| &rest[..=end]);
+        let kept = if !tag.is_empty() && keep(tag) { tag } else { &rest[..c.len_utf8()] };
+        if kept == tag || c.is_whitespace() {
+            covered += kept;
+        } else {
+            covered.push(blank);
+        }
+        rest = &rest[kept.len()..];
     }
-    covered + &over(&text[at..])
+    covered
 }
 
 /// The bytes that two texts have in common at their beginning, or with reversed characters at their end.

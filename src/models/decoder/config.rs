@@ -2,7 +2,7 @@
 
 use super::form::{Names, Positions, QkvForm};
 use crate::error::Result;
-use crate::models::config::{check_divides, check_positive, Declared};
+use crate::models::config::{check_divides, check_sizes, Declared};
 use crate::models::generation_config::GenerationConfig;
 use crate::models::nn::{Activation, Flow, NormKind, QkNorm, Rope};
 
@@ -89,7 +89,7 @@ impl DecoderConfig {
     }
 
     pub(super) fn check(self) -> Result<Self> {
-        check_positive(&[
+        check_sizes(&[
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),

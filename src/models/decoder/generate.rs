@@ -81,7 +81,7 @@ impl Decoder {
             }
             None => None,
         };
-        let mut cache = Cache::new(self.blocks.len(), length + options.max_new);
+        let mut cache = Cache::new(self.blocks.len(), length.saturating_add(options.max_new));
         let prompt = Prompt { ids, config: rules };
         let mut all = ids.shallow_clone();
         no_grad(|| {

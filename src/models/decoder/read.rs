@@ -10,8 +10,8 @@ use super::per_layer::windows;
 use super::ropes::ropes;
 use crate::error::Result;
 use crate::models::config::{
-    flag, integer, integer_or, not_implemented, number, optional_integer, optional_number,
-    Declared, ModelConfig,
+    flag, integer_or, layers, not_implemented, number, optional_integer, optional_number, size,
+    size_or, Declared, ModelConfig,
 };
 use crate::models::generation_config::GenerationConfig;
 use crate::models::nn::Activation;
@@ -39,18 +39,18 @@ impl ModelConfig for DecoderConfig {
         let family = FAMILIES.iter().find(is_read).unwrap_or(&FAMILIES[0]);
         refuse_unknown(config)?;
         let keys = &family.keys;
-        let hidden_size = first(config, &["hidden_size", "n_embd", "n_embed"])?;
-        let heads = first(config, &["num_attention_heads", "n_head"])?;
-        let layers = first(config, &["num_hidden_layers", "n_layer"])?;
+        let hidden_size = size(config, first(config, &["hidden_size", "n_embd", "n_embed"]))?;
+        let heads = size(config, first(config, &["num_attention_heads", "n_head"]))?;
+        let layers = layers(config, first(config, &["num_hidden_layers", "n_layer"]))?;
         let head_dim = match family.qkv {
-            QkvForm::Groups => hidden_size / heads.max(1),
-            _ => integer_or(config, "head_dim", hidden_size / heads.max(1))?,
+            QkvForm::Groups => hidden_size / heads,
+            _ => size_or(config, "head_dim", hidden_size / heads)?,
         };
         let optional = |(key, default): (&str, f64)| number(config, key, default);
         let windows = windows(config, family, layers)?;
         let max_positions = match family.positions {
             Positions::Learned { .. } => {
-                first(config, &["max_position_embeddings", "n_positions"])?
+                size(config, first(config, &["max_position_embeddings", "n_positions"]))?
             }
             _ => integer_or(config, "max_position_embeddings", keys.max_positions)?,
         };
@@ -64,16 +64,16 @@ impl ModelConfig for DecoderConfig {
             qkv: family.qkv,
             gated: family.gated,
             transposed: family.transposed,
-            vocab_size: integer(config, "vocab_size")?,
+            vocab_size: size(config, "vocab_size")?,
             hidden_size,
-            embed_size: integer_or(config, "word_embed_proj_dim", hidden_size)?,
+            embed_size: size_or(config, "word_embed_proj_dim", hidden_size)?,
             intermediate_size: match keys.intermediate {
-                "intermediate_size" => integer(config, "intermediate_size")?,
-                key => integer_or(config, key, 4 * hidden_size)?,
+                "intermediate_size" => size(config, "intermediate_size")?,
+                key => size_or(config, key, 4 * hidden_size)?,
             },
             layers,
             heads,
-            kv_heads: integer_or(config, keys.kv_heads, heads)?,
+            kv_heads: size_or(config, keys.kv_heads, heads)?,
             head_dim,
             max_positions,
             norm: family.norm,
@@ -81,7 +81,7 @@ impl ModelConfig for DecoderConfig {
             activation: Activation::named(activation, key)?,
             positions: family.positions,
             ropes: Vec::new(),
-            layer_ropes: vec![None; layers.max(0) as usize],
+            layer_ropes: vec![None; layers as usize],
             kept_places: None,
             flow: family.flow,
             tied: flag(config, "tie_word_embeddings", family.tied)?,
@@ -94,7 +94,7 @@ impl ModelConfig for DecoderConfig {
             embedding_scale: family.embedding_scale.read(config, hidden_size, head_dim)?,
             residual_scale: family.residual_scale.read(config, hidden_size, head_dim)?,
             logit_scale: family.logit_scale.read(config, hidden_size, head_dim)?,
-            attention_scales: vec![attention_scale; layers.max(0) as usize],
+            attention_scales: vec![attention_scale; layers as usize],
             attention_cap: cap(config, keys.caps[0])?,
             logit_cap: cap(config, keys.caps[1])?,
             windows,
@@ -156,8 +156,8 @@ fn cap(config: &Value, (key, default): (&str, Option<f64>)) -> Result<Option<f64
     }
 }
 
-/// The first of several keys of the same meaning.
-fn first(config: &Value, keys: &[&str]) -> Result<i64> {
+/// The first of several keys of the same meaning that is there.
+fn first(config: &Value, keys: &[&'static str]) -> &'static str {
     let key = keys.iter().find(|key| config.get(**key).is_some_and(|value| !value.is_null()));
-    integer(config, key.unwrap_or(&keys[0]))
+    key.unwrap_or(&keys[0])
 }

@@ -7,12 +7,12 @@ use super::family::{Family, Ropes, Rotary};
 use super::per_layer::turned;
 use super::rope_types::{type_name, RopeSettings};
 use crate::error::{refuse, Result};
-use crate::models::config::{check_positive, integer, not_implemented, number, optional_number};
+use crate::models::config::{check_sizes, integer, not_implemented, number, optional_number};
 use crate::models::nn::{Beyond, Rope};
 
 /// Fills in the ropes, and per layer the place of its own among them. The sizes are read already.
 pub(super) fn ropes(read: &mut DecoderConfig, config: &Value, family: &Family) -> Result<()> {
-    check_positive(&[("max_position_embeddings", read.max_positions)])?;
+    check_sizes(&[("max_position_embeddings", read.max_positions)])?;
     if family.ropes == Ropes::ByWindow {
         let [full, sliding] = by_window(config)?;
         let theta = |key: &str, default: f64| number(config, key, default);

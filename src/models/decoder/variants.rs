@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::config::DecoderConfig;
 use super::form::Positions;
 use crate::error::Result;
-use crate::models::config::{flag, integer, integer_or, not_implemented};
+use crate::models::config::{flag, integer_or, not_implemented, size};
 use crate::models::nn::{Activation, Flow, QkNorm};
 
 /// Nothing special.
@@ -88,7 +88,7 @@ pub(super) fn falcon(config: &mut DecoderConfig, value: &Value) -> Result<()> {
     config.kv_heads = if new {
         let given = ["num_kv_heads", "n_head_kv"];
         let given = given.iter().find(|key| value.get(**key).is_some_and(|v| !v.is_null()));
-        given.map_or(Ok(config.heads), |key| integer(value, key))?
+        given.map_or(Ok(config.heads), |key| size(value, key))?
     } else if flag(value, "multi_query", true)? {
         1
     } else {

@@ -26,4 +26,5 @@ pub(in crate::models) use mlp::{dropped, Inner, Mlp};
 pub(in crate::models) use norm::{Norm, NormKind};
 pub(in crate::models) use rope::{powers, Beyond, Rope};
 pub(in crate::models) use tied::Tied;
+pub(in crate::models) use weights::is_below;
 pub use weights::Weights;
