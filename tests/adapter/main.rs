@@ -22,6 +22,8 @@ mod new_variables;
 mod non_finite;
 mod peft_faults;
 mod peft_interop;
+#[cfg(feature = "models")]
+mod resized;
 mod selection;
 mod special_files;
 #[cfg(feature = "models")]

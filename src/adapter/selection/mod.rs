@@ -29,6 +29,8 @@ pub struct Selection {
     excludes: Option<Modules>,
     saves: Option<Vec<String>>,
     idle_excludes: bool,
+    /// Variables of the base that a saved adapter brings along. They are replaced and saved, and not trained.
+    carried: BTreeSet<String>,
 }
 
 impl Selection {
@@ -172,7 +174,8 @@ impl Selection {
         let idle_excludes =
             !excluded_any && config.exclude_modules.as_ref().is_some_and(|m| !m.is_empty());
         let saves = config.modules_to_save.clone().map(|names| separable(&tree, names));
-        Ok(Selection { modules, targets, excludes, saves, idle_excludes })
+        let carried = BTreeSet::new();
+        Ok(Selection { modules, targets, excludes, saves, idle_excludes, carried })
     }
 
     /// The selected modules, in natural order of their paths (`layers.2` before `layers.10`).
@@ -187,6 +190,29 @@ impl Selection {
     /// The full names of all selected variables, in the order of the modules.
     pub fn variables(&self) -> impl Iterator<Item = &str> {
         self.modules.iter().flat_map(|module| module.variables.iter().map(String::as_str))
+    }
+
+    /// The same with variables of the base that a saved adapter brings along.
+    pub(crate) fn with_carried(mut self, names: BTreeSet<String>) -> Self {
+        for name in &names {
+            let path = name.rsplit_once('.').map_or("", |(module, _)| module).to_owned();
+            let wrapped = path.clone();
+            let variables = vec![name.clone()];
+            self.modules.push(SelectedModule { path, role: Role::Whole, variables, wrapped });
+        }
+        self.modules.sort_by(|a, b| natural_cmp(&a.path, &b.path));
+        self.carried = names;
+        self
+    }
+
+    /// True for a variable of the base that a saved adapter brings along.
+    pub(crate) fn is_carried(&self, name: &str) -> bool {
+        self.carried.contains(name)
+    }
+
+    /// The modules that are trained.
+    pub(crate) fn trained(&self) -> impl Iterator<Item = &SelectedModule> {
+        self.modules.iter().filter(|module| !module.variables.iter().any(|v| self.is_carried(v)))
     }
 
     /// The selection of the same modules among more variables, which may match the settings too.
