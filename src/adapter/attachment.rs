@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tch::{COptimizer, Tensor};
+use tch::Tensor;
 
+use crate::adapter::gradients::undefine;
 use crate::adapter::samples::Samples;
 use crate::adapter::variables::{Variable, Variables};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, Result};
+use crate::names::nearest::{listed, shortened};
 
 /// The state that a model handle and its optimisers share.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub(crate) struct Attachment {
     pub(crate) merged: Option<String>,
     /// The adapter whose storage the variables use now.
     pub(super) shown: Option<String>,
+    /// The last adapter that trained, by its number: graphs may need its weights.
+    graphs_of: Option<u64>,
 }
 
 impl Attachment {
@@ -42,11 +46,14 @@ impl Attachment {
             enabled: true,
             merged: None,
             shown: None,
+            graphs_of: None,
         }
     }
 
     /// Removes every adapter. The variables keep the storage that they use now.
     pub(crate) fn clear(&mut self) -> Result<()> {
+        self.hide_gradients()?;
+        self.renew()?;
         self.adapters.clear();
         self.base.clear();
         (self.active, self.merged, self.shown) = (None, None, None);
@@ -70,6 +77,16 @@ impl Attachment {
     pub(crate) fn adapter_mut(&mut self, name: &str) -> Result<&mut Adapter> {
         self.current(name)?;
         Ok(self.adapters.get_mut(name).expect("the name was just found"))
+    }
+
+    /// An adapter, and the variables whose `.grad()` is that of its slots: none unless the model uses it.
+    pub(crate) fn graded(&mut self, name: &str) -> Result<(&mut Adapter, Vec<&Tensor>)> {
+        self.adapter(name)?;
+        let shown = self.shown.as_deref() == Some(name);
+        let adapter = self.adapters.get_mut(name).expect("the name was just found");
+        let leaves = adapter.slot_variables.iter().filter(|_| shown);
+        let leaves = leaves.map(|variable| &self.variables.get(*variable).tensor).collect();
+        Ok((adapter, leaves))
     }
 
     /// The variables that an adapter trains, in the order of its slots.
@@ -101,9 +118,9 @@ impl Attachment {
     }
 
     fn unknown(&self, name: &str) -> Error {
-        let known: Vec<&str> = self.adapters.keys().map(String::as_str).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join("', '") };
-        refusal!(UnknownAdapter, "there is no adapter '{name}'; attached: '{known}'")
+        let known: Vec<&String> = self.adapters.keys().collect();
+        let known = if known.is_empty() { "none".to_owned() } else { listed(&known) };
+        refusal!(UnknownAdapter, "there is no adapter '{}'; attached: {known}", shortened(name))
     }
 
     /// The storage that a variable has without adapters.
@@ -133,7 +150,7 @@ impl Attachment {
         for (variable, data) in &missing {
             if self.variables.get(*variable).is_new {
                 // Its former gradient is not one of the adapter.
-                gradients_of(&self.variables, &[*variable])?.zero_grad()?;
+                undefine(&[&self.variables.get(*variable).tensor])?;
                 self.variables.freeze(*variable)?;
                 self.samples.remember(&[(*variable, data.shallow_clone())])?;
             }
@@ -161,14 +178,8 @@ impl Attachment {
     pub(crate) fn apply(&mut self) -> Result<()> {
         let wanted = self.wanted();
         if wanted != self.shown {
+            self.hide_gradients()?;
             if let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
-                // Otherwise the next adapter would take over their gradients.
-                let graded = adapter.slot_variables.iter().copied();
-                let graded: Vec<usize> =
-                    graded.filter(|v| self.variables.get(*v).tensor.grad().defined()).collect();
-                if !graded.is_empty() {
-                    gradients_of(&self.variables, &graded)?.zero_grad()?;
-                }
                 let mut stays = vec![false; self.variables.len()];
                 if let Some(next) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
                     next.all_storages(&self.base).for_each(|(variable, _)| stays[variable] = true);
@@ -184,6 +195,9 @@ impl Attachment {
                 }
             }
             if let Some(adapter) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
+                // Those of the base are not the adapter's.
+                let leaves = adapter.slot_variables.iter().map(|v| &self.variables.get(*v).tensor);
+                undefine(&leaves.collect::<Vec<_>>())?;
                 for (variable, storage) in adapter.all_storages(&self.base) {
                     self.variables.set_data(variable, storage)?;
                 }
@@ -194,18 +208,51 @@ impl Attachment {
     }
 
     /// Only the parameters of a trainable adapter in use require a gradient.
-    fn apply_requires_grad(&self) -> Result<()> {
-        let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) else {
+    fn apply_requires_grad(&mut self) -> Result<()> {
+        let Some(name) = self.shown.clone().filter(|name| self.adapters.contains_key(name)) else {
             return Ok(());
         };
-        let train = adapter.trainable && self.merged.is_none();
-        for variable in &adapter.slot_variables {
-            let tensor = &self.variables.get(*variable).tensor;
-            if tensor.requires_grad() != train {
-                let _ = tensor.f_set_requires_grad(train)?;
+        let merged = self.merged.is_some();
+        let (adapter, leaves) = self.graded(&name)?;
+        let train = adapter.trainable && !merged;
+        for leaf in &leaves {
+            if leaf.requires_grad() != train {
+                let _ = leaf.f_set_requires_grad(train)?;
             }
         }
+        adapter.gradients.show(&leaves)?;
+        let id = adapter.id;
+        if train && self.graphs_of != Some(id) {
+            self.renew()?;
+            self.graphs_of = Some(id);
+        }
         Ok(())
+    }
+
+    /// Lets no backward pass of a graph made before now reach the present weights. The base and a frozen adapter may
+    /// come between a forward pass and its backward pass.
+    fn renew(&mut self) -> Result<()> {
+        self.base.keys().try_for_each(|variable| self.variables.renew(*variable))
+    }
+
+    /// Marks weights of an adapter as changed, for graphs made before.
+    pub(crate) fn outdate(&mut self, name: &str, changed: impl Fn(usize) -> bool) -> Result<()> {
+        let adapter = self.adapters.get(name).filter(|adapter| self.graphs_of == Some(adapter.id));
+        let Some(adapter) = adapter else { return Ok(()) };
+        let slots = adapter.slot_variables.iter().enumerate();
+        let mut slots = slots.filter(|(slot, _)| changed(*slot));
+        slots.try_for_each(|(_, variable)| self.variables.outdate(*variable))
+    }
+
+    /// Keeps the gradients of the adapter in use for its return, and no other adapter takes them over.
+    pub(super) fn hide_gradients(&mut self) -> Result<()> {
+        match self.shown.clone().filter(|name| self.adapters.contains_key(name)) {
+            Some(name) => {
+                let (adapter, leaves) = self.graded(&name)?;
+                adapter.gradients.hide(&adapter.flat, &leaves)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Freezes every variable.
@@ -304,20 +351,6 @@ impl Attachment {
             first.name
         )
     }
-
-    /// The gradients of these variables as libtorch's optimiser sees them: its `zero_grad` makes them undefined,
-    /// which tch offers nowhere else, and the next backward pass then moves gradients in rather than adding them.
-    pub(crate) fn gradients(&self, name: &str) -> Result<COptimizer> {
-        gradients_of(&self.variables, &self.adapter(name)?.slot_variables)
-    }
-}
-
-pub(super) fn gradients_of(variables: &Variables, indices: &[usize]) -> Result<COptimizer> {
-    let mut gradients = COptimizer::sgd(0., 0., 0., 0., false)?;
-    for index in indices {
-        gradients.add_parameters(&variables.get(*index).tensor, 0)?;
-    }
-    Ok(gradients)
 }
 
 /// Locks the state, even after a thread that held it has panicked.

@@ -54,7 +54,9 @@ pub struct LnTuningConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Modules {
-    /// A regular expression for the whole path, as in Python's `re.fullmatch`.
+    /// A regular expression for the whole path, as in Python's `re.fullmatch`. What Python (3.11) refuses is refused;
+    /// so are conditions on groups, names of characters, references to groups without regard to case, and repetitions
+    /// of what may be empty in an atomic group or beside a reference.
     Pattern(String),
     /// Names: each matches a path that equals it or ends in `.name`.
     List(Vec<String>),

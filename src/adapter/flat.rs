@@ -86,6 +86,16 @@ impl FlatParams {
         Ok(flat)
     }
 
+    /// Zeros in this layout, in f32 at least, whatever the kind of the masters.
+    pub(crate) fn zeros(&self) -> Result<FlatParams> {
+        let kind = if self.master.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
+        let master = Tensor::f_zeros(self.master.size(), (kind, self.master.device()))?;
+        let slots = self.slots.clone();
+        let mut flat = FlatParams { slots, master, runs: Vec::new(), views: Vec::new() };
+        flat.expose(Vec::new())?;
+        Ok(flat)
+    }
+
     pub(crate) fn slots(&self) -> &[Slot] {
         &self.slots
     }
@@ -171,6 +181,12 @@ impl FlatParams {
         Ok(())
     }
 
+    /// Sets everything to 0.
+    pub(crate) fn zero(&mut self) -> Result<()> {
+        let _ = self.master.f_zero_()?;
+        self.publish()
+    }
+
     /// A copy on another device or in other kinds (one per slot). The masters keep their values, and their kind if it
     /// is wider.
     pub(crate) fn relocate(
@@ -208,7 +224,9 @@ impl FlatParams {
             while to < tensors.len() && piece_kind(tensors[to], &self.slots[to])? == run_kind {
                 let slot = &self.slots[to];
                 match tensors[to] {
-                    Some(tensor) => pieces.push(tensor.f_detach()?.f_reshape([-1])?),
+                    // A vector needs no call of libtorch to become one.
+                    Some(tensor) if tensor.dim() == 1 => pieces.push(tensor.shallow_clone()),
+                    Some(tensor) => pieces.push(tensor.f_reshape([-1])?),
                     None => pieces.push(Tensor::f_zeros([slot.len], (run_kind, device))?),
                 }
                 let padding = slot.end() - slot.start - slot.len;

@@ -4,6 +4,7 @@ pub(crate) mod attachment;
 mod config;
 mod diff;
 pub(crate) mod flat;
+pub(crate) mod gradients;
 #[cfg(feature = "plots")]
 mod heat_map;
 mod interpolation;
@@ -19,7 +20,7 @@ mod status;
 mod switching;
 mod sync;
 mod variables;
-mod weights;
+pub(crate) mod weights;
 
 pub use config::{LnTuningConfig, Modules, ParsedConfig, TaskType};
 pub use diff::{AdapterDiff, TensorDiff};

@@ -26,8 +26,10 @@ pub const DEFAULT_ADAPTER: &str = "default";
 
 /// Adapters attached to the variables of a `VarStore`.
 ///
-/// Attaching freezes every variable, makes the selected ones trainable and changes no output. The model does not
-/// change: its layers share their variables with the `VarStore`, and an adapter swaps the storage behind them. So
+/// Attaching freezes every variable and makes the selected ones trainable. The outputs are, bit for bit, those of the
+/// frozen model. They may differ from those before in the last digits (2e-6 in f32), as after `VarStore::freeze`:
+/// libtorch multiplies an input of three dimensions that is not contiguous in another way once a weight needs no
+/// gradient. The model itself does not change: its layers share their variables with the `VarStore`, and an adapter swaps the storage behind them. So
 /// forward passes do not use this type. It keeps handles of the variables and does not borrow the `VarStore`.
 ///
 /// Each call checks for changes to the variables by user code: it follows another kind or device, sees the variables
@@ -275,7 +277,9 @@ impl LnTuningModel {
         options: &LoadOptions,
     ) -> Result<LoadReport> {
         self.with_attachment(|attachment| {
-            state_dict::load(attachment.adapter_mut(name)?, name, tensors, options)
+            let report = state_dict::load(attachment.adapter_mut(name)?, name, tensors, options)?;
+            attachment.outdate(name, |_| true)?;
+            Ok(report)
         })
     }
 

@@ -17,7 +17,8 @@ impl LnTuningModel {
     }
 
     /// Makes an adapter active, with one pointer swap per tensor. Modules that it does not tune use the base. An
-    /// adapter that was loaded for inference stays frozen.
+    /// adapter that was loaded for inference stays frozen. A loss computed before is not for an adapter that can train:
+    /// its backward pass is refused, as it would use the weights of now.
     ///
     /// # Errors
     /// `UnknownAdapter`; `InvalidState` while an adapter is merged.
@@ -47,7 +48,7 @@ impl LnTuningModel {
         Ok(())
     }
 
-    /// Uses the base until the guard is dropped.
+    /// Uses the base until the guard is dropped. A loss computed before may go backward afterwards, but not meanwhile.
     ///
     /// # Errors
     /// `InvalidState` while an adapter is merged.

@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use tch::Tensor;
 
-use crate::adapter::attachment::{gradients_of, Attachment};
+use crate::adapter::attachment::Attachment;
 use crate::adapter::samples::is_cast;
 use crate::adapter::variables::Changes;
 use crate::error::{refusal, Error, Result};
 use crate::storage::finite::check_cast;
+use crate::storage::info::is_float;
 
 impl Attachment {
     /// Checks for changes to the variables by user code since the last call.
@@ -75,8 +76,9 @@ impl Attachment {
         });
         let mut stored = Vec::new();
         for index in frozen {
-            let data = self.base_data(index)?;
-            if data.is_floating_point() && data.numel() > 0 {
+            let own = || &self.variables.get(index).tensor;
+            let data = self.base.get(&index).unwrap_or_else(own).shallow_clone();
+            if data.f_kind().is_ok_and(is_float) {
                 stored.push((index, data));
             }
         }
@@ -98,8 +100,6 @@ impl Attachment {
         for adapter in self.adapters.values() {
             adapter.flat.adopt_unmarked()?;
         }
-        let now =
-            |index: usize| -> Result<Tensor> { Ok(self.variables.get(index).tensor.f_detach()?) };
         let others = changes.moved.iter().copied().filter(|v| !self.base.contains_key(v));
         if let Some(index) = self.samples.first_not_cast(&self.frozen(others)?)? {
             return Err(self.base_changed(index, "was given other values or another shape"));
@@ -114,7 +114,7 @@ impl Attachment {
         // Values that differ from the old ones in the new kind were written by user code.
         let mut foreign: HashMap<usize, Tensor> = HashMap::new();
         for index in changes.moved.iter().filter(|v| self.base.contains_key(v)) {
-            let present = now(*index)?;
+            let present = self.variables.get(*index).tensor.f_detach()?;
             let known = in_use.get(index).unwrap_or(&self.base[index]);
             if present.size() != known.size() {
                 return Err(self.base_changed(*index, "was given another shape"));
@@ -126,9 +126,11 @@ impl Attachment {
                 foreign.insert(*index, present);
             }
         }
+        self.hide_gradients()?;
         let mut base = HashMap::new();
         for (index, data) in &self.base {
-            let present = now(self.variables.get(*index).copy_of.unwrap_or(*index))?;
+            let present = self.variables.get(*index).copy_of.unwrap_or(*index);
+            let present = self.variables.get(present).tensor.f_detach()?;
             let before = data.f_to_device(present.device())?;
             let after = before.f_to_kind(present.f_kind()?)?;
             if before.f_kind()? != after.f_kind()? {
@@ -164,9 +166,8 @@ impl Attachment {
         for (variable, required) in adapter.slot_variables.iter().zip(requires_grad) {
             let _ = self.variables.get(*variable).tensor.f_set_requires_grad(required)?;
         }
-        // Otherwise the next backward pass would add gradients of different kinds or devices.
-        gradients_of(&self.variables, &adapter.slot_variables)?.zero_grad()?;
-        self.shown = Some(name);
-        Ok(())
+        self.shown = Some(name.clone());
+        let (adapter, leaves) = self.graded(&name)?;
+        adapter.gradients.show(&leaves)
     }
 }

@@ -257,6 +257,35 @@ impl Variables {
         Ok(())
     }
 
+    /// Marks a variable as changed, so that libtorch refuses the backward pass of a graph that needs its former values.
+    pub(crate) fn outdate(&mut self, index: usize) -> Result<()> {
+        let variable = &mut self.list[index];
+        if !variable.dense {
+            return Ok(());
+        }
+        // An operation in place that changes nothing and launches no kernel.
+        let _ = variable.tensor.f_transpose_(0, 0)?;
+        let first = variable.tied_to;
+        variable.stamp.version += 1;
+        for other in self.ties.get(&first).into_iter().flatten().filter(|other| **other != index) {
+            self.list[*other].stamp.version += 1;
+        }
+        Ok(())
+    }
+
+    /// [`outdate`](Self::outdate), and no gradient of a graph made before reaches the variable: for another adapter.
+    pub(crate) fn renew(&mut self, index: usize) -> Result<()> {
+        let Variable { tensor, dense, .. } = &mut self.list[index];
+        if *dense && tensor.is_floating_point() {
+            let (data, kind) = (tensor.f_detach()?, tensor.f_kind()?);
+            let other = if kind == Kind::Float { Kind::Double } else { Kind::Float };
+            // libtorch forgets the node at which gradients arrive when the kind changes.
+            tensor.f_set_data(&Tensor::f_empty([0], (other, data.device()))?)?;
+            tensor.f_set_data(&data)?;
+        }
+        self.outdate(index)
+    }
+
     /// The changes since the last check. Writes to buffers and to new variables do not count.
     pub(crate) fn changes(&self) -> Changes {
         let mut changes = Changes::default();

@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::flat::{copy_of, FlatParams, Precision};
+use crate::adapter::gradients::Gradients;
 use crate::adapter::options::AdapterOptions;
 use crate::adapter::selection::{SelectedTensor, Selection};
 use crate::adapter::variables::Variables;
@@ -28,6 +29,7 @@ pub(crate) struct Adapter {
     /// Every selected tensor under every name, in the order of the selection.
     pub(crate) entries: Vec<Entry>,
     pub(crate) flat: FlatParams,
+    pub(crate) gradients: Gradients,
     /// The variable of each slot of `flat`.
     pub(crate) slot_variables: Vec<usize>,
     /// Tensors that are part of a selected module but not trained, such as BatchNorm statistics.
@@ -56,6 +58,7 @@ pub(crate) enum Place {
 #[derive(Debug)]
 pub(crate) struct Storage {
     flat: FlatParams,
+    gradients: Option<FlatParams>,
     buffers: Vec<(usize, Tensor)>,
 }
 
@@ -86,7 +89,9 @@ impl Adapter {
             let variable = variables.get(index);
             let owner = owner(variables, index, &wrapped, &selection);
             let trains = variable.is_parameter && !selection.is_carried(name);
-            check_ties(variables, index, &chosen)?;
+            if !places.contains_key(&owner) {
+                check_ties(variables, index, &chosen)?;
+            }
             let data = base(owner)?;
             if trains {
                 check_parameter(name, &data)?;
@@ -127,6 +132,7 @@ impl Adapter {
             trainable: !config.inference_mode,
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             flat: FlatParams::new(&values, precision)?,
+            gradients: Gradients::new(slot_variables.len()),
             config,
             selection,
             selected_among: variables.len(),
@@ -239,11 +245,13 @@ impl Adapter {
                 check_cast(&what, &self.flat.value(slot)?.f_to_device(device)?, flat.view(slot))?;
             }
         }
-        Ok(Storage { flat, buffers })
+        let gradients = self.gradients.relocated(device, &kinds)?;
+        Ok(Storage { flat, gradients, buffers })
     }
 
     pub(crate) fn set_storage(&mut self, storage: Storage) {
         self.flat = storage.flat;
+        self.gradients.set_flat(storage.gradients);
         self.buffers = storage.buffers;
     }
 

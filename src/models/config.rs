@@ -257,6 +257,37 @@ pub(super) fn optional_integer(config: &Value, key: &str) -> Result<Option<i64>>
     }
 }
 
+/// The largest size: products of two, and sums of a few of them, fit into 64 bits.
+const LARGEST: i64 = 1 << 24;
+/// The most layers, and the most labels. Both are listed before a file can tell that there are fewer.
+const MOST_LAYERS: i64 = 1 << 14;
+const MOST_LABELS: i64 = 1 << 20;
+
+/// A width, or a number of rows.
+pub(super) fn size(config: &Value, key: &str) -> Result<i64> {
+    within(key, integer(config, key)?, LARGEST)
+}
+
+pub(super) fn size_or(config: &Value, key: &str, default: i64) -> Result<i64> {
+    within(key, integer_or(config, key, default)?, LARGEST)
+}
+
+/// A number of layers.
+pub(super) fn layers(config: &Value, key: &str) -> Result<i64> {
+    within(key, integer(config, key)?, MOST_LAYERS)
+}
+
+pub(super) fn layers_or(config: &Value, key: &str, default: i64) -> Result<i64> {
+    within(key, integer_or(config, key, default)?, MOST_LAYERS)
+}
+
+fn within(key: &str, value: i64, most: i64) -> Result<i64> {
+    if !(1..=most).contains(&value) {
+        refuse!(InvalidConfig, "'{key}' is {value}, expected 1 to {most}");
+    }
+    Ok(value)
+}
+
 pub(super) fn number(config: &Value, key: &str, default: f64) -> Result<f64> {
     Ok(optional_number(config, key)?.unwrap_or(default))
 }
@@ -289,11 +320,14 @@ pub(super) fn text<'a>(config: &'a Value, key: &str, default: &'a str) -> Result
     }
 }
 
-/// Refuses sizes of 0 and below.
-pub(super) fn check_positive(sizes: &[(&str, i64)]) -> Result<()> {
-    match sizes.iter().find(|(_, size)| *size <= 0) {
+/// Refuses derived sizes that are not positive, or too large.
+pub(super) fn check_sizes(sizes: &[(&str, i64)]) -> Result<()> {
+    match sizes.iter().find(|(_, size)| !(1..=LARGEST).contains(size)) {
         Some((name, size)) => {
-            refuse!(InvalidConfig, "'{name}' leaves {size}, expected a positive number")
+            refuse!(
+                InvalidConfig,
+                "'{name}' leaves {size}, expected a positive number up to {LARGEST}"
+            )
         }
         None => Ok(()),
     }
@@ -314,7 +348,7 @@ pub(super) fn check_divides(
 fn labels(config: &Value) -> Result<Vec<String>> {
     let names = match config.get("id2label") {
         None | Some(Value::Null) => {
-            let count = integer_or(config, "num_labels", 2)?;
+            let count = within("num_labels", integer_or(config, "num_labels", 2)?, MOST_LABELS)?;
             return Ok((0..count).map(|id| format!("LABEL_{id}")).collect());
         }
         Some(names) => names,

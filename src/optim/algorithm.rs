@@ -1,6 +1,6 @@
 //! The update rules, on flat buffers.
 
-use tch::{nn, Tensor};
+use tch::{nn, Kind, Tensor};
 
 use crate::adapter::flat::copy_of;
 use crate::error::{refusal, refuse, Result};
@@ -13,6 +13,14 @@ pub enum Algorithm {
     AdamW(nn::AdamW),
     /// Stochastic gradient descent with momentum, as `torch.optim.SGD` computes it.
     Sgd(nn::Sgd),
+}
+
+/// The number of an update, from 1.
+#[derive(Debug)]
+pub(super) enum Count {
+    Known(i64),
+    /// A scalar, where updates may have been skipped.
+    OnDevice(Tensor),
 }
 
 impl From<nn::AdamW> for Algorithm {
@@ -95,18 +103,18 @@ impl Algorithm {
         Ok(())
     }
 
-    /// Updates `params` in place. `step` counts from 1; `buffers` are in the order of [`Algorithm::buffers`].
+    /// Updates `params` in place. `buffers` are in the order of [`Algorithm::buffers`].
     pub(super) fn update(
         &self,
         params: &mut Tensor,
         grad: &Tensor,
         buffers: &mut [Tensor],
-        step: i64,
+        count: &Count,
         lr: f64,
     ) -> Result<()> {
         match self {
-            Algorithm::AdamW(settings) => adamw(settings, params, grad, buffers, step, lr),
-            Algorithm::Sgd(settings) => sgd(settings, params, grad, buffers, step, lr),
+            Algorithm::AdamW(settings) => adamw(settings, params, grad, buffers, count, lr),
+            Algorithm::Sgd(settings) => sgd(settings, params, grad, buffers, count, lr),
         }
     }
 }
@@ -119,7 +127,7 @@ fn adamw(
     params: &mut Tensor,
     grad: &Tensor,
     buffers: &mut [Tensor],
-    step: i64,
+    count: &Count,
     lr: f64,
 ) -> Result<()> {
     let (beta1, beta2) = (settings.beta1, settings.beta2);
@@ -134,11 +142,23 @@ fn adamw(
         _ => buffers[1].shallow_clone(),
     };
     let _ = variance.f_sqrt_out(&work)?;
-    let step = step.min(i64::from(i32::MAX)) as i32;
-    let (correction1, correction2) = (1. - beta1.powi(step), (1. - beta2.powi(step)).sqrt());
-    let _ = work.f_add_scalar_(settings.eps * correction2)?;
+    match count {
+        Count::Known(step) => {
+            let step = (*step).min(i64::from(i32::MAX)) as i32;
+            let (one, two) = (1. - beta1.powi(step), (1. - beta2.powi(step)).sqrt());
+            let _ = work.f_add_scalar_(settings.eps * two)?;
+            let _ = work.f_mul_scalar_(-one / (lr * two))?;
+        }
+        Count::OnDevice(step) => {
+            let correction =
+                |beta: f64| Tensor::f_pow_scalar(beta, step)?.f_neg()?.f_add_scalar(1.);
+            let (one, two) = (correction(beta1)?, correction(beta2)?.f_sqrt()?);
+            let _ = work.f_add_(&two.f_mul_scalar(settings.eps)?)?;
+            let _ = work.f_mul_(&one.f_div(&two)?.f_mul_scalar(-1. / lr)?)?;
+        }
+    }
+    // At a rate of 0 the divisor is infinite, or not a number.
     if lr != 0. {
-        let _ = work.f_mul_scalar_(-correction1 / (lr * correction2))?;
         let _ = params.f_addcdiv_(&buffers[0], &work)?;
     }
     Ok(())
@@ -149,7 +169,7 @@ fn sgd(
     params: &mut Tensor,
     grad: &Tensor,
     buffers: &mut [Tensor],
-    step: i64,
+    count: &Count,
     lr: f64,
 ) -> Result<()> {
     let mut direction = match settings.wd {
@@ -157,12 +177,18 @@ fn sgd(
         wd => grad.f_add(&params.f_mul_scalar(wd)?)?,
     };
     if let Some(momentum) = buffers.first_mut() {
-        if step == 1 {
-            momentum.f_copy_(&direction)?;
-        } else {
-            let _ = momentum.f_mul_scalar_(settings.momentum)?;
-            let _ = momentum.f_add_(&direction.f_mul_scalar(1. - settings.dampening)?)?;
-        }
+        // The first gradient is taken whole.
+        let dampened = 1. - settings.dampening;
+        let new = match count {
+            Count::Known(1) => copy_of(&direction)?,
+            Count::Known(_) => direction.f_mul_scalar(dampened)?,
+            Count::OnDevice(step) => {
+                let gain = step.f_eq(1.)?.f_to_kind(Kind::Double)?;
+                direction.f_mul(&gain.f_mul_scalar(settings.dampening)?.f_add_scalar(dampened)?)?
+            }
+        };
+        let _ = momentum.f_mul_scalar_(settings.momentum)?;
+        let _ = momentum.f_add_(&new)?;
         direction = if settings.nesterov {
             direction.f_add(&momentum.f_mul_scalar(settings.momentum)?)?
         } else {

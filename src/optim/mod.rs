@@ -1,13 +1,15 @@
 //! Training the active adapter: the methods of `tch::nn::Optimizer` over one flat buffer.
 
 mod algorithm;
-mod gradients;
+mod backward;
 mod group;
+mod loss_scale;
 mod optimizer;
 mod schedule;
 mod settings;
 mod state;
 
 pub use algorithm::Algorithm;
+pub use loss_scale::DynamicLossScale;
 pub use optimizer::Optimizer;
 pub use schedule::{Decay, Schedule};

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use tch::{no_grad, Tensor};
+use tch::{no_grad, Device, Tensor};
 
 use super::algorithm::{check_range, Algorithm};
-use super::gradients::Gradients;
 use super::group::{check_lr, Group};
-use super::state::State;
+use super::loss_scale::LossScale;
+use super::state::{by_key, State};
 use crate::adapter::attachment::{lock, Attachment};
+use crate::adapter::gradients::Gradients;
 use crate::adapter::LnTuningModel;
-use crate::autograd::recompute::{Recompute, Tape};
 use crate::error::{refusal, refuse, Result};
 
 /// Trains one adapter. Created by [`LnTuningModel::optimizer`](crate::LnTuningModel::optimizer).
@@ -19,8 +19,12 @@ use crate::error::{refusal, refuse, Result};
 /// It has the methods of [`tch::nn::Optimizer`], each returning a `Result`. Gradients, moments and masters are flat
 /// buffers, so that a step takes about ten kernels for a model of any depth, and never waits for the device.
 ///
-/// The `backward…` methods compute gradients of the selected tensors only and keep them in the optimiser: the `.grad()`
-/// of the variables stays undefined. Gradients from `loss.backward()` are used too.
+/// The `backward…` methods compute gradients of the selected tensors only. As in PyTorch, there is one place for
+/// gradients, the `.grad()` of the variables: those of `loss.backward()`, of these methods and of other optimisers add
+/// up there, and whatever user code does to them counts. They are the adapter's, and are kept while another one is in
+/// use. [`zero_grad`](Self::zero_grad) and the `backward_step…` methods leave zeros there, or nothing.
+///
+/// An error leaves gradients and weights as they were, and the next call goes on from there.
 ///
 /// ```
 /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
@@ -45,16 +49,16 @@ use crate::error::{refusal, refuse, Result};
 #[derive(Debug)]
 pub struct Optimizer {
     attachment: Arc<Mutex<Attachment>>,
-    adapter: String,
+    pub(super) adapter: String,
     adapter_id: u64,
     pub(super) groups: BTreeMap<usize, Group>,
     /// The parameter group of each slot.
     slot_groups: Vec<usize>,
-    state: State,
-    gradients: Gradients,
+    pub(super) state: State,
     pub(super) accumulation: i64,
+    /// Backward passes since the last update by the `backward_step…` methods.
     accumulated: i64,
-    pub(super) loss_scale: f64,
+    pub(super) loss_scale: LossScale,
 }
 
 impl LnTuningModel {
@@ -83,23 +87,22 @@ impl Optimizer {
         check_lr(lr)?;
         let shared = attachment.clone();
         let mut guard = lock(&shared);
-        guard.sync()?;
+        no_grad(|| guard.sync())?;
         guard.check_trainable(adapter)?;
-        let own = guard.adapter(adapter)?;
+        let own = guard.adapter(adapter)?.id;
         let slot_groups: Vec<usize> = guard.trained(adapter)?.map(|v| v.group).collect();
         let groups = slot_groups.iter().map(|g| (*g, Group { algorithm, lr })).collect();
-        let slots = own.flat.slots().len();
+        let slots = slot_groups.len();
         Ok(Optimizer {
             attachment,
             adapter: adapter.to_owned(),
-            adapter_id: own.id,
+            adapter_id: own,
             groups,
             slot_groups,
             state: State::new(algorithm, slots),
-            gradients: Gradients::new(guard.gradients(adapter)?, slots),
             accumulation: 1,
             accumulated: 0,
-            loss_scale: 1.,
+            loss_scale: LossScale::Fixed(1.),
         })
     }
 
@@ -108,109 +111,15 @@ impl Optimizer {
     /// # Errors
     /// If the adapter was deleted, or the variables were changed in a way that cannot be followed.
     pub fn zero_grad(&mut self) -> Result<()> {
-        self.accumulated = 0;
-        self.with_adapter(|this, _| this.gradients.clear())
-    }
-
-    /// Adds the gradient of `loss`, a scalar, to the gradients so far. Frees the graph.
-    ///
-    /// # Errors
-    /// `NoGradient` if `loss` is not a scalar or depends on no selected tensor; `InvalidState` if the adapter is not
-    /// active, merged, disabled or frozen.
-    pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
-        check_loss(loss)?;
-        let scale = self.loss_scale;
-        let scaled = if scale == 1. { loss.shallow_clone() } else { loss.f_mul_scalar(scale)? };
         self.with_adapter(|this, attachment| {
-            attachment.check_trainable(&this.adapter)?;
-            let inputs = inputs(attachment, &this.adapter)?;
-            let found = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
-            this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found, scale)
-        })
-    }
-
-    /// [`backward`](Self::backward) with block checkpointing: `forward` computes the loss and runs its blocks through
-    /// the tape. Returns the loss.
-    ///
-    /// # Errors
-    /// As [`backward`](Self::backward), and those of `forward`.
-    ///
-    /// ```
-    /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
-    /// # use ln_tuning::{recompute::Recompute, AdamW, LnTuningConfig, LnTuningModel};
-    /// # let vs = nn::VarStore::new(Device::Cpu);
-    /// # let block = nn::layer_norm(vs.root() / "norm", vec![4], Default::default());
-    /// # let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
-    /// # let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
-    /// # let mut opt = tuned.optimizer(AdamW::default(), 1e-3)?;
-    /// opt.zero_grad()?;
-    /// let loss = opt.backward_recompute(&Recompute::default(), |tape| {
-    ///     Ok(tape.run(&x, |x| Ok(block.forward(x)))?.square().mean(Kind::Float))
-    /// })?;
-    /// opt.step()?;
-    /// # Ok::<(), ln_tuning::Error>(())
-    /// ```
-    #[doc(alias = "gradient_checkpointing")]
-    pub fn backward_recompute<'a>(
-        &mut self,
-        recompute: &Recompute,
-        forward: impl FnOnce(&mut Tape<'a>) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let scale = self.loss_scale;
-        let scaled = |tape: &mut Tape<'a>| match forward(tape)? {
-            loss if scale == 1. => Ok(loss),
-            loss => Ok(loss.f_mul_scalar(scale)?),
-        };
-        let loss = self.add_gradients(scale, |inputs| recompute.gradients(inputs, scaled))?;
-        Ok(if scale == 1. { loss } else { loss.f_div_scalar(scale)? })
-    }
-
-    /// Adds the gradients that `compute` returns for the selected tensors, in the given order, for backward passes
-    /// other than [`backward`](Self::backward) and [`backward_recompute`](Self::backward_recompute). An undefined
-    /// tensor means no gradient. The loss scale is not applied. Returns the other value of `compute`, usually the loss.
-    ///
-    /// # Errors
-    /// As [`backward`](Self::backward); `ShapeMismatch` if a gradient does not have its tensor's shape.
-    pub fn backward_with<T>(
-        &mut self,
-        compute: impl FnOnce(&[Tensor]) -> Result<(T, Vec<Tensor>)>,
-    ) -> Result<T> {
-        self.add_gradients(1., compute)
-    }
-
-    /// Adds the gradients of a loss that was multiplied by `scale`.
-    fn add_gradients<T>(
-        &mut self,
-        scale: f64,
-        compute: impl FnOnce(&[Tensor]) -> Result<(T, Vec<Tensor>)>,
-    ) -> Result<T> {
-        let inputs = self.with_adapter(|this, attachment| {
-            attachment.check_trainable(&this.adapter)?;
-            inputs(attachment, &this.adapter)
-        })?;
-        let (value, found) = compute(&inputs)?;
-        if found.len() != inputs.len() {
-            refuse!(
-                ShapeMismatch,
-                "{} gradients for {} selected tensors",
-                found.len(),
-                inputs.len()
-            );
-        }
-        for (gradient, input) in found.iter().zip(&inputs) {
-            if gradient.defined() && gradient.size() != input.size() {
-                refuse!(
-                    ShapeMismatch,
-                    "a gradient of shape {:?} for a tensor of shape {:?}",
-                    gradient.size(),
-                    input.size()
-                );
+            let (adapter, leaves) = attachment.graded(&this.adapter)?;
+            adapter.gradients.clear(&leaves)?;
+            if let LossScale::Dynamic(scaler) = &mut this.loss_scale {
+                scaler.forget()?;
             }
-        }
-        self.with_adapter(|this, attachment| {
-            this.gradients.add(&attachment.adapter(&this.adapter)?.flat, found, scale)
-        })?;
-        Ok(value)
+            this.accumulated = 0;
+            Ok(())
+        })
     }
 
     /// Updates the weights from the gradients. As in PyTorch, a tensor without a gradient does not change, by weight
@@ -221,13 +130,23 @@ impl Optimizer {
     pub fn step(&mut self) -> Result<()> {
         self.with_adapter(|this, attachment| {
             attachment.check_trainable(&this.adapter)?;
-            this.collect(attachment)?;
-            let adapter = attachment.adapter_mut(&this.adapter)?;
+            let (adapter, leaves) = attachment.graded(&this.adapter)?;
+            adapter.flat.adopt_unmarked()?;
+            adapter.gradients.take_in(&adapter.flat, &leaves)?;
+            let skip = this.loss_scale.check(adapter.gradients.flat()?)?;
             let (groups, slot_groups) = (&this.groups, &this.slot_groups);
-            this.state.update(&mut adapter.flat, &this.gradients, |slot| {
+            this.state.update(adapter, skip.as_ref(), |slot| {
                 let group = &groups[&slot_groups[slot]];
                 (slot_groups[slot], group.algorithm, group.lr)
-            })
+            })?;
+            if let LossScale::Dynamic(scaler) = &mut this.loss_scale {
+                scaler.update()?;
+            }
+            let stepped: Vec<bool> =
+                (0..slot_groups.len()).map(|slot| adapter.gradients.is_present(slot)).collect();
+            attachment.outdate(&this.adapter, |slot| stepped[slot])?;
+            this.accumulated = 0;
+            Ok(())
         })
     }
 
@@ -258,25 +177,16 @@ impl Optimizer {
         self.accumulate(loss, |this| this.clip_grad_norm(max).map(drop))
     }
 
-    fn accumulate(
-        &mut self,
-        loss: &Tensor,
-        clip: impl FnOnce(&mut Self) -> Result<()>,
-    ) -> Result<()> {
-        if self.accumulated == 0 {
-            self.zero_grad()?;
-        }
-        match self.accumulation {
-            1 => self.backward(loss)?,
-            steps => self.backward(&loss.f_div_scalar(steps)?)?,
-        }
+    fn accumulate(&mut self, loss: &Tensor, clip: impl Fn(&mut Self) -> Result<()>) -> Result<()> {
+        let update = |this: &mut Self| match this.accumulated >= this.accumulation {
+            true => clip(this).and_then(|()| this.step()),
+            false => Ok(()),
+        };
+        // One that failed before is made up for: its gradients are still there.
+        update(self)?;
+        self.add_backward(loss, self.accumulation, self.accumulated == 0)?;
         self.accumulated += 1;
-        if self.accumulated >= self.accumulation {
-            clip(self)?;
-            self.step()?;
-            self.accumulated = 0;
-        }
-        Ok(())
+        update(self)
     }
 
     /// Clamps every gradient element to ±`max`.
@@ -285,7 +195,13 @@ impl Optimizer {
     /// `NoGradient` if there is none; `InvalidArgument` if `max` is not a positive number.
     pub fn clip_grad_value(&mut self, max: f64) -> Result<()> {
         check_max(max)?;
-        self.with_gradients(|gradients| gradients.clip_value(max))
+        self.with_adapter(|this, attachment| {
+            let (adapter, leaves) = attachment.graded(&this.adapter)?;
+            adapter.gradients.take_in(&adapter.flat, &leaves)?;
+            // Afterwards, infinity is gone.
+            this.loss_scale.check(adapter.gradients.flat()?)?;
+            adapter.gradients.change(|all| all.f_clamp_(-max, max))
+        })
     }
 
     /// Scales the gradient so that its Euclidean norm over all selected tensors is at most `max`, as
@@ -296,7 +212,14 @@ impl Optimizer {
     /// `NoGradient` if there is none; `InvalidArgument` if `max` is not a positive number.
     pub fn clip_grad_norm(&mut self, max: f64) -> Result<Tensor> {
         check_max(max)?;
-        self.with_gradients(|gradients| gradients.clip_norm(max))
+        self.with_gradients(|gradients| {
+            let norm = gradients.flat()?.f_norm()?;
+            // The coefficient stays on the device: multiplying by 1 is cheaper than waiting for its value.
+            let coefficient = norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max)?;
+            let coefficient = coefficient.f_clamp_max(1.)?;
+            gradients.change(|all| all.f_mul_(&coefficient))?;
+            Ok(norm)
+        })
     }
 
     /// The Euclidean norm of the gradient over all selected tensors, as a scalar on the model's device.
@@ -304,7 +227,7 @@ impl Optimizer {
     /// # Errors
     /// `NoGradient` if there is none.
     pub fn grad_norm(&mut self) -> Result<Tensor> {
-        self.with_gradients(|gradients| gradients.norm())
+        self.with_gradients(|gradients| Ok(gradients.flat()?.f_norm()?))
     }
 
     /// Every selected variable's name and a copy of its gradient, or `None` if it has no gradient.
@@ -314,9 +237,9 @@ impl Optimizer {
     pub fn gradients(&mut self) -> Result<Vec<(String, Option<Tensor>)>> {
         self.with_adapter(|this, attachment| {
             let names = variable_names(attachment, &this.adapter)?;
-            let layout = &attachment.adapter(&this.adapter)?.flat;
-            this.gradients.follow(layout)?;
-            this.gradients.named(layout, names)
+            let (adapter, leaves) = attachment.graded(&this.adapter)?;
+            adapter.gradients.take_in(&adapter.flat, &leaves)?;
+            adapter.gradients.named(names)
         })
     }
 
@@ -330,47 +253,62 @@ impl Optimizer {
 
     /// The state to save for a later [`load_state_dict`](Self::load_state_dict): for every selected variable
     /// `<name>.step` and the buffers of the algorithm under the names of `torch.optim`, such as `<name>.exp_avg`.
-    /// Tensors are copies, on the model's device.
+    /// Tensors are copies, on the model's device. With dynamic loss scaling, its state as well: `loss_scale`,
+    /// `loss_scale.growth_tracker` and `loss_scale.skipped`.
     ///
     /// # Errors
     /// `UnknownAdapter` if the adapter was deleted.
     pub fn state_dict(&mut self) -> Result<Vec<(String, Tensor)>> {
         self.with_adapter(|this, attachment| {
             let names = variable_names(attachment, &this.adapter)?;
-            this.state.save(&attachment.adapter(&this.adapter)?.flat, &names)
+            let mut state = this.state.save(&attachment.adapter(&this.adapter)?.flat, &names)?;
+            if let LossScale::Dynamic(scaler) = &this.loss_scale {
+                state.extend(scaler.save()?);
+            }
+            Ok(state)
         })
     }
 
-    /// Loads a state from [`state_dict`](Self::state_dict). On an error, the optimiser does not change.
+    /// Loads a state from [`state_dict`](Self::state_dict). On an error, the optimiser does not change. For dynamic loss
+    /// scaling, call [`set_dynamic_loss_scale`](Self::set_dynamic_loss_scale) before; a state from a run without it
+    /// leaves the scale as it is.
     ///
     /// # Errors
-    /// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if it does not fit the adapter and the algorithm.
+    /// `MissingKeys`, `UnexpectedKeys`, `DuplicateKey`, `ShapeMismatch` or `KindMismatch` if it does not fit the adapter
+    /// and the algorithm; `NonFinite` or `InvalidArgument` for values that no run leaves: NaN, infinity, a number of
+    /// steps that is negative or not whole, negative means of squares.
     pub fn load_state_dict(&mut self, state: &[(String, Tensor)]) -> Result<()> {
         self.with_adapter(|this, attachment| {
             let names = variable_names(attachment, &this.adapter)?;
-            this.state.load(&attachment.adapter(&this.adapter)?.flat, &names, state)
+            let mut given = by_key(state)?;
+            let scaler = match &this.loss_scale {
+                LossScale::Dynamic(scaler) => Some(scaler.load(&mut given)?),
+                LossScale::Fixed(_) => None,
+            };
+            this.state.load(&attachment.adapter(&this.adapter)?.flat, &names, given)?;
+            if let Some(scaler) = scaler {
+                this.loss_scale = LossScale::Dynamic(scaler);
+            }
+            Ok(())
         })
     }
 
-    /// Takes the gradients that user code has put into the variables, if the optimiser has none.
-    fn collect(&mut self, attachment: &mut Attachment) -> Result<()> {
-        let flat = &attachment.adapter(&self.adapter)?.flat;
-        if self.gradients.is_empty() {
-            let variables = attachment.trained(&self.adapter)?;
-            self.gradients.add(flat, variables.map(|v| v.tensor.grad()).collect(), 1.)?;
-        }
-        self.gradients.follow(flat)
+    /// The device of the weights.
+    pub(super) fn device(&self) -> Result<Device> {
+        Ok(lock(&self.attachment).adapter(&self.adapter)?.flat.master().device())
     }
 
+    /// Runs `f` on the gradients, after following what user code has done to them.
     fn with_gradients<T>(&mut self, f: impl FnOnce(&mut Gradients) -> Result<T>) -> Result<T> {
         self.with_adapter(|this, attachment| {
-            this.collect(attachment)?;
-            f(&mut this.gradients)
+            let (adapter, leaves) = attachment.graded(&this.adapter)?;
+            adapter.gradients.take_in(&adapter.flat, &leaves)?;
+            f(&mut adapter.gradients)
         })
     }
 
     /// Runs `f` without recording a graph, after following changes by user code.
-    fn with_adapter<T>(
+    pub(super) fn with_adapter<T>(
         &mut self,
         f: impl FnOnce(&mut Self, &mut Attachment) -> Result<T>,
     ) -> Result<T> {
@@ -389,28 +327,12 @@ impl Optimizer {
 }
 
 /// The leaves that an adapter trains, in the order of its slots.
-fn inputs(attachment: &Attachment, adapter: &str) -> Result<Vec<Tensor>> {
+pub(super) fn inputs(attachment: &Attachment, adapter: &str) -> Result<Vec<Tensor>> {
     Ok(attachment.trained(adapter)?.map(|variable| variable.tensor.shallow_clone()).collect())
 }
 
 fn variable_names(attachment: &Attachment, adapter: &str) -> Result<Vec<String>> {
     Ok(attachment.trained(adapter)?.map(|variable| variable.name.clone()).collect())
-}
-
-fn check_loss(loss: &Tensor) -> Result<()> {
-    if !loss.defined() || loss.numel() != 1 {
-        let shape = if loss.defined() { format!("{:?}", loss.size()) } else { "nothing".into() };
-        refuse!(NoGradient, "the loss must be a scalar, found {shape}: take its mean or sum");
-    }
-    // libtorch's engine reads freed memory for a root without a graph.
-    if !loss.requires_grad() {
-        refuse!(
-            NoGradient,
-            "the loss depends on no trainable tensor: was it computed under `no_grad`, detached, or \
-             before the adapter was active?"
-        );
-    }
-    Ok(())
 }
 
 fn check_max(max: f64) -> Result<()> {

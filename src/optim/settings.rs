@@ -1,8 +1,12 @@
 //! The settings of an optimiser that may change while it runs; some may differ between parameter groups.
 
+use tch::{Device, Kind, Tensor};
+
 use super::algorithm::check_range;
 use super::group::{check_lr, Group};
+use super::loss_scale::{DynamicLossScale, LossScale, Scaler};
 use super::optimizer::Optimizer;
+use crate::adapter::flat::copy_of;
 use crate::error::{refusal, refuse, Result};
 
 impl Optimizer {
@@ -21,12 +25,11 @@ impl Optimizer {
     }
 
     /// Multiplies losses by `scale` before their backward pass, and divides the gradients by it in f32. Otherwise the
-    /// gradients of a mean over thousands of tokens underflow in f16. bf16 does not need it. The default is 1; use 1024
-    /// for a model in f16.
+    /// gradients of a mean over thousands of tokens underflow in f16. bf16 does not need it. The default is 1; for a
+    /// model in f16 use 1024, or [`set_dynamic_loss_scale`](Self::set_dynamic_loss_scale), which this ends.
     ///
     /// # Errors
     /// `InvalidArgument` if it is not a finite number above 0.
-    #[doc(alias = "GradScaler")]
     pub fn set_loss_scale(&mut self, scale: f64) -> Result<()> {
         check_range(
             "the loss scale",
@@ -34,13 +37,47 @@ impl Optimizer {
             f64::MIN_POSITIVE..f64::INFINITY,
             "finite and above 0",
         )?;
-        self.loss_scale = scale;
+        self.state.stop_skipping()?;
+        self.loss_scale = LossScale::Fixed(scale);
         Ok(())
     }
 
-    /// The factor of losses in the backward pass.
-    pub fn loss_scale(&self) -> f64 {
-        self.loss_scale
+    /// Finds the loss scale while training. A step whose gradients are not all finite then changes neither weights nor
+    /// moments, and is no error. The device decides that, so that nothing waits for it:
+    /// [`skipped_steps`](Self::skipped_steps) tells. [`state_dict`](Self::state_dict) holds the scale as well.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a setting out of range.
+    #[doc(alias = "GradScaler")]
+    pub fn set_dynamic_loss_scale(&mut self, settings: DynamicLossScale) -> Result<()> {
+        let device = self.device()?;
+        let scaler = Scaler::new(settings, device)?;
+        self.state.start_skipping(device)?;
+        self.loss_scale = LossScale::Dynamic(scaler);
+        Ok(())
+    }
+
+    /// The factor of losses in the backward pass. A dynamic one is on the device, which this waits for.
+    ///
+    /// # Errors
+    /// If libtorch cannot read it.
+    pub fn loss_scale(&self) -> Result<f64> {
+        match &self.loss_scale {
+            LossScale::Fixed(scale) => Ok(*scale),
+            LossScale::Dynamic(scaler) => Ok(scaler.scale().f_double_value(&[])?),
+        }
+    }
+
+    /// The number of steps that dynamic loss scaling has skipped, as a scalar on the model's device, so that nothing
+    /// waits for the device until its value is read.
+    ///
+    /// # Errors
+    /// If libtorch has no memory for it.
+    pub fn skipped_steps(&self) -> Result<Tensor> {
+        match &self.loss_scale {
+            LossScale::Fixed(_) => Ok(Tensor::f_zeros([], (Kind::Int64, Device::Cpu))?),
+            LossScale::Dynamic(scaler) => copy_of(scaler.skipped()),
+        }
     }
 
     /// The present learning rate; with several groups, that of the lowest.

@@ -1,14 +1,18 @@
 //! The state of an optimiser between steps: flat buffers, and the number of updates per tensor.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use super::algorithm::Algorithm;
-use super::gradients::Gradients;
+use super::algorithm::{Algorithm, Count};
 use crate::adapter::flat::{copy_of, FlatParams};
-use crate::error::{refusal, refuse, Result};
+use crate::adapter::weights::Adapter;
+use crate::error::{refusal, refuse, Error, ErrorKind, Result};
+use crate::storage::info::is_float;
+
+/// The largest number of updates up to which an f64 holds every whole number.
+const MOST_STEPS: f64 = (1_i64 << 53) as f64;
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -17,24 +21,77 @@ pub(super) struct State {
     buffers: Vec<Tensor>,
     /// Updates per slot: tensors that got no gradient lag behind, as in PyTorch.
     steps: Vec<i64>,
+    skipping: Option<Skipping>,
+}
+
+/// Updates that the device may skip, for dynamic loss scaling: the CPU does not know how many there were.
+#[derive(Debug)]
+struct Skipping {
+    /// The number of updates per slot, out of `steps`, that were skipped.
+    skipped: Tensor,
+    /// Slots of one class have taken part in the same updates, so that as many of theirs were skipped.
+    classes: Vec<usize>,
 }
 
 impl State {
     pub(super) fn new(algorithm: Algorithm, slots: usize) -> Self {
-        State { names: algorithm.buffers(), buffers: Vec::new(), steps: vec![0; slots] }
+        let names = algorithm.buffers();
+        State { names, buffers: Vec::new(), steps: vec![0; slots], skipping: None }
     }
 
-    /// One step, with one call per run of neighbouring slots with the same settings and history: usually one call.
+    /// From now on, updates may be skipped.
+    pub(super) fn start_skipping(&mut self, device: Device) -> Result<()> {
+        self.stop_skipping()?;
+        let mut numbers = BTreeMap::new();
+        let number = |step: &i64| {
+            let next = numbers.len();
+            *numbers.entry(*step).or_insert(next)
+        };
+        let classes = self.steps.iter().map(number).collect();
+        let skipped = Tensor::f_zeros([self.steps.len() as i64], (Kind::Double, device))?;
+        self.skipping = Some(Skipping { skipped, classes });
+        Ok(())
+    }
+
+    /// Waits for the device, to know the number of updates.
+    pub(super) fn stop_skipping(&mut self) -> Result<()> {
+        self.steps = self.done()?;
+        self.skipping = None;
+        Ok(())
+    }
+
+    /// Updates per slot, without those that were skipped.
+    fn done(&self) -> Result<Vec<i64>> {
+        let Some(Skipping { skipped, .. }) = &self.skipping else { return Ok(self.steps.clone()) };
+        let skipped = Vec::<f64>::try_from(&skipped.f_to_device(Device::Cpu)?)?;
+        Ok(self.steps.iter().zip(skipped).map(|(step, skipped)| step - skipped as i64).collect())
+    }
+
+    /// One step, with one call per run of neighbouring slots with the same settings and history: usually one call. If
+    /// `skip` is true, a tensor, it changes nothing.
     pub(super) fn update(
         &mut self,
-        flat: &mut FlatParams,
-        gradients: &Gradients,
+        adapter: &mut Adapter,
+        skip: Option<&Tensor>,
         settings: impl Fn(usize) -> (usize, Algorithm, f64),
     ) -> Result<()> {
-        let Some(gradient) = gradients.flat() else { return Ok(()) };
+        let Adapter { flat, gradients, .. } = adapter;
+        let gradient = gradients.flat()?;
         self.prepare(flat)?;
         let slots = flat.slots().len();
-        let key = |slot: usize| (gradients.is_present(slot), self.steps[slot], settings(slot).0);
+        let kind = wide(flat.master().f_kind()?);
+        if let Some(Skipping { classes, .. }) = &mut self.skipping {
+            let mut numbers = BTreeMap::new();
+            for (slot, class) in classes.iter_mut().enumerate() {
+                let next = numbers.len();
+                *class = *numbers.entry((*class, gradients.is_present(slot))).or_insert(next);
+            }
+        }
+        let classes = self.skipping.as_ref().map(|skipping| &skipping.classes);
+        let key = |slot: usize| {
+            let class = classes.map(|classes| classes[slot]);
+            (gradients.is_present(slot), self.steps[slot], class, settings(slot).0)
+        };
         let mut runs: Vec<Range<usize>> = Vec::new();
         for slot in 0..slots {
             match runs.last_mut() {
@@ -47,11 +104,35 @@ impl State {
             let step = self.steps[run.start] + 1;
             let mut params = flat.range(flat.master(), run.clone())?;
             let gradient = flat.range(gradient, run.clone())?;
+            // Nothing between the gradient and the new weight is rounded to f16, or leaves its range.
+            let mut work = params.f_to_kind(kind)?;
+            let gradient = gradient.f_to_kind(kind)?;
             let mut buffers = Vec::with_capacity(self.buffers.len());
             for buffer in &self.buffers {
                 buffers.push(flat.range(buffer, run.clone())?);
             }
-            algorithm.update(&mut params, &gradient, &mut buffers, step, lr)?;
+            match (skip, &self.skipping) {
+                (Some(skip), Some(Skipping { skipped, .. })) => {
+                    let mut former = vec![copy_of(&work)?];
+                    for buffer in &buffers {
+                        former.push(copy_of(buffer)?);
+                    }
+                    let mut skipped = skipped.f_narrow(0, run.start as i64, run.len() as i64)?;
+                    let count =
+                        Count::OnDevice(skipped.f_select(0, 0)?.f_neg()?.f_add_scalar(step)?);
+                    algorithm.update(&mut work, &gradient, &mut buffers, &count, lr)?;
+                    for (now, former) in [&work].into_iter().chain(&buffers).zip(&former) {
+                        let _ = former.f_where_self_out(now, skip, now)?;
+                    }
+                    let _ = skipped.f_add_(&skip.f_to_kind(Kind::Double)?)?;
+                }
+                _ => {
+                    algorithm.update(&mut work, &gradient, &mut buffers, &Count::Known(step), lr)?
+                }
+            }
+            if params.f_kind()? != kind {
+                params.f_copy_(&work)?;
+            }
             self.steps[run].fill(step);
         }
         flat.publish()
@@ -63,9 +144,9 @@ impl State {
         variables: &[String],
     ) -> Result<Vec<(String, Tensor)>> {
         self.prepare(flat)?;
-        let mut state = Vec::new();
+        let (mut state, steps) = (Vec::new(), self.done()?);
         for (slot, variable) in variables.iter().enumerate() {
-            state.push((format!("{variable}.step"), Tensor::from(self.steps[slot])));
+            state.push((format!("{variable}.step"), Tensor::from(steps[slot])));
             for (name, buffer) in self.names.iter().zip(&self.buffers) {
                 let value = copy_of(&flat.view_of(buffer, slot)?)?;
                 state.push((format!("{variable}.{name}"), value));
@@ -78,21 +159,23 @@ impl State {
         &mut self,
         flat: &FlatParams,
         variables: &[String],
-        state: &[(String, Tensor)],
+        mut given: HashMap<&str, &Tensor>,
     ) -> Result<()> {
-        let mut given: HashMap<&str, &Tensor> =
-            state.iter().map(|(key, tensor)| (key.as_str(), tensor)).collect();
         let mut steps = Vec::with_capacity(variables.len());
-        let mut buffers: Vec<Tensor> = Vec::with_capacity(self.names.len());
-        for _ in self.names {
-            buffers.push(flat.master().f_zeros_like()?);
-        }
+        let buffers = self.zeros(flat)?;
         for (slot, variable) in variables.iter().enumerate() {
-            let step = take(&mut given, format!("{variable}.step"), &[])?;
-            steps.push(step.f_to_kind(Kind::Int64)?.f_int64_value(&[])?);
+            let key = format!("{variable}.step");
+            steps.push(step_of(&key, take(&mut given, &key, &[])?)?);
             for (name, buffer) in self.names.iter().zip(&buffers) {
-                let shape = &flat.slots()[slot].shape;
-                let value = take(&mut given, format!("{variable}.{name}"), shape)?;
+                let key = format!("{variable}.{name}");
+                let value = take(&mut given, &key, &flat.slots()[slot].shape)?;
+                let kind = value.f_kind()?;
+                if !is_float(kind) {
+                    refuse!(
+                        KindMismatch,
+                        "the optimizer state '{key}' has kind {kind:?}, expected floating-point numbers"
+                    );
+                }
                 flat.view_of(buffer, slot)?.f_copy_(value)?;
             }
         }
@@ -102,19 +185,46 @@ impl State {
                 "the optimizer state holds '{extra}', which this adapter or algorithm does not use"
             );
         }
-        self.steps = steps;
-        self.buffers = buffers;
-        Ok(())
-    }
-
-    /// Creates the buffers, or moves them to the device and kind of the masters.
-    fn prepare(&mut self, flat: &FlatParams) -> Result<()> {
-        if self.buffers.len() != self.names.len() {
-            for _ in self.names {
-                self.buffers.push(flat.master().f_zeros_like()?);
+        for (name, buffer) in self.names.iter().zip(&buffers) {
+            // The whole buffer at once; single tensors only to name the one that is wrong.
+            if fault(name, buffer)?.is_none() {
+                continue;
+            }
+            for (slot, variable) in variables.iter().enumerate() {
+                if let Some((kind, found)) = fault(name, &flat.view_of(buffer, slot)?)? {
+                    return Err(Error::new(
+                        kind,
+                        format!(
+                            "the optimizer state '{variable}.{name}' holds {found}: was it saved by a run that \
+                             diverged, or changed since? Load an earlier checkpoint"
+                        ),
+                    ));
+                }
             }
         }
-        let (kind, device) = (flat.master().f_kind()?, flat.master().device());
+        let skipping = self.skipping.take();
+        self.steps = steps;
+        self.buffers = buffers;
+        skipping.map_or(Ok(()), |skipping| self.start_skipping(skipping.skipped.device()))
+    }
+
+    /// New buffers, in f32 whatever the kind of the weights (f64 for weights in f64): squares of small gradients would
+    /// vanish in f16, and those of large ones overflow.
+    fn zeros(&self, flat: &FlatParams) -> Result<Vec<Tensor>> {
+        let options = (wide(flat.master().f_kind()?), flat.master().device());
+        let size = flat.master().size();
+        self.names.iter().map(|_| Ok(Tensor::f_zeros(&size, options)?)).collect()
+    }
+
+    /// Creates the buffers, or moves them with the masters.
+    fn prepare(&mut self, flat: &FlatParams) -> Result<()> {
+        if self.buffers.len() != self.names.len() {
+            self.buffers = self.zeros(flat)?;
+        }
+        let (kind, device) = (wide(flat.master().f_kind()?), flat.master().device());
+        if let Some(Skipping { skipped, .. }) = &mut self.skipping {
+            *skipped = skipped.f_to_device(device)?;
+        }
         for buffer in &mut self.buffers {
             *buffer = buffer.f_to_device(device)?.f_to_kind(kind)?;
         }
@@ -122,14 +232,39 @@ impl State {
     }
 }
 
-fn take<'a>(
-    given: &mut HashMap<&str, &'a Tensor>,
-    key: String,
-    shape: &[i64],
-) -> Result<&'a Tensor> {
-    let tensor = given.remove(key.as_str()).ok_or_else(|| {
+/// The tensors of a state by their keys.
+pub(super) fn by_key(state: &[(String, Tensor)]) -> Result<HashMap<&str, &Tensor>> {
+    let mut given: HashMap<&str, &Tensor> = HashMap::with_capacity(state.len());
+    for (key, tensor) in state {
+        if given.insert(key, tensor).is_some() {
+            refuse!(
+                DuplicateKey,
+                "the optimizer state holds '{key}' twice, expected every key once: leave one out"
+            );
+        }
+    }
+    Ok(given)
+}
+
+/// The kind in which an update is computed.
+fn wide(kind: Kind) -> Kind {
+    if kind == Kind::Double {
+        kind
+    } else {
+        Kind::Float
+    }
+}
+
+fn take<'a>(given: &mut HashMap<&str, &'a Tensor>, key: &str, shape: &[i64]) -> Result<&'a Tensor> {
+    let tensor = given.remove(key).ok_or_else(|| {
         refusal!(MissingKeys, "the optimizer state has no '{key}': is it from another run?")
     })?;
+    if !tensor.defined() {
+        refuse!(
+            MissingKeys,
+            "the optimizer state '{key}' is an undefined tensor, expected one with values"
+        );
+    }
     if tensor.size() != shape {
         refuse!(
             ShapeMismatch,
@@ -138,4 +273,40 @@ fn take<'a>(
         );
     }
     Ok(tensor)
+}
+
+/// The number of updates, which torch keeps in f32.
+fn step_of(key: &str, tensor: &Tensor) -> Result<i64> {
+    let expected = "expected the number of updates so far";
+    let kind = tensor.f_kind()?;
+    if !is_float(kind)
+        && !matches!(kind, Kind::Uint8 | Kind::Int8 | Kind::Int16 | Kind::Int | Kind::Int64)
+    {
+        refuse!(KindMismatch, "the optimizer state '{key}' has kind {kind:?}, {expected}");
+    }
+    let value = tensor.f_to_kind(Kind::Double)?.f_double_value(&[])?;
+    if !value.is_finite() {
+        refuse!(NonFinite, "the optimizer state '{key}' is {value}, {expected}");
+    }
+    if value.fract() != 0. || !(0. ..=MOST_STEPS).contains(&value) {
+        refuse!(
+            InvalidArgument,
+            "the optimizer state '{key}' is {value}, {expected}: a whole number from 0 to 2^53"
+        );
+    }
+    Ok(value as i64)
+}
+
+/// The fault of a buffer, if any: its kind, and what was found and expected.
+fn fault(name: &str, buffer: &Tensor) -> Result<Option<(ErrorKind, String)>> {
+    if buffer.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+        let kind = buffer.f_kind()?;
+        let found = format!("NaN, infinity or a number outside {kind:?}, expected finite numbers");
+        return Ok(Some((ErrorKind::NonFinite, found)));
+    }
+    if name.ends_with("_sq") && buffer.f_lt(0.)?.f_any()?.f_int64_value(&[])? != 0 {
+        let found = "a negative number, expected means of squares: 0 or more".to_owned();
+        return Ok(Some((ErrorKind::InvalidArgument, found)));
+    }
+    Ok(None)
 }

@@ -132,6 +132,9 @@ mod tests {
 
     use super::*;
 
+    /// A second would do where nothing else runs.
+    const BUSY: u64 = 10;
+
     fn read(text: &str) -> Result<Value, String> {
         from_str(text).map_err(|error| error.to_string())
     }
@@ -173,7 +176,7 @@ mod tests {
             let took = start.elapsed();
             let shown: String = text.chars().take(40).collect();
             assert!(answer.is_err(), "{shown}");
-            assert!(took < Duration::from_secs(1), "{shown}: {took:?}");
+            assert!(took < Duration::from_secs(BUSY), "{shown}: {took:?}");
         }
         // Long lists are slow to read at worst.
         for text in
@@ -181,7 +184,7 @@ mod tests {
         {
             let start = Instant::now();
             assert!(read(&text).is_ok());
-            assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+            assert!(start.elapsed() < Duration::from_secs(BUSY), "{:?}", start.elapsed());
         }
     }
 

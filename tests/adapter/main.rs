@@ -17,9 +17,11 @@ mod foreign_writes;
 #[cfg(feature = "models")]
 mod heads;
 mod invariants;
+mod many_variables;
 mod merge;
 mod new_variables;
 mod non_finite;
+mod patterns;
 mod peft_faults;
 mod peft_interop;
 #[cfg(feature = "models")]

@@ -8,10 +8,16 @@ mod common;
 #[path = "../nets/mod.rs"]
 mod nets;
 
+mod accumulation;
 mod checkpointing;
+mod gradients;
+mod half_precision;
 mod loss;
+mod loss_scale;
 mod new_heads;
 mod optimizer;
+mod optimizer_state;
 mod random;
 mod recompute;
 mod schedule;
+mod stale_graphs;

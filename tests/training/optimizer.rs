@@ -139,52 +139,6 @@ fn gradients_made_by_user_code_count_as_our_own() {
 }
 
 #[test]
-fn a_saved_state_goes_on_as_if_nothing_had_happened() {
-    for algorithm in [
-        AdamW::default().amsgrad(true).into(),
-        ln_tuning::Algorithm::Sgd(nn::sgd(0.9, 0., 0., false)),
-    ] {
-        let run = |interrupted: bool| {
-            let net = Net::new(Kind::BFloat16);
-            let tuned = LnTuningModel::new(&net.vs, LnTuningConfig::default()).unwrap();
-            let mut opt = tuned.optimizer(algorithm, 1e-2).unwrap();
-            for step in 0..6 {
-                if interrupted && step == 3 {
-                    let state = opt.state_dict().unwrap();
-                    opt = tuned.optimizer(algorithm, 1e-2).unwrap();
-                    opt.load_state_dict(&state).unwrap();
-                }
-                opt.backward_step(&net.loss()).unwrap();
-            }
-            named_bits(&tuned.state_dict("default").unwrap())
-        };
-        assert_eq!(run(true), run(false), "{algorithm:?}");
-    }
-}
-
-#[test]
-fn a_state_that_does_not_fit_is_refused_whole() {
-    let net = Net::new(Kind::Float);
-    let tuned = LnTuningModel::new(&net.vs, LnTuningConfig::default()).unwrap();
-    let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
-    opt.backward_step(&net.loss()).unwrap();
-    let state = opt.state_dict().unwrap();
-    let changed = |change: fn(&mut Vec<(String, Tensor)>)| {
-        let mut changed: Vec<_> = state.iter().map(|(k, t)| (k.clone(), t.copy())).collect();
-        change(&mut changed);
-        changed
-    };
-    for (bad, kind) in [
-        (changed(|s| drop(s.pop())), ErrorKind::MissingKeys),
-        (changed(|s| s.push(("x".into(), Tensor::from(1.0)))), ErrorKind::UnexpectedKeys),
-        (changed(|s| s[1].1 = Tensor::from(1.0)), ErrorKind::ShapeMismatch),
-    ] {
-        assert_eq!(opt.load_state_dict(&bad).unwrap_err().kind(), kind);
-        assert_eq!(named_bits(&opt.state_dict().unwrap()), named_bits(&state));
-    }
-}
-
-#[test]
 fn parameter_groups_have_learning_rates_of_their_own() {
     let vs = nn::VarStore::new(Device::Cpu);
     let weight = (vs.root() / "norm").var_copy("weight", &Tensor::ones([4], CPU));

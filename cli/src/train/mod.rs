@@ -5,7 +5,6 @@ mod checkpoint;
 mod curves;
 pub mod data;
 pub mod detect;
-pub mod digest;
 pub mod example;
 pub mod interrupt;
 mod memory;

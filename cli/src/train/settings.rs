@@ -71,7 +71,7 @@ pub struct Settings {
     pub batch_size: usize,
     pub accumulation: usize,
     pub clip_norm: Option<f64>,
-    pub loss_scale: Option<f64>,
+    pub loss_scale: Option<LossScale>,
     pub epochs: u64,
     pub max_steps: Option<u64>,
     pub checkpointing: Checkpointing,
@@ -112,6 +112,14 @@ pub enum Checkpointing {
     Named(String),
 }
 
+/// A number, or `dynamic`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum LossScale {
+    Fixed(f64),
+    Named(String),
+}
+
 impl Settings {
     pub fn check(&self) -> Result<()> {
         ensure!(!self.model.as_os_str().is_empty(), "'model' is not set, expected a directory");
@@ -130,6 +138,15 @@ impl Settings {
         }
         if let Some(max) = self.clip_norm {
             ensure!(max > 0. && max.is_finite(), "'clip_norm' is {max}, expected more than 0");
+        }
+        match &self.loss_scale {
+            Some(LossScale::Fixed(scale)) if !(*scale > 0. && scale.is_finite()) => {
+                bail!("'loss_scale' is {scale}, expected a number above 0, or dynamic")
+            }
+            Some(LossScale::Named(name)) if name != "dynamic" => {
+                bail!("'loss_scale' is '{name}', expected a number above 0, or dynamic")
+            }
+            _ => (),
         }
         let ratio = self.schedule.warmup_ratio;
         ensure!((0. ..=1.).contains(&ratio), "'schedule.warmup_ratio' is {ratio}, expected 0 to 1");
@@ -166,9 +183,22 @@ impl Settings {
         device::named(&self.device)
     }
 
-    /// The factor of the loss in the backward pass.
+    /// The fixed factor of the loss in the backward pass; that of the preflight if it is found while training.
     pub fn loss_scale(&self) -> f64 {
-        self.loss_scale.unwrap_or(if self.kind == ModelKind::F16 { 1024. } else { 1. })
+        match (&self.loss_scale, self.kind) {
+            (Some(LossScale::Fixed(scale)), _) => *scale,
+            (_, ModelKind::F16) => 1024.,
+            _ => 1.,
+        }
+    }
+
+    /// True if the factor of the loss is found while training.
+    pub fn scales_dynamically(&self) -> bool {
+        match &self.loss_scale {
+            Some(LossScale::Fixed(_)) => false,
+            Some(LossScale::Named(_)) => true,
+            None => self.kind == ModelKind::F16,
+        }
     }
 
     pub fn adamw(&self) -> AdamW {

@@ -1,7 +1,7 @@
 //! The start of a run: the adapter is attached, all is checked, and training begins or is only shown.
 
 use anyhow::Result;
-use ln_tuning::{LnTuningConfig, LnTuningModel, DEFAULT_ADAPTER};
+use ln_tuning::{DynamicLossScale, LnTuningConfig, LnTuningModel, DEFAULT_ADAPTER};
 use serde_json::json;
 use tch::nn::VarStore;
 
@@ -39,6 +39,9 @@ pub fn start<T: Task, D>(
     let mut report = Report::new(mode == Mode::DryRun { json: true });
     describe(task, vs, &tuned, settings, &mut report)?;
     let tensors = measure(task, vs, &tuned, &mut optimizer, settings, &mut report)?;
+    if settings.scales_dynamically() {
+        optimizer.set_dynamic_loss_scale(DynamicLossScale::default())?;
+    }
     let state = checkpoint::begin(settings, run.all.clone(), task.digest())?;
     let plan = Plan {
         lengths: task.lengths(),

@@ -23,6 +23,8 @@ use crate::progress;
 
 /// Seconds between two drawings of the curves.
 const REDRAW: u64 = 5;
+/// Steps in a row that dynamic loss scaling may skip: the scale is 2^-30 of the first by then.
+const MOST_SKIPPED: u64 = 30;
 /// Seconds between two lines where there is no terminal for a bar, such as in a job's log.
 const REPEAT: u64 = 30;
 
@@ -39,6 +41,9 @@ struct Run<'a, T: Task> {
     recompute: Option<Recompute>,
     metrics: Metrics,
     memory: Memory,
+    /// Steps skipped so far, and in a row, by dynamic loss scaling.
+    skipped: u64,
+    in_a_row: u64,
     /// The next step is begun before the figures of the last are read.
     ahead: bool,
     /// The time at which the figures of the last step were read.
@@ -54,6 +59,8 @@ struct Pending {
     step: u64,
     loss: Tensor,
     grad_norm: Tensor,
+    /// Steps skipped up to this one.
+    skipped: Tensor,
     lr: f64,
     size: u64,
     sources: String,
@@ -84,6 +91,8 @@ pub fn train<T: Task>(ready: Ready<T>) -> Result<()> {
     let mut run = Run {
         metrics: Metrics::open(out, state.step, settings.tensorboard)?,
         memory: Memory::of(vs.device()),
+        skipped: u64::try_from(optimizer.skipped_steps()?.f_int64_value(&[])?)?,
+        in_a_row: 0,
         // A CPU has done its work when it comes back.
         ahead: vs.device() != Device::Cpu,
         clock: Instant::now(),
@@ -179,6 +188,7 @@ impl<T: Task> Run<'_, T> {
             step: self.state.step + 1,
             loss: loss.context("a step without batches")?,
             grad_norm,
+            skipped: self.optimizer.skipped_steps()?,
             lr,
             size: group.iter().map(|batch| batch.size).sum(),
             sources: sources.join("; "),
@@ -190,7 +200,17 @@ impl<T: Task> Run<'_, T> {
         let Pending { step, lr, size, .. } = pending;
         let loss = pending.loss.f_double_value(&[])?;
         let grad_norm = pending.grad_norm.f_double_value(&[])?;
-        if !loss.is_finite() || !grad_norm.is_finite() {
+        let skipped = u64::try_from(pending.skipped.f_int64_value(&[])?)?;
+        let was_skipped = skipped > self.skipped;
+        self.skipped = skipped;
+        self.in_a_row = if was_skipped { self.in_a_row + 1 } else { 0 };
+        ensure!(
+            !loss.is_finite() || self.in_a_row < MOST_SKIPPED,
+            "step {step}: the last {MOST_SKIPPED} steps were skipped, since their gradients are not finite at any loss \
+             scale, from {}. Try 'kind' bf16 or f32",
+            pending.sources
+        );
+        if !loss.is_finite() || !(grad_norm.is_finite() || was_skipped) {
             let good = match checkpoint::steps(&self.settings.out)?.pop() {
                 Some(step) => {
                     let dir = checkpoint::dir(&self.settings.out, step);
@@ -207,17 +227,25 @@ impl<T: Task> Run<'_, T> {
         let seconds = self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
         let (tokens_per_s, memory_mb) = (size as f64 / seconds, self.memory.megabytes());
-        self.metrics.write(
-            step,
-            &[
-                ("loss", loss),
-                ("lr", lr),
-                ("grad_norm", grad_norm),
-                ("tokens", size as f64),
-                ("tokens_per_s", tokens_per_s.round()),
-                ("memory_mb", memory_mb.round()),
-            ],
-        )?;
+        let mut figures = vec![
+            ("loss", loss),
+            ("lr", lr),
+            ("tokens", size as f64),
+            ("tokens_per_s", tokens_per_s.round()),
+            ("memory_mb", memory_mb.round()),
+        ];
+        if was_skipped {
+            self.say(&format!(
+                "step {step}: skipped, since its gradients overflow at this loss scale, which is lower from now on \
+                 ({skipped} so far)"
+            ));
+        } else {
+            figures.insert(2, ("grad_norm", grad_norm));
+        }
+        if self.settings.scales_dynamically() {
+            figures.push(("skipped_steps", skipped as f64));
+        }
+        self.metrics.write(step, &figures)?;
         let unit = self.task.unit();
         let shown = format!("loss {loss:.4} {tokens_per_s:.0} {unit}/s {memory_mb:.0} MB");
         self.bar.set_position(step);
@@ -302,6 +330,9 @@ impl<T: Task> Run<'_, T> {
         let adapter = out.join("adapter");
         self.tuned.save_pretrained(&adapter)?;
         self.task.add_files(&adapter)?;
+        if self.skipped > 0 {
+            println!("{} of {step} steps were skipped by the loss scale", self.skipped);
+        }
         let seconds = self.begun.elapsed().as_secs_f64();
         println!("{seconds:.1} s; the adapter is in '{}'", adapter.display());
         if let Some((step, value)) = self.state.best {

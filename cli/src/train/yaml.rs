@@ -45,6 +45,11 @@ impl Given {
         key.split('.').try_fold(&self.whole, |value, key| value.get(key))?.as_str()
     }
 
+    /// A key, with a value or with keys below it.
+    pub fn has(&self, key: &str) -> bool {
+        key.split('.').try_fold(&self.whole, |value, key| value.get(key)).is_some()
+    }
+
     /// All settings: those of the sample, of which `model` and `data.train` are left out, with the given ones in
     /// their place.
     pub fn over(&self, sample: &str) -> Result<Tree> {

@@ -10,6 +10,7 @@ use super::base::{Base, Facts};
 use super::card::Card;
 use crate::adapter::config::LnTuningConfig;
 use crate::error::{refusal, refuse, Result};
+use crate::names::nearest::shortened;
 use crate::pretrained::files::{json, ModelFiles};
 use crate::pretrained::Head;
 use crate::storage::atomic::Contents;
@@ -176,6 +177,7 @@ pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
     };
     refuse!(
         InvalidAdapterName,
-        "'{name}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'"
+        "'{}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'",
+        shortened(name)
     )
 }

@@ -16,6 +16,7 @@ use crate::adapter::selection::{Role, SelectedTensor};
 use crate::adapter::status::TrainableParameters;
 use crate::adapter::weights::{Adapter, Place};
 use crate::error::{refuse, Result};
+use crate::names::nearest::{listed, shortened};
 use crate::storage::atomic::Contents;
 use crate::storage::finite::{check_cast, check_finite};
 use crate::storage::info::is_float;
@@ -36,8 +37,35 @@ pub struct LoadReport {
 
 /// Copies of all tensors, in the order of the selection.
 pub(crate) fn tensors(adapter: &Adapter) -> Result<Vec<(String, Tensor)>> {
-    let entries = adapter.entries.iter();
-    entries.map(|entry| Ok((file_key(&entry.tensor), copy_of(&adapter.value(entry)?)?))).collect()
+    let keys = keys(adapter, &KeyMapping::default())?;
+    let entries = adapter.entries.iter().zip(keys);
+    entries.map(|(entry, key)| Ok((key, copy_of(&adapter.value(entry)?)?))).collect()
+}
+
+/// The keys of all tensors, which differ.
+fn keys(adapter: &Adapter, mapping: &KeyMapping) -> Result<Vec<String>> {
+    let mut seen: HashMap<String, String> = HashMap::new();
+    let mut key = |tensor: &SelectedTensor| -> Result<String> {
+        let module = mapping.apply(&tensor.module)?;
+        if module.split('.').any(str::is_empty) {
+            refuse!(
+                InvalidArgument,
+                "`SaveOptions::key_mapping` renames '{}' to '{module}', expected a path: names with dots between them",
+                tensor.module
+            );
+        }
+        let key = file_key(&SelectedTensor { module, ..tensor.clone() });
+        if let Some(other) = seen.insert(key.clone(), tensor.variable()) {
+            refuse!(
+                DuplicateKey,
+                "'{other}' and '{}' would both be saved as '{key}': rename them to different paths with \
+                 `SaveOptions::key_mapping`",
+                tensor.variable()
+            );
+        }
+        Ok(key)
+    };
+    adapter.entries.iter().map(|entry| key(&entry.tensor)).collect()
 }
 
 /// Loads tensors into an adapter. All checks come before the first write.
@@ -89,9 +117,10 @@ pub(crate) fn load(
             }
             refuse!(
                 ShapeMismatch,
-                "'{key}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? If its vocabulary \
+                "'{}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? If its vocabulary \
                  was resized, `merge` makes a model of that size. `LoadOptions::ignore_mismatched_sizes` keeps the \
                  base's values for such tensors",
+                shortened(key),
                 tensor.size()
             );
         }
@@ -99,7 +128,8 @@ pub(crate) fn load(
         if is_float(kind) != is_float(expected) {
             refuse!(
                 KindMismatch,
-                "'{key}' has kind {kind:?}, expected {expected:?} as in the model: save it in that kind"
+                "'{}' has kind {kind:?}, expected {expected:?} as in the model: save it in that kind",
+                shortened(key)
             );
         }
         writes.push((entry.place, tensor));
@@ -136,7 +166,7 @@ pub(crate) fn files(
         let mapping = options.key_mapping.iter().map(|(p, r)| (p.as_str(), r.as_str()));
         let mapping = KeyMapping::new(mapping)?;
         let mut tensors = Vec::with_capacity(adapter.entries.len());
-        for entry in &adapter.entries {
+        for (entry, key) in adapter.entries.iter().zip(keys(adapter, &mapping)?) {
             let value = adapter.value(entry)?;
             let value = match options.kind {
                 SaveKind::Master => value,
@@ -146,8 +176,7 @@ pub(crate) fn files(
                     cast
                 }
             };
-            let module = mapping.apply(&entry.tensor.module)?;
-            tensors.push((file_key(&SelectedTensor { module, ..entry.tensor.clone() }), value));
+            tensors.push((key, value));
         }
         let config = exported(attachment, adapter, &mapping, options)?;
         contents.extend(adapter_files(&adapter_dir(dir, name, default), &config, &tensors)?);
@@ -192,10 +221,4 @@ fn exported(
         config.modules_to_save = Some(saved).filter(|saved| !saved.is_empty());
     }
     Ok(config)
-}
-
-fn listed(keys: &[String]) -> String {
-    let shown: Vec<String> = keys.iter().take(4).map(|key| format!("'{key}'")).collect();
-    let more = if keys.len() > 4 { ", …" } else { "" };
-    shown.join(", ") + more
 }
