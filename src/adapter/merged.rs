@@ -7,7 +7,7 @@ use serde_json::{json, Value};
 use tch::no_grad;
 
 use super::peft::base::Base;
-use super::peft::keys::{match_keys, KeyMapping};
+use super::peft::keys::{carried as carried_name, match_keys, KeyMapping};
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::selection::{Norms, SelectedTensor, Selection};
 use crate::error::{refuse, Error, ErrorKind, Result};
@@ -42,17 +42,23 @@ impl<'a> Merged<'a> {
         let wanted: Vec<&SelectedTensor> = wanted.iter().collect();
         let keys: Vec<&str> = adapter.tensors.iter().map(|stored| stored.key.as_str()).collect();
         let matched = match_keys(&wanted, &keys, "default", &KeyMapping::default())?;
+        let mut carried = Vec::new();
+        let mut unexpected = Vec::new();
+        let known: HashSet<&str> = variables.iter().map(|v| v.name.as_str()).collect();
+        for key in matched.unexpected {
+            let name = carried_name(&key, &KeyMapping::default())?;
+            match name.filter(|name| known.contains(name.as_str())) {
+                Some(name) => carried.push((name, key)),
+                None => unexpected.push(key),
+            }
+        }
         for (kind, keys, what) in [
             (
                 ErrorKind::MissingKeys,
                 &matched.missing,
                 "lacks tensors of the modules that it tunes",
             ),
-            (
-                ErrorKind::UnexpectedKeys,
-                &matched.unexpected,
-                "holds tensors that belong to no module",
-            ),
+            (ErrorKind::UnexpectedKeys, &unexpected, "holds tensors that belong to no module"),
         ] {
             if let Some(first) = keys.first() {
                 let (more, dir) = (keys.len() - 1, files.dir().display());
@@ -64,10 +70,14 @@ impl<'a> Merged<'a> {
         }
         let originals: HashMap<String, String> = files.copies().into_iter().collect();
         let mut replaced = HashMap::new();
-        for (want, found) in wanted.iter().zip(&matched.found) {
-            let name = want.variable();
+        let found = wanted.iter().zip(&matched.found);
+        let found = found.filter_map(|(want, found)| Some((want.variable(), (*found)?)));
+        let places: HashMap<&str, usize> =
+            keys.iter().enumerate().map(|(at, key)| (*key, at)).collect();
+        let carried = carried.iter().map(|(name, key)| (name.clone(), places[key.as_str()]));
+        for (name, index) in found.chain(carried) {
             let original = originals.get(&name).unwrap_or(&name);
-            let Some(stored) = found.map(|index| &adapter.tensors[index]) else { continue };
+            let stored = &adapter.tensors[index];
             let place = files.find(original).map(|place| &place.stored);
             if let Some(place) = place.filter(|_| !base.is_new(&name)) {
                 check_shape(stored, &place.shape)?;
@@ -88,12 +98,13 @@ impl<'a> Merged<'a> {
         }
         let config = base.config.clone();
         let mut merged = Merged { base, adapter, replaced, untied: Vec::new(), config };
-        merged.untie(&selection);
+        merged.untie(&selection)?;
+        merged.check_vocabulary()?;
         Ok(merged)
     }
 
     /// Finds the copies that differ from their originals now: the adapter has one of the two, or each apart.
-    fn untie(&mut self, selection: &Selection) {
+    fn untie(&mut self, selection: &Selection) -> Result<()> {
         let wrapped = |name: &str| {
             let has = |own: &String| own == name;
             let module = selection.modules().iter().find(|m| m.variables.iter().any(has))?;
@@ -102,16 +113,18 @@ impl<'a> Merged<'a> {
         let mut copies = self.base.files.copies();
         let (mut tied, mut untied) = (Vec::new(), Vec::new());
         for (copy, original) in copies.drain(..) {
-            let together = wrapped(&copy) == wrapped(&original);
+            let (of_copy, of_original) = (wrapped(&copy), wrapped(&original));
+            let together = of_copy.is_some() && of_copy == of_original;
             if together {
                 self.replaced.remove(&copy);
+            } else if of_copy.is_none() && of_original.is_none() {
+                // What PEFT puts into the base goes into both.
+                self.carry(&copy, &original)?;
             }
-            if together
-                || !self.replaced.contains_key(&copy) && !self.replaced.contains_key(&original)
-            {
-                tied.push((copy, original));
-            } else {
+            if self.replaced.contains_key(&copy) || of_original.is_some() && !together {
                 untied.push((copy, original));
+            } else {
+                tied.push((copy, original));
             }
         }
         let files = &self.base.files;
@@ -127,6 +140,51 @@ impl<'a> Merged<'a> {
             untied.append(&mut tied);
         }
         self.untied = untied;
+        Ok(())
+    }
+
+    /// Gives a tensor that is in the adapter as one of the base's, for a tied copy, to the original.
+    fn carry(&mut self, copy: &str, original: &str) -> Result<()> {
+        let Some(stored) = self.replaced.remove(copy) else { return Ok(()) };
+        let other = *self.replaced.entry(original.to_owned()).or_insert(stored);
+        if !self.adapter.is_same(stored, self.adapter, other)? {
+            refuse!(
+                TiedTensors,
+                "the adapter brings different values for '{copy}' and '{original}', which are tied in the base: set \
+                 `tie_word_embeddings` to false there, and save both"
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses a resized vocabulary where a tensor of the base keeps the former size.
+    fn check_vocabulary(&self) -> Result<()> {
+        let files = &self.base.files;
+        let rows =
+            |name: &str| self.replaced.get(name).and_then(|stored| stored.shape.first().copied());
+        let resized = self
+            .base
+            .new
+            .keys()
+            .find(|name| files.find(name).is_some() && files.layout().is_of_vocabulary(name));
+        let Some(rows) = resized.and_then(|name| rows(name)) else { return Ok(()) };
+        let former = files.tensors().iter().find(|place| {
+            let of_vocabulary = files.layout().is_of_vocabulary(&place.name)
+                || place.name.ends_with("final_logits_bias");
+            let shape =
+                self.replaced.get(&place.name).map_or(&place.stored.shape, |stored| &stored.shape);
+            of_vocabulary && !shape.contains(&rows)
+        });
+        if let Some(former) = former {
+            refuse!(
+                ShapeMismatch,
+                "the adapter's vocabulary has {rows} tokens, and '{}' of shape {:?} is not in it: resize the base first \
+                 (`resize_token_embeddings`), and save it",
+                former.name,
+                former.stored.shape
+            );
+        }
+        Ok(())
     }
 
     /// The tensors that were replaced, in natural order of their names.
@@ -150,7 +208,8 @@ impl<'a> Merged<'a> {
                 raw.iter().enumerate().map(|(at, stored)| (stored.key.as_str(), at)).collect();
             for (place, stored) in self.replacements(index) {
                 if let Some(&at) = places.get(place.stored.key.as_str()) {
-                    if self.base.is_new(&place.name) {
+                    // Only a tensor that is whole can have another size.
+                    if place.stored.len == raw[at].len {
                         entries[at].shape.clone_from(&stored.shape);
                     }
                     entries[at].replace(

@@ -11,6 +11,7 @@ use super::registry::Registry;
 use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::options::{AdapterOptions, LoadOptions, SaveOptions};
+use crate::adapter::peft::carried::Carried;
 use crate::adapter::peft::state_dict::{self, LoadReport};
 use crate::adapter::selection::Selection;
 use crate::adapter::status::{self, LayerStatus, ModelStatus, TrainableParameters};
@@ -99,7 +100,7 @@ impl LnTuningModel {
         name: &str,
         options: &AdapterOptions,
     ) -> Result<Self> {
-        Self::attach(vs, name, |attachment| make_adapter(attachment, config, options, false))
+        Self::attach(vs, name, |attachment| make_adapter(attachment, config, options, None))
     }
 
     /// Attaches an adapter that PEFT or [`save_pretrained`](Self::save_pretrained) wrote, for inference.
@@ -175,7 +176,7 @@ impl LnTuningModel {
         config: LnTuningConfig,
         options: &AdapterOptions,
     ) -> Result<()> {
-        self.insert(name, |attachment| make_adapter(attachment, config, options, false))
+        self.insert(name, |attachment| make_adapter(attachment, config, options, None))
     }
 
     /// Adds an adapter from a directory. Call [`set_adapter`](Self::set_adapter) to use it.
@@ -310,13 +311,14 @@ fn make_adapter(
     attachment: &Attachment,
     config: LnTuningConfig,
     options: &AdapterOptions,
-    saved: bool,
+    saved: Option<&mut Carried>,
 ) -> Result<Adapter> {
     let variables = &attachment.variables;
     // The names and shapes of variables do not change, so an equal configuration has an equal selection among them.
     let asked = |other: &&Adapter| {
         let (a, b) = (&other.config, &config);
         other.selected_among == variables.len()
+            && other.selection.trained().count() == other.selection.modules().len()
             && other.options.model_type == options.model_type
             && other.options.norms == options.norms
             && (&a.target_modules, &a.exclude_modules, &a.modules_to_save, a.task_type)
@@ -328,13 +330,17 @@ fn make_adapter(
             let known = attachment.model_type.as_deref();
             let model_type = options.model_type.as_deref().or(known);
             let infos = variables.infos()?;
-            let select = if saved { Selection::of_saved } else { Selection::new };
+            let select = if saved.is_some() { Selection::of_saved } else { Selection::new };
             let selection = select(&infos, &config, model_type, options.norms)?;
             if selection.excludes_nothing() {
                 eprintln!("warning: `exclude_modules` matches no module: compare it with the names in the VarStore");
             }
             selection
         }
+    };
+    let selection = match saved {
+        Some(carried) => carried.settle(attachment, selection)?,
+        None => selection,
     };
     Adapter::new(variables, |v| attachment.base_data(v), config, selection, options.clone())
 }
@@ -347,7 +353,9 @@ fn load(
     report: &mut LoadReport,
 ) -> Result<Adapter> {
     let config = LnTuningConfig { inference_mode: !options.is_trainable, ..files.config };
-    let mut adapter = make_adapter(attachment, config, &options.adapter, true)?;
-    *report = state_dict::load(&mut adapter, name, &files.tensors, options)?;
+    let mut carried = Carried::among(files.tensors, &options.key_mapping)?;
+    let mut adapter = make_adapter(attachment, config, &options.adapter, Some(&mut carried))?;
+    *report = state_dict::load(&mut adapter, name, &carried.tensors, options)?;
+    report.foreign_keys.extend(carried.of_the_base);
     Ok(adapter)
 }

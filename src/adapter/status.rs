@@ -109,7 +109,7 @@ pub struct ModelStatus {
 pub(crate) fn layers(attachment: &Attachment) -> Vec<LayerStatus> {
     let mut layers: BTreeMap<Natural, LayerStatus> = BTreeMap::new();
     for (name, adapter) in &attachment.adapters {
-        for module in adapter.selection.modules() {
+        for module in adapter.selection.trained() {
             let layer = layers.entry(Natural(module.path.clone())).or_insert_with(|| LayerStatus {
                 name: module.path.clone(),
                 role: module.role,

@@ -87,17 +87,18 @@ impl Adapter {
         for (name, tensor) in selection.variables().zip(selection.tensors()) {
             let Some(index) = variables.position(name) else { continue };
             let variable = variables.get(index);
-            let owner = owner(variables, index, &wrapped);
+            let owner = owner(variables, index, &wrapped, &selection);
+            let trains = variable.is_parameter && !selection.is_carried(name);
             if !places.contains_key(&owner) {
                 check_ties(variables, index, &chosen)?;
             }
             let data = base(owner)?;
-            if variable.is_parameter {
+            if trains {
                 check_parameter(name, &data)?;
             }
             let place = match places.get(&owner) {
                 Some(place) => *place,
-                None if variable.is_parameter => {
+                None if trains => {
                     slot_variables.push(owner);
                     values.push(data);
                     Place::Slot(slot_variables.len() - 1)
@@ -121,7 +122,8 @@ impl Adapter {
         }
         // A copy that is trained with its original in one module stays tied to it, and needs no storage.
         let stays = |(copy, original): &(usize, usize)| {
-            places.contains_key(original) && !wrapped.contains_key(copy)
+            let carried = selection.is_carried(&variables.get(*original).name);
+            places.contains_key(original) && !carried && !wrapped.contains_key(copy)
         };
         let kept = variables.copies().filter(stays).collect();
         check_uniform(variables, &slot_variables, &values, precision)?;
@@ -262,10 +264,19 @@ impl Adapter {
 /// The variable whose storage the adapter replaces for variable `index`: its own, unless it is tied to another.
 ///
 /// As in PEFT, which copies each module by itself, a tied copy is trained apart from its original, unless both are in one
-/// module that is wrapped as a whole.
-fn owner(variables: &Variables, index: usize, wrapped: &HashMap<usize, &str>) -> usize {
+/// module that is wrapped as a whole. What an adapter brings along for the base is for both.
+fn owner(
+    variables: &Variables,
+    index: usize,
+    wrapped: &HashMap<usize, &str>,
+    selection: &Selection,
+) -> usize {
     let variable = variables.get(index);
-    let together = |original: &usize| wrapped.get(original) == wrapped.get(&index);
+    let carried = |index: usize| selection.is_carried(&variables.get(index).name);
+    let together = |original: &usize| match wrapped.get(original) {
+        Some(module) if !carried(*original) => Some(module) == wrapped.get(&index),
+        _ => carried(index),
+    };
     variable.copy_of.filter(together).unwrap_or(variable.tied_to)
 }
 

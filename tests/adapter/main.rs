@@ -24,6 +24,8 @@ mod non_finite;
 mod patterns;
 mod peft_faults;
 mod peft_interop;
+#[cfg(feature = "models")]
+mod resized;
 mod selection;
 mod special_files;
 #[cfg(feature = "models")]

@@ -10,6 +10,13 @@ const PREFIX: &str = "base_model.model.";
 const MARK: &str = "ln_tuning_layers";
 const SAVED_MARK: &str = "modules_to_save";
 
+/// The name of the base's variable that a key without a mark is; PEFT puts its tensor into the base.
+pub(crate) fn carried(key: &str, mapping: &KeyMapping) -> Result<Option<String>> {
+    let name = mapping.apply(key.strip_prefix(PREFIX).unwrap_or(key))?;
+    let marked = [MARK, SAVED_MARK].iter().any(|mark| name.contains(&format!(".{mark}.")));
+    Ok((!marked).then_some(name))
+}
+
 /// The name of the variable that a key of PEFT means; `None` for a copy of the base's.
 pub(crate) fn variable_of(key: &str) -> Option<String> {
     let key = key.strip_prefix(PREFIX).unwrap_or(key);

@@ -2,6 +2,7 @@
 
 pub(crate) mod base;
 mod card;
+pub(crate) mod carried;
 pub(crate) mod directory;
 pub(crate) mod keys;
 pub(crate) mod state_dict;

@@ -117,8 +117,9 @@ pub(crate) fn load(
             }
             refuse!(
                 ShapeMismatch,
-                "'{key}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
-                 `LoadOptions::ignore_mismatched_sizes` keeps the base's values for such tensors",
+                "'{key}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? If its vocabulary \
+                 was resized, `merge` makes a model of that size. `LoadOptions::ignore_mismatched_sizes` keeps the \
+                 base's values for such tensors",
                 tensor.size()
             );
         }
@@ -206,7 +207,7 @@ fn exported(
     config.inference_mode = true;
     if !options.key_mapping.is_empty() {
         let (mut tuned, mut saved) = (Vec::new(), Vec::new());
-        for module in adapter.selection.modules() {
+        for module in adapter.selection.trained() {
             let path = mapping.apply(&module.path)?;
             match module.role {
                 Role::Tuned => tuned.push(regex::escape(&path)),

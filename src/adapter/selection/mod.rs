@@ -1,6 +1,7 @@
 //! The tensors that an adapter trains: a value, computed from names, shapes and a configuration.
 
 mod architectures;
+mod export;
 mod rules;
 mod selected;
 mod tree;
@@ -9,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 pub use architectures::Norms;
 use architectures::{has_bare_norms, model_types, norm_names};
+use export::{exportable, separable};
 use rules::{head_names, with_head_names, Rules, Verdict};
 pub(crate) use selected::SelectedTensor;
 pub use selected::{Role, SelectedModule};
@@ -29,6 +31,8 @@ pub struct Selection {
     excludes: Option<Modules>,
     saves: Option<Vec<String>>,
     idle_excludes: bool,
+    /// Variables of the base that a saved adapter brings along. They are replaced and saved, and not trained.
+    carried: BTreeSet<String>,
 }
 
 impl Selection {
@@ -172,7 +176,8 @@ impl Selection {
         let idle_excludes =
             !excluded_any && config.exclude_modules.as_ref().is_some_and(|m| !m.is_empty());
         let saves = config.modules_to_save.clone().map(|names| separable(&tree, names));
-        Ok(Selection { modules, targets, excludes, saves, idle_excludes })
+        let carried = BTreeSet::new();
+        Ok(Selection { modules, targets, excludes, saves, idle_excludes, carried })
     }
 
     /// The selected modules, in natural order of their paths (`layers.2` before `layers.10`).
@@ -187,6 +192,29 @@ impl Selection {
     /// The full names of all selected variables, in the order of the modules.
     pub fn variables(&self) -> impl Iterator<Item = &str> {
         self.modules.iter().flat_map(|module| module.variables.iter().map(String::as_str))
+    }
+
+    /// The same with variables of the base that a saved adapter brings along.
+    pub(crate) fn with_carried(mut self, names: BTreeSet<String>) -> Self {
+        for name in &names {
+            let path = name.rsplit_once('.').map_or("", |(module, _)| module).to_owned();
+            let wrapped = path.clone();
+            let variables = vec![name.clone()];
+            self.modules.push(SelectedModule { path, role: Role::Whole, variables, wrapped });
+        }
+        self.modules.sort_by(|a, b| natural_cmp(&a.path, &b.path));
+        self.carried = names;
+        self
+    }
+
+    /// True for a variable of the base that a saved adapter brings along.
+    pub(crate) fn is_carried(&self, name: &str) -> bool {
+        self.carried.contains(name)
+    }
+
+    /// The modules that are trained.
+    pub(crate) fn trained(&self) -> impl Iterator<Item = &SelectedModule> {
+        self.modules.iter().filter(|module| !module.variables.iter().any(|v| self.is_carried(v)))
     }
 
     /// The selection of the same modules among more variables, which may match the settings too.
@@ -308,27 +336,6 @@ fn in_both(path: &str, saved: &str) -> Error {
     )
 }
 
-/// Names for `modules_to_save` that PEFT can load again: it fails where a module and one in it are both named.
-fn separable(tree: &Tree, names: Vec<String>) -> Vec<String> {
-    let ending = |names: &[String]| -> Vec<&str> {
-        tree.paths().filter(|path| names.iter().any(|name| path.ends_with(name.as_str()))).collect()
-    };
-    let saved = ending(&names);
-    let all: HashSet<&str> = saved.iter().copied().collect();
-    let is_inner = |path: &&str| around(path).any(|outer| outer != *path && all.contains(outer));
-    if !saved.iter().any(is_inner) {
-        return names;
-    }
-    let roots: Vec<&str> = saved.iter().copied().filter(|path| !is_inner(path)).collect();
-    let inner_only = |name: &String| {
-        let mut found = saved.iter().filter(|path| path.ends_with(name.as_str())).peekable();
-        found.peek().is_some() && found.all(is_inner)
-    };
-    let fewer: Vec<String> = names.iter().filter(|name| !inner_only(name)).cloned().collect();
-    let paths: Vec<String> = roots.iter().map(|root| (*root).to_owned()).collect();
-    [fewer, paths].into_iter().find(|names| ending(names) == roots).unwrap_or(names)
-}
-
 fn check_kind(variable: &VariableInfo) -> Result<()> {
     if variable.is_parameter && !is_float(variable.kind) {
         refuse!(
@@ -340,57 +347,4 @@ fn check_kind(variable: &VariableInfo) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// The settings with which PEFT selects the same leaf modules: the user's, or names derived from the result.
-fn exportable(
-    tree: &Tree,
-    modules: &[SelectedModule],
-    config: &LnTuningConfig,
-    targets: Modules,
-    named: bool,
-    excludes: Option<Modules>,
-) -> Result<(Modules, Option<Modules>)> {
-    let tuned: BTreeSet<&str> =
-        modules.iter().filter(|m| m.role == Role::Tuned).map(|m| m.path.as_str()).collect();
-    let gaps = tree.gaps(&tuned);
-    let selects = |targets: &Modules, excludes: Option<&Modules>| -> Result<bool> {
-        let rules = Rules::new(targets, excludes, config.modules_to_save.as_deref())?;
-        let mut found = BTreeSet::new();
-        for path in tree.paths() {
-            if rules.verdict(path)? == Verdict::Targeted {
-                found.insert(path);
-            }
-        }
-        for path in &gaps {
-            if rules.verdict(path)? == Verdict::Targeted {
-                return Ok(false);
-            }
-        }
-        Ok(found == tuned)
-    };
-    if named && selects(&targets, excludes.as_ref())? {
-        return Ok((targets, excludes));
-    }
-    // The name below the last number, which all blocks share; a bare name may match a module without tensors elsewhere.
-    let tail = |path: &&str| {
-        let numbered = |segment: &&str| segment.chars().all(|c| c.is_ascii_digit());
-        let behind = path.split('.').rev().take_while(|segment| !numbered(segment));
-        let behind: Vec<&str> = behind.collect();
-        behind.into_iter().rev().collect::<Vec<_>>().join(".")
-    };
-    let tails: BTreeSet<String> = tuned.iter().map(tail).filter(|tail| !tail.is_empty()).collect();
-    let tails = Modules::list(tails);
-    for excludes in [None, excludes.as_ref()] {
-        if selects(&tails, excludes)? {
-            return Ok((tails, excludes.cloned()));
-        }
-    }
-    let paths = Modules::list(tuned.iter().copied());
-    if selects(&paths, None)? {
-        return Ok((paths, None));
-    }
-    // A path that is the end of another one needs a pattern for the whole path.
-    let escaped: Vec<String> = tuned.iter().map(|path| regex::escape(path)).collect();
-    Ok((Modules::Pattern(escaped.join("|")), None))
 }
