@@ -1,4 +1,4 @@
-//! A picture from a file, as PIL reads it for transformers: turned as its EXIF data say, the first one of several, in RGB.
+//! A picture from a file, as PIL reads it for transformers: turned as its EXIF or XMP data say, the first one of several, in RGB.
 
 use std::path::Path;
 
@@ -15,13 +15,30 @@ pub fn check(path: &Path) -> Result<()> {
 pub fn read(path: &Path) -> Result<RgbImage> {
     let decode = || -> Result<RgbImage> {
         let mut decoder = ImageReader::open(path)?.with_guessed_format()?.into_decoder()?;
-        // EXIF data that cannot be read say nothing.
-        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        let orientation = orientation(&mut decoder);
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation);
         rgb(image)
     };
     decode().with_context(|| format!("cannot read the image '{}'", path.display()))
+}
+
+/// Of the EXIF data, else of the XMP data; those that cannot be read say nothing.
+fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
+    match decoder.orientation().unwrap_or(Orientation::NoTransforms) {
+        Orientation::NoTransforms => {}
+        found => return found,
+    }
+    let exif = decoder.exif_metadata().ok().flatten();
+    if exif.is_some_and(|exif| Orientation::from_exif_chunk(&exif).is_some()) {
+        return Orientation::NoTransforms;
+    }
+    let xmp = decoder.xmp_metadata().ok().flatten().unwrap_or_default();
+    let xmp = String::from_utf8_lossy(&xmp);
+    // An attribute, or an element.
+    let digit = |form: &str| xmp.split_once(form)?.1.chars().next()?.to_digit(10);
+    let found = digit("tiff:Orientation=\"").or_else(|| digit("tiff:Orientation>"));
+    found.and_then(|n| Orientation::from_exif(n as u8)).unwrap_or(Orientation::NoTransforms)
 }
 
 /// Without transparency: the colour that lies below stays. Of 16 bits the upper 8 are kept, but grey of 16 bits is cut
