@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
 
-use super::images;
+use super::folder::Folder;
+use super::picture;
 use super::settings::ClassifierData;
 use crate::progress;
 use crate::records::digest::Digest;
@@ -35,7 +36,7 @@ pub struct Rows {
     pub rows: Vec<Row>,
     pub digest: String,
     skipped: usize,
-    /// Words about keys that nobody reads.
+    /// Words about keys, or files, that nobody reads.
     unread: Option<String>,
 }
 
@@ -63,13 +64,14 @@ impl Row {
 
 impl Rows {
     pub fn open(path: &Path, run: &RunSettings<ClassifierData>) -> Result<Self> {
-        let (data, mut unread) = (&run.data, Unread::default());
+        let data = &run.data;
         // Each with its place.
-        let (found, digest) = if data.are_images(path) {
+        let ((found, digest), unread) = if data.are_images(path) {
             image_rows(path)
                 .with_context(|| format!("cannot read the data '{}'", path.display()))?
         } else {
-            text_rows(path, data, &mut unread)?
+            let mut unread = Unread::default();
+            (text_rows(path, data, &mut unread)?, unread.report())
         };
         let (mut rows, mut bad) = (Vec::new(), Bad::default());
         for (place, row) in found {
@@ -82,7 +84,7 @@ impl Rows {
         if rows.is_empty() {
             bail!("'{}' holds nothing to learn from", path.display());
         }
-        let (skipped, unread) = (bad.count, unread.report());
+        let skipped = bad.count;
         Ok(Rows { path: path.to_owned(), rows, digest, skipped, unread })
     }
 
@@ -119,15 +121,27 @@ impl Rows {
 /// The rows, or what is wrong with them, with their places; and a number for all of it.
 type Found = (Vec<(String, Result<(Input, String)>)>, String);
 
-fn image_rows(path: &Path) -> Result<Found> {
+/// The words are about files that are left out.
+fn image_rows(path: &Path) -> Result<(Found, Option<String>)> {
     refuse_data_set(path)?;
     let mut digest = Digest::new();
-    let files = images::folder(path, &mut digest)?.into_iter();
-    let row = |(file, label): (PathBuf, String)| {
-        let place = file.display().to_string();
-        (place, images::check(&file).map(|()| (Input::Image(file), label)))
-    };
-    Ok((files.map(row).collect(), digest.text()))
+    let Folder { files, left_out } = Folder::open(path, &mut digest)?;
+    let mut rows = Vec::new();
+    for class in files.chunk_by(|(_, class), (_, next)| class == next) {
+        let before = rows.len();
+        rows.extend(class.iter().map(|(file, label)| {
+            let row = picture::check(file).map(|()| (Input::Image(file.clone()), label.clone()));
+            (file.display().to_string(), row)
+        }));
+        // Skipped, they would take the class along.
+        if rows[before..].iter().all(|(_, row)| row.is_err()) {
+            if let Some((place, Err(error))) = rows.pop() {
+                bail!("no picture of the class '{}' can be read: {place}: {error:#}", class[0].1);
+            }
+        }
+    }
+    let left_out = left_out.report().map(|words| format!("left out: {words}"));
+    Ok(((rows, digest.text()), left_out))
 }
 
 fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<Found> {
@@ -138,10 +152,12 @@ fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<
         path.display()
     );
     if let Some(names) = records.columns() {
-        for name in [Some(&data.text), data.pair.as_ref(), Some(&data.label)].into_iter().flatten()
+        let label = label_key(data, |key| names.iter().any(|name| name == key));
+        for name in
+            [Some(data.text.as_str()), data.pair.as_deref(), Some(label)].into_iter().flatten()
         {
             ensure!(
-                names.contains(name),
+                names.iter().any(|known| known == name),
                 "'{}': there is no column '{name}', only {}. The names are set by data.text, data.pair and data.label",
                 path.display(),
                 names.join(", ")
@@ -149,9 +165,10 @@ fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<
         }
     }
     let bar = progress::counted("reading", records.len() as u64)?;
+    let mut kind = None;
     let row = |record: usize| {
         bar.inc(1);
-        let row = records.row(record).and_then(|row| text_row(row, data));
+        let row = records.row(record).and_then(|row| text_row(row, data, &mut kind));
         let row = row.map(|(input, label, left)| {
             unread.add(left);
             (input, label)
@@ -163,9 +180,38 @@ fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<
     Ok((rows, records.digest))
 }
 
-/// The text, the label, and the keys that nobody reads.
-fn text_row(mut row: records::Row, data: &ClassifierData) -> Result<(Input, String, Vec<String>)> {
+/// The key of the label: datasets and transformers say both `label` and `labels`.
+fn label_key(data: &ClassifierData, has: impl Fn(&str) -> bool) -> &str {
+    match data.label.as_str() {
+        "label" if !has("label") && has("labels") => "labels",
+        given => given,
+    }
+}
+
+/// The text, the label, and the keys that nobody reads. `kind` is that of the labels before.
+fn text_row(
+    mut row: records::Row,
+    data: &ClassifierData,
+    kind: &mut Option<&'static str>,
+) -> Result<(Input, String, Vec<String>)> {
     let keys: Vec<String> = row.keys().cloned().collect();
+    let label = label_key(data, |key| row.contains_key(key));
+    let found = match row.get(label) {
+        Some(Value::Array(_)) => bail!(
+            "'{label}' is a list: several labels for one row (multi-label) are not implemented, expected one"
+        ),
+        Some(Value::String(_)) => Some("a string"),
+        Some(Value::Number(_)) => Some("a number"),
+        Some(Value::Bool(_)) => Some("true or false"),
+        _ => None,
+    };
+    if let (Some(found), Some(before)) = (found, *kind) {
+        ensure!(
+            found == before,
+            "'{label}' is {found}, and {before} in the rows before: write all labels in one way"
+        );
+    }
+    *kind = kind.or(found);
     let mut field = |key: &str| match row.remove(key) {
         Some(Value::String(text)) => Ok(text),
         Some(Value::Number(number)) => Ok(number.to_string()),
@@ -181,7 +227,7 @@ fn text_row(mut row: records::Row, data: &ClassifierData) -> Result<(Input, Stri
             )
         }
     };
-    let (text, label) = (field(&data.text)?, field(&data.label)?);
+    let (text, label) = (field(&data.text)?, field(label)?);
     let pair = data.pair.as_deref().map(&mut field).transpose()?;
     if text.trim().is_empty() || label.trim().is_empty() {
         bail!("the text or the label is empty");

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{ensure, Result};
 use serde::Deserialize;
 
+use super::problem::ProblemType;
 use crate::records::format::Format;
 use crate::train::settings::{DataSettings, Settings};
 
@@ -14,6 +15,8 @@ pub struct ClassifierData {
     pub text: String,
     pub pair: Option<String>,
     pub label: String,
+    pub problem_type: Option<ProblemType>,
+    pub new_head: bool,
     pub max_length: usize,
 }
 
@@ -21,6 +24,10 @@ impl DataSettings for ClassifierData {
     fn check(&self, _settings: &Settings) -> Result<()> {
         let length = self.max_length;
         ensure!(length > 2, "'data.max_length' is {length}, expected 3 or more");
+        ensure!(
+            self.problem_type != Some(ProblemType::MultiLabelClassification),
+            "'data.problem_type' is multi_label_classification, which is not implemented: each row has one label"
+        );
         ensure!(
             self.format != Format::Text,
             "'data.format' is text, and a classifier learns from rows with labels"

@@ -71,6 +71,9 @@ fn of_data(path: &Path, given: &Given) -> Option<(TaskName, String)> {
     let (format, row) = Records::first(path, format).or_else(absent)?;
     let label = given.text("data.label").unwrap_or("label");
     let has = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
+    let plural = row.get("labels").is_some_and(|value| !value.is_array());
+    let label =
+        if label == "label" && !row.contains_key(label) && plural { "labels" } else { label };
     let shape = ["messages", "prompt", "conversations", "instruction", "chosen"];
     let named = given.has("data.columns");
     match format {

@@ -12,6 +12,8 @@ mod device;
 mod dry_run;
 mod formats;
 mod generate;
+mod images;
+mod labels;
 mod merge;
 mod outputs;
 mod plan;

@@ -1,11 +1,10 @@
-//! Settings that may differ from layer to layer: windows and ropes.
+//! Windows, and the layers that turn queries and keys: settings that may differ from layer to layer.
 
-use serde_json::{json, Value};
+use serde_json::Value;
 
-use super::family::{Family, Ropes, Windows};
+use super::family::{Family, Windows};
 use crate::error::{refuse, Result};
-use crate::models::config::{flag, integer, integer_or, number};
-use crate::models::nn::Rope;
+use crate::models::config::{flag, integer, integer_or};
 
 /// Per layer, how many places it sees: by `layer_types` where it stands, else by the family's habit.
 pub(super) fn windows(config: &Value, family: &Family, layers: i64) -> Result<Vec<Option<i64>>> {
@@ -16,6 +15,7 @@ pub(super) fn windows(config: &Value, family: &Family, layers: i64) -> Result<Ve
     };
     let window = match config.get("sliding_window") {
         Some(value) if used && !value.is_null() => Some(integer(config, "sliding_window")?),
+        None if used => family.keys.window,
         _ => None,
     };
     let types = config.get("layer_types").and_then(Value::as_array);
@@ -53,41 +53,10 @@ pub(super) fn windows(config: &Value, family: &Family, layers: i64) -> Result<Ve
 }
 
 /// SmolLM3 turns queries and keys in some layers only.
-fn turned(config: &Value, layer: i64) -> Result<bool> {
+pub(super) fn turned(config: &Value, layer: i64) -> Result<bool> {
     match config.get("no_rope_layers").and_then(Value::as_array) {
         // Despite the name, 1 stands for layers with rope.
         Some(layers) => Ok(layers.get(layer as usize).and_then(Value::as_i64) != Some(0)),
         None => Ok((layer + 1) % integer_or(config, "no_rope_layer_interval", 4)?.max(1) != 0),
     }
-}
-
-/// The ropes of a model, and per layer the place of its own among them.
-pub(super) fn ropes(
-    config: &Value,
-    family: &Family,
-    windows: &[Option<i64>],
-) -> Result<(Vec<Rope>, Vec<Option<usize>>)> {
-    let theta = family.keys.theta;
-    if family.ropes != Ropes::ByWindow {
-        let layers = (0..windows.len() as i64).map(|layer| {
-            let used = family.ropes == Ropes::One || turned(config, layer)?;
-            Ok(used.then_some(0))
-        });
-        return Ok((vec![Rope::from_config(config, theta)?], layers.collect::<Result<_>>()?));
-    }
-    let nested = |key: &str| config.get("rope_parameters").and_then(|rope| rope.get(key));
-    let (full, sliding) = match (nested("full_attention"), nested("sliding_attention")) {
-        (Some(full), Some(sliding)) => {
-            (json!({"rope_parameters": full}), json!({"rope_parameters": sliding}))
-        }
-        _ => {
-            let local = number(config, "rope_local_base_freq", 10_000.)?;
-            let full = number(config, "rope_theta", 1_000_000.)?;
-            let scaling = config.get("rope_scaling").cloned().unwrap_or(Value::Null);
-            (json!({"rope_theta": full, "rope_scaling": scaling}), json!({"rope_theta": local}))
-        }
-    };
-    let ropes = [full, sliding].map(|rope| Rope::from_config(&rope, theta));
-    let layers = windows.iter().map(|window| Some(usize::from(window.is_some())));
-    Ok((ropes.into_iter().collect::<Result<_>>()?, layers.collect()))
 }

@@ -6,7 +6,8 @@ use super::config::DecoderConfig;
 use super::families::FAMILIES;
 use super::family::Family;
 use super::form::{Positions, QkvForm};
-use super::per_layer::{ropes, windows};
+use super::per_layer::windows;
+use super::ropes::ropes;
 use crate::error::Result;
 use crate::models::config::{
     flag, integer, integer_or, not_implemented, number, optional_integer, optional_number,
@@ -47,15 +48,11 @@ impl ModelConfig for DecoderConfig {
         };
         let optional = |(key, default): (&str, f64)| number(config, key, default);
         let windows = windows(config, family, layers)?;
-        let (ropes, layer_ropes) = match family.positions {
-            Positions::Rope { .. } => ropes(config, family, &windows)?,
-            _ => (Vec::new(), vec![None; layers.max(0) as usize]),
-        };
         let max_positions = match family.positions {
             Positions::Learned { .. } => {
                 first(config, &["max_position_embeddings", "n_positions"])?
             }
-            _ => 0,
+            _ => integer_or(config, "max_position_embeddings", keys.max_positions)?,
         };
         let (names, default) = keys.activation;
         let given = |key: &'static str| Some((config.get(key)?.as_str()?, key));
@@ -83,9 +80,9 @@ impl ModelConfig for DecoderConfig {
             norm_eps: optional(keys.eps)?,
             activation: Activation::named(activation, key)?,
             positions: family.positions,
-            ropes,
-            layer_ropes,
-            rotary_dim: family.rotary.read(config, head_dim)?,
+            ropes: Vec::new(),
+            layer_ropes: vec![None; layers.max(0) as usize],
+            kept_places: None,
             flow: family.flow,
             tied: flag(config, "tie_word_embeddings", family.tied)?,
             qkv_bias: family.qkv_bias.read(config)?,
@@ -98,8 +95,8 @@ impl ModelConfig for DecoderConfig {
             residual_scale: family.residual_scale.read(config, hidden_size, head_dim)?,
             logit_scale: family.logit_scale.read(config, hidden_size, head_dim)?,
             attention_scales: vec![attention_scale; layers.max(0) as usize],
-            attention_cap: optional_number(config, keys.caps[0])?,
-            logit_cap: optional_number(config, keys.caps[1])?,
+            attention_cap: cap(config, keys.caps[0])?,
+            logit_cap: cap(config, keys.caps[1])?,
             windows,
             embedding_dropout: optional(keys.embedding_dropout)?,
             attention_dropout: optional(keys.attention_dropout)?,
@@ -113,7 +110,11 @@ impl ModelConfig for DecoderConfig {
             declared,
         };
         (family.variant)(&mut read, config)?;
-        read.check()
+        let mut read = read.check()?;
+        if let Positions::Rope { .. } = read.positions {
+            ropes(&mut read, config, family)?;
+        }
+        Ok(read)
     }
 
     fn declared(&self) -> &Declared {
@@ -144,11 +145,14 @@ fn refuse_unknown(config: &Value) -> Result<()> {
             _ => (),
         }
     }
-    match integer_or(config, "pretraining_tp", 1)? {
-        1 => Ok(()),
-        // Bloom's changes nothing unless its slow path is asked for.
-        _ if !flag(config, "slow_but_exact", true)? => Ok(()),
-        ways => not_implemented(&format!("'pretraining_tp': {ways}")),
+    Ok(())
+}
+
+/// Null stands for none, unlike a key that is not there.
+fn cap(config: &Value, (key, default): (&str, Option<f64>)) -> Result<Option<f64>> {
+    match config.get(key) {
+        None => Ok(default),
+        Some(_) => optional_number(config, key),
     }
 }
 

@@ -76,6 +76,10 @@ pub(super) fn bloom(config: &mut DecoderConfig, value: &Value) -> Result<()> {
     if flag(value, "apply_residual_connection_post_layernorm", false)? {
         config.flow = Flow::SequentialFromNorm;
     }
+    // Summed in slices, where transformers leaves out the bias.
+    if integer_or(value, "pretraining_tp", 1)? > 1 && flag(value, "slow_but_exact", false)? {
+        return not_implemented("'slow_but_exact' with 'pretraining_tp' above 1");
+    }
     Ok(())
 }
 
@@ -92,8 +96,6 @@ pub(super) fn falcon(config: &mut DecoderConfig, value: &Value) -> Result<()> {
     };
     if flag(value, "alibi", false)? {
         config.positions = Positions::Alibi { falcon: true };
-        config.ropes.clear();
-        config.layer_ropes.fill(None);
     } else {
         // transformers has it with the bias alone.
         config.attention_dropout = 0.;

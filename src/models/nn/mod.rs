@@ -23,5 +23,5 @@ pub(in crate::models) use linear::Linear;
 pub(in crate::models) use mask::{counted, Mask, Places};
 pub(in crate::models) use mlp::{dropped, Inner, Mlp};
 pub(in crate::models) use norm::{Norm, NormKind};
-pub(in crate::models) use rope::Rope;
+pub(in crate::models) use rope::{powers, Beyond, Rope};
 pub use weights::Weights;
