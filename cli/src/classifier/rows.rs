@@ -158,7 +158,7 @@ fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<
         {
             ensure!(
                 names.iter().any(|known| known == name),
-                "'{}': there is no column '{name}', only {}",
+                "'{}': there is no column '{name}', only {}. The names are set by data.text, data.pair and data.label",
                 path.display(),
                 names.join(", ")
             );
@@ -220,8 +220,11 @@ fn text_row(
         Some(other) => bail!("'{key}' is {}, expected a string", shown(&other)),
         None => {
             let near = near(key, keys.iter());
-            let near = near.map_or(String::new(), |near| format!("; is it '{near}'?"));
-            bail!("there is no '{key}', only {}{near}", keys.join(", "))
+            let near = near.map_or(String::new(), |near| format!(" (is it '{near}'?)"));
+            bail!(
+                "there is no '{key}', only {}{near}. The names are set by data.text, data.pair and data.label",
+                keys.join(", ")
+            )
         }
     };
     let (text, label) = (field(&data.text)?, field(label)?);

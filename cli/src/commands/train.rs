@@ -13,7 +13,8 @@ use crate::{classifier, language};
 /// Train the norms of a language model or of a classifier
 ///
 /// The task follows from the model and the data, or from the setting 'task'. The result is a PEFT directory, with curves,
-/// metrics and checkpoints beside it; the same command resumes a run that was stopped.
+/// metrics and checkpoints beside it; the same command resumes a run that was stopped. Data are a text, a folder of images,
+/// or rows: lines of JSON, a JSON array, CSV, TSV or Parquet; --sample explains what a row may hold.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {

@@ -30,13 +30,12 @@ impl Columns {
 
     /// Refuses a name that no row has; `absent` counts the rows without each, `unread` has the keys that are left.
     pub fn check(&self, absent: &Unread, rows: usize, unread: &Unread) -> Result<()> {
-        for ours in absent.keys().filter(|ours| rows > 0 && absent.rows(ours) == rows) {
-            let name = self.name(ours);
-            let near = near(name, unread.keys());
-            let near = near.map_or(String::new(), |near| format!(": is it '{near}'?"));
-            bail!("'data.columns.{ours}' is {name}, and no row has it{near}");
-        }
-        Ok(())
+        let nowhere = |ours: &&String| rows > 0 && absent.rows(ours) == rows;
+        let Some(ours) = absent.keys().find(nowhere) else { return Ok(()) };
+        let name = self.name(ours);
+        let near = near(name, unread.keys());
+        let near = near.map_or(String::new(), |near| format!(": is it '{near}'?"));
+        bail!("'data.columns.{ours}' is {name}, and no row has it{near}")
     }
 
     /// Our names that are mapped to something that is not among a row's keys.

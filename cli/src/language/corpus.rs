@@ -201,7 +201,8 @@ impl Source {
         let absent = self.columns.absent(&row);
         let read = document::read(row, &self.columns)?;
         let document = Document::of(&encoder.document(&read.document)?, max_length);
-        Ok(Document { unread: read.unread, absent, ..document })
+        let unread = [read.unread, encoder.unread(&read.document)?].concat();
+        Ok(Document { unread, absent, ..document })
     }
 
     /// Every document, on several threads.

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{anyhow, bail, ensure, Result};
 use serde_json::{Map, Value};
 
 use super::alpaca;
 use super::columns::Columns;
 use super::turns::{self, Turns};
-use crate::records::keys::{left, near};
+use crate::records::keys::{is_empty, left, near, nearest};
 use crate::records::{shown, Row};
 use crate::text::chat::Conversation;
 
@@ -21,7 +21,7 @@ pub enum Document {
     },
     /// With `replies`, the loss is on nothing else, whatever the settings say.
     Chat {
-        conversation: Conversation,
+        conversation: Box<Conversation>,
         replies: bool,
     },
 }
@@ -72,6 +72,10 @@ const REFUSED: &[(&[&str], &str)] = &[
 pub fn read(mut row: Row, columns: &Columns) -> Result<Read> {
     let keys: Vec<String> =
         row.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key.clone()).collect();
+    let preferences = ["chosen", "rejected"].iter().all(|key| keys.iter().any(|k| k == key));
+    if preferences && !columns.takes("chosen") {
+        bail!("there are 'chosen' and 'rejected': {}", REFUSED[0].1);
+    }
     let mut fields = columns.take(&mut row);
     let shape = shape(&fields, columns, &keys)?;
     if shape[0] == "prompt" && row.get("label").is_some_and(Value::is_boolean) {
@@ -112,7 +116,8 @@ pub fn read(mut row: Row, columns: &Columns) -> Result<Read> {
     }
     let refused = if columns.takes("chosen") { &REFUSED[1..] } else { REFUSED };
     let mut unread = left(row, refused)?;
-    unread.extend(fields.keys().map(|key| columns.name(key).to_owned()));
+    let others = fields.iter().filter(|(_, value)| !is_empty(value));
+    unread.extend(others.map(|(key, _)| columns.name(key).to_owned()));
     Ok(Read { document, unread })
 }
 
@@ -120,7 +125,11 @@ pub fn read(mut row: Row, columns: &Columns) -> Result<Read> {
 fn shape(fields: &Fields, columns: &Columns, keys: &[String]) -> Result<&'static [&'static str]> {
     let named = |shape: &&&[&str]| shape.iter().any(|key| columns.mapped(key).is_some());
     let fits = |shape: &&&[&str]| shape.iter().all(|key| fields.contains_key(key));
-    let fitting: Vec<_> = SHAPES.iter().filter(fits).collect();
+    let mut fitting: Vec<_> = SHAPES.iter().filter(fits).collect();
+    if fitting.len() > 1 {
+        // Something empty may stand for what is absent.
+        fitting.retain(|shape| shape.iter().all(|key| !is_empty(&fields[key])));
+    }
     let meant: Vec<_> = fitting.iter().copied().filter(named).collect();
     let words = |shape: &[&str]| {
         shape.iter().map(|key| format!("'{key}'")).collect::<Vec<_>>().join(" and ")
@@ -138,10 +147,10 @@ fn shape(fields: &Fields, columns: &Columns, keys: &[String]) -> Result<&'static
         ([], []) => {}
     }
     let names = keys.iter().map(|key| format!("'{key}'")).collect::<Vec<_>>().join(", ");
-    let wanted = SHAPES.iter().filter(named).chain(&SHAPES);
+    let mut wanted = SHAPES.iter().filter(named).chain(&SHAPES);
     let partly =
         |shape: &&&[&str]| named(shape) || shape.iter().any(|key| fields.contains_key(key));
-    for shape in wanted.filter(partly) {
+    if let Some(shape) = wanted.find(partly) {
         let found: Vec<&str> =
             shape.iter().copied().filter(|key| fields.contains_key(key)).collect();
         let lacking =
@@ -165,10 +174,8 @@ fn shape(fields: &Fields, columns: &Columns, keys: &[String]) -> Result<&'static
             "there are tokens ('input_ids') and no texts, expected texts, which are tokenised here"
         );
     }
-    if let Some(refused) =
-        REFUSED[..1].iter().find(|(all, _)| all.iter().all(|k| keys.iter().any(|key| key == k)))
-    {
-        bail!("there are 'chosen' and 'rejected': {}", refused.1);
+    if let Some((ours, near)) = nearest(SHAPES.iter().copied().flatten().copied(), keys.iter()) {
+        bail!("there is no '{ours}': is it '{near}'? Then set data.columns.{ours}={near}");
     }
     bail!(
         "there is neither {}. The row has {names}: name its columns, such as data.columns.prompt={} and \
@@ -208,7 +215,7 @@ fn turns(fields: &mut Fields, key: &str) -> Result<Turns> {
     }
 }
 
-fn conversation(mut turns: Turns, fields: &mut Fields) -> Result<Conversation> {
+fn conversation(mut turns: Turns, fields: &mut Fields) -> Result<Box<Conversation>> {
     let system = text(fields, "system")?;
     if !system.is_empty() {
         turns.put_system(system)?;
@@ -234,24 +241,225 @@ fn conversation(mut turns: Turns, fields: &mut Fields) -> Result<Conversation> {
         ensure!(!kwargs.contains_key(*key), "'{key}' is no variable for 'chat_template_kwargs'");
     }
     let Turns { messages, learned } = turns;
-    Ok(Conversation { messages, learned, tools, documents, kwargs })
+    Ok(Box::new(Conversation { messages, learned, tools, documents, kwargs }))
 }
 
 /// A list or an object, which columns of one kind hold as JSON in a string.
 fn parsed(value: Value, key: &str) -> Result<Value> {
     match value {
-        Value::String(text) if !text.is_empty() => serde_json::from_str(&text).map_err(|_| {
-            anyhow::anyhow!("'{key}' is the text {}, expected JSON", shown(&Value::String(text)))
+        Value::String(text) if !text.is_empty() => serde_json::from_str(&text).map_err(|error| {
+            let python = text.contains("{'");
+            let cure =
+                if python { ". This is Python's notation: write it with json.dumps" } else { "" };
+            anyhow!("'{key}' is the text {}, expected JSON ({error}){cure}", shown(&text.into()))
         }),
         other => Ok(other),
     }
 }
 
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        _ => false,
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// The names of the sample, with some mapped.
+    fn columns(mapped: Value) -> Columns {
+        let sample: Value = serde_yaml::from_str(crate::language::SAMPLE).unwrap();
+        let mut columns = sample["data"]["columns"].clone();
+        for (ours, name) in mapped.as_object().unwrap() {
+            columns[ours] = name.clone();
+        }
+        serde_json::from_value(columns).unwrap()
+    }
+
+    fn read_with(row: Value, mapped: Value) -> Result<Read> {
+        let Value::Object(row) = row else { panic!("{row}") };
+        read(row, &columns(mapped))
+    }
+
+    fn document(row: Value) -> Document {
+        read_with(row, json!({})).unwrap().document
+    }
+
+    fn refused(row: Value, parts: &[&str]) {
+        let error = format!("{:#}", read_with(row.clone(), json!({})).unwrap_err());
+        for part in parts {
+            assert!(error.contains(part), "{row}: '{part}' is not in: {error}");
+        }
+    }
+
+    fn chat() -> Value {
+        json!([{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}])
+    }
+
+    #[test]
+    fn an_instruction_has_alpacas_prompt() {
+        let Document::Completion { prompt, completion } =
+            document(json!({"instruction": "Add", "input": "1 2", "output": "3"}))
+        else {
+            panic!("no completion")
+        };
+        let begin = "Below is an instruction that describes a task, paired with an input that provides further \
+                     context. Write a response that appropriately completes the request.";
+        let expected = "\n\n### Instruction:\nAdd\n\n### Input:\n1 2\n\n### Response:\n";
+        assert_eq!((prompt, &*completion), (format!("{begin}{expected}"), "3"));
+        let bare = document(json!({"instruction": "Add", "output": "3"}));
+        for input in [json!(""), Value::Null] {
+            let row = json!({"instruction": "Add", "input": input, "output": "3", "text": null});
+            assert_eq!(document(row), bare);
+        }
+        let system =
+            json!({"instruction": "Add", "input": "", "output": "3", "system": "Be brief."});
+        let prompt = "Be brief.\n\n### Instruction:\nAdd\n\n### Response:\n".into();
+        assert_eq!(document(system), Document::Completion { prompt, completion: "3".into() });
+    }
+
+    #[test]
+    fn a_conversation_carries_tools_documents_variables_and_the_system_message() {
+        let (tools, documents) = (json!([{"type": "function"}]), json!([{"title": "t"}]));
+        let row = json!({
+            "messages": chat(), "tools": tools, "documents": documents, "system": "Be brief.",
+            "chat_template_kwargs": {"enable_thinking": false}, "id": 7, "meta": {},
+        });
+        let read = read_with(row.clone(), json!({})).unwrap();
+        assert_eq!(read.unread, ["id"]);
+        let Document::Chat { conversation, replies: false } = &read.document else {
+            panic!("{read:?}")
+        };
+        assert_eq!(conversation.messages[0], json!({"role": "system", "content": "Be brief."}));
+        assert_eq!(conversation.learned, [false, false, true]);
+        assert_eq!(
+            (&conversation.tools, &conversation.documents),
+            (&Some(tools), &Some(documents))
+        );
+        assert_eq!(conversation.kwargs["enable_thinking"], false);
+        // Columns of one kind hold lists as JSON in strings.
+        let mut strings = row;
+        for key in ["messages", "tools", "documents", "chat_template_kwargs"] {
+            strings[key] = strings[key].to_string().into();
+        }
+        assert_eq!(document(strings), read.document);
+    }
+
+    #[test]
+    fn of_a_prompt_and_a_completion_in_messages_the_completion_alone_is_learned() {
+        let prompt =
+            json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+        let row = json!({"prompt": prompt, "completion": [{"role": "assistant", "content": "c"}]});
+        let Document::Chat { conversation, replies: true } = document(row) else {
+            panic!("no chat")
+        };
+        assert_eq!(conversation.learned, [false, false, true]);
+        refused(json!({"prompt": "a", "completion": chat()}), &["'completion' is [{", "a string"]);
+    }
+
+    #[test]
+    fn names_in_the_settings_map_columns_and_say_which_shape_is_meant() {
+        let row = json!({"question": "Q", "answer": "A", "text": "t", "prompt": null});
+        let mapped = json!({"prompt": "question", "completion": "answer"});
+        let read = read_with(row.clone(), mapped).unwrap();
+        let expected = Document::Completion { prompt: "Q".into(), completion: "A".into() };
+        assert_eq!((read.document, read.unread), (expected, vec!["text".to_owned()]));
+        let row = json!({"question": "Q", "answer": "A"});
+        let mapped = json!({"prompt": "questions", "completion": "answer"});
+        let error = read_with(row, mapped).unwrap_err().to_string();
+        assert!(error.contains("no 'questions'") && error.contains("'question'"), "{error}");
+        let both = json!({"text": "t", "instruction": "i", "output": "o"});
+        refused(
+            both.clone(),
+            &["'text', and 'instruction' and 'output'", "data.columns.text=text"],
+        );
+        let read = read_with(both, json!({"text": "text"})).unwrap();
+        assert_eq!(read.document, Document::Text("t".into()));
+        // What is empty stands for nothing, where there is something else.
+        assert_eq!(document(json!({"text": "t", "messages": []})), Document::Text("t".into()));
+    }
+
+    #[test]
+    fn rows_that_fit_nothing_are_refused_with_what_they_have() {
+        refused(
+            json!({"question": "q", "answer": "a"}),
+            &["'question', 'answer'", "data.columns.prompt=question"],
+        );
+        refused(json!({"mesages": []}), &["data.columns.messages=mesages"]);
+        refused(json!({"prompt": "a"}), &["there is a 'prompt' and no 'completion'"]);
+        refused(json!({"input_ids": [1]}), &["'input_ids'", "expected texts"]);
+        refused(json!({"text": null}), &["the row is empty"]);
+        refused(json!({"messages": "[{'role': 'user'}]"}), &["expected JSON", "Python's notation"]);
+        refused(
+            json!({"messages": chat(), "tools": {"a": 1}}),
+            &["'tools' is", "a list of objects"],
+        );
+    }
+
+    #[test]
+    fn keys_that_change_what_is_learned_are_refused_by_name() {
+        for (key, value) in [
+            ("weight", json!(0)),
+            ("loss_weight", json!(0.5)),
+            ("train", json!(false)),
+            ("loss", json!(0)),
+            ("mask", json!([1, 0])),
+            ("masked", json!([true])),
+            ("images", json!(["a.png"])),
+            ("audio", json!({"path": "a.wav"})),
+            ("labels", json!([1, 2])),
+            ("chosen", json!("c")),
+            ("rejected", json!("r")),
+            ("suffix", json!("s")),
+            ("functions", json!([{"name": "f"}])),
+            ("system_prompt", json!("s")),
+            ("enable_thinking", json!(false)),
+        ] {
+            for mut row in [
+                json!({"text": "t"}),
+                json!({"messages": chat()}),
+                json!({"prompt": "p", "completion": "c"}),
+            ] {
+                row[key] = value.clone();
+                refused(row.clone(), &[&format!("'{key}' is {}", shown(&value))]);
+                // Nothing is changed by null.
+                row[key] = Value::Null;
+                assert_eq!(read_with(row, json!({})).unwrap().unread, [""; 0], "{key}");
+            }
+        }
+        for key in OF_CHATS.iter().chain(&["system"]) {
+            let mut row = json!({"text": "t"});
+            row[*key] = json!("x");
+            refused(row, &[&format!("'{key}' is \"x\""), "beside 'text'"]);
+        }
+        refused(json!({"prompt": "p", "completion": "c", "label": true}), &["'label'", "KTO"]);
+        refused(
+            json!({"prompt": "p", "chosen": "c", "rejected": "r"}),
+            &["preferences", "to chosen"],
+        );
+        let row = json!({"prompt": "p", "chosen": "c", "rejected": "r"});
+        let read = read_with(row, json!({"completion": "chosen"})).unwrap();
+        assert_eq!(read.unread, ["rejected"]);
+    }
+
+    proptest! {
+        #[test]
+        fn null_for_what_is_absent_changes_nothing(
+            shape in prop::sample::select(vec![
+                json!({"text": "t"}),
+                json!({"prompt": "p", "completion": "c"}),
+                json!({"messages": chat()}),
+                json!({"instruction": "i", "output": "o"}),
+                json!({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
+            ]),
+            absent in prop::sample::subsequence(
+                vec!["text", "prompt", "completion", "messages", "conversations", "instruction", "input", "output",
+                    "system", "tools", "documents", "chat_template_kwargs", "images", "weight", "chosen", "id"], 0..16),
+        ) {
+            let expected = document(shape.clone());
+            let mut row = shape;
+            for key in absent {
+                row.as_object_mut().unwrap().entry(key).or_insert(Value::Null);
+            }
+            prop_assert_eq!(document(row), expected);
+        }
     }
 }

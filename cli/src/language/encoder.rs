@@ -11,6 +11,7 @@ use tokenizers::Tokenizer;
 use super::document::Document;
 use super::settings::{LanguageData, LossOn};
 use super::turns;
+use crate::records::keys::is_empty;
 use crate::text::chat::{ChatTemplate, Conversation, Rendered};
 use crate::text::special::{eos_of_model, special_tokens};
 use crate::text::tokenizer;
@@ -65,6 +66,25 @@ impl TextEncoder {
         }
     }
 
+    /// What a conversation has that its chat template does not read.
+    pub fn unread(&self, document: &Document) -> Result<Vec<String>> {
+        let (Some(chat), Document::Chat { conversation, .. }) = (&self.chat, document) else {
+            return Ok(Vec::new());
+        };
+        let Conversation { messages, tools, documents, kwargs, .. } = &**conversation;
+        let given = |value: &Option<Value>| value.as_ref().is_some_and(|value| !is_empty(value));
+        let calls = messages.iter().any(|message| message.get("tool_calls").is_some());
+        let all = [("tools", given(tools)), ("documents", given(documents)), ("tool_calls", calls)];
+        let all = all.iter().filter(|(_, given)| *given).map(|(name, _)| *name);
+        let mut unread = Vec::new();
+        for name in all.chain(kwargs.keys().map(String::as_str)) {
+            if !chat.reads(conversation, name)? {
+                unread.push(format!("{name} (of the chat template)"));
+            }
+        }
+        Ok(unread)
+    }
+
     fn completion(&self, prompt: &str, completion: &str) -> Result<Tokens> {
         let (mut ids, ends) = self.encode(&format!("{prompt}{completion}"), true)?;
         // A token on the border belongs to the completion.
@@ -85,8 +105,12 @@ impl TextEncoder {
             conversation.to_mut().messages = turns::joined(messages);
         }
         let (text, replies) = if replies || self.loss_on == LossOn::Assistant {
-            let said = |role: &str| messages.iter().any(|message| message["role"] == role);
-            ensure!(said("assistant"), "no message has the role 'assistant'");
+            let roles = || messages.iter().filter_map(|message| message["role"].as_str());
+            ensure!(
+                roles().any(|role| role == "assistant"),
+                "no message has the role 'assistant', only {}",
+                roles().collect::<Vec<_>>().join(", ")
+            );
             let Rendered { text, learned } = chat.render_learned(&conversation)?;
             (text, learned)
         } else {

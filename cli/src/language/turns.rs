@@ -193,3 +193,113 @@ pub fn joined(messages: &[Value]) -> Vec<Value> {
     }
     messages
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn turns(list: Value) -> Result<Turns> {
+        let Value::Array(list) = list else { panic!("{list}") };
+        read(list)
+    }
+
+    fn refused(message: Value, part: &str) {
+        let error = turns(json!([message])).unwrap_err().to_string();
+        assert!(error.contains(part), "{message}: '{part}' is not in: {error}");
+    }
+
+    #[test]
+    fn marks_of_messages_say_what_is_learned() {
+        for (key, yes, no) in [
+            ("weight", json!(1), json!(0)),
+            ("weight", json!(1.0), json!(0.0)),
+            ("train", json!(true), json!(false)),
+            ("training", json!(true), json!(false)),
+            ("loss", json!(true), json!(0)),
+            ("masked", json!(false), json!(true)),
+        ] {
+            let message = |mark: &Value| json!({"role": "assistant", "content": "b", key: mark});
+            let read = turns(json!([message(&yes), message(&no), message(&Value::Null)])).unwrap();
+            assert_eq!(read.learned, [true, false, true], "{key}");
+            assert!(read.messages.iter().all(|message| message.get(key).is_none()), "{read:?}");
+            let mut user = message(&yes);
+            user["role"] = json!("user");
+            refused(user, "replies of the assistant alone");
+            refused(message(&json!(0.5)), &format!("'{key}' of a message is 0.5, expected 1 or 0"));
+        }
+        let both = json!({"role": "assistant", "content": "b", "weight": 0, "train": true});
+        refused(both, "two keys of a message");
+    }
+
+    #[test]
+    fn a_call_of_sharegpt_becomes_a_call_of_a_tool() {
+        let call = json!({"name": "f", "arguments": {"a": 1}});
+        for value in [call.to_string(), json!([call]).to_string()] {
+            let read = turns(json!([
+                {"from": "function_call", "value": value}, {"from": "observation", "value": "4"},
+            ]));
+            let read = read.unwrap();
+            let calls = json!([{"type": "function", "function": call}]);
+            let expected = json!({"role": "assistant", "content": "", "tool_calls": calls});
+            assert_eq!(read.messages[0], expected);
+            assert_eq!(read.messages[1], json!({"role": "tool", "content": "4"}));
+            assert_eq!(read.learned, [true, false]);
+        }
+        refused(json!({"from": "function_call", "value": "f(1)"}), "expected JSON with 'name'");
+    }
+
+    #[test]
+    fn messages_that_cannot_be_read_are_refused_with_their_beginning() {
+        refused(json!("Hi"), "a message is \"Hi\", expected an object");
+        refused(json!({"from": "alien", "value": "a"}), "'from' \"alien\", expected system, human");
+        refused(json!({"content": "a"}), "no 'role': {\"content\":\"a\"}");
+        refused(json!({"role": "user", "content": null}), "no 'content'");
+        refused(
+            json!({"role": "user", "content": {"a": 1}}),
+            "'content' of a message is {\"a\":1}",
+        );
+        refused(json!({"role": "user", "from": "gpt", "value": "a"}), "both 'role' and 'from'");
+        refused(
+            json!({"role": "user", "value": "a", "content": "b"}),
+            "both 'content' and 'value'",
+        );
+        refused(json!({"role": "user", "content": "a", "images": ["x"]}), "'images'");
+        for part in ["image", "image_url", "audio", "input_audio", "video"] {
+            let content = json!([{"type": "text", "text": "a"}, {"type": part, "url": "x"}]);
+            refused(json!({"role": "user", "content": content}), &format!("of the type '{part}'"));
+        }
+    }
+
+    #[test]
+    fn null_in_a_message_is_absent_but_for_the_content_of_a_call() {
+        let message = json!({"role": "user", "content": "a", "name": null, "tool_calls": null, "weight": null});
+        let read = turns(json!([message])).unwrap();
+        assert_eq!(read.messages, [json!({"role": "user", "content": "a"})]);
+        let call = json!({"role": "assistant", "content": null, "tool_calls": [{"id": "1"}], "name": null});
+        let expected = json!({"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]});
+        assert_eq!(turns(json!([call])).unwrap().messages, [expected]);
+    }
+
+    proptest! {
+        #[test]
+        fn sharegpt_says_what_openai_says(
+            said in prop::collection::vec((0..4_usize, "[a-z ]{0,6}"), 1..6),
+        ) {
+            let roles = ["system", "user", "assistant", "tool"];
+            let speakers = ["system", "human", "gpt", "observation"];
+            let ours = said.iter().map(|(who, text)| json!({"role": roles[*who], "content": text}));
+            let theirs = said.iter().map(|(who, text)| json!({"from": speakers[*who], "value": text}));
+            prop_assert_eq!(turns(ours.collect()).unwrap(), turns(theirs.collect()).unwrap());
+        }
+
+        #[test]
+        fn parts_are_joined_to_the_text_that_they_were(texts in prop::collection::vec("[a-z\n]{0,4}", 0..4)) {
+            let parts: Vec<Value> = texts.iter().map(|text| json!({"type": "text", "text": text, "image": null})).collect();
+            let read = turns(json!([{"role": "user", "content": parts}])).unwrap();
+            let expected = json!({"role": "user", "content": texts.concat()});
+            prop_assert_eq!(joined(&read.messages), [expected]);
+        }
+    }
+}

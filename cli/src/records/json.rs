@@ -7,7 +7,8 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::format::Format;
-use super::{Row, Span};
+use super::row::{shown, Row};
+use super::span::Span;
 
 /// The arrangement of objects in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +142,37 @@ pub fn row(text: &str) -> Result<Row> {
     }
 }
 
+/// Keys under which the rows of a file stand.
+const ROWS: [&str; 8] =
+    ["data", "rows", "train", "examples", "instances", "items", "records", "samples"];
+
+/// Refuses the one object of a file if it holds all rows, or columns.
+pub fn refuse_whole(row: &Row) -> Result<()> {
+    let rows = |key: &&&str| match row.get(**key) {
+        Some(Value::Array(list)) => list.first().is_some_and(Value::is_object),
+        _ => false,
+    };
+    if let Some(key) = ROWS.iter().find(rows) {
+        bail!("it is one object whose '{key}' holds the rows: write that array alone, such as with jq .{key}");
+    }
+    let length = |value: &Value| match value {
+        Value::Array(list) if list.iter().all(|item| !item.is_object()) => Some(list.len()),
+        Value::Object(map) if map.contains_key("0") => Some(map.len()),
+        _ => None,
+    };
+    let lengths: Vec<Option<usize>> = row.values().map(length).collect();
+    let columns = lengths.first().is_some_and(|first| {
+        first.is_some_and(|length| length > 0) && lengths.iter().all(|length| length == first)
+    });
+    let split = row.contains_key("columns") && row.contains_key("data");
+    ensure!(
+        row.contains_key("input_ids") || !columns && !split,
+        "it holds columns rather than rows: write rows, with pandas to_json(…, orient='records'), with datasets \
+         Dataset.from_dict(…).to_json(…)"
+    );
+    Ok(())
+}
+
 /// JSON as Python writes it, in which a number may be NaN or infinite; such a number is null.
 fn value(text: &str) -> serde_json::Result<Value> {
     serde_json::from_str(text).or_else(|error| match without_nan(text) {
@@ -179,18 +211,6 @@ fn string_end(text: &str) -> Option<usize> {
     };
     text.bytes().enumerate().skip(1).find(closes).map(|(place, _)| place + 1)
 }
-
-/// A value in a message: its beginning, if it is long.
-pub fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
-}
-
-/// Characters of a value that a message shows.
-const SHOWN: usize = 80;
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{bail, Result};
 use serde_json::Value;
 
-use super::{shown, Row};
+use super::row::{shown, Row};
 
 /// Keys that change what is learned, and that no task reads.
 const REFUSED: &[(&[&str], &str)] = &[
@@ -34,18 +34,27 @@ pub fn left(row: Row, more: &[(&[&str], &str)]) -> Result<Vec<String>> {
             bail!("'{key}' is {}: {words}", shown(value));
         }
     }
-    Ok(row.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key).collect())
+    Ok(row.into_iter().filter(|(_, value)| !is_empty(value)).map(|(key, _)| key).collect())
+}
+
+/// Nothing is there.
+pub fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// A value that changes nothing: nothing is there, or a weight of 1.
 fn is_idle(value: &Value) -> bool {
     match value {
-        Value::Null => true,
         Value::Bool(flag) => *flag,
         Value::Number(number) => number.as_f64() == Some(1.),
         Value::String(text) => ["", "1", "1.0", "true", "True"].contains(&text.as_str()),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
+        other => is_empty(other),
     }
 }
 
@@ -77,7 +86,10 @@ impl Unread {
 
     /// Words about them, if there are any.
     pub fn report(&self) -> Option<String> {
-        let named = self.0.iter().take(NAMED).map(|(key, rows)| format!("'{key}' ({rows} rows)"));
+        let named = self.0.iter().take(NAMED).map(|(key, rows)| {
+            let unit = if *rows == 1 { "row" } else { "rows" };
+            format!("'{key}' ({rows} {unit})")
+        });
         let named = named.collect::<Vec<_>>().join(", ");
         let more = self.0.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
@@ -85,9 +97,24 @@ impl Unread {
     }
 }
 
-/// The names that are most like one that is not there.
+/// The key that is most like a name that is not there.
 pub fn near<'k>(name: &str, keys: impl Iterator<Item = &'k String>) -> Option<&'k String> {
-    let like = |key: &String| strsim::jaro_winkler(&key.to_lowercase(), &name.to_lowercase());
-    let near = keys.map(|key| (like(key), key)).filter(|(like, _)| *like > 0.8);
-    near.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, key)| key)
+    nearest([name], keys).map(|(_, key)| key)
 }
+
+/// The name and the key that are most like each other.
+pub fn nearest<'n, 'k>(
+    names: impl IntoIterator<Item = &'n str>,
+    keys: impl Iterator<Item = &'k String>,
+) -> Option<(&'n str, &'k String)> {
+    let keys: Vec<&String> = keys.take(COUNTED).collect();
+    let like =
+        |name: &str, key: &str| strsim::jaro_winkler(&key.to_lowercase(), &name.to_lowercase());
+    let pairs = names.into_iter().flat_map(|name| keys.iter().map(move |key| (name, *key)));
+    let pairs = pairs.map(|(name, key)| (like(name, key), (name, key)));
+    let near = pairs.filter(|(like, _)| *like > LIKE);
+    near.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, pair)| pair)
+}
+
+/// Names that are less like each other are different ones.
+const LIKE: f64 = 0.85;

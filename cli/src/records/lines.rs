@@ -5,7 +5,7 @@ use std::io::BufRead;
 use anyhow::Result;
 use serde::Deserialize;
 
-use super::Span;
+use super::span::Span;
 
 /// The documents of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

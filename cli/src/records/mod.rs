@@ -6,7 +6,9 @@ mod json;
 pub mod keys;
 mod lines;
 mod parquet;
+mod row;
 mod source;
+mod span;
 mod table;
 
 use std::fs::File;
@@ -16,20 +18,18 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
-use serde_json::{Map, Value};
 
 use crate::progress;
 use digest::Digest;
 use format::Format;
-pub use json::shown;
 use json::Arrangement;
 pub use lines::Documents;
+use row::NOT_UTF8;
+pub use row::{shown, Row};
 pub use source::refuse_data_set;
 use source::Source;
+use span::Span;
 use table::Header;
-
-/// The keys of a record, or the columns, in the file's order.
-pub type Row = Map<String, Value>;
 
 pub struct Records {
     path: PathBuf,
@@ -39,15 +39,6 @@ pub struct Records {
     layout: Layout,
     spans: Vec<Span>,
     pub digest: String,
-}
-
-/// The place of a record in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Span {
-    start: u64,
-    len: usize,
-    /// The line where it starts, from 1.
-    line: usize,
 }
 
 enum Layout {
@@ -110,7 +101,12 @@ impl Records {
         };
         let digest = reader.into_inner().digest.text();
         bar.finish_and_clear();
-        Ok(Records { path: path.into(), file: file.into(), format, layout, spans, digest })
+        let records =
+            Records { path: path.into(), file: file.into(), format, layout, spans, digest };
+        if records.len() == 1 && !records.is_text() {
+            records.row(0).map_or(Ok(()), |row| json::refuse_whole(&row))?;
+        }
+        Ok(records)
     }
 
     pub fn len(&self) -> usize {
@@ -134,7 +130,13 @@ impl Records {
     pub fn place(&self, record: usize) -> String {
         let (path, line, number) = (self.path.display(), self.spans[record].line, record + 1);
         match self.layout {
-            Layout::Text | Layout::Lines | Layout::Table(_) => format!("{path}:{line}"),
+            Layout::Text | Layout::Lines => format!("{path}:{line}"),
+            // Ends of lines are counted to what follows them.
+            Layout::Table(_) => {
+                let bytes = self.bytes(record).unwrap_or_default();
+                let ends = bytes.iter().take_while(|byte| b"\r\n".contains(byte));
+                format!("{path}:{}", line + ends.filter(|byte| **byte == b'\n').count())
+            }
             Layout::Objects => format!("{path}:{line} (row {number})"),
             Layout::Columns => format!("{path}, row {number}"),
         }
@@ -163,9 +165,6 @@ impl Records {
         Ok(bytes)
     }
 }
-
-const NOT_UTF8: &str =
-    "this is not UTF-8 text (is it Latin-1? Convert it: iconv -f LATIN1 -t UTF-8)";
 
 /// A file that is read: its digest, and a bar that shows how far.
 struct Tracked<'f> {

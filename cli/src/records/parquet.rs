@@ -3,20 +3,34 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::panic::{self, AssertUnwindSafe};
 
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 use indicatif::ProgressBar;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{json, Value};
 
 use super::digest::Digest;
-use super::{Row, Span};
+use super::row::Row;
+use super::span::Span;
 
 /// Messages keep this key, whose null means something to chat templates.
 const CONTENT: &str = "content";
 
-pub fn spool(file: File, most: usize, bar: &ProgressBar) -> Result<(File, Vec<Span>, Digest)> {
+/// The temporary file, where its rows are, and a number for all of it.
+type Spooled = (File, Vec<Span>, Digest);
+
+/// Of a damaged file the reader may panic.
+pub fn spool(file: File, most: usize, bar: &ProgressBar) -> Result<Spooled> {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let spooled = panic::catch_unwind(AssertUnwindSafe(|| read(file, most, bar)));
+    panic::set_hook(hook);
+    spooled.unwrap_or_else(|_| bail!("the Parquet file is damaged"))
+}
+
+fn read(file: File, most: usize, bar: &ProgressBar) -> Result<Spooled> {
     let reader = SerializedFileReader::new(file)
         .context("this is not a Parquet file that can be read, or it is cut off")?;
     bar.set_length(reader.metadata().file_metadata().num_rows().max(0) as u64);
@@ -76,5 +90,61 @@ fn value(field: &Field) -> Value {
         }
         // Dates, times and decimal numbers, as text.
         other => json!(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::sync::Arc;
+
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    use super::*;
+
+    /// A file with a column of texts, null among them.
+    fn file(texts: &[Option<&str>]) -> Vec<u8> {
+        let schema = "message rows { optional binary text (UTF8); }";
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let properties = Arc::new(WriterProperties::builder().build());
+        let mut writer = SerializedFileWriter::new(Vec::new(), schema, properties).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let values: Vec<ByteArray> = texts.iter().flatten().map(|text| (*text).into()).collect();
+        let levels: Vec<i16> = texts.iter().map(|text| i16::from(text.is_some())).collect();
+        column.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.into_inner().unwrap()
+    }
+
+    fn spooled(bytes: &[u8]) -> Result<String> {
+        let mut file = tempfile::tempfile()?;
+        file.write_all(bytes)?;
+        let (mut file, spans, _) = spool(file, usize::MAX, &ProgressBar::hidden())?;
+        let mut text = String::new();
+        std::io::Seek::rewind(&mut file)?;
+        file.read_to_string(&mut text)?;
+        assert_eq!(spans.iter().map(|span| span.len).sum::<usize>(), text.len());
+        Ok(text)
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_whatever_byte_is_wrong() {
+        let bytes = file(&[Some("a"), None, Some("b")]);
+        assert_eq!(spooled(&bytes).unwrap(), r#"{"text":"a"}{"text":null}{"text":"b"}"#);
+        let mut refused = 0;
+        for place in 0..bytes.len() {
+            for bit in [0, 4, 7] {
+                let mut damaged = bytes.clone();
+                damaged[place] ^= 1 << bit;
+                refused += usize::from(spooled(&damaged).is_err());
+            }
+            assert!(spooled(&bytes[..place]).is_err());
+        }
+        assert!(refused > bytes.len() / 2, "{refused}");
     }
 }

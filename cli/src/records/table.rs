@@ -7,7 +7,8 @@ use csv::{ByteRecord, ReaderBuilder};
 use serde_json::Value;
 
 use super::format::Format;
-use super::{Row, Span, NOT_UTF8};
+use super::row::{Row, NOT_UTF8};
+use super::span::Span;
 
 pub struct Header {
     pub names: Vec<String>,

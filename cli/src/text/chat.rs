@@ -6,7 +6,6 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail, ensure, Context, Error, Result};
 use minijinja::{Environment, ErrorKind, OutputSpan, Value as Given};
-use regex::Regex;
 use serde_json::{Map, Value};
 
 use super::jinja::{self, GENERATION};
@@ -67,7 +66,14 @@ impl ChatTemplate {
         if names.is_empty() {
             return Ok(None);
         }
-        Ok(Some(ChatTemplate { environment, names, tokens: special::special_tokens(model)? }))
+        let tokens = special::special_tokens(model)?;
+        Ok(Some(ChatTemplate { environment, names, tokens }))
+    }
+
+    /// The template of a conversation names a variable, or a key of messages.
+    pub fn reads(&self, conversation: &Conversation, name: &str) -> Result<bool> {
+        let template = self.environment.get_template(self.name(conversation)?)?;
+        Ok(template.source().contains(name))
     }
 
     /// The text of a conversation; with `open` followed by the head of a reply.
@@ -168,46 +174,40 @@ impl ChatTemplate {
                 "'chat_template_kwargs' holds '{name}', which the row or the program gives"
             );
         }
-        self.check_tokens(&template, &given)?;
-        template.render_with_spans(Given::from_pairs(given)).map_err(refusal)
-    }
-
-    /// The rendering itself finds a token that is undefined, unless it is joined with `~`.
-    fn check_tokens(
-        &self,
-        template: &minijinja::Template,
-        given: &BTreeMap<&str, Given>,
-    ) -> Result<()> {
-        let joined = Regex::new(r"~\s*(\w+_token)\b|\b(\w+_token)\s*~")?;
-        for found in joined.captures_iter(template.source()) {
-            let name = found.iter().skip(1).flatten().next().map_or("", |name| name.as_str());
-            let asked = Regex::new(&format!(r"\bif (not )?{name}\b|\b{name} is\b|set {name}\b"))?;
-            if !given.contains_key(name) && !asked.is_match(template.source()) {
-                bail!("{}", undefined_token(name));
-            }
+        let all = template.undeclared_variables(false);
+        let missing =
+            all.iter().filter(|name| name.ends_with("_token") && !given.contains_key(&***name));
+        let missing: Vec<&str> = missing.map(String::as_str).collect();
+        given.extend(missing.iter().map(|name| (*name, python::Missing::value(name))));
+        let (text, spans) = template
+            .render_with_spans(Given::from_pairs(given))
+            .map_err(|error| refusal(&error, &missing))?;
+        match python::Missing::name_in(&text) {
+            Some(name) => Err(undefined_token(name)),
+            None => Ok((text, spans)),
         }
-        Ok(())
     }
 }
 
-fn undefined_token(name: &str) -> String {
-    format!(
+fn undefined_token(name: &str) -> Error {
+    anyhow!(
         "the chat template uses `{name}`, and the tokenizer has none: set \"{name}\" in tokenizer_config.json (to \"\" \
          for nothing)"
     )
 }
 
-fn refusal(error: minijinja::Error) -> Error {
-    let detail = error.detail().unwrap_or_default();
+/// `missing`: tokens that the template asks for, and that nobody gave.
+fn refusal(error: &minijinja::Error, missing: &[&str]) -> Error {
     let line = error.line().map_or(String::new(), |line| format!(", line {line}"));
-    let name =
-        detail.split('`').nth(1).filter(|name| name.ends_with("_token") && !name.contains('.'));
-    match (error.kind(), name) {
-        (ErrorKind::OutOfFuel, _) => {
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    match error.kind() {
+        ErrorKind::OutOfFuel => {
             anyhow!("the chat template{line}: it takes too long or makes too much text, and was stopped")
         }
-        (ErrorKind::UndefinedError, Some(name)) => anyhow!("{}", undefined_token(name)),
-        (kind, _) if detail.is_empty() => anyhow!("the chat template{line}: {kind}"),
+        // Joined by `+`, as nothing else is of this type.
+        ErrorKind::InvalidOperation if detail.contains("plain object") && !missing.is_empty() => {
+            undefined_token(&missing.join("`, `"))
+        }
         _ => anyhow!("the chat template{line}: {detail}"),
     }
 }

@@ -1,5 +1,7 @@
 //! Jinja as transformers runs chat templates: a minijinja environment with Python's ways.
 
+use std::collections::BTreeSet;
+
 use chrono::format::{Item, StrftimeItems};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{from_args, Kwargs, Rest, ValueKind, ValueOrKwargs};
@@ -9,7 +11,7 @@ use regex::Regex;
 use super::{methods, python};
 
 /// Instructions and blocks of 64 bytes that one rendering may cost: a second at most, and some hundred megabytes.
-const FUEL: u64 = 10_000_000;
+const FUEL: u64 = 5_000_000;
 
 /// `{% generation %}` becomes a call of this.
 pub const GENERATION: &str = "__generation__()";
@@ -20,10 +22,9 @@ pub fn environment() -> Environment<'static> {
     environment.set_syntax(syntax.unwrap_or_default());
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(methods::call);
+    // Errors say what is undefined.
+    environment.set_debug(true);
     environment.set_formatter(|out, _, value| {
-        if let Some(name) = undefined_token(value) {
-            return Err(Error::new(ErrorKind::UndefinedError, format!("`{name}` is undefined")));
-        }
         match value.as_str() {
             Some(text) => out.write_str(text),
             None => out.write_str(&python::text(value)),
@@ -39,14 +40,20 @@ pub fn environment() -> Environment<'static> {
     });
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", |value: &Value| python::text(value));
+    environment.add_filter("default", default);
+    environment.add_filter("d", default);
     environment.add_filter("int", int);
     environment.add_filter("float", float);
+    environment.add_test("defined", |value: &Value| !python::is_undefined(value));
+    environment.add_test("undefined", |value: &Value| python::is_undefined(value));
     environment.add_test("number", |value: &Value| {
         value.kind() == ValueKind::Bool || value.is_number() || python::as_float(value).is_some()
     });
     environment.add_test("float", |value: &Value| python::as_float(value).is_some());
     environment.add_test("callable", |value: &Value| {
-        value.kind() == ValueKind::Plain && python::as_float(value).is_none()
+        value.kind() == ValueKind::Plain
+            && !python::is_undefined(value)
+            && python::as_float(value).is_none()
     });
     environment.add_test("iterable", |value: &Value| {
         !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
@@ -66,19 +73,21 @@ pub fn source(text: &str) -> Result<String, regex::Error> {
     let begin = Regex::new(r"\{%([-+]?)\s*generation\s*([-+]?)%\}")?;
     let end = Regex::new(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")?;
     let text = begin.replace_all(&text, format!("{{%${{1}} call {GENERATION} ${{2}}%}}"));
-    Ok(end.replace_all(&text, "{%${1} endcall ${2}%}").into_owned())
-}
-
-/// The name of an undefined variable that is called like a special token.
-fn undefined_token(value: &Value) -> Option<String> {
-    if !value.is_undefined() {
-        return None;
+    let text = end.replace_all(&text, "{%${1} endcall ${2}%}");
+    // A macro or the body of a call sees the variables outside that it reads, but minijinja overlooks those that it
+    // slices, changes or sets an attribute of. So each begins by reading all, where it costs nothing.
+    let set = Regex::new(r"%[-+]?\s*(?:set|for)\s+([\w\s,()]+)")?;
+    let name = Regex::new(r"\w+")?;
+    let mut names = BTreeSet::from(["loop"]);
+    for variables in set.captures_iter(&text) {
+        let words = name.find_iter(variables.get(1).map_or("", |names| names.as_str()));
+        names.extend(words.map(|word| word.as_str()).take_while(|word| *word != "in"));
     }
-    // Its error is the only one who knows the name.
-    let error = value.get_attr("x").err()?;
-    let name = error.detail()?.strip_prefix('`')?.split('`').next()?;
-    let is_token = name.ends_with("_token") && !name.contains(['.', '[']);
-    is_token.then(|| name.to_owned())
+    let read: String = names.into_iter().map(|name| format!("{{{{ {name} }}}}")).collect();
+    let body = Regex::new(r"(?s)(\{%[-+]?\s*(?:macro|call)\b.*?)([-+]?%\})")?;
+    Ok(body
+        .replace_all(&text, format!("${{1}}%}}{{% if false %}}{read}{{% endif ${{2}}"))
+        .into_owned())
 }
 
 fn strftime_now(format: &str) -> Result<String, Error> {
@@ -115,6 +124,19 @@ fn tojson(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
         (if indent.is_some() { "," } else { ", " }.into(), ": ".into())
     };
     python::Json { ascii, indent, comma, colon, sorted }.dumps(value)
+}
+
+fn default(
+    value: &Value,
+    other: Option<Value>,
+    boolean: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
+    let other = other.or(kwargs.get("default_value")?).unwrap_or_else(|| Value::from(""));
+    let boolean = boolean.or(kwargs.get("boolean")?).unwrap_or(false);
+    kwargs.assert_all_used()?;
+    let absent = python::is_undefined(value) || boolean && !value.is_true();
+    Ok(if absent { other } else { value.clone() })
 }
 
 /// What the filters `int` and `float` make of a text.

@@ -24,6 +24,42 @@ impl Object for Float {
     }
 }
 
+/// A token that the tokenizer lacks: undefined for a template, until it is written. Then it leaves a mark.
+#[derive(Debug)]
+pub struct Missing(String);
+
+impl Missing {
+    const MARKS: [char; 2] = ['\u{f0000}', '\u{f0001}'];
+
+    pub fn value(name: &str) -> Value {
+        Value::from_object(Missing(name.to_owned()))
+    }
+
+    /// The one that was written into a text.
+    pub fn name_in(text: &str) -> Option<&str> {
+        Some(text.split_once(Missing::MARKS[0])?.1.split_once(Missing::MARKS[1])?.0)
+    }
+}
+
+impl Object for Missing {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn is_true(self: &Arc<Self>) -> bool {
+        false
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [begin, end] = Missing::MARKS;
+        write!(f, "{begin}{}{end}", self.0)
+    }
+}
+
+pub fn is_undefined(value: &Value) -> bool {
+    value.is_undefined() || value.downcast_object_ref::<Missing>().is_some()
+}
+
 /// JSON as a template sees it.
 pub fn given(json: &serde_json::Value) -> Value {
     match json {

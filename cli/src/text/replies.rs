@@ -7,7 +7,6 @@
 use std::ops::Range;
 
 use anyhow::{bail, ensure, Result};
-use regex::Regex;
 use serde_json::Value;
 
 /// A text and the places in it where an expression or a piece of the template ends.
@@ -25,7 +24,7 @@ pub struct Replies<'a> {
     pub whole: &'a Text,
 }
 
-/// The characters of a head that a template may write otherwise once the reply is there: `<think>`.
+/// The bytes of a head that a template may leave out once the reply is there: `<think>`.
 const HEAD: usize = 256;
 
 impl Replies<'_> {
@@ -54,11 +53,17 @@ impl Replies<'_> {
         let mut end = content.end + tail;
         if tail < rest.len() {
             // A beginning that is shared by chance, as of two tokens, is no end.
-            let cuts = self.whole.cuts.iter().filter(|cut| (content.end..=end).contains(cut));
-            end = cuts.max().copied().unwrap_or(content.end);
+            let cuts = || self.whole.cuts.iter().copied().filter(|cut| *cut >= content.end);
+            let near = content.end + 2 * rest.len() + 32;
+            let own = cuts().take_while(|cut| *cut <= end).last();
+            end = own.or(cuts().next().filter(|cut| *cut <= near)).unwrap_or(content.end);
         }
         let start = match before {
-            Ok(before) => head(&before, whole, floor..content.start),
+            Ok(before) => {
+                let closed = (self.render)(&first[..place], false).map(|text| text.text);
+                let shared = closed.map_or(0, |closed| common(before.chars(), closed.chars()));
+                head(&before, shared, whole, floor..content.start)
+            }
             Err(_) => content.start,
         };
         Ok(start..end)
@@ -71,12 +76,11 @@ impl Replies<'_> {
             return Ok(None);
         };
         // A tag that the template looks for stays.
-        let tags = Regex::new(r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]")?;
         let keep = |tag: &str| self.source.contains(tag);
         let mut messages = self.messages.to_vec();
         for part in [Part::Content, Part::Arguments, Part::Names, Part::Fill] {
             messages[place] = self.messages[place].clone();
-            part.of(&mut messages[place], &|text| cover(text, blank, &tags, &keep));
+            part.of(&mut messages[place], &|text| cover(text, blank, &keep));
             if messages[place] == self.messages[place] {
                 continue;
             }
@@ -141,18 +145,25 @@ fn every(value: &mut Value, cover: &dyn Fn(&str) -> String) {
     }
 }
 
-/// All but spaces and tags replaced.
-fn cover(text: &str, blank: char, tags: &Regex, keep: &dyn Fn(&str) -> bool) -> String {
-    let (mut covered, mut at) = (String::new(), 0);
-    let over = |text: &str| -> String {
-        text.chars().map(|c| if c.is_whitespace() { c } else { blank }).collect()
-    };
-    for tag in tags.find_iter(text).filter(|tag| keep(tag.as_str())) {
-        covered += &over(&text[at..tag.start()]);
-        covered += tag.as_str();
-        at = tag.end();
+/// All but spaces and tags replaced. A tag is in angles or brackets.
+fn cover(text: &str, blank: char, keep: &dyn Fn(&str) -> bool) -> String {
+    let (mut covered, mut rest) = (String::new(), text);
+    while let Some(c) = rest.chars().next() {
+        let end = match c {
+            '<' => rest.find('>'),
+            '[' => rest.find(']'),
+            _ => None,
+        };
+        let tag = end.map_or("", |end| &rest[..=end]);
+        let kept = if !tag.is_empty() && keep(tag) { tag } else { &rest[..c.len_utf8()] };
+        if kept == tag || c.is_whitespace() {
+            covered += kept;
+        } else {
+            covered.push(blank);
+        }
+        rest = &rest[kept.len()..];
     }
-    covered + &over(&text[at..])
+    covered
 }
 
 /// The bytes that two texts have in common at their beginning, or with reversed characters at their end.
@@ -169,12 +180,11 @@ fn difference(text: &str, other: &str) -> Range<usize> {
 
 /// The place in the text behind the head of a reply: there the text before it ends as what the model is given does, or
 /// as a beginning of that, since a template may leave the rest of the head out once there is a reply.
-fn head(given: &str, text: &str, within: Range<usize>) -> usize {
+fn head(given: &str, shared: usize, text: &str, within: Range<usize>) -> usize {
     let (given, bytes) = (given.as_bytes(), text.as_bytes());
     let mut best = (0, 0, within.end);
-    for ending in (given.len().saturating_sub(HEAD)..=given.len()).rev() {
-        for place in (within.start..=within.end).rev().filter(|place| text.is_char_boundary(*place))
-        {
+    for ending in shared.max(given.len().saturating_sub(HEAD))..=given.len() {
+        for place in within.clone().chain([within.end]).filter(|at| text.is_char_boundary(*at)) {
             let pairs = given[..ending].iter().rev().zip(bytes[..place].iter().rev());
             let alike = pairs.take_while(|(a, b)| a == b).count();
             best = best.max((alike, ending, place));

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::settings::TaskName;
 use super::yaml::Given;
 use crate::records::format::Format;
-use crate::records::Records;
+use crate::records::{Records, Row};
 
 /// # Errors
 /// If nothing says it, or the model says the one and the data the other.
@@ -64,7 +64,11 @@ fn of_data(path: &Path, given: &Given) -> Option<(TaskName, String)> {
     if format == Format::Images || format == Format::Auto && path.is_dir() {
         return Some((TaskName::Classifier, about("is a folder of classes")));
     }
-    let (format, row) = Records::first(path, format)?;
+    let absent = || {
+        let named = format.of(&path.to_string_lossy(), b"").ok();
+        named.filter(|_| !path.exists()).map(|format| (format, Row::new()))
+    };
+    let (format, row) = Records::first(path, format).or_else(absent)?;
     let label = given.text("data.label").unwrap_or("label");
     let has = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
     let plural = row.get("labels").is_some_and(|value| !value.is_array());
@@ -78,7 +82,9 @@ fn of_data(path: &Path, given: &Given) -> Option<(TaskName, String)> {
             Some((TaskName::Language, about("has prompts or messages")))
         }
         Format::Csv | Format::Tsv
-            if row.contains_key(label) || given.has("data.format") && !row.contains_key("text") =>
+            if row.contains_key(label)
+                || row.is_empty()
+                || given.has("data.format") && !row.contains_key("text") =>
         {
             Some((TaskName::Classifier, about("is a table with labels")))
         }

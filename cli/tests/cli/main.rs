@@ -1,6 +1,7 @@
 //! The program, run as users do.
 
 mod bf16;
+mod chat;
 mod classifier;
 mod commands;
 #[path = "../../../tests/common/mod.rs"]
@@ -9,6 +10,7 @@ mod curves;
 mod data;
 mod device;
 mod dry_run;
+mod formats;
 mod generate;
 mod images;
 mod labels;
@@ -19,6 +21,9 @@ mod program;
 mod refusals;
 mod resume;
 mod task;
+#[path = "../../src/text/mod.rs"]
+#[allow(dead_code)]
+mod text;
 #[path = "../../../tests/trees/mod.rs"]
 mod trees;
 mod verify;
