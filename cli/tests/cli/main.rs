@@ -16,6 +16,7 @@ mod outputs;
 mod plan;
 mod program;
 mod refusals;
+mod replies;
 mod resume;
 mod task;
 #[path = "../../src/text/mod.rs"]
