@@ -42,6 +42,7 @@ pub fn environment() -> Environment<'static> {
     environment.add_filter("string", |value: &Value| python::text(value));
     environment.add_filter("default", default);
     environment.add_filter("d", default);
+    environment.add_filter("indent", indent);
     environment.add_filter("int", int);
     environment.add_filter("float", float);
     environment.add_test("defined", |value: &Value| !python::is_undefined(value));
@@ -137,6 +138,29 @@ fn default(
     kwargs.assert_all_used()?;
     let absent = python::is_undefined(value) || boolean && !value.is_true();
     Ok(if absent { other } else { value.clone() })
+}
+
+fn indent(
+    text: String,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let width = width.or(kwargs.get("width")?).unwrap_or_else(|| Value::from(4));
+    let first = first.or(kwargs.get("first")?).unwrap_or(false);
+    let blank = blank.or(kwargs.get("blank")?).unwrap_or(false);
+    kwargs.assert_all_used()?;
+    let space = match width.as_str() {
+        Some(text) => text.to_owned(),
+        None => " ".repeat(i64::try_from(width)?.clamp(0, 1 << 10) as usize),
+    };
+    let text = text + "\n";
+    let lines = methods::lines(&text, false).into_iter().enumerate().map(|(place, line)| {
+        let inner = if place == 0 { first } else { blank || !line.is_empty() };
+        format!("{}{line}", if inner { &space } else { "" })
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// What the filters `int` and `float` make of a text.

@@ -11,6 +11,7 @@ mod data;
 mod device;
 mod dry_run;
 mod generate;
+mod jinja;
 mod merge;
 mod outputs;
 mod plan;
