@@ -141,7 +141,7 @@ fn a_reply_has_all_of_its_own_words_and_none_of_others() {
 
 #[test]
 fn marked_parts_are_those_that_transformers_marks_and_those_that_are_found_without_marks() {
-    let plain = "{% for m in messages %}\n<|{{ m.role }}|>\n{% if m.role == 'assistant' %}\n\
+    let plain = "{# not {% generation %} #}{% for m in messages %}\n<|{{ m.role }}|>\n{% if m.role == 'assistant' %}\n\
                  {{ m.content + '<|end|>' }}\n{% else %}\n{{ m.content }}<|end|>\n{% endif %}\n{% endfor %}\n\
                  {% if add_generation_prompt %}\n<|assistant|>\n{% endif %}\n";
     let marked = plain.replace(
