@@ -15,11 +15,13 @@ mod generate;
 mod images;
 mod labels;
 mod loss_scale;
+mod jinja;
 mod merge;
 mod outputs;
 mod plan;
 mod program;
 mod refusals;
+mod replies;
 mod resume;
 mod task;
 #[path = "../../src/text/mod.rs"]
