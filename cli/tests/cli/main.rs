@@ -1,6 +1,7 @@
 //! The program, run as users do.
 
 mod bf16;
+mod checkpoints;
 mod classifier;
 mod commands;
 #[path = "../../../tests/common/mod.rs"]
