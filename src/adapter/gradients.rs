@@ -5,7 +5,7 @@ use tch::{with_grad, COptimizer, Device, Kind, TchError, Tensor};
 
 use crate::adapter::flat::{copy_of, FlatParams};
 use crate::autograd::known_gradient::inner_product;
-use crate::error::{refusal, refuse, Error, Result};
+use crate::error::{refusal, refuse, Result};
 
 #[derive(Debug)]
 pub(crate) struct Gradients {
@@ -42,7 +42,11 @@ impl Gradients {
     pub(crate) fn flat(&self) -> Result<&Tensor> {
         match &self.flat {
             Some(flat) if !self.is_empty() => Ok(flat.master()),
-            _ => Err(none()),
+            _ => Err(refusal!(
+                NoGradient,
+                "no selected tensor has a gradient: call `backward` first, and check that the loss depends on the \
+                 selected modules"
+            )),
         }
     }
 
@@ -170,8 +174,9 @@ impl Gradients {
     /// Takes in, and makes the `.grad()` of these variables undefined. The gradients are kept.
     pub(crate) fn hide(&mut self, layout: &FlatParams, leaves: &[&Tensor]) -> Result<()> {
         self.take_in(layout, leaves)?;
-        self.slots.iter_mut().for_each(|slot| slot.shown = None);
-        undefine(leaves)
+        let before: Vec<bool> =
+            self.slots.iter_mut().map(|slot| slot.shown.take().is_some()).collect();
+        undefine(leaves.iter().zip(before).filter(|(_, shown)| *shown).map(|(leaf, _)| *leaf))
     }
 
     /// Removes all gradients. A `.grad()` that shows one of our own becomes 0, so that the next one costs nothing to
@@ -194,7 +199,7 @@ impl Gradients {
         if let Some(flat) = self.flat.as_mut().filter(|_| shown) {
             flat.zero()?;
         }
-        undefine(&others)
+        undefine(others.into_iter())
     }
 
     /// Changes the whole buffer in place.
@@ -243,17 +248,9 @@ impl Gradients {
     }
 }
 
-pub(crate) fn none() -> Error {
-    refusal!(
-        NoGradient,
-        "no selected tensor has a gradient: call `backward` first, and check that the loss depends on the selected \
-         modules"
-    )
-}
-
 /// Makes the `.grad()` of variables undefined, by libtorch's optimiser, since tch offers it nowhere else.
-pub(crate) fn undefine(variables: &[&Tensor]) -> Result<()> {
-    let mut defined = variables.iter().filter(|variable| variable.grad().defined()).peekable();
+pub(crate) fn undefine<'a>(variables: impl Iterator<Item = &'a Tensor>) -> Result<()> {
+    let mut defined = variables.filter(|variable| variable.grad().defined()).peekable();
     if defined.peek().is_none() {
         return Ok(());
     }
