@@ -65,7 +65,7 @@ impl Gradients {
             }
             let version = Some(grad.f_internal_version()?);
             match &mut self.flat {
-                Some(flat) if flat.view(slot).data_ptr() == grad.data_ptr() => {
+                Some(flat) if is_view(&grad, flat, slot) => {
                     if seen.shown != version {
                         flat.adopt(slot)?;
                         *seen = Slot { present: true, shown: version };
@@ -89,6 +89,13 @@ impl Gradients {
         }
         for (slot, grad) in &foreign {
             let expected = &layout.slots()[*slot].shape;
+            if grad.is_sparse() {
+                refuse!(
+                    UnsupportedVariable,
+                    "the `.grad()` of a variable of shape {expected:?} is sparse, expected a dense one: build the \
+                     embedding with `sparse: false`, or call `zero_grad` and go backward with the optimizer"
+                );
+            }
             if grad.size() != *expected {
                 refuse!(
                     ShapeMismatch,
@@ -187,7 +194,7 @@ impl Gradients {
         let before: Vec<Slot> = self.slots.iter_mut().map(std::mem::take).collect();
         for (slot, leaf) in leaves.iter().enumerate() {
             let grad = leaf.grad();
-            let ours = |flat: &FlatParams| flat.view(slot).data_ptr() == grad.data_ptr();
+            let ours = |flat: &FlatParams| is_view(&grad, flat, slot);
             let kept = added && before[slot].present && grad.defined();
             if kept && self.flat.as_ref().is_some_and(ours) {
                 self.slots[slot].shown = Some(grad.f_internal_version()?);
@@ -246,6 +253,11 @@ impl Gradients {
         }
         Ok(())
     }
+}
+
+/// True if a gradient shows a slot of this buffer.
+fn is_view(grad: &Tensor, flat: &FlatParams, slot: usize) -> bool {
+    !grad.is_sparse() && grad.data_ptr() == flat.view(slot).data_ptr()
 }
 
 /// Makes the `.grad()` of variables undefined, by libtorch's optimiser, since tch offers it nowhere else.
