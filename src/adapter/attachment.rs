@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::adapter::gradients::undefine;
 use crate::adapter::samples::Samples;
@@ -53,7 +53,7 @@ impl Attachment {
     /// Removes every adapter. The variables keep the storage that they use now.
     pub(crate) fn clear(&mut self) -> Result<()> {
         self.hide_gradients()?;
-        self.renew()?;
+        self.outdate_all()?;
         self.adapters.clear();
         self.base.clear();
         (self.active, self.merged, self.shown) = (None, None, None);
@@ -150,7 +150,7 @@ impl Attachment {
         for (variable, data) in &missing {
             if self.variables.get(*variable).is_new {
                 // Its former gradient is not one of the adapter.
-                undefine(&[&self.variables.get(*variable).tensor])?;
+                undefine(std::iter::once(&self.variables.get(*variable).tensor))?;
                 self.variables.freeze(*variable)?;
                 self.samples.remember(&[(*variable, data.shallow_clone())])?;
             }
@@ -195,9 +195,12 @@ impl Attachment {
                 }
             }
             if let Some(adapter) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
-                // Those of the base are not the adapter's.
-                let leaves = adapter.slot_variables.iter().map(|v| &self.variables.get(*v).tensor);
-                undefine(&leaves.collect::<Vec<_>>())?;
+                let before = self.shown.as_ref().and_then(|name| self.adapters.get(name));
+                if before.is_none_or(|before| before.slot_variables != adapter.slot_variables) {
+                    // Those of the base are not the adapter's.
+                    let leaves = adapter.slot_variables.iter().map(|v| self.variables.get(*v));
+                    undefine(leaves.map(|variable| &variable.tensor))?;
+                }
                 for (variable, storage) in adapter.all_storages(&self.base) {
                     self.variables.set_data(variable, storage)?;
                 }
@@ -223,16 +226,23 @@ impl Attachment {
         adapter.gradients.show(&leaves)?;
         let id = adapter.id;
         if train && self.graphs_of != Some(id) {
-            self.renew()?;
+            // The base and a frozen adapter may come between a forward pass and its backward pass; this one may not.
+            let adapter = &self.adapters[&name];
+            // No tuned weight is complex.
+            let spare = (Kind::ComplexFloat, adapter.flat.master().device());
+            let spare = Tensor::f_empty([0], spare)?;
+            for (slot, variable) in adapter.slot_variables.iter().enumerate() {
+                self.variables.renew(*variable, adapter.flat.view(slot), &spare)?;
+            }
+            self.outdate_all()?;
             self.graphs_of = Some(id);
         }
         Ok(())
     }
 
-    /// Lets no backward pass of a graph made before now reach the present weights. The base and a frozen adapter may
-    /// come between a forward pass and its backward pass.
-    fn renew(&mut self) -> Result<()> {
-        self.base.keys().try_for_each(|variable| self.variables.renew(*variable))
+    /// Marks everything that an adapter replaces as changed, for graphs made before.
+    fn outdate_all(&mut self) -> Result<()> {
+        self.base.keys().try_for_each(|variable| self.variables.outdate(*variable))
     }
 
     /// Marks weights of an adapter as changed, for graphs made before.

@@ -226,6 +226,9 @@ impl FlatParams {
                 match tensors[to] {
                     // A vector needs no call of libtorch to become one.
                     Some(tensor) if tensor.dim() == 1 => pieces.push(tensor.shallow_clone()),
+                    Some(tensor) if tensor.is_sparse() => {
+                        pieces.push(tensor.f_to_dense(None::<Kind>, false)?.f_reshape([-1])?)
+                    }
                     Some(tensor) => pieces.push(tensor.f_reshape([-1])?),
                     None => pieces.push(Tensor::f_zeros([slot.len], (run_kind, device))?),
                 }

@@ -5,7 +5,7 @@ use tch::{with_grad, COptimizer, Device, Kind, TchError, Tensor};
 
 use crate::adapter::flat::{copy_of, FlatParams};
 use crate::autograd::known_gradient::inner_product;
-use crate::error::{refusal, refuse, Error, Result};
+use crate::error::{refusal, refuse, Result};
 
 #[derive(Debug)]
 pub(crate) struct Gradients {
@@ -42,7 +42,11 @@ impl Gradients {
     pub(crate) fn flat(&self) -> Result<&Tensor> {
         match &self.flat {
             Some(flat) if !self.is_empty() => Ok(flat.master()),
-            _ => Err(none()),
+            _ => Err(refusal!(
+                NoGradient,
+                "no selected tensor has a gradient: call `backward` first, and check that the loss depends on the \
+                 selected modules"
+            )),
         }
     }
 
@@ -61,7 +65,7 @@ impl Gradients {
             }
             let version = Some(grad.f_internal_version()?);
             match &mut self.flat {
-                Some(flat) if flat.view(slot).data_ptr() == grad.data_ptr() => {
+                Some(flat) if is_view(&grad, flat, slot) => {
                     if seen.shown != version {
                         flat.adopt(slot)?;
                         *seen = Slot { present: true, shown: version };
@@ -85,6 +89,13 @@ impl Gradients {
         }
         for (slot, grad) in &foreign {
             let expected = &layout.slots()[*slot].shape;
+            if grad.is_sparse() {
+                refuse!(
+                    UnsupportedVariable,
+                    "the `.grad()` of a variable of shape {expected:?} is sparse, expected a dense one: build the \
+                     embedding with `sparse: false`, or call `zero_grad` and go backward with the optimizer"
+                );
+            }
             if grad.size() != *expected {
                 refuse!(
                     ShapeMismatch,
@@ -170,8 +181,9 @@ impl Gradients {
     /// Takes in, and makes the `.grad()` of these variables undefined. The gradients are kept.
     pub(crate) fn hide(&mut self, layout: &FlatParams, leaves: &[&Tensor]) -> Result<()> {
         self.take_in(layout, leaves)?;
-        self.slots.iter_mut().for_each(|slot| slot.shown = None);
-        undefine(leaves)
+        let before: Vec<bool> =
+            self.slots.iter_mut().map(|slot| slot.shown.take().is_some()).collect();
+        undefine(leaves.iter().zip(before).filter(|(_, shown)| *shown).map(|(leaf, _)| *leaf))
     }
 
     /// Removes all gradients. A `.grad()` that shows one of our own becomes 0, so that the next one costs nothing to
@@ -182,7 +194,7 @@ impl Gradients {
         let before: Vec<Slot> = self.slots.iter_mut().map(std::mem::take).collect();
         for (slot, leaf) in leaves.iter().enumerate() {
             let grad = leaf.grad();
-            let ours = |flat: &FlatParams| flat.view(slot).data_ptr() == grad.data_ptr();
+            let ours = |flat: &FlatParams| is_view(&grad, flat, slot);
             let kept = added && before[slot].present && grad.defined();
             if kept && self.flat.as_ref().is_some_and(ours) {
                 self.slots[slot].shown = Some(grad.f_internal_version()?);
@@ -194,7 +206,7 @@ impl Gradients {
         if let Some(flat) = self.flat.as_mut().filter(|_| shown) {
             flat.zero()?;
         }
-        undefine(&others)
+        undefine(others.into_iter())
     }
 
     /// Changes the whole buffer in place.
@@ -243,17 +255,14 @@ impl Gradients {
     }
 }
 
-pub(crate) fn none() -> Error {
-    refusal!(
-        NoGradient,
-        "no selected tensor has a gradient: call `backward` first, and check that the loss depends on the selected \
-         modules"
-    )
+/// True if a gradient shows a slot of this buffer.
+fn is_view(grad: &Tensor, flat: &FlatParams, slot: usize) -> bool {
+    !grad.is_sparse() && grad.data_ptr() == flat.view(slot).data_ptr()
 }
 
 /// Makes the `.grad()` of variables undefined, by libtorch's optimiser, since tch offers it nowhere else.
-pub(crate) fn undefine(variables: &[&Tensor]) -> Result<()> {
-    let mut defined = variables.iter().filter(|variable| variable.grad().defined()).peekable();
+pub(crate) fn undefine<'a>(variables: impl Iterator<Item = &'a Tensor>) -> Result<()> {
+    let mut defined = variables.filter(|variable| variable.grad().defined()).peekable();
     if defined.peek().is_none() {
         return Ok(());
     }

@@ -273,17 +273,12 @@ impl Variables {
         Ok(())
     }
 
-    /// [`outdate`](Self::outdate), and no gradient of a graph made before reaches the variable: for another adapter.
-    pub(crate) fn renew(&mut self, index: usize) -> Result<()> {
-        let Variable { tensor, dense, .. } = &mut self.list[index];
-        if *dense && tensor.is_floating_point() {
-            let (data, kind) = (tensor.f_detach()?, tensor.f_kind()?);
-            let other = if kind == Kind::Float { Kind::Double } else { Kind::Float };
-            // libtorch forgets the node at which gradients arrive when the kind changes.
-            tensor.f_set_data(&Tensor::f_empty([0], (other, data.device()))?)?;
-            tensor.f_set_data(&data)?;
-        }
-        self.outdate(index)
+    /// [`set_data`](Self::set_data), and no gradient of a graph made before reaches the variable. `spare` is any tensor
+    /// of another kind.
+    pub(crate) fn renew(&mut self, index: usize, data: &Tensor, spare: &Tensor) -> Result<()> {
+        // libtorch forgets the node at which gradients arrive when the kind changes.
+        self.list[index].tensor.f_set_data(spare)?;
+        self.set_data(index, data)
     }
 
     /// The changes since the last check. Writes to buffers and to new variables do not count.

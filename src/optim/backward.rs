@@ -5,7 +5,6 @@ use tch::{no_grad, Tensor};
 use super::loss_scale::Factor;
 use super::optimizer::{inputs, Optimizer};
 use crate::adapter::attachment::Attachment;
-use crate::adapter::gradients;
 use crate::adapter::weights::Adapter;
 use crate::autograd::recompute::{Recompute, Tape};
 use crate::error::{refuse, Result};
@@ -42,7 +41,11 @@ impl Optimizer {
         first: bool,
     ) -> Result<()> {
         if !found.iter().any(Tensor::defined) {
-            return Err(gradients::none());
+            refuse!(
+                NoGradient,
+                "the loss depends on no selected tensor: check the selection, and compute the loss again if it is from \
+                 before this adapter came into use"
+            );
         }
         let (Adapter { flat, gradients, .. }, leaves) = attachment.graded(&self.adapter)?;
         if first {

@@ -2,6 +2,7 @@
 
 mod algorithm;
 mod backward;
+mod file;
 mod group;
 mod loss_scale;
 mod optimizer;

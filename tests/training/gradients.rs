@@ -6,7 +6,7 @@ use crate::nets::{named_bits, only, two, Net};
 use ln_tuning::recompute::{Recompute, Tape};
 use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Optimizer, Sgd};
 use proptest::prelude::*;
-use tch::nn::{self, OptimizerConfig};
+use tch::nn::{self, Module, OptimizerConfig};
 use tch::{no_grad, Device, Kind, Tensor};
 
 const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -391,4 +391,27 @@ fn gradients_that_the_base_had_before_are_not_the_adapters() {
     opt.zero_grad().unwrap();
     assert!(opt.gradients().unwrap().iter().all(|(_, gradient)| gradient.is_none()));
     assert_eq!(named_gradients(&mut other), before);
+}
+
+#[test]
+fn sparse_gradients_of_an_embedding_train_it_or_are_refused_by_name() {
+    let vs = nn::VarStore::new(Device::Cpu);
+    let _ = nn::layer_norm(vs.root() / "norm", vec![4], Default::default());
+    let ws_init = nn::Init::Const(1.);
+    let config = nn::EmbeddingConfig { sparse: true, ws_init, ..Default::default() };
+    let embedding = nn::embedding(vs.root() / "embedding", 6, 4, config);
+    let config = LnTuningConfig::default().modules_to_save(["embedding"]);
+    let tuned = LnTuningModel::new(&vs, config).unwrap();
+    let mut opt = tuned.optimizer(Sgd::default(), 1.).unwrap();
+    let words = Tensor::from_slice(&[1_i64, 1, 3]);
+    let loss = || embedding.forward(&words).sum(Kind::Float);
+    let before = embedding.ws.detach().copy();
+    opt.backward_step(&loss()).unwrap();
+    let moved = (&before - &embedding.ws).sum_dim_intlist(1, false, Kind::Float);
+    assert_eq!(Vec::<f32>::try_from(moved.round()).unwrap(), [0., 8., 0., 4., 0., 0.]);
+    Sgd::default().build(&vs, 1.).unwrap().zero_grad();
+    loss().backward();
+    let error = opt.step().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnsupportedVariable);
+    opt.backward_step(&loss()).unwrap();
 }

@@ -148,3 +148,40 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_state_in_a_file_comes_back_and_a_broken_file_changes_nothing() {
+    let (net, _tuned, mut opt, state) = stepped();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("optimizer.safetensors");
+    opt.save(&path).unwrap();
+    opt.backward_step(&net.loss()).unwrap();
+    let later = named_bits(&opt.state_dict().unwrap());
+    let whole = std::fs::read(&path).unwrap();
+    let bad = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let mut infinite = whole.clone();
+    let end = infinite.len();
+    infinite[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    let text = String::from_utf8_lossy(&whole).replacen("norm1.bias.step", "norm2.bias.step", 1);
+    let header = whole.len().min(8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize);
+    let mut twice = whole[..8].to_vec();
+    twice.extend(&text.as_bytes()[text.find('{').unwrap()..][..header - 8]);
+    twice.extend(&whole[header..]);
+    for (path, kind) in [
+        (bad("cut", &whole[..whole.len() - 3]), ErrorKind::CorruptFile),
+        (bad("empty", b""), ErrorKind::CorruptFile),
+        (bad("infinite", &infinite), ErrorKind::NonFinite),
+        (bad("twice", &twice), ErrorKind::DuplicateKey),
+        (dir.path().join("none"), ErrorKind::MissingFile),
+    ] {
+        let error = opt.load(&path).unwrap_err();
+        assert_eq!(error.kind(), kind, "{}: {error}", path.display());
+        assert_eq!(named_bits(&opt.state_dict().unwrap()), later);
+    }
+    opt.load(&path).unwrap();
+    assert_eq!(named_bits(&opt.state_dict().unwrap()), named_bits(&state));
+}

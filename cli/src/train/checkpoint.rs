@@ -3,11 +3,10 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Context, Result};
-use ln_tuning::{regular, LnTuningModel, LoadOptions, Optimizer, DEFAULT_ADAPTER};
+use anyhow::{bail, ensure, Context, Result};
+use ln_tuning::{regular, LnTuningModel, LoadOptions, Optimizer, SavedAdapter, DEFAULT_ADAPTER};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tch::Tensor;
 
 use super::settings::{Resume, Settings, FREE};
 
@@ -24,9 +23,20 @@ pub struct State {
     pub data: String,
 }
 
+impl State {
+    /// Refuses a position that no run reaches: the file was changed.
+    fn check(&self, step: u64, batches: usize) -> Result<()> {
+        let cure = "was it changed? Remove this checkpoint";
+        let State { step: found, epoch, batch, .. } = self;
+        ensure!(*found == step, "'step' is {found}, expected {step} as in its name: {cure}");
+        ensure!(*epoch <= step, "'epoch' is {epoch}, expected {step} at most: {cure}");
+        ensure!(*batch <= batches, "'batch' is {batch}, expected {batches} at most: {cure}");
+        Ok(())
+    }
+}
+
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
-const ADAPTER: &str = "adapter_model.safetensors";
 const UNFINISHED: &str = ".unfinished-";
 
 fn folder(out: &Path) -> PathBuf {
@@ -54,11 +64,9 @@ pub fn save(
         let _ = fs::remove_dir_all(&unfinished);
         fs::create_dir_all(&unfinished)?;
         tuned.save_pretrained(&unfinished)?;
-        Tensor::write_safetensors(&optimizer.state_dict()?, unfinished.join(OPTIMIZER))?;
+        optimizer.save(unfinished.join(OPTIMIZER))?;
         fs::write(unfinished.join(STATE), serde_json::to_string_pretty(state)?)?;
-        for file in [OPTIMIZER, STATE] {
-            File::open(unfinished.join(file))?.sync_all()?;
-        }
+        File::open(unfinished.join(STATE))?.sync_all()?;
         fs::rename(&unfinished, &dir)?;
         File::open(&folder)?.sync_all()?;
         Ok(())
@@ -84,8 +92,8 @@ pub fn steps(out: &Path) -> Result<Vec<u64>> {
 }
 
 /// The state that a run starts from: that of the newest checkpoint, which must be of a run with these settings (`all`)
-/// and data, or step 0.
-pub fn begin(settings: &Settings, all: Value, data: String) -> Result<State> {
+/// and data, or step 0. An epoch has this many `batches`.
+pub fn begin(settings: &Settings, all: Value, data: String, batches: usize) -> Result<State> {
     let out = &settings.out;
     let Some(step) = steps(out)?.pop() else {
         return Ok(State { step: 0, epoch: 0, batch: 0, best: None, settings: all, data });
@@ -102,6 +110,7 @@ pub fn begin(settings: &Settings, all: Value, data: String) -> Result<State> {
     if state.data != data {
         bail!("{holds} a run on other data: {cure}");
     }
+    state.check(step, batches).with_context(place)?;
     if settings.resume == Resume::Never {
         bail!(
             "{holds} checkpoints of a run, and 'resume' is never: choose another 'out', or set 'resume' to auto"
@@ -119,14 +128,9 @@ pub fn load(
 ) -> Result<()> {
     let dir = dir(out, step);
     let mut take = || -> Result<()> {
-        let read = |file: &str| -> Result<_> {
-            // Refuses what is no regular file.
-            drop(regular::open(&dir.join(file))?);
-            Ok(Tensor::read_safetensors(dir.join(file))?)
-        };
-        let weights = read(ADAPTER)?;
+        let weights = SavedAdapter::open(&dir)?.tensors;
         tuned.load_state_dict(DEFAULT_ADAPTER, &weights, &LoadOptions::default())?;
-        optimizer.load_state_dict(&read(OPTIMIZER)?)?;
+        optimizer.load(dir.join(OPTIMIZER))?;
         Ok(())
     };
     take().with_context(|| format!("the checkpoint '{}' cannot be read", dir.display()))

@@ -42,13 +42,14 @@ pub fn start<T: Task, D>(
     if settings.scales_dynamically() {
         optimizer.set_dynamic_loss_scale(DynamicLossScale::default())?;
     }
-    let state = checkpoint::begin(settings, run.all.clone(), task.digest())?;
     let plan = Plan {
         lengths: task.lengths(),
         size: settings.batch_size,
         seed: run.files.shuffle.then_some(settings.seed),
     };
-    let epoch_steps = plan.epoch(0).len().div_ceil(settings.accumulation) as u64;
+    let batches = plan.epoch(0).len();
+    let state = checkpoint::begin(settings, run.all.clone(), task.digest(), batches)?;
+    let epoch_steps = batches.div_ceil(settings.accumulation) as u64;
     let total = settings.max_steps.unwrap_or(epoch_steps * settings.epochs);
     if state.step > 0 {
         report.line(format!("resuming after step {} of {total}", state.step));

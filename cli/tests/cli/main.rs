@@ -2,6 +2,7 @@
 
 mod bf16;
 mod chat;
+mod checkpoints;
 mod classifier;
 mod commands;
 #[path = "../../../tests/common/mod.rs"]
@@ -13,9 +14,9 @@ mod dry_run;
 mod formats;
 mod generate;
 mod images;
+mod jinja;
 mod labels;
 mod loss_scale;
-mod jinja;
 mod merge;
 mod outputs;
 mod plan;
