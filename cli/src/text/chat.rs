@@ -99,12 +99,12 @@ impl ChatTemplate {
     /// template has it, else by comparing what it makes of changed conversations.
     pub fn render_learned(&self, conversation: &Conversation) -> Result<Rendered> {
         let messages = prepared(&conversation.messages)?;
-        let (name, asked) = self.find(conversation)?;
+        let name = self.name(conversation)?;
         let template = self.environment.get_template(name)?;
         let source = template.source();
         let (text, spans) = self.run(conversation, &messages, false)?;
         let is_learned = |place: usize| conversation.learned.get(place) == Some(&true);
-        if asked.marks {
+        if self.asked(name).is_some_and(|asked| asked.marks) {
             let marked =
                 spans.iter().filter(|span| source.get(span.source_range()) == Some(GENERATION));
             let mut learned: Vec<_> = marked.map(OutputSpan::output_range).collect();
@@ -151,7 +151,7 @@ impl ChatTemplate {
     }
 
     /// The template for a conversation: with tools the one for them, if there is one.
-    fn find(&self, conversation: &Conversation) -> Result<(&str, &Asked)> {
+    fn name(&self, conversation: &Conversation) -> Result<&str> {
         let tools = conversation.tools.as_ref().and_then(|_| self.names.get_key_value("tool_use"));
         let found = tools.or_else(|| self.names.get_key_value("default"));
         let (name, asked) = found.with_context(|| {
@@ -159,9 +159,13 @@ impl ChatTemplate {
             format!("the model has the chat templates {}, and none is 'default'", names.join(", "))
         })?;
         match asked {
-            Ok(asked) => Ok((name, asked)),
+            Ok(_) => Ok(name),
             Err(error) => bail!("the chat template '{name}' cannot be read: {error}"),
         }
+    }
+
+    fn asked(&self, name: &str) -> Option<&Asked> {
+        self.names.get(name)?.as_ref().ok()
     }
 
     fn run(
@@ -170,7 +174,7 @@ impl ChatTemplate {
         messages: &[Value],
         open: bool,
     ) -> Result<(String, Vec<OutputSpan>)> {
-        let (name, asked) = self.find(all)?;
+        let name = self.name(all)?;
         let template = self.environment.get_template(name)?;
         objects("tools", all.tools.as_ref())?;
         objects("documents", all.documents.as_ref())?;
@@ -190,7 +194,8 @@ impl ChatTemplate {
                 "'chat_template_kwargs' holds '{name}', which the row or the program gives"
             );
         }
-        let missing = asked.tokens.iter().map(String::as_str);
+        let missing =
+            self.asked(name).into_iter().flat_map(|asked| asked.tokens.iter().map(String::as_str));
         let missing: Vec<&str> = missing.filter(|name| !given.contains_key(name)).collect();
         given.extend(missing.iter().map(|name| (*name, python::Missing::value(name))));
         let (text, spans) = template
