@@ -16,7 +16,10 @@ pub struct Turns {
 const SPEAKERS: &[(&str, &[&str])] = &[
     ("system", &["system"]),
     ("user", &["human", "user"]),
-    ("assistant", &["gpt", "assistant", "chatgpt", "bot", "model", "function_call"]),
+    (
+        "assistant",
+        &["gpt", "assistant", "chatgpt", "bing", "bard", "bot", "ai", "model", "function_call"],
+    ),
     ("tool", &["tool", "observation", "function_response"]),
 ];
 
@@ -75,6 +78,14 @@ impl Turns {
 
 fn turn(mut message: Map<String, Value>) -> Result<(Value, bool)> {
     message.retain(|key, value| !value.is_null() || key == "content");
+    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+    for call in calls.into_iter().flatten().filter_map(Value::as_object_mut) {
+        // Null among the arguments is a value.
+        call.retain(|_, value| !value.is_null());
+        if let Some(function) = call.get_mut("function").and_then(Value::as_object_mut) {
+            function.retain(|_, value| !value.is_null());
+        }
+    }
     for (keys, words) in REFUSED {
         if let Some(key) =
             keys.iter().find(|key| message.get(**key).is_some_and(|v| *v != json!([])))
@@ -277,9 +288,17 @@ mod tests {
         let message = json!({"role": "user", "content": "a", "name": null, "tool_calls": null, "weight": null});
         let read = turns(json!([message])).unwrap();
         assert_eq!(read.messages, [json!({"role": "user", "content": "a"})]);
-        let call = json!({"role": "assistant", "content": null, "tool_calls": [{"id": "1"}], "name": null});
-        let expected = json!({"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]});
-        assert_eq!(turns(json!([call])).unwrap().messages, [expected]);
+        let call = |own: Value, call: Value| {
+            let mut message = json!({"role": "assistant", "content": null, "tool_calls": [call]});
+            message.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+            message
+        };
+        let function = json!({"name": "f", "arguments": {"a": null}});
+        let expected = call(json!({}), json!({"function": function}));
+        let mut function = function;
+        function["description"] = Value::Null;
+        let row = call(json!({"name": null}), json!({"id": null, "function": function}));
+        assert_eq!(turns(json!([row])).unwrap().messages, [expected]);
     }
 
     proptest! {

@@ -307,3 +307,39 @@ fn keys_that_nobody_reads_are_reported_once_with_their_rows() {
     let part = "'data.columns.system' is persona, and no row has it: is it 'person'?";
     assert!(error.contains(part), "{error}");
 }
+
+#[test]
+fn parts_are_given_to_a_template_that_renders_them_and_joined_for_others() {
+    let training = training().set(&["data.train=rows.jsonl"]);
+    let part = |text: &str| json!({"type": "text", "text": text});
+    let messages = json!([
+        {"role": "user", "content": [part("is it "), part("gold? ")]},
+        {"role": "assistant", "content": [part("no")]},
+    ]);
+    training.write("rows.jsonl", &json!({"messages": messages}).to_string());
+    let model = training.path("parts");
+    std::fs::create_dir(&model).unwrap();
+    for entry in std::fs::read_dir(crate::model("llama")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
+    }
+    let each = "{% for m in messages %}<|{{ m.role }}|>";
+    for (content, expected) in [
+        ("{{ m.content }}", "is it gold? </s><|assistant|>[[no</s>]]"),
+        ("{{ m['content'] | trim }}", "is it gold?</s><|assistant|>[[no</s>]]"),
+        (
+            "{% for part in m.content %}{{ part.text | trim }};{% endfor %}",
+            "is it;gold?;</s><|assistant|>[[no;</s>]]",
+        ),
+        (
+            "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{% if part.type == 'text' \
+             %}{{ part.text }}.{% endif %}{% endfor %}{% endif %}",
+            "is it .gold? .</s><|assistant|>[[no.</s>]]",
+        ),
+    ] {
+        let end = "</s>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
+        std::fs::write(model.join("chat_template.jinja"), format!("{each}{content}{end}")).unwrap();
+        let report = shown(&training, &["model=parts"]);
+        assert_eq!(example(&report), format!("<|user|>{expected}"), "{content}");
+    }
+}
