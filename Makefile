@@ -13,7 +13,7 @@ TEST_PYTHON = $${LN_TUNING_PYTHON:-.venv/bin/python}
 export PROPTEST_RNG_SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit examples doc bf16-vs-peft minilm bench test-tch-0.26 clean
+.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit examples doc bf16-vs-peft minilm bench fuzz test-tch-0.26 clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -80,6 +80,13 @@ minilm: setup-tests ## The real all-MiniLM-L6-v2 on real texts: LN tuning and he
 bench: setup-tests ## The benchmarks, those beside PEFT included: about half an hour on a quiet machine
 	$(CARGO) bench --locked
 	$(CARGO) bench --locked --bench train_vs_peft -- --growth
+
+# Overflow of integers panics in this profile, and is found.
+MINUTES ?= 1
+SEED ?= 1
+fuzz: setup ## Damaged files for every reader: MINUTES=60 SEED=2, or INPUT=target/fuzz/…/finding-… again
+	$(CARGO) run --locked --quiet --package ln-tuning-fuzz -- \
+		$(if $(INPUT),--input $(INPUT),--minutes $(MINUTES) --seed $(SEED))
 
 # The newest tch that is accepted, in a copy, so that Cargo.lock and the ordinary build stay as they are.
 NEWEST := target/tch-0.26

@@ -135,16 +135,21 @@ impl Error {
     }
 }
 
-/// Shows the message and its causes, on one line.
+/// Shows the message and its causes, on one line, without the end of what is very long: it may quote a file.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.0.cause)
+        const MOST: usize = 4000;
+        let text = format!("{:#}", self.0.cause);
+        match text.char_indices().nth(MOST) {
+            Some((end, _)) => write!(f, "{}…", &text[..end]),
+            None => f.write_str(&text),
+        }
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {:#}", self.0.kind, self.0.cause)
+        write!(f, "{:?}: {self}", self.0.kind)
     }
 }
 
@@ -163,5 +168,17 @@ impl From<tch::TchError> for Error {
             );
         }
         refusal!(Torch, "libtorch refused: {message}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_not_longer_than_a_page_whatever_a_file_holds() {
+        let error = Error::new(ErrorKind::CorruptFile, "é".repeat(1 << 20));
+        assert_eq!(error.to_string().chars().count(), 4001);
+        assert!(format!("{error:?}").starts_with("CorruptFile: éé"));
     }
 }

@@ -57,6 +57,7 @@
 //! | `add_adapter`, `load_adapter`, `set_adapter`, `delete_adapter` | the same |
 //! | `active_adapter`, `peft_config.keys()` | [`active_adapter`](LnTuningModel::active_adapter), [`adapters`](LnTuningModel::adapters) |
 //! | `with model.disable_adapter():` | [`disable`](LnTuningModel::disable) (a guard), [`with_disabled`](LnTuningModel::with_disabled) |
+//! | `enable_adapter_layers()` | [`enable`](LnTuningModel::enable), after a guard was forgotten |
 //! | `merge_adapter`, `unmerge_adapter`, `merge_and_unload`, `unload` | the same |
 //! | `get_layer_status`, `get_model_status` | [`layer_status`](LnTuningModel::layer_status), [`model_status`](LnTuningModel::model_status) |
 //! | `add_weighted_adapter` (PEFT has it for LoRA only) | [`interpolate`](LnTuningModel::interpolate) |
@@ -101,4 +102,6 @@ pub use error::{Error, ErrorKind, Result};
 pub use names::natural::natural_cmp;
 pub use optim::{Algorithm, Decay, DynamicLossScale, Optimizer, Schedule};
 pub use storage::info::VariableInfo;
+#[doc(hidden)] // For the program.
+pub use storage::{atomic, regular, yaml};
 pub use tch::nn::{AdamW, Sgd};

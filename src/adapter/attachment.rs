@@ -1,4 +1,4 @@
-//! Adapters attached to variables: the storage that each variable uses now, and changes by user code.
+//! Adapters attached to variables: the storage that each variable uses now.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,9 +6,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 
 use crate::adapter::gradients::undefine;
-use crate::adapter::variables::{Changes, Variable, Variables};
+use crate::adapter::samples::Samples;
+use crate::adapter::variables::{Variable, Variables};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, Result};
+use crate::names::nearest::{listed, shortened};
 
 /// The state that a model handle and its optimisers share.
 #[derive(Debug)]
@@ -17,7 +19,9 @@ pub(crate) struct Attachment {
     /// The model type of the directory from which the variables were loaded, if any.
     pub(crate) model_type: Option<String>,
     /// The storage without adapters, for every variable that an adapter replaces.
-    base: HashMap<usize, Tensor>,
+    pub(super) base: HashMap<usize, Tensor>,
+    /// A few elements of every frozen variable, as they were when an adapter was attached.
+    pub(super) samples: Samples,
     pub(crate) adapters: BTreeMap<String, Adapter>,
     /// The adapter that is used while adapters are enabled.
     pub(crate) active: Option<String>,
@@ -25,7 +29,7 @@ pub(crate) struct Attachment {
     /// The merged adapter.
     pub(crate) merged: Option<String>,
     /// The adapter whose storage the variables use now.
-    shown: Option<String>,
+    pub(super) shown: Option<String>,
     /// The last adapter that trained, by its number: graphs may need its weights.
     graphs_of: Option<u64>,
 }
@@ -36,6 +40,7 @@ impl Attachment {
             variables,
             model_type,
             base: HashMap::new(),
+            samples: Samples::default(),
             adapters: BTreeMap::new(),
             active: None,
             enabled: true,
@@ -61,10 +66,16 @@ impl Attachment {
         self.adapters.get(name).ok_or_else(|| self.unknown(name))
     }
 
+    /// The adapter of this name, to read its weights: what user code wrote into the live ones is theirs.
+    pub(crate) fn current(&self, name: &str) -> Result<&Adapter> {
+        let adapter = self.adapter(name)?;
+        adapter.flat.adopt_unmarked()?;
+        Ok(adapter)
+    }
+
+    /// The adapter of this name, to change its weights: what user code wrote into the live ones is theirs.
     pub(crate) fn adapter_mut(&mut self, name: &str) -> Result<&mut Adapter> {
-        if !self.adapters.contains_key(name) {
-            return Err(self.unknown(name));
-        }
+        self.current(name)?;
         Ok(self.adapters.get_mut(name).expect("the name was just found"))
     }
 
@@ -107,13 +118,14 @@ impl Attachment {
     }
 
     fn unknown(&self, name: &str) -> Error {
-        let known: Vec<&str> = self.adapters.keys().map(String::as_str).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join("', '") };
-        refusal!(UnknownAdapter, "there is no adapter '{name}'; attached: '{known}'")
+        let known: Vec<&String> = self.adapters.keys().collect();
+        let known = if known.is_empty() { "none".to_owned() } else { listed(&known) };
+        refusal!(UnknownAdapter, "there is no adapter '{}'; attached: {known}", shortened(name))
     }
 
     /// The storage that a variable has without adapters.
     pub(crate) fn base_data(&self, variable: usize) -> Result<Tensor> {
+        let variable = self.variables.get(variable).copy_of.unwrap_or(variable);
         match self.base.get(&variable) {
             Some(data) => Ok(data.shallow_clone()),
             None => Ok(self.variables.get(variable).tensor.f_detach()?),
@@ -123,9 +135,24 @@ impl Attachment {
     /// Adds an adapter. The model does not use it before it is active.
     pub(crate) fn insert(&mut self, name: &str, adapter: Adapter) -> Result<()> {
         let mut missing = Vec::new();
-        for (variable, _) in adapter.storages() {
+        let replaced = adapter.storages().map(|(variable, _)| variable);
+        for variable in replaced.chain(adapter.kept.iter().map(|(copy, _)| *copy)) {
             if !self.base.contains_key(&variable) {
-                missing.push((variable, self.base_data(variable)?));
+                let data = self.base_data(variable)?;
+                // Without adapters, a copy is tied, and so empty.
+                let data = match self.variables.get(variable).copy_of {
+                    Some(_) => Tensor::f_empty([0], (data.f_kind()?, data.device()))?,
+                    None => data,
+                };
+                missing.push((variable, data));
+            }
+        }
+        for (variable, data) in &missing {
+            if self.variables.get(*variable).is_new {
+                // Its former gradient is not one of the adapter.
+                undefine([&self.variables.get(*variable).tensor].into_iter())?;
+                self.variables.freeze(*variable)?;
+                self.samples.remember(&[(*variable, data.shallow_clone())])?;
             }
         }
         self.base.extend(missing);
@@ -155,9 +182,9 @@ impl Attachment {
             if let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
                 let mut stays = vec![false; self.variables.len()];
                 if let Some(next) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
-                    next.storages().for_each(|(variable, _)| stays[variable] = true);
+                    next.all_storages(&self.base).for_each(|(variable, _)| stays[variable] = true);
                 }
-                for (variable, _) in adapter.storages() {
+                for (variable, _) in adapter.all_storages(&self.base) {
                     let tensor = &self.variables.get(variable).tensor;
                     if tensor.requires_grad() {
                         let _ = tensor.f_set_requires_grad(false)?;
@@ -174,7 +201,7 @@ impl Attachment {
                     let leaves = adapter.slot_variables.iter().map(|v| self.variables.get(*v));
                     undefine(leaves.map(|variable| &variable.tensor))?;
                 }
-                for (variable, storage) in adapter.storages() {
+                for (variable, storage) in adapter.all_storages(&self.base) {
                     self.variables.set_data(variable, storage)?;
                 }
             }
@@ -228,7 +255,7 @@ impl Attachment {
     }
 
     /// Keeps the gradients of the adapter in use for its return, and no other adapter takes them over.
-    fn hide_gradients(&mut self) -> Result<()> {
+    pub(super) fn hide_gradients(&mut self) -> Result<()> {
         match self.shown.clone().filter(|name| self.adapters.contains_key(name)) {
             Some(name) => {
                 let (adapter, leaves) = self.graded(&name)?;
@@ -246,124 +273,22 @@ impl Attachment {
         Ok(())
     }
 
-    /// Sets every `requires_grad` to the present state again, after changes by user code.
+    /// Sets every `requires_grad` to the present state again, after changes by user code. New variables become part of
+    /// the frozen base.
     pub(crate) fn restore_requires_grad(&mut self) -> Result<()> {
         self.freeze_all()?;
+        self.sync()?;
         self.apply_requires_grad()
     }
 
     /// Restores the `requires_grad` that every variable had before an adapter was attached.
     pub(crate) fn forget_requires_grad(&self) -> Result<()> {
-        for variable in self.variables.iter() {
+        for variable in self.variables.iter().filter(|variable| !variable.is_new) {
             if variable.tensor.requires_grad() != variable.required_grad {
                 let _ = variable.tensor.f_set_requires_grad(variable.required_grad)?;
             }
         }
         Ok(())
-    }
-
-    /// Checks for changes to the variables by user code since the last call.
-    ///
-    /// Follows another kind or device of the model, and writes to the adapter's weights by another optimiser.
-    /// Refuses an overwritten base, since the adapter belongs to the earlier one. Then nothing changes.
-    pub(crate) fn sync(&mut self) -> Result<()> {
-        let changes = self.variables.changes();
-        if changes.moved.is_empty() && changes.written.is_empty() {
-            return Ok(());
-        }
-        let in_use = match (&self.merged, &self.shown) {
-            (None, Some(name)) => self.adapters[name].slot_variables.clone(),
-            _ => Vec::new(),
-        };
-        if let Some(base) = changes.written.iter().find(|v| !in_use.contains(v)) {
-            return Err(self.base_changed(
-                *base,
-                "was overwritten (vs.load, vs.copy or an in-place operation?)",
-            ));
-        }
-        if !changes.moved.is_empty() {
-            self.follow_move(&changes)?;
-        }
-        if let Some(name) = self.shown.clone().filter(|_| self.merged.is_none()) {
-            let adapter = self.adapter_mut(&name)?;
-            for slot in 0..adapter.slot_variables.len() {
-                let variable = adapter.slot_variables[slot];
-                if changes.written.contains(&variable) && !changes.moved.contains(&variable) {
-                    adapter.flat.adopt(slot)?;
-                }
-            }
-        }
-        self.variables.accept(&changes);
-        Ok(())
-    }
-
-    fn base_changed(&self, variable: usize, what: &str) -> Error {
-        let name = &self.variables.get(variable).name;
-        refusal!(
-            BaseChanged,
-            "the frozen variable '{name}' {what} after an adapter was attached, but the adapter belongs to the former \
-             weights. Load the base before attaching; to continue with the present weights of the VarStore, drop this \
-             LnTuningModel and attach a new one"
-        )
-    }
-
-    /// Moves every adapter and the stored base to the present kinds and device of the variables.
-    fn follow_move(&mut self, changes: &Changes) -> Result<()> {
-        let in_use: HashMap<usize, Tensor> =
-            match self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
-                Some(adapter) => adapter.storages().map(|(v, t)| (v, t.shallow_clone())).collect(),
-                None => HashMap::new(),
-            };
-        // Values that differ from the old ones in the new kind were written by user code.
-        let mut foreign: HashMap<usize, Tensor> = HashMap::new();
-        for index in changes.moved.iter().filter(|v| self.base.contains_key(v)) {
-            let present = self.variables.get(*index).tensor.f_detach()?;
-            let known = in_use.get(index).unwrap_or(&self.base[index]);
-            if present.size() != known.size() {
-                return Err(self.base_changed(*index, "was given another shape"));
-            }
-            let (kind, device) = (present.f_kind()?, present.device());
-            if !present.f_equal(&known.f_to_kind(kind)?.f_to_device(device)?)? {
-                if !in_use.contains_key(index) || self.merged.is_some() {
-                    return Err(self.base_changed(*index, "was given other values"));
-                }
-                foreign.insert(*index, present);
-            }
-        }
-        self.hide_gradients()?;
-        let mut base = HashMap::new();
-        for (index, data) in &self.base {
-            let present = self.variables.get(*index).tensor.f_detach()?;
-            base.insert(*index, data.f_to_device(present.device())?.f_to_kind(present.f_kind()?)?);
-        }
-        let mut storages = Vec::with_capacity(self.adapters.len());
-        for (name, adapter) in &self.adapters {
-            storages.push(adapter.relocated(name, &base)?);
-        }
-        for (adapter, storage) in self.adapters.values_mut().zip(storages) {
-            adapter.set_storage(storage);
-        }
-        self.base = base;
-        self.variables.accept(changes);
-        let Some(name) = self.shown.take() else { return Ok(()) };
-        let adapter = self.adapter_mut(&name)?;
-        for slot in 0..adapter.slot_variables.len() {
-            if let Some(value) = foreign.get(&adapter.slot_variables[slot]) {
-                adapter.flat.set_value(slot, value)?;
-            }
-        }
-        let requires_grad: Vec<bool> =
-            self.trained(&name)?.map(|variable| variable.tensor.requires_grad()).collect();
-        let adapter = &self.adapters[&name];
-        for (variable, storage) in adapter.storages() {
-            self.variables.set_data(variable, storage)?;
-        }
-        for (variable, required) in adapter.slot_variables.iter().zip(requires_grad) {
-            let _ = self.variables.get(*variable).tensor.f_set_requires_grad(required)?;
-        }
-        self.shown = Some(name.clone());
-        let (adapter, leaves) = self.graded(&name)?;
-        adapter.gradients.show(&leaves)
     }
 
     /// Refuses an optimiser step on this adapter unless exactly its weights are trainable.
@@ -378,7 +303,8 @@ impl Attachment {
         if !self.enabled {
             refuse!(
                 InvalidState,
-                "adapters are disabled, so nothing trains: drop the guard of `disable` first"
+                "adapters are disabled, so nothing trains: drop the guard of `disable` first, or call `enable` if it was \
+                 forgotten"
             );
         }
         if self.active.as_deref() != Some(name) {
@@ -403,6 +329,7 @@ impl Attachment {
                 frozen.name
             );
         }
+        self.check_claimed()?;
         let mut trains = vec![false; self.variables.len()];
         adapter.slot_variables.iter().for_each(|variable| trains[*variable] = true);
         let thawed = |v: &&Variable| v.tensor.requires_grad() && !trains[v.tied_to];
@@ -415,6 +342,24 @@ impl Attachment {
             );
         }
         Ok(())
+    }
+
+    /// Refuses trainable variables that were made after an adapter was attached and that no adapter trains or saves.
+    pub(crate) fn check_claimed(&self) -> Result<()> {
+        let mut new = self.variables.iter().filter(|variable| variable.is_new);
+        let Some(first) = new.next() else { return Ok(()) };
+        let module = first.name.rsplit_once('.').map_or(first.name.as_str(), |(module, _)| module);
+        let others = match new.count() {
+            0 => String::new(),
+            others => format!(" (and {others} more)"),
+        };
+        refuse!(
+            InvalidState,
+            "'{}'{others} was made after the adapter was attached, so no adapter trains or saves it. Attach once the \
+             model is complete, or give it to a new adapter: `add_adapter` with `modules_to_save([\"{module}\"])` and \
+             `set_adapter`. To leave it as it is: `set_requires_grad`, which freezes all but the adapter",
+            first.name
+        )
     }
 }
 

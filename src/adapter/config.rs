@@ -6,8 +6,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::error::{refusal, refuse, Error, Result};
+use crate::error::{refusal, refuse, Result};
+use crate::storage::regular;
 use crate::storage::unique_keys::{Strict, DUPLICATE};
+use crate::storage::yaml;
 
 const PEFT_TYPE: &str = "LN_TUNING";
 
@@ -52,7 +54,9 @@ pub struct LnTuningConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Modules {
-    /// A regular expression for the whole path, as in Python's `re.fullmatch`.
+    /// A regular expression for the whole path, as in Python's `re.fullmatch`. What Python (3.11) refuses is refused;
+    /// so are conditions on groups, names of characters, references to groups without regard to case, and repetitions
+    /// of what may be empty in an atomic group or beside a reference.
     Pattern(String),
     /// Names: each matches a path that equals it or ends in `.name`.
     List(Vec<String>),
@@ -170,10 +174,7 @@ impl LnTuningConfig {
     /// As [`from_file`](Self::from_file).
     pub fn parse_file(path: impl AsRef<Path>) -> Result<ParsedConfig> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-        let text = String::from_utf8(bytes).map_err(|e| {
-            refusal!(InvalidConfig, "'{}' is not UTF-8 text", path.display()).caused_by(e)
-        })?;
+        let text = regular::read_text(path)?;
         let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
         parse(&text, if yaml { Format::Yaml } else { Format::Json }, Some(path))
     }
@@ -261,7 +262,7 @@ fn parse(text: &str, format: Format, path: Option<&Path>) -> Result<ParsedConfig
             .map_err(|e| invalid("not a valid JSON configuration".into(), e.into()))
             .map(|Strict(map)| map)?,
         Format::Yaml if text.trim().is_empty() => Map::new(),
-        Format::Yaml => serde_yaml::from_str(text)
+        Format::Yaml => yaml::from_str(text)
             .map_err(|e| invalid("not a valid YAML configuration".into(), e.into()))
             .map(|Strict(map)| map)?,
     };

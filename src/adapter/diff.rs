@@ -1,11 +1,13 @@
 //! The differences of an adapter's weights from another's, or from the base's.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use tch::{Kind, Tensor};
 
 use crate::adapter::attachment::Attachment;
 use crate::adapter::model::LnTuningModel;
+use crate::adapter::weights::{Adapter, Entry};
 use crate::error::Result;
 use crate::names::natural::natural_cmp;
 
@@ -64,17 +66,19 @@ impl LnTuningModel {
             let sides = [Some(adapter), against];
             let mut names: Vec<(String, String)> = Vec::new();
             for side in sides.into_iter().flatten() {
-                for entry in &attachment.adapter(side)?.entries {
+                for entry in &attachment.current(side)?.entries {
                     names.push((entry.tensor.module.clone(), entry.tensor.name.clone()));
                 }
             }
             names.sort_by(|a, b| natural_cmp(&a.0, &b.0).then_with(|| b.1.cmp(&a.1)));
             names.dedup();
+            let own = Some(Side::of(attachment.adapter(adapter)?));
+            let other = against.map(|name| attachment.adapter(name).map(Side::of)).transpose()?;
             let mut tensors = Vec::new();
             for (module, tensor) in names {
                 let name = format!("{module}.{tensor}");
-                let a = side(attachment, Some(adapter), &name)?;
-                let b = side(attachment, against, &name)?;
+                let a = weights(attachment, own.as_ref(), &name)?;
+                let b = weights(attachment, other.as_ref(), &name)?;
                 if let (Some(a), Some(b)) = (a, b) {
                     tensors.push(compare(module, tensor, &a, &b)?);
                 }
@@ -85,10 +89,21 @@ impl LnTuningModel {
     }
 }
 
-/// The weights of one side in f64; `None` for integers.
-fn side(attachment: &Attachment, adapter: Option<&str>, name: &str) -> Result<Option<Tensor>> {
-    let adapter = adapter.map(|adapter| attachment.adapter(adapter)).transpose()?;
-    let value = match adapter.and_then(|a| Some((a, a.entry(name)?))) {
+/// One adapter of a comparison.
+struct Side<'a> {
+    adapter: &'a Adapter,
+    entries: HashMap<String, &'a Entry>,
+}
+
+impl<'a> Side<'a> {
+    fn of(adapter: &'a Adapter) -> Self {
+        Side { adapter, entries: adapter.by_name() }
+    }
+}
+
+/// The weights of one side, by default the base, in f64; `None` for integers.
+fn weights(attachment: &Attachment, side: Option<&Side>, name: &str) -> Result<Option<Tensor>> {
+    let value = match side.and_then(|side| Some((side.adapter, side.entries.get(name)?))) {
         Some((adapter, entry)) => adapter.value(entry)?,
         None => match attachment.variables.position(name) {
             Some(variable) => attachment.base_data(attachment.variables.get(variable).tied_to)?,

@@ -151,8 +151,21 @@ impl FlatParams {
         self.publish()
     }
 
+    /// Takes over what was written into the live buffers without raising a version, as C++'s SGD does: a live value
+    /// that is not its master's rounding becomes the master. Computed on the device, without waiting for it.
+    pub(crate) fn adopt_unmarked(&self) -> Result<()> {
+        for run in &self.runs {
+            let (start, end) = bounds(&self.slots, &run.slots);
+            let mut master = self.master.f_narrow(0, start, end - start)?;
+            let written = run.live.f_ne_tensor(&master.f_to_kind(run.live.f_kind()?)?)?;
+            let live = run.live.f_to_kind(master.f_kind()?)?;
+            master.f_copy_(&live.f_where_self(&written, &master)?)?;
+        }
+        Ok(())
+    }
+
     /// Copies the live view of `slot`, into which user code has written, to the master.
-    pub(crate) fn adopt(&mut self, slot: usize) -> Result<()> {
+    pub(crate) fn adopt(&self, slot: usize) -> Result<()> {
         if self.slots[slot].kind != self.master.f_kind()? {
             self.value(slot)?.f_copy_(&self.views[slot])?;
         }

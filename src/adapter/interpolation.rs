@@ -10,6 +10,7 @@ use crate::adapter::model::LnTuningModel;
 use crate::adapter::selection::{Norms, Role, Selection};
 use crate::adapter::weights::Adapter;
 use crate::error::{refuse, Result};
+use crate::storage::finite::check_finite;
 
 /// The path along which adapters are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,7 +54,8 @@ impl LnTuningModel {
     ///
     /// # Errors
     /// `UnknownAdapter`; `DuplicateAdapter` or `InvalidAdapterName` for the new name; `SelectionsDiffer`;
-    /// `InvalidArgument` for no adapters or a weight that is not finite. Nothing is changed then.
+    /// `InvalidArgument` for no adapters or a weight that is not finite; `NonFinite` for a sum that is not. Nothing is
+    /// changed then.
     ///
     /// ```
     /// # use tch::{nn, Device};
@@ -120,7 +122,7 @@ fn combine(
     adapters: &[(&str, f64)],
     options: &InterpolateOptions,
 ) -> Result<Adapter> {
-    let sources = adapters.iter().map(|(name, _)| attachment.adapter(name));
+    let sources = adapters.iter().map(|(name, _)| attachment.current(name));
     let sources: Vec<&Adapter> = sources.collect::<Result<_>>()?;
     let weights: Vec<f64> = adapters.iter().map(|(_, weight)| *weight).collect();
     let first = sources[0];
@@ -143,11 +145,13 @@ fn combine(
     let like = first.options.clone();
     let config = LnTuningConfig { inference_mode: false, ..config };
     let mut made = Adapter::new(&attachment.variables, base, config, selection, like)?;
+    let by_name: Vec<_> = sources.iter().map(|source| (source, source.by_name())).collect();
     for entry in made.entries.clone() {
         let name = entry.tensor.variable();
         let base = made.value(&entry)?;
-        let found =
-            sources.iter().map(|source| source.entry(&name).map(|e| source.value(e)).transpose());
+        let found = by_name
+            .iter()
+            .map(|(source, entries)| entries.get(&name).map(|e| source.value(e)).transpose());
         let found: Vec<Option<Tensor>> = found.collect::<Result<_>>()?;
         let value = if base.is_floating_point() {
             let base = base.f_to_kind(Kind::Double)?;
@@ -161,6 +165,7 @@ fn combine(
             {
                 sum = sum.f_add(&learnt.f_mul_scalar(*factor)?)?;
             }
+            check_finite(&[(&name, &sum, made.model_kind(&entry)?)])?;
             Some(sum)
         } else {
             // A counter, such as BatchNorm's, has no mean.
@@ -200,9 +205,10 @@ fn union(attachment: &Attachment, sources: &[&Adapter]) -> Result<(LnTuningConfi
     let paths = |role: Role| {
         let modules = sources.iter().flat_map(|source| source.selection.modules());
         let chosen = modules.filter(move |module| module.role == role);
-        chosen.map(|module| regex::escape(&module.path)).collect::<BTreeSet<String>>()
+        chosen.map(|module| module.path.clone()).collect::<BTreeSet<String>>()
     };
     let (tuned, saved) = (paths(Role::Tuned), paths(Role::Whole));
+    let tuned = tuned.iter().map(|path| regex::escape(path));
     let config = LnTuningConfig {
         target_modules: Some(Modules::Pattern(Vec::from_iter(tuned).join("|"))),
         exclude_modules: None,

@@ -1,20 +1,17 @@
 //! Merging an adapter into a model directory, tensor by tensor, without model code.
 
-use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use tch::{no_grad, Kind};
-
-use super::peft::directory::located;
-use super::peft::keys::{match_keys, KeyMapping};
-use crate::adapter::config::LnTuningConfig;
-use crate::adapter::selection::{Norms, SelectedTensor, Selection};
-use crate::error::{refuse, Error, ErrorKind, Result};
-use crate::pretrained::files::{ModelFiles, TensorFile};
-use crate::storage::safetensors::{bytes_of, kind_of};
-use crate::storage::stored::{Stored, StoredTensors};
+use super::merged::Merged;
+use super::peft::base::{Base, Facts};
+use super::peft::directory::{located, model_config};
+use crate::error::{refuse, Error, Result};
+use crate::pretrained::files::ModelFiles;
+use crate::storage::regular;
+use crate::storage::shard::Shard;
+use crate::storage::staging::{self, Staging};
+use crate::storage::stored::StoredTensors;
 
 /// The result of [`merge`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,9 +33,13 @@ pub struct MergeReport {
 /// All other files are copied, all other tensors are copied byte for byte, and each tensor keeps its kind. Weights are
 /// copied in pieces, so that memory does not grow with the model. `progress` gets the bytes written and the total.
 ///
+/// If the adapter has a head that the base lacks, the result is the model with the head: its class, its labels and its
+/// tensors, without those of another head. If the adapter has one of two tied tensors, both are written, and `tie_word_embeddings` becomes false.
+///
 /// # Errors
-/// Those of [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and [`Selection::new`];
-/// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if the adapter does not fit; `InvalidArgument` if `out` is in the
+/// Those of [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and [`Selection::new`](crate::Selection::new);
+/// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if the adapter does not fit; `NonFinite` for weights that the
+/// model's kind cannot hold; `InvalidArgument` if `out` is in the
 /// model directory; `Io`, also if `out` exists and is not empty. Then no file is left behind.
 pub fn merge(
     base: impl AsRef<Path>,
@@ -49,48 +50,53 @@ pub fn merge(
     let (base, out) = (base.as_ref(), out.as_ref());
     let files = ModelFiles::open(base)?;
     let (config, path) = located(adapter.as_ref())?;
+    let model_config = model_config(adapter.as_ref())?;
     let adapter = StoredTensors::open(&path)?;
     check_out(base, out)?;
-    let replaced = replacements(&files, &config, &adapter)?;
+    let shapes = adapter.tensors.iter().map(|stored| (stored.key.as_str(), stored.shape.clone()));
+    let tensors = shapes.collect();
+    let facts = Facts { config: &config, model_config: model_config.as_ref(), tensors };
+    let whole = Base::of(files, &facts)?;
+    let files = &whole.files;
+    let merged = Merged::of(&whole, &config, &adapter)?;
+    let shards = merged.shards()?;
 
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
-    let dir = tempfile::Builder::new().prefix(".ln-tuning-").suffix(".tmp").tempdir_in(parent);
-    let dir = dir.map_err(|e| Error::io("write to", parent, e))?;
+    staging::clear(parent);
+    let dir = Staging::new_in(parent).map_err(|e| Error::io("write to", parent, e))?;
     let mut others = Vec::new();
     let mut left_out = Vec::new();
-    list(&files, Path::new(""), &mut others, &mut left_out)?;
+    list(files, Path::new(""), &mut others, &mut left_out)?;
     let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
-    let total = files.shards().iter().map(|shard| size(&shard.path)).sum::<u64>()
+    let total = shards.iter().map(Shard::len).sum::<u64>()
         + others.iter().map(|path| size(&base.join(path))).sum::<u64>();
     let mut done = 0;
-    for (index, shard) in files.shards().iter().enumerate() {
-        let name = shard.path.file_name().unwrap_or_default();
-        let tuned = |name: &str| replaced.get(name).map(|stored| (&adapter, *stored));
-        write_shard(&files, index, &dir.path().join(name), tuned, |bytes| {
+    for (file, shard) in files.shards().iter().zip(&shards) {
+        let name = file.path.file_name().unwrap_or_default();
+        shard.write(&dir.path().join(name), |bytes| {
             done += bytes;
             progress(done, total);
         })?;
     }
+    let changed = merged.changed_files(&shards);
     for path in &others {
         let (from, to) = (base.join(path), dir.path().join(path));
         if let Some(parent) = to.parent() {
             fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
         }
-        done += fs::copy(&from, &to).map_err(|e| Error::io("copy", &from, e))?;
-        progress(done, total);
+        match changed.iter().find(|(name, _)| Path::new(name) == path) {
+            Some((_, text)) => {
+                fs::write(&to, text).map_err(|e| Error::io("write", &to, e))?;
+                done += text.len() as u64;
+            }
+            None => done += fs::copy(&from, &to).map_err(|e| Error::io("copy", &from, e))?,
+        }
+        progress(done, total.max(done));
     }
-    make_public(dir.path());
-    // Remove `out` if it is an empty directory.
-    let _ = fs::remove_dir(out);
-    fs::rename(dir.path(), out).map_err(|e| Error::io("create", out, e))?;
-    let _ = dir.keep();
-    if let Ok(parent) = File::open(parent) {
-        let _ = parent.sync_all();
-    }
-    let mut merged: Vec<String> = replaced.keys().cloned().collect();
-    merged.sort_by(|a, b| crate::names::natural::natural_cmp(a, b));
-    Ok(MergeReport { merged, files: files.shards().len() + others.len(), bytes: done, left_out })
+    dir.rename(out).map_err(|e| Error::io("create", out, e))?;
+    let (merged, files) = (merged.names(), files.shards().len() + others.len());
+    Ok(MergeReport { merged, files, bytes: done, left_out })
 }
 
 fn check_out(base: &Path, out: &Path) -> Result<()> {
@@ -108,110 +114,6 @@ fn check_out(base: &Path, out: &Path) -> Result<()> {
         refuse!(InvalidArgument, "'{shown}' is in the model directory: choose another place");
     }
     Ok(())
-}
-
-/// The adapter's tensors by the names of the model's tensors that they replace. All checks come before the first write.
-fn replacements<'a>(
-    files: &ModelFiles,
-    config: &LnTuningConfig,
-    adapter: &'a StoredTensors,
-) -> Result<HashMap<String, &'a Stored>> {
-    let selection = Selection::new(&files.variables(), config, files.model_type(), Norms::Peft)?;
-    let wanted: Vec<SelectedTensor> = selection.tensors().collect();
-    let wanted: Vec<&SelectedTensor> = wanted.iter().collect();
-    let keys: Vec<&str> = adapter.tensors.iter().map(|stored| stored.key.as_str()).collect();
-    let matched = match_keys(&wanted, &keys, "default", &KeyMapping::default())?;
-    for (kind, keys, what) in [
-        (ErrorKind::MissingKeys, &matched.missing, "lacks tensors of the modules that it tunes"),
-        (ErrorKind::UnexpectedKeys, &matched.unexpected, "holds tensors that belong to no module"),
-    ] {
-        if let Some(first) = keys.first() {
-            let (more, dir) = (keys.len() - 1, files.dir().display());
-            let message = format!(
-                "the adapter {what} ('{first}' and {more} more): was it made for another model than '{dir}'?"
-            );
-            return Err(Error::new(kind, message));
-        }
-    }
-    let mut replaced = HashMap::new();
-    for (want, found) in wanted.iter().zip(&matched.found) {
-        let name = want.variable();
-        if let (Some(index), Some(place)) = (found, files.find(&name)) {
-            let stored = &adapter.tensors[*index];
-            check_fit(stored, place)?;
-            adapter.check_finite(stored)?;
-            replaced.insert(name, stored);
-        }
-    }
-    Ok(replaced)
-}
-
-fn check_fit(stored: &Stored, place: &TensorFile) -> Result<()> {
-    let shape = &place.stored.shape;
-    if stored.shape != *shape {
-        refuse!(
-            ShapeMismatch,
-            "'{}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size?",
-            stored.key,
-            stored.shape
-        );
-    }
-    for (name, dtype) in [(&stored.key, stored.dtype), (&place.name, place.stored.dtype)] {
-        if kind_of(dtype).is_none() {
-            refuse!(KindMismatch, "'{name}' has kind {dtype:?}, which libtorch lacks");
-        }
-    }
-    Ok(())
-}
-
-/// The bytes of a tuned tensor in the model's kind.
-fn fitted(adapter: &StoredTensors, stored: &Stored, place: &TensorFile) -> Result<Vec<u8>> {
-    let kind = kind_of(place.stored.dtype).unwrap_or(Kind::Float);
-    no_grad(|| {
-        // One copy at a time: the tensor as read is dropped before the bytes are made.
-        let tensor = adapter.read(stored)?.f_to_kind(kind)?;
-        bytes_of(&tensor)
-    })
-}
-
-/// Writes one file of weights: a copy with tuned tensors in place of the base's.
-fn write_shard<'a>(
-    files: &ModelFiles,
-    shard: usize,
-    to: &Path,
-    tuned: impl Fn(&str) -> Option<(&'a StoredTensors, &'a Stored)>,
-    mut wrote: impl FnMut(u64),
-) -> Result<()> {
-    let from = &files.shards()[shard].path;
-    let (reading, writing) = (|e| Error::io("read", from, e), |e| Error::io("write", to, e));
-    let mut input = File::open(from).map_err(reading)?;
-    let mut output = BufWriter::new(File::create(to).map_err(writing)?);
-    let mut tensors: Vec<&TensorFile> =
-        files.tensors().iter().filter(|tensor| tensor.shard == shard).collect();
-    tensors.sort_by_key(|tensor| tensor.stored.start);
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    let end = input.metadata().map_err(reading)?.len();
-    let tuned = tensors.iter().filter_map(|place| Some((*place, tuned(&place.name)?)));
-    let pieces = tuned.map(|(place, tuned)| (place.stored.start, Some((place, tuned))));
-    for (start, piece) in pieces.chain([(end, None)]) {
-        input.seek(SeekFrom::Start(at)).map_err(reading)?;
-        while at < start {
-            let length = buffer.len().min((start - at) as usize);
-            input.read_exact(&mut buffer[..length]).map_err(reading)?;
-            output.write_all(&buffer[..length]).map_err(writing)?;
-            at += length as u64;
-            wrote(length as u64);
-        }
-        if let Some((place, (adapter, stored))) = piece {
-            let bytes = fitted(adapter, stored, place)?;
-            output.write_all(&bytes).map_err(writing)?;
-            at += bytes.len() as u64;
-            wrote(bytes.len() as u64);
-        }
-    }
-    let output = output.into_inner().map_err(|e| writing(e.into_error()))?;
-    output.sync_all().map_err(writing)
 }
 
 /// Lists the files to copy and those to leave out, relative to the model directory.
@@ -235,19 +137,12 @@ fn list(
         {
             left_out.push(relative);
         } else if !files.is_weights(&path) {
+            let found = fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?;
+            regular::check(&path, found.file_type())?;
             carried.push(relative);
         }
     }
     carried.sort();
     left_out.sort();
     Ok(())
-}
-
-/// Makes the directory readable for all, which a temporary directory is not.
-fn make_public(dir: &Path) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o755));
-    }
 }

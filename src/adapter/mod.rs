@@ -9,13 +9,16 @@ pub(crate) mod gradients;
 mod heat_map;
 mod interpolation;
 mod merge;
+mod merged;
 mod model;
 mod options;
 mod peft;
 mod registry;
+mod samples;
 mod selection;
 mod status;
 mod switching;
+mod sync;
 mod variables;
 pub(crate) mod weights;
 

@@ -25,13 +25,20 @@ pub const DEFAULT_ADAPTER: &str = "default";
 
 /// Adapters attached to the variables of a `VarStore`.
 ///
-/// Attaching freezes every variable, makes the selected ones trainable and changes no output. The model does not
-/// change: its layers share their variables with the `VarStore`, and an adapter swaps the storage behind them. So
+/// Attaching freezes every variable and makes the selected ones trainable. The outputs are, bit for bit, those of the
+/// frozen model. They may differ from those before in the last digits (2e-6 in f32), as after `VarStore::freeze`:
+/// libtorch multiplies an input of three dimensions that is not contiguous in another way once a weight needs no
+/// gradient. The model itself does not change: its layers share their variables with the `VarStore`, and an adapter swaps the storage behind them. So
 /// forward passes do not use this type. It keeps handles of the variables and does not borrow the `VarStore`.
 ///
-/// Each call checks for changes to the variables by user code: it follows another kind or device, and refuses an
+/// Each call checks for changes to the variables by user code: it follows another kind or device, sees the variables
+/// that were made since (no adapter trains them, so training and saving refuse those that are trainable), and refuses an
 /// overwritten base with [`ErrorKind::BaseChanged`](crate::ErrorKind::BaseChanged). Dropping the handle leaves the
 /// variables as they are; [`unload`](Self::unload) restores the base.
+///
+/// What other optimisers write into the selected variables belongs to the adapter. Writes through C++'s `data()`, as
+/// tch's `nn::Sgd` makes them, raise no version: in the base, [`save_pretrained`](Self::save_pretrained), merging and
+/// unloading find them by eight elements of each variable, so a write to other elements alone is not found.
 ///
 /// ```
 /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
@@ -92,7 +99,7 @@ impl LnTuningModel {
         name: &str,
         options: &AdapterOptions,
     ) -> Result<Self> {
-        Self::attach(vs, name, |attachment| make_adapter(attachment, config, options))
+        Self::attach(vs, name, |attachment| make_adapter(attachment, config, options, false))
     }
 
     /// Attaches an adapter that PEFT or [`save_pretrained`](Self::save_pretrained) wrote, for inference.
@@ -135,6 +142,7 @@ impl LnTuningModel {
         let mut attachment = Attachment::new(Variables::of(vs)?, origin::model_type(vs));
         no_grad(|| {
             let adapter = make(&attachment)?;
+            attachment.remember_base()?;
             attachment.insert(name, adapter)?;
             attachment.active = Some(name.to_owned());
             attachment.freeze_all().and_then(|()| attachment.apply()).inspect_err(|_| {
@@ -167,7 +175,7 @@ impl LnTuningModel {
         config: LnTuningConfig,
         options: &AdapterOptions,
     ) -> Result<()> {
-        self.insert(name, |attachment| make_adapter(attachment, config, options))
+        self.insert(name, |attachment| make_adapter(attachment, config, options, false))
     }
 
     /// Adds an adapter from a directory. Call [`set_adapter`](Self::set_adapter) to use it.
@@ -204,7 +212,7 @@ impl LnTuningModel {
     #[doc(alias = "print_trainable_parameters")]
     #[doc(alias = "get_nb_trainable_parameters")]
     pub fn trainable_parameters(&self) -> TrainableParameters {
-        TrainableParameters::of(&self.attachment())
+        TrainableParameters::of(&self.followed())
     }
 
     /// The status of every module with adapters, in natural order of the paths.
@@ -216,16 +224,19 @@ impl LnTuningModel {
     /// The status of all adapters.
     #[doc(alias = "get_model_status")]
     pub fn model_status(&self) -> ModelStatus {
-        status::model(&self.attachment())
+        status::model(&self.followed())
     }
 
     /// Writes every adapter as a PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
     ///
     /// The adapter `default` is written to `dir` itself, any other to `dir/<name>`. An existing card keeps its text.
-    /// Either all files are written or, on an error, none.
+    /// Either all files are written or, on an error, none; if the process is killed, the directory is the old or the new
+    /// one, whole. For that, a directory whose configuration changes too is exchanged for another one, with links to all
+    /// else in it.
     ///
     /// # Errors
-    /// `Io` or `MissingFile` if the operating system refuses.
+    /// `Io` or `MissingFile` if the operating system refuses; `BaseChanged` if the base was overwritten meanwhile;
+    /// `InvalidState` if trainable variables were made since attaching, which no adapter saves.
     pub fn save_pretrained(&self, dir: impl AsRef<Path>) -> Result<()> {
         self.save_pretrained_with(dir, &SaveOptions::default())
     }
@@ -236,6 +247,8 @@ impl LnTuningModel {
     /// As [`save_pretrained`](Self::save_pretrained), and `UnknownAdapter` for a selected adapter that does not exist.
     pub fn save_pretrained_with(&self, dir: impl AsRef<Path>, options: &SaveOptions) -> Result<()> {
         self.with_attachment(|attachment| {
+            attachment.check_base()?;
+            attachment.check_claimed()?;
             let contents = state_dict::files(attachment, dir.as_ref(), DEFAULT_ADAPTER, options)?;
             atomic::write(&contents)
         })
@@ -247,7 +260,7 @@ impl LnTuningModel {
     /// `UnknownAdapter`.
     #[doc(alias = "get_peft_model_state_dict")]
     pub fn state_dict(&self, name: &str) -> Result<Vec<(String, Tensor)>> {
-        self.with_attachment(|attachment| state_dict::tensors(attachment.adapter(name)?))
+        self.with_attachment(|attachment| state_dict::tensors(attachment.current(name)?))
     }
 
     /// Overwrites the tensors of an adapter, active, merged or neither. The base does not change.
@@ -281,6 +294,13 @@ impl LnTuningModel {
         })
     }
 
+    /// The state, with the variables that were made since the last call.
+    fn followed(&self) -> MutexGuard<'_, Attachment> {
+        let mut attachment = self.attachment();
+        attachment.variables.follow();
+        attachment
+    }
+
     pub(crate) fn attachment(&self) -> MutexGuard<'_, Attachment> {
         lock(&self.attachment)
     }
@@ -290,15 +310,17 @@ fn make_adapter(
     attachment: &Attachment,
     config: LnTuningConfig,
     options: &AdapterOptions,
+    saved: bool,
 ) -> Result<Adapter> {
     let variables = &attachment.variables;
-    // The names and shapes of the variables do not change, so an equal configuration has an equal selection.
+    // The names and shapes of variables do not change, so an equal configuration has an equal selection among them.
     let asked = |other: &&Adapter| {
         let (a, b) = (&other.config, &config);
-        other.options.model_type == options.model_type
+        other.selected_among == variables.len()
+            && other.options.model_type == options.model_type
             && other.options.norms == options.norms
-            && (&a.target_modules, &a.exclude_modules, &a.modules_to_save)
-                == (&b.target_modules, &b.exclude_modules, &b.modules_to_save)
+            && (&a.target_modules, &a.exclude_modules, &a.modules_to_save, a.task_type)
+                == (&b.target_modules, &b.exclude_modules, &b.modules_to_save, b.task_type)
     };
     let selection = match attachment.adapters.values().rev().take(8).find(asked) {
         Some(other) => other.selection.clone(),
@@ -306,7 +328,8 @@ fn make_adapter(
             let known = attachment.model_type.as_deref();
             let model_type = options.model_type.as_deref().or(known);
             let infos = variables.infos()?;
-            let selection = Selection::new(&infos, &config, model_type, options.norms)?;
+            let select = if saved { Selection::of_saved } else { Selection::new };
+            let selection = select(&infos, &config, model_type, options.norms)?;
             if selection.excludes_nothing() {
                 eprintln!("warning: `exclude_modules` matches no module: compare it with the names in the VarStore");
             }
@@ -324,7 +347,7 @@ fn load(
     report: &mut LoadReport,
 ) -> Result<Adapter> {
     let config = LnTuningConfig { inference_mode: !options.is_trainable, ..files.config };
-    let mut adapter = make_adapter(attachment, config, &options.adapter)?;
+    let mut adapter = make_adapter(attachment, config, &options.adapter, true)?;
     *report = state_dict::load(&mut adapter, name, &files.tensors, options)?;
     Ok(adapter)
 }

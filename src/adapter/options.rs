@@ -80,8 +80,8 @@ impl LoadOptions {
         self
     }
 
-    /// Renames keys on loading: regular expressions with their replacements, in Python's syntax. The first match is
-    /// applied, to the key without `base_model.model.`.
+    /// Renames keys on loading: regular expressions with their replacements, as for Python's `re.subn`. The first rule
+    /// that matches is applied wherever it does, to the key without `base_model.model.`.
     pub fn key_mapping(
         mut self,
         rules: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,
@@ -127,8 +127,8 @@ impl SaveOptions {
     }
 
     /// Renames keys on saving, if the variables have other names than the Python model's parameters: regular
-    /// expressions with their replacements, in Python's syntax. The first match is applied, to the module's path.
-    /// `target_modules` is then written as the renamed paths.
+    /// expressions with their replacements, as for Python's `re.subn`. The first rule that matches is applied wherever
+    /// it does, to the module's path. `target_modules` is then written as the renamed paths.
     pub fn key_mapping(
         mut self,
         rules: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,

@@ -7,6 +7,7 @@ use tch::Device;
 
 use crate::adapter::attachment::Attachment;
 use crate::adapter::selection::Role;
+use crate::adapter::variables::Variable;
 use crate::adapter::weights::Adapter;
 use crate::error::Result;
 use crate::names::natural::Natural;
@@ -150,7 +151,8 @@ fn device(adapter: &Adapter) -> Device {
 
 fn base(attachment: &Attachment) -> u64 {
     let variables = attachment.variables.iter().enumerate();
-    let counted = variables.filter(|(index, v)| v.is_parameter && v.tied_to == *index);
+    let own = |(index, v): &(usize, &Variable)| v.tied_to == *index && v.copy_of.is_none();
+    let counted = variables.filter(|(_, v)| v.is_parameter).filter(own);
     counted.map(|(_, v)| v.tensor.numel() as u64).sum()
 }
 

@@ -63,6 +63,19 @@ impl LnTuningModel {
         Ok(DisabledAdapters { model: self, before })
     }
 
+    /// Uses the adapters again. Only needed if a guard of [`disable`](Self::disable) was forgotten (`std::mem::forget`):
+    /// dropping it does the same.
+    ///
+    /// # Errors
+    /// If the variables were changed in a way that cannot be followed.
+    #[doc(alias = "enable_adapter_layers")]
+    pub fn enable(&mut self) -> Result<()> {
+        self.change(|attachment| {
+            attachment.enabled = true;
+            Ok(())
+        })
+    }
+
     /// Runs `f` on the base.
     ///
     /// # Errors
@@ -80,6 +93,7 @@ impl LnTuningModel {
         self.change(|attachment| {
             attachment.adapter(name)?;
             attachment.check_unmerged("merge an adapter")?;
+            attachment.check_base()?;
             if attachment.active.as_deref() != Some(name) {
                 refuse!(
                     InvalidState,
@@ -117,6 +131,7 @@ impl LnTuningModel {
                     "no adapter is active: call `set_adapter` before `merge_and_unload`, or use `unload`"
                 );
             }
+            attachment.check_base()?;
             attachment.enabled = true;
             attachment.apply()?;
             attachment.clear()
@@ -130,6 +145,7 @@ impl LnTuningModel {
     /// `BaseChanged` if the base was overwritten meanwhile.
     pub fn unload(self) -> Result<()> {
         self.with_attachment(|attachment| {
+            attachment.check_base()?;
             (attachment.active, attachment.merged) = (None, None);
             attachment.apply()?;
             attachment.clear()

@@ -1,13 +1,14 @@
 //! The variables of a `VarStore`, and the changes that user code has made to them since the last check.
 
 use std::collections::HashMap;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use tch::nn::VarStore;
+use tch::nn::{self, VarStore};
 use tch::{Kind, Tensor};
 
 use crate::error::{refusal, refuse, Result};
 use crate::names::natural::natural_cmp;
+use crate::pretrained::origin::{self, TiedCopy};
 use crate::storage::info::VariableInfo;
 
 /// One variable: a handle that shares the tensor with the layers of the model.
@@ -23,6 +24,11 @@ pub(crate) struct Variable {
     pub(crate) group: usize,
     /// The first variable that shares this one's tensor; its own index if it is not tied.
     pub(crate) tied_to: usize,
+    /// The variable of which this is a tied copy. It is empty, and not in the `VarStore`, until an adapter unties it.
+    pub(crate) copy_of: Option<usize>,
+    /// True if it was made after an adapter was attached and is neither frozen nor part of an adapter: user code may
+    /// change it.
+    pub(crate) is_new: bool,
     /// True if its storage has an address: not sparse, not in the format of oneDNN.
     dense: bool,
     stamp: Stamp,
@@ -42,15 +48,25 @@ pub(crate) struct Changes {
     pub(crate) moved: Vec<usize>,
     /// Written to in place.
     pub(crate) written: Vec<usize>,
+    /// No longer new: frozen by user code.
+    pub(crate) frozen: Vec<usize>,
 }
 
-/// All variables, in natural order of their names.
+impl Changes {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.moved.is_empty() && self.written.is_empty() && self.frozen.is_empty()
+    }
+}
+
+/// All variables, in natural order of their names; those made later come behind.
 #[derive(Debug)]
 pub(crate) struct Variables {
     list: Vec<Variable>,
     by_name: HashMap<String, usize>,
-    /// Those that share their tensor with another one.
-    tied: Vec<usize>,
+    /// All names of a tensor that has several, by the first.
+    ties: HashMap<usize, Vec<usize>>,
+    /// The list in the `VarStore`, to which layers that are made later are added.
+    stored: Weak<Mutex<nn::Variables>>,
 }
 
 impl Variables {
@@ -61,40 +77,84 @@ impl Variables {
                 "the VarStore holds no variable: build the model on `vs.root()` before attaching an adapter"
             );
         }
-        let groups: HashMap<usize, usize> = {
-            let stored = vs.variables_.lock().unwrap_or_else(PoisonError::into_inner);
-            let trainable = stored.trainable_variables.iter();
-            trainable.filter_map(|v| Some((address(&v.tensor)?, v.group))).collect()
-        };
-        let mut named: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
-        named.sort_by(|a, b| natural_cmp(&a.0, &b.0));
+        let stored = Arc::downgrade(&vs.variables_);
+        let (list, by_name, ties) = Default::default();
+        let mut variables = Variables { list, by_name, ties, stored };
+        variables.follow();
+        variables.list.iter_mut().for_each(|variable| variable.is_new = false);
+        variables.add_copies(origin::copies(vs));
+        Ok(variables)
+    }
+
+    /// Adds the tied copies of a model from a directory, unless they are untied already, and so in the `VarStore`.
+    fn add_copies(&mut self, copies: Vec<TiedCopy>) {
+        for copy in copies.into_iter().filter(|copy| copy.tensor.numel() == 0) {
+            let Some(original) = self.position(&copy.original) else { continue };
+            let (index, variable) = (self.list.len(), &self.list[original]);
+            if self.by_name.insert(copy.name.clone(), index).is_some() {
+                continue;
+            }
+            self.list.push(Variable {
+                name: copy.name,
+                is_parameter: variable.is_parameter,
+                group: variable.group,
+                required_grad: variable.required_grad,
+                tied_to: index,
+                copy_of: Some(original),
+                is_new: false,
+                dense: true,
+                stamp: Stamp::of(&copy.tensor, true),
+                tensor: copy.tensor,
+            });
+        }
+    }
+
+    /// The tied copies, each with its original.
+    pub(crate) fn copies(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let indexed = self.list.iter().enumerate();
+        indexed.filter_map(|(index, variable)| Some((index, variable.copy_of?)))
+    }
+
+    /// Adds the variables that were made since the last call.
+    pub(crate) fn follow(&mut self) {
+        let Some(stored) = self.stored.upgrade() else { return };
+        let stored = stored.lock().unwrap_or_else(PoisonError::into_inner);
+        let hidden = self.copies().filter(|(copy, _)| self.list[*copy].tensor.numel() == 0).count();
+        if stored.named_variables.len() + hidden == self.list.len() {
+            return;
+        }
+        let known = self.list.len();
+        let made =
+            stored.named_variables.iter().filter(|(name, _)| !self.by_name.contains_key(*name));
+        let mut made: Vec<(&String, &Tensor)> = made.collect();
+        made.sort_by(|a, b| natural_cmp(a.0, b.0));
+        let trainable = stored.trainable_variables.iter();
+        let groups: HashMap<usize, usize> =
+            trainable.filter_map(|v| Some((address(&v.tensor)?, v.group))).collect();
         let mut first_at: HashMap<usize, usize> = HashMap::new();
-        let mut list = Vec::with_capacity(named.len());
-        let mut by_name = HashMap::with_capacity(named.len());
-        for (index, (name, tensor)) in named.into_iter().enumerate() {
-            let address = address(&tensor);
-            let tied_to = match address {
-                Some(address) => *first_at.entry(address).or_insert(index),
-                None => index,
-            };
-            by_name.insert(name.clone(), index);
-            list.push(Variable {
+        for (index, variable) in self.list.iter().enumerate() {
+            address(&variable.tensor).map(|address| first_at.entry(address).or_insert(index));
+        }
+        for (name, tensor) in made {
+            let (index, address) = (self.list.len(), address(tensor));
+            let tied_to = address.map_or(index, |at| *first_at.entry(at).or_insert(index));
+            if tied_to != index {
+                self.ties.entry(tied_to).or_insert_with(|| vec![tied_to]).push(index);
+            }
+            self.by_name.insert(name.clone(), index);
+            self.list.push(Variable {
+                name: name.clone(),
                 is_parameter: address.is_some_and(|a| groups.contains_key(&a)),
                 group: address.and_then(|a| groups.get(&a).copied()).unwrap_or(0),
                 required_grad: tensor.requires_grad(),
                 tied_to,
-                dense: is_dense(&tensor),
-                stamp: Stamp::of(&tensor, is_dense(&tensor)),
-                name,
-                tensor,
+                copy_of: None,
+                is_new: tensor.requires_grad() && tied_to >= known,
+                dense: is_dense(tensor),
+                stamp: Stamp::of(tensor, is_dense(tensor)),
+                tensor: tensor.shallow_clone(),
             });
         }
-        let later =
-            list.iter().enumerate().filter(|(index, v): &(usize, &Variable)| v.tied_to != *index);
-        let mut tied: Vec<usize> = later.flat_map(|(index, v)| [index, v.tied_to]).collect();
-        tied.sort_unstable();
-        tied.dedup();
-        Ok(Variables { list, by_name, tied })
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Variable> {
@@ -113,25 +173,36 @@ impl Variables {
         self.by_name.get(name).copied()
     }
 
-    /// The names, shapes and kinds, for a selection.
+    /// The names, shapes and kinds, for a selection, in natural order of the names.
     pub(crate) fn infos(&self) -> Result<Vec<VariableInfo>> {
-        self.list
-            .iter()
-            .map(|variable| {
-                Ok(VariableInfo {
-                    name: variable.name.clone(),
-                    shape: variable.tensor.size(),
-                    kind: kind(variable)?,
-                    is_parameter: variable.is_parameter,
-                })
+        let info = |variable: &Variable| {
+            let present = variable.copy_of.map_or(variable, |original| &self.list[original]);
+            Ok(VariableInfo {
+                name: variable.name.clone(),
+                shape: present.tensor.size(),
+                kind: kind(present)?,
+                is_parameter: variable.is_parameter,
             })
-            .collect()
+        };
+        let mut infos: Vec<VariableInfo> = self.list.iter().map(info).collect::<Result<_>>()?;
+        infos.sort_by(|a, b| natural_cmp(&a.name, &b.name));
+        Ok(infos)
     }
 
     /// All names that share the tensor of variable `index`, itself included.
     pub(crate) fn tied_with(&self, index: usize) -> Vec<usize> {
-        let first = self.list[index].tied_to;
-        (0..self.list.len()).filter(|&other| self.list[other].tied_to == first).collect()
+        self.ties.get(&self.list[index].tied_to).cloned().unwrap_or_else(|| vec![index])
+    }
+
+    /// Makes a new variable one of the frozen base.
+    pub(crate) fn freeze(&mut self, index: usize) -> Result<()> {
+        let variable = &mut self.list[index];
+        if variable.tensor.requires_grad() {
+            let _ = variable.tensor.f_set_requires_grad(false)?;
+        }
+        variable.is_new = false;
+        variable.stamp = Stamp::of(&variable.tensor, variable.dense);
+        Ok(())
     }
 
     /// True if two handles are one variable, so that a change of one shows in the other.
@@ -156,6 +227,33 @@ impl Variables {
         let variable = &mut self.list[index];
         variable.tensor.f_set_data(data)?;
         variable.stamp = Stamp::of(&variable.tensor, variable.dense);
+        if variable.copy_of.is_some() {
+            self.register(index)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a copy that was untied to the `VarStore`, which then moves and saves it, and takes a tied one away.
+    fn register(&self, index: usize) -> Result<()> {
+        let (variable, Some(stored)) = (&self.list[index], self.stored.upgrade()) else {
+            return Ok(());
+        };
+        let mut stored = stored.lock().unwrap_or_else(PoisonError::into_inner);
+        if variable.tensor.numel() == 0 {
+            stored.named_variables.remove(&variable.name);
+            stored.trainable_variables.retain(|var| var.tensor.numel() > 0);
+        } else if !stored.named_variables.contains_key(&variable.name) {
+            let tensor = variable.tensor.shallow_clone();
+            stored.named_variables.insert(variable.name.clone(), tensor);
+            // Only a path makes an entry of the trainable variables; it also sets `requires_grad`.
+            let required = variable.tensor.requires_grad();
+            let other = VarStore::new(variable.tensor.device());
+            let path = other.root().set_group(variable.group);
+            let added = path.add("copy", variable.tensor.shallow_clone(), true);
+            let _ = added.f_set_requires_grad(required)?;
+            let mut other = other.variables_.lock().unwrap_or_else(PoisonError::into_inner);
+            stored.trainable_variables.append(&mut other.trainable_variables);
+        }
         Ok(())
     }
 
@@ -169,10 +267,8 @@ impl Variables {
         let _ = variable.tensor.f_transpose_(0, 0)?;
         let first = variable.tied_to;
         variable.stamp.version += 1;
-        for other in self.tied.iter().filter(|other| **other != index) {
-            if self.list[*other].tied_to == first {
-                self.list[*other].stamp.version += 1;
-            }
+        for other in self.ties.get(&first).into_iter().flatten().filter(|other| **other != index) {
+            self.list[*other].stamp.version += 1;
         }
         Ok(())
     }
@@ -185,10 +281,16 @@ impl Variables {
         self.set_data(index, data)
     }
 
-    /// The changes since the last check. Writes to buffers do not count.
+    /// The changes since the last check. Writes to buffers and to new variables do not count.
     pub(crate) fn changes(&self) -> Changes {
         let mut changes = Changes::default();
         for (index, variable) in self.list.iter().enumerate() {
+            if variable.is_new {
+                if !variable.tensor.requires_grad() {
+                    changes.frozen.push(index);
+                }
+                continue;
+            }
             let now = Stamp::of(&variable.tensor, variable.dense);
             if now.address != variable.stamp.address {
                 changes.moved.push(index);
@@ -202,7 +304,10 @@ impl Variables {
 
     /// Accepts the present state of the changed variables.
     pub(crate) fn accept(&mut self, changes: &Changes) {
-        for &index in changes.moved.iter().chain(&changes.written) {
+        for &index in &changes.frozen {
+            (self.list[index].is_new, self.list[index].required_grad) = (false, false);
+        }
+        for &index in changes.moved.iter().chain(&changes.written).chain(&changes.frozen) {
             let variable = &mut self.list[index];
             variable.stamp = Stamp::of(&variable.tensor, variable.dense);
         }

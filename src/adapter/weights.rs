@@ -1,6 +1,6 @@
 //! One adapter: a configuration, its selection and its weights.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tch::{Kind, Tensor};
@@ -12,6 +12,7 @@ use crate::adapter::options::AdapterOptions;
 use crate::adapter::selection::{SelectedTensor, Selection};
 use crate::adapter::variables::Variables;
 use crate::error::{refuse, Result};
+use crate::storage::finite::check_cast;
 use crate::storage::info::is_float;
 
 /// One adapter. Its weights are a deep copy of the selected modules: parameters in one flat buffer, buffers beside it.
@@ -21,6 +22,8 @@ pub(crate) struct Adapter {
     pub(crate) id: u64,
     pub(crate) config: LnTuningConfig,
     pub(crate) selection: Selection,
+    /// The number of variables among which was selected: later ones may match its configuration too.
+    pub(crate) selected_among: usize,
     /// The options that it was created with.
     pub(crate) options: AdapterOptions,
     /// Every selected tensor under every name, in the order of the selection.
@@ -31,6 +34,8 @@ pub(crate) struct Adapter {
     pub(crate) slot_variables: Vec<usize>,
     /// Tensors that are part of a selected module but not trained, such as BatchNorm statistics.
     pub(crate) buffers: Vec<(usize, Tensor)>,
+    /// Tied copies that keep the base's storage while this adapter replaces their originals, each with its original.
+    pub(crate) kept: Vec<(usize, usize)>,
     /// False for an adapter that was loaded for inference.
     pub(crate) trainable: bool,
 }
@@ -43,7 +48,7 @@ pub(crate) struct Entry {
 }
 
 /// The place of a tensor in an adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Place {
     Slot(usize),
     Buffer(usize),
@@ -71,32 +76,38 @@ impl Adapter {
         let mut slot_variables: Vec<usize> = Vec::new();
         let mut values = Vec::new();
         let mut buffers: Vec<(usize, Tensor)> = Vec::new();
-        let chosen: Vec<usize> =
+        let chosen: HashSet<usize> =
             selection.variables().filter_map(|name| variables.position(name)).collect();
+        let mut wrapped: HashMap<usize, &str> = HashMap::new();
+        for module in selection.modules() {
+            let indices = module.variables.iter().filter_map(|name| variables.position(name));
+            wrapped.extend(indices.map(|index| (index, module.wrapped.as_str())));
+        }
+        let mut places: HashMap<usize, Place> = HashMap::new();
         for (name, tensor) in selection.variables().zip(selection.tensors()) {
             let Some(index) = variables.position(name) else { continue };
             let variable = variables.get(index);
-            let owner = variable.tied_to;
-            check_ties(variables, index, &chosen)?;
+            let owner = owner(variables, index, &wrapped);
+            if !places.contains_key(&owner) {
+                check_ties(variables, index, &chosen)?;
+            }
             let data = base(owner)?;
-            let place = if variable.is_parameter {
+            if variable.is_parameter {
                 check_parameter(name, &data)?;
-                let slot = slot_variables.iter().position(|v| *v == owner);
-                Place::Slot(slot.unwrap_or_else(|| {
+            }
+            let place = match places.get(&owner) {
+                Some(place) => *place,
+                None if variable.is_parameter => {
                     slot_variables.push(owner);
                     values.push(data);
-                    slot_variables.len() - 1
-                }))
-            } else {
-                let buffer = buffers.iter().position(|(v, _)| *v == owner);
-                Place::Buffer(match buffer {
-                    Some(buffer) => buffer,
-                    None => {
-                        buffers.push((owner, copy_of(&data)?));
-                        buffers.len() - 1
-                    }
-                })
+                    Place::Slot(slot_variables.len() - 1)
+                }
+                None => {
+                    buffers.push((owner, copy_of(&data)?));
+                    Place::Buffer(buffers.len() - 1)
+                }
             };
+            places.insert(owner, place);
             entries.push(Entry { tensor, place });
         }
         if slot_variables.is_empty() {
@@ -108,6 +119,11 @@ impl Adapter {
                 names.join("', '")
             );
         }
+        // A copy that is trained with its original in one module stays tied to it, and needs no storage.
+        let stays = |(copy, original): &(usize, usize)| {
+            places.contains_key(original) && !wrapped.contains_key(copy)
+        };
+        let kept = variables.copies().filter(stays).collect();
         check_uniform(variables, &slot_variables, &values, precision)?;
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Ok(Adapter {
@@ -117,11 +133,23 @@ impl Adapter {
             gradients: Gradients::new(slot_variables.len()),
             config,
             selection,
+            selected_among: variables.len(),
             options,
             entries,
             slot_variables,
             buffers,
+            kept,
         })
+    }
+
+    /// As [`storages`](Self::storages), with the tied copies that keep the storage in `base`.
+    pub(crate) fn all_storages<'s>(
+        &'s self,
+        base: &'s HashMap<usize, Tensor>,
+    ) -> impl Iterator<Item = (usize, &'s Tensor)> {
+        let kept = self.kept.iter();
+        self.storages()
+            .chain(kept.filter_map(|(copy, original)| Some((*copy, base.get(original)?))))
     }
 
     /// Every variable that it replaces, with the adapter's storage for it.
@@ -138,9 +166,9 @@ impl Adapter {
         }
     }
 
-    /// The entry of a variable.
-    pub(crate) fn entry(&self, variable: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.tensor.is_variable(variable))
+    /// The entries by the names of their variables.
+    pub(crate) fn by_name(&self) -> HashMap<String, &Entry> {
+        self.entries.iter().map(|entry| (entry.tensor.variable(), entry)).collect()
     }
 
     /// The model's kind for this entry.
@@ -179,7 +207,12 @@ impl Adapter {
     }
 
     /// A copy of this adapter's storage, in the present kinds and on the present device of the base.
-    pub(crate) fn relocated(&self, name: &str, base: &HashMap<usize, Tensor>) -> Result<Storage> {
+    pub(crate) fn relocated(
+        &self,
+        name: &str,
+        variables: &Variables,
+        base: &HashMap<usize, Tensor>,
+    ) -> Result<Storage> {
         let mut kinds = Vec::with_capacity(self.slot_variables.len());
         let mut device = None;
         for variable in &self.slot_variables {
@@ -202,11 +235,16 @@ impl Adapter {
             buffers
                 .push((*variable, tensor.f_to_device(like.device())?.f_to_kind(like.f_kind()?)?));
         }
-        Ok(Storage {
-            flat: self.flat.relocate(device, &kinds, self.options.precision)?,
-            gradients: self.gradients.relocated(device, &kinds)?,
-            buffers,
-        })
+        let flat = self.flat.relocate(device, &kinds, self.options.precision)?;
+        for (slot, (before, after)) in self.flat.slots().iter().zip(flat.slots()).enumerate() {
+            if before.kind != after.kind {
+                let variable = &variables.get(self.slot_variables[slot]).name;
+                let what = format!("'{variable}' of adapter '{name}'");
+                check_cast(&what, &self.flat.value(slot)?.f_to_device(device)?, flat.view(slot))?;
+            }
+        }
+        let gradients = self.gradients.relocated(device, &kinds)?;
+        Ok(Storage { flat, gradients, buffers })
     }
 
     pub(crate) fn set_storage(&mut self, storage: Storage) {
@@ -221,8 +259,18 @@ impl Adapter {
     }
 }
 
+/// The variable whose storage the adapter replaces for variable `index`: its own, unless it is tied to another.
+///
+/// As in PEFT, which copies each module by itself, a tied copy is trained apart from its original, unless both are in one
+/// module that is wrapped as a whole.
+fn owner(variables: &Variables, index: usize, wrapped: &HashMap<usize, &str>) -> usize {
+    let variable = variables.get(index);
+    let together = |original: &usize| wrapped.get(original) == wrapped.get(&index);
+    variable.copy_of.filter(together).unwrap_or(variable.tied_to)
+}
+
 /// Refuses a tied tensor of which only some names are selected, since all of them would train.
-fn check_ties(variables: &Variables, index: usize, chosen: &[usize]) -> Result<()> {
+fn check_ties(variables: &Variables, index: usize, chosen: &HashSet<usize>) -> Result<()> {
     let name = &variables.get(index).name;
     for other in variables.tied_with(index) {
         let other_name = &variables.get(other).name;

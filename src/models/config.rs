@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::{json, Map, Value};
 
 use crate::error::{refuse, Error, ErrorKind, Result};
-use crate::pretrained::Head;
+use crate::pretrained::{with_class_of, Head};
+use crate::storage::regular;
 
 /// The shape and the options of a model, as a `config.json` of transformers says them.
 pub trait ModelConfig: Sized + Clone + std::fmt::Debug {
@@ -27,8 +28,7 @@ pub trait ModelConfig: Sized + Clone + std::fmt::Debug {
     /// # Errors
     /// `MissingFile` or `Io` if it cannot be read; as [`from_json`](Self::from_json).
     fn from_file(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        Self::from_json(&std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?)
+        Self::from_json(&regular::read_text(path.as_ref())?)
     }
 
     /// Reads the text of a `config.json`.
@@ -234,26 +234,6 @@ impl Declared {
     }
 }
 
-/// A `config.json` whose class has this head.
-pub(super) fn with_class_of(config: &Value, head: Head) -> Value {
-    let mut config = config.clone();
-    let class = config.get("architectures").and_then(|classes| classes.get(0)?.as_str());
-    if class.is_some_and(|class| Head::of_class(class) == head) {
-        return config;
-    }
-    let stem = class.map_or("", |class| match class.find("For").or(class.find("LMHead")) {
-        Some(end) => &class[..end],
-        None => class.strip_suffix("Model").unwrap_or(class),
-    });
-    let seq2seq = config.get("is_encoder_decoder").and_then(Value::as_bool) == Some(true);
-    let ending = match head {
-        Head::LanguageModel if seq2seq => "ForConditionalGeneration",
-        head => head.ending(),
-    };
-    config["architectures"] = json!([format!("{stem}{ending}")]);
-    config
-}
-
 pub(super) fn not_implemented<T>(what: &str) -> Result<T> {
     refuse!(Unsupported, "{what} is not implemented")
 }
@@ -275,6 +255,37 @@ pub(super) fn optional_integer(config: &Value, key: &str) -> Result<Option<i64>>
         None | Some(Value::Null) => Ok(None),
         Some(_) => integer(config, key).map(Some),
     }
+}
+
+/// The largest size: products of two, and sums of a few of them, fit into 64 bits.
+const LARGEST: i64 = 1 << 24;
+/// The most layers, and the most labels. Both are listed before a file can tell that there are fewer.
+const MOST_LAYERS: i64 = 1 << 14;
+const MOST_LABELS: i64 = 1 << 20;
+
+/// A width, or a number of rows.
+pub(super) fn size(config: &Value, key: &str) -> Result<i64> {
+    within(key, integer(config, key)?, LARGEST)
+}
+
+pub(super) fn size_or(config: &Value, key: &str, default: i64) -> Result<i64> {
+    within(key, integer_or(config, key, default)?, LARGEST)
+}
+
+/// A number of layers.
+pub(super) fn layers(config: &Value, key: &str) -> Result<i64> {
+    within(key, integer(config, key)?, MOST_LAYERS)
+}
+
+pub(super) fn layers_or(config: &Value, key: &str, default: i64) -> Result<i64> {
+    within(key, integer_or(config, key, default)?, MOST_LAYERS)
+}
+
+fn within(key: &str, value: i64, most: i64) -> Result<i64> {
+    if !(1..=most).contains(&value) {
+        refuse!(InvalidConfig, "'{key}' is {value}, expected 1 to {most}");
+    }
+    Ok(value)
 }
 
 pub(super) fn number(config: &Value, key: &str, default: f64) -> Result<f64> {
@@ -309,11 +320,14 @@ pub(super) fn text<'a>(config: &'a Value, key: &str, default: &'a str) -> Result
     }
 }
 
-/// Refuses sizes of 0 and below.
-pub(super) fn check_positive(sizes: &[(&str, i64)]) -> Result<()> {
-    match sizes.iter().find(|(_, size)| *size <= 0) {
+/// Refuses derived sizes that are not positive, or too large.
+pub(super) fn check_sizes(sizes: &[(&str, i64)]) -> Result<()> {
+    match sizes.iter().find(|(_, size)| !(1..=LARGEST).contains(size)) {
         Some((name, size)) => {
-            refuse!(InvalidConfig, "'{name}' leaves {size}, expected a positive number")
+            refuse!(
+                InvalidConfig,
+                "'{name}' leaves {size}, expected a positive number up to {LARGEST}"
+            )
         }
         None => Ok(()),
     }
@@ -334,7 +348,7 @@ pub(super) fn check_divides(
 fn labels(config: &Value) -> Result<Vec<String>> {
     let names = match config.get("id2label") {
         None | Some(Value::Null) => {
-            let count = integer_or(config, "num_labels", 2)?;
+            let count = within("num_labels", integer_or(config, "num_labels", 2)?, MOST_LABELS)?;
             return Ok((0..count).map(|id| format!("LABEL_{id}")).collect());
         }
         Some(names) => names,

@@ -6,12 +6,12 @@ use serde_json::Value;
 use tch::nn::{Path, VarStore};
 use tch::{Device, Kind, Tensor};
 
-use super::config::{with_class_of, ModelConfig};
+use super::config::ModelConfig;
 use super::inputs::Inputs;
-use super::nn::Weights;
+use super::nn::{is_below, Weights};
 use crate::autograd::recompute::Tape;
 use crate::error::{refuse, Result};
-use crate::pretrained::{Head, ModelFiles};
+use crate::pretrained::{origin, with_class_of, Head, ModelFiles};
 
 /// A model under the variable names that transformers has in memory.
 ///
@@ -141,13 +141,15 @@ pub trait Model: Sized {
             config = config.with_generation(&generation)?;
         }
         let files = files.with_head(config.head())?;
-        let is_fresh = |name: &str| fresh.iter().any(|module| below(name, module));
+        let is_fresh = |name: &str| is_below(name, &fresh);
         // A head for labels of your own takes the place of the checkpoint's; what of it belongs to the base stays.
-        let wanted = |name: &str| !(is_fresh(name) && files.is_of_a_head(name));
+        let wanted = |name: &str| !(is_fresh(name) && files.layout().is_of_a_head(name));
         let vs = files.var_store(load.device, load.kind, wanted)?;
         let mut kinds = vs.trainable_variables().into_iter().map(|tensor| tensor.kind());
-        let weights = Weights::filled(&vs.root(), kinds.next().unwrap_or(Kind::Float));
+        let kind = kinds.next().unwrap_or(Kind::Float);
+        let weights = Weights::filled(&vs.root(), kind, origin::copies(&vs), fresh.clone());
         let model = Self::build(&weights, &config)?;
+        origin::keep_copies(&vs, &weights.handed_out().0);
         check_all_used(&vs, &weights, &files, is_fresh)?;
         Self::loaded(&config, &vs, &files)?;
         drop(weights);
@@ -195,10 +197,6 @@ impl Load {
         self.labels = Some(labels.into_iter().map(Into::into).collect());
         self
     }
-}
-
-fn below(name: &str, module: &str) -> bool {
-    name.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Neither the files nor the model may have a tensor that the other lacks, but for those made anew.

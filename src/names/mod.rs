@@ -3,3 +3,9 @@
 pub(crate) mod natural;
 pub(crate) mod nearest;
 pub(crate) mod pattern;
+mod python_class;
+mod python_flags;
+mod python_re;
+mod python_source;
+mod replacement;
+pub(crate) mod substitution;

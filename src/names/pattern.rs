@@ -1,12 +1,21 @@
 //! PEFT's "string or list" over module paths.
 
+use super::python_re::{translate, Translated, Usage};
+use super::python_source::Refused;
 use crate::error::{refusal, Error, Result};
 
-/// A regular expression with the meaning of Python's `re.fullmatch` or `re.search`.
+/// A regular expression with the meaning of Python's `re`; one that cannot have it is refused.
 ///
 /// The linear-time `regex` crate runs it where it can; look-around and back-references fall back to `fancy-regex`.
 #[derive(Debug, Clone)]
-pub(crate) enum Pattern {
+pub(crate) struct Pattern {
+    engine: Engine,
+    /// As the user wrote it, for errors.
+    written: String,
+}
+
+#[derive(Debug, Clone)]
+enum Engine {
     Linear(regex::Regex),
     Backtracking(Box<fancy_regex::Regex>),
 }
@@ -14,135 +23,120 @@ pub(crate) enum Pattern {
 impl Pattern {
     /// Matches a whole path, as `re.fullmatch(pattern, path)`. `key` names the setting in errors.
     pub(crate) fn full(pattern: &str, key: &str) -> Result<Self> {
-        Self::compile(pattern, key, |flags, body| format!(r"\A{flags}(?:{body})\z"))
+        let translated = Translated::of(pattern, Usage::Match, key)?;
+        Pattern::compile(&format!(r"\A(?:{})\z", translated.text), pattern, key)
     }
 
     /// Searches anywhere, as `re.search(pattern, path)`.
-    pub(crate) fn search(pattern: &str, key: &str) -> Result<Self> {
-        Self::compile(pattern, key, |flags, body| format!("{flags}(?:{body})"))
+    pub(super) fn search(translated: &Translated, pattern: &str, key: &str) -> Result<Self> {
+        Pattern::compile(&translated.text, pattern, key)
     }
 
-    fn compile(pattern: &str, key: &str, wrap: impl Fn(&str, &str) -> String) -> Result<Self> {
-        let translated = from_python(pattern);
-        let (flags, body) = split_flags(&translated);
-        // In verbose mode a trailing comment would swallow the closing parenthesis.
-        let body = if flags.contains('x') { format!("{body}\n") } else { body.to_owned() };
-        let wrapped = wrap(flags, &body);
-        // Checked alone too: `a)(b` is balanced only by the group around it.
-        let linear = regex::Regex::new(&translated).and_then(|_| regex::Regex::new(&wrapped));
-        match linear {
-            Ok(regex) => Ok(Pattern::Linear(regex)),
-            Err(_) => fancy_regex::Regex::new(&translated)
-                .and_then(|_| fancy_regex::Regex::new(&wrapped))
-                .map(|regex| Pattern::Backtracking(Box::new(regex)))
-                .map_err(|source| {
-                    refusal!(
-                        InvalidPattern,
-                        "{key}: '{pattern}' is not a regular expression. Escape special characters with a \
-                         backslash, or give a list of module names, which are taken literally"
-                    )
-                    .caused_by(source)
-                }),
-        }
+    /// Searches for a match that is not empty and begins where the search does.
+    pub(super) fn not_empty(translated: &Translated, pattern: &str, key: &str) -> Result<Self> {
+        let text = format!(r"\G(?:{})", translated.text);
+        let regex = fancy_regex::RegexBuilder::new(&text).find_not_empty(true).build();
+        let regex = regex.map_err(|source| unfit(pattern, key, source))?;
+        Ok(Pattern { engine: Engine::Backtracking(Box::new(regex)), written: pattern.to_owned() })
+    }
+
+    fn compile(text: &str, pattern: &str, key: &str) -> Result<Self> {
+        let linear = regex::RegexBuilder::new(text).size_limit(SIZE).build();
+        let engine = match linear {
+            Ok(regex) => Engine::Linear(regex),
+            Err(too_large @ regex::Error::CompiledTooBig(_)) => {
+                return Err(unfit(pattern, key, too_large));
+            }
+            Err(_) => {
+                let regex = fancy_regex::Regex::new(text);
+                let regex = regex.map_err(|source| unfit(pattern, key, source))?;
+                Engine::Backtracking(Box::new(regex))
+            }
+        };
+        Ok(Pattern { engine, written: pattern.to_owned() })
     }
 
     pub(crate) fn is_match(&self, text: &str) -> Result<bool> {
-        match self {
-            Pattern::Linear(regex) => Ok(regex.is_match(text)),
-            Pattern::Backtracking(regex) => {
-                regex.is_match(text).map_err(|e| gave_up(regex, text, e))
+        match &self.engine {
+            Engine::Linear(regex) => Ok(regex.is_match(text)),
+            Engine::Backtracking(regex) => {
+                regex.is_match(text).map_err(|source| self.gave_up(text, source))
             }
         }
     }
 
-    /// Replaces the first match; `replacement` uses Python's `\1` and `\g<name>`. `None` where nothing matches.
-    pub(crate) fn replace(&self, text: &str, replacement: &str) -> Result<Option<String>> {
-        if !self.is_match(text)? {
-            return Ok(None);
-        }
-        let template = replacement_from_python(replacement);
-        match self {
-            Pattern::Linear(regex) => Ok(Some(regex.replace(text, template.as_str()).into_owned())),
-            Pattern::Backtracking(regex) => {
-                let replaced = regex.try_replacen(text, 1, template.as_str());
-                replaced.map(|t| Some(t.into_owned())).map_err(|e| gave_up(regex, text, e))
-            }
-        }
+    /// The places of the first match from `start` on, and of its groups.
+    pub(super) fn groups_at(&self, text: &str, start: usize) -> Result<Option<Groups>> {
+        Ok(match &self.engine {
+            Engine::Linear(regex) => regex
+                .captures_at(text, start)
+                .map(|found| found.iter().map(|group| group.map(|m| m.range())).collect()),
+            Engine::Backtracking(regex) => regex
+                .captures_from_pos(text, start)
+                .map_err(|source| self.gave_up(text, source))?
+                .map(|found| found.iter().map(|group| group.map(|m| m.range())).collect()),
+        })
+    }
+
+    /// The error for too much backtracking, which must not count as "no match".
+    fn gave_up(&self, text: &str, source: fancy_regex::Error) -> Error {
+        refusal!(
+            InvalidPattern,
+            "gave up matching '{}' against '{}': simplify the pattern",
+            shown(&self.written),
+            shown(text)
+        )
+        .caused_by(source)
     }
 }
 
-/// The error for too much backtracking, which must not count as "no match".
-fn gave_up(regex: &fancy_regex::Regex, text: &str, source: fancy_regex::Error) -> Error {
+/// The largest compiled pattern in bytes: an adapter of 20,000 modules may name them all.
+const SIZE: usize = 64 << 20;
+
+/// The places of a match and of its groups.
+pub(super) type Groups = Vec<Option<std::ops::Range<usize>>>;
+
+impl Translated {
+    /// A pattern for Rust. `key` names the setting in errors.
+    pub(super) fn of(pattern: &str, usage: Usage, key: &str) -> Result<Self> {
+        translate(pattern, usage).map_err(|Refused { reason, at }| {
+            refusal!(
+                InvalidPattern,
+                "{key}: '{}' is not a regular expression of Python that can be used here: {reason} (up to character \
+                 {at}). Escape special characters with a backslash, or give a list of module names, which are taken \
+                 literally",
+                shown(pattern)
+            )
+        })
+    }
+}
+
+/// The error for a pattern that Python takes and Rust's engines do not.
+fn unfit(
+    pattern: &str,
+    key: &str,
+    source: impl std::error::Error + Send + Sync + 'static,
+) -> Error {
     refusal!(
         InvalidPattern,
-        "gave up matching '{}' against '{text}': simplify the pattern",
-        regex.as_str()
+        "{key}: '{}' is too large or too involved a regular expression: simplify it, or give a list of module names",
+        shown(pattern)
     )
     .caused_by(source)
+}
+
+/// The beginning of a text, for errors.
+pub(super) fn shown(text: &str) -> String {
+    const MOST: usize = 200;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// A list entry matches the path itself, or its end after a dot.
 pub(crate) fn matches_suffix(path: &str, entry: &str) -> bool {
     path.strip_suffix(entry).is_some_and(|before| before.is_empty() || before.ends_with('.'))
-}
-
-/// Translates Python's `\Z`, the end of the text; its other differences in syntax are rare in module patterns.
-fn from_python(pattern: &str) -> String {
-    let mut translated = String::with_capacity(pattern.len());
-    let mut chars = pattern.chars();
-    while let Some(c) = chars.next() {
-        translated.push(c);
-        if c == '\\' {
-            match chars.next() {
-                Some('Z') => translated.push('z'),
-                Some(escaped) => translated.push(escaped),
-                None => {}
-            }
-        }
-    }
-    translated
-}
-
-/// Splits off the flags at the front, such as `(?i)`; in Python they apply to the whole pattern.
-fn split_flags(pattern: &str) -> (&str, &str) {
-    if let Some(end) = pattern.strip_prefix("(?").and_then(|rest| rest.find(')')) {
-        let flags = &pattern[2..2 + end];
-        if !flags.is_empty() && flags.chars().all(|c| "imsxu".contains(c)) {
-            return pattern.split_at(end + 3);
-        }
-    }
-    ("", pattern)
-}
-
-/// Translates `\1` and `\g<name>` to `${1}` and `${name}`, and doubles a literal `$`.
-fn replacement_from_python(replacement: &str) -> String {
-    let mut template = String::with_capacity(replacement.len());
-    let mut rest = replacement;
-    while let Some(c) = rest.chars().next() {
-        rest = &rest[c.len_utf8()..];
-        match c {
-            '$' => template.push_str("$$"),
-            '\\' => {
-                let digits =
-                    rest.len() - rest.trim_start_matches(|d: char| d.is_ascii_digit()).len();
-                let digits = digits.min(2);
-                if digits > 0 {
-                    template.push_str(&format!("${{{}}}", &rest[..digits]));
-                    rest = &rest[digits..];
-                } else if let Some((name, after)) =
-                    rest.strip_prefix("g<").and_then(|r| r.split_once('>'))
-                {
-                    template.push_str(&format!("${{{name}}}"));
-                    rest = after;
-                } else if let Some(escaped) = rest.chars().next() {
-                    template.push(escaped);
-                    rest = &rest[escaped.len_utf8()..];
-                }
-            }
-            other => template.push(other),
-        }
-    }
-    template
 }
 
 #[cfg(test)]
@@ -199,13 +193,5 @@ mod tests {
         assert!(!matches_suffix("model.q_norm", "norm"));
         assert!(!matches_suffix("model.norm", ".norm"));
         assert!(!matches_suffix("model.Norm", "norm"));
-    }
-
-    #[test]
-    fn replacements_are_written_as_in_python() {
-        let pattern = Pattern::search(r"^encoder\.layer\.(\d+)", "key_mapping").unwrap();
-        let replaced = pattern.replace("encoder.layer.3.x", r"layers.\1").unwrap();
-        assert_eq!(replaced.as_deref(), Some("layers.3.x"));
-        assert_eq!(pattern.replace("decoder.layer.3", "").unwrap(), None);
     }
 }

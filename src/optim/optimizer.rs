@@ -131,6 +131,7 @@ impl Optimizer {
         self.with_adapter(|this, attachment| {
             attachment.check_trainable(&this.adapter)?;
             let (adapter, leaves) = attachment.graded(&this.adapter)?;
+            adapter.flat.adopt_unmarked()?;
             adapter.gradients.take_in(&adapter.flat, &leaves)?;
             let skip = this.loss_scale.check(adapter.gradients.flat()?)?;
             let (groups, slot_groups) = (&this.groups, &this.slot_groups);

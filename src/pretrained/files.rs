@@ -10,14 +10,15 @@ use super::naming::former::Renaming;
 use super::naming::head::Head;
 use super::naming::layout::Layout;
 use super::naming::ties::settled;
-use crate::error::{refusal, refuse, Error, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::names::natural::natural_cmp;
 use crate::storage::info::{is_float, VariableInfo};
+use crate::storage::regular;
 use crate::storage::safetensors::kind_of;
 use crate::storage::stored::{Stored, StoredTensors};
 
 const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// An opened Hugging Face model directory: its configuration and the place of each tensor. No tensor is read yet.
 ///
@@ -207,6 +208,27 @@ impl ModelFiles {
         self.tensors.iter().map(variable).collect()
     }
 
+    /// [`variables`](Self::variables) and the tied copies, such as `lm_head.weight`: an adapter may untie them.
+    pub fn variables_with_copies(&self) -> Vec<VariableInfo> {
+        let mut all = self.variables();
+        for (name, original) in self.copies() {
+            let original = all.iter().find(|variable| variable.name == original).cloned();
+            all.extend(original.map(|original| VariableInfo { name, ..original }));
+        }
+        all.sort_by(|a, b| natural_cmp(&a.name, &b.name));
+        all
+    }
+
+    /// The tied copies that the model has and the files lack, each with its original, by their names in memory.
+    pub(crate) fn copies(&self) -> Vec<(String, String)> {
+        let mut copies = self.layout.ties(&self.config);
+        copies.retain(|(copy, original)| {
+            let own = self.layout.place(copy).as_ref() == Some(copy) && self.find(copy).is_none();
+            own && self.find(original).is_some()
+        });
+        copies
+    }
+
     /// Reads one tensor to the CPU, in the kind that it has on disk.
     ///
     /// # Errors
@@ -225,10 +247,9 @@ impl ModelFiles {
         self
     }
 
-    /// True if this tensor belongs to a head, and not to the base model.
-    #[cfg(feature = "models")]
-    pub(crate) fn is_of_a_head(&self, name: &str) -> bool {
-        self.layout.is_of_a_head(name)
+    /// How tensors are named for this head.
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     pub(crate) fn shards(&self) -> &[StoredTensors] {
@@ -254,9 +275,8 @@ pub(crate) fn is_parameter(name: &str, kind: Kind) -> bool {
     is_float(kind) && !["running_mean", "running_var", "final_logits_bias"].contains(&last)
 }
 
-pub(super) fn json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    serde_json::from_str(&text)
+pub(crate) fn json(path: &Path) -> Result<Value> {
+    serde_json::from_slice(&regular::read(path)?)
         .map_err(|e| refusal!(InvalidConfig, "'{}' is not JSON", path.display()).caused_by(e))
 }
 

@@ -4,8 +4,9 @@ use tch::nn::VarStore;
 use tch::{no_grad, Device, Kind, Tensor};
 
 use super::files::{is_parameter, ModelFiles};
-use super::origin;
+use super::origin::{self, TiedCopy};
 use crate::error::{refuse, Result};
+use crate::storage::finite::check_cast;
 
 impl ModelFiles {
     /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: the kind on
@@ -18,7 +19,7 @@ impl ModelFiles {
     /// Otherwise tensors are copied one at a time.
     ///
     /// # Errors
-    /// As [`tensor`](Self::tensor).
+    /// As [`tensor`](Self::tensor), and `NonFinite` for a weight that is infinite in `kind`.
     ///
     /// ```no_run
     /// use ln_tuning::{pretrained::ModelFiles, LnTuningModel};
@@ -61,12 +62,21 @@ impl ModelFiles {
                 _ => on_disk.f_kind()?,
             };
             // Views of one map share a version counter: autograd would take a write to one for a write to all.
+            let parameter = is_parameter(name, wanted_kind);
             let mut tensor = Tensor::f_empty([0], (wanted_kind, device))?;
             no_grad(|| -> Result<()> {
-                tensor.set_data(&on_disk.f_to_device(device)?.f_to_kind(wanted_kind)?);
+                let before = on_disk.f_to_device(device)?;
+                let after = before.f_to_kind(wanted_kind)?;
+                if parameter && before.f_kind()? != wanted_kind {
+                    check_cast(
+                        &format!("'{name}' in '{}'", self.dir().display()),
+                        &before,
+                        &after,
+                    )?;
+                }
+                tensor.set_data(&after);
                 Ok(())
             })?;
-            let parameter = is_parameter(name, wanted_kind);
             let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
             let segments = module.split('.').filter(|segment| !segment.is_empty());
             let path = segments.fold(vs.root(), |path, segment| path / segment);
@@ -83,9 +93,14 @@ impl ModelFiles {
                 (progress.0)(done, total);
             }
         }
-        if let Some(model_type) = self.model_type() {
-            origin::remember(&vs, model_type);
+        let mut copies = Vec::new();
+        for (name, original) in self.copies() {
+            if vs.variables_.lock().is_ok_and(|v| v.named_variables.contains_key(&original)) {
+                let tensor = Tensor::f_empty([0], (Kind::Float, device))?;
+                copies.push(TiedCopy { name, original, tensor });
+            }
         }
+        origin::remember(&vs, self.model_type(), copies);
         Ok(vs)
     }
 }

@@ -8,5 +8,6 @@ pub(crate) mod origin;
 mod save;
 
 pub use files::ModelFiles;
+pub(crate) use naming::head::with_class_of;
 pub use naming::head::Head;
 pub use save::save;

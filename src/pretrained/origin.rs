@@ -1,28 +1,72 @@
-//! The model types of `VarStore`s that were filled from a directory.
+//! The directories from which `VarStore`s were filled: the model type, and the tied tensors.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tch::nn::{self, VarStore};
+use tch::Tensor;
 
-/// The variables of each VarStore (weak, so that they are not kept alive) and its model type.
-type Origins = Vec<(Weak<Mutex<nn::Variables>>, String)>;
+/// A tied copy of a variable: `lm_head.weight` of `embed_tokens.weight`.
+///
+/// It is no variable of the `VarStore`. Its tensor is empty, and the model uses the original, until an adapter unties it
+/// by giving it a storage.
+#[derive(Debug)]
+pub(crate) struct TiedCopy {
+    pub(crate) name: String,
+    /// The name of the variable.
+    pub(crate) original: String,
+    pub(crate) tensor: Tensor,
+}
 
-/// Remembers the model type of a `VarStore` as long as the `VarStore` lives.
-pub(super) fn remember(vs: &VarStore, model_type: &str) {
+/// The origin of one `VarStore`, whose variables are not kept alive by it.
+struct Origin {
+    variables: Weak<Mutex<nn::Variables>>,
+    model_type: Option<String>,
+    copies: Vec<TiedCopy>,
+}
+
+impl TiedCopy {
+    fn shallow_clone(&self) -> Self {
+        TiedCopy {
+            name: self.name.clone(),
+            original: self.original.clone(),
+            tensor: self.tensor.shallow_clone(),
+        }
+    }
+}
+
+/// Remembers the origin of a `VarStore` as long as the `VarStore` lives.
+pub(super) fn remember(vs: &VarStore, model_type: Option<&str>, copies: Vec<TiedCopy>) {
     let mut origins = origins();
-    origins.retain(|(variables, _)| variables.strong_count() > 0);
-    origins.push((Arc::downgrade(&vs.variables_), model_type.to_owned()));
+    origins.retain(|origin| origin.variables.strong_count() > 0);
+    let (variables, model_type) = (Arc::downgrade(&vs.variables_), model_type.map(str::to_owned));
+    origins.push(Origin { variables, model_type, copies });
 }
 
 /// The model type of a `VarStore`; `None` if it was not filled from a directory.
 pub(crate) fn model_type(vs: &VarStore) -> Option<String> {
-    let here = Arc::as_ptr(&vs.variables_);
-    let origins = origins();
-    let found = origins.iter().find(|(variables, _)| variables.as_ptr() == here);
-    found.map(|(_, model_type)| model_type.clone())
+    with_origin(vs, |origin| origin.model_type.clone()).flatten()
 }
 
-fn origins() -> MutexGuard<'static, Origins> {
-    static ORIGINS: Mutex<Origins> = Mutex::new(Vec::new());
+/// The tied copies of a `VarStore` that was filled from a directory.
+pub(crate) fn copies(vs: &VarStore) -> Vec<TiedCopy> {
+    let copies = |origin: &mut Origin| origin.copies.iter().map(TiedCopy::shallow_clone).collect();
+    with_origin(vs, copies).unwrap_or_default()
+}
+
+/// Forgets the copies that the model does not use.
+#[cfg(feature = "models")]
+pub(crate) fn keep_copies(vs: &VarStore, used: &HashSet<String>) {
+    with_origin(vs, |origin| origin.copies.retain(|copy| used.contains(&copy.name)));
+}
+
+fn with_origin<T>(vs: &VarStore, f: impl FnOnce(&mut Origin) -> T) -> Option<T> {
+    let here = Arc::as_ptr(&vs.variables_);
+    let mut origins = origins();
+    origins.iter_mut().find(|origin| origin.variables.as_ptr() == here).map(f)
+}
+
+fn origins() -> MutexGuard<'static, Vec<Origin>> {
+    static ORIGINS: Mutex<Vec<Origin>> = Mutex::new(Vec::new());
     ORIGINS.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,10 +1,10 @@
 //! A file as memory, read-only.
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
 
+use super::regular;
 use crate::error::{Error, Result};
 
 /// The bytes of a file, read from disk on first access.
@@ -13,7 +13,7 @@ pub(crate) struct MappedFile(memmap2::Mmap);
 
 impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+        let file = regular::open(path)?;
         // SAFETY: the mapping is private and read-only. No system can stop another process from truncating or rewriting
         // the file meanwhile; replacing a checkpoint by renaming, as this crate does, leaves the mapped one whole.
         let map = unsafe { memmap2::Mmap::map(&file) };

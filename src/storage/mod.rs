@@ -1,8 +1,15 @@
 //! Tensors on disk: read, checked, memory-mapped, and written completely or not at all.
 
-pub(crate) mod atomic;
+pub mod atomic;
+#[cfg(target_os = "linux")]
+mod exchange;
+pub(crate) mod finite;
 pub(crate) mod info;
 mod mapped;
+pub mod regular;
 pub(crate) mod safetensors;
+pub(crate) mod shard;
+pub(crate) mod staging;
 pub(crate) mod stored;
 pub(crate) mod unique_keys;
+pub mod yaml;

@@ -1,12 +1,14 @@
 //! Safetensors files: bytes to tensors and back.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{refusal, refuse, Error, Result};
+use crate::storage::regular;
 use crate::storage::unique_keys::{Strict, DUPLICATE};
 
 /// The file that Python's `safetensors.torch.save_file` writes for these tensors, byte for byte.
@@ -47,7 +49,9 @@ pub(crate) fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
 
 /// Every tensor of a file, on the CPU, in the order of the keys. All values must be finite.
 pub(crate) fn read(path: &Path) -> Result<Vec<(String, Tensor)>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let mut bytes = Vec::new();
+    let read = regular::open(path)?.read_to_end(&mut bytes);
+    read.map_err(|e| Error::io("read", path, e))?;
     let read = |(key, view): (String, TensorView)| {
         check_finite(&key, view.dtype(), view.data(), path)?;
         let shape: Vec<i64> = view.shape().iter().map(|d| *d as i64).collect();
@@ -145,7 +149,7 @@ const KINDS: [(Kind, Dtype); 9] = [
     (Kind::Bool, Dtype::BOOL),
 ];
 
-fn dtype_of(kind: Kind) -> Option<Dtype> {
+pub(crate) fn dtype_of(kind: Kind) -> Option<Dtype> {
     KINDS.iter().find(|(k, _)| *k == kind).map(|(_, dtype)| *dtype)
 }
 

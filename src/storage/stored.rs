@@ -1,12 +1,12 @@
 //! A safetensors file whose header has been read; its tensors are read on request.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
+use super::regular;
 use super::safetensors::{check_finite, kind_of, to_tensor, views};
 use crate::error::{refusal, refuse, Error, Result};
 use crate::storage::mapped::MappedFile;
@@ -111,7 +111,7 @@ impl StoredTensors {
 
     fn bytes(&self, stored: &Stored) -> Result<Vec<u8>> {
         let failed = |e| Error::io("read", &self.path, e);
-        let mut file = File::open(&self.path).map_err(failed)?;
+        let mut file = regular::open(&self.path)?;
         file.seek(SeekFrom::Start(stored.start)).map_err(failed)?;
         let length = usize::try_from(stored.len).map_err(|e| {
             refusal!(Unsupported, "'{}' does not fit into memory", stored.key).caused_by(e)

@@ -187,6 +187,32 @@ fn disabling_shows_the_base_and_enabling_the_adapter() {
 }
 
 #[test]
+fn adapters_are_enabled_again_after_a_guard_was_forgotten() {
+    let net = Net::new(Kind::BFloat16);
+    let base = bits(&net.logits());
+    let mut tuned = two(&net);
+    let (with_a, flags) = (bits(&net.logits()), net.flags());
+    for _ in 0..2 {
+        std::mem::forget(tuned.disable().unwrap());
+    }
+    assert_eq!(bits(&net.logits()), base);
+    let error = tuned.optimizer(ln_tuning::AdamW::default(), 1e-3).unwrap_err();
+    assert!(error.to_string().contains("`enable`"), "{error}");
+    tuned.set_adapter("b").unwrap();
+    tuned.set_adapter("a").unwrap();
+    assert_eq!(
+        bits(&net.logits()),
+        base,
+        "another adapter is set, but none is enabled, as in PEFT"
+    );
+    tuned.enable().unwrap();
+    assert_eq!((bits(&net.logits()), net.flags()), (with_a, flags));
+    assert!(tuned.model_status().enabled);
+    tuned.enable().unwrap();
+    net.train(&tuned, 1);
+}
+
+#[test]
 fn hundreds_of_adapters_are_resident_and_each_is_itself() {
     let net = Net::new(Kind::BFloat16);
     let mut tuned =

@@ -2,7 +2,7 @@
 
 use crate::nets::{self, bits, snapshot, Net};
 use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Sgd};
-use tch::nn::OptimizerConfig;
+use tch::nn::{Module, OptimizerConfig};
 use tch::{nn, Device, Kind, Tensor};
 
 const KINDS: [Kind; 4] = [Kind::Float, Kind::Double, Kind::BFloat16, Kind::Half];
@@ -14,6 +14,34 @@ fn attaching_changes_no_output() {
         let before = net.logits();
         let _tuned = LnTuningModel::new(&net.vs, LnTuningConfig::default()).unwrap();
         assert_eq!(bits(&net.logits()), bits(&before), "{kind:?}");
+    }
+}
+
+#[test]
+fn attaching_changes_outputs_as_freezing_does_and_no_further() {
+    for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::Double, 1e-12)] {
+        for bias in [true, false] {
+            let mut vs = nn::VarStore::new(Device::Cpu);
+            let _ = nn::layer_norm(vs.root() / "norm", vec![8], Default::default());
+            let linear = nn::LinearConfig { bias, ..Default::default() };
+            let mut up = nn::linear(vs.root() / "up", 8, 32, linear);
+            up.ws.set_data(&nets::noise(&[32, 8], 1));
+            vs.set_kind(kind);
+            // libtorch multiplies these in another way once `up` needs no gradient.
+            let folded = nets::noise(&[3, 2, 8], 2).to_kind(kind).transpose(0, 1);
+            let inner = nets::noise(&[2, 8, 3], 3).to_kind(kind).transpose(1, 2);
+            let outputs = || [&folded, &inner].map(|x| up.forward(x));
+            let before = outputs();
+            vs.freeze();
+            let frozen = outputs();
+            vs.unfreeze();
+            let _tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
+            for ((attached, frozen), before) in outputs().iter().zip(&frozen).zip(&before) {
+                assert_eq!(bits(attached), bits(frozen), "{kind:?} {bias}");
+                let off = (attached - before).abs().max().double_value(&[]);
+                assert!(off <= tolerance, "{kind:?} {bias}: {off}");
+            }
+        }
     }
 }
 

@@ -9,11 +9,22 @@ mod trees;
 
 mod adapters;
 mod architectures;
+mod atomic;
 mod bad_input;
 mod checkpoint;
 mod config;
+mod foreign_writes;
+#[cfg(feature = "models")]
+mod heads;
 mod invariants;
+mod many_variables;
 mod merge;
+mod new_variables;
+mod non_finite;
+mod patterns;
 mod peft_faults;
 mod peft_interop;
 mod selection;
+mod special_files;
+#[cfg(feature = "models")]
+mod tied;

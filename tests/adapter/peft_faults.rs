@@ -190,6 +190,64 @@ fn no_file_holds_the_keys_of_another_adapter_and_none_are_lost_to_a_name_in_a_pa
     }
 }
 
+/// Paths that hold the words of PEFT's keys, in containers and alone.
+#[test]
+fn modules_named_like_parts_of_a_key_come_back_as_they_were_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = ["q", "default.q", "mine.q", "modules_to_save.default.q", "ln_tuning_layers.q"];
+    let made = || {
+        let vs = nn::VarStore::new(Device::Cpu);
+        for (at, path) in paths.iter().enumerate() {
+            let place = path.split('.').fold(vs.root() / "c", |place, name| place / name);
+            let _ = place.var("weight", &[4], nn::Init::Const(at as f64));
+        }
+        vs
+    };
+    let whole = paths[1..].iter().map(|path| format!("c.{path}"));
+    let whole = LnTuningConfig::default().target_pattern(r"c\.q").modules_to_save(whole);
+    for config in [only("c"), only("q"), whole] {
+        for name in ["default", "mine"] {
+            let vs = made();
+            let saved = dir.path().join(name);
+            let tuned = LnTuningModel::with_adapter_name(&vs, config.clone(), "default").unwrap();
+            for (at, variable) in vs.variables().into_values().enumerate() {
+                let _ = tch::no_grad(|| variable.shallow_clone().fill_(at as f64 + 10.));
+            }
+            let trained = snapshot(&vs);
+            tuned.save_pretrained(&saved).unwrap();
+            let other = made();
+            let options = LoadOptions::default();
+            let (_, report) =
+                LnTuningModel::from_pretrained_with(&other, &saved, name, &options).unwrap();
+            assert_eq!(report, Default::default());
+            assert_eq!(snapshot(&other), trained, "{config:?} as {name}");
+        }
+    }
+}
+
+#[test]
+fn a_key_mapping_on_saving_keeps_paths_apart_and_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let net = Net::new(Kind::Float);
+    let tuned = LnTuningModel::new(&net.vs, only("norm1").modules_to_save(["head", "norm2"]));
+    let tuned = tuned.unwrap();
+    for (rule, kind, named) in [
+        (("^(norm1|norm2|head)$", "one"), None, "'one'"),
+        (("^head$", "norm2"), Some(ErrorKind::DuplicateKey), "'norm2.bias'"),
+        (("^norm1$", ""), Some(ErrorKind::InvalidArgument), "'norm1'"),
+        (("norm1", "a..b"), Some(ErrorKind::InvalidArgument), "'a..b'"),
+        (("norm1", ".a"), Some(ErrorKind::InvalidArgument), "'.a'"),
+        (("(norm1", "a"), Some(ErrorKind::InvalidPattern), "key_mapping"),
+    ] {
+        let options = SaveOptions::default().key_mapping([rule]);
+        let error = tuned.save_pretrained_with(dir.path(), &options).unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.kind(), kind.unwrap_or(ErrorKind::DuplicateKey), "{rule:?}: {text}");
+        assert!(text.contains(named) || kind.is_none(), "{rule:?}: {text}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{rule:?}");
+    }
+}
+
 #[test]
 fn loading_for_inference_freezes_nothing_else() {
     let dir = tempfile::tempdir().unwrap();

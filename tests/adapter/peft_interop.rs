@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::common;
 use crate::nets::{self, named_bits, snapshot};
-use ln_tuning::{AdapterOptions, LnTuningModel, LoadOptions};
+use ln_tuning::{AdapterOptions, LnTuningConfig, LnTuningModel, LoadOptions};
 use tch::{nn, Device, Tensor};
 
 /// A VarStore with one variable per tensor of a file: the names and shapes are all that an adapter needs.
@@ -54,6 +54,16 @@ fn adapters_pass_to_peft_and_back_unchanged() {
         }
         vs.save(case.join("ours_merged.safetensors")).unwrap();
 
+        // Made here, by the same settings: the same keys.
+        let asked = LnTuningConfig::from_file(case.join("asked.json")).unwrap();
+        let fresh = var_store(&case.join("base.safetensors"));
+        let options = AdapterOptions::default().model_type("llama");
+        let fresh = LnTuningModel::with_options(&fresh, asked, "default", &options).unwrap();
+        let keys = |model: &LnTuningModel| -> Vec<String> {
+            model.state_dict("default").unwrap().into_iter().map(|(key, _)| key).collect()
+        };
+        assert_eq!(keys(&fresh), keys(&tuned), "{case:?}");
+
         // Saved, loaded, saved: the same bytes in every file.
         let vs2 = var_store(&case.join("base.safetensors"));
         let second = LnTuningModel::from_pretrained(&vs2, case.join("again")).unwrap();
@@ -81,7 +91,7 @@ fn adapters_pass_to_peft_and_back_unchanged() {
         assert_eq!(snapshot(&vs), before);
         cases += 1;
     }
-    assert_eq!(cases, 9);
+    assert_eq!(cases, 13);
     let checked = common::run_python("interop.py", &["check", root]);
     assert_eq!(checked.lines().filter(|line| line.ends_with(" ok")).count(), cases, "{checked}");
 }
@@ -89,7 +99,7 @@ fn adapters_pass_to_peft_and_back_unchanged() {
 #[test]
 fn a_state_dict_has_the_keys_of_peft_in_the_order_of_the_model() {
     let net = nets::Net::new(tch::Kind::Float);
-    let config = ln_tuning::LnTuningConfig::default().modules_to_save(["head"]);
+    let config = LnTuningConfig::default().modules_to_save(["head"]);
     let tuned = LnTuningModel::new(&net.vs, config).unwrap();
     let keys: Vec<String> =
         tuned.state_dict("default").unwrap().into_iter().map(|(key, _)| key).collect();

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use ln_tuning::{natural_cmp, ErrorKind, LnTuningConfig, Norms, Role, Selection, VariableInfo};
+use ln_tuning::{
+    natural_cmp, AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Norms, Role, Selection, TaskType,
+    VariableInfo,
+};
 use proptest::prelude::*;
-use tch::Kind;
+use tch::nn::{self, ModuleT};
+use tch::{Device, Kind, Tensor};
 
 fn variable(name: &str, shape: &[i64]) -> VariableInfo {
     VariableInfo { name: name.into(), shape: shape.into(), kind: Kind::Float, is_parameter: true }
@@ -73,6 +77,73 @@ fn excluding_comes_before_saving_and_saving_before_targeting() {
     assert_eq!((saved.len(), saved[0].path.as_str()), (1, "score"));
 }
 
+/// The modules that are saved as a whole.
+fn saved(config: &LnTuningConfig) -> ln_tuning::Result<Vec<String>> {
+    let selection = Selection::new(&tree(), config, None, Norms::Peft)?;
+    let saved = selection.modules().iter().filter(|module| module.role == Role::Whole);
+    Ok(saved.map(|module| module.path.clone()).collect())
+}
+
+#[test]
+fn saving_compares_the_letters_at_the_end_of_a_path_as_peft_does() {
+    let norm = config().target_modules(["norm"]);
+    let names = |names: &[&str]| saved(&norm.clone().modules_to_save(names.iter().copied()));
+    let of_layers = |name: &str| (0..2).map(|i| format!("layers.{i}.{name}")).collect::<Vec<_>>();
+    assert_eq!(names(&["proj"]).unwrap(), of_layers("attn.q_proj"));
+    assert_eq!(
+        names(&["t_norm"]).unwrap(),
+        ["layers.0.input_norm", "layers.0.out_norm", "layers.1.input_norm", "layers.1.out_norm"]
+    );
+    assert_eq!(names(&["core", "nothing"]).unwrap(), ["score"]);
+    // Excluding keeps a module from being tuned, not from being saved.
+    let excluded = norm.clone().exclude_modules(["score"]).modules_to_save(["score"]);
+    assert_eq!(saved(&excluded).unwrap(), ["score"]);
+    // A container, with all that is in it.
+    assert_eq!(names(&["0.mlp"]).unwrap(), ["layers.0.mlp.down", "layers.0.mlp.up"]);
+    // A module in both settings: PEFT refuses it as well.
+    for (targets, name, named) in [
+        (["norm", "input_norm"], "norm", "layers.0.input_norm"),
+        (["norm", "score"], "core", "score"),
+        (["norm", "up"], "lp", "layers.0.mlp.up"),
+    ] {
+        let both = config().target_modules(targets).modules_to_save([name]);
+        let error = select(&both).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains(&format!("'{named}'")), "{error}");
+    }
+    assert_eq!(names(&[""]).unwrap_err().kind(), ErrorKind::InvalidConfig);
+}
+
+#[test]
+fn a_task_saves_its_head_where_there_is_one() {
+    let of_task = |task| saved(&config().target_modules(["input_norm"]).task_type(task)).unwrap();
+    assert_eq!(of_task(TaskType::SeqCls), ["score"]);
+    assert_eq!(of_task(TaskType::TokenCls), ["score"]);
+    assert!(of_task(TaskType::QuestionAns).is_empty());
+    assert!(of_task(TaskType::CausalLm).is_empty());
+    let wanted = config().target_modules(["input_norm"]).task_type(TaskType::SeqCls);
+    let selection = Selection::new(&tree(), &wanted.modules_to_save(["embed"]), None, Norms::Peft);
+    let exported = selection.unwrap().export_config(&config());
+    assert_eq!(exported.modules_to_save.unwrap(), ["embed", "classifier", "score"]);
+}
+
+/// PEFT fails to load an adapter that saves a module and one inside it.
+#[test]
+fn saved_modules_do_not_nest_in_what_is_written() {
+    let variables: Vec<VariableInfo> =
+        ["classifier.dense", "classifier.out_proj", "norm", "q.out_proj"]
+            .map(|path| variable(&format!("{path}.weight"), &[4]))
+            .into();
+    let written = |names: &[&str]| {
+        let wanted = config().target_modules(["norm"]).modules_to_save(names.iter().copied());
+        let selection = Selection::new(&variables, &wanted, None, Norms::Peft).unwrap();
+        selection.export_config(&wanted).modules_to_save.unwrap()
+    };
+    assert_eq!(written(&["classifier", "fier.out_proj"]), ["classifier"]);
+    assert_eq!(written(&["classifier", "out_proj"]), ["classifier", "q.out_proj"]);
+    assert_eq!(written(&["dense", "out_proj"]), ["dense", "out_proj"]);
+}
+
 #[test]
 fn excludes_that_match_nothing_are_noticed() {
     let noticed = |config: LnTuningConfig| {
@@ -92,6 +163,61 @@ fn without_targets_every_norm_is_found_by_name_and_shape_and_nothing_else() {
         .chain(["norm".to_owned()])
         .collect();
     assert_eq!(chosen, norms);
+}
+
+#[test]
+fn the_norms_of_one_path_are_tuned_together_under_the_names_that_tch_gives_them() {
+    let vs = nn::VarStore::new(Device::Cpu);
+    for size in [4, 6, 4] {
+        let _ = nn::layer_norm(vs.root() / "norm", vec![size], Default::default());
+    }
+    for _ in 0..2 {
+        let _ = (vs.root() / "block" / "norm").var("weight", &[3], nn::Init::Const(1.));
+        let _ = nn::linear(vs.root() / "up", 2, 2, Default::default());
+    }
+    let tuned = LnTuningModel::new(&vs, config()).unwrap();
+    assert_eq!(tuned.trainable_parameters().trainable, 2 * (4 + 6 + 4) + 2 * 3);
+    let names: Vec<String> =
+        vs.variables().into_iter().filter(|(_, t)| t.requires_grad()).map(|(n, _)| n).collect();
+    assert_eq!(names.len(), 8, "{names:?}");
+    assert!(names.iter().filter(|name| name.contains("weight__")).count() == 3, "{names:?}");
+    assert!(names.iter().all(|name| name.contains("norm")), "{names:?}");
+    let dir = tempfile::tempdir().unwrap();
+    tuned.save_pretrained(dir.path()).unwrap();
+    tuned.unload().unwrap();
+    LnTuningModel::from_pretrained(&vs, dir.path()).unwrap();
+}
+
+#[test]
+fn a_name_that_only_looks_like_a_second_one_is_no_norm() {
+    for name in ["weight__", "weight__a", "weight__2__b", "scale__2"] {
+        let variables = [variable(&format!("norm.{name}"), &[4]), variable("norm.weight", &[4])];
+        let error = Selection::new(&variables, &config(), None, Norms::Peft).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoTargetModules, "{name}");
+    }
+}
+
+#[test]
+fn batch_norms_are_named_as_such_and_can_be_tuned_by_name() {
+    let vs = nn::VarStore::new(Device::Cpu);
+    let norm = nn::batch_norm1d(vs.root() / "features" / "bn1", 4, Default::default());
+    let _ = nn::linear(vs.root() / "up", 2, 2, Default::default());
+    let error = LnTuningModel::new(&vs, config()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoTargetModules);
+    let text = error.to_string();
+    for word in ["BatchNorm", "'features.bn1'", "target_modules", "'bn1'"] {
+        assert!(text.contains(word), "{text}");
+    }
+    // The cure that it names; the statistics are the adapter's.
+    let tuned = LnTuningModel::new(&vs, config().target_modules(["bn1"])).unwrap();
+    assert_eq!(tuned.trainable_parameters().trainable, 8);
+    let x = Tensor::arange(8, (Kind::Float, Device::Cpu)).view([2, 4]);
+    let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+    opt.backward_step(&norm.forward_t(&x, true).square().sum(Kind::Float)).unwrap();
+    let mean = || vs.variables()["features.bn1.running_mean"].sum(Kind::Float).double_value(&[]);
+    assert!(mean() != 0.);
+    tuned.unload().unwrap();
+    assert_eq!(mean(), 0.);
 }
 
 #[test]
@@ -195,6 +321,7 @@ proptest! {
         paths in prop::collection::btree_set(path(), 1..12),
         targets in prop::collection::vec(path(), 1..4),
         excludes in prop::collection::vec(path(), 0..2),
+        saves in prop::collection::vec("[a-c]|m|[bc]\\.norm|1", 0..2),
         pattern: bool,
     ) {
         let variables: Vec<VariableInfo> =
@@ -204,7 +331,7 @@ proptest! {
         } else {
             config().target_modules(targets)
         };
-        let wanted = wanted.exclude_modules(excludes);
+        let wanted = wanted.exclude_modules(excludes).modules_to_save(saves);
         let Ok(selection) = Selection::new(&variables, &wanted, None, Norms::Peft) else {
             return Ok(());
         };

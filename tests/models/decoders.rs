@@ -147,7 +147,7 @@ fn refusals(dir: &Path) {
         (vec![("intermediate_size", json!(47))], ErrorKind::ShapeMismatch),
         (vec![("model_type", json!("bert"))], ErrorKind::Unsupported),
         (vec![("hidden_act", json!("mish"))], ErrorKind::Unsupported),
-        (vec![("rope_parameters", json!({"rope_type": "yarn"}))], ErrorKind::Unsupported),
+        (vec![("rope_parameters", json!({"rope_type": "axial"}))], ErrorKind::Unsupported),
         (vec![("rope_parameters", json!({"rope_type": "linear"}))], ErrorKind::InvalidConfig),
         (vec![("quantization_config", json!({"bits": 4}))], ErrorKind::Unsupported),
         (vec![("hidden_size", json!(null))], ErrorKind::InvalidConfig),

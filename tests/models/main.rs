@@ -16,6 +16,8 @@ mod loading;
 mod minilm;
 mod naming;
 mod nesting;
+mod ropes;
 mod seq2seq;
+mod sizes;
 mod vision;
 mod vit;

@@ -1,7 +1,7 @@
 """Models, tokenizers and loss curves of PEFT for the tests of the program (cli/tests).
 
 `make-lm DIR llama|gpt2`        a tiny random language model with a tokenizer
-`make-bert DIR LABELS`          a tiny random classifier with a tokenizer
+`make-bert DIR LABELS`          a tiny random classifier with a tokenizer; with one label, for a number
 `make-dinov2 DIR`               a tiny random DINOv2 without a head
 `curve-lm MODEL ROWS STEPS LR WD CLIP`    PEFT's losses on the rows of token ids in ROWS, a batch per line
 `curve-bert MODEL ROWS STEPS LR WD CLIP`  the same; a row is ids, mask, types and label
@@ -98,7 +98,7 @@ def make_bert(directory, labels):
     config = BertConfig(
         vocab_size=len(fast), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=64, initializer_range=0.2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)},
+        problem_type="regression" if len(labels) == 1 else None, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)},
     )
     BertForSequenceClassification(config).save_pretrained(directory)
 
@@ -153,22 +153,28 @@ def curve_bert(directory, rows, steps, lr, weight_decay, clip):
         texts = [row["text"] for row in batch]
         pairs = [row["pair"] for row in batch]
         given = tokenizer(texts, pairs, padding=True, return_tensors="pt", return_token_type_ids=True)
-        labels = torch.tensor([model.config.label2id[row["label"]] for row in batch])
+        numbers = model.config.num_labels == 1
+        labels = torch.tensor([row["label"] if numbers else model.config.label2id[row["label"]] for row in batch])
         return model(**given, labels=labels).loss
 
     train(model, batches, int(steps), float(lr), float(weight_decay), float(clip), loss_of)
 
 
 def loads_bert(base, adapter, texts):
-    """PEFT's predictions, as the names of the labels, with an adapter of ours on a base without its head."""
+    """PEFT's predictions, as the names of the labels or as numbers, with an adapter of ours on a base without its head."""
     config = AutoConfig.from_pretrained(adapter)
-    model = AutoModelForSequenceClassification.from_pretrained(base, config=config, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True,
+    )
     model = PeftModel.from_pretrained(model, adapter).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
     with torch.no_grad():
         given = tokenizer(json.load(open(texts)), padding=True, return_tensors="pt", return_token_type_ids=True)
-        predictions = model(**given).logits.argmax(-1).tolist()
-    print(json.dumps([config.id2label[prediction] for prediction in predictions]))
+        logits = model(**given).logits
+    if config.problem_type == "regression":
+        print(json.dumps(logits.squeeze(-1).tolist()))
+    else:
+        print(json.dumps([config.id2label[prediction] for prediction in logits.argmax(-1).tolist()]))
 
 
 def generate(base, prompt, count, *adapters):

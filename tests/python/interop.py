@@ -13,7 +13,10 @@ from types import SimpleNamespace
 import torch
 from peft import LNTuningConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    BertConfig, BertForTokenClassification, DistilBertConfig, DistilBertForSequenceClassification, LlamaConfig,
+    LlamaForCausalLM, LlamaForSequenceClassification,
+)
 
 torch.set_num_threads(1)
 NORMS = ["input_layernorm", "post_attention_layernorm", "norm"]
@@ -59,16 +62,31 @@ CASES = {
     "head": (LlamaForSequenceClassification, dict(task_type="SEQ_CLS", target_modules=NORMS)),
     "own_tensors": (Plain, dict(target_modules=["layers.0", "1.up", "norm"])),
     "top_norm_only": (LlamaForCausalLM, dict(target_modules=r"model\.norm")),
+    # PEFT compares the letters at the end of a path: `pre_classifier` is saved, `attention.output.dense` too.
+    "letters_of_the_task": (
+        DistilBertForSequenceClassification, dict(task_type="SEQ_CLS", target_modules=["output_layer_norm"]),
+    ),
+    "letters": (
+        BertForTokenClassification,
+        dict(task_type="TOKEN_CLS", target_modules=["LayerNorm"], modules_to_save=["put.dense"]),
+    ),
+    "letters_of_a_norm": (LlamaForCausalLM, dict(target_modules=["q_proj"], modules_to_save=["input_layernorm", "norm"])),
+    "nothing_to_save": (LlamaForCausalLM, dict(target_modules=NORMS, task_type="TOKEN_CLS")),
 }
 
 
 def base(case):
-    config = LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=50, num_labels=3, pad_token_id=0, tie_word_embeddings=False, attn_implementation="eager",
-    )
+    kind = CASES[case][0]
+    small = dict(vocab_size=50, num_labels=3, pad_token_id=0, attn_implementation="eager")
+    if kind is DistilBertForSequenceClassification:
+        config = DistilBertConfig(dim=32, hidden_dim=48, n_layers=2, n_heads=4, **small)
+    else:
+        small.update(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+        config = BertConfig(**small) if kind is BertForTokenClassification else LlamaConfig(
+            num_key_value_heads=2, tie_word_embeddings=False, **small
+        )
     torch.manual_seed(sum(map(ord, case)))
-    model = CASES[case][0](config).eval()
+    model = kind(config).eval()
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if "norm" in name:
@@ -100,6 +118,7 @@ def make(root):
         folder.mkdir()
         model = base(case)
         save_file({k: v.clone() for k, v in model.state_dict().items()}, folder / "base.safetensors")
+        (folder / "asked.json").write_text(json.dumps(dict(arguments, peft_type="LN_TUNING")))
         tuned = get_peft_model(model, LNTuningConfig(**arguments)).eval()
         torch.manual_seed(1)
         with torch.no_grad():

@@ -1,46 +1,17 @@
-//! Images: found in a folder for each class, and prepared for a model.
+//! Images as a model sees them: resized, cut and normalised.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
-use image::imageops::FilterType;
-use image::{DynamicImage, ImageReader};
-use ln_tuning::natural_cmp;
+use image::RgbImage;
+use ln_tuning::{regular, ErrorKind};
 use serde_json::Value;
 
-use crate::train::digest::Digest;
+use super::picture;
+use super::resize::{Filter, Raster};
 
-const ENDS: [&str; 3] = ["png", "jpg", "jpeg"];
-
-/// The files of each class, in natural order.
-pub fn folder(dir: &Path, digest: &mut Digest) -> Result<Vec<(PathBuf, String)>> {
-    let sorted = |dir: &Path| -> Result<Vec<PathBuf>> {
-        let paths = std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path()));
-        let mut paths = paths.collect::<Result<Vec<_>>>()?;
-        paths.sort_by(|a, b| natural_cmp(&a.to_string_lossy(), &b.to_string_lossy()));
-        Ok(paths)
-    };
-    let mut files = Vec::new();
-    for class in sorted(dir)?.into_iter().filter(|path| path.is_dir()) {
-        let name = class.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        for file in sorted(&class)? {
-            let end = file.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-            if ENDS.contains(&end.as_str()) {
-                digest.add(file.to_string_lossy().as_bytes());
-                digest.add(&file.metadata()?.len().to_le_bytes());
-                files.push((file, name.clone()));
-            }
-        }
-    }
-    ensure!(!files.is_empty(), "there are no folders of classes with {} in it", ENDS.join(", "));
-    Ok(files)
-}
-
-/// Refuses a file whose head is not that of an image.
-pub fn check(path: &Path) -> Result<()> {
-    let reader = ImageReader::open(path)?.with_guessed_format()?;
-    reader.into_dimensions().map(drop).context("this is not an image that can be read")
-}
+/// The most pixels of an image that is made larger or smaller.
+const MOST_PIXELS: usize = 1 << 27;
 
 /// The preparation of images for a model: `config.json` and `preprocessor_config.json`.
 #[derive(Debug, Clone)]
@@ -49,7 +20,7 @@ pub struct Preparation {
     pub channels: usize,
     /// The length that the shorter edge gets first, before the middle is cut out; none: all is squeezed.
     shortest: Option<u32>,
-    filter: FilterType,
+    filter: Filter,
     /// Bytes are multiplied by this.
     factor: f32,
     mean: Vec<f32>,
@@ -59,10 +30,11 @@ pub struct Preparation {
 impl Preparation {
     pub fn open(model: &Path, config: &Value) -> Result<Self> {
         let path = model.join("preprocessor_config.json");
-        let given: Value = match std::fs::read_to_string(&path) {
+        let given: Value = match regular::read_text(&path) {
             Ok(text) => serde_json::from_str(&text)
                 .with_context(|| format!("'{}' is not JSON", path.display()))?,
-            Err(_) => Value::Null,
+            Err(error) if error.kind() == ErrorKind::MissingFile => Value::Null,
+            Err(error) => return Err(error.into()),
         };
         let number = |value: &Value, default: u64| value.as_u64().unwrap_or(default);
         let channels = number(&config["num_channels"], 3) as usize;
@@ -90,11 +62,11 @@ impl Preparation {
             size: number(&config["image_size"], 224) as u32,
             channels,
             shortest: shortest.filter(|_| given["do_center_crop"] == true).map(|edge| edge as u32),
-            filter: match given["resample"].as_u64() {
-                Some(3) => FilterType::CatmullRom,
-                Some(0) => FilterType::Nearest,
-                Some(1) => FilterType::Lanczos3,
-                _ => FilterType::Triangle,
+            filter: match &given["resample"] {
+                Value::Null => Filter::Bilinear,
+                number => number.as_u64().and_then(Filter::numbered).with_context(|| {
+                    format!("'{}': 'resample' is {number}, expected 0 to 5", path.display())
+                })?,
             },
             factor: if given["do_rescale"] == false { 1. } else { factor as f32 },
             mean: list("image_mean", 0.)?,
@@ -104,13 +76,13 @@ impl Preparation {
 
     /// `[channels, size, size]`, one value after the other.
     pub fn pixels(&self, path: &Path) -> Result<Vec<f32>> {
+        let image = picture::read(path)?;
+        let bytes = if self.channels == 1 { grey(&image) } else { image.to_vec() };
+        let (width, height) = (image.width() as usize, image.height() as usize);
+        let channels = if self.channels == 1 { 1 } else { 3 };
         let place = || format!("cannot read the image '{}'", path.display());
-        let image = ImageReader::open(path).with_context(place)?.with_guessed_format()?;
-        let image = self.resized(&image.decode().with_context(place)?);
-        let bytes = match self.channels {
-            1 => image.into_luma8().into_raw(),
-            _ => image.into_rgb8().into_raw(),
-        };
+        let raster = Raster { bytes, channels, width, height };
+        let bytes = self.resized(raster).with_context(place)?.bytes;
         let (area, channels) = ((self.size * self.size) as usize, self.channels);
         ensure!(
             bytes.len() == area * channels,
@@ -126,18 +98,30 @@ impl Preparation {
             .collect())
     }
 
-    fn resized(&self, image: &DynamicImage) -> DynamicImage {
-        let size = self.size;
+    fn resized(&self, image: Raster) -> Result<Raster> {
+        let size = self.size as usize;
         let Some(shortest) = self.shortest else {
-            return image.resize_exact(size, size, self.filter);
+            return Ok(image.resized(size, size, self.filter));
         };
-        let (width, height) = (image.width(), image.height());
-        let scale = f64::from(shortest.max(size)) / f64::from(width.min(height));
-        let scaled = |edge: u32| ((f64::from(edge) * scale).round() as u32).max(size);
-        let (width, height) = (scaled(width), scaled(height));
-        let image = image.resize_exact(width, height, self.filter);
-        image.crop_imm((width - size) / 2, (height - size) / 2, size, size)
+        let (shortest, short) = (self.size.max(shortest) as usize, image.width.min(image.height));
+        let scaled = |edge: usize| (shortest * edge) / short;
+        let (width, height) = (scaled(image.width), scaled(image.height));
+        ensure!(
+            width.checked_mul(height).is_some_and(|pixels| pixels <= MOST_PIXELS),
+            "'shortest_edge' {shortest} of preprocessor_config.json makes {width} x {height} pixels of it, expected \
+             at most {MOST_PIXELS}"
+        );
+        Ok(image.resized(width, height, self.filter).middle(size, size))
     }
+}
+
+/// Grey, as PIL makes it.
+fn grey(image: &RgbImage) -> Vec<u8> {
+    let luma = |pixel: &image::Rgb<u8>| {
+        let [red, green, blue] = pixel.0.map(u32::from);
+        ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16) as u8
+    };
+    image.pixels().map(luma).collect()
 }
 
 #[cfg(test)]

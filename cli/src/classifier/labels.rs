@@ -1,56 +1,386 @@
-//! The classes: their names and numbers.
+//! Labels and what they stand for: classes, of the model's own head or of a new one, or numbers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{anyhow, ensure, Context, Result};
 use ln_tuning::natural_cmp;
 use ln_tuning::pretrained::ModelFiles;
-use serde_json::Value;
+use tch::{Kind, Tensor};
 
+use super::problem::{number, problem_type, Own, ProblemType};
 use super::rows::Rows;
+use super::settings::ClassifierData;
 
 #[derive(Debug, Clone)]
 pub struct Labels {
+    /// Those of the head's outputs.
     pub names: Vec<String>,
-    /// The model has a head for just these.
+    /// The model's own head is kept.
     pub of_model: bool,
+    written: Written,
+    /// Per label of the data, the number of its class, or its number.
+    targets: HashMap<String, f64>,
+    /// Words about labels that the head has and the data have not, or the reverse.
+    note: String,
+}
+
+/// The way labels stand in the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Names,
+    NamesInOtherCase,
+    /// The number of a name, from 0, as ClassLabel of datasets has it.
+    Indices,
+    /// false and true, of two names.
+    Booleans,
+    /// Numbers that are learned as such.
+    Numbers,
 }
 
 impl Labels {
-    /// Those of the training data: in the model's order if it knows them, else in natural order.
-    pub fn of(train: &Rows, eval: Option<&Rows>, files: &ModelFiles) -> Result<Self> {
+    /// Those of the training data. The model's head is kept if it knows all of them; else there is a new one, for the
+    /// labels in natural order.
+    pub fn of(
+        train: &Rows,
+        eval: Option<&Rows>,
+        files: &ModelFiles,
+        data: &ClassifierData,
+    ) -> Result<Self> {
         let found: BTreeSet<&str> = train.rows.iter().map(|row| row.label.as_str()).collect();
+        let own = Own::of(files.config())?;
+        let mut labels = Self::chosen(&found, own, data, train.are_images())?;
+        for rows in [Some(train), eval].into_iter().flatten() {
+            for (place, row) in rows.rows.iter().enumerate() {
+                if !labels.targets.contains_key(&row.label) {
+                    let target = labels.target(&row.label);
+                    let target =
+                        target.map_err(|error| anyhow!("{}: {error}", rows.place(place)))?;
+                    labels.targets.insert(row.label.clone(), target);
+                }
+            }
+        }
+        Ok(labels)
+    }
+
+    fn chosen(
+        found: &BTreeSet<&str>,
+        own: Option<Own>,
+        data: &ClassifierData,
+        images: bool,
+    ) -> Result<Self> {
+        match problem_type(found, own.as_ref(), data.problem_type, data.new_head, images)? {
+            ProblemType::Regression => Ok(Self::numbers(own, data)),
+            _ => Self::classes(found, own, data),
+        }
+    }
+
+    fn numbers(own: Option<Own>, data: &ClassifierData) -> Self {
+        let mut names = own.map(|own| own.names).unwrap_or_default();
+        let of_model = names.len() == 1 && !data.new_head;
+        let note = match names.len() {
+            0 => String::new(),
+            1 if of_model => String::new(),
+            1 => "; the model's own head is left out, as data.new_head says".into(),
+            count => format!("; the model's own head, for {count} classes, is left out"),
+        };
+        if !of_model {
+            names = vec!["LABEL_0".into()];
+        }
+        Labels { names, of_model, written: Written::Numbers, targets: HashMap::new(), note }
+    }
+
+    fn classes(found: &BTreeSet<&str>, own: Option<Own>, data: &ClassifierData) -> Result<Self> {
+        let own = own.map(|own| own.names).unwrap_or_default();
+        let fits = [Written::Names, Written::NamesInOtherCase, Written::Indices, Written::Booleans]
+            .into_iter()
+            .find(|written| found.iter().all(|label| written.index(label, &own).is_some()));
+        if let Some(written) = fits.filter(|_| own.len() > 1 && !data.new_head) {
+            let seen: BTreeSet<usize> =
+                found.iter().filter_map(|label| written.index(label, &own)).collect();
+            let absent: Vec<&str> = (0..own.len())
+                .filter(|index| !seen.contains(index))
+                .map(|index| own[index].as_str())
+                .collect();
+            let mut note = String::new();
+            if written != Written::Names {
+                note += &format!("; the data call them {}", shown(found.iter().copied()));
+            }
+            if !absent.is_empty() {
+                note += &format!(
+                    "; the data have no {} (data.new_head: true leaves such labels out)",
+                    shown(absent.into_iter())
+                );
+            }
+            return Ok(Labels {
+                names: own,
+                of_model: true,
+                written,
+                targets: HashMap::new(),
+                note,
+            });
+        }
         ensure!(
             found.len() > 1,
             "all rows have the label {found:?}, expected two labels or more to tell apart"
         );
-        for (place, row) in eval.iter().flat_map(|eval| eval.rows.iter().enumerate()) {
-            if !found.contains(row.label.as_str()) {
-                let place = eval.map(|eval| eval.place(place)).unwrap_or_default();
-                bail!("{place}: the label '{}' does not occur in the training data", row.label);
+        let is_name = |label: &&str| Written::Names.index(label, &own).is_some();
+        let (known, unknown): (Vec<&str>, Vec<&str>) = found.iter().copied().partition(is_name);
+        let is_index = |label: &&str| Written::Indices.index(label, &own).is_some();
+        ensure!(
+            known.is_empty() || unknown.is_empty() || !unknown.iter().all(is_index),
+            "some labels are names of the model's ({}), others their numbers ({}): write all of them in one way",
+            shown(known.into_iter()),
+            shown(unknown.into_iter())
+        );
+        let own_names = shown(own.iter().map(String::as_str));
+        let note = match own.len() {
+            0 => String::new(),
+            _ if data.new_head => {
+                format!(
+                    "; the model's own head, for {own_names}, is left out, as data.new_head says"
+                )
             }
-        }
-        let own = names(files.config()).unwrap_or_default();
-        let classifies = files.config()["architectures"][0]
-            .as_str()
-            .is_some_and(|class| class.ends_with("Classification"));
-        if classifies && own.len() == found.len() && own.iter().all(|l| found.contains(l.as_str()))
-        {
-            return Ok(Labels { names: own, of_model: true });
-        }
-        let mut names: Vec<String> = found.into_iter().map(str::to_owned).collect();
+            1 => "; the model's own head, for a number, is left out".into(),
+            _ => format!(
+                "; the model's own head, for {own_names}, does not know {} and is left out",
+                shown(unknown.into_iter())
+            ),
+        };
+        let mut names: Vec<String> = found.iter().map(|label| label.to_string()).collect();
         names.sort_by(|a, b| natural_cmp(a, b));
-        Ok(Labels { names, of_model: false })
+        let written = Written::Names;
+        Ok(Labels { names, of_model: false, written, targets: HashMap::new(), note })
     }
 
-    pub fn number(&self, name: &str) -> Result<i64> {
-        let place = self.names.iter().position(|label| label == name);
-        place.map(|place| place as i64).with_context(|| format!("the label '{name}' is not known"))
+    pub fn are_numbers(&self) -> bool {
+        self.written == Written::Numbers
+    }
+
+    /// The targets of labels: the number of each one's class, or the numbers themselves.
+    pub fn targets<'l>(&self, labels: impl Iterator<Item = &'l str>) -> Result<Tensor> {
+        let target = |label: &str| self.targets.get(label).copied().context("a label is not known");
+        let targets = labels.map(target).collect::<Result<Vec<f64>>>()?;
+        let kind = if self.are_numbers() { Kind::Float } else { Kind::Int64 };
+        Ok(Tensor::f_from_slice(&targets)?.f_to_kind(kind)?)
+    }
+
+    fn target(&self, label: &str) -> Result<f64> {
+        if self.are_numbers() {
+            let number = number(label).filter(|number| (*number as f32).is_finite());
+            return number.with_context(|| {
+                format!("the label '{label}' is not a number, and the others are")
+            });
+        }
+        let index = self.written.index(label, &self.names).map(|index| index as f64);
+        index.with_context(|| match self.of_model {
+            true => format!("the label '{label}' is not one of the model's"),
+            false => format!("the label '{label}' does not occur in the training data"),
+        })
+    }
+
+    /// A line about the labels and the head.
+    pub fn report(&self) -> String {
+        let head = if self.of_model { "the model's own head" } else { "a new head" };
+        if self.are_numbers() {
+            return format!("labels are numbers (regression), {head}{}", self.note);
+        }
+        let names = shown(self.names.iter().map(String::as_str));
+        format!("{} labels, {head}: {names}{}", self.names.len(), self.note)
     }
 }
 
-/// `id2label`, by the numbers.
-fn names(config: &Value) -> Option<Vec<String>> {
-    let map = config.get("id2label")?.as_object()?;
-    (0..map.len()).map(|id| Some(map.get(&id.to_string())?.as_str()?.to_owned())).collect()
+impl Written {
+    fn index(self, label: &str, names: &[String]) -> Option<usize> {
+        match self {
+            Written::Names => names.iter().position(|name| name == label),
+            Written::NamesInOtherCase => {
+                let label = label.trim().to_lowercase();
+                let mut same =
+                    (0..names.len()).filter(|index| names[*index].to_lowercase() == label);
+                same.next().filter(|_| same.next().is_none())
+            }
+            Written::Indices => {
+                let number =
+                    number(label).filter(|number| number.fract() == 0. && *number >= 0.)?;
+                Some(number as usize).filter(|index| *index < names.len())
+            }
+            Written::Booleans if names.len() == 2 => {
+                ["false", "true"].iter().position(|word| label.trim().eq_ignore_ascii_case(word))
+            }
+            Written::Booleans | Written::Numbers => None,
+        }
+    }
+}
+
+/// The first ten.
+fn shown<'n>(names: impl ExactSizeIterator<Item = &'n str>) -> String {
+    let more = if names.len() > 10 { ", …" } else { "" };
+    format!("{}{more}", names.take(10).collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{json, Value};
+
+    use super::*;
+
+    fn chosen(found: &[&str], config: &Value, data: &str, images: bool) -> Result<Labels> {
+        let sample: Value = serde_yaml::from_str(super::super::SAMPLE)?;
+        let mut all = sample["data"].clone();
+        let given: Value = serde_yaml::from_str(data)?;
+        all.as_object_mut().unwrap().extend(given.as_object().unwrap().clone());
+        let data: ClassifierData = serde_json::from_value(all)?;
+        Labels::chosen(&found.iter().copied().collect(), Own::of(config)?, &data, images)
+    }
+
+    fn classifier(names: &[&str]) -> Value {
+        let names: serde_json::Map<_, _> =
+            names.iter().enumerate().map(|(id, name)| (id.to_string(), json!(name))).collect();
+        json!({"architectures": ["BertForSequenceClassification"], "id2label": names})
+    }
+
+    #[test]
+    fn a_head_that_knows_the_labels_is_kept_and_another_one_is_replaced_with_words() {
+        let three = ["NEG", "NEUTRAL", "POS"];
+        let number = json!({
+            "architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}, "problem_type": "regression",
+        });
+        let unnamed = json!({"architectures": ["BertForSequenceClassification"]});
+        // The labels of the data, the model, the settings; if its head is kept, the target of the last label, a word.
+        for (found, config, data, kept, target, word) in [
+            (
+                &["NEG", "NEUTRAL", "POS"][..],
+                classifier(&three),
+                "{}",
+                true,
+                2.,
+                "own head: NEG, NEUTRAL, POS",
+            ),
+            (&["0", "1", "2"], classifier(&three), "{}", true, 2., "the data call them 0, 1, 2"),
+            (&["1", "2"], classifier(&three), "{}", true, 2., "the data have no NEG"),
+            (&["NEG", "POS"], classifier(&three), "{}", true, 2., "the data have no NEUTRAL"),
+            (&["POS"], classifier(&three), "{}", true, 2., "the data have no NEG, NEUTRAL"),
+            (&["neg", "pos"], classifier(&three), "{}", true, 2., "the data call them neg, pos"),
+            (
+                &["1.0", "2.0"],
+                classifier(&three),
+                "problem_type: single_label_classification",
+                true,
+                2.,
+                "1.0, 2.0",
+            ),
+            (
+                &["False", "True"],
+                classifier(&["NO", "YES"]),
+                "{}",
+                true,
+                1.,
+                "the data call them False, True",
+            ),
+            // Names go before numbers.
+            (&["1", "2"], classifier(&["1", "2"]), "{}", true, 1., "own head: 1, 2"),
+            (&["0", "1"], classifier(&["LABEL_0", "LABEL_1"]), "{}", true, 1., "own head"),
+            (&["0", "1"], unnamed.clone(), "{}", true, 1., "own head: LABEL_0, LABEL_1"),
+            (
+                &["0.5", "3"],
+                number.clone(),
+                "{}",
+                true,
+                3.,
+                "numbers (regression), the model's own head",
+            ),
+            (
+                &["1", "2", "3"],
+                number.clone(),
+                "{}",
+                true,
+                3.,
+                "numbers (regression), the model's own head",
+            ),
+            (
+                &["1.0", "2.0"],
+                number.clone(),
+                "{}",
+                true,
+                2.,
+                "numbers (regression), the model's own head",
+            ),
+            (
+                &["NEG", "SAD"],
+                classifier(&three),
+                "{}",
+                false,
+                1.,
+                "for NEG, NEUTRAL, POS, does not know SAD",
+            ),
+            (&["1", "2", "3"], classifier(&three), "{}", false, 2., "does not know 1, 2, 3"),
+            (&["0", "1"], classifier(&three), "new_head: true", false, 1., "as data.new_head says"),
+            (&["false", "true"], classifier(&three), "{}", false, 1., "does not know false, true"),
+            (&["-0.5", "1e1"], classifier(&three), "{}", false, 10., "for 3 classes, is left out"),
+            (
+                &["1", "2"],
+                json!({"architectures": ["BertModel"]}),
+                "problem_type: regression",
+                false,
+                2.,
+                "a new head",
+            ),
+            (
+                &["1", "2"],
+                number.clone(),
+                "new_head: true",
+                false,
+                1.,
+                "2 labels, a new head: 1, 2",
+            ),
+            (&["bad", "good"], number.clone(), "{}", false, 1., "for a number, is left out"),
+            (
+                &["0", "1", "2+"],
+                json!({"architectures": ["BertModel"]}),
+                "{}",
+                false,
+                2.,
+                "3 labels, a new head",
+            ),
+        ] {
+            let labels = chosen(found, &config, data, false).unwrap();
+            let report = labels.report();
+            assert_eq!(labels.of_model, kept, "{found:?}: {report}");
+            assert_eq!(
+                labels.target(found.last().unwrap()).unwrap(),
+                target,
+                "{found:?}: {report}"
+            );
+            assert!(report.contains(word), "{found:?}: {report}");
+        }
+        let rated = classifier(&["0.5", "1.5"]);
+        assert_eq!(
+            chosen(&["0.5", "1.5"], &rated, "{}", false).unwrap().target("1.5").unwrap(),
+            1.
+        );
+        // Folders have names, whatever they look like.
+        assert!(!chosen(&["0.5", "1.5"], &classifier(&three), "{}", true).unwrap().are_numbers());
+    }
+
+    #[test]
+    fn labels_that_may_mean_two_things_are_refused() {
+        let config = classifier(&["NEG", "POS"]);
+        let several = json!({
+            "architectures": ["BertForSequenceClassification"], "problem_type": "multi_label_classification",
+            "id2label": {"0": "a", "1": "b"},
+        });
+        for (found, config, word) in [
+            (&["0.0", "1.0"][..], &config, "set data.problem_type to regression, or to"),
+            (&["0.5", "good"], &config, "numbers and words at once, such as 0.5 and 'good'"),
+            (&["1", "NEG"], &config, "names of the model's (NEG), others their numbers (1)"),
+            (&["x"], &config, "expected two labels or more"),
+            (&["a", "b"], &several, "set data.problem_type to single_label_classification"),
+        ] {
+            let error = chosen(found, config, "{}", false).unwrap_err().to_string();
+            assert!(error.contains(word), "{found:?}: {error}");
+        }
+        let labels =
+            chosen(&["a", "b"], &several, "problem_type: single_label_classification", false);
+        assert!(labels.unwrap().of_model);
+    }
 }

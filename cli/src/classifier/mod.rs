@@ -1,9 +1,13 @@
 //! Classifiers of texts, pairs of texts, or images. The head trains beside the norms and is in the adapter, as PEFT
 //! does it.
 
+mod folder;
 mod images;
 mod labels;
 mod model;
+mod picture;
+mod problem;
+mod resize;
 mod rows;
 mod scores;
 pub mod settings;
@@ -31,7 +35,7 @@ pub fn train(run: &RunSettings<ClassifierData>, mode: Mode) -> Result<()> {
     let open = |path: &_| Rows::open(path, run);
     let (train, eval) = run.files.open(settings.seed, open, Rows::split)?;
     let files = ModelFiles::open(&settings.model)?;
-    let labels = Labels::of(&train, eval.as_ref(), &files)?;
+    let labels = Labels::of(&train, eval.as_ref(), &files, &run.data)?;
     let images = train.are_images();
     let (vs, model) = Classifier::open(files, &labels, images, settings, device)?;
     let config = model.adapter(settings.adapter()?);

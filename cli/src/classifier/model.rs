@@ -77,6 +77,11 @@ impl Classifier {
             numbered.map(|(id, name)| (name.clone(), json!(id))).collect();
         config["id2label"] = Value::Object(by_id);
         config["label2id"] = Value::Object(by_name);
+        if labels.are_numbers() {
+            config["problem_type"] = json!("regression");
+        } else if config["problem_type"] == "multi_label_classification" {
+            config["problem_type"] = json!("single_label_classification");
+        }
         Ok((vs, Classifier { model, config, head }))
     }
 

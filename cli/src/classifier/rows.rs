@@ -1,16 +1,18 @@
 //! Rows to learn from: texts or images with their labels.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
 
-use super::images;
-use super::settings::{ClassifierData, Format};
+use super::folder::Folder;
+use super::picture;
+use super::settings::ClassifierData;
 use crate::progress;
-use crate::train::digest::Digest;
+use crate::records::digest::Digest;
+use crate::records::keys::{left, near, Unread};
+use crate::records::{self, refuse_data_set, shown, Documents, Records};
+use crate::train::data::Bad;
 use crate::train::order;
 use crate::train::settings::RunSettings;
 
@@ -18,8 +20,8 @@ use crate::train::settings::RunSettings;
 pub struct Row {
     pub input: Input,
     pub label: String,
-    /// The line of the file; 0 for an image, which is a file of its own.
-    line: usize,
+    /// The file, and the line or the number in it.
+    pub place: String,
 }
 
 #[derive(Debug, Clone)]
@@ -34,6 +36,8 @@ pub struct Rows {
     pub rows: Vec<Row>,
     pub digest: String,
     skipped: usize,
+    /// Words about keys, or files, that nobody reads.
+    unread: Option<String>,
 }
 
 impl Input {
@@ -60,45 +64,28 @@ impl Row {
 
 impl Rows {
     pub fn open(path: &Path, run: &RunSettings<ClassifierData>) -> Result<Self> {
-        let place = || format!("cannot read the data '{}'", path.display());
-        let (data, mut digest) = (&run.data, Digest::new());
-        // Each with the place that is named if it is bad.
-        let found: Vec<(String, Result<Row>)> = match data.format_of(path) {
-            Format::Images => images::folder(path, &mut digest)
-                .with_context(place)?
-                .into_iter()
-                .map(|(file, label)| {
-                    let row = images::check(&file).map(|()| Row {
-                        input: Input::Image(file.clone()),
-                        label,
-                        line: 0,
-                    });
-                    (file.display().to_string(), row)
-                })
-                .collect(),
-            format => {
-                let bytes = read(path).with_context(place)?;
-                digest.add(&bytes);
-                let rows = match format {
-                    Format::Csv => csv_rows(&bytes, data).with_context(place)?,
-                    _ => jsonl_rows(&bytes, data),
-                };
-                let named = |(line, row)| (format!("{}:{line}", path.display()), row);
-                rows.into_iter().map(named).collect()
-            }
+        let data = &run.data;
+        // Each with its place.
+        let ((found, digest), unread) = if data.are_images(path) {
+            image_rows(path)
+                .with_context(|| format!("cannot read the data '{}'", path.display()))?
+        } else {
+            let mut unread = Unread::default();
+            (text_rows(path, data, &mut unread)?, unread.report())
         };
-        let (mut rows, mut bad) = (Vec::new(), Vec::new());
+        let (mut rows, mut bad) = (Vec::new(), Bad::default());
         for (place, row) in found {
             match row {
-                Ok(row) => rows.push(row),
-                Err(error) => bad.push(format!("{place}: {error:#}")),
+                Ok((input, label)) => rows.push(Row { input, label, place }),
+                Err(error) => bad.add(place, &error),
             }
         }
         run.files.refuse(path, &bad)?;
         if rows.is_empty() {
             bail!("'{}' holds nothing to learn from", path.display());
         }
-        Ok(Rows { path: path.to_owned(), rows, digest: digest.text(), skipped: bad.len() })
+        let skipped = bad.count;
+        Ok(Rows { path: path.to_owned(), rows, digest, skipped, unread })
     }
 
     /// A part of the rows, chosen by the seed, and the others.
@@ -117,11 +104,7 @@ impl Rows {
 
     /// The file and the line of a row.
     pub fn place(&self, row: usize) -> String {
-        let row = &self.rows[row];
-        match &row.input {
-            Input::Image(path) => path.display().to_string(),
-            Input::Text { .. } => format!("{}:{}", self.path.display(), row.line),
-        }
+        self.rows[row].place.clone()
     }
 
     pub fn report(&self) -> String {
@@ -130,67 +113,130 @@ impl Rows {
         if self.skipped > 0 {
             report += &format!("; {} bad ones skipped", self.skipped);
         }
+        report.extend(self.unread.iter().map(|words| format!("; {words}")));
         report
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    let file = File::open(path)?;
-    let bar = progress::bytes("reading", file.metadata()?.len())?;
-    let mut bytes = Vec::new();
-    bar.wrap_read(file).read_to_end(&mut bytes)?;
-    bar.finish_and_clear();
-    Ok(bytes)
+/// The rows, or what is wrong with them, with their places; and a number for all of it.
+type Found = (Vec<(String, Result<(Input, String)>)>, String);
+
+/// The words are about files that are left out.
+fn image_rows(path: &Path) -> Result<(Found, Option<String>)> {
+    refuse_data_set(path)?;
+    let mut digest = Digest::new();
+    let Folder { files, left_out } = Folder::open(path, &mut digest)?;
+    let mut rows = Vec::new();
+    for class in files.chunk_by(|(_, class), (_, next)| class == next) {
+        let before = rows.len();
+        rows.extend(class.iter().map(|(file, label)| {
+            let row = picture::check(file).map(|()| (Input::Image(file.clone()), label.clone()));
+            (file.display().to_string(), row)
+        }));
+        // Skipped, they would take the class along.
+        if rows[before..].iter().all(|(_, row)| row.is_err()) {
+            if let Some((place, Err(error))) = rows.pop() {
+                bail!("no picture of the class '{}' can be read: {place}: {error:#}", class[0].1);
+            }
+        }
+    }
+    let left_out = left_out.report().map(|words| format!("left out: {words}"));
+    Ok(((rows, digest.text()), left_out))
 }
 
-fn text_row(text: String, pair: Option<String>, label: String, line: usize) -> Result<Row> {
+fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<Found> {
+    let records = Records::open(path, data.format, Documents::Lines)?;
+    ensure!(
+        !records.is_text(),
+        "'{}' is a text, expected rows with labels: CSV, TSV, JSON, lines of JSON, or Parquet (data.format)",
+        path.display()
+    );
+    if let Some(names) = records.columns() {
+        let label = label_key(data, |key| names.iter().any(|name| name == key));
+        for name in
+            [Some(data.text.as_str()), data.pair.as_deref(), Some(label)].into_iter().flatten()
+        {
+            ensure!(
+                names.iter().any(|known| known == name),
+                "'{}': there is no column '{name}', only {}. The names are set by data.text, data.pair and data.label",
+                path.display(),
+                names.join(", ")
+            );
+        }
+    }
+    let bar = progress::counted("reading", records.len() as u64)?;
+    let mut kind = None;
+    let row = |record: usize| {
+        bar.inc(1);
+        let row = records.row(record).and_then(|row| text_row(row, data, &mut kind));
+        let row = row.map(|(input, label, left)| {
+            unread.add(left);
+            (input, label)
+        });
+        (records.place(record), row)
+    };
+    let rows = (0..records.len()).map(row).collect();
+    bar.finish_and_clear();
+    Ok((rows, records.digest))
+}
+
+/// The key of the label: datasets and transformers say both `label` and `labels`.
+fn label_key(data: &ClassifierData, has: impl Fn(&str) -> bool) -> &str {
+    match data.label.as_str() {
+        "label" if !has("label") && has("labels") => "labels",
+        given => given,
+    }
+}
+
+/// The text, the label, and the keys that nobody reads. `kind` is that of the labels before.
+fn text_row(
+    mut row: records::Row,
+    data: &ClassifierData,
+    kind: &mut Option<&'static str>,
+) -> Result<(Input, String, Vec<String>)> {
+    let keys: Vec<String> = row.keys().cloned().collect();
+    let label = label_key(data, |key| row.contains_key(key));
+    let found = match row.get(label) {
+        Some(Value::Array(_)) => bail!(
+            "'{label}' is a list: several labels for one row (multi-label) are not implemented, expected one"
+        ),
+        Some(Value::String(_)) => Some("a string"),
+        Some(Value::Number(_)) => Some("a number"),
+        Some(Value::Bool(_)) => Some("true or false"),
+        _ => None,
+    };
+    if let (Some(found), Some(before)) = (found, *kind) {
+        ensure!(
+            found == before,
+            "'{label}' is {found}, and {before} in the rows before: write all labels in one way"
+        );
+    }
+    *kind = kind.or(found);
+    let mut field = |key: &str| match row.remove(key) {
+        Some(Value::String(text)) => Ok(text),
+        Some(Value::Number(number)) => Ok(number.to_string()),
+        Some(Value::Bool(flag)) => Ok(flag.to_string()),
+        Some(Value::Null) => Ok(String::new()),
+        Some(other) => bail!("'{key}' is {}, expected a string", shown(&other)),
+        None => {
+            let near = near(key, keys.iter());
+            let near = near.map_or(String::new(), |near| format!(" (is it '{near}'?)"));
+            bail!(
+                "there is no '{key}', only {}{near}. The names are set by data.text, data.pair and data.label",
+                keys.join(", ")
+            )
+        }
+    };
+    let (text, label) = (field(&data.text)?, field(label)?);
+    let pair = data.pair.as_deref().map(&mut field).transpose()?;
     if text.trim().is_empty() || label.trim().is_empty() {
         bail!("the text or the label is empty");
     }
-    Ok(Row { input: Input::Text { text, pair }, label, line })
+    Ok((Input::Text { text, pair }, label, left(row, REFUSED)?))
 }
 
-fn jsonl_rows(bytes: &[u8], data: &ClassifierData) -> Vec<(usize, Result<Row>)> {
-    let row = |bytes: &[u8], line: usize| -> Result<Row> {
-        let text = std::str::from_utf8(bytes).context("this is not UTF-8 text")?;
-        let value: Value = serde_json::from_str(text).context("this is not JSON")?;
-        let field = |key: &str| match value.get(key) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(Value::Number(number)) => Ok(number.to_string()),
-            Some(Value::Bool(flag)) => Ok(flag.to_string()),
-            Some(other) => bail!("'{key}' is {other}, expected a string"),
-            None => bail!("there is no '{key}'"),
-        };
-        let pair = data.pair.as_deref().map(field).transpose()?;
-        text_row(field(&data.text)?, pair, field(&data.label)?, line)
-    };
-    let lines = bytes.split(|byte| *byte == b'\n').enumerate();
-    let lines = lines.filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace));
-    lines.map(|(at, line)| (at + 1, row(line, at + 1))).collect()
-}
-
-fn csv_rows(bytes: &[u8], data: &ClassifierData) -> Result<Vec<(usize, Result<Row>)>> {
-    let mut reader = csv::Reader::from_reader(bytes);
-    let header = reader.headers()?.clone();
-    let column = |key: &str| {
-        let found = header.iter().position(|name| name.trim() == key);
-        let names = header.iter().collect::<Vec<_>>().join(", ");
-        found.with_context(|| format!("there is no column '{key}', only {names}"))
-    };
-    let (text, label) = (column(&data.text)?, column(&data.label)?);
-    let pair = data.pair.as_deref().map(column).transpose()?;
-    let mut rows = Vec::new();
-    let mut record = csv::StringRecord::new();
-    loop {
-        let line = reader.position().line() as usize;
-        let row = match reader.read_record(&mut record) {
-            Ok(false) => return Ok(rows),
-            Ok(true) => {
-                let field = |column: usize| record.get(column).unwrap_or_default().to_owned();
-                text_row(field(text), pair.map(field), field(label), line)
-            }
-            Err(error) => Err(error.into()),
-        };
-        rows.push((line, row));
-    }
-}
+/// Keys that would change what a classifier learns.
+const REFUSED: &[(&[&str], &str)] = &[(
+    &["text_pair"],
+    "the second text of a pair is read if data.pair names its key. Set it, or take the key away",
+)];

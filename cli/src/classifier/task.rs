@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use ln_tuning::atomic;
 use ln_tuning::recompute::Tape;
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -12,10 +13,9 @@ use super::images::Preparation;
 use super::labels::Labels;
 use super::model::{Classifier, Inputs};
 use super::rows::{Input, Rows};
-use super::scores::Confusion;
+use super::scores::{pearson, spearman, Confusion};
 use super::settings::ClassifierData;
 use super::texts::Texts;
-use crate::train::atomic;
 use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::settings::RunSettings;
@@ -45,8 +45,7 @@ impl Load for ClassifierLoader {
     fn load(&self, job: &Job) -> Result<Batch<Inputs>> {
         let all = self.eval.as_ref().filter(|_| job.eval).unwrap_or(&self.train);
         let rows = || job.rows.iter().map(|row| &all.rows[*row]);
-        let labels =
-            rows().map(|row| self.labels.number(&row.label)).collect::<Result<Vec<_>>>()?;
+        let labels = self.labels.targets(rows().map(|row| row.label.as_str()))?;
         let count = job.rows.len() as i64;
         let (inputs, size) = match &self.preparation {
             Prepare::Texts(texts) => {
@@ -75,13 +74,7 @@ impl Load for ClassifierLoader {
             }
         };
         let sources: Vec<String> = job.rows.iter().map(|row| all.place(*row)).collect();
-        Ok(Batch {
-            inputs,
-            labels: Tensor::f_from_slice(&labels)?,
-            targets: count,
-            size,
-            sources: sources.join(", "),
-        })
+        Ok(Batch { inputs, labels, targets: count, size, sources: sources.join(", ") })
     }
 }
 
@@ -125,6 +118,9 @@ impl<'m> ClassifierTask<'m> {
     /// The sum over the batch.
     fn loss_of(&self, logits: &Tensor, batch: &Of<Self>) -> ln_tuning::Result<Tensor> {
         let labels = to_device(&batch.labels, self.device)?;
+        if self.loader.labels.are_numbers() {
+            return Ok(logits.f_squeeze_dim(-1)?.f_mse_loss(&labels, Reduction::Sum)?);
+        }
         Ok(logits.f_cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, -100, 0.)?)
     }
 }
@@ -162,22 +158,35 @@ impl Task for ClassifierTask<'_> {
     }
 
     fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores> {
-        let mut confusion = Confusion::new(self.loader.labels.names.len());
         let (mut sum, mut count) = (0., 0);
+        let (mut labels, mut predictions) = (Vec::new(), Vec::new());
+        let numbers = self.loader.labels.are_numbers();
         for batch in batches {
             let batch = batch?;
             let logits = self.logits(&batch, false, &mut Tape::off())?;
             sum += self.loss_of(&logits, &batch)?.f_double_value(&[])?;
             count += batch.targets;
-            let predictions = logits.f_argmax(-1, false)?.f_to_kind(Kind::Int64)?;
-            let predictions = Vec::<i64>::try_from(predictions.f_to_device(Device::Cpu)?)?;
-            for (label, prediction) in Vec::<i64>::try_from(&batch.labels)?.iter().zip(predictions)
-            {
-                confusion.add(*label, prediction);
+            let predicted = match numbers {
+                true => logits.f_squeeze_dim(-1)?,
+                false => logits.f_argmax(-1, false)?,
+            };
+            for (tensor, values) in [(&batch.labels, &mut labels), (&predicted, &mut predictions)] {
+                let tensor = tensor.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?;
+                values.extend(Vec::<f64>::try_from(tensor)?);
             }
         }
-        let loss = sum / count.max(1) as f64;
-        Ok(vec![("eval_loss", loss), ("accuracy", confusion.accuracy()), ("f1", confusion.f1())])
+        let mut scores = vec![("eval_loss", sum / count.max(1) as f64)];
+        if numbers {
+            scores.push(("pearson", pearson(&labels, &predictions)));
+            scores.push(("spearmanr", spearman(&labels, &predictions)));
+        } else {
+            let mut confusion = Confusion::new(self.loader.labels.names.len());
+            for (label, prediction) in labels.iter().zip(predictions) {
+                confusion.add(*label as i64, prediction as i64);
+            }
+            scores.extend([("accuracy", confusion.accuracy()), ("f1", confusion.f1())]);
+        }
+        Ok(scores)
     }
 
     fn unit(&self) -> &'static str {
@@ -188,13 +197,9 @@ impl Task for ClassifierTask<'_> {
     }
 
     fn describe(&self) -> Vec<String> {
-        let Labels { names, of_model } = &self.loader.labels;
-        let shown = names.iter().take(10).cloned().collect::<Vec<_>>().join(", ");
-        let more = if names.len() > 10 { ", …" } else { "" };
-        let head = if *of_model { "the model's own head" } else { "a new head" };
         let mut lines = vec![
             format!("training on {}", self.loader.train.report()),
-            format!("{} labels, {head}: {shown}{more}", names.len()),
+            self.loader.labels.report(),
         ];
         let eval = self.loader.eval.iter();
         lines.extend(eval.map(|eval| format!("evaluating on {}", eval.report())));
@@ -223,6 +228,6 @@ impl Task for ClassifierTask<'_> {
     /// The labels' names, in the place where transformers looks for them.
     fn add_files(&self, adapter: &Path) -> Result<()> {
         let config = format!("{:#}\n", self.model.config);
-        atomic::write(&adapter.join("config.json"), config.as_bytes())
+        Ok(atomic::write(&[(adapter.join("config.json"), config.into_bytes())])?)
     }
 }

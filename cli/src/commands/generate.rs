@@ -13,7 +13,7 @@ use tch::{Device, Tensor};
 use tokenizers::Tokenizer;
 
 use crate::device::ModelKind;
-use crate::text::chat::ChatTemplate;
+use crate::text::chat::{ChatTemplate, Conversation};
 use crate::text::{special, tokenizer};
 use crate::{columns, progress};
 
@@ -93,8 +93,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
 
     let mut stop = special::eos_of_model(&args.model)?;
-    let config = special::tokenizer_config(&args.model)?;
-    let end = special::special(&config, "eos_token").and_then(|t| tokenizer.token_to_id(&t));
+    let tokens = special::special_tokens(&args.model)?;
+    let end = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token.as_str()?));
     stop.extend(end.map(i64::from));
     let options = GenerateOptions::default()
         .max_new_tokens(args.max_new_tokens)
@@ -144,7 +144,7 @@ fn prompt_ids(args: &Args, tokenizer: &Tokenizer) -> Result<Tensor> {
         let mut messages: Vec<_> =
             args.system.iter().map(|system| message("system", system)).collect();
         messages.push(message("user", &prompt));
-        chat.render(&messages, true)?
+        chat.render(&Conversation::new(messages), true)?
     } else {
         prompt
     };

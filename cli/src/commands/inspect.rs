@@ -2,13 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{
-    AdapterDiff, AdapterOptions, LnTuningModel, LoadOptions, Norms, SavedAdapter, Selection,
-};
+use ln_tuning::{atomic, AdapterDiff, LnTuningModel, SavedAdapter};
 use serde_json::{json, Value};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Show the contents of an adapter directory, and how far its norms moved
 #[derive(clap::Args)]
@@ -33,8 +31,7 @@ pub fn run(args: &Args) -> Result<()> {
     let saved = SavedAdapter::open(&args.adapter)?;
     let diff = args.base.as_ref().map(|base| compare(&saved, args, base)).transpose()?;
     if let (Some(path), Some(diff)) = (&args.heatmap, &diff) {
-        std::fs::write(path, diff.heat_map()?)
-            .with_context(|| format!("cannot write '{}'", path.display()))?;
+        atomic::write(&[(path.clone(), diff.heat_map()?.into_bytes())])?;
     }
     if args.json {
         let tensors: Vec<Value> = saved.tensors.iter().map(|(key, t)| tensor(key, t)).collect();
@@ -53,19 +50,11 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Attaches the adapter to the tuned tensors of the base alone: a model of any size is looked at in an instant.
+/// Attaches the adapter to the base without model code. Weights are mapped, so that only those it replaces are read.
 fn compare(saved: &SavedAdapter, args: &Args, base: &PathBuf) -> Result<AdapterDiff> {
     let files = ModelFiles::open(base)?;
-    let model_type = files.model_type();
-    let selection = Selection::new(&files.variables(), &saved.config, model_type, Norms::Peft)?;
-    let tuned: Vec<&str> = selection.variables().collect();
-    let vs = files.var_store(Device::Cpu, None, |name| tuned.contains(&name))?;
-    let mut adapter = AdapterOptions::default();
-    if let Some(model_type) = model_type {
-        adapter = adapter.model_type(model_type);
-    }
-    let options = LoadOptions::default().adapter(adapter);
-    let (model, _) = LnTuningModel::from_pretrained_with(&vs, &args.adapter, "default", &options)?;
+    let vs = saved.var_store(files)?;
+    let model = LnTuningModel::from_pretrained(&vs, &args.adapter)?;
     let mut diff = model.diff("default", None)?;
     diff.adapter = args.adapter.display().to_string();
     Ok(diff)

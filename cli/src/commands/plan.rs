@@ -35,16 +35,17 @@ pub fn run(args: &Args) -> Result<()> {
         Some(path) => LnTuningConfig::from_file(path)?,
         None => LnTuningConfig::default(),
     };
-    let variables = files.variables();
+    let variables = files.variables_with_copies();
     let selection = Selection::new(&variables, &config, files.model_type(), args.norms)?;
     let modules: Vec<&str> =
         selection.modules().iter().map(|module| module.path.as_str()).collect();
     let tensors: Vec<&str> = selection.variables().collect();
     let numel = |shape: &[i64]| shape.iter().product::<i64>();
-    let parameters = || variables.iter().filter(|variable| variable.is_parameter);
-    let total: i64 = parameters().map(|variable| numel(&variable.shape)).sum();
+    let all = files.variables();
+    let parameters = all.iter().filter(|variable| variable.is_parameter);
+    let total: i64 = parameters.map(|variable| numel(&variable.shape)).sum();
     let chosen = |name: &str| tensors.contains(&name);
-    let tuned = parameters().filter(|variable| chosen(&variable.name));
+    let tuned = variables.iter().filter(|variable| variable.is_parameter && chosen(&variable.name));
     let trainable: i64 = tuned.map(|variable| numel(&variable.shape)).sum();
     let percent = 100. * trainable as f64 / total.max(1) as f64;
     if args.json {

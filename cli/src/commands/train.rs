@@ -13,7 +13,8 @@ use crate::{classifier, language};
 /// Train the norms of a language model or of a classifier
 ///
 /// The task follows from the model and the data, or from the setting 'task'. The result is a PEFT directory, with curves,
-/// metrics and checkpoints beside it; the same command resumes a run that was stopped.
+/// metrics and checkpoints beside it; the same command resumes a run that was stopped. Data are a text, a folder of images,
+/// or rows: lines of JSON, a JSON array, CSV, TSV or Parquet; --sample explains what a row may hold.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
@@ -56,7 +57,9 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     let mode = if args.dry_run { Mode::DryRun { json: args.json } } else { Mode::Train };
-    interrupt::listen()?;
+    if mode == Mode::Train {
+        interrupt::listen()?;
+    }
     match task {
         TaskName::Language => language::train(&RunSettings::new(&settings)?, mode),
         TaskName::Classifier => classifier::train(&RunSettings::new(&settings)?, mode),

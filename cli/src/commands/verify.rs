@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{ensure, Context, Result};
 use ln_tuning::models::{AnyModel, Inputs, Load};
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{AdapterOptions, LnTuningModel, LoadOptions};
+use ln_tuning::{regular, AdapterOptions, LnTuningModel, LoadOptions, SavedAdapter};
 use serde_json::json;
 use tch::{no_grad, Kind, Tensor};
 
@@ -49,6 +49,8 @@ pub fn run(args: &Args) -> Result<bool> {
     let device = device::named(&args.device)?;
     let kind = args.kind.and_then(|kind| kind.on(device));
     let path = &args.reference;
+    // Refuses what is no regular file.
+    drop(regular::open(path)?);
     let reference = Tensor::read_safetensors(path)
         .with_context(|| format!("'{}' is not a safetensors file", path.display()))?;
     let moved = reference.into_iter().map(|(name, tensor)| Ok((name, tensor.f_to_device(device)?)));
@@ -56,7 +58,13 @@ pub fn run(args: &Args) -> Result<bool> {
     let files = ModelFiles::open(&args.model)?;
     let model_type = files.model_type().unwrap_or_default().to_owned();
     let (files, bar) = progress::loading(files)?;
-    let (vs, model) = AnyModel::from_files(files, &Load::on(device).kind(kind))?;
+    let mut load = Load::on(device).kind(kind);
+    if let Some(dir) = &args.adapter {
+        // The adapter may have the head, and the files none.
+        let head = SavedAdapter::open(dir)?.new_head(ModelFiles::open(&args.model)?)?;
+        load = head.map_or(load.clone(), |(head, labels)| load.head(head).labels(labels));
+    }
+    let (vs, model) = AnyModel::from_files(files, &load)?;
     bar.finish_and_clear();
     let adapter = args.adapter.as_ref().map(|dir| {
         let options = AdapterOptions::default().model_type(&model_type);

@@ -7,10 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{bail, Context, Result};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
+use super::columns::Columns;
+use super::document;
 use super::encoder::{TextEncoder, Tokens};
-use super::records::Records;
-use super::settings::{Documents, LanguageData};
+use super::settings::LanguageData;
 use crate::progress;
+use crate::records::keys::Unread;
+use crate::records::Records;
+use crate::train::data::Bad;
 use crate::train::order;
 use crate::train::settings::RunSettings;
 
@@ -36,7 +40,7 @@ pub struct Corpus {
 
 struct Source {
     records: Records,
-    jsonl: bool,
+    columns: Columns,
     largest_id: Option<u32>,
     kept: Mutex<VecDeque<(usize, Arc<Tokens>)>>,
 }
@@ -49,13 +53,13 @@ impl Corpus {
         run: &RunSettings<LanguageData>,
     ) -> Result<Self> {
         let data = &run.data;
-        let jsonl = data.is_jsonl(path);
-        let documents = if jsonl { Documents::Lines } else { data.documents };
-        let records = Records::scan(path, documents)?;
-        let mut source = Source { records, jsonl, largest_id: None, kept: Mutex::default() };
+        let records = Records::open(path, data.format, data.documents)?;
+        let columns = data.columns.clone();
+        let mut source = Source { records, columns, largest_id: None, kept: Mutex::default() };
         let found = source.look_through(encoder, data, run.common.workers)?;
         let (mut pieces, mut bad, mut tokens, mut cut, mut idle) =
-            (Vec::new(), Vec::new(), 0, 0, 0);
+            (Vec::new(), Bad::default(), 0, 0, 0);
+        let (mut unread, mut absent) = (Unread::default(), Unread::default());
         for (record, document) in found.into_iter().enumerate() {
             match document {
                 Ok(document) => {
@@ -65,23 +69,26 @@ impl Corpus {
                     idle += usize::from(document.pieces.is_empty());
                     let place = |piece| Piece { record: record as u32, ..piece };
                     pieces.extend(document.pieces.into_iter().map(place));
+                    unread.add(document.unread);
+                    absent.add(document.absent);
                 }
-                Err(error) => bad.push(format!("{}: {error:#}", source.records.place(record))),
+                Err(error) => bad.add(source.records.place(record), &error),
             }
         }
         run.files.refuse(path, &bad)?;
+        source.columns.check(&absent, source.records.len() - bad.count, &unread)?;
         if pieces.is_empty() {
             bail!("'{}' holds no document with anything to learn from", path.display());
         }
         let mut report = format!(
             "'{}': {} documents, {tokens} tokens, {} pieces of up to {}",
             path.display(),
-            source.records.len() - bad.len(),
+            source.records.len() - bad.count,
             pieces.len(),
             data.max_length
         );
         for (count, what) in [
-            (bad.len(), "bad lines skipped"),
+            (bad.count, "bad lines skipped"),
             (cut, "cut off at 'data.max_length'"),
             (idle, "without anything that the loss is on"),
         ] {
@@ -89,6 +96,7 @@ impl Corpus {
                 report += &format!("; {count} {what}");
             }
         }
+        report.extend(unread.report().map(|words| format!("; {words}")));
         Ok(Corpus { source: Arc::new(source), pieces, report })
     }
 
@@ -143,6 +151,10 @@ struct Document {
     largest_id: Option<u32>,
     pieces: Vec<Piece>,
     cut: bool,
+    /// Keys of the row that nobody reads.
+    unread: Vec<String>,
+    /// Names of `data.columns` that the row does not have.
+    absent: Vec<String>,
 }
 
 impl Document {
@@ -174,12 +186,23 @@ impl Document {
 
 impl Source {
     fn encode(&self, record: usize, encoder: &TextEncoder) -> Result<Tokens> {
-        let text = self.records.text(record)?;
-        if self.jsonl {
-            encoder.json(&text)
-        } else {
-            encoder.text(&text)
+        if self.records.is_text() {
+            return encoder.text(&self.records.text(record)?);
         }
+        let row = self.records.row(record)?;
+        encoder.document(&document::read(row, &self.columns)?.document)
+    }
+
+    fn look_at(&self, record: usize, encoder: &TextEncoder, max_length: usize) -> Result<Document> {
+        if self.records.is_text() {
+            return Ok(Document::of(&self.encode(record, encoder)?, max_length));
+        }
+        let row = self.records.row(record)?;
+        let absent = self.columns.absent(&row);
+        let read = document::read(row, &self.columns)?;
+        let document = Document::of(&encoder.document(&read.document)?, max_length);
+        let unread = [read.unread, encoder.unread(&read.document)?].concat();
+        Ok(Document { unread, absent, ..document })
     }
 
     /// Every document, on several threads.
@@ -193,7 +216,7 @@ impl Source {
         let bar = progress::counted("tokenising", count as u64)?;
         let document = |record| {
             bar.inc(1);
-            Ok(Document::of(&self.encode(record, encoder)?, data.max_length))
+            self.look_at(record, encoder, data.max_length)
         };
         let threads = rayon::ThreadPoolBuilder::new().num_threads(workers).build()?;
         let found = threads.install(|| (0..count).into_par_iter().map(document).collect());

@@ -1,21 +1,27 @@
-//! A line of the data as token ids, those marked that the loss is on.
+//! A document as token ids, those marked that the loss is on.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
-use anyhow::{anyhow, bail, ensure, Context, Result};
-use serde_json::Value;
+use anyhow::{anyhow, ensure, Context, Result};
+use serde_json::{json, Value};
 use tokenizers::Tokenizer;
 
+use super::document::Document;
 use super::settings::{LanguageData, LossOn};
-use crate::text::chat::ChatTemplate;
-use crate::text::special::{eos_of_model, special, tokenizer_config};
+use super::turns;
+use crate::records::keys::is_empty;
+use crate::text::chat::{ChatTemplate, Conversation, Rendered};
+use crate::text::special::{eos_of_model, special_tokens};
 use crate::text::tokenizer;
 use crate::train::example::Example;
 
 pub struct TextEncoder {
     tokenizer: Tokenizer,
     chat: Option<ChatTemplate>,
+    /// The chat template renders parts of a content.
+    takes_parts: bool,
     eos: Option<u32>,
     loss_on: LossOn,
 }
@@ -33,14 +39,16 @@ pub struct Tokens {
 impl TextEncoder {
     pub fn open(model: &Path, data: &LanguageData) -> Result<Self> {
         let tokenizer = tokenizer::open(model, None)?;
-        let config = tokenizer_config(model)?;
-        let eos = special(&config, "eos_token").and_then(|token| tokenizer.token_to_id(&token));
+        let tokens = special_tokens(model)?;
+        let eos = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token.as_str()?));
         let eos = if data.append_eos {
             eos.or(eos_of_model(model)?.first().map(|id| *id as u32))
         } else {
             None
         };
-        Ok(TextEncoder { tokenizer, chat: ChatTemplate::open(model)?, eos, loss_on: data.loss_on })
+        let chat = ChatTemplate::open(model)?;
+        let takes_parts = chat.as_ref().is_some_and(takes_parts);
+        Ok(TextEncoder { tokenizer, chat, takes_parts, eos, loss_on: data.loss_on })
     }
 
     /// A plain document.
@@ -50,29 +58,31 @@ impl TextEncoder {
         Ok(Tokens { counted: vec![true; ids.len()], ids, whole: false })
     }
 
-    /// A line of JSON: `text`, `prompt` and `completion`, or `messages`.
-    pub fn json(&self, line: &str) -> Result<Tokens> {
-        let value: Value = serde_json::from_str(line).context("this is not JSON")?;
-        let field = |key: &str| match value.get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.as_str())),
-            Some(other) => bail!("'{key}' is {other}, expected a string"),
+    pub fn document(&self, document: &Document) -> Result<Tokens> {
+        match document {
+            Document::Text(text) => self.text(text),
+            Document::Completion { prompt, completion } => self.completion(prompt, completion),
+            Document::Chat { conversation, replies } => self.chat(conversation, *replies),
+        }
+    }
+
+    /// What a conversation has that its chat template does not read.
+    pub fn unread(&self, document: &Document) -> Result<Vec<String>> {
+        let (Some(chat), Document::Chat { conversation, .. }) = (&self.chat, document) else {
+            return Ok(Vec::new());
         };
-        if let Some(text) = field("text")? {
-            ensure!(!text.is_empty(), "'text' is empty");
-            return self.text(text);
+        let Conversation { messages, tools, documents, kwargs, .. } = &**conversation;
+        let given = |value: &Option<Value>| value.as_ref().is_some_and(|value| !is_empty(value));
+        let calls = messages.iter().any(|message| message.get("tool_calls").is_some());
+        let all = [("tools", given(tools)), ("documents", given(documents)), ("tool_calls", calls)];
+        let all = all.iter().filter(|(_, given)| *given).map(|(name, _)| *name);
+        let mut unread = Vec::new();
+        for name in all.chain(kwargs.keys().map(String::as_str)) {
+            if !chat.reads(conversation, name)? {
+                unread.push(format!("{name} (of the chat template)"));
+            }
         }
-        if let Some(prompt) = field("prompt")? {
-            let completion =
-                field("completion")?.context("there is a 'prompt' and no 'completion'")?;
-            ensure!(!completion.is_empty(), "'completion' is empty");
-            return self.completion(prompt, completion);
-        }
-        match value.get("messages") {
-            Some(Value::Array(messages)) if !messages.is_empty() => self.chat(messages),
-            Some(_) => bail!("'messages' is not a list of messages"),
-            None => bail!("there is neither 'text', nor 'prompt' and 'completion', nor 'messages'"),
-        }
+        Ok(unread)
     }
 
     fn completion(&self, prompt: &str, completion: &str) -> Result<Tokens> {
@@ -85,29 +95,43 @@ impl TextEncoder {
         Ok(Tokens { ids, counted, whole: true })
     }
 
-    fn chat(&self, messages: &[Value]) -> Result<Tokens> {
-        for message in messages {
-            let is_text = |key: &str| message.get(key).is_some_and(Value::is_string);
-            ensure!(is_text("role"), "a message has no 'role': {message}");
-            let silent = message.get("tool_calls").is_some() || message["role"] == "tool";
-            ensure!(silent || is_text("content"), "a message has no 'content': {message}");
-        }
+    fn chat(&self, conversation: &Conversation, replies: bool) -> Result<Tokens> {
         let chat = self.chat.as_ref().context(
-            "there are 'messages', and the model has no chat template (tokenizer_config.json, chat_template.jinja)",
+            "there are messages, and the model has no chat template (tokenizer_config.json, chat_template.jinja)",
         )?;
-        let (text, replies) = match self.loss_on {
-            LossOn::Assistant => with_replies(chat, messages)?,
-            LossOn::All => {
-                let text = chat.render(messages, false)?;
-                let all: Range<usize> = 0..text.len();
-                (text, vec![all])
-            }
+        let Conversation { messages, learned, .. } = conversation;
+        let mut conversation = Cow::Borrowed(conversation);
+        if !self.takes_parts && messages.iter().any(|message| message["content"].is_array()) {
+            conversation.to_mut().messages = turns::joined(messages);
+        }
+        let (text, replies) = if replies || self.loss_on == LossOn::Assistant {
+            let roles = || messages.iter().filter_map(|message| message["role"].as_str());
+            ensure!(
+                roles().any(|role| role == "assistant"),
+                "no message has the role 'assistant', only {}",
+                roles().collect::<Vec<_>>().join(", ")
+            );
+            let Rendered { text, learned } = chat.render_learned(&conversation)?;
+            (text, learned)
+        } else {
+            let reply =
+                |(message, learned): (&Value, &bool)| message["role"] != "assistant" || *learned;
+            ensure!(
+                messages.iter().zip(learned).all(reply),
+                "a reply is marked as not learned, and 'data.loss_on' is all: set it to assistant"
+            );
+            let text = chat.render(&conversation, false)?;
+            let all: Range<usize> = 0..text.len();
+            (text, vec![all])
         };
-        ensure!(!replies.is_empty(), "no message has the role 'assistant'");
-        let (ids, ends) = self.encode(&text, false)?;
-        let of_reply =
-            |end: &usize| replies.iter().any(|reply| reply.start < *end && *end <= reply.end);
-        let counted = ends.iter().map(of_reply).collect();
+        let encoding = self.tokenizer.encode(text, false).map_err(|error| anyhow!(error))?;
+        let ids = encoding.get_ids().to_vec();
+        // A token on a border belongs to the reply, as in transformers.
+        let of_reply = |(start, end): &(usize, usize)| {
+            let inside = |reply: &Range<usize>| *start < reply.end || *end <= reply.end;
+            replies.iter().any(|reply| reply.start < *end && inside(reply))
+        };
+        let counted = encoding.get_offsets().iter().map(of_reply).collect();
         Ok(Tokens { ids, counted, whole: true })
     }
 
@@ -142,23 +166,13 @@ impl TextEncoder {
     }
 }
 
-/// The text of a conversation, and the parts of it that the assistant says, as ranges of bytes.
-fn with_replies(chat: &ChatTemplate, messages: &[Value]) -> Result<(String, Vec<Range<usize>>)> {
-    let whole = chat.render(messages, false)?;
-    let mut replies = Vec::new();
-    for (i, message) in messages.iter().enumerate() {
-        if message["role"] != "assistant" {
-            continue;
-        }
-        let (before, after) =
-            (chat.render(&messages[..i], true)?, chat.render(&messages[..=i], false)?);
-        if !whole.starts_with(&after) || !after.starts_with(&before) {
-            bail!(
-                "the chat template does not render the beginning of a conversation as the beginning of the whole, so \
-                 the replies cannot be told apart: set 'data.loss_on' to all"
-            );
-        }
-        replies.push(before.len()..after.len());
-    }
-    Ok((whole, replies))
+/// Tries a content in parts: a template that knows none prints the list, or stops.
+fn takes_parts(chat: &ChatTemplate) -> bool {
+    let message = |role: &str| json!({"role": role, "content": [{"type": "text", "text": format!("<{role}>")}]});
+    let roles = ["user", "assistant"];
+    let text = chat.render(&Conversation::new(roles.map(message).to_vec()), false);
+    text.is_ok_and(|text| {
+        let rendered = |role: &&str| text.contains(&format!("<{role}>"));
+        roles.iter().all(rendered) && !text.contains("'type'") && !text.contains("\"type\"")
+    })
 }

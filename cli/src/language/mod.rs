@@ -1,12 +1,15 @@
 //! Language models: plain text, prompts with completions, or chats.
 
+mod alpaca;
+mod columns;
 mod corpus;
+mod document;
 mod encoder;
 mod model;
 mod packing;
-mod records;
 pub mod settings;
 mod task;
+mod turns;
 
 use anyhow::Result;
 use ln_tuning::TaskType;

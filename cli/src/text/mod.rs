@@ -1,5 +1,9 @@
 //! Tokenizers, special tokens and chat templates of model directories.
 
 pub mod chat;
+mod jinja;
+mod methods;
+mod python;
+mod replies;
 pub mod special;
 pub mod tokenizer;

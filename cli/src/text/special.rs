@@ -1,41 +1,157 @@
-//! Special tokens: `tokenizer_config.json` and `config.json`.
+//! What the files of a tokenizer say beside its vocabulary: special tokens and chat templates.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use ln_tuning::{regular, ErrorKind};
+use serde_json::{Map, Value};
+
+/// Those that every tokenizer may have, and that `config.json` may have as an id.
+const NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// `tokenizer_config.json`; null where there is none.
 pub fn tokenizer_config(model: &Path) -> Result<Value> {
     json_of(&model.join("tokenizer_config.json"))
 }
 
-/// The text of a special token.
-pub fn special(config: &Value, name: &str) -> Option<String> {
-    let token = config.get(name)?;
-    Some(token.as_str().or_else(|| token.get("content")?.as_str())?.to_owned())
+/// The special tokens by their names: `tokenizer_config.json` and `special_tokens_map.json`; for those that are in
+/// neither the ids of `config.json` and `generation_config.json`, and what `tokenizer.json` puts around a text.
+pub fn special_tokens(model: &Path) -> Result<Map<String, Value>> {
+    let config = tokenizer_config(model)?;
+    let given = |config: &Value| -> Map<String, Value> {
+        let more = config.get("extra_special_tokens").and_then(Value::as_object);
+        let named =
+            config.as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token"));
+        let texts = named.chain(more.into_iter().flatten());
+        texts.filter_map(|(key, token)| Some((key.clone(), content(token)?.into()))).collect()
+    };
+    let mut tokens = given(&config);
+    // As in transformers, the older file counts more, but nothing beside a list of the added tokens.
+    let newer = config.get("added_tokens_decoder").is_some();
+    for (key, token) in given(&json_of(&model.join("special_tokens_map.json"))?) {
+        if !newer || config.get(&key).is_none() {
+            tokens.insert(key, token);
+        }
+    }
+    let is_open = |name: &&&str| !tokens.contains_key(**name) && config.get(**name).is_none();
+    let open: Vec<&str> = NAMES.iter().filter(is_open).copied().collect();
+    if open.iter().any(|name| ["bos_token", "eos_token"].contains(name)) {
+        let files =
+            [json_of(&model.join("config.json"))?, json_of(&model.join("generation_config.json"))?];
+        let tokenizer = json_of(&model.join("tokenizer.json"))?;
+        for name in open {
+            let id = ids_of(&files, &format!("{name}_id")).first().copied();
+            let token = id.and_then(|id| token_of(&tokenizer, id));
+            if let Some(token) = token.or_else(|| around(&tokenizer, name)) {
+                tokens.insert(name.to_owned(), token.into());
+            }
+        }
+    }
+    Ok(tokens)
+}
+
+/// The chat templates by name. Files of their own count more than `tokenizer_config.json`, as in transformers.
+pub fn chat_templates(model: &Path) -> Result<BTreeMap<String, String>> {
+    let mut templates = BTreeMap::new();
+    let mut files = vec![("default".to_owned(), model.join("chat_template.jinja"))];
+    for entry in model.join("additional_chat_templates").read_dir().into_iter().flatten() {
+        let path = entry?.path();
+        if let (Some(name), true) =
+            (path.file_stem(), path.extension().is_some_and(|end| end == "jinja"))
+        {
+            files.push((name.to_string_lossy().into_owned(), path));
+        }
+    }
+    for (name, path) in files {
+        if let Some(text) = text_of(&path)? {
+            templates.insert(name, text);
+        }
+    }
+    for config in ["tokenizer_config.json", "chat_template.json"] {
+        if templates.is_empty() {
+            templates = named(json_of(&model.join(config))?.get("chat_template"));
+        }
+    }
+    Ok(templates)
+}
+
+/// One template, or several with names.
+fn named(templates: Option<&Value>) -> BTreeMap<String, String> {
+    let text = |value: &Value| Some(value.as_str()?.to_owned());
+    match templates {
+        Some(Value::String(template)) => BTreeMap::from([("default".into(), template.clone())]),
+        Some(Value::Array(all)) => {
+            let one = |of: &Value| Some((text(of.get("name")?)?, text(of.get("template")?)?));
+            all.iter().filter_map(one).collect()
+        }
+        Some(Value::Object(all)) => {
+            all.iter().filter_map(|(name, of)| Some((name.clone(), text(of)?))).collect()
+        }
+        _ => BTreeMap::new(),
+    }
 }
 
 /// `eos_token_id` of `config.json` and of `generation_config.json`: texts end with one of them.
 pub fn eos_of_model(model: &Path) -> Result<Vec<i64>> {
-    let mut all = Vec::new();
-    for file in ["config.json", "generation_config.json"] {
-        let config = json_of(&model.join(file))?;
-        match config.get("eos_token_id") {
-            Some(Value::Array(ids)) => all.extend(ids.iter().filter_map(Value::as_i64)),
-            Some(id) => all.extend(id.as_i64()),
+    let files =
+        [json_of(&model.join("config.json"))?, json_of(&model.join("generation_config.json"))?];
+    Ok(ids_of(&files, "eos_token_id"))
+}
+
+fn content(token: &Value) -> Option<&str> {
+    token.as_str().or_else(|| token.get("content")?.as_str())
+}
+
+/// An id or a list of ids, of a model or of its language model.
+fn ids_of(files: &[Value], key: &str) -> Vec<i64> {
+    let mut ids = Vec::new();
+    for file in files {
+        match file.get(key).or_else(|| file.get("text_config")?.get(key)) {
+            Some(Value::Array(all)) => ids.extend(all.iter().filter_map(Value::as_i64)),
+            Some(id) => ids.extend(id.as_i64()),
             None => {}
         }
     }
-    all.dedup();
-    Ok(all)
+    ids.dedup();
+    ids
 }
 
+fn token_of(tokenizer: &Value, id: i64) -> Option<String> {
+    let mut added = tokenizer.get("added_tokens")?.as_array()?.iter();
+    if let Some(token) = added.find(|token| token["id"] == id) {
+        return Some(content(token)?.to_owned());
+    }
+    let mut vocabulary = tokenizer.get("model")?.get("vocab")?.as_object()?.iter();
+    vocabulary.find(|(_, of)| **of == id).map(|(token, _)| token.clone())
+}
+
+/// The token that `tokenizer.json` puts in front of a text, or behind it.
+fn around(tokenizer: &Value, name: &str) -> Option<String> {
+    let processor = tokenizer.get("post_processor")?;
+    let steps = processor.get("processors").and_then(Value::as_array);
+    let mut steps = steps.map_or(vec![processor], |steps| steps.iter().collect()).into_iter();
+    let pieces = steps.find_map(|step| step.get("single")?.as_array())?;
+    let piece = match name {
+        "bos_token" => pieces.first()?,
+        "eos_token" => pieces.last()?,
+        _ => return None,
+    };
+    Some(piece.get("SpecialToken")?.get("id")?.as_str()?.to_owned())
+}
+
+/// Null where there is no file.
 fn json_of(path: &Path) -> Result<Value> {
-    let place = || format!("cannot read '{}'", path.display());
-    match std::fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text).with_context(place),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-        Err(error) => Err(error).with_context(place),
+    let text = text_of(path)?;
+    let json = text.map_or(Ok(Value::Null), |text| serde_json::from_str(&text));
+    json.with_context(|| format!("cannot read '{}'", path.display()))
+}
+
+fn text_of(path: &Path) -> Result<Option<String>> {
+    match regular::read_text(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::MissingFile => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
-use ln_tuning::{LnTuningModel, LoadOptions, Optimizer, SavedAdapter, DEFAULT_ADAPTER};
+use ln_tuning::{regular, LnTuningModel, LoadOptions, Optimizer, SavedAdapter, DEFAULT_ADAPTER};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -100,7 +100,7 @@ pub fn begin(settings: &Settings, all: Value, data: String, batches: usize) -> R
     };
     let path = dir(out, step).join(STATE);
     let place = || format!("the checkpoint '{}' cannot be read", path.display());
-    let text = fs::read_to_string(&path).with_context(place)?;
+    let text = regular::read_text(&path).with_context(place)?;
     let state: State = serde_json::from_str(&text).with_context(place)?;
     let (holds, cure) =
         (format!("'{}' holds", out.display()), "choose another 'out', or undo the change");

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use anyhow::Result;
+use ln_tuning::atomic;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::atomic;
 use super::metrics::Metrics;
 
 type Points = Vec<(f64, f64)>;
@@ -37,7 +37,7 @@ pub fn draw(out: &Path, metrics: &Metrics) -> Result<()> {
         panel(&panels[3], "gradient norm", &[("", series("grad_norm"))])?;
         root.present()?;
     }
-    atomic::write(&out.join("curves.svg"), svg.as_bytes())
+    Ok(atomic::write(&[(out.join("curves.svg"), svg.into_bytes())])?)
 }
 
 fn panel(

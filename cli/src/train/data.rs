@@ -1,5 +1,6 @@
 //! The settings of data that all tasks have, and the words about bad data.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
@@ -21,8 +22,49 @@ pub enum BadLines {
     Skip,
 }
 
-/// Bad lines that are shown.
+/// Bad lines, or rows: how many, and what is wrong with the first ones.
+#[derive(Debug, Default)]
+pub struct Bad {
+    pub count: usize,
+    shown: Vec<Fault>,
+}
+
+/// What is wrong with one line, and with others in the same way.
+#[derive(Debug)]
+struct Fault {
+    place: String,
+    error: String,
+    more: usize,
+}
+
+/// Faults that are shown.
 const SHOWN: usize = 5;
+
+impl Bad {
+    pub fn add(&mut self, place: String, error: &anyhow::Error) {
+        self.count += 1;
+        let error = format!("{error:#}");
+        let full = self.shown.len() > SHOWN;
+        match self.shown.iter_mut().find(|fault| fault.error == error) {
+            Some(fault) => fault.more += 1,
+            None if full => {}
+            None => self.shown.push(Fault { place, error, more: 0 }),
+        }
+    }
+}
+
+impl fmt::Display for Bad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, Fault { place, error, more }) in self.shown.iter().take(SHOWN).enumerate() {
+            let begin = if number > 0 { "; " } else { "" };
+            write!(f, "{begin}{place}: {error}")?;
+            if *more > 0 {
+                write!(f, " (and {more} more such)")?;
+            }
+        }
+        f.write_str(if self.shown.len() > SHOWN { "; …" } else { "" })
+    }
+}
 
 impl Data {
     pub fn check(&self) -> Result<()> {
@@ -60,21 +102,19 @@ impl Data {
         Ok((train, Some(eval)))
     }
 
-    /// Stops, or warns, if there are bad lines in `path`; each comes with its place.
-    pub fn refuse(&self, path: &Path, bad: &[String]) -> Result<()> {
-        if bad.is_empty() {
+    /// Stops, or warns, if there are bad lines in `path`.
+    pub fn refuse(&self, path: &Path, bad: &Bad) -> Result<()> {
+        let count = bad.count;
+        if count == 0 {
             return Ok(());
         }
-        let shown = bad.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
-        let more = if bad.len() > SHOWN { "; …" } else { "" };
         if self.bad_lines == BadLines::Stop {
             bail!(
-                "{} bad lines in '{}': {shown}{more}. Mend them, or set 'data.bad_lines' to skip",
-                bad.len(),
+                "{count} bad lines in '{}': {bad}. Mend them, or set 'data.bad_lines' to skip",
                 path.display()
             );
         }
-        eprintln!("warning: {} bad lines were skipped: {shown}{more}", bad.len());
+        eprintln!("warning: {count} bad lines were skipped: {bad}");
         Ok(())
     }
 }

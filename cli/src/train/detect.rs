@@ -1,15 +1,16 @@
 //! The task that a run is for: as it is set, or as the model and the data say.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::{anyhow, bail, Result};
 use ln_tuning::models::{DecoderConfig, Dinov2Config, EncoderConfig, ModelConfig, ViTConfig};
+use ln_tuning::regular;
 use serde_json::Value;
 
 use super::settings::TaskName;
 use super::yaml::Given;
+use crate::records::format::Format;
+use crate::records::{Records, Row};
 
 /// # Errors
 /// If nothing says it, or the model says the one and the data the other.
@@ -37,7 +38,7 @@ pub fn task(given: &Given) -> Result<TaskName> {
 
 /// The task, and why.
 fn of_model(dir: &Path) -> Option<(TaskName, String)> {
-    let text = std::fs::read_to_string(dir.join("config.json")).ok()?;
+    let text = regular::read_text(&dir.join("config.json")).ok()?;
     let config: Value = serde_json::from_str(&text).ok()?;
     let model_type = config["model_type"].as_str().unwrap_or_default();
     let class = config["architectures"][0].as_str().unwrap_or_default();
@@ -59,28 +60,36 @@ fn of_model(dir: &Path) -> Option<(TaskName, String)> {
 
 fn of_data(path: &Path, given: &Given) -> Option<(TaskName, String)> {
     let about = |words: &str| format!("'{}' {words}", path.display());
-    let classes = (TaskName::Classifier, about("is a folder of classes"));
-    let table = (TaskName::Classifier, about("is a table with labels"));
-    let text = (TaskName::Language, about("is a text"));
-    let ends = |end: &str| path.extension().is_some_and(|found| found == end);
-    match given.text("data.format") {
-        Some("images") => return Some(classes),
-        Some("csv") => return Some(table),
-        Some("text") => return Some(text),
-        _ if path.is_dir() => return Some(classes),
-        _ if ends("csv") => return Some(table),
-        _ if ends("txt") => return Some(text),
-        _ => {}
+    let format = given.text("data.format").unwrap_or("auto");
+    let format: Format = serde_json::from_value(format.into()).ok()?;
+    if format == Format::Images || format == Format::Auto && path.is_dir() {
+        return Some((TaskName::Classifier, about("is a folder of classes")));
     }
-    let lines = BufReader::new(File::open(path).ok()?).lines().map_while(Result::ok);
-    let first = lines.into_iter().find(|line| !line.trim().is_empty())?;
-    let row: Value = serde_json::from_str(&first).ok()?;
+    let absent = || {
+        let named = format.of(&path.to_string_lossy(), b"").ok();
+        named.filter(|_| !path.exists()).map(|format| (format, Row::new()))
+    };
+    let (format, row) = Records::first(path, format).or_else(absent)?;
     let label = given.text("data.label").unwrap_or("label");
-    if ["messages", "prompt"].iter().any(|key| row.get(key).is_some()) {
-        Some((TaskName::Language, about("has prompts or messages")))
-    } else if row.get(label).is_some() {
-        Some((TaskName::Classifier, about("has rows with a label")))
-    } else {
-        None
+    let has = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
+    let plural = row.get("labels").is_some_and(|value| !value.is_array());
+    let label =
+        if label == "label" && !row.contains_key(label) && plural { "labels" } else { label };
+    let shape = ["messages", "prompt", "conversations", "instruction", "chosen"];
+    let named = given.has("data.columns");
+    match format {
+        Format::Text => Some((TaskName::Language, about("is a text"))),
+        _ if named || shape.iter().any(|key| has(key)) => {
+            Some((TaskName::Language, about("has prompts or messages")))
+        }
+        Format::Csv | Format::Tsv
+            if row.contains_key(label)
+                || row.is_empty()
+                || given.has("data.format") && !row.contains_key("text") =>
+        {
+            Some((TaskName::Classifier, about("is a table with labels")))
+        }
+        _ if has(label) => Some((TaskName::Classifier, about("has rows with a label"))),
+        _ => None,
     }
 }

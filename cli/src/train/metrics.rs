@@ -5,9 +5,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use ln_tuning::{atomic, regular};
 use serde_json::{json, Value};
 
-use super::atomic;
 use super::tensorboard::TensorBoard;
 
 pub struct Metrics {
@@ -22,12 +22,13 @@ impl Metrics {
     /// Keeps the lines of the file up to `step`; those after it are of a run that was cut off.
     pub fn open(out: &Path, step: u64, tensorboard: bool) -> Result<Self> {
         let path = out.join("metrics.jsonl");
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let text = if path.exists() { regular::read(&path)? } else { Vec::new() };
+        let text = String::from_utf8_lossy(&text);
         let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let kept = |line: &Value| line["step"].as_u64().is_some_and(|s| s <= step);
         let lines: Vec<Value> = lines.filter(kept).collect();
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        atomic::write(&path, text.as_bytes())?;
+        atomic::write(&[(path.clone(), text.into_bytes())])?;
         let file = OpenOptions::new().append(true).open(&path);
         let file = file.with_context(|| format!("cannot write '{}'", path.display()))?;
         let board = tensorboard.then(|| TensorBoard::create(out)).transpose()?;

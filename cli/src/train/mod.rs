@@ -1,12 +1,10 @@
 //! Training: everything but the data and the model of a task.
 
-pub mod atomic;
 pub mod batches;
 mod checkpoint;
 mod curves;
 pub mod data;
 pub mod detect;
-pub mod digest;
 pub mod example;
 pub mod interrupt;
 mod memory;

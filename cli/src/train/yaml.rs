@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{anyhow, bail, Context, Result};
+use ln_tuning::{regular, yaml};
 use serde::de::DeserializeOwned;
 use serde_yaml::{Mapping, Value};
 
@@ -18,10 +19,10 @@ impl Given {
         let mut whole = Value::Mapping(Mapping::new());
         let mut stages = Vec::new();
         if let Some(path) = path {
-            let text = std::fs::read_to_string(path)
+            let text = regular::read_text(path)
                 .with_context(|| format!("cannot read the settings '{}'", path.display()))?;
             let place = format!("in '{}'", path.display());
-            match serde_yaml::from_str(&text).with_context(|| place.clone())? {
+            match yaml::from_str(&text).with_context(|| place.clone())? {
                 Value::Null => {}
                 given => whole = given,
             }
@@ -32,7 +33,7 @@ impl Given {
             let (key, value) = assignment
                 .split_once('=')
                 .with_context(|| format!("--set '{assignment}', expected key=value"))?;
-            let value = serde_yaml::from_str(value).with_context(|| place.clone())?;
+            let value = yaml::from_str(value).with_context(|| place.clone())?;
             set(&mut whole, key.trim(), value).with_context(|| place.clone())?;
             stages.push((place, whole.clone()));
         }
@@ -42,6 +43,11 @@ impl Given {
     /// A single value, as text.
     pub fn text(&self, key: &str) -> Option<&str> {
         key.split('.').try_fold(&self.whole, |value, key| value.get(key))?.as_str()
+    }
+
+    /// A key, with a value or with keys below it.
+    pub fn has(&self, key: &str) -> bool {
+        key.split('.').try_fold(&self.whole, |value, key| value.get(key)).is_some()
     }
 
     /// All settings: those of the sample, of which `model` and `data.train` are left out, with the given ones in

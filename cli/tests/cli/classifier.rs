@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::common::run_python;
-use crate::program::{best_device, Training};
+use crate::program::{best_device, printed, Training};
 use image::{Rgb, RgbImage};
 use ln_tuning::models::{Model, ModelConfig, ViTConfig, ViTForImageClassification};
 use ln_tuning::pretrained;
@@ -114,6 +114,7 @@ fn labels_that_the_model_does_not_know_get_a_new_head_that_peft_loads() {
     let arguments = ["loads-bert", &path(&base), &path(&adapter), &path(&texts)];
     let labels: Vec<String> = serde_json::from_str(&run_python("finetune.py", &arguments)).unwrap();
     assert_eq!(labels, ["10 foxes", "9 pennies", "10 foxes"]);
+    merged_into_its_base("bert", &training, "data.train=train.csv");
 }
 
 #[test]
@@ -174,6 +175,33 @@ fn folders_of_images_train_a_vit_and_a_dinov2() {
         let adapter: Value =
             serde_json::from_str(&training.read("out/adapter/adapter_config.json")).unwrap();
         assert_eq!(adapter["modules_to_save"], json!(["classifier"]));
+        merged_into_its_base(name, &training, "data.train=images");
+    }
+}
+
+/// Merged, the new head and its labels are the model's own, and are right from the first step on.
+fn merged_into_its_base(name: &str, training: &Training, data: &str) {
+    let (base, adapter) = (model(name), training.path("out/adapter"));
+    let merged = training.path("merged");
+    let words = |path: &Path| path.to_str().unwrap().to_owned();
+    let (base, adapter, out) = (words(&base), words(&adapter), words(&merged));
+    printed(&["merge", "--base", &base, "--adapter", &adapter, "--out", &out]);
+    assert!(printed(&["inspect", &adapter, "--base", &base]).contains("classifier"));
+    let config = |dir: &Path| -> Value {
+        serde_json::from_str(&std::fs::read_to_string(dir.join("config.json")).unwrap()).unwrap()
+    };
+    let (own, beside) = (config(&merged), config(&training.path("out/adapter")));
+    for key in ["id2label", "label2id", "architectures"] {
+        assert_eq!(own[key], beside[key], "{name}: {key}");
+    }
+    let settings = ["out=again", "max_steps=1", "optimizer.lr=0", "data.eval_fraction=0.25"];
+    let model = format!("model={out}");
+    let printed = training.run(&[&settings[..], &[&model, data, "eval_interval=1"]].concat());
+    assert!(printed.contains("the model's own head"), "{name}: {printed}");
+    let scores = |out: &str, key: &str| training.series(out, key).last().unwrap().1;
+    for key in ["accuracy", "eval_loss"] {
+        let (before, after) = (scores("out", key), scores("again", key));
+        assert!((before - after).abs() < 1e-5, "{name}: {key} {before}, merged {after}");
     }
 }
 

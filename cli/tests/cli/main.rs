@@ -1,6 +1,7 @@
 //! The program, run as users do.
 
 mod bf16;
+mod chat;
 mod checkpoints;
 mod classifier;
 mod commands;
@@ -10,7 +11,10 @@ mod curves;
 mod data;
 mod device;
 mod dry_run;
+mod formats;
 mod generate;
+mod images;
+mod labels;
 mod loss_scale;
 mod merge;
 mod outputs;
@@ -19,6 +23,9 @@ mod program;
 mod refusals;
 mod resume;
 mod task;
+#[path = "../../src/text/mod.rs"]
+#[allow(dead_code)]
+mod text;
 #[path = "../../../tests/trees/mod.rs"]
 mod trees;
 mod verify;

@@ -1,5 +1,8 @@
 //! Settings and data that cannot be trained with are refused before training starts.
 
+use std::path::Path;
+use std::process::Command;
+
 use crate::program::Training;
 use crate::training;
 
@@ -134,5 +137,36 @@ fn same_keys(sample: &serde_json::Value, all: &serde_json::Value, above: &str) {
     for (key, value) in all {
         let named = sample.get(key).unwrap_or_else(|| panic!("the sample lacks '{above}{key}'"));
         same_keys(named, value, &format!("{above}{key}."));
+    }
+}
+
+#[test]
+fn pipes_and_text_without_bounds_are_refused_and_not_waited_for() {
+    let made = training();
+    let pipe = |path: &Path| {
+        let _ = std::fs::remove_file(path);
+        assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    let model = made.path("model");
+    std::fs::create_dir(&model).unwrap();
+    for entry in std::fs::read_dir(crate::model("llama")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    // The last one that is made a pipe is the first that is read.
+    for (file, setting) in [
+        ("train.jsonl", "data.train=train.jsonl"),
+        ("model/config.json", "model=model"),
+        ("model/tokenizer_config.json", "model=model"),
+        ("model/tokenizer.json", "model=model"),
+        ("settings.yaml", "model=model"),
+    ] {
+        pipe(&made.path(file));
+        refused(&made, &[setting, "task=language"], &[file, "a pipe (FIFO)"]);
+    }
+    std::fs::remove_file(made.path("settings.yaml")).unwrap();
+    for text in ["[".repeat(100_000), format!("a: &a [{}]", "*a, ".repeat(100_000))] {
+        made.write("settings.yaml", &text);
+        refused(&made, &[], &["settings.yaml"]);
     }
 }

@@ -1,15 +1,20 @@
 //! The PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
 
-use std::io::ErrorKind::{NotADirectory, NotFound};
 use std::path::{Path, PathBuf};
 
-use tch::Tensor;
+use serde_json::Value;
+use tch::nn::VarStore;
+use tch::{Device, Tensor};
 
+use super::base::{Base, Facts};
 use super::card::Card;
 use crate::adapter::config::LnTuningConfig;
-use crate::error::{refusal, refuse, Error, Result};
+use crate::error::{refusal, refuse, Result};
+use crate::names::nearest::shortened;
+use crate::pretrained::files::{json, ModelFiles};
+use crate::pretrained::Head;
 use crate::storage::atomic::Contents;
-use crate::storage::safetensors;
+use crate::storage::{regular, safetensors};
 
 const CONFIG: &str = "adapter_config.json";
 const SAFETENSORS: &str = "adapter_model.safetensors";
@@ -24,6 +29,8 @@ pub struct SavedAdapter {
     pub config: LnTuningConfig,
     /// The keys and tensors, on the CPU, sorted by key.
     pub tensors: Vec<(String, Tensor)>,
+    /// The `config.json` beside the adapter, which says the labels of its head.
+    model_config: Option<Value>,
 }
 
 /// The directory of an adapter: PEFT writes `default` to the root and any other to a folder of its name.
@@ -50,15 +57,12 @@ pub(crate) fn adapter_files(
 /// The model card, with the text of an existing one.
 pub(crate) fn card_file(dir: &Path, card: &Card) -> Result<Contents> {
     let path = dir.join(CARD);
-    let before = match std::fs::read(&path) {
-        Ok(bytes) => String::from_utf8(bytes).map_err(|e| {
-            refusal!(CorruptFile, "'{}' is not UTF-8 text: move it away", path.display())
-                .caused_by(e)
-        })?,
-        // The write will report a plain file in place of the directory.
-        Err(e) if matches!(e.kind(), NotFound | NotADirectory) => String::new(),
-        Err(e) => return Err(Error::io("read", &path, e)),
-    };
+    regular::check_replaceable(&path)?;
+    // The write reports a plain file in place of the directory.
+    let before = if path.exists() { regular::read(&path)? } else { Vec::new() };
+    let before = String::from_utf8(before).map_err(|e| {
+        refusal!(CorruptFile, "'{}' is not UTF-8 text: move it away", path.display()).caused_by(e)
+    })?;
     Ok(vec![(path, card.render(&before).into_bytes())])
 }
 
@@ -69,9 +73,67 @@ impl SavedAdapter {
     /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite`, `KindMismatch`; `Unsupported` for a pickle; those of
     /// [`LnTuningConfig::from_file`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let (config, path) = located(dir.as_ref())?;
-        Ok(SavedAdapter { config, tensors: safetensors::read(&path)? })
+        let dir = dir.as_ref();
+        let there = || regular::read(&dir.join(CONFIG)).ok();
+        let mut before = there();
+        loop {
+            let (config, path) = located(dir)?;
+            let tensors = safetensors::read(&path);
+            // A save in between, by another process, would mix its configuration with tensors of before.
+            let after = there();
+            if before == after {
+                let (tensors, model_config) = (tensors?, model_config(dir)?);
+                return Ok(SavedAdapter { config, tensors, model_config });
+            }
+            before = after;
+        }
     }
+
+    /// The variables of the base model that this adapter is for, without model code, mapped from the files. Those that
+    /// only the adapter has are zeros: a new head, where the files are of a model without one.
+    ///
+    /// # Errors
+    /// `MissingKeys` if a part of the head is in neither; those of [`ModelFiles::var_store`].
+    pub fn var_store(&self, files: ModelFiles) -> Result<VarStore> {
+        let base = Base::of(files, &self.facts())?;
+        let vs = base.files.var_store(Device::Cpu, None, |name| !base.is_new(name))?;
+        for (name, shape) in &base.new {
+            let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
+            let segments = module.split('.').filter(|segment| !segment.is_empty());
+            let path = segments.fold(vs.root(), |path, segment| path / segment);
+            let _ = path.add(last, Tensor::f_zeros(shape, (base.kind(), Device::Cpu))?, true);
+        }
+        Ok(vs)
+    }
+
+    /// The head that this adapter has for a model whose files have another, or another number of labels, and the names
+    /// of the labels; `None` if it fits the files as they are.
+    ///
+    /// # Errors
+    /// As [`var_store`](Self::var_store).
+    pub fn new_head(&self, files: ModelFiles) -> Result<Option<(Head, Vec<String>)>> {
+        let base = Base::of(files, &self.facts())?;
+        let Some(config) =
+            base.config.filter(|_| base.files.head().has_labels() && !base.new.is_empty())
+        else {
+            return Ok(None);
+        };
+        let names = config.get("id2label").and_then(Value::as_object);
+        let label = |id: usize| Some(names?.get(&id.to_string())?.as_str()?.to_owned());
+        Ok(Some((base.files.head(), (0..).map_while(label).collect())))
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        let shapes = self.tensors.iter().map(|(key, tensor)| (key.as_str(), tensor.size()));
+        let tensors = shapes.collect();
+        Facts { config: &self.config, model_config: self.model_config.as_ref(), tensors }
+    }
+}
+
+/// The `config.json` beside an adapter, if there is one.
+pub(crate) fn model_config(dir: &Path) -> Result<Option<Value>> {
+    let path = dir.join("config.json");
+    path.exists().then(|| json(&path)).transpose()
 }
 
 /// The configuration in an adapter directory, and the file with the tensors.
@@ -115,6 +177,7 @@ pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
     };
     refuse!(
         InvalidAdapterName,
-        "'{name}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'"
+        "'{}' cannot name an adapter: {why}. Use letters, digits, '-' and '_'",
+        shortened(name)
     )
 }

@@ -4,11 +4,26 @@ use std::collections::HashMap;
 
 use crate::adapter::selection::{Role, SelectedTensor};
 use crate::error::{refuse, Result};
-use crate::names::pattern::Pattern;
+use crate::names::nearest::shortened;
+use crate::names::substitution::Substitution;
 
 const PREFIX: &str = "base_model.model.";
 const MARK: &str = "ln_tuning_layers";
 const SAVED_MARK: &str = "modules_to_save";
+
+/// The name of the variable that a key of PEFT means; `None` for a copy of the base's.
+pub(crate) fn variable_of(key: &str) -> Option<String> {
+    let key = key.strip_prefix(PREFIX).unwrap_or(key);
+    if key.contains(".base_layer.") || key.contains(".original_module.") {
+        return None;
+    }
+    for mark in [MARK, SAVED_MARK] {
+        if let Some((module, rest)) = key.rsplit_once(&format!(".{mark}.")) {
+            return Some(format!("{module}.{}", rest.strip_prefix("default.").unwrap_or(rest)));
+        }
+    }
+    Some(key.to_owned())
+}
 
 /// The assignment of a file's keys to the wanted tensors.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -23,22 +38,22 @@ pub(crate) struct Matched {
     pub(crate) foreign: Vec<String>,
 }
 
-/// Rules that rename keys: a regular expression and its replacement, in Python's syntax. The first match is applied, to
-/// the key without `base_model.model.`.
+/// Rules that rename keys: a regular expression and its replacement, in Python's syntax. The first rule that matches is
+/// applied wherever it does, to the key without `base_model.model.`.
 #[derive(Debug, Default)]
-pub(crate) struct KeyMapping(Vec<(Pattern, String)>);
+pub(crate) struct KeyMapping(Vec<Substitution>);
 
 impl KeyMapping {
     pub(crate) fn new<'a>(rules: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
-        let rules = rules.into_iter().map(|(pattern, replacement)| {
-            Ok((Pattern::search(pattern, "key_mapping")?, replacement.to_owned()))
-        });
+        let rules = rules
+            .into_iter()
+            .map(|(pattern, replacement)| Substitution::new(pattern, replacement, "key_mapping"));
         Ok(KeyMapping(rules.collect::<Result<_>>()?))
     }
 
     pub(crate) fn apply(&self, key: &str) -> Result<String> {
-        for (pattern, replacement) in &self.0 {
-            if let Some(renamed) = pattern.replace(key, replacement)? {
+        for rule in &self.0 {
+            if let Some(renamed) = rule.apply(key)? {
                 return Ok(renamed);
             }
         }
@@ -51,11 +66,16 @@ impl KeyMapping {
 /// For a tensor in a container (`up.weight` in a block) PEFT writes the adapter's name too, and finds it again under
 /// that name only: `default`, unless the user chose another.
 pub(crate) fn file_key(tensor: &SelectedTensor) -> String {
+    format!("{PREFIX}{}", key_of(tensor, "default"))
+}
+
+/// The same without the prefix, for an adapter of this name.
+fn key_of(tensor: &SelectedTensor, adapter: &str) -> String {
     let SelectedTensor { module, name, role } = tensor;
     match role {
-        Role::Whole => format!("{PREFIX}{module}.{name}"),
-        Role::Tuned if name.contains('.') => format!("{PREFIX}{module}.{MARK}.default.{name}"),
-        Role::Tuned => format!("{PREFIX}{module}.{MARK}.{name}"),
+        Role::Whole => format!("{module}.{name}"),
+        Role::Tuned if name.contains('.') => format!("{module}.{MARK}.{adapter}.{name}"),
+        Role::Tuned => format!("{module}.{MARK}.{name}"),
     }
 }
 
@@ -72,20 +92,32 @@ pub(crate) fn match_keys(
     let places = wanted.iter().enumerate();
     let places: HashMap<Reading, usize> =
         places.map(|(index, want)| ((want.variable(), want.role), index)).collect();
+    // A path may look like another one with a mark or an adapter's name in it: what is written today has one meaning.
+    let mut written: HashMap<String, (usize, usize)> = HashMap::new();
+    for (rank, adapter) in ["default", adapter].into_iter().enumerate() {
+        for (place, want) in wanted.iter().enumerate() {
+            written.entry(key_of(want, adapter)).or_insert((rank, place));
+        }
+    }
     let mut matched = Matched { found: vec![None; wanted.len()], ..Matched::default() };
     // The rank of the reading that found a tensor: 0 is what PEFT writes today; the lowest wins.
     let mut ranks = vec![usize::MAX; wanted.len()];
     for (index, key) in keys.iter().enumerate() {
         let renamed = mapping.apply(key.strip_prefix(PREFIX).unwrap_or(key))?;
         let mut readings = readings(&renamed, adapter).into_iter().enumerate();
-        let place = readings.find_map(|(rank, reading)| Some((rank, *places.get(&reading)?)));
+        let place = written.get(&renamed).copied();
+        let place = place.or_else(|| {
+            readings.find_map(|(rank, reading)| Some((2 + rank, *places.get(&reading)?)))
+        });
         match place {
             Some((rank, place)) => match matched.found[place] {
                 Some(first) if rank == ranks[place] => {
                     refuse!(
                         DuplicateKey,
-                        "'{}' and '{key}' are both keys of '{renamed}': remove one of them",
-                        keys[first]
+                        "'{}' and '{}' are both keys of '{}': remove one of them",
+                        shortened(keys[first]),
+                        shortened(key),
+                        shortened(&renamed)
                     );
                 }
                 Some(_) if rank > ranks[place] => matched.foreign.push((*key).to_owned()),
@@ -217,6 +249,45 @@ mod tests {
                 Some("enc.b.norm.ln_tuning_layers.weight")
             );
             assert_eq!(matched.foreign, ["enc.b.norm.ln_tuning_layers.other.weight"]);
+        }
+    }
+
+    /// Every choice of paths that could be taken for another with a mark or a name in it.
+    #[test]
+    fn a_key_that_was_written_is_read_as_what_it_was() {
+        let marks = ["q", "default", "mine", "ln_tuning_layers", "modules_to_save"];
+        let mut paths = marks.map(str::to_owned).to_vec();
+        for above in marks {
+            paths.extend(marks.map(|below| format!("{above}.{below}")));
+            paths.extend(marks.map(|below| format!("{above}.default.{below}")));
+        }
+        for role in [Role::Tuned, Role::Whole] {
+            // Containers, then modules.
+            for in_one in [true, false] {
+                let tensor = |path: &String| match in_one {
+                    true => ("c".to_owned(), format!("{path}.weight")),
+                    false => (format!("c.{path}"), "weight".to_owned()),
+                };
+                let wanted: Vec<SelectedTensor> = paths
+                    .iter()
+                    .map(tensor)
+                    .map(|(module, name)| SelectedTensor { module, name, role })
+                    .collect();
+                for save_as in ["default", "mine"] {
+                    let keys: Vec<String> = wanted.iter().map(|w| key_of(w, save_as)).collect();
+                    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                    let wanted: Vec<&SelectedTensor> = wanted.iter().collect();
+                    for read_as in ["mine", "q", "default"] {
+                        if save_as == "mine" && read_as != "mine" {
+                            continue; // Only this name tells what it is.
+                        }
+                        let matched =
+                            match_keys(&wanted, &keys, read_as, &KeyMapping::default()).unwrap();
+                        let found: Vec<_> = (0..keys.len()).map(Some).collect();
+                        assert_eq!(matched.found, found, "{role:?} {in_one} {save_as} {read_as}");
+                    }
+                }
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! The PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
 
+pub(crate) mod base;
 mod card;
 pub(crate) mod directory;
 pub(crate) mod keys;

@@ -1,5 +1,6 @@
 //! An adapter's tensors under PEFT's keys: reading, loading, and the files of `save_pretrained`.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use tch::Tensor;
@@ -15,7 +16,9 @@ use crate::adapter::selection::{Role, SelectedTensor};
 use crate::adapter::status::TrainableParameters;
 use crate::adapter::weights::{Adapter, Place};
 use crate::error::{refuse, Result};
+use crate::names::nearest::{listed, shortened};
 use crate::storage::atomic::Contents;
+use crate::storage::finite::{check_cast, check_finite};
 use crate::storage::info::is_float;
 
 /// The keys that loading did not use.
@@ -34,8 +37,35 @@ pub struct LoadReport {
 
 /// Copies of all tensors, in the order of the selection.
 pub(crate) fn tensors(adapter: &Adapter) -> Result<Vec<(String, Tensor)>> {
-    let entries = adapter.entries.iter();
-    entries.map(|entry| Ok((file_key(&entry.tensor), copy_of(&adapter.value(entry)?)?))).collect()
+    let keys = keys(adapter, &KeyMapping::default())?;
+    let entries = adapter.entries.iter().zip(keys);
+    entries.map(|(entry, key)| Ok((key, copy_of(&adapter.value(entry)?)?))).collect()
+}
+
+/// The keys of all tensors, which differ.
+fn keys(adapter: &Adapter, mapping: &KeyMapping) -> Result<Vec<String>> {
+    let mut seen: HashMap<String, String> = HashMap::new();
+    let mut key = |tensor: &SelectedTensor| -> Result<String> {
+        let module = mapping.apply(&tensor.module)?;
+        if module.split('.').any(str::is_empty) {
+            refuse!(
+                InvalidArgument,
+                "`SaveOptions::key_mapping` renames '{}' to '{module}', expected a path: names with dots between them",
+                tensor.module
+            );
+        }
+        let key = file_key(&SelectedTensor { module, ..tensor.clone() });
+        if let Some(other) = seen.insert(key.clone(), tensor.variable()) {
+            refuse!(
+                DuplicateKey,
+                "'{other}' and '{}' would both be saved as '{key}': rename them to different paths with \
+                 `SaveOptions::key_mapping`",
+                tensor.variable()
+            );
+        }
+        Ok(key)
+    };
+    adapter.entries.iter().map(|entry| key(&entry.tensor)).collect()
 }
 
 /// Loads tensors into an adapter. All checks come before the first write.
@@ -76,6 +106,7 @@ pub(crate) fn load(
         mismatched_keys: Vec::new(),
     };
     let mut writes: Vec<(Place, &Tensor)> = Vec::new();
+    let mut kinds = Vec::new();
     for (entry, found) in adapter.entries.iter().zip(&matched.found) {
         let Some((key, tensor)) = found.map(|index| &tensors[index]) else { continue };
         let shape = adapter.value(entry)?.size();
@@ -86,8 +117,9 @@ pub(crate) fn load(
             }
             refuse!(
                 ShapeMismatch,
-                "'{key}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
+                "'{}' has shape {:?}, the model's is {shape:?}: was the adapter made for another size? \
                  `LoadOptions::ignore_mismatched_sizes` keeps the base's values for such tensors",
+                shortened(key),
                 tensor.size()
             );
         }
@@ -95,20 +127,23 @@ pub(crate) fn load(
         if is_float(kind) != is_float(expected) {
             refuse!(
                 KindMismatch,
-                "'{key}' has kind {kind:?}, expected {expected:?} as in the model: save it in that kind"
+                "'{}' has kind {kind:?}, expected {expected:?} as in the model: save it in that kind",
+                shortened(key)
             );
         }
         writes.push((entry.place, tensor));
+        kinds.push((key.as_str(), tensor, expected));
     }
+    check_finite(&kinds)?;
     // A tied tensor has several keys, whose values must be equal.
-    for (index, (place, tensor)) in writes.iter().enumerate() {
-        if let Some((_, other)) = writes[..index].iter().find(|(p, _)| p == place) {
-            if !tensor.f_equal(other)? {
-                refuse!(
-                    TiedTensors,
-                    "the adapter holds different values for two names of one tied tensor: untie it in the model"
-                );
-            }
+    let mut first: HashMap<Place, &Tensor> = HashMap::with_capacity(writes.len());
+    for (place, tensor) in &writes {
+        let other = first.insert(*place, tensor);
+        if !other.map_or(Ok(true), |other| tensor.f_equal(other))? {
+            refuse!(
+                TiedTensors,
+                "the adapter holds different values for two names of one tied tensor: untie it in the model"
+            );
         }
     }
     adapter.set_all(&writes)?;
@@ -126,20 +161,23 @@ pub(crate) fn files(
     let names: Vec<String> = options.selected_adapters.clone().unwrap_or_else(all);
     let mut contents = Contents::new();
     for name in &names {
-        let adapter = attachment.adapter(name)?;
+        let adapter = attachment.current(name)?;
         let mapping = options.key_mapping.iter().map(|(p, r)| (p.as_str(), r.as_str()));
         let mapping = KeyMapping::new(mapping)?;
         let mut tensors = Vec::with_capacity(adapter.entries.len());
-        for entry in &adapter.entries {
+        for (entry, key) in adapter.entries.iter().zip(keys(adapter, &mapping)?) {
             let value = adapter.value(entry)?;
             let value = match options.kind {
                 SaveKind::Master => value,
-                SaveKind::Model => value.f_to_kind(adapter.model_kind(entry)?)?,
+                SaveKind::Model => {
+                    let cast = value.f_to_kind(adapter.model_kind(entry)?)?;
+                    check_cast(&format!("'{}'", entry.tensor.variable()), &value, &cast)?;
+                    cast
+                }
             };
-            let module = mapping.apply(&entry.tensor.module)?;
-            tensors.push((file_key(&SelectedTensor { module, ..entry.tensor.clone() }), value));
+            tensors.push((key, value));
         }
-        let config = exported(adapter, &mapping, options)?;
+        let config = exported(attachment, adapter, &mapping, options)?;
         contents.extend(adapter_files(&adapter_dir(dir, name, default), &config, &tensors)?);
     }
     let shown = names.iter().find(|name| *name == default).or(names.first());
@@ -157,11 +195,16 @@ pub(crate) fn files(
 
 /// The configuration in the form that PEFT saves: explicit targets, for inference.
 fn exported(
+    attachment: &Attachment,
     adapter: &Adapter,
     mapping: &KeyMapping,
     options: &SaveOptions,
 ) -> Result<LnTuningConfig> {
     let mut config = adapter.selection.export_config(&adapter.config);
+    if adapter.selected_among != attachment.variables.len() {
+        let infos = attachment.variables.infos()?;
+        config = adapter.selection.among(&infos, &config)?.export_config(&config);
+    }
     config.inference_mode = true;
     if !options.key_mapping.is_empty() {
         let (mut tuned, mut saved) = (Vec::new(), Vec::new());
@@ -177,10 +220,4 @@ fn exported(
         config.modules_to_save = Some(saved).filter(|saved| !saved.is_empty());
     }
     Ok(config)
-}
-
-fn listed(keys: &[String]) -> String {
-    let shown: Vec<String> = keys.iter().take(4).map(|key| format!("'{key}'")).collect();
-    let more = if keys.len() > 4 { ", …" } else { "" };
-    shown.join(", ") + more
 }

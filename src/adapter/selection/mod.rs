@@ -5,19 +5,19 @@ mod rules;
 mod selected;
 mod tree;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 pub use architectures::Norms;
 use architectures::{has_bare_norms, model_types, norm_names};
-use rules::{Rules, Verdict};
+use rules::{head_names, with_head_names, Rules, Verdict};
 pub(crate) use selected::SelectedTensor;
 pub use selected::{Role, SelectedModule};
-use tree::Tree;
+use tree::{around, Tree};
 
 use crate::adapter::config::{LnTuningConfig, Modules};
 use crate::error::{refusal, refuse, Error, Result};
 use crate::names::natural::natural_cmp;
-use crate::names::nearest::{distance, sample};
+use crate::names::nearest::{listed, nearest, sample};
 use crate::names::pattern::matches_suffix;
 use crate::storage::info::{is_float, VariableInfo};
 
@@ -34,22 +34,50 @@ pub struct Selection {
 impl Selection {
     /// Selects by PEFT's rules: first `exclude_modules`, then `modules_to_save`, then `target_modules`.
     ///
+    /// An entry of `modules_to_save` means every module whose path ends in these letters, as in PEFT: `classifier` also
+    /// means DistilBERT's `pre_classifier`. Tasks with a head of their own add its names: `classifier` and `score` for
+    /// `SEQ_CLS` and `TOKEN_CLS`, `qa_outputs` for `QUESTION_ANS`.
+    ///
     /// Without `target_modules`, a known `model_type` takes the modules of the table `norms`. For others, every
     /// LayerNorm and RMSNorm is taken that is recognised by its name and the shape of its tensors (a 1-D `weight` and
-    /// at most a `bias`; a norm with a 2-D weight per attention head must be named). A container (a path with modules
+    /// at most a `bias`, or several of each if several norms were built at one path, so that tch named a second
+    /// `weight__2`; a norm with a 2-D weight per attention head, and a BatchNorm, must be named). A container (a path with modules
     /// below it, such as `mlp`) means the modules in it.
     ///
     /// # Errors
     /// `NoTargetModules` for an empty list or string; `NoMatchingModules` if no module matches; `AllModulesExcluded`
-    /// if all that match are excluded; `InvalidPattern`; `UnsupportedVariable` if a parameter in a selected module is
-    /// not a floating-point tensor.
+    /// if all that match are excluded; `Unsupported` if a module is in both settings; `InvalidPattern`;
+    /// `UnsupportedVariable` if a parameter in a selected module is not a floating-point tensor.
     pub fn new(
         variables: &[VariableInfo],
         config: &LnTuningConfig,
         model_type: Option<&str>,
         norms: Norms,
     ) -> Result<Self> {
+        let selection = Self::of_saved(variables, config, model_type, norms)?;
+        let names = config.modules_to_save.as_ref().filter(|names| !names.is_empty());
+        let is_automatic = |name: &String| head_names(config.task_type).contains(&name.as_str());
+        let idle = selection.modules.iter().all(|module| module.role == Role::Tuned);
+        if let Some(names) = names.filter(|names| idle && !names.iter().all(is_automatic)) {
+            refuse!(
+                NoMatchingModules,
+                "no module matches `modules_to_save` {}. Modules: {}",
+                listed(names),
+                sample(Tree::of(variables).paths())
+            );
+        }
+        Ok(selection)
+    }
+
+    /// [`new`](Self::new) for an adapter that was saved: in `modules_to_save`, PEFT leaves names that match nothing.
+    pub(crate) fn of_saved(
+        variables: &[VariableInfo],
+        config: &LnTuningConfig,
+        model_type: Option<&str>,
+        norms: Norms,
+    ) -> Result<Self> {
         let tree = Tree::of(variables);
+        let config = &with_head_names(config);
         // `named`: by names of the user or a table, not a list of recognised paths.
         let (targets, named) = match &config.target_modules {
             Some(targets) if targets.is_empty() => {
@@ -80,29 +108,32 @@ impl Selection {
             if verdict == Verdict::Targeted {
                 targeted.push(path);
             }
-            if rules.is_saved(path)? {
+            if rules.is_saved(path) {
                 saved.push(path);
             }
             verdicts.insert(path, verdict);
         }
-        if let (true, Some(names)) =
-            (saved.is_empty(), config.modules_to_save.as_ref().filter(|n| !n.is_empty()))
-        {
-            refuse!(
-                NoMatchingModules,
-                "no module matches `modules_to_save` '{}'. Modules: {}",
-                names.join("', '"),
-                sample(tree.paths())
-            );
+        let roots: HashSet<&str> = saved.iter().copied().collect();
+        // The outermost saved module that is this one or around it.
+        let saved_with = |path: &str| around(path).find_map(|outer| roots.get(outer).copied());
+        for path in &targeted {
+            if let Some(root) = saved_with(path) {
+                return Err(in_both(path, root));
+            }
         }
         if targeted.is_empty() {
             return Err(nothing_selected(&tree, &targets, &rules, &verdicts)?);
         }
         let excluded_any = verdicts.values().any(|v| *v == Verdict::Excluded);
-        let kept_out = |path: &str| matches!(verdicts[path], Verdict::Excluded | Verdict::Saved);
-        let mut chosen: HashMap<&str, Role> = HashMap::new();
+        let kept_out = |path: &str| {
+            matches!(verdicts[path], Verdict::Excluded | Verdict::Saved)
+                || saved_with(path).is_some()
+        };
+        let mut chosen: HashMap<&str, (Role, &str)> = HashMap::new();
         for (roots, role) in [(&targeted, Role::Tuned), (&saved, Role::Whole)] {
-            for path in roots.iter().flat_map(|root| tree.units(root)) {
+            let units =
+                roots.iter().flat_map(|root| tree.units(root).into_iter().map(|u| (*root, u)));
+            for (root, path) in units {
                 // A module inside a targeted container can be excluded; PEFT copies it with the container.
                 if role == Role::Tuned {
                     if kept_out(path) {
@@ -112,7 +143,9 @@ impl Selection {
                         return Err(inseparable(path, inner));
                     }
                 }
-                chosen.entry(path).or_insert(role);
+                // Outer modules come first.
+                let wrapped = if role == Role::Whole { root } else { path };
+                chosen.entry(path).or_insert((role, wrapped));
             }
         }
         let inside =
@@ -120,9 +153,10 @@ impl Selection {
         let mut modules: Vec<SelectedModule> = chosen
             .iter()
             .filter(|(path, _)| !inside(path))
-            .map(|(path, role)| SelectedModule {
+            .map(|(path, (role, wrapped))| SelectedModule {
                 path: (*path).to_owned(),
                 role: *role,
+                wrapped: (*wrapped).to_owned(),
                 variables: tree.tensors_below(path).map(|v| v.name.clone()).collect(),
             })
             .collect();
@@ -137,7 +171,7 @@ impl Selection {
         let (targets, excludes) = exportable(&tree, &modules, config, targets, named, excludes)?;
         let idle_excludes =
             !excluded_any && config.exclude_modules.as_ref().is_some_and(|m| !m.is_empty());
-        let saves = config.modules_to_save.clone();
+        let saves = config.modules_to_save.clone().map(|names| separable(&tree, names));
         Ok(Selection { modules, targets, excludes, saves, idle_excludes })
     }
 
@@ -153,6 +187,18 @@ impl Selection {
     /// The full names of all selected variables, in the order of the modules.
     pub fn variables(&self) -> impl Iterator<Item = &str> {
         self.modules.iter().flat_map(|module| module.variables.iter().map(String::as_str))
+    }
+
+    /// The selection of the same modules among more variables, which may match the settings too.
+    pub(crate) fn among(
+        &self,
+        variables: &[VariableInfo],
+        config: &LnTuningConfig,
+    ) -> Result<Self> {
+        let (tree, own) = (Tree::of(variables), self.clone());
+        let (targets, excludes) =
+            exportable(&tree, &self.modules, config, own.targets, true, own.excludes)?;
+        Ok(Selection { targets, excludes, ..self.clone() })
     }
 
     /// True if `exclude_modules` was given but matches no module: most likely a mistake, of which PEFT warns.
@@ -190,6 +236,17 @@ fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Resul
              other modules in `target_modules`"
         );
     }
+    let batch_norms: Vec<&str> = tree.paths().filter(|path| tree.is_batch_norm(path)).collect();
+    if let (true, Some(first)) = (found.is_empty(), batch_norms.first()) {
+        refuse!(
+            NoTargetModules,
+            "the norms of this model are BatchNorms ({} such as '{first}'), which are not tuned by default: their \
+             running statistics are no weights, and change in each pass with `train`. To tune their weights, name them \
+             in `target_modules`, such as '{}': the adapter then has statistics of its own",
+            batch_norms.len(),
+            first.rsplit('.').next().unwrap_or(first)
+        );
+    }
     if found.is_empty() {
         let (sample, known) = (sample(tree.paths()), model_types(norms).join(", "));
         refuse!(
@@ -220,24 +277,17 @@ fn nothing_selected(
             if saved > 0 { " or listed in `modules_to_save`" } else { "" }
         ));
     }
-    let wanted = match targets {
-        Modules::Pattern(pattern) => pattern.clone(),
-        Modules::List(names) => names.join("', '"),
-    };
-    let needles: Vec<&str> = match targets {
+    let wanted: Vec<&str> = match targets {
         Modules::Pattern(pattern) => vec![pattern],
         Modules::List(names) => names.iter().map(String::as_str).collect(),
     };
     let with_tensors = tree.paths().filter(|path| tree.tensors(path).next().is_some());
-    let mut nearest: Vec<(usize, &str)> = with_tensors
-        .map(|path| (needles.iter().map(|n| distance(n, path)).min().unwrap_or(usize::MAX), path))
-        .collect();
-    nearest.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| natural_cmp(a.1, b.1)));
-    let nearest = sample(nearest.iter().map(|(_, path)| *path));
     Ok(refusal!(
         NoMatchingModules,
-        "no module matches `target_modules` '{wanted}'. The nearest are {nearest}. A string is a regular expression \
-         for the whole path, a list entry matches the path or its end"
+        "no module matches `target_modules` {}. The nearest are {}. A string is a regular expression for the whole \
+         path, a list entry matches the path or its end",
+        listed(&wanted),
+        nearest(&wanted, &with_tensors.collect::<Vec<_>>())
     ))
 }
 
@@ -247,6 +297,36 @@ fn inseparable(outer: &str, inner: &str) -> Error {
         "'{inner}' cannot be excluded from '{outer}', which has tensors of its own and is therefore tuned as a whole, \
          as in PEFT: target the modules in it, or exclude all of it"
     )
+}
+
+fn in_both(path: &str, saved: &str) -> Error {
+    refusal!(
+        Unsupported,
+        "'{path}' is matched by `target_modules`, and by `modules_to_save` through '{saved}', whose path ends in one of \
+         its names; PEFT cannot wrap it twice. Write more of the path in `modules_to_save`, or leave the module out of \
+         `target_modules`"
+    )
+}
+
+/// Names for `modules_to_save` that PEFT can load again: it fails where a module and one in it are both named.
+fn separable(tree: &Tree, names: Vec<String>) -> Vec<String> {
+    let ending = |names: &[String]| -> Vec<&str> {
+        tree.paths().filter(|path| names.iter().any(|name| path.ends_with(name.as_str()))).collect()
+    };
+    let saved = ending(&names);
+    let all: HashSet<&str> = saved.iter().copied().collect();
+    let is_inner = |path: &&str| around(path).any(|outer| outer != *path && all.contains(outer));
+    if !saved.iter().any(is_inner) {
+        return names;
+    }
+    let roots: Vec<&str> = saved.iter().copied().filter(|path| !is_inner(path)).collect();
+    let inner_only = |name: &String| {
+        let mut found = saved.iter().filter(|path| path.ends_with(name.as_str())).peekable();
+        found.peek().is_some() && found.all(is_inner)
+    };
+    let fewer: Vec<String> = names.iter().filter(|name| !inner_only(name)).cloned().collect();
+    let paths: Vec<String> = roots.iter().map(|root| (*root).to_owned()).collect();
+    [fewer, paths].into_iter().find(|names| ending(names) == roots).unwrap_or(names)
 }
 
 fn check_kind(variable: &VariableInfo) -> Result<()> {

@@ -1,8 +1,31 @@
 //! PEFT's three settings on a module path: excluded, saved, targeted or neither.
 
-use crate::adapter::config::Modules;
-use crate::error::Result;
-use crate::names::pattern::{matches_suffix, Pattern};
+use std::collections::HashSet;
+
+use crate::adapter::config::{LnTuningConfig, Modules, TaskType};
+use crate::error::{refuse, Result};
+use crate::names::pattern::Pattern;
+
+/// The heads that PEFT adds to `modules_to_save` for a task.
+pub(crate) fn head_names(task_type: Option<TaskType>) -> &'static [&'static str] {
+    match task_type {
+        Some(TaskType::SeqCls | TaskType::TokenCls) => &["classifier", "score"],
+        Some(TaskType::QuestionAns) => &["qa_outputs"],
+        _ => &[],
+    }
+}
+
+/// The configuration with the heads of its task in `modules_to_save`.
+pub(crate) fn with_head_names(config: &LnTuningConfig) -> LnTuningConfig {
+    let mut config = config.clone();
+    for name in head_names(config.task_type) {
+        let saved = config.modules_to_save.get_or_insert_default();
+        if !saved.iter().any(|known| known == name) {
+            saved.push((*name).to_owned());
+        }
+    }
+    config
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -15,27 +38,32 @@ pub(crate) enum Verdict {
 /// PEFT's three settings, compiled.
 pub(crate) struct Rules {
     exclude: Option<Matcher>,
-    save: Vec<Pattern>,
+    /// The names in `modules_to_save`.
+    save: HashSet<String>,
+    /// Patterns for the modules that each of them keeps from being targeted.
+    keep: Vec<Pattern>,
     target: Matcher,
 }
 
 enum Matcher {
     Pattern(Pattern),
-    List(Vec<String>),
+    List(HashSet<String>),
 }
 
 impl Matcher {
     fn new(modules: &Modules, key: &str) -> Result<Self> {
         match modules {
             Modules::Pattern(pattern) => Ok(Matcher::Pattern(Pattern::full(pattern, key)?)),
-            Modules::List(names) => Ok(Matcher::List(names.clone())),
+            Modules::List(names) => Ok(Matcher::List(names.iter().cloned().collect())),
         }
     }
 
     fn is_match(&self, path: &str) -> Result<bool> {
         match self {
             Matcher::Pattern(pattern) => pattern.is_match(path),
-            Matcher::List(names) => Ok(names.iter().any(|name| matches_suffix(path, name))),
+            // The path itself, or its end behind a dot.
+            Matcher::List(names) => Ok(names.contains(path)
+                || path.match_indices('.').any(|(dot, _)| names.contains(&path[dot + 1..]))),
         }
     }
 }
@@ -47,20 +75,35 @@ impl Rules {
         save: Option<&[String]>,
     ) -> Result<Self> {
         let exclude = exclude.filter(|modules| !modules.is_empty());
-        let save = save.unwrap_or_default().iter().map(|name| {
-            // PEFT matches the name as a regular expression, on the module itself and all modules below it.
-            Pattern::full(&format!(r"(?:.*\.)?(?:{name})(?:\..*)?"), "modules_to_save")
+        let save = save.unwrap_or_default();
+        let keep = save.iter().map(|name| {
+            if name.is_empty() {
+                refuse!(
+                    InvalidConfig,
+                    "`modules_to_save` holds an empty name, which ends every path: leave it out"
+                );
+            }
+            // PEFT puts the name into `re.match`, which need not reach the end of the path.
+            let kept = format!(r"(?:(?:^|.*\.){name}(?:$|\..*))(?s:.*)");
+            Pattern::full(&kept, "modules_to_save")
         });
         Ok(Rules {
             exclude: exclude.map(|modules| Matcher::new(modules, "exclude_modules")).transpose()?,
-            save: save.collect::<Result<_>>()?,
+            save: save.iter().cloned().collect(),
+            keep: keep.collect::<Result<_>>()?,
             target: Matcher::new(targets, "target_modules")?,
         })
     }
 
-    /// True if `modules_to_save` matches the module, even if it is excluded.
-    pub(crate) fn is_saved(&self, path: &str) -> Result<bool> {
-        for pattern in &self.save {
+    /// True if the module is copied and saved as a whole, even if it is excluded: PEFT compares the letters at the end
+    /// of the path, so that `classifier` means `pre_classifier` too.
+    pub(crate) fn is_saved(&self, path: &str) -> bool {
+        path.char_indices().any(|(at, _)| self.save.contains(&path[at..]))
+    }
+
+    /// True if `modules_to_save` keeps the module from being targeted: it is named, from a dot on, or in one that is.
+    fn is_kept(&self, path: &str) -> Result<bool> {
+        for pattern in &self.keep {
             if pattern.is_match(path)? {
                 return Ok(true);
             }
@@ -79,7 +122,7 @@ impl Rules {
                 return Ok(Verdict::Excluded);
             }
         }
-        if self.is_saved(path)? {
+        if self.is_kept(path)? {
             return Ok(Verdict::Saved);
         }
         Ok(if self.target.is_match(path)? { Verdict::Targeted } else { Verdict::Other })

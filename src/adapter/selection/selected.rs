@@ -18,6 +18,8 @@ pub struct SelectedModule {
     pub role: Role,
     /// The full names of its variables.
     pub variables: Vec<String>,
+    /// The module that PEFT wraps: this one or, with `modules_to_save`, one around it.
+    pub(crate) wrapped: String,
 }
 
 /// One tensor of a selected module.
@@ -44,11 +46,5 @@ impl SelectedTensor {
     /// The full name of the variable.
     pub(crate) fn variable(&self) -> String {
         format!("{}.{}", self.module, self.name)
-    }
-
-    /// True if this is the full name of the variable.
-    pub(crate) fn is_variable(&self, variable: &str) -> bool {
-        let rest = variable.strip_prefix(&self.module).and_then(|rest| rest.strip_prefix('.'));
-        rest == Some(&self.name)
     }
 }

@@ -1,6 +1,6 @@
 //! The tree of modules, from the names of variables.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Bound;
 
 use crate::storage::info::VariableInfo;
@@ -39,35 +39,33 @@ impl<'a> Tree<'a> {
     }
 
     pub(crate) fn is_leaf(&self, path: &str) -> bool {
-        let from = (Bound::Excluded(path), Bound::Unbounded);
-        !self
-            .modules
-            .range::<str, _>(from)
-            .take_while(|(p, _)| p.starts_with(path))
-            .any(|(p, _)| below(p, path))
+        self.below(path).next().is_none()
+    }
+
+    /// The modules below a path, which follow each other in the order of the paths.
+    fn below(&self, path: &str) -> impl Iterator<Item = (&'a str, &Vec<&'a VariableInfo>)> + '_ {
+        let root = path.to_owned();
+        let start = format!("{path}.");
+        let from = (Bound::Included(start.as_str()), Bound::Unbounded);
+        let modules = self.modules.range::<str, _>(from).map(|(path, tensors)| (*path, tensors));
+        modules.take_while(move |(path, _)| below(path, &root))
     }
 
     /// The modules that directly hold tensors, from `root` downwards.
     pub(crate) fn leaves<'s>(&'s self, root: &'s str) -> impl Iterator<Item = &'a str> + 's {
-        self.modules
-            .range::<str, _>((Bound::Included(root), Bound::Unbounded))
-            .take_while(move |(path, _)| path.starts_with(root))
-            .filter(move |(path, tensors)| {
-                !tensors.is_empty() && (**path == root || below(path, root))
-            })
-            .map(|(path, _)| *path)
+        let own = self.modules.get_key_value(root).map(|(path, tensors)| (*path, tensors));
+        let all = own.into_iter().chain(self.below(root));
+        all.filter(|(_, tensors)| !tensors.is_empty()).map(|(path, _)| path)
     }
 
     /// The modules that can be tuned by themselves, from `root` downwards: those that hold tensors, each with
     /// everything below it.
     pub(crate) fn units<'s>(&'s self, root: &'s str) -> Vec<&'a str> {
-        let mut units: Vec<&str> = Vec::new();
-        for path in self.leaves(root) {
-            if !units.iter().any(|unit| below(path, unit)) {
-                units.push(path);
-            }
-        }
-        units
+        let leaves: Vec<&str> = self.leaves(root).collect();
+        let holding: HashSet<&str> = leaves.iter().copied().collect();
+        let inside =
+            |path: &&str| path.match_indices('.').any(|(at, _)| holding.contains(&path[..at]));
+        leaves.into_iter().filter(|path| !inside(path)).collect()
     }
 
     /// The variables in a module and in all modules below it.
@@ -95,9 +93,14 @@ impl<'a> Tree<'a> {
             }
         }
         let mut numbers: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-        let mut gaps = BTreeSet::new();
+        let (mut gaps, mut steps) = (BTreeSet::new(), 0);
         for ((before, after), present) in present {
             let all = numbers.entry(before).or_insert_with(|| self.numbered(before));
+            // Names that hold the number themselves (`blocks.7.norm7`) are no blocks alike, and their gaps are many.
+            steps += all.len();
+            if steps > 16 * self.modules.len() {
+                break;
+            }
             for number in all.difference(&present) {
                 let other = format!("{before}{number}{after}");
                 let parent = other.rsplit_once('.').map_or("", |(parent, _)| parent);
@@ -130,23 +133,42 @@ impl<'a> Tree<'a> {
             || last.split('_').any(|part| {
                 part.strip_prefix("ln").is_some_and(|rest| rest.chars().all(|c| c.is_ascii_digit()))
             });
-        let mut weight = None;
+        let (mut weights, mut biases) = (Vec::new(), Vec::new());
         for tensor in self.tensors(path) {
-            match &tensor.name[path.len() + 1..] {
-                "weight" if tensor.shape.len() == 1 => weight = Some(&tensor.shape),
-                "bias" if tensor.shape.len() == 1 => {}
+            match first_name(&tensor.name[path.len() + 1..]) {
+                "weight" if tensor.shape.len() == 1 => weights.push(&tensor.shape),
+                "bias" if tensor.shape.len() == 1 => biases.push(&tensor.shape),
                 _ => return false,
             }
         }
-        let bias_fits = self.tensors(path).all(|tensor| Some(&tensor.shape) == weight);
-        named && weight.is_some() && bias_fits && self.is_leaf(path)
+        let biases_fit = biases.iter().all(|shape| weights.contains(shape));
+        named && !weights.is_empty() && biases_fit && self.is_leaf(path)
+    }
+
+    /// True for a BatchNorm, judged by its statistics.
+    pub(crate) fn is_batch_norm(&self, path: &str) -> bool {
+        self.tensors(path).any(|tensor| &tensor.name[path.len() + 1..] == "running_mean")
     }
 }
 
-fn is_number(segment: &str) -> bool {
-    !segment.is_empty() && segment.bytes().all(|c| c.is_ascii_digit())
+/// The name that a variable would have if it were the first: tch calls the second `weight` of a module `weight__2`, with
+/// the number of variables so far.
+fn first_name(name: &str) -> &str {
+    match name.rsplit_once("__") {
+        Some((first, number)) if is_number(number) => first,
+        _ => name,
+    }
+}
+
+/// The modules around a path, the outermost first, and the path itself.
+pub(crate) fn around(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('.').map(|(at, _)| &path[..at]).chain([path])
 }
 
 fn below(path: &str, root: &str) -> bool {
     path.strip_prefix(root).is_some_and(|rest| rest.starts_with('.'))
+}
+
+fn is_number(segment: &str) -> bool {
+    !segment.is_empty() && segment.bytes().all(|c| c.is_ascii_digit())
 }

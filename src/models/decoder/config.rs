@@ -1,8 +1,8 @@
 //! The configuration of a decoder, for all families in one form.
 
 use super::form::{Names, Positions, QkvForm};
-use crate::error::{refuse, Result};
-use crate::models::config::{check_divides, check_positive, Declared};
+use crate::error::Result;
+use crate::models::config::{check_divides, check_sizes, Declared};
 use crate::models::generation_config::GenerationConfig;
 use crate::models::nn::{Activation, Flow, NormKind, QkNorm, Rope};
 
@@ -27,7 +27,7 @@ pub struct DecoderConfig {
     pub(super) heads: i64,
     pub(super) kv_heads: i64,
     pub(super) head_dim: i64,
-    /// The number of positions that have an embedding.
+    /// The number of positions that have an embedding, or that the model has learned from.
     pub(super) max_positions: i64,
     pub(super) norm: NormKind,
     pub(super) norm_eps: f64,
@@ -36,8 +36,9 @@ pub struct DecoderConfig {
     pub(super) ropes: Vec<Rope>,
     /// Per layer, the one of `ropes` that turns queries and keys; `None`: they are not turned.
     pub(super) layer_ropes: Vec<Option<usize>>,
-    /// The number of dimensions of a head that are turned.
-    pub(super) rotary_dim: i64,
+    /// Generation reads its places anew when there are more than this: the keys that it has kept are turned in another
+    /// way from there on.
+    pub(super) kept_places: Option<i64>,
     pub(super) flow: Flow,
     pub(super) tied: bool,
     pub(super) qkv_bias: bool,
@@ -88,7 +89,7 @@ impl DecoderConfig {
     }
 
     pub(super) fn check(self) -> Result<Self> {
-        check_positive(&[
+        check_sizes(&[
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
@@ -98,14 +99,6 @@ impl DecoderConfig {
             ("word_embed_proj_dim", self.embed_size),
         ])?;
         check_divides(("num_key_value_heads", self.kv_heads), ("num_attention_heads", self.heads))?;
-        let turned = matches!(self.positions, Positions::Rope { .. });
-        if turned && (self.rotary_dim % 2 != 0 || self.rotary_dim <= 0) {
-            refuse!(
-                InvalidConfig,
-                "{} dimensions of a head are turned, expected an even number above 0",
-                self.rotary_dim
-            );
-        }
         Ok(self)
     }
 }

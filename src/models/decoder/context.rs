@@ -16,10 +16,7 @@ pub(super) fn context(
     train: bool,
 ) -> Result<Context> {
     let side_by_side = config.positions == (Positions::Rope { side_by_side: true });
-    let angles = config
-        .ropes
-        .iter()
-        .map(|rope| rope.tables(config.rotary_dim, positions, side_by_side, kind));
+    let angles = config.ropes.iter().map(|rope| rope.tables(positions, side_by_side, kind));
     let angles = angles.collect::<Result<_>>()?;
     let mut masks: Vec<(Option<i64>, Mask)> = Vec::new();
     for window in &config.windows {

@@ -32,15 +32,17 @@ const LLAMA: Family = Family {
         activation: (&["hidden_act"], "silu"),
         eps: ("rms_norm_eps", 1e-6),
         theta: ("rope_theta", 10_000.),
+        max_positions: 2048,
         embedding_dropout: ("", 0.),
         attention_dropout: ("attention_dropout", 0.),
         residual_dropout: [("", 0.); 2],
-        caps: [""; 2],
+        caps: [("", None); 2],
+        window: None,
         clip_qkv: "",
     },
     norm: NormKind::Rms,
     positions: Positions::Rope { side_by_side: false },
-    rotary: Rotary::Part("partial_rotary_factor", 1.),
+    rotary: Rotary::All,
     ropes: Ropes::One,
     windows: Windows::None,
     flow: Flow::Sequential,
@@ -63,6 +65,7 @@ const GEMMA: Family = Family {
     model_type: "gemma",
     keys: Keys {
         activation: (&["hidden_activation", "hidden_act"], "gelu_pytorch_tanh"),
+        max_positions: 8192,
         ..LLAMA.keys
     },
     norm: NormKind::RmsFromOne,
@@ -83,13 +86,18 @@ const GEMMA2: Family = Family {
         ],
         ..LLAMA.names
     },
-    keys: Keys { caps: ["attn_logit_softcapping", "final_logit_softcapping"], ..GEMMA.keys },
+    keys: Keys {
+        caps: [("attn_logit_softcapping", Some(50.)), ("final_logit_softcapping", Some(30.))],
+        window: Some(4096),
+        ..GEMMA.keys
+    },
     windows: Windows::Alternating,
     attention_scale: Factor::OverRootOf("query_pre_attn_scalar", 256.),
     ..GEMMA
 };
 const QWEN2: Family = Family {
     model_type: "qwen2",
+    keys: Keys { max_positions: 32_768, window: Some(4096), ..LLAMA.keys },
     qkv_bias: YES,
     o_bias: NO,
     mlp_bias: NO,
@@ -199,7 +207,12 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         model_type: "cohere",
         names: Names { norms: ["input_layernorm", "", "", ""], ..LLAMA.names },
-        keys: Keys { eps: ("layer_norm_eps", 1e-5), theta: ("rope_theta", 500_000.), ..LLAMA.keys },
+        keys: Keys {
+            eps: ("layer_norm_eps", 1e-5),
+            theta: ("rope_theta", 500_000.),
+            max_positions: 8192,
+            ..LLAMA.keys
+        },
         norm: NormKind::LayerWithoutBias,
         positions: Positions::Rope { side_by_side: true },
         flow: Flow::Parallel,
@@ -231,6 +244,12 @@ pub(super) const FAMILIES: &[Family] = &[
     GEMMA2,
     Family {
         model_type: "gemma3_text",
+        keys: Keys {
+            theta: ("rope_theta", 1_000_000.),
+            max_positions: 131_072,
+            caps: [("attn_logit_softcapping", None), ("final_logit_softcapping", None)],
+            ..GEMMA2.keys
+        },
         qk_norm: QkNorm::Heads,
         ropes: Ropes::ByWindow,
         windows: Windows::Pattern,
@@ -250,6 +269,7 @@ pub(super) const FAMILIES: &[Family] = &[
             ..GPT2.names
         },
         keys: Keys {
+            theta: ("", 10_000.),
             embedding_dropout: ("embd_pdrop", 0.),
             attention_dropout: ("attn_pdrop", 0.),
             residual_dropout: [("resid_pdrop", 0.); 2],
@@ -278,6 +298,7 @@ pub(super) const FAMILIES: &[Family] = &[
     LLAMA,
     Family {
         model_type: "mistral",
+        keys: Keys { max_positions: 131_072, window: Some(4096), ..LLAMA.keys },
         qkv_bias: NO,
         o_bias: NO,
         mlp_bias: NO,
@@ -297,6 +318,7 @@ pub(super) const FAMILIES: &[Family] = &[
             norms: ["", "post_attention_layernorm", "", "post_feedforward_layernorm"],
             ..LLAMA.names
         },
+        keys: Keys { eps: ("rms_norm_eps", 1e-5), ..LLAMA.keys },
         qk_norm: QkNorm::Whole,
         mlp_bias: NO,
         ..LLAMA
@@ -365,7 +387,14 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         model_type: "phi3",
         names: Names { qkv: &["self_attn.qkv_proj"], inner: &["mlp.gate_up_proj"], ..LLAMA.names },
-        keys: Keys { residual_dropout: [("resid_pdrop", 0.); 2], ..LLAMA.keys },
+        keys: Keys {
+            eps: ("rms_norm_eps", 1e-5),
+            residual_dropout: [("resid_pdrop", 0.); 2],
+            max_positions: 4096,
+            ..LLAMA.keys
+        },
+        rotary: Rotary::Part("partial_rotary_factor", 1.),
+        ropes: Ropes::Long,
         qkv: QkvForm::Parts,
         qkv_bias: NO,
         o_bias: NO,
@@ -383,7 +412,7 @@ pub(super) const FAMILIES: &[Family] = &[
     },
     Family {
         model_type: "smollm3",
-        keys: Keys { theta: ("rope_theta", 2_000_000.), ..LLAMA.keys },
+        keys: Keys { theta: ("rope_theta", 2_000_000.), max_positions: 32_768, ..LLAMA.keys },
         windows: Windows::WithoutRope,
         ropes: Ropes::Some,
         tied: true,
@@ -398,6 +427,7 @@ pub(super) const FAMILIES: &[Family] = &[
         keys: Keys {
             eps: ("layer_norm_eps", 1e-5),
             residual_dropout: [("", 0.), ("hidden_dropout", 0.)],
+            max_positions: 4096,
             ..LLAMA.keys
         },
         norm: NormKind::Layer,
@@ -416,6 +446,7 @@ pub(super) const FAMILIES: &[Family] = &[
             eps: ("norm_epsilon", 1e-5),
             embedding_dropout: ("embedding_dropout", 0.),
             residual_dropout: [("residual_dropout", 0.); 2],
+            max_positions: 4096,
             ..LLAMA.keys
         },
         norm: NormKind::Layer,

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::config::DecoderConfig;
 use super::form::{Names, Positions, QkvForm};
 use crate::error::Result;
-use crate::models::config::{flag, integer, number};
+use crate::models::config::{flag, number};
 use crate::models::nn::{Flow, NormKind, QkNorm};
 
 /// One family. Options that only one family has are read by its `variant`.
@@ -52,18 +52,23 @@ pub(super) struct Keys {
     pub(super) activation: (&'static [&'static str], &'static str),
     pub(super) eps: (&'static str, f64),
     pub(super) theta: (&'static str, f64),
+    /// `max_position_embeddings` where it is not given and a rope needs it.
+    pub(super) max_positions: i64,
     pub(super) embedding_dropout: (&'static str, f64),
     pub(super) attention_dropout: (&'static str, f64),
     /// On what attention and MLP add.
     pub(super) residual_dropout: [(&'static str, f64); 2],
     /// Bounds scores, and logits.
-    pub(super) caps: [&'static str; 2],
+    pub(super) caps: [(&'static str, Option<f64>); 2],
+    /// `sliding_window` where it is not given.
+    pub(super) window: Option<i64>,
     /// Bounds queries, keys and values.
     pub(super) clip_qkv: &'static str,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Rotary {
+    All,
     /// This part of it, by a key with a default.
     Part(&'static str, f64),
     /// A number of dimensions, by a key.
@@ -78,6 +83,8 @@ pub(super) enum Ropes {
     ByWindow,
     /// One rope, and layers without (SmolLM3).
     Some,
+    /// One rope, a plain one or LongRoPE, which makes generation read again what it has kept (Phi 3).
+    Long,
 }
 
 /// The layers that see a window only, where `layer_types` does not say.
@@ -136,20 +143,5 @@ impl Factor {
             Factor::RootOfWidth => (width as f64).sqrt(),
             Factor::OverRootOfHead => (head_dim as f64).powf(-0.5),
         })
-    }
-}
-
-impl Rotary {
-    pub(super) fn read(self, config: &Value, head_dim: i64) -> Result<i64> {
-        let (key, default) = match self {
-            Rotary::Dims(key) => return integer(config, key),
-            Rotary::Part(key, default) => (key, default),
-        };
-        let nested = config.get("rope_parameters").and_then(|r| r.get("partial_rotary_factor"));
-        let part = match nested.and_then(Value::as_f64) {
-            Some(part) => part,
-            None => number(config, key, default)?,
-        };
-        Ok((head_dim as f64 * part) as i64)
     }
 }

@@ -81,11 +81,18 @@ impl Decoder {
             }
             None => None,
         };
-        let mut cache = Cache::new(self.blocks.len(), length + options.max_new);
+        let mut cache = Cache::new(self.blocks.len(), length.saturating_add(options.max_new));
         let prompt = Prompt { ids, config: rules };
+        let mut all = ids.shallow_clone();
         no_grad(|| {
             generated(options, prompt, on_tokens, |last| {
-                let ids = last.unwrap_or(ids);
+                let mut ids = last.unwrap_or(ids);
+                if let (Some(places), Some(last)) = (self.config.kept_places, last) {
+                    all = Tensor::f_cat(&[&all, last], 1)?;
+                    if cache.length <= places && all.size2()?.1 > places {
+                        (cache.length, ids) = (0, &all);
+                    }
+                }
                 let (start, length) = (cache.length, ids.size2()?.1);
                 let seen = tokens.as_ref().map(|tokens| tokens.f_narrow(1, 0, start + length));
                 let seen = seen.transpose()?;

@@ -7,7 +7,7 @@ use super::config::DecoderConfig;
 use crate::error::{refusal, refuse, Error, Result};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
-use crate::models::nn::{capped, Linear, Weights};
+use crate::models::nn::{capped, Linear, Tied, Weights};
 use crate::pretrained;
 
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub(super) enum Head {
     None,
     /// `weight` `[vocabulary, size]`, which may be the embedding, and a bias perhaps.
     LanguageModel {
-        weight: Tensor,
+        weight: Tied,
         bias: Option<Tensor>,
     },
     Sequence(Linear),
@@ -30,7 +30,7 @@ impl Head {
                 weight: if config.tied {
                     weights.tied("lm_head.weight", embed)?
                 } else {
-                    weights.tensor("lm_head.weight", &[vocab, size], init)?
+                    weights.tensor("lm_head.weight", &[vocab, size], init)?.into()
                 },
                 bias: config
                     .head_bias
@@ -53,7 +53,7 @@ impl Head {
     /// The weight and the bias of a language model's head.
     pub(super) fn language_model(&self) -> Result<(&Tensor, Option<&Tensor>)> {
         match self {
-            Head::LanguageModel { weight, bias } => Ok((weight, bias.as_ref())),
+            Head::LanguageModel { weight, bias } => Ok((weight.get(), bias.as_ref())),
             _ => Err(refusal!(
                 InvalidState,
                 "the model has no language model's head: load it with Head::LanguageModel, or ask for hidden_states"

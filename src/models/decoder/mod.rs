@@ -12,6 +12,8 @@ mod loss;
 mod model;
 mod per_layer;
 mod read;
+mod rope_types;
+mod ropes;
 mod variants;
 
 pub use config::DecoderConfig;

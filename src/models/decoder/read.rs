@@ -6,11 +6,12 @@ use super::config::DecoderConfig;
 use super::families::FAMILIES;
 use super::family::Family;
 use super::form::{Positions, QkvForm};
-use super::per_layer::{ropes, windows};
+use super::per_layer::windows;
+use super::ropes::ropes;
 use crate::error::Result;
 use crate::models::config::{
-    flag, integer, integer_or, not_implemented, number, optional_integer, optional_number,
-    Declared, ModelConfig,
+    flag, integer_or, layers, not_implemented, number, optional_integer, optional_number, size,
+    size_or, Declared, ModelConfig,
 };
 use crate::models::generation_config::GenerationConfig;
 use crate::models::nn::Activation;
@@ -38,24 +39,20 @@ impl ModelConfig for DecoderConfig {
         let family = FAMILIES.iter().find(is_read).unwrap_or(&FAMILIES[0]);
         refuse_unknown(config)?;
         let keys = &family.keys;
-        let hidden_size = first(config, &["hidden_size", "n_embd", "n_embed"])?;
-        let heads = first(config, &["num_attention_heads", "n_head"])?;
-        let layers = first(config, &["num_hidden_layers", "n_layer"])?;
+        let hidden_size = size(config, first(config, &["hidden_size", "n_embd", "n_embed"]))?;
+        let heads = size(config, first(config, &["num_attention_heads", "n_head"]))?;
+        let layers = layers(config, first(config, &["num_hidden_layers", "n_layer"]))?;
         let head_dim = match family.qkv {
-            QkvForm::Groups => hidden_size / heads.max(1),
-            _ => integer_or(config, "head_dim", hidden_size / heads.max(1))?,
+            QkvForm::Groups => hidden_size / heads,
+            _ => size_or(config, "head_dim", hidden_size / heads)?,
         };
         let optional = |(key, default): (&str, f64)| number(config, key, default);
         let windows = windows(config, family, layers)?;
-        let (ropes, layer_ropes) = match family.positions {
-            Positions::Rope { .. } => ropes(config, family, &windows)?,
-            _ => (Vec::new(), vec![None; layers.max(0) as usize]),
-        };
         let max_positions = match family.positions {
             Positions::Learned { .. } => {
-                first(config, &["max_position_embeddings", "n_positions"])?
+                size(config, first(config, &["max_position_embeddings", "n_positions"]))?
             }
-            _ => 0,
+            _ => integer_or(config, "max_position_embeddings", keys.max_positions)?,
         };
         let (names, default) = keys.activation;
         let given = |key: &'static str| Some((config.get(key)?.as_str()?, key));
@@ -67,25 +64,25 @@ impl ModelConfig for DecoderConfig {
             qkv: family.qkv,
             gated: family.gated,
             transposed: family.transposed,
-            vocab_size: integer(config, "vocab_size")?,
+            vocab_size: size(config, "vocab_size")?,
             hidden_size,
-            embed_size: integer_or(config, "word_embed_proj_dim", hidden_size)?,
+            embed_size: size_or(config, "word_embed_proj_dim", hidden_size)?,
             intermediate_size: match keys.intermediate {
-                "intermediate_size" => integer(config, "intermediate_size")?,
-                key => integer_or(config, key, 4 * hidden_size)?,
+                "intermediate_size" => size(config, "intermediate_size")?,
+                key => size_or(config, key, 4 * hidden_size)?,
             },
             layers,
             heads,
-            kv_heads: integer_or(config, keys.kv_heads, heads)?,
+            kv_heads: size_or(config, keys.kv_heads, heads)?,
             head_dim,
             max_positions,
             norm: family.norm,
             norm_eps: optional(keys.eps)?,
             activation: Activation::named(activation, key)?,
             positions: family.positions,
-            ropes,
-            layer_ropes,
-            rotary_dim: family.rotary.read(config, head_dim)?,
+            ropes: Vec::new(),
+            layer_ropes: vec![None; layers as usize],
+            kept_places: None,
             flow: family.flow,
             tied: flag(config, "tie_word_embeddings", family.tied)?,
             qkv_bias: family.qkv_bias.read(config)?,
@@ -97,9 +94,9 @@ impl ModelConfig for DecoderConfig {
             embedding_scale: family.embedding_scale.read(config, hidden_size, head_dim)?,
             residual_scale: family.residual_scale.read(config, hidden_size, head_dim)?,
             logit_scale: family.logit_scale.read(config, hidden_size, head_dim)?,
-            attention_scales: vec![attention_scale; layers.max(0) as usize],
-            attention_cap: optional_number(config, keys.caps[0])?,
-            logit_cap: optional_number(config, keys.caps[1])?,
+            attention_scales: vec![attention_scale; layers as usize],
+            attention_cap: cap(config, keys.caps[0])?,
+            logit_cap: cap(config, keys.caps[1])?,
             windows,
             embedding_dropout: optional(keys.embedding_dropout)?,
             attention_dropout: optional(keys.attention_dropout)?,
@@ -113,7 +110,11 @@ impl ModelConfig for DecoderConfig {
             declared,
         };
         (family.variant)(&mut read, config)?;
-        read.check()
+        let mut read = read.check()?;
+        if let Positions::Rope { .. } = read.positions {
+            ropes(&mut read, config, family)?;
+        }
+        Ok(read)
     }
 
     fn declared(&self) -> &Declared {
@@ -144,16 +145,19 @@ fn refuse_unknown(config: &Value) -> Result<()> {
             _ => (),
         }
     }
-    match integer_or(config, "pretraining_tp", 1)? {
-        1 => Ok(()),
-        // Bloom's changes nothing unless its slow path is asked for.
-        _ if !flag(config, "slow_but_exact", true)? => Ok(()),
-        ways => not_implemented(&format!("'pretraining_tp': {ways}")),
+    Ok(())
+}
+
+/// Null stands for none, unlike a key that is not there.
+fn cap(config: &Value, (key, default): (&str, Option<f64>)) -> Result<Option<f64>> {
+    match config.get(key) {
+        None => Ok(default),
+        Some(_) => optional_number(config, key),
     }
 }
 
-/// The first of several keys of the same meaning.
-fn first(config: &Value, keys: &[&str]) -> Result<i64> {
+/// The first of several keys of the same meaning that is there.
+fn first(config: &Value, keys: &[&'static str]) -> &'static str {
     let key = keys.iter().find(|key| config.get(**key).is_some_and(|value| !value.is_null()));
-    integer(config, key.unwrap_or(&keys[0]))
+    key.unwrap_or(&keys[0])
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::config::DecoderConfig;
 use super::form::Positions;
 use crate::error::Result;
-use crate::models::config::{flag, integer, integer_or, not_implemented};
+use crate::models::config::{flag, integer_or, not_implemented, size};
 use crate::models::nn::{Activation, Flow, QkNorm};
 
 /// Nothing special.
@@ -76,6 +76,10 @@ pub(super) fn bloom(config: &mut DecoderConfig, value: &Value) -> Result<()> {
     if flag(value, "apply_residual_connection_post_layernorm", false)? {
         config.flow = Flow::SequentialFromNorm;
     }
+    // Summed in slices, where transformers leaves out the bias.
+    if integer_or(value, "pretraining_tp", 1)? > 1 && flag(value, "slow_but_exact", false)? {
+        return not_implemented("'slow_but_exact' with 'pretraining_tp' above 1");
+    }
     Ok(())
 }
 
@@ -84,7 +88,7 @@ pub(super) fn falcon(config: &mut DecoderConfig, value: &Value) -> Result<()> {
     config.kv_heads = if new {
         let given = ["num_kv_heads", "n_head_kv"];
         let given = given.iter().find(|key| value.get(**key).is_some_and(|v| !v.is_null()));
-        given.map_or(Ok(config.heads), |key| integer(value, key))?
+        given.map_or(Ok(config.heads), |key| size(value, key))?
     } else if flag(value, "multi_query", true)? {
         1
     } else {
@@ -92,8 +96,6 @@ pub(super) fn falcon(config: &mut DecoderConfig, value: &Value) -> Result<()> {
     };
     if flag(value, "alibi", false)? {
         config.positions = Positions::Alibi { falcon: true };
-        config.ropes.clear();
-        config.layer_ropes.fill(None);
     } else {
         // transformers has it with the bias alone.
         config.attention_dropout = 0.;

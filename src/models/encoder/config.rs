@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::families::{Family, FAMILIES, POOLER};
 use crate::error::{refuse, Result};
 use crate::models::config::{
-    check_divides, check_positive, flag, integer, integer_or, number, text, Declared, ModelConfig,
+    check_divides, check_sizes, flag, integer_or, layers, number, size, size_or, text, Declared,
+    ModelConfig,
 };
 use crate::models::nn::Activation;
 use crate::pretrained::Head;
@@ -68,7 +69,7 @@ impl ModelConfig for EncoderConfig {
         let dropout = number(config, keys.dropout, 0.1)?;
         let (sequence, default) = keys.sequence_dropout;
         let token_types = match family.token_types {
-            true => Some(integer_or(config, "type_vocab_size", 2)?),
+            true => Some(size_or(config, "type_vocab_size", 2)?),
             false => None,
         };
         let padding_id = match config.get("pad_token_id") {
@@ -78,12 +79,12 @@ impl ModelConfig for EncoderConfig {
         let parsed = EncoderConfig {
             declared,
             family,
-            vocab_size: integer(config, "vocab_size")?,
-            hidden_size: integer(config, keys.hidden_size)?,
-            intermediate_size: integer(config, keys.intermediate_size)?,
-            layers: integer(config, keys.layers)?,
-            heads: integer(config, keys.heads)?,
-            positions: integer_or(config, "max_position_embeddings", 512)?,
+            vocab_size: size(config, "vocab_size")?,
+            hidden_size: size(config, keys.hidden_size)?,
+            intermediate_size: size(config, keys.intermediate_size)?,
+            layers: layers(config, keys.layers)?,
+            heads: size(config, keys.heads)?,
+            positions: size_or(config, "max_position_embeddings", 512)?,
             token_types,
             padding_id,
             norm_eps: keys.norm_eps.map_or(Ok(1e-12), |key| number(config, key, 1e-12))?,
@@ -144,14 +145,6 @@ impl EncoderConfig {
 
     fn check(self) -> Result<Self> {
         let keys = self.family.keys;
-        check_positive(&[
-            ("vocab_size", self.vocab_size),
-            (keys.hidden_size, self.hidden_size),
-            (keys.intermediate_size, self.intermediate_size),
-            (keys.heads, self.heads),
-            ("max_position_embeddings", self.max_length()),
-            ("type_vocab_size", self.token_types.unwrap_or(1)),
-        ])?;
         check_divides((keys.heads, self.heads), (keys.hidden_size, self.hidden_size))?;
         match self.padding_id {
             Some(id) if !(0..self.vocab_size).contains(&id) => {
@@ -164,8 +157,10 @@ impl EncoderConfig {
             None if self.family.positions_from_padding => {
                 refuse!(InvalidConfig, "'pad_token_id' is null, and positions count from it")
             }
-            _ => Ok(self),
+            _ => {}
         }
+        check_sizes(&[("max_position_embeddings", self.max_length())])?;
+        Ok(self)
     }
 }
 

@@ -5,8 +5,9 @@ use tch::Tensor;
 
 use super::config::EncoderConfig;
 use crate::error::{refusal, Result};
+use crate::kernels::product::linear as product;
 use crate::models::config::ModelConfig;
-use crate::models::nn::{Activation, Linear, Norm, NormKind, Weights};
+use crate::models::nn::{Activation, Linear, Norm, NormKind, Tied, Weights};
 use crate::pretrained;
 
 #[derive(Debug)]
@@ -16,7 +17,7 @@ pub(super) enum Head {
         dense: Linear,
         activation: Activation,
         norm: Norm,
-        decoder: Linear,
+        decoder: [Tied; 2],
     },
     Sequence {
         dense: Linear,
@@ -45,13 +46,15 @@ impl Head {
                 let decoder = if config.tied {
                     let decoder = weights.at(names.decoder);
                     let bias = match names.bias == format!("{}.bias", names.decoder) {
-                        true => bias,
+                        true => Tied::from(bias),
                         false => decoder.tied("bias", &bias)?,
                     };
-                    Linear::of(decoder.tied("weight", words)?, Some(bias))
+                    [decoder.tied("weight", words)?, bias]
                 } else {
                     // transformers keeps the other bias and does not use it.
-                    linear(names.decoder, config.vocab_size)?
+                    let decoder = linear(names.decoder, config.vocab_size)?;
+                    let bias = decoder.bias.unwrap_or(bias);
+                    [decoder.weight, bias].map(Tied::from)
                 };
                 Head::MaskedLm {
                     dense: linear(names.dense, size)?,
@@ -92,7 +95,8 @@ impl Head {
             )),
             Head::MaskedLm { dense, activation, norm, decoder } => {
                 let hidden = activation.apply(&dense.forward(hidden)?)?;
-                decoder.forward(&norm.forward(&hidden)?)
+                let [weight, bias] = decoder;
+                product(&norm.forward(&hidden)?, weight.get(), Some(bias.get()))
             }
             Head::Sequence { dense, activation, output, dropout, dropout_first } => {
                 let first = hidden.f_select(1, 0)?;

@@ -38,11 +38,6 @@ impl Linear {
         Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed: true })
     }
 
-    /// One of tensors that have other names, or another layer's.
-    pub(in crate::models) fn of(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Linear { weight, bias, transposed: false }
-    }
-
     pub(in crate::models) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if self.transposed {
             return linear_transposed(x, &self.weight, self.bias.as_ref());

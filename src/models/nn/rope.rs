@@ -1,78 +1,68 @@
 //! Rotary position embeddings: tables of cosines and sines, and their application.
 
-use serde_json::Value;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use crate::error::{refuse, Error, ErrorKind, Result};
+use crate::error::Result;
 
 /// The growth of the angles with the position.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::models) struct Rope {
-    theta: f64,
-    scaling: Scaling,
+    /// Per pair of dimensions, the angle of the first position behind 0.
+    pub(in crate::models) frequencies: Vec<f32>,
+    /// Cosines and sines are multiplied with it.
+    pub(in crate::models) attention_factor: f64,
+    pub(in crate::models) beyond: Beyond,
 }
 
+/// The frequencies of sequences that are longer than those the model has learned from.
 #[derive(Debug, Clone, PartialEq)]
-enum Scaling {
-    None,
-    Linear { factor: f64 },
-    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
+pub(in crate::models) enum Beyond {
+    Same,
+    /// Others, for sequences longer than this (LongRoPE).
+    Others {
+        length: f64,
+        frequencies: Vec<f32>,
+    },
+    /// Lower, the longer the sequence is (dynamic NTK scaling).
+    Lower {
+        length: f64,
+        theta: f64,
+        factor: f64,
+    },
+}
+
+/// `theta` to the power of 0, 2/dims, 4/dims …: one over a frequency. In f32, as in transformers: a position of 100,000
+/// makes the last bit count.
+pub(in crate::models) fn powers(theta: f64, dims: i64) -> Result<Tensor> {
+    Ok(Tensor::f_pow_scalar(theta, &exponents(dims, Device::Cpu)?)?)
+}
+
+fn exponents(dims: i64, device: Device) -> Result<Tensor> {
+    let even = Tensor::f_arange_start_step(0, dims, 2, (Kind::Float, device))?;
+    Ok(even.f_div_scalar(dims)?)
 }
 
 impl Rope {
-    /// Reads `rope_parameters` of transformers 5, or `rope_theta` (`theta` is its name in the family, and its default)
-    /// and `rope_scaling` of before.
-    pub(in crate::models) fn from_config(config: &Value, theta: (&str, f64)) -> Result<Self> {
-        let parameters = ["rope_parameters", "rope_scaling"];
-        let parameters =
-            parameters.iter().filter_map(|key| config.get(key)).find(|v| v.is_object());
-        let parameters = parameters.cloned().unwrap_or(Value::Null);
-        let number = |key: &str| parameters.get(key).and_then(Value::as_f64);
-        let needed = |key: &str| {
-            number(key).ok_or_else(|| {
-                let message = format!("'{key}' is missing in the rope parameters, or not a number");
-                Error::new(ErrorKind::InvalidConfig, message)
-            })
-        };
-        let top = |key: &str| config.get(key).and_then(Value::as_f64);
-        let base = number("rope_theta").or(top("rope_theta")).or(top(theta.0)).unwrap_or(theta.1);
-        let kind = parameters.get("rope_type").or(parameters.get("type")).and_then(Value::as_str);
-        let scaling = match kind.unwrap_or("default") {
-            "default" => Scaling::None,
-            "linear" => Scaling::Linear { factor: needed("factor")? },
-            "llama3" => Scaling::Llama3 {
-                factor: needed("factor")?,
-                low: needed("low_freq_factor")?,
-                high: needed("high_freq_factor")?,
-                original: needed("original_max_position_embeddings")?,
-            },
-            other => {
-                refuse!(
-                    Unsupported,
-                    "rope_type is '{other}', expected 'default', 'linear' or 'llama3'"
-                );
-            }
-        };
-        Ok(Rope { theta: base, scaling })
+    pub(in crate::models) fn new(frequencies: &Tensor) -> Result<Self> {
+        let frequencies = Vec::try_from(frequencies)?;
+        Ok(Rope { frequencies, attention_factor: 1., beyond: Beyond::Same })
     }
 
     /// Cosines and sines, with their signs, `[length, dims]` of the positions `[length]`, or `[batch, 1, length, dims]` of
     /// `[batch, length]`.
     pub(in crate::models) fn tables(
         &self,
-        dims: i64,
         positions: &Tensor,
         side_by_side: bool,
         kind: Kind,
     ) -> Result<(Tensor, Tensor)> {
-        let half = (0..dims / 2).map(|i| {
-            let frequency = self.theta.powf(-2. * i as f64 / dims as f64);
-            self.scaled(frequency) as f32
-        });
-        let frequencies = Tensor::f_from_slice(&half.collect::<Vec<f32>>())?;
-        let frequencies = frequencies.f_to_device(positions.device())?;
+        let frequencies = self.at(positions)?;
         let angles = positions.f_to_kind(Kind::Float)?.f_unsqueeze(-1)?.f_mul(&frequencies)?;
-        let (cos, sin) = (angles.f_cos()?, angles.f_sin()?);
+        let (mut cos, mut sin) = (angles.f_cos()?, angles.f_sin()?);
+        if self.attention_factor != 1. {
+            cos = cos.f_mul_scalar(self.attention_factor)?;
+            sin = sin.f_mul_scalar(self.attention_factor)?;
+        }
         // Of the two that are turned against each other, the first loses what the second gains.
         let lost = sin.f_neg()?;
         let (cos, sin) = match side_by_side {
@@ -89,23 +79,28 @@ impl Rope {
         Ok((table(cos)?, table(sin)?))
     }
 
-    fn scaled(&self, frequency: f64) -> f64 {
-        match self.scaling {
-            Scaling::None => frequency,
-            Scaling::Linear { factor } => frequency / factor,
-            // Long waves are slowed down, short ones left, those between blended (Llama 3.1).
-            Scaling::Llama3 { factor, low, high, original } => {
-                let wave = 2. * std::f64::consts::PI / frequency;
-                if wave < original / high {
-                    frequency
-                } else if wave > original / low {
-                    frequency / factor
-                } else {
-                    let smooth = (original / wave - low) / (high - low);
-                    (1. - smooth) * frequency / factor + smooth * frequency
-                }
+    /// The frequencies for a sequence with these positions. The longest row decides for all, as in transformers; what has
+    /// run before does not. Chosen on the device: to read a number from there, a training step would have to wait.
+    fn at(&self, positions: &Tensor) -> Result<Tensor> {
+        let device = positions.device();
+        let there = |frequencies: &[f32]| -> Result<Tensor> {
+            Ok(Tensor::f_from_slice(frequencies)?.f_to_device(device)?)
+        };
+        let own = there(&self.frequencies)?;
+        let longest = || positions.f_max()?.f_add_scalar(1);
+        let (length, others) = match &self.beyond {
+            Beyond::Same => return Ok(own),
+            Beyond::Others { length, frequencies } => (*length, there(frequencies)?),
+            Beyond::Lower { length, theta, factor } => {
+                let dims = 2 * self.frequencies.len() as i64;
+                let growth = longest()?.f_to_kind(Kind::Float)?.f_mul_scalar(*factor)?;
+                let growth = growth.f_div_scalar(*length)?.f_sub_scalar(factor - 1.)?;
+                let growth = growth.f_pow_tensor_scalar(dims as f64 / (dims - 2) as f64)?;
+                let powers = growth.f_mul_scalar(*theta)?.f_pow(&exponents(dims, device)?)?;
+                (*length, powers.f_reciprocal()?)
             }
-        }
+        };
+        Ok(others.f_where_self(&longest()?.f_gt(length)?, &own)?)
     }
 }
 

@@ -8,7 +8,9 @@ use std::rc::Rc;
 use tch::nn::{f_init, Init, Path};
 use tch::{Kind, Tensor};
 
+use super::tied::Tied;
 use crate::error::{refuse, Result};
+use crate::pretrained::origin::TiedCopy;
 
 /// The variables below a path, handed out by name: the one that is there, else a new one.
 ///
@@ -25,26 +27,46 @@ pub struct Weights<'a> {
 struct Record {
     /// Of new variables.
     kind: Kind,
-    /// True if the variables were filled from the files of a model.
-    filled: bool,
+    /// The modules that are made anew in a model that was filled from files; `None`: it was not.
+    fresh: Option<Vec<String>>,
+    /// Handles of the tied copies in those files.
+    copies: Vec<TiedCopy>,
     taken: RefCell<HashSet<String>>,
     made: RefCell<Vec<String>>,
 }
 
+/// More than any machine has memory for.
+const MOST_NUMBERS: i64 = 1 << 40;
+
+/// So many missing tensors are listed, no more are looked for.
+const MOST_MISSING: usize = 100;
+
 impl<'a> Weights<'a> {
     /// The variables below `path`; new ones have the kind of the path.
     pub fn new(path: &Path<'a>) -> Self {
-        Self::with(path, path.kind(), false)
+        Self::with(path, path.kind(), Vec::new(), None)
     }
 
-    /// The variables of a `VarStore` that was filled from files; new ones have this kind.
-    pub(in crate::models) fn filled(path: &Path<'a>, kind: Kind) -> Self {
-        Self::with(path, kind, true)
+    /// The variables of a `VarStore` that was filled from files, with its tied copies. Below `fresh` new ones are made,
+    /// in this kind; elsewhere one that is missing is only noted: a configuration can name any number of them.
+    pub(in crate::models) fn filled(
+        path: &Path<'a>,
+        kind: Kind,
+        copies: Vec<TiedCopy>,
+        fresh: Vec<String>,
+    ) -> Self {
+        Self::with(path, kind, copies, Some(fresh))
     }
 
-    fn with(path: &Path<'a>, kind: Kind, filled: bool) -> Self {
+    fn with(
+        path: &Path<'a>,
+        kind: Kind,
+        copies: Vec<TiedCopy>,
+        fresh: Option<Vec<String>>,
+    ) -> Self {
         let (taken, made) = Default::default();
-        Weights { path: path.clone(), record: Rc::new(Record { kind, filled, taken, made }) }
+        let record = Record { kind, copies, fresh, taken, made };
+        Weights { path: path.clone(), record: Rc::new(record) }
     }
 
     /// Those below `name`, whose dots lead further down; an empty name leads nowhere.
@@ -69,14 +91,21 @@ impl<'a> Weights<'a> {
     }
 
     /// The variable of this name if it is there, else `other`, which it is tied to.
-    pub(in crate::models) fn tied(&self, name: &str, other: &Tensor) -> Result<Tensor> {
-        Ok(self.found(name, &other.size())?.unwrap_or_else(|| other.shallow_clone()))
+    pub(in crate::models) fn tied(&self, name: &str, other: &Tensor) -> Result<Tied> {
+        if let Some(tensor) = self.found(name, &other.size())? {
+            return Ok(Tied::from(tensor));
+        }
+        let (path, last) = self.place(name);
+        let full = full_name(&path, last);
+        let copy = self.record.copies.iter().find(|copy| copy.name == full);
+        self.record.taken.borrow_mut().insert(full);
+        Ok(Tied::new(other, copy.map(|copy| copy.tensor.shallow_clone())))
     }
 
     /// True for a part that files may lack if the variable exists, or if the model is not from files.
     pub(in crate::models) fn may_have(&self, name: &str) -> bool {
         let (path, last) = self.place(name);
-        !self.record.filled || path.get(last).is_some()
+        self.record.fresh.is_none() || path.get(last).is_some()
     }
 
     /// The full names of the variables that were handed out, and of those among them that are new.
@@ -96,9 +125,28 @@ impl<'a> Weights<'a> {
         }
         let (path, last) = self.place(name);
         let full = full_name(&path, last);
+        let numbers = shape.iter().try_fold(1_i64, |product, size| product.checked_mul(*size));
+        if numbers.is_none_or(|numbers| numbers > MOST_NUMBERS) {
+            refuse!(InvalidConfig, "'{full}' has shape {shape:?}: no memory can hold that");
+        }
         self.record.taken.borrow_mut().insert(full.clone());
+        let missing = self.record.fresh.as_ref().is_some_and(|fresh| !is_below(&full, fresh));
+        let mut made = self.record.made.borrow_mut();
         if parameter {
-            self.record.made.borrow_mut().push(full);
+            made.push(full);
+        }
+        if parameter && missing {
+            if made.len() > MOST_MISSING {
+                refuse!(
+                    MissingKeys,
+                    "the files lack more than {MOST_MISSING} tensors of the model, from '{}' to '{}': does the \
+                     configuration belong to them?",
+                    made[0],
+                    made[made.len() - 1]
+                );
+            }
+            let none = Tensor::f_zeros([0; 0], (self.record.kind, path.device()))?;
+            return Ok(none.f_expand(shape, false)?);
         }
         Ok(path.add(last, f_init(init, shape, path.device(), self.record.kind)?, parameter))
     }
@@ -123,6 +171,15 @@ impl<'a> Weights<'a> {
         let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
         (self.at(module).path, last)
     }
+}
+
+/// True for the name of a variable in one of these modules.
+pub(in crate::models) fn is_below(name: &str, modules: &[String]) -> bool {
+    let below = |module: &String| {
+        let rest = name.strip_prefix(module.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    modules.iter().any(below)
 }
 
 fn full_name(path: &Path, last: &str) -> String {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::error::{refuse, Result};
 use crate::models::config::{
-    check_positive, flag, integer, integer_or, number, Declared, ModelConfig,
+    flag, layers as read_layers, layers_or, number, size, size_or, Declared, ModelConfig,
 };
 use crate::models::generation_config::{optional, GenerationConfig};
 use crate::models::nn::Activation;
@@ -101,7 +101,7 @@ impl ModelConfig for Seq2SeqConfig {
 impl Seq2SeqConfig {
     fn t5(config: &Value, declared: Declared) -> Result<Self> {
         let multilingual = config["model_type"] == "mt5";
-        let hidden_size = integer(config, "d_model")?;
+        let hidden_size = size(config, "d_model")?;
         let text = |key: &str| config.get(key).and_then(Value::as_str);
         let mlp =
             text("feed_forward_proj").unwrap_or(if multilingual { "gated-gelu" } else { "relu" });
@@ -123,16 +123,16 @@ impl Seq2SeqConfig {
             Some(name) => (name, "dense_act_fn"),
             None => (activation, "feed_forward_proj"),
         };
-        let layers = integer(config, "num_layers")?;
+        let layers = read_layers(config, "num_layers")?;
         let encoder = StackShape {
             layers,
-            heads: integer(config, "num_heads")?,
-            head_dim: integer(config, "d_kv")?,
-            inner: integer(config, "d_ff")?,
+            heads: size(config, "num_heads")?,
+            head_dim: size(config, "d_kv")?,
+            inner: size(config, "d_ff")?,
             layerdrop: 0.,
         };
         let decoder =
-            StackShape { layers: integer_or(config, "num_decoder_layers", layers)?, ..encoder };
+            StackShape { layers: layers_or(config, "num_decoder_layers", layers)?, ..encoder };
         // Not whether the head is tied, which the checkpoint shows: only what version 1.0 did with a tied one.
         let scaled = !multilingual
             && flag(config, "scale_decoder_outputs", flag(config, "tie_word_embeddings", true)?)?;
@@ -140,13 +140,13 @@ impl Seq2SeqConfig {
         Ok(Seq2SeqConfig {
             declared,
             family: Family::T5,
-            vocab_size: integer(config, "vocab_size")?,
+            vocab_size: size(config, "vocab_size")?,
             hidden_size,
             encoder,
             decoder,
             positions: PositionsShape::Relative {
-                buckets: integer_or(config, "relative_attention_num_buckets", 32)?,
-                max_distance: integer_or(config, "relative_attention_max_distance", 128)?,
+                buckets: size_or(config, "relative_attention_num_buckets", 32)?,
+                max_distance: size_or(config, "relative_attention_max_distance", 128)?,
             },
             activation: Activation::named(activation, key)?,
             gated,
@@ -169,21 +169,21 @@ impl Seq2SeqConfig {
     }
 
     fn bart(config: &Value, declared: Declared) -> Result<Self> {
-        let hidden_size = integer(config, "d_model")?;
+        let hidden_size = size(config, "d_model")?;
         let stack = |side: &str| -> Result<StackShape> {
             let key = |what: &str| format!("{side}_{what}");
-            let heads = integer(config, &key("attention_heads"))?;
-            if heads <= 0 || hidden_size % heads != 0 {
+            let heads = size(config, &key("attention_heads"))?;
+            if hidden_size % heads != 0 {
                 refuse!(
                     InvalidConfig,
                     "'{side}_attention_heads' ({heads}) does not divide 'd_model' ({hidden_size})"
                 );
             }
             Ok(StackShape {
-                layers: integer(config, &key("layers"))?,
+                layers: read_layers(config, &key("layers"))?,
                 heads,
                 head_dim: hidden_size / heads,
-                inner: integer(config, &key("ffn_dim"))?,
+                inner: size(config, &key("ffn_dim"))?,
                 layerdrop: number(config, &key("layerdrop"), 0.)?,
             })
         };
@@ -192,15 +192,11 @@ impl Seq2SeqConfig {
         Ok(Seq2SeqConfig {
             declared,
             family: Family::Bart,
-            vocab_size: integer(config, "vocab_size")?,
+            vocab_size: size(config, "vocab_size")?,
             hidden_size,
             encoder: stack("encoder")?,
             decoder: stack("decoder")?,
-            positions: PositionsShape::Learned(integer_or(
-                config,
-                "max_position_embeddings",
-                1024,
-            )?),
+            positions: PositionsShape::Learned(size_or(config, "max_position_embeddings", 1024)?),
             activation: Activation::named(activation.unwrap_or("gelu"), "activation_function")?,
             gated: false,
             norm_eps: 1e-5,
@@ -218,29 +214,12 @@ impl Seq2SeqConfig {
     }
 
     fn check(self) -> Result<Self> {
-        let (encoder, decoder) = (&self.encoder, &self.decoder);
-        check_positive(&[
-            ("vocab_size", self.vocab_size),
-            ("d_model", self.hidden_size),
-            ("the encoder's heads", encoder.heads),
-            ("the encoder's width of a head", encoder.head_dim),
-            ("the encoder's MLP", encoder.inner),
-            ("the decoder's heads", decoder.heads),
-            ("the decoder's width of a head", decoder.head_dim),
-            ("the decoder's MLP", decoder.inner),
-        ])?;
         match self.positions {
             PositionsShape::Relative { buckets, max_distance }
                 if buckets < 4 || max_distance <= buckets / 2 =>
             {
                 refuse!(InvalidConfig, "'relative_attention_num_buckets' is {buckets} and 'relative_attention_max_distance' \
                      {max_distance}, expected at least 4, and more than half of the former")
-            }
-            PositionsShape::Learned(count) if count <= 0 => {
-                refuse!(
-                    InvalidConfig,
-                    "'max_position_embeddings' is {count}, expected a positive number"
-                )
             }
             _ => Ok(self),
         }

@@ -10,7 +10,7 @@ use crate::error::{refusal, refuse, Error, Result};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{Through, Weights};
+use crate::models::nn::{Through, Tied, Weights};
 use crate::pretrained::ModelFiles;
 
 /// An encoder-decoder language model.
@@ -38,7 +38,7 @@ pub struct Seq2Seq {
     pub(super) config: Seq2SeqConfig,
     encoder: Stack,
     pub(super) decoder: Stack,
-    head: Tensor,
+    head: Tied,
     logits_bias: Option<Tensor>,
 }
 
@@ -58,7 +58,7 @@ impl Model for Seq2Seq {
             if config.tied {
                 return weights.tied(name, &shared);
             }
-            weights.tensor(name, &shape, init)
+            Ok(Tied::from(weights.tensor(name, &shape, init)?))
         };
         Ok(Seq2Seq {
             encoder: Stack::build(weights, config, false, embedding(encoder)?)?,
@@ -150,7 +150,7 @@ impl Seq2Seq {
             1. => hidden.shallow_clone(),
             scale => hidden.f_mul_scalar(scale)?,
         };
-        let logits = hidden.f_linear(&self.head, None::<&Tensor>)?;
+        let logits = hidden.f_linear(self.head.get(), None::<&Tensor>)?;
         match &self.logits_bias {
             Some(bias) => Ok(logits.f_add(&bias.f_to_kind(logits.f_kind()?)?)?),
             None => Ok(logits),

@@ -9,14 +9,14 @@ use super::config::{Family, PositionsShape, Seq2SeqConfig};
 use super::distance::distance_bias;
 use super::layer::Builder;
 use crate::error::{refuse, Result};
-use crate::models::nn::{dropped, run, Block, Context, Mask, Norm, Places, Through, Weights};
+use crate::models::nn::{dropped, run, Block, Context, Mask, Norm, Places, Through, Tied, Weights};
 
 /// BART's table of positions starts here.
 const OFFSET: i64 = 2;
 
 #[derive(Debug)]
 pub(super) struct Stack {
-    embed: Tensor,
+    embed: Tied,
     /// This row of the embeddings gets no gradient from them.
     padding: i64,
     embedding_scale: f64,
@@ -47,7 +47,7 @@ impl Stack {
         weights: &Weights,
         config: &Seq2SeqConfig,
         decoder: bool,
-        embed: Tensor,
+        embed: Tied,
     ) -> Result<Self> {
         let bart = config.family == Family::Bart;
         let base = if bart { weights.at("model") } else { weights.clone() };
@@ -73,7 +73,7 @@ impl Stack {
     }
 
     pub(super) fn kind(&self) -> Kind {
-        self.embed.kind()
+        self.embed.get().kind()
     }
 
     /// The number of blocks.
@@ -104,7 +104,7 @@ impl Stack {
         };
         let (length, device) = (ids.size2()?.1, ids.device());
         let places = Places { start, length, device, tokens, documents: None };
-        let mut hidden = Tensor::f_embedding(&self.embed, ids, self.padding, false, false)?;
+        let mut hidden = Tensor::f_embedding(self.embed.get(), ids, self.padding, false, false)?;
         if self.embedding_scale != 1. {
             hidden = hidden.f_mul_scalar(self.embedding_scale)?;
         }

@@ -3,7 +3,7 @@
 use tch::nn::Init;
 
 use crate::error::Result;
-use crate::models::config::{check_divides, check_positive};
+use crate::models::config::{check_divides, check_sizes};
 use crate::models::nn::{
     Activation, Attention, Block, Branch, Flow, Guard, Inner, Linear, Mlp, Norm, NormKind, Weights,
 };
@@ -39,7 +39,7 @@ pub(super) struct BlockShape {
 
 impl BlockShape {
     pub(super) fn check(&self) -> Result<()> {
-        check_positive(&[("hidden_size", self.size), ("intermediate_size", self.inner)])?;
+        check_sizes(&[("hidden_size", self.size), ("intermediate_size", self.inner)])?;
         check_divides(("num_attention_heads", self.heads), ("hidden_size", self.size))
     }
 

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::block::BlockShape;
 use super::patches::Grid;
 use crate::error::{refuse, Result};
-use crate::models::config::{check_positive, integer_or, number, text, Declared, ModelConfig};
+use crate::models::config::{integer_or, layers_or, number, size_or, text, Declared, ModelConfig};
 use crate::models::nn::Activation;
 use crate::pretrained::Head;
 
@@ -61,7 +61,7 @@ impl ModelConfig for ClipConfig {
             declared: Declared::read(config, &Self::model_types(), &[Head::None], Head::None)?,
             text: ClipTextConfig::from_value(&tower(config, "text_config")?)?,
             vision: ClipVisionConfig::from_value(&tower(config, "vision_config")?)?,
-            projection: integer_or(config, "projection_dim", 512)?,
+            projection: size_or(config, "projection_dim", 512)?,
             logit_scale: number(config, "logit_scale_init_value", 2.6592)?,
         })
     }
@@ -83,16 +83,12 @@ impl ModelConfig for ClipTextConfig {
     fn from_value(config: &Value) -> Result<Self> {
         let read = ClipTextConfig {
             block: block(config, (512, 2048, 8))?,
-            layers: integer_or(config, "num_hidden_layers", 12)?,
-            vocab_size: integer_or(config, "vocab_size", 49_408)?,
-            max_positions: integer_or(config, "max_position_embeddings", 77)?,
+            layers: layers_or(config, "num_hidden_layers", 12)?,
+            vocab_size: size_or(config, "vocab_size", 49_408)?,
+            max_positions: size_or(config, "max_position_embeddings", 77)?,
             eos: integer_or(config, "eos_token_id", 49_407)?,
             declared: Declared::read(config, &Self::model_types(), &[Head::None], Head::None)?,
         };
-        check_positive(&[
-            ("vocab_size", read.vocab_size),
-            ("max_position_embeddings", read.max_positions),
-        ])?;
         Ok(read)
     }
 
@@ -113,7 +109,7 @@ impl ModelConfig for ClipVisionConfig {
     fn from_value(config: &Value) -> Result<Self> {
         let read = ClipVisionConfig {
             block: block(config, (768, 3072, 12))?,
-            layers: integer_or(config, "num_hidden_layers", 12)?,
+            layers: layers_or(config, "num_hidden_layers", 12)?,
             grid: Grid::read(config, 32)?,
             declared: Declared::read(config, &Self::model_types(), &[Head::None], Head::None)?,
         };
@@ -148,9 +144,9 @@ fn tower(config: &Value, key: &str) -> Result<Value> {
 fn block(config: &Value, (size, inner, heads): (i64, i64, i64)) -> Result<BlockShape> {
     let act = text(config, "hidden_act", "quick_gelu")?;
     let shape = BlockShape {
-        size: integer_or(config, "hidden_size", size)?,
-        inner: integer_or(config, "intermediate_size", inner)?,
-        heads: integer_or(config, "num_attention_heads", heads)?,
+        size: size_or(config, "hidden_size", size)?,
+        inner: size_or(config, "intermediate_size", inner)?,
+        heads: size_or(config, "num_attention_heads", heads)?,
         qkv_bias: true,
         norm_eps: number(config, "layer_norm_eps", 1e-5)?,
         activation: Activation::named(act, "hidden_act")?,

@@ -9,7 +9,7 @@ use super::patches::{Grid, Patches};
 use crate::autograd::recompute::Tape;
 use crate::error::{refuse, Result};
 use crate::models::config::{
-    flag, integer_or, not_implemented, number, text, Declared, ModelConfig,
+    flag, layers_or, not_implemented, number, size_or, text, Declared, ModelConfig,
 };
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
@@ -42,7 +42,7 @@ impl ModelConfig for Dinov2Config {
         if number(config, "drop_path_rate", 0.)? != 0. {
             return not_implemented("'drop_path_rate' other than 0");
         }
-        let size = integer_or(config, "hidden_size", 768)?;
+        let size = size_or(config, "hidden_size", 768)?;
         let gated = flag(config, "use_swiglu_ffn", false)?;
         let inner = (size as f64 * number(config, "mlp_ratio", 4.)?) as i64;
         let activation = Activation::named(text(config, "hidden_act", "gelu")?, "hidden_act")?;
@@ -52,7 +52,7 @@ impl ModelConfig for Dinov2Config {
                 size,
                 // Two thirds, rounded up to a multiple of 8.
                 inner: if gated { ((inner as f64 * 2. / 3.) as i64 + 7) / 8 * 8 } else { inner },
-                heads: integer_or(config, "num_attention_heads", 12)?,
+                heads: size_or(config, "num_attention_heads", 12)?,
                 qkv_bias: flag(config, "qkv_bias", true)?,
                 norm_eps: number(config, "layer_norm_eps", 1e-6)?,
                 activation: if gated { Activation::Silu } else { activation },
@@ -61,7 +61,7 @@ impl ModelConfig for Dinov2Config {
                 scale: number(config, "layerscale_value", 1.)?,
                 initializer_range: number(config, "initializer_range", 0.02)?,
             },
-            layers: integer_or(config, "num_hidden_layers", 12)?,
+            layers: layers_or(config, "num_hidden_layers", 12)?,
             grid: Grid::read(config, 14)?,
             gated,
             mask_token: flag(config, "use_mask_token", true)?,

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::block::BlockShape;
 use crate::error::{refuse, Result};
-use crate::models::config::integer_or;
+use crate::models::config::size_or;
 use crate::models::nn::Weights;
 
 /// The sizes of images and patches.
@@ -32,10 +32,10 @@ pub(super) struct Patches {
 impl Grid {
     /// Reads the sizes; `patch_size` is the default of that key.
     pub(super) fn read(config: &Value, patch_size: i64) -> Result<Self> {
-        let image_size = integer_or(config, "image_size", 224)?;
-        let patch_size = integer_or(config, "patch_size", patch_size)?;
-        let channels = integer_or(config, "num_channels", 3)?;
-        if patch_size <= 0 || image_size < patch_size || channels <= 0 {
+        let image_size = size_or(config, "image_size", 224)?;
+        let patch_size = size_or(config, "patch_size", patch_size)?;
+        let channels = size_or(config, "num_channels", 3)?;
+        if image_size < patch_size {
             refuse!(
                 InvalidConfig,
                 "patches of {patch_size} in images of {image_size} with {channels} channels"

@@ -8,7 +8,9 @@ use super::block::{BlockNames, BlockShape};
 use super::patches::{Grid, Patches};
 use crate::autograd::recompute::Tape;
 use crate::error::Result;
-use crate::models::config::{check_divides, flag, integer_or, number, text, Declared, ModelConfig};
+use crate::models::config::{
+    check_divides, flag, layers_or, number, size_or, text, Declared, ModelConfig,
+};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{dropped, run_all, Activation, Block, Linear, Mask, Norm, Weights};
@@ -36,9 +38,9 @@ impl ModelConfig for ViTConfig {
         let read = ViTConfig {
             declared: Declared::read(config, &Self::model_types(), heads, head)?,
             block: BlockShape {
-                size: integer_or(config, "hidden_size", 768)?,
-                inner: integer_or(config, "intermediate_size", 3072)?,
-                heads: integer_or(config, "num_attention_heads", 12)?,
+                size: size_or(config, "hidden_size", 768)?,
+                inner: size_or(config, "intermediate_size", 3072)?,
+                heads: size_or(config, "num_attention_heads", 12)?,
                 qkv_bias: flag(config, "qkv_bias", true)?,
                 norm_eps: number(config, "layer_norm_eps", 1e-12)?,
                 activation,
@@ -47,7 +49,7 @@ impl ModelConfig for ViTConfig {
                 scale: 1.,
                 initializer_range: number(config, "initializer_range", 0.02)?,
             },
-            layers: integer_or(config, "num_hidden_layers", 12)?,
+            layers: layers_or(config, "num_hidden_layers", 12)?,
             grid: Grid::read(config, 16)?,
         };
         read.block.check()?;

@@ -2,7 +2,7 @@
 //! former names.
 
 use crate::error::Result;
-use crate::names::pattern::Pattern;
+use crate::names::substitution::Substitution;
 
 /// Model types, and the renamings that transformers 5 applies in turn.
 const RENAMINGS: &[(&str, &[(&str, &str)])] = &[
@@ -65,7 +65,7 @@ const LEGACY: &[(&str, &str)] =
 
 /// The renamings of one model.
 #[derive(Debug)]
-pub(in crate::pretrained) struct Renaming(Vec<(Pattern, &'static str)>);
+pub(in crate::pretrained) struct Renaming(Vec<Substitution>);
 
 impl Renaming {
     pub(in crate::pretrained) fn of(model_type: Option<&str>) -> Result<Self> {
@@ -74,7 +74,7 @@ impl Renaming {
         let rules = LEGACY
             .iter()
             .chain(own)
-            .map(|(from, to)| Ok((Pattern::search(from, "the table of renamings")?, *to)));
+            .map(|(from, to)| Substitution::new(from, to, "the table of renamings"));
         Ok(Renaming(rules.collect::<Result<_>>()?))
     }
 
@@ -91,8 +91,8 @@ impl Renaming {
     /// The name after all renamings. A name in memory does not change.
     fn renamed(&self, name: &str) -> Result<String> {
         let mut name = name.to_owned();
-        for (pattern, replacement) in &self.0 {
-            if let Some(renamed) = pattern.replace(&name, replacement)? {
+        for rule in &self.0 {
+            if let Some(renamed) = rule.apply(&name)? {
                 name = renamed;
             }
         }

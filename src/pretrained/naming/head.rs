@@ -1,5 +1,7 @@
 //! The head of a model, by the class in `architectures`.
 
+use serde_json::{json, Value};
+
 /// The layers on top of a base model.
 ///
 /// ```no_run
@@ -61,7 +63,6 @@ impl Head {
     }
 
     /// The usual ending of the classes with this head.
-    #[cfg(feature = "models")]
     pub(crate) fn ending(self) -> &'static str {
         let found = ENDINGS.iter().find(|(_, head)| *head == self);
         found.map_or("", |(ending, _)| *ending)
@@ -72,6 +73,26 @@ impl Head {
         use Head::{ImageClassification, SequenceClassification, TokenClassification};
         matches!(self, SequenceClassification | TokenClassification | ImageClassification)
     }
+}
+
+/// A `config.json` whose class has this head.
+pub(crate) fn with_class_of(config: &Value, head: Head) -> Value {
+    let mut config = config.clone();
+    let class = config.get("architectures").and_then(|classes| classes.get(0)?.as_str());
+    if class.is_some_and(|class| Head::of_class(class) == head) {
+        return config;
+    }
+    let stem = class.map_or("", |class| match class.find("For").or(class.find("LMHead")) {
+        Some(end) => &class[..end],
+        None => class.strip_suffix("Model").unwrap_or(class),
+    });
+    let seq2seq = config.get("is_encoder_decoder").and_then(Value::as_bool) == Some(true);
+    let ending = match head {
+        Head::LanguageModel if seq2seq => "ForConditionalGeneration",
+        head => head.ending(),
+    };
+    config["architectures"] = json!([format!("{stem}{ending}")]);
+    config
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::table::{below, is_part_of, Row, Tied};
 
 /// A model type and a head, for the names of one checkpoint.
 #[derive(Debug, Clone)]
-pub(in crate::pretrained) struct Layout {
+pub(crate) struct Layout {
     /// `None` for a model type that the table lacks: names do not change.
     row: Option<&'static Row>,
     head: Head,
@@ -97,8 +97,7 @@ impl Layout {
     }
 
     /// True if this tensor belongs to a head, and not to the base model.
-    #[cfg(feature = "models")]
-    pub(in crate::pretrained) fn is_of_a_head(&self, name: &str) -> bool {
+    pub(crate) fn is_of_a_head(&self, name: &str) -> bool {
         self.row.is_some_and(|row| row.is_of_a_head(name))
     }
 
@@ -108,6 +107,66 @@ impl Layout {
         } else {
             format!("{}.{name}", self.base)
         }
+    }
+
+    /// The head whose tensors are all among these names.
+    pub(crate) fn head_of(&self, names: &[&str]) -> Option<Head> {
+        let has = |module: &&str| names.iter().any(|name| is_part_of(name, module));
+        let found = self.row?.heads.iter().find(|top| top.modules.iter().all(has));
+        found.map(|top| top.head)
+    }
+
+    /// True if this model type is known to have the head.
+    pub(crate) fn has_head(&self, head: Head) -> bool {
+        self.row.is_some_and(|row| row.top(head).is_some())
+    }
+
+    /// The number of outputs of this head, from the shapes of its tensors.
+    pub(crate) fn rows_of_output(&self, shapes: &[(String, &[i64])]) -> Option<i64> {
+        let last = self.row?.top(self.head)?.modules.last()?;
+        let module = last.trim_end_matches(".bias").trim_end_matches(".weight");
+        let own = |ending: &str| {
+            let name = format!("{module}{ending}.weight");
+            shapes.iter().find(|(tensor, _)| *tensor == name)?.1.first().copied()
+        };
+        own("").or_else(|| own(".out_proj"))
+    }
+
+    /// The modules without which there is no model with this head: those of the head, and of the base model those that
+    /// only some heads have.
+    pub(crate) fn needed(&self) -> Vec<String> {
+        let Some(row) = self.row else { return Vec::new() };
+        let own = row.top(self.head).map_or(&[][..], |top| top.modules);
+        let kept = row.kept_by.iter().filter(|(_, heads)| heads.contains(&self.head));
+        let kept = kept.map(|(module, _)| self.in_base(module));
+        own.iter().map(|module| (*module).to_owned()).chain(kept).collect()
+    }
+
+    /// The key of a tensor of these files in the files of a model with this head.
+    pub(crate) fn key_with_base(&self, key: &str) -> String {
+        let Some(row) = self.row.filter(|row| !row.is_of_a_head(key)) else {
+            return key.to_owned();
+        };
+        self.in_base(row.heads.iter().find_map(|top| below(key, top.base)).unwrap_or(key))
+    }
+
+    /// True if this is a matrix or a bias with a row for each token of the vocabulary, at least where such are tied.
+    pub(crate) fn is_of_vocabulary(&self, name: &str) -> bool {
+        let own = |tied: &str| name == tied || name == self.in_base(tied);
+        let ties = self.row.map_or(&[][..], |row| row.ties);
+        ties.iter().any(|(copy, original)| own(copy) || own(original))
+    }
+
+    /// The key in these files of a tensor with this name in memory.
+    pub(crate) fn key(&self, name: &str) -> String {
+        let of_a_head = self.row.is_none_or(|row| row.is_of_a_head(name));
+        let inside = below(name, self.base).filter(|_| self.bare && !of_a_head);
+        inside.unwrap_or(name).to_owned()
+    }
+
+    /// True if `tie_word_embeddings` decides whether copies are tied.
+    pub(crate) fn is_tied_by_config(&self) -> bool {
+        self.row.is_some_and(|row| row.tied != Tied::Always)
     }
 
     /// The tied pairs of this model, copy and original, by their names in memory.

@@ -1,0 +1,465 @@
+//! The document that a row stands for: a text, a prompt with its completion, or a conversation.
+
+use std::collections::BTreeMap;
+
+use anyhow::{anyhow, bail, ensure, Result};
+use serde_json::{Map, Value};
+
+use super::alpaca;
+use super::columns::Columns;
+use super::turns::{self, Turns};
+use crate::records::keys::{is_empty, left, near, nearest};
+use crate::records::{shown, Row};
+use crate::text::chat::Conversation;
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Document {
+    Text(String),
+    Completion {
+        prompt: String,
+        completion: String,
+    },
+    /// With `replies`, the loss is on nothing else, whatever the settings say.
+    Chat {
+        conversation: Box<Conversation>,
+        replies: bool,
+    },
+}
+
+/// A row that was read.
+#[derive(Debug)]
+pub struct Read {
+    pub document: Document,
+    /// Keys that nobody reads, and that change nothing.
+    pub unread: Vec<String>,
+}
+
+type Fields<'c> = BTreeMap<&'c str, Value>;
+
+/// The shapes of rows, by the keys that each must have.
+const SHAPES: [&[&str]; 5] = [
+    &["text"],
+    &["prompt", "completion"],
+    &["messages"],
+    &["conversations"],
+    &["instruction", "output"],
+];
+
+/// Keys that count in conversations, and cannot be left out elsewhere.
+const OF_CHATS: [&str; 3] = ["tools", "documents", "chat_template_kwargs"];
+
+/// Keys that would change what a language model learns.
+const REFUSED: &[(&[&str], &str)] = &[
+    (
+        &["chosen", "rejected"],
+        "these are preferences (DPO), which are not trained on. To learn the better answers alone, set \
+         data.columns.completion (or data.columns.messages) to chosen",
+    ),
+    (&["labels"], "tokens with labels are not read. Give the text, or a prompt with its completion"),
+    (&["suffix"], "a text is not filled in between a prompt and a suffix. Write it as 'text'"),
+    (&["history"], "earlier turns are not read beside an instruction. Write them as 'messages'"),
+    (&["functions"], "this is the former name of 'tools': set data.columns.tools, or rename it"),
+    (
+        &["system_prompt", "system_message"],
+        "a system message has the key 'system': set data.columns.system, or rename it",
+    ),
+    (
+        &["enable_thinking", "add_generation_prompt", "chat_template"],
+        "variables of the chat template stand in 'chat_template_kwargs'; the template is the model's",
+    ),
+];
+
+pub fn read(mut row: Row, columns: &Columns) -> Result<Read> {
+    let keys: Vec<String> =
+        row.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key.clone()).collect();
+    let preferences = ["chosen", "rejected"].iter().all(|key| keys.iter().any(|k| k == key));
+    if preferences && !columns.takes("chosen") {
+        bail!("there are 'chosen' and 'rejected': {}", REFUSED[0].1);
+    }
+    let mut fields = columns.take(&mut row);
+    let shape = shape(&fields, columns, &keys)?;
+    if shape[0] == "prompt" && row.get("label").is_some_and(Value::is_boolean) {
+        bail!(
+            "'label' says whether a completion is wished: these are preferences (KTO), which are not trained on. Keep \
+             the rows whose label is true, without it"
+        );
+    }
+    let document = match shape[0] {
+        "text" => Document::Text(filled(&mut fields, "text")?),
+        "instruction" => alpaca(&mut fields)?,
+        "prompt" if fields["prompt"].is_string() || fields["completion"].is_string() => {
+            Document::Completion {
+                prompt: text(&mut fields, "prompt")?,
+                completion: filled(&mut fields, "completion")?,
+            }
+        }
+        "prompt" => {
+            let mut turns = turns(&mut fields, "prompt")?;
+            turns.learned.fill(false);
+            turns.append(self::turns(&mut fields, "completion")?);
+            Document::Chat { conversation: conversation(turns, &mut fields)?, replies: true }
+        }
+        key => {
+            let turns = turns(&mut fields, key)?;
+            Document::Chat { conversation: conversation(turns, &mut fields)?, replies: false }
+        }
+    };
+    for key in OF_CHATS.iter().chain(&["system"]) {
+        if let Some(value) = fields.remove(key).filter(|value| !is_empty(value)) {
+            bail!(
+                "'{}' is {}, which nothing can be made of beside '{}': write the row as 'messages'",
+                columns.name(key),
+                shown(&value),
+                columns.name(shape[0])
+            );
+        }
+    }
+    let refused = if columns.takes("chosen") { &REFUSED[1..] } else { REFUSED };
+    let mut unread = left(row, refused)?;
+    let others = fields.iter().filter(|(_, value)| !is_empty(value));
+    unread.extend(others.map(|(key, _)| columns.name(key).to_owned()));
+    Ok(Read { document, unread })
+}
+
+/// The shape of a row. Names in `data.columns` say which one is meant, if there are several.
+fn shape(fields: &Fields, columns: &Columns, keys: &[String]) -> Result<&'static [&'static str]> {
+    let named = |shape: &&&[&str]| shape.iter().any(|key| columns.mapped(key).is_some());
+    let fits = |shape: &&&[&str]| shape.iter().all(|key| fields.contains_key(key));
+    let mut fitting: Vec<_> = SHAPES.iter().filter(fits).collect();
+    if fitting.len() > 1 {
+        // Something empty may stand for what is absent.
+        fitting.retain(|shape| shape.iter().all(|key| !is_empty(&fields[key])));
+    }
+    let meant: Vec<_> = fitting.iter().copied().filter(named).collect();
+    let words = |shape: &[&str]| {
+        shape.iter().map(|key| format!("'{key}'")).collect::<Vec<_>>().join(" and ")
+    };
+    match (&*meant, &*fitting) {
+        ([shape], _) | ([], [shape]) => return Ok(shape),
+        ([_, ..], _) | (_, [_, ..]) => {
+            let (first, all) = (fitting[0], fitting.iter().map(|shape| words(shape)));
+            bail!(
+                "this row fits {}: name the one that is meant, such as data.columns.{1}={1}",
+                all.collect::<Vec<_>>().join(", and "),
+                first[0]
+            )
+        }
+        ([], []) => {}
+    }
+    let names = keys.iter().map(|key| format!("'{key}'")).collect::<Vec<_>>().join(", ");
+    let mut wanted = SHAPES.iter().filter(named).chain(&SHAPES);
+    let partly =
+        |shape: &&&[&str]| named(shape) || shape.iter().any(|key| fields.contains_key(key));
+    if let Some(shape) = wanted.find(partly) {
+        let found: Vec<&str> =
+            shape.iter().copied().filter(|key| fields.contains_key(key)).collect();
+        let lacking =
+            shape.iter().copied().find(|key| !fields.contains_key(key)).unwrap_or_default();
+        let name = columns.name(lacking);
+        let near = near(name, keys.iter().filter(|key| !found.contains(&key.as_str())));
+        let near = near.map_or(String::new(), |near| format!(" Is it '{near}'?"));
+        let there = match found.first() {
+            Some(found) => format!("there is a '{}' and no '{name}'", columns.name(found)),
+            None => format!("there is no '{name}'"),
+        };
+        bail!(
+            "{there}.{near} The row has {names}; data.columns.{lacking} gives the name of the {lacking}"
+        );
+    }
+    if keys.is_empty() {
+        bail!("the row is empty");
+    }
+    if keys.iter().any(|key| key == "input_ids") {
+        bail!(
+            "there are tokens ('input_ids') and no texts, expected texts, which are tokenised here"
+        );
+    }
+    if let Some((ours, near)) = nearest(SHAPES.iter().copied().flatten().copied(), keys.iter()) {
+        bail!("there is no '{ours}': is it '{near}'? Then set data.columns.{ours}={near}");
+    }
+    bail!(
+        "there is neither {}. The row has {names}: name its columns, such as data.columns.prompt={} and \
+         data.columns.completion={}",
+        SHAPES.map(words).join(", nor "),
+        keys[0],
+        keys.get(1).unwrap_or(&keys[0])
+    )
+}
+
+fn text(fields: &mut Fields, key: &str) -> Result<String> {
+    match fields.remove(key) {
+        None => Ok(String::new()),
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => bail!("'{key}' is {}, expected a string", shown(&other)),
+    }
+}
+
+fn filled(fields: &mut Fields, key: &str) -> Result<String> {
+    let text = text(fields, key)?;
+    ensure!(!text.is_empty(), "'{key}' is empty");
+    Ok(text)
+}
+
+fn alpaca(fields: &mut Fields) -> Result<Document> {
+    let (system, input) = (text(fields, "system")?, text(fields, "input")?);
+    let prompt = alpaca::prompt(&filled(fields, "instruction")?, &input, &system);
+    Ok(Document::Completion { prompt, completion: filled(fields, "output")? })
+}
+
+fn turns(fields: &mut Fields, key: &str) -> Result<Turns> {
+    let list = parsed(fields.remove(key).unwrap_or_default(), key)?;
+    match list {
+        Value::Array(list) if !list.is_empty() => turns::read(list),
+        Value::Array(_) => bail!("'{key}' is empty"),
+        other => bail!("'{key}' is {}, expected a list of messages", shown(&other)),
+    }
+}
+
+fn conversation(mut turns: Turns, fields: &mut Fields) -> Result<Box<Conversation>> {
+    let system = text(fields, "system")?;
+    if !system.is_empty() {
+        turns.put_system(system)?;
+    }
+    let mut list = |key: &str| -> Result<Option<Value>> {
+        match fields.remove(key).map(|value| parsed(value, key)).transpose()? {
+            None => Ok(None),
+            Some(Value::Array(list)) if list.iter().all(Value::is_object) => Ok(Some(list.into())),
+            Some(Value::String(text)) if text.is_empty() => Ok(None),
+            Some(other) => bail!("'{key}' is {}, expected a list of objects", shown(&other)),
+        }
+    };
+    let (tools, documents) = (list("tools")?, list("documents")?);
+    let kwargs = fields.remove("chat_template_kwargs").unwrap_or_default();
+    let kwargs = match parsed(kwargs, "chat_template_kwargs")? {
+        Value::Object(kwargs) => kwargs,
+        Value::Null => Map::new(),
+        other => bail!("'chat_template_kwargs' is {}, expected an object", shown(&other)),
+    };
+    for key in
+        ["messages", "add_generation_prompt", "continue_final_message"].iter().chain(&OF_CHATS)
+    {
+        ensure!(!kwargs.contains_key(*key), "'{key}' is no variable for 'chat_template_kwargs'");
+    }
+    let Turns { messages, learned } = turns;
+    Ok(Box::new(Conversation { messages, learned, tools, documents, kwargs }))
+}
+
+/// A list or an object, which columns of one kind hold as JSON in a string.
+fn parsed(value: Value, key: &str) -> Result<Value> {
+    match value {
+        Value::String(text) if !text.is_empty() => serde_json::from_str(&text).map_err(|error| {
+            let python = text.contains("{'");
+            let cure =
+                if python { ". This is Python's notation: write it with json.dumps" } else { "" };
+            anyhow!("'{key}' is the text {}, expected JSON ({error}){cure}", shown(&text.into()))
+        }),
+        other => Ok(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    /// The names of the sample, with some mapped.
+    fn columns(mapped: Value) -> Columns {
+        let sample: Value = serde_yaml::from_str(crate::language::SAMPLE).unwrap();
+        let mut columns = sample["data"]["columns"].clone();
+        for (ours, name) in mapped.as_object().unwrap() {
+            columns[ours] = name.clone();
+        }
+        serde_json::from_value(columns).unwrap()
+    }
+
+    fn read_with(row: Value, mapped: Value) -> Result<Read> {
+        let Value::Object(row) = row else { panic!("{row}") };
+        read(row, &columns(mapped))
+    }
+
+    fn document(row: Value) -> Document {
+        read_with(row, json!({})).unwrap().document
+    }
+
+    fn refused(row: Value, parts: &[&str]) {
+        let error = format!("{:#}", read_with(row.clone(), json!({})).unwrap_err());
+        for part in parts {
+            assert!(error.contains(part), "{row}: '{part}' is not in: {error}");
+        }
+    }
+
+    fn chat() -> Value {
+        json!([{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}])
+    }
+
+    #[test]
+    fn an_instruction_has_alpacas_prompt() {
+        let Document::Completion { prompt, completion } =
+            document(json!({"instruction": "Add", "input": "1 2", "output": "3"}))
+        else {
+            panic!("no completion")
+        };
+        let begin = "Below is an instruction that describes a task, paired with an input that provides further \
+                     context. Write a response that appropriately completes the request.";
+        let expected = "\n\n### Instruction:\nAdd\n\n### Input:\n1 2\n\n### Response:\n";
+        assert_eq!((prompt, &*completion), (format!("{begin}{expected}"), "3"));
+        let bare = document(json!({"instruction": "Add", "output": "3"}));
+        for input in [json!(""), Value::Null] {
+            let row = json!({"instruction": "Add", "input": input, "output": "3", "text": null});
+            assert_eq!(document(row), bare);
+        }
+        let system =
+            json!({"instruction": "Add", "input": "", "output": "3", "system": "Be brief."});
+        let prompt = "Be brief.\n\n### Instruction:\nAdd\n\n### Response:\n".into();
+        assert_eq!(document(system), Document::Completion { prompt, completion: "3".into() });
+    }
+
+    #[test]
+    fn a_conversation_carries_tools_documents_variables_and_the_system_message() {
+        let (tools, documents) = (json!([{"type": "function"}]), json!([{"title": "t"}]));
+        let row = json!({
+            "messages": chat(), "tools": tools, "documents": documents, "system": "Be brief.",
+            "chat_template_kwargs": {"enable_thinking": false}, "id": 7, "meta": {},
+        });
+        let read = read_with(row.clone(), json!({})).unwrap();
+        assert_eq!(read.unread, ["id"]);
+        let Document::Chat { conversation, replies: false } = &read.document else {
+            panic!("{read:?}")
+        };
+        assert_eq!(conversation.messages[0], json!({"role": "system", "content": "Be brief."}));
+        assert_eq!(conversation.learned, [false, false, true]);
+        assert_eq!(
+            (&conversation.tools, &conversation.documents),
+            (&Some(tools), &Some(documents))
+        );
+        assert_eq!(conversation.kwargs["enable_thinking"], false);
+        // Columns of one kind hold lists as JSON in strings.
+        let mut strings = row;
+        for key in ["messages", "tools", "documents", "chat_template_kwargs"] {
+            strings[key] = strings[key].to_string().into();
+        }
+        assert_eq!(document(strings), read.document);
+    }
+
+    #[test]
+    fn of_a_prompt_and_a_completion_in_messages_the_completion_alone_is_learned() {
+        let prompt =
+            json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+        let row = json!({"prompt": prompt, "completion": [{"role": "assistant", "content": "c"}]});
+        let Document::Chat { conversation, replies: true } = document(row) else {
+            panic!("no chat")
+        };
+        assert_eq!(conversation.learned, [false, false, true]);
+        refused(json!({"prompt": "a", "completion": chat()}), &["'completion' is [{", "a string"]);
+    }
+
+    #[test]
+    fn names_in_the_settings_map_columns_and_say_which_shape_is_meant() {
+        let row = json!({"question": "Q", "answer": "A", "text": "t", "prompt": null});
+        let mapped = json!({"prompt": "question", "completion": "answer"});
+        let read = read_with(row.clone(), mapped).unwrap();
+        let expected = Document::Completion { prompt: "Q".into(), completion: "A".into() };
+        assert_eq!((read.document, read.unread), (expected, vec!["text".to_owned()]));
+        let row = json!({"question": "Q", "answer": "A"});
+        let mapped = json!({"prompt": "questions", "completion": "answer"});
+        let error = read_with(row, mapped).unwrap_err().to_string();
+        assert!(error.contains("no 'questions'") && error.contains("'question'"), "{error}");
+        let both = json!({"text": "t", "instruction": "i", "output": "o"});
+        refused(
+            both.clone(),
+            &["'text', and 'instruction' and 'output'", "data.columns.text=text"],
+        );
+        let read = read_with(both, json!({"text": "text"})).unwrap();
+        assert_eq!(read.document, Document::Text("t".into()));
+        // What is empty stands for nothing, where there is something else.
+        assert_eq!(document(json!({"text": "t", "messages": []})), Document::Text("t".into()));
+    }
+
+    #[test]
+    fn rows_that_fit_nothing_are_refused_with_what_they_have() {
+        refused(
+            json!({"question": "q", "answer": "a"}),
+            &["'question', 'answer'", "data.columns.prompt=question"],
+        );
+        refused(json!({"mesages": []}), &["data.columns.messages=mesages"]);
+        refused(json!({"prompt": "a"}), &["there is a 'prompt' and no 'completion'"]);
+        refused(json!({"input_ids": [1]}), &["'input_ids'", "expected texts"]);
+        refused(json!({"text": null}), &["the row is empty"]);
+        refused(json!({"messages": "[{'role': 'user'}]"}), &["expected JSON", "Python's notation"]);
+        refused(
+            json!({"messages": chat(), "tools": {"a": 1}}),
+            &["'tools' is", "a list of objects"],
+        );
+    }
+
+    #[test]
+    fn keys_that_change_what_is_learned_are_refused_by_name() {
+        for (key, value) in [
+            ("weight", json!(0)),
+            ("loss_weight", json!(0.5)),
+            ("train", json!(false)),
+            ("loss", json!(0)),
+            ("mask", json!([1, 0])),
+            ("masked", json!([true])),
+            ("images", json!(["a.png"])),
+            ("audio", json!({"path": "a.wav"})),
+            ("labels", json!([1, 2])),
+            ("chosen", json!("c")),
+            ("rejected", json!("r")),
+            ("suffix", json!("s")),
+            ("functions", json!([{"name": "f"}])),
+            ("system_prompt", json!("s")),
+            ("enable_thinking", json!(false)),
+        ] {
+            for mut row in [
+                json!({"text": "t"}),
+                json!({"messages": chat()}),
+                json!({"prompt": "p", "completion": "c"}),
+            ] {
+                row[key] = value.clone();
+                refused(row.clone(), &[&format!("'{key}' is {}", shown(&value))]);
+                // Nothing is changed by null.
+                row[key] = Value::Null;
+                assert_eq!(read_with(row, json!({})).unwrap().unread, [""; 0], "{key}");
+            }
+        }
+        for key in OF_CHATS.iter().chain(&["system"]) {
+            let mut row = json!({"text": "t"});
+            row[*key] = json!("x");
+            refused(row, &[&format!("'{key}' is \"x\""), "beside 'text'"]);
+        }
+        refused(json!({"prompt": "p", "completion": "c", "label": true}), &["'label'", "KTO"]);
+        refused(
+            json!({"prompt": "p", "chosen": "c", "rejected": "r"}),
+            &["preferences", "to chosen"],
+        );
+        let row = json!({"prompt": "p", "chosen": "c", "rejected": "r"});
+        let read = read_with(row, json!({"completion": "chosen"})).unwrap();
+        assert_eq!(read.unread, ["rejected"]);
+    }
+
+    proptest! {
+        #[test]
+        fn null_for_what_is_absent_changes_nothing(
+            shape in prop::sample::select(vec![
+                json!({"text": "t"}),
+                json!({"prompt": "p", "completion": "c"}),
+                json!({"messages": chat()}),
+                json!({"instruction": "i", "output": "o"}),
+                json!({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
+            ]),
+            absent in prop::sample::subsequence(
+                vec!["text", "prompt", "completion", "messages", "conversations", "instruction", "input", "output",
+                    "system", "tools", "documents", "chat_template_kwargs", "images", "weight", "chosen", "id"], 0..16),
+        ) {
+            let expected = document(shape.clone());
+            let mut row = shape;
+            for key in absent {
+                row.as_object_mut().unwrap().entry(key).or_insert(Value::Null);
+            }
+            prop_assert_eq!(document(row), expected);
+        }
+    }
+}
