@@ -341,6 +341,36 @@ proptest! {
         prop_assert_eq!(again.export_config(&exported), exported);
     }
 
+    /// A list takes the modules at and below the paths that end in an entry, each with all that is in it.
+    #[test]
+    fn a_list_selects_what_its_rule_says(
+        paths in prop::collection::btree_set(path(), 1..12),
+        targets in prop::collection::vec(path(), 1..4),
+    ) {
+        let variables: Vec<VariableInfo> =
+            paths.iter().map(|path| variable(&format!("{path}.weight"), &[4])).collect();
+        let ends = |path: &str| {
+            targets.iter().any(|t| path == t || path.ends_with(&format!(".{t}")))
+        };
+        let around = |path: &str| -> Vec<String> {
+            path.match_indices('.').map(|(at, _)| path[..at].to_owned()).collect()
+        };
+        let matched: BTreeSet<&String> = paths
+            .iter()
+            .filter(|path| ends(path) || around(path).iter().any(|outer| ends(outer)))
+            .collect();
+        let expected: BTreeSet<String> = matched
+            .iter()
+            .filter(|path| !around(path).iter().any(|outer| matched.contains(outer)))
+            .map(|path| path.to_string())
+            .collect();
+        let found = Selection::new(&variables, &config().target_modules(&targets), None, Norms::Peft);
+        let found = found.map_or(BTreeSet::new(), |selection| {
+            selection.modules().iter().map(|module| module.path.clone()).collect()
+        });
+        prop_assert_eq!(found, expected);
+    }
+
     /// The order is total: sorting twice, or backwards, gives one result.
     #[test]
     fn natural_order_is_an_order(names in prop::collection::btree_set("[a-b0-9.]{0,6}", 0..12)) {
