@@ -1,6 +1,6 @@
 //! PEFT's three settings on a module path: excluded, saved, targeted or neither.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use crate::adapter::config::{LnTuningConfig, Modules, TaskType};
 use crate::error::{refuse, Result};
@@ -40,6 +40,8 @@ pub(crate) struct Rules {
     exclude: Option<Matcher>,
     /// The names in `modules_to_save`.
     save: HashSet<String>,
+    /// Their lengths in bytes.
+    save_lengths: BTreeSet<usize>,
     /// Patterns for the modules that each of them keeps from being targeted.
     keep: Vec<Pattern>,
     target: Matcher,
@@ -90,6 +92,7 @@ impl Rules {
         Ok(Rules {
             exclude: exclude.map(|modules| Matcher::new(modules, "exclude_modules")).transpose()?,
             save: save.iter().cloned().collect(),
+            save_lengths: save.iter().map(String::len).collect(),
             keep: keep.collect::<Result<_>>()?,
             target: Matcher::new(targets, "target_modules")?,
         })
@@ -98,7 +101,8 @@ impl Rules {
     /// True if the module is copied and saved as a whole, even if it is excluded: PEFT compares the letters at the end
     /// of the path, so that `classifier` means `pre_classifier` too.
     pub(crate) fn is_saved(&self, path: &str) -> bool {
-        path.char_indices().any(|(at, _)| self.save.contains(&path[at..]))
+        let end = |length: &usize| path.get(path.len().checked_sub(*length)?..);
+        self.save_lengths.iter().filter_map(end).any(|end| self.save.contains(end))
     }
 
     /// True if `modules_to_save` keeps the module from being targeted: it is named, from a dot on, or in one that is.
