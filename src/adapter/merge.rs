@@ -8,7 +8,7 @@ use super::peft::base::{Base, Facts};
 use super::peft::directory::{located, model_config};
 use crate::error::{refuse, Error, Result};
 use crate::pretrained::files::ModelFiles;
-use crate::storage::regular;
+use crate::pretrained::other_files::OtherFiles;
 use crate::storage::shard::Shard;
 use crate::storage::staging::{self, Staging};
 use crate::storage::stored::StoredTensors;
@@ -23,7 +23,7 @@ pub struct MergeReport {
     pub files: usize,
     /// The number of bytes written.
     pub bytes: u64,
-    /// Weights in other formats, which were left out since they hold the unmerged base.
+    /// Weights in other forms, adapters and states of training, which were left out: they are those of the base.
     pub left_out: Vec<PathBuf>,
 }
 
@@ -60,14 +60,12 @@ pub fn merge(
     let files = &whole.files;
     let merged = Merged::of(&whole, &config, &adapter)?;
     let shards = merged.shards()?;
+    let OtherFiles { carried: others, left_out } = files.other_files()?;
 
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
     staging::clear(parent);
     let dir = Staging::new_in(parent).map_err(|e| Error::io("write to", parent, e))?;
-    let mut others = Vec::new();
-    let mut left_out = Vec::new();
-    list(files, Path::new(""), &mut others, &mut left_out)?;
     let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
     let total = shards.iter().map(Shard::len).sum::<u64>()
         + others.iter().map(|path| size(&base.join(path))).sum::<u64>();
@@ -113,36 +111,5 @@ fn check_out(base: &Path, out: &Path) -> Result<()> {
     if whole(out).starts_with(real(base)) || whole(out).starts_with(whole(base)) {
         refuse!(InvalidArgument, "'{shown}' is in the model directory: choose another place");
     }
-    Ok(())
-}
-
-/// Lists the files to copy and those to leave out, relative to the model directory.
-fn list(
-    files: &ModelFiles,
-    below: &Path,
-    carried: &mut Vec<PathBuf>,
-    left_out: &mut Vec<PathBuf>,
-) -> Result<()> {
-    let dir = files.dir().join(below);
-    let failed = |e| Error::io("read", &dir, e);
-    for entry in fs::read_dir(&dir).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let relative = below.join(entry.file_name());
-        let path = entry.path();
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let weights = [".bin", ".h5", ".msgpack", ".gguf", ".pth", ".pt", ".onnx"];
-        if path.is_dir() {
-            list(files, &relative, carried, left_out)?;
-        } else if weights.iter().any(|end| name.ends_with(end)) || name.ends_with(".bin.index.json")
-        {
-            left_out.push(relative);
-        } else if !files.is_weights(&path) {
-            let found = fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?;
-            regular::check(&path, found.file_type())?;
-            carried.push(relative);
-        }
-    }
-    carried.sort();
-    left_out.sort();
     Ok(())
 }

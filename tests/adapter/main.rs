@@ -18,6 +18,7 @@ mod foreign_writes;
 mod heads;
 mod invariants;
 mod merge;
+mod merge_files;
 mod new_variables;
 mod non_finite;
 mod peft_faults;
