@@ -8,9 +8,10 @@ use tch::no_grad;
 
 use super::peft::base::Base;
 use super::peft::keys::{match_keys, KeyMapping};
+use super::peft::mismatch;
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::selection::{Norms, SelectedTensor, Selection};
-use crate::error::{refuse, Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::names::natural::natural_cmp;
 use crate::pretrained::files::{TensorFile, INDEX};
 use crate::storage::finite::check_finite;
@@ -42,26 +43,8 @@ impl<'a> Merged<'a> {
         let wanted: Vec<&SelectedTensor> = wanted.iter().collect();
         let keys: Vec<&str> = adapter.tensors.iter().map(|stored| stored.key.as_str()).collect();
         let matched = match_keys(&wanted, &keys, "default", &KeyMapping::default())?;
-        for (kind, keys, what) in [
-            (
-                ErrorKind::MissingKeys,
-                &matched.missing,
-                "lacks tensors of the modules that it tunes",
-            ),
-            (
-                ErrorKind::UnexpectedKeys,
-                &matched.unexpected,
-                "holds tensors that belong to no module",
-            ),
-        ] {
-            if let Some(first) = keys.first() {
-                let (more, dir) = (keys.len() - 1, files.dir().display());
-                let message = format!(
-                    "the adapter {what} ('{first}' and {more} more): was it made for another model than '{dir}'?"
-                );
-                return Err(Error::new(kind, message));
-            }
-        }
+        let place = format!("in '{}'", files.dir().display());
+        mismatch::check(&matched, &wanted, &keys, &place, (false, false))?;
         let originals: HashMap<String, String> = files.copies().into_iter().collect();
         let mut replaced = HashMap::new();
         for (want, found) in wanted.iter().zip(&matched.found) {

@@ -4,4 +4,5 @@ pub(crate) mod base;
 mod card;
 pub(crate) mod directory;
 pub(crate) mod keys;
+pub(crate) mod mismatch;
 pub(crate) mod state_dict;
