@@ -4,8 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::merged::Merged;
+use super::options::MergeOptions;
 use super::peft::base::{Base, Facts};
 use super::peft::directory::{located, model_config};
+use super::peft::keys::rename;
 use crate::error::{refuse, Error, Result};
 use crate::pretrained::files::ModelFiles;
 use crate::pretrained::other_files::OtherFiles;
@@ -45,13 +47,28 @@ pub fn merge(
     base: impl AsRef<Path>,
     adapter: impl AsRef<Path>,
     out: impl AsRef<Path>,
+    progress: impl FnMut(u64, u64),
+) -> Result<MergeReport> {
+    merge_with(base, adapter, out, &MergeOptions::default(), progress)
+}
+
+/// [`merge`] with options.
+///
+/// # Errors
+/// As [`merge`]; `InvalidPattern`.
+pub fn merge_with(
+    base: impl AsRef<Path>,
+    adapter: impl AsRef<Path>,
+    out: impl AsRef<Path>,
+    options: &MergeOptions,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<MergeReport> {
     let (base, out) = (base.as_ref(), out.as_ref());
     let files = ModelFiles::open(base)?;
     let (config, path) = located(adapter.as_ref())?;
     let model_config = model_config(adapter.as_ref())?;
-    let adapter = StoredTensors::open(&path)?;
+    let mut adapter = StoredTensors::open(&path)?;
+    rename(adapter.tensors.iter_mut().map(|stored| &mut stored.key), &options.key_mapping)?;
     check_out(base, out)?;
     let shapes = adapter.tensors.iter().map(|stored| (stored.key.as_str(), stored.shape.clone()));
     let tensors = shapes.collect();

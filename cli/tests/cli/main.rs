@@ -10,6 +10,7 @@ mod data;
 mod device;
 mod dry_run;
 mod generate;
+mod key_mapping;
 mod merge;
 mod outputs;
 mod plan;

@@ -8,6 +8,7 @@ use tch::{Device, Tensor};
 
 use super::base::{Base, Facts};
 use super::card::Card;
+use super::keys::rename;
 use crate::adapter::config::LnTuningConfig;
 use crate::error::{refusal, refuse, Result};
 use crate::pretrained::files::{json, ModelFiles};
@@ -86,6 +87,19 @@ impl SavedAdapter {
             }
             before = after;
         }
+    }
+
+    /// The same with renamed keys, as with [`LoadOptions::key_mapping`](crate::LoadOptions::key_mapping).
+    ///
+    /// # Errors
+    /// `InvalidPattern`.
+    pub fn key_mapping(
+        mut self,
+        rules: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,
+    ) -> Result<Self> {
+        let rules: Vec<_> = rules.into_iter().map(|(p, r)| (p.into(), r.into())).collect();
+        rename(self.tensors.iter_mut().map(|(key, _)| key), &rules)?;
+        Ok(self)
     }
 
     /// The variables of the base model that this adapter is for, without model code, mapped from the files. Those that
