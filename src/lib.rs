@@ -92,10 +92,11 @@ pub mod pretrained;
 mod storage;
 
 pub use adapter::{
-    merge, AdapterDiff, AdapterOptions, DisabledAdapters, InterpolateOptions, Interpolation,
-    LayerStatus, LnTuningConfig, LnTuningModel, LoadOptions, LoadReport, MergeReport, ModelStatus,
-    Modules, Norms, ParsedConfig, Precision, Role, SaveKind, SaveOptions, SavedAdapter,
-    SelectedModule, Selection, TaskType, TensorDiff, TrainableParameters, DEFAULT_ADAPTER,
+    merge, merge_with, AdapterDiff, AdapterOptions, DisabledAdapters, InterpolateOptions,
+    Interpolation, LayerStatus, LnTuningConfig, LnTuningModel, LoadOptions, LoadReport,
+    MergeOptions, MergeReport, ModelStatus, Modules, Norms, ParsedConfig, Precision, Role,
+    SaveKind, SaveOptions, SavedAdapter, SelectedModule, Selection, TaskType, TensorDiff,
+    TrainableParameters, DEFAULT_ADAPTER,
 };
 pub use autograd::{loss, recompute};
 pub use error::{Error, ErrorKind, Result};

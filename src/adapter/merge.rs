@@ -4,11 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::merged::Merged;
+use super::options::MergeOptions;
 use super::peft::base::{Base, Facts};
 use super::peft::directory::{located, model_config};
+use super::peft::keys::rename;
 use crate::error::{refuse, Error, Result};
 use crate::pretrained::files::ModelFiles;
-use crate::storage::regular;
+use crate::pretrained::other_files::OtherFiles;
 use crate::storage::shard::Shard;
 use crate::storage::staging::{self, Staging};
 use crate::storage::stored::StoredTensors;
@@ -23,7 +25,7 @@ pub struct MergeReport {
     pub files: usize,
     /// The number of bytes written.
     pub bytes: u64,
-    /// Weights in other formats, which were left out since they hold the unmerged base.
+    /// Weights in other forms, adapters and states of training, which were left out: they are those of the base.
     pub left_out: Vec<PathBuf>,
 }
 
@@ -45,13 +47,28 @@ pub fn merge(
     base: impl AsRef<Path>,
     adapter: impl AsRef<Path>,
     out: impl AsRef<Path>,
+    progress: impl FnMut(u64, u64),
+) -> Result<MergeReport> {
+    merge_with(base, adapter, out, &MergeOptions::default(), progress)
+}
+
+/// [`merge`] with options.
+///
+/// # Errors
+/// As [`merge`]; `InvalidPattern`.
+pub fn merge_with(
+    base: impl AsRef<Path>,
+    adapter: impl AsRef<Path>,
+    out: impl AsRef<Path>,
+    options: &MergeOptions,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<MergeReport> {
     let (base, out) = (base.as_ref(), out.as_ref());
     let files = ModelFiles::open(base)?;
     let (config, path) = located(adapter.as_ref())?;
     let model_config = model_config(adapter.as_ref())?;
-    let adapter = StoredTensors::open(&path)?;
+    let mut adapter = StoredTensors::open(&path)?;
+    rename(adapter.tensors.iter_mut().map(|stored| &mut stored.key), &options.key_mapping)?;
     check_out(base, out)?;
     let shapes = adapter.tensors.iter().map(|stored| (stored.key.as_str(), stored.shape.clone()));
     let tensors = shapes.collect();
@@ -60,14 +77,12 @@ pub fn merge(
     let files = &whole.files;
     let merged = Merged::of(&whole, &config, &adapter)?;
     let shards = merged.shards()?;
+    let OtherFiles { carried: others, left_out } = files.other_files()?;
 
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, e))?;
     staging::clear(parent);
     let dir = Staging::new_in(parent).map_err(|e| Error::io("write to", parent, e))?;
-    let mut others = Vec::new();
-    let mut left_out = Vec::new();
-    list(files, Path::new(""), &mut others, &mut left_out)?;
     let size = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
     let total = shards.iter().map(Shard::len).sum::<u64>()
         + others.iter().map(|path| size(&base.join(path))).sum::<u64>();
@@ -113,36 +128,5 @@ fn check_out(base: &Path, out: &Path) -> Result<()> {
     if whole(out).starts_with(real(base)) || whole(out).starts_with(whole(base)) {
         refuse!(InvalidArgument, "'{shown}' is in the model directory: choose another place");
     }
-    Ok(())
-}
-
-/// Lists the files to copy and those to leave out, relative to the model directory.
-fn list(
-    files: &ModelFiles,
-    below: &Path,
-    carried: &mut Vec<PathBuf>,
-    left_out: &mut Vec<PathBuf>,
-) -> Result<()> {
-    let dir = files.dir().join(below);
-    let failed = |e| Error::io("read", &dir, e);
-    for entry in fs::read_dir(&dir).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let relative = below.join(entry.file_name());
-        let path = entry.path();
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let weights = [".bin", ".h5", ".msgpack", ".gguf", ".pth", ".pt", ".onnx"];
-        if path.is_dir() {
-            list(files, &relative, carried, left_out)?;
-        } else if weights.iter().any(|end| name.ends_with(end)) || name.ends_with(".bin.index.json")
-        {
-            left_out.push(relative);
-        } else if !files.is_weights(&path) {
-            let found = fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?;
-            regular::check(&path, found.file_type())?;
-            carried.push(relative);
-        }
-    }
-    carried.sort();
-    left_out.sort();
     Ok(())
 }

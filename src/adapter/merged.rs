@@ -8,9 +8,10 @@ use tch::no_grad;
 
 use super::peft::base::Base;
 use super::peft::keys::{carried as carried_name, match_keys, KeyMapping};
+use super::peft::mismatch;
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::selection::{Norms, SelectedTensor, Selection};
-use crate::error::{refuse, Error, ErrorKind, Result};
+use crate::error::{refuse, Result};
 use crate::names::natural::natural_cmp;
 use crate::pretrained::files::{TensorFile, INDEX};
 use crate::storage::finite::check_finite;
@@ -41,33 +42,18 @@ impl<'a> Merged<'a> {
         let wanted: Vec<SelectedTensor> = selection.tensors().collect();
         let wanted: Vec<&SelectedTensor> = wanted.iter().collect();
         let keys: Vec<&str> = adapter.tensors.iter().map(|stored| stored.key.as_str()).collect();
-        let matched = match_keys(&wanted, &keys, "default", &KeyMapping::default())?;
+        let mut matched = match_keys(&wanted, &keys, "default", &KeyMapping::default())?;
         let mut carried = Vec::new();
-        let mut unexpected = Vec::new();
         let known: HashSet<&str> = variables.iter().map(|v| v.name.as_str()).collect();
-        for key in matched.unexpected {
+        for key in std::mem::take(&mut matched.unexpected) {
             let name = carried_name(&key, &KeyMapping::default())?;
             match name.filter(|name| known.contains(name.as_str())) {
                 Some(name) => carried.push((name, key)),
-                None => unexpected.push(key),
+                None => matched.unexpected.push(key),
             }
         }
-        for (kind, keys, what) in [
-            (
-                ErrorKind::MissingKeys,
-                &matched.missing,
-                "lacks tensors of the modules that it tunes",
-            ),
-            (ErrorKind::UnexpectedKeys, &unexpected, "holds tensors that belong to no module"),
-        ] {
-            if let Some(first) = keys.first() {
-                let (more, dir) = (keys.len() - 1, files.dir().display());
-                let message = format!(
-                    "the adapter {what} ('{first}' and {more} more): was it made for another model than '{dir}'?"
-                );
-                return Err(Error::new(kind, message));
-            }
-        }
+        let place = format!("in '{}'", files.dir().display());
+        mismatch::check(&matched, &wanted, &keys, &place, (false, false))?;
         let originals: HashMap<String, String> = files.copies().into_iter().collect();
         let mut replaced = HashMap::new();
         let found = wanted.iter().zip(&matched.found);

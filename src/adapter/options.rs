@@ -137,3 +137,20 @@ impl SaveOptions {
         self
     }
 }
+
+/// The options of [`merge_with`](crate::merge_with).
+#[derive(Debug, Clone, Default)]
+pub struct MergeOptions {
+    pub(crate) key_mapping: Vec<(String, String)>,
+}
+
+impl MergeOptions {
+    /// Renames the adapter's keys first, as [`LoadOptions::key_mapping`] does.
+    pub fn key_mapping(
+        mut self,
+        rules: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,
+    ) -> Self {
+        self.key_mapping = rules.into_iter().map(|(p, r)| (p.into(), r.into())).collect();
+        self
+    }
+}

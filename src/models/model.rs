@@ -11,6 +11,7 @@ use super::inputs::Inputs;
 use super::nn::{is_below, Weights};
 use crate::autograd::recompute::Tape;
 use crate::error::{refuse, Result};
+use crate::names::wrappers::wrapper_of_all;
 use crate::pretrained::{origin, with_class_of, Head, ModelFiles};
 
 /// A model under the variable names that transformers has in memory.
@@ -123,6 +124,7 @@ pub trait Model: Sized {
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
     fn from_files(files: ModelFiles, load: &Load) -> Result<(VarStore, Self)> {
+        check_unwrapped(&files)?;
         let classifier = load.labels.as_ref().map(|_| Self::Config::CLASSIFIER);
         let mut config = match load.head.or(classifier) {
             Some(head) => Self::Config::from_value(&with_class_of(files.config(), head))?,
@@ -199,6 +201,22 @@ impl Load {
     }
 }
 
+/// Refuses files that were saved from a wrapped model, all of whose tensors have other names.
+fn check_unwrapped(files: &ModelFiles) -> Result<()> {
+    let variables = files.variables();
+    let names: Vec<&str> = variables.iter().map(|variable| variable.name.as_str()).collect();
+    if let Some(wrapper) = wrapper_of_all(&names) {
+        refuse!(
+            UnexpectedKeys,
+            "all tensors of '{}' have the name of a wrapper, as '{}': in Python, save the model in the wrapper \
+             (`model.{wrapper}.save_pretrained(dir)`)",
+            files.dir().display(),
+            names[0]
+        );
+    }
+    Ok(())
+}
+
 /// Neither the files nor the model may have a tensor that the other lacks, but for those made anew.
 fn check_all_used(
     vs: &VarStore,
@@ -210,17 +228,21 @@ fn check_all_used(
     let place = files.dir().display();
     let (taken, mut made) = weights.handed_out();
     made.retain(|name| !is_fresh(name));
+    let mut surplus: Vec<String> =
+        vs.variables().into_keys().filter(|name| !taken.contains(name)).collect();
+    surplus.sort();
     if !made.is_empty() {
+        let others = match surplus.len() {
+            0 => "it holds no others".to_owned(),
+            count => format!("it holds {count} others: '{}'", listed(&surplus)),
+        };
         refuse!(
             MissingKeys,
-            "'{place}' lacks {} tensors of the model: '{}'",
+            "'{place}' lacks {} tensors of the model: '{}'; {others}",
             made.len(),
             listed(&made)
         );
     }
-    let mut surplus: Vec<String> =
-        vs.variables().into_keys().filter(|name| !taken.contains(name)).collect();
-    surplus.sort();
     if !surplus.is_empty() {
         refuse!(
             UnexpectedKeys,

@@ -1,4 +1,4 @@
-//! Names of tensors as strings: patterns, natural order, and the nearest name to one that was not found.
+//! Names of tensors as strings: patterns, natural order, the names of wrappers, the nearest name to one not found.
 
 pub(crate) mod natural;
 pub(crate) mod nearest;
@@ -9,3 +9,4 @@ mod python_re;
 mod python_source;
 mod replacement;
 pub(crate) mod substitution;
+pub(crate) mod wrappers;

@@ -1,6 +1,6 @@
 //! The files of a model: its configuration, and the tensors with their names and places.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -70,7 +70,7 @@ impl ModelFiles {
     /// # Errors
     /// `MissingFile` for a missing file, shards of the index included; `Unsupported` if there is only a pickle
     /// (`pytorch_model.bin`); `InvalidConfig` for bad JSON; `CorruptFile` for a file that was cut off, or an index that
-    /// disagrees with the shards; `DuplicateKey` if two tensors have one name in memory.
+    /// lists what the shards lack; `DuplicateKey` if two tensors have one name in memory.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let config = json(&dir.join("config.json"))?;
@@ -264,6 +264,11 @@ impl ModelFiles {
         self.by_name.get(name).map(|place| &self.tensors[*place])
     }
 
+    /// True if the weights are those that an index lists.
+    pub(crate) fn has_index(&self) -> bool {
+        self.shards.iter().all(|shard| !shard.path.ends_with(WEIGHTS))
+    }
+
     /// True if this file holds weights.
     pub(crate) fn is_weights(&self, path: &Path) -> bool {
         self.shards.iter().any(|shard| shard.path == path)
@@ -280,11 +285,15 @@ pub(crate) fn json(path: &Path) -> Result<Value> {
         .map_err(|e| refusal!(InvalidConfig, "'{}' is not JSON", path.display()).caused_by(e))
 }
 
-/// All tensors by their present names.
+/// All tensors by their present names. Of those with one key in several shards it is the last, as in transformers.
 fn named(shards: &[StoredTensors], renaming: &Renaming) -> Result<Vec<TensorFile>> {
+    let mut last = HashMap::new();
+    for (shard, file) in shards.iter().enumerate() {
+        last.extend(file.tensors.iter().map(|stored| (stored.key.as_str(), shard)));
+    }
     let mut tensors = Vec::new();
     for (shard, file) in shards.iter().enumerate() {
-        for stored in &file.tensors {
+        for stored in file.tensors.iter().filter(|stored| last[stored.key.as_str()] == shard) {
             let names = renaming.apply(&stored.key)?;
             let parts = stored.parts(names.len(), &file.path)?;
             let parts = names.into_iter().zip(parts);
@@ -300,29 +309,16 @@ fn names(tensors: &[TensorFile]) -> Vec<&str> {
 
 type Index = BTreeMap<String, String>;
 
-/// Refuses an index that disagrees with the shards.
+/// Refuses an index that lists a tensor that no shard has. Where in the shards it is, and what else they have, counts
+/// for nothing, as in transformers.
 fn check_index(index: &Index, shards: &[StoredTensors]) -> Result<()> {
-    let mut here = BTreeMap::new();
-    for shard in shards {
-        for stored in &shard.tensors {
-            if !index.contains_key(&stored.key) {
-                refuse!(
-                    CorruptFile,
-                    "'{}' is in '{}' and not in {INDEX}: the index belongs to other files",
-                    stored.key,
-                    shard.path.display()
-                );
-            }
-            here.entry(&stored.key).or_insert_with(Vec::new).push(&shard.path);
-        }
-    }
-    for (key, file) in index {
-        if !here.get(key).is_some_and(|paths| paths.iter().any(|path| path.ends_with(file))) {
-            refuse!(
-                CorruptFile,
-                "{INDEX} says that '{key}' is in '{file}', and it is not: copy the shards again"
-            );
-        }
+    let all = shards.iter().flat_map(|shard| &shard.tensors);
+    let all: HashSet<&String> = all.map(|stored| &stored.key).collect();
+    if let Some((key, file)) = index.iter().find(|(key, _)| !all.contains(key)) {
+        refuse!(
+            CorruptFile,
+            "{INDEX} says that '{key}' is in '{file}', and it is not: copy the shards again"
+        );
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ mod generation;
 mod load;
 mod naming;
 pub(crate) mod origin;
+pub(crate) mod other_files;
 mod save;
 
 pub use files::ModelFiles;

@@ -214,3 +214,28 @@ fn what_does_not_change_is_not_written() {
     let second = save();
     assert_eq!((first[0], first[1], first[2] == second[2]), (second[0], second[1], false));
 }
+
+/// The directory keeps its name, its mode and its owner; a link to it stays a link.
+#[test]
+fn a_directory_that_is_exchanged_looks_as_before() {
+    use std::os::unix::fs::{symlink, PermissionsExt};
+    let root = tempfile::tempdir().unwrap();
+    let (dir, link) = (root.path().join("real/adapter"), root.path().join("link"));
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o2750)).unwrap();
+    symlink(&dir, &link).unwrap();
+    let look = || {
+        let found = std::fs::metadata(&dir).unwrap();
+        (found.mode(), found.uid(), found.gid())
+    };
+    let before = look();
+    let mut inodes = std::collections::BTreeSet::new();
+    for (_, tuned) in &two() {
+        tuned.save_pretrained(&link).unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(look(), before);
+        inodes.insert(std::fs::metadata(&dir).unwrap().ino());
+    }
+    assert_eq!(inodes.len(), 2, "it was exchanged");
+    assert_eq!(leftovers(&root.path().join("real")) + leftovers(root.path()), 0);
+}

@@ -19,6 +19,7 @@ mod heads;
 mod invariants;
 mod many_variables;
 mod merge;
+mod merge_files;
 mod new_variables;
 mod non_finite;
 mod patterns;

@@ -350,3 +350,58 @@ fn deleting_the_active_adapter_leaves_the_base() {
     let _ = net.logits();
     assert!(tuned.adapters().is_empty());
 }
+
+/// Adapters saved from wrapped models: the error says what there is, and its cure is one.
+#[test]
+fn keys_with_the_names_of_wrappers_are_shown_with_a_mapping_that_works() {
+    let net = Net::new(Kind::Float);
+    let config = || only("norm1").modules_to_save(["head"]);
+    let tuned = LnTuningModel::new(&net.vs, config()).unwrap();
+    let state = tuned.state_dict("default").unwrap();
+    let prefix = "base_model.model.";
+    for (before, after) in [
+        (prefix, "base_model.model._orig_mod."),
+        (prefix, "module.base_model.model."),
+        (prefix, "module._orig_mod.base_model.model."),
+        ("norm1", "_checkpoint_wrapped_module.norm1"),
+        (prefix, "base_model.model._fsdp_wrapped_module."),
+        (prefix, "old."),
+    ] {
+        let renamed = |(key, tensor): &(String, Tensor)| {
+            (key.replacen(before, after, 1), tensor.shallow_clone())
+        };
+        let wrapped: Vec<_> = state.iter().map(renamed).collect();
+        let other = Net::new(Kind::Float);
+        let mut model = LnTuningModel::new(&other.vs, config()).unwrap();
+        let load = LoadOptions::default();
+        let error = model.load_state_dict("default", &wrapped, &load).unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::MissingKeys, "{text}");
+        assert!(wrapped.iter().any(|(key, _)| text.contains(key.as_str())), "{text}");
+        let Some((_, rest)) = text.split_once("[(r\"") else {
+            assert_eq!(after, "old.", "{text}");
+            continue;
+        };
+        let load = load.key_mapping([(rest.split_once('"').unwrap().0, "")]);
+        let report = model.load_state_dict("default", &wrapped, &load);
+        assert_eq!(report.unwrap(), Default::default(), "{after}: {text}");
+    }
+}
+
+#[test]
+fn a_directory_above_an_adapter_is_refused_with_the_folders_below() {
+    let dir = tempfile::tempdir().unwrap();
+    let net = Net::new(Kind::Float);
+    let tuned = LnTuningModel::with_adapter_name(&net.vs, only("norm1"), "poetry").unwrap();
+    tuned.save_pretrained(dir.path().join("run/adapter")).unwrap();
+    tuned.unload().unwrap();
+    for above in ["run/adapter", "run", "."] {
+        let error = LnTuningModel::from_pretrained(&net.vs, dir.path().join(above)).unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::MissingFile, "{text}");
+        assert!(text.contains("run/adapter/poetry'"), "{text}");
+    }
+    let file = dir.path().join("run/adapter/poetry/adapter_model.safetensors");
+    let error = LnTuningModel::from_pretrained(&net.vs, file).unwrap_err().to_string();
+    assert!(error.contains("expected the directory"), "{error}");
+}

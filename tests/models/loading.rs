@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use ln_tuning::models::{Decoder, DecoderConfig, Model, ModelConfig};
 use ln_tuning::pretrained::{self, ModelFiles};
 use ln_tuning::{LnTuningConfig, LnTuningModel};
 use tch::nn::{Init, VarStore};
@@ -139,4 +140,34 @@ fn weights_in_their_own_kind_take_no_memory_and_others_as_much_as_they_are() {
     assert!((78. ..92.).contains(&private), "{private} MB for 80 MB of weights");
     // Less what the program's own code takes.
     assert!(peak - base < 1.15 * 80., "peak {peak} MB for 80 MB of weights");
+}
+
+/// Saved in Python from what `torch.compile` or a data-parallel wrapper returned.
+#[test]
+fn models_saved_in_a_wrapper_are_refused_with_the_wrapper_and_missing_tensors_beside_what_there_is()
+{
+    let config = r#"{"model_type": "llama", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8,
+        "num_hidden_layers": 1, "num_attention_heads": 2}"#;
+    let vs = VarStore::new(Device::Cpu);
+    Decoder::new(&vs.root(), &DecoderConfig::from_json(config).unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    for (before, after, parts) in [
+        ("", "_orig_mod.", ["'_orig_mod.", "`model._orig_mod.save_pretrained"]),
+        ("", "module.", ["'module.", "`model.module.save_pretrained"]),
+        ("model.norm", "model.gone", ["lacks 1 tensors", "1 others: 'model.gone.weight'"]),
+    ] {
+        let named: Vec<(String, Tensor)> = vs
+            .variables()
+            .into_iter()
+            .map(|(name, tensor)| match name.strip_prefix(before) {
+                Some(rest) => (format!("{after}{rest}"), tensor),
+                None => (name, tensor),
+            })
+            .collect();
+        Tensor::write_safetensors(&named, dir.path().join("model.safetensors")).unwrap();
+        let error = Decoder::from_pretrained(dir.path(), Device::Cpu, None).unwrap_err();
+        let text = error.to_string();
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    }
 }

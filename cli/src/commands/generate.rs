@@ -12,6 +12,7 @@ use ln_tuning::{AdapterOptions, LnTuningModel, LoadOptions};
 use tch::{Device, Tensor};
 use tokenizers::Tokenizer;
 
+use super::key_mapping::KeyMapping;
 use crate::device::ModelKind;
 use crate::text::chat::{ChatTemplate, Conversation};
 use crate::text::{special, tokenizer};
@@ -27,6 +28,8 @@ pub struct Args {
     /// A PEFT directory and a name for it; the answers of several are shown side by side
     #[arg(long = "adapter", value_name = "NAME=DIR")]
     adapters: Vec<String>,
+    #[command(flatten)]
+    key_mapping: KeyMapping,
     /// Show the base's answer beside those of the adapters
     #[arg(long)]
     base: bool,
@@ -74,6 +77,7 @@ pub fn run(args: &Args) -> Result<()> {
         Ok((name.to_owned(), PathBuf::from(dir)))
     });
     let adapters = adapters.collect::<Result<Vec<_>>>()?;
+    args.key_mapping.check(!adapters.is_empty())?;
     let device = if args.cpu { Device::Cpu } else { best_device() };
     let tokenizer = tokenizer::open(&args.model, None)?;
     let ids = prompt_ids(args, &tokenizer)?.to_device(device);
@@ -84,6 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (vs, model) = Decoder::from_files(files, &wanted)?;
     bar.finish_and_clear();
     let load = LoadOptions::default().adapter(AdapterOptions::default().model_type(model_type));
+    let load = load.key_mapping(args.key_mapping.rules.clone());
     let mut tuned: Option<LnTuningModel> = None;
     for (name, dir) in &adapters {
         match &mut tuned {

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{atomic, AdapterDiff, LnTuningModel, SavedAdapter};
+use ln_tuning::{atomic, AdapterDiff, LnTuningModel, LoadOptions, SavedAdapter};
 use serde_json::{json, Value};
 use tch::{Kind, Tensor};
+
+use super::key_mapping::KeyMapping;
 
 /// Show the contents of an adapter directory, and how far its norms moved
 #[derive(clap::Args)]
@@ -22,13 +24,15 @@ pub struct Args {
     /// Draw how far each norm moved: depth across, kinds of norms down (needs --base)
     #[arg(long, requires = "base", value_name = "OUT.svg")]
     heatmap: Option<PathBuf>,
+    #[command(flatten)]
+    key_mapping: KeyMapping,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let saved = SavedAdapter::open(&args.adapter)?;
+    let saved = SavedAdapter::open(&args.adapter)?.key_mapping(args.key_mapping.rules.clone())?;
     let diff = args.base.as_ref().map(|base| compare(&saved, args, base)).transpose()?;
     if let (Some(path), Some(diff)) = (&args.heatmap, &diff) {
         atomic::write(&[(path.clone(), diff.heat_map()?.into_bytes())])?;
@@ -54,7 +58,8 @@ pub fn run(args: &Args) -> Result<()> {
 fn compare(saved: &SavedAdapter, args: &Args, base: &PathBuf) -> Result<AdapterDiff> {
     let files = ModelFiles::open(base)?;
     let vs = saved.var_store(files)?;
-    let model = LnTuningModel::from_pretrained(&vs, &args.adapter)?;
+    let load = LoadOptions::default().key_mapping(args.key_mapping.rules.clone());
+    let (model, _) = LnTuningModel::from_pretrained_with(&vs, &args.adapter, "default", &load)?;
     let mut diff = model.diff("default", None)?;
     diff.adapter = args.adapter.display().to_string();
     Ok(diff)

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use ln_tuning::merge;
+use ln_tuning::{merge_with, MergeOptions};
 use serde_json::json;
 
+use super::key_mapping::KeyMapping;
 use crate::progress;
 
 /// Merge an adapter into a model directory
@@ -23,6 +24,8 @@ pub struct Args {
     /// The directory for the merged model; it must not exist, or be empty
     #[arg(long, value_name = "OUT_DIR")]
     out: PathBuf,
+    #[command(flatten)]
+    key_mapping: KeyMapping,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -30,7 +33,8 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let bar = progress::bytes("merging", 0)?;
-    let report = merge(&args.base, &args.adapter, &args.out, |done, total| {
+    let options = MergeOptions::default().key_mapping(args.key_mapping.rules.clone());
+    let report = merge_with(&args.base, &args.adapter, &args.out, &options, |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     })?;
@@ -52,7 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     println!("{:<10} {} ({} bytes)", "files", report.files, report.bytes);
     for path in &report.left_out {
-        println!("{:<10} {} (holds the base's weights)", "left out", path.display());
+        println!("{:<10} {} (of the base)", "left out", path.display());
     }
     println!("{:<10} {}", "written to", args.out.display());
     Ok(())

@@ -3,6 +3,7 @@
 mod completions;
 mod generate;
 mod inspect;
+mod key_mapping;
 mod merge;
 mod plan;
 mod train;

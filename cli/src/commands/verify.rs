@@ -10,6 +10,7 @@ use ln_tuning::{regular, AdapterOptions, LnTuningModel, LoadOptions, SavedAdapte
 use serde_json::json;
 use tch::{no_grad, Kind, Tensor};
 
+use super::key_mapping::KeyMapping;
 use crate::device::{self, ModelKind};
 use crate::progress;
 
@@ -31,6 +32,8 @@ pub struct Args {
     /// An adapter to attach first
     #[arg(long, value_name = "ADAPTER_DIR")]
     adapter: Option<PathBuf>,
+    #[command(flatten)]
+    key_mapping: KeyMapping,
     /// The kind to compute in. Default: that of the files
     #[arg(long, value_enum)]
     kind: Option<ModelKind>,
@@ -46,6 +49,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<bool> {
+    args.key_mapping.check(args.adapter.is_some())?;
     let device = device::named(&args.device)?;
     let kind = args.kind.and_then(|kind| kind.on(device));
     let path = &args.reference;
@@ -61,7 +65,8 @@ pub fn run(args: &Args) -> Result<bool> {
     let mut load = Load::on(device).kind(kind);
     if let Some(dir) = &args.adapter {
         // The adapter may have the head, and the files none.
-        let head = SavedAdapter::open(dir)?.new_head(ModelFiles::open(&args.model)?)?;
+        let saved = SavedAdapter::open(dir)?.key_mapping(args.key_mapping.rules.clone())?;
+        let head = saved.new_head(ModelFiles::open(&args.model)?)?;
         load = head.map_or(load.clone(), |(head, labels)| load.head(head).labels(labels));
     }
     let (vs, model) = AnyModel::from_files(files, &load)?;
@@ -69,6 +74,7 @@ pub fn run(args: &Args) -> Result<bool> {
     let adapter = args.adapter.as_ref().map(|dir| {
         let options = AdapterOptions::default().model_type(&model_type);
         let options = LoadOptions::default().adapter(options);
+        let options = options.key_mapping(args.key_mapping.rules.clone());
         LnTuningModel::from_pretrained_with(&vs, dir, "default", &options)
     });
     let _adapter = adapter.transpose()?;

@@ -86,7 +86,7 @@ impl ChatTemplate {
 
     /// The template of a conversation names a variable, or a key of messages.
     pub fn reads(&self, conversation: &Conversation, name: &str) -> Result<bool> {
-        let template = self.environment.get_template(self.find(conversation)?.0)?;
+        let template = self.environment.get_template(self.name(conversation)?)?;
         Ok(template.source().contains(name))
     }
 

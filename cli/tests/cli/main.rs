@@ -15,6 +15,7 @@ mod formats;
 mod generate;
 mod images;
 mod jinja;
+mod key_mapping;
 mod labels;
 mod loss_scale;
 mod merge;

@@ -8,6 +8,7 @@ use tch::{Device, Tensor};
 
 use super::base::{Base, Facts};
 use super::card::Card;
+use super::keys::rename;
 use crate::adapter::config::LnTuningConfig;
 use crate::error::{refusal, refuse, Result};
 use crate::pretrained::files::{json, ModelFiles};
@@ -88,6 +89,19 @@ impl SavedAdapter {
         }
     }
 
+    /// The same with renamed keys, as with [`LoadOptions::key_mapping`](crate::LoadOptions::key_mapping).
+    ///
+    /// # Errors
+    /// `InvalidPattern`.
+    pub fn key_mapping(
+        mut self,
+        rules: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,
+    ) -> Result<Self> {
+        let rules: Vec<_> = rules.into_iter().map(|(p, r)| (p.into(), r.into())).collect();
+        rename(self.tensors.iter_mut().map(|(key, _)| key), &rules)?;
+        Ok(self)
+    }
+
     /// The variables of the base model that this adapter is for, without model code, mapped from the files. Those that
     /// only the adapter has are zeros: a new head, where the files are of a model without one.
     ///
@@ -139,11 +153,28 @@ pub(crate) fn model_config(dir: &Path) -> Result<Option<Value>> {
 pub(crate) fn located(dir: &Path) -> Result<(LnTuningConfig, PathBuf)> {
     let config_path = dir.join(CONFIG);
     if !config_path.exists() {
+        let shown = dir.display();
+        if dir.is_file() {
+            refuse!(MissingFile, "'{shown}' is a file, expected the directory that it is in");
+        }
+        let mut below = Vec::new();
+        look_below(dir, 0, &mut below);
+        below.sort();
+        if !below.is_empty() {
+            let more = if below.len() > SHOWN { ", …" } else { "" };
+            let folders: Vec<_> =
+                below.iter().take(SHOWN).map(|dir| format!("'{}'", dir.display())).collect();
+            refuse!(
+                MissingFile,
+                "'{shown}' holds no {CONFIG}: PEFT saves an adapter that is not called `default` in a folder of its \
+                 name. Give {}{more}",
+                folders.join(" or ")
+            );
+        }
         let what = if dir.is_dir() { "holds no" } else { "is not a directory with an" };
         refuse!(
             MissingFile,
-            "'{}' {what} {CONFIG}: give the directory that `save_pretrained` wrote",
-            dir.display()
+            "'{shown}' {what} {CONFIG}: give the directory that `save_pretrained` wrote"
         );
     }
     let config = LnTuningConfig::from_file(&config_path)?;
@@ -157,6 +188,23 @@ pub(crate) fn located(dir: &Path) -> Result<(LnTuningConfig, PathBuf)> {
         );
     }
     Ok((config, path))
+}
+
+/// Folders that an error names.
+const SHOWN: usize = 4;
+
+/// Finds the folders below that hold adapters: those of names, in the directory of a run perhaps.
+fn look_below(dir: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten().take(1000) {
+        let path = entry.path();
+        if depth > 2 || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        } else if path.join(CONFIG).exists() {
+            found.push(path);
+        } else {
+            look_below(&path, depth + 1, found);
+        }
+    }
 }
 
 /// Refuses a name that cannot be a key in a file and a folder on disk.

@@ -67,6 +67,22 @@ impl KeyMapping {
     }
 }
 
+/// Renames keys, which keep the prefix of PEFT.
+pub(crate) fn rename<'a>(
+    keys: impl IntoIterator<Item = &'a mut String>,
+    mapping: &[(String, String)],
+) -> Result<()> {
+    let mapping = KeyMapping::new(mapping.iter().map(|(p, r)| (p.as_str(), r.as_str())))?;
+    for key in keys {
+        let (prefix, rest) = match key.strip_prefix(PREFIX) {
+            Some(rest) => (PREFIX, rest),
+            None => ("", key.as_str()),
+        };
+        *key = format!("{prefix}{}", mapping.apply(rest)?);
+    }
+    Ok(())
+}
+
 /// The key under which PEFT writes a tensor.
 ///
 /// For a tensor in a container (`up.weight` in a block) PEFT writes the adapter's name too, and finds it again under

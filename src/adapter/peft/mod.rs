@@ -5,4 +5,5 @@ mod card;
 pub(crate) mod carried;
 pub(crate) mod directory;
 pub(crate) mod keys;
+pub(crate) mod mismatch;
 pub(crate) mod state_dict;

@@ -8,6 +8,7 @@ use tch::Tensor;
 use super::card::Card;
 use super::directory::{adapter_dir, adapter_files, card_file};
 use super::keys::{file_key, match_keys, KeyMapping};
+use super::mismatch;
 use crate::adapter::attachment::Attachment;
 use crate::adapter::config::{LnTuningConfig, Modules, TaskType};
 use crate::adapter::flat::copy_of;
@@ -16,7 +17,6 @@ use crate::adapter::selection::{Role, SelectedTensor};
 use crate::adapter::status::TrainableParameters;
 use crate::adapter::weights::{Adapter, Place};
 use crate::error::{refuse, Result};
-use crate::names::nearest::listed;
 use crate::storage::atomic::Contents;
 use crate::storage::finite::{check_cast, check_finite};
 use crate::storage::info::is_float;
@@ -80,25 +80,8 @@ pub(crate) fn load(
     let wanted: Vec<&SelectedTensor> = adapter.entries.iter().map(|entry| &entry.tensor).collect();
     let keys: Vec<&str> = tensors.iter().map(|(key, _)| key.as_str()).collect();
     let matched = match_keys(&wanted, &keys, name, &mapping)?;
-    if !matched.missing.is_empty() && !options.allow_missing {
-        refuse!(
-            MissingKeys,
-            "the adapter lacks {} of {} tensors that its configuration selects here: {}. Was it made for another \
-             model? `LoadOptions::allow_missing` keeps the base's values for them",
-            matched.missing.len(),
-            wanted.len(),
-            listed(&matched.missing)
-        );
-    }
-    if !matched.unexpected.is_empty() && !options.allow_unexpected {
-        refuse!(
-            UnexpectedKeys,
-            "{} tensors of the adapter belong to no selected module here: {}. Was it made for another model? Rename with \
-             `LoadOptions::key_mapping`, or leave them out with `LoadOptions::allow_unexpected`",
-            matched.unexpected.len(),
-            listed(&matched.unexpected)
-        );
-    }
+    let allowed = (options.allow_missing, options.allow_unexpected);
+    mismatch::check(&matched, &wanted, &keys, "here", allowed)?;
     let mut report = LoadReport {
         missing_keys: matched.missing,
         unexpected_keys: matched.unexpected,
