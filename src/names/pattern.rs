@@ -41,7 +41,7 @@ impl Pattern {
     }
 
     fn compile(text: &str, pattern: &str, key: &str) -> Result<Self> {
-        let linear = regex::RegexBuilder::new(text).size_limit(SIZE).build();
+        let linear = regex::RegexBuilder::new(text).size_limit(SIZE + 64 * text.len()).build();
         let engine = match linear {
             Ok(regex) => Engine::Linear(regex),
             Err(too_large @ regex::Error::CompiledTooBig(_)) => {
@@ -90,8 +90,8 @@ impl Pattern {
     }
 }
 
-/// The largest compiled pattern in bytes: an adapter of 20,000 modules may name them all.
-const SIZE: usize = 64 << 20;
+/// The largest compiled pattern in bytes, beside what its own text needs: an adapter of 20,000 modules may name them all.
+const SIZE: usize = 10 << 20;
 
 /// The places of a match and of its groups.
 pub(super) type Groups = Vec<Option<std::ops::Range<usize>>>;
@@ -175,6 +175,14 @@ mod tests {
             assert!(
                 error.to_string().contains("exclude_modules") && error.to_string().contains(bad)
             );
+        }
+    }
+
+    #[test]
+    fn a_large_repetition_is_refused_as_such() {
+        for large in [r"\w{100000}", r"(?:(?:a{999}){999}){999}", r"(?=b)\w{100000}"] {
+            let error = Pattern::full(large, "target_modules").unwrap_err();
+            assert!(error.to_string().contains("too large"), "{error}");
         }
     }
 

@@ -146,6 +146,7 @@ while len(patterns) < int(sys.argv[2]):
 while len(rules) < int(sys.argv[2]) // 10:
     rule = (pattern(rng), rng.choice(REPLACEMENTS))
     answer = judged(lambda: renamed(*rule))
-    if answer is not ... and (answer is None or len(set(answer)) == len(NAMES)):
+    paths = answer is None or answer is not ... and all(all(name.split(".")) for name in answer)
+    if paths and (answer is None or len(set(answer)) == len(NAMES)):
         rules.append([*rule, answer])
 print(json.dumps([NAMES, patterns, rules]))
