@@ -78,7 +78,9 @@ pub fn read(mut row: Row, columns: &Columns) -> Result<Read> {
     }
     let mut fields = columns.take(&mut row);
     let shape = shape(&fields, columns, &keys)?;
-    if shape[0] == "prompt" && row.get("label").is_some_and(Value::is_boolean) {
+    // Tables have texts.
+    let is_flag = |label: &Value| label.is_boolean() || label == "True" || label == "False";
+    if shape[0] == "prompt" && row.get("label").is_some_and(is_flag) {
         bail!(
             "'label' says whether a completion is wished: these are preferences (KTO), which are not trained on. Keep \
              the rows whose label is true, without it"
