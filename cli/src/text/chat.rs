@@ -45,10 +45,18 @@ pub struct Rendered {
     pub learned: Vec<Range<usize>>,
 }
 
+/// What a template makes use of.
+struct Asked {
+    /// Variables that are called like special tokens.
+    tokens: Vec<String>,
+    /// `{% generation %}`
+    marks: bool,
+}
+
 pub struct ChatTemplate {
     environment: Environment<'static>,
     /// The templates by their names, `default` and `tool_use` among them; or why one cannot be used.
-    names: BTreeMap<String, Result<(), String>>,
+    names: BTreeMap<String, Result<Asked, String>>,
     /// `bos_token` and its like.
     tokens: Map<String, Value>,
 }
@@ -60,8 +68,14 @@ impl ChatTemplate {
         let mut names = BTreeMap::new();
         for (name, text) in special::chat_templates(model)? {
             let text = jinja::source(&text)?;
+            let marks = jinja::without_comments(&text)?.contains(GENERATION);
             let added = environment.add_template_owned(name.clone(), text);
-            names.insert(name, added.map_err(|error| error.to_string()));
+            let asked = added.and_then(|()| environment.get_template(&name)).map(|template| {
+                let variables = template.undeclared_variables(false).into_iter();
+                Asked { tokens: variables.filter(|name| name.ends_with("_token")).collect(), marks }
+            });
+            let asked = asked.map_err(|error| error.to_string());
+            names.insert(name, asked);
         }
         if names.is_empty() {
             return Ok(None);
@@ -85,11 +99,12 @@ impl ChatTemplate {
     /// template has it, else by comparing what it makes of changed conversations.
     pub fn render_learned(&self, conversation: &Conversation) -> Result<Rendered> {
         let messages = prepared(&conversation.messages)?;
-        let template = self.environment.get_template(self.name(conversation)?)?;
+        let name = self.name(conversation)?;
+        let template = self.environment.get_template(name)?;
         let source = template.source();
         let (text, spans) = self.run(conversation, &messages, false)?;
         let is_learned = |place: usize| conversation.learned.get(place) == Some(&true);
-        if source.contains(GENERATION) {
+        if self.asked(name).is_some_and(|asked| asked.marks) {
             let marked =
                 spans.iter().filter(|span| source.get(span.source_range()) == Some(GENERATION));
             let mut learned: Vec<_> = marked.map(OutputSpan::output_range).collect();
@@ -139,14 +154,18 @@ impl ChatTemplate {
     fn name(&self, conversation: &Conversation) -> Result<&str> {
         let tools = conversation.tools.as_ref().and_then(|_| self.names.get_key_value("tool_use"));
         let found = tools.or_else(|| self.names.get_key_value("default"));
-        let (name, usable) = found.with_context(|| {
+        let (name, asked) = found.with_context(|| {
             let names: Vec<&str> = self.names.keys().map(String::as_str).collect();
             format!("the model has the chat templates {}, and none is 'default'", names.join(", "))
         })?;
-        match usable {
-            Ok(()) => Ok(name),
+        match asked {
+            Ok(_) => Ok(name),
             Err(error) => bail!("the chat template '{name}' cannot be read: {error}"),
         }
+    }
+
+    fn asked(&self, name: &str) -> Option<&Asked> {
+        self.names.get(name)?.as_ref().ok()
     }
 
     fn run(
@@ -155,7 +174,8 @@ impl ChatTemplate {
         messages: &[Value],
         open: bool,
     ) -> Result<(String, Vec<OutputSpan>)> {
-        let template = self.environment.get_template(self.name(all)?)?;
+        let name = self.name(all)?;
+        let template = self.environment.get_template(name)?;
         objects("tools", all.tools.as_ref())?;
         objects("documents", all.documents.as_ref())?;
         let mut given: BTreeMap<&str, Given> = BTreeMap::new();
@@ -174,10 +194,9 @@ impl ChatTemplate {
                 "'chat_template_kwargs' holds '{name}', which the row or the program gives"
             );
         }
-        let all = template.undeclared_variables(false);
         let missing =
-            all.iter().filter(|name| name.ends_with("_token") && !given.contains_key(&***name));
-        let missing: Vec<&str> = missing.map(String::as_str).collect();
+            self.asked(name).into_iter().flat_map(|asked| asked.tokens.iter().map(String::as_str));
+        let missing: Vec<&str> = missing.filter(|name| !given.contains_key(name)).collect();
         given.extend(missing.iter().map(|name| (*name, python::Missing::value(name))));
         let (text, spans) = template
             .render_with_spans(Given::from_pairs(given))

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use chrono::format::{Item, StrftimeItems};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{from_args, Kwargs, Rest, ValueKind, ValueOrKwargs};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::{filters, Environment, Error, ErrorKind, State, Value};
 use regex::Regex;
 
 use super::{methods, python};
@@ -40,8 +40,19 @@ pub fn environment() -> Environment<'static> {
     });
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", |value: &Value| python::text(value));
+    type Args = Rest<ValueOrKwargs>;
+    environment.add_filter("sort", |state: &State, value: Value, args: Args| {
+        filters::sort(state, value, named(args, &["reverse", "case_sensitive", "attribute"])?)
+    });
+    environment.add_filter("dictsort", |value: &Value, args: Args| {
+        filters::dictsort(value, named(args, &["case_sensitive", "by", "reverse"])?)
+    });
+    environment.add_filter("unique", |state: &State, value: Value, args: Args| {
+        filters::unique(state, value, named(args, &["case_sensitive", "attribute"])?)
+    });
     environment.add_filter("default", default);
     environment.add_filter("d", default);
+    environment.add_filter("indent", indent);
     environment.add_filter("int", int);
     environment.add_filter("float", float);
     environment.add_test("defined", |value: &Value| !python::is_undefined(value));
@@ -90,6 +101,10 @@ pub fn source(text: &str) -> Result<String, regex::Error> {
         .into_owned())
 }
 
+pub fn without_comments(source: &str) -> Result<String, regex::Error> {
+    Ok(Regex::new(r"(?s)\{#.*?#\}")?.replace_all(source, "").into_owned())
+}
+
 fn strftime_now(format: &str) -> Result<String, Error> {
     let items: Vec<Item> = StrftimeItems::new(format).collect();
     if items.contains(&Item::Error) {
@@ -126,6 +141,18 @@ fn tojson(value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     python::Json { ascii, indent, comma, colon, sorted }.dumps(value)
 }
 
+/// Arguments that Python takes by their places, and minijinja by their names.
+fn named(args: Rest<ValueOrKwargs>, names: &[&str]) -> Result<Kwargs, Error> {
+    let args = args.into_values();
+    let (places, given): (&[Value], Kwargs) = from_args(&args)?;
+    if places.len() > names.len() {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+    let given = given.args().map(|name| Ok((name, given.get::<Value>(name)?)));
+    let places = names.iter().zip(places).map(|(name, value)| Ok((*name, value.clone())));
+    places.chain(given).collect()
+}
+
 fn default(
     value: &Value,
     other: Option<Value>,
@@ -137,6 +164,29 @@ fn default(
     kwargs.assert_all_used()?;
     let absent = python::is_undefined(value) || boolean && !value.is_true();
     Ok(if absent { other } else { value.clone() })
+}
+
+fn indent(
+    text: String,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<String, Error> {
+    let width = width.or(kwargs.get("width")?).unwrap_or_else(|| Value::from(4));
+    let first = first.or(kwargs.get("first")?).unwrap_or(false);
+    let blank = blank.or(kwargs.get("blank")?).unwrap_or(false);
+    kwargs.assert_all_used()?;
+    let space = match width.as_str() {
+        Some(text) => text.to_owned(),
+        None => " ".repeat(i64::try_from(width)?.clamp(0, 1 << 10) as usize),
+    };
+    let text = text + "\n";
+    let lines = methods::lines(&text, false).into_iter().enumerate().map(|(place, line)| {
+        let inner = if place == 0 { first } else { blank || !line.is_empty() };
+        format!("{}{line}", if inner { &space } else { "" })
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// What the filters `int` and `float` make of a text.

@@ -19,6 +19,10 @@ pub fn call(state: &mut State, of: &Value, name: &str, args: &[Value]) -> Result
             let () = from_args(args)?;
             Ok(of.clone())
         }
+        // Even one that is undefined.
+        "get" if of.kind() == ValueKind::Map && args.len() == 2 => {
+            Ok(of.as_object().and_then(|map| map.get_value(&args[0])).unwrap_or(args[1].clone()))
+        }
         "index" if is_list => {
             let (item,): (&Value,) = from_args(args)?;
             let place = of.try_iter()?.position(|other| other == *item);
@@ -245,7 +249,7 @@ fn part(text: &str, from: Option<i64>, to: Option<i64>) -> Option<(usize, &str)>
     Some((from as usize, &text[byte(from)..byte(to)]))
 }
 
-fn lines(text: &str, keep: bool) -> Vec<&str> {
+pub fn lines(text: &str, keep: bool) -> Vec<&str> {
     let is_end =
         |c: char| matches!(c, '\n'..='\r' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let (mut lines, mut rest) = (Vec::new(), text);

@@ -35,6 +35,7 @@ impl Replies<'_> {
         let after = (self.render)(first, false)?.text;
         match &before {
             Ok(before) if after.starts_with(before) && whole.starts_with(&after) => {
+                ensure!(before.len() < after.len(), "nothing of it is in the text");
                 return Ok(before.len()..after.len());
             }
             _ => {}
@@ -47,6 +48,10 @@ impl Replies<'_> {
         ensure!(
             floor <= content.start && content.len() <= alone.len(),
             "the text of other messages depends on it"
+        );
+        ensure!(
+            self.stands_alone(place, &whole[content.clone()]),
+            "the text of other messages is between its parts"
         );
         let rest = &after[alone.end..];
         let tail = common(whole[content.end..].chars(), rest.chars());
@@ -67,6 +72,16 @@ impl Replies<'_> {
             Err(_) => content.start,
         };
         Ok(start..end)
+    }
+
+    /// Whether a text of the message is still there once all others are blanked.
+    fn stands_alone(&self, place: usize, text: &str) -> bool {
+        let mut messages = self.messages.to_vec();
+        for (_, message) in messages.iter_mut().enumerate().filter(|(other, _)| *other != place) {
+            Part::Content
+                .of(message, &|text| cover(text, '\u{e000}', &|tag| self.source.contains(tag)));
+        }
+        (self.render)(&messages, false).map_or(true, |other| other.text.contains(text))
     }
 
     /// The whole and its first messages up to this one, with something of it blanked that shows in both.
@@ -190,5 +205,9 @@ fn head(given: &str, shared: usize, text: &str, within: Range<usize>) -> usize {
             best = best.max((alike, ending, place));
         }
     }
-    best.2
+    let (_, ending, place) = best;
+    // A tag of which only the beginning is shared is none of the head.
+    let shared = String::from_utf8_lossy(&given[..ending]);
+    let tag = shared.rfind('<').filter(|tag| ending < given.len() && !shared[*tag..].contains('>'));
+    tag.map_or(place, |tag| place.saturating_sub(ending.saturating_sub(tag)).max(within.start))
 }

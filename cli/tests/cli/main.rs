@@ -14,11 +14,13 @@ mod formats;
 mod generate;
 mod images;
 mod labels;
+mod jinja;
 mod merge;
 mod outputs;
 mod plan;
 mod program;
 mod refusals;
+mod replies;
 mod resume;
 mod task;
 #[path = "../../src/text/mod.rs"]
