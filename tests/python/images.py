@@ -69,6 +69,9 @@ def exact(folder):
         rgb.save(folder / f"turned{orientation}.png", exif=turned(orientation))
     rgb.save(folder / "turned0.png", exif=turned(0))
     rgb.save(folder / "turned9.png", exif=turned(9))
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    rgb.save(folder / "xmp6.webp", lossless=True, xmp=xmp)
+    rgb.save(folder / "exif1_xmp6.webp", lossless=True, xmp=xmp, exif=turned(1))
     rgb.save(folder / "UPPER.PNG")
     rgb.save(folder / "without", format="PNG")
     rgb.save(folder / "png.jpg", format="PNG")
@@ -98,6 +101,7 @@ def lossy(folder):
         image.save(folder / f"{name}.jpg", quality=95, **options)
     for orientation in (3, 6):
         image.save(folder / f"turned{orientation}.JPEG", quality=95, exif=turned(orientation))
+    image.save(folder / "xmp8.jpg", quality=95, xmp=b"<tiff:Orientation>8</tiff:Orientation>")
     image.convert("L").save(folder / "grey.jfif", format="JPEG", quality=95)
     image.convert("CMYK").save(folder / "cmyk.jpe", format="JPEG", quality=95)
     image.convert("CMYK").save(folder / "cmyk.tif")

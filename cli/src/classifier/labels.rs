@@ -383,4 +383,30 @@ mod tests {
             chosen(&["a", "b"], &several, "problem_type: single_label_classification", false);
         assert!(labels.unwrap().of_model);
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        /// Whatever the labels and the model's names are: each label that is taken has a target that the head has.
+        #[test]
+        fn every_label_that_is_taken_has_a_target_of_the_head(
+            found in proptest::collection::btree_set("[0-3]|-1|0\\.5|1\\.0|NEG|neg|true|False|x|nan|1e999", 1..6),
+            names in proptest::collection::btree_set("[0-3]|NEG|neg|POS|x|0\\.5", 0..5),
+            new_head in proptest::prelude::any::<bool>(),
+            images in proptest::prelude::any::<bool>(),
+        ) {
+            let found: Vec<&str> = found.iter().map(String::as_str).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let config = if names.is_empty() { json!({}) } else { classifier(&names) };
+            let Ok(labels) = chosen(&found, &config, &format!("new_head: {new_head}"), images) else {
+                return Ok(());
+            };
+            proptest::prop_assert!(!labels.of_model || labels.names == names && !new_head);
+            for label in &found {
+                let target = labels.target(label).unwrap();
+                let count = labels.names.len() as f64;
+                proptest::prop_assert!(labels.are_numbers() || target < count, "{label}");
+            }
+        }
+    }
 }

@@ -79,7 +79,7 @@ impl Classifier {
         config["label2id"] = Value::Object(by_name);
         if labels.are_numbers() {
             config["problem_type"] = json!("regression");
-        } else if config["problem_type"] == "multi_label_classification" {
+        } else if !config["problem_type"].is_null() {
             config["problem_type"] = json!("single_label_classification");
         }
         Ok((vs, Classifier { model, config, head }))

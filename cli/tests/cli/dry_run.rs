@@ -94,3 +94,22 @@ fn it_says_where_the_run_would_resume() {
     let output = training.command(&["max_steps=3"]).arg("--dry-run").output().unwrap();
     assert!(texts(&output).0.contains("resuming after step 3 of 3"), "{:?}", texts(&output));
 }
+
+#[test]
+fn keys_of_a_rope_that_change_nothing_are_reported_once() {
+    let training = training().set(&["model=model"]);
+    std::fs::create_dir(training.path("model")).unwrap();
+    for file in std::fs::read_dir(crate::model("llama")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), training.path("model").join(file.file_name())).unwrap();
+    }
+    let mut config: Value = serde_json::from_str(&training.read("model/config.json")).unwrap();
+    let yarn = json!({"type": "yarn", "factor": 2, "attn_factor": 0.8, "finetuned": true});
+    config["rope_scaling"] = yarn;
+    training.write("model/config.json", &config.to_string());
+    let output = training.command(&[]).arg("--dry-run").output().unwrap();
+    let (out, err) = texts(&output);
+    assert!(output.status.success(), "{out}\n{err}");
+    let words = "'rope_scaling' of rope_type 'yarn' has no use for attn_factor, finetuned: ignored";
+    assert_eq!(err.matches(words).count(), 1, "{err}");
+}

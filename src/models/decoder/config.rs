@@ -10,6 +10,10 @@ use crate::models::nn::{Activation, Flow, NormKind, QkNorm, Rope};
 ///
 /// Families: `bloom`, `cohere`, `falcon`, `gemma`, `gemma2`, `gemma3_text`, `gpt2`, `gpt_neox`, `gptj`, `granite`,
 /// `llama`, `mistral`, `olmo`, `olmo2`, `opt`, `phi`, `phi3`, `qwen2`, `qwen3`, `smollm3`, `stablelm`, `starcoder2`.
+///
+/// Ropes are of every `rope_type` of transformers: linear, dynamic, yarn, longrope, llama3 and proportional, from
+/// `rope_parameters` or `rope_scaling`. The longest row of a call decides how long its sequence is. transformers' dynamic
+/// rope also remembers longer ones from calls before; here a call gives the same numbers always.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     pub(super) declared: Declared,

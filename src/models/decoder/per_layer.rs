@@ -60,3 +60,35 @@ pub(super) fn turned(config: &Value, layer: i64) -> Result<bool> {
         None => Ok((layer + 1) % integer_or(config, "no_rope_layer_interval", 4)?.max(1) != 0),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{json, Value};
+
+    use crate::models::decoder::DecoderConfig;
+    use crate::models::ModelConfig;
+
+    #[test]
+    fn a_window_that_is_not_given_is_that_of_transformers_and_null_is_none() {
+        let windows = |model_type: &str, more: Value| {
+            let mut config = json!({
+                "model_type": model_type, "vocab_size": 20, "hidden_size": 16, "intermediate_size": 16,
+                "num_hidden_layers": 2, "num_attention_heads": 2,
+            });
+            config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            DecoderConfig::from_value(&config).unwrap().windows
+        };
+        let (none, given) = (json!({}), json!({"sliding_window": 7}));
+        for (model_type, default) in
+            [("mistral", [Some(4096); 2]), ("gemma2", [Some(4096), None]), ("llama", [None; 2])]
+        {
+            assert_eq!(windows(model_type, none.clone()), default, "{model_type}");
+            assert_eq!(windows(model_type, json!({"sliding_window": null})), [None; 2]);
+            let expected = default.map(|window| window.map(|_| 7));
+            assert_eq!(windows(model_type, given.clone()), expected, "{model_type}");
+        }
+        let used = json!({"use_sliding_window": true, "max_window_layers": 1});
+        assert_eq!(windows("qwen2", used), [None, Some(4096)]);
+        assert_eq!(windows("qwen3", none), [None; 2]);
+    }
+}

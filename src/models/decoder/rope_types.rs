@@ -113,11 +113,15 @@ impl RopeSettings<'_> {
             );
         }
         let rope = (found.rope)(self)?;
-        let unused = self.values.as_object().into_iter().flat_map(|values| values.keys());
-        let unused: Vec<&str> = unused
-            .map(String::as_str)
-            .filter(|key| !COMMON.contains(key) && !found.keys.contains(key))
-            .collect();
+        let keys = self.values.as_object().into_iter().flat_map(|values| values.keys());
+        let is_used = |key: &str| match key {
+            "truncate" if self.nested => false,
+            _ => COMMON.contains(&key) || found.keys.contains(&key),
+        };
+        let mut unused: Vec<&str> = keys.map(String::as_str).filter(|key| !is_used(key)).collect();
+        if name == "default" && self.part != 1. && self.dims == self.head_dim {
+            unused.push("partial_rotary_factor");
+        }
         if !unused.is_empty() {
             eprintln!(
                 "warning: '{}' of rope_type '{name}' has no use for {}: ignored, as in transformers",
