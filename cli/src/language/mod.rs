@@ -8,6 +8,7 @@ mod encoder;
 mod model;
 mod packing;
 pub mod settings;
+mod shape;
 mod task;
 mod turns;
 

@@ -53,7 +53,8 @@ impl Format {
         match (self, Self::named(&end)) {
             (Format::Auto | Format::Parquet, _) if columns => Ok(Format::Parquet),
             (format, _) if columns => {
-                bail!("it is a Parquet file, and 'data.format' is {format:?}: leave it out")
+                let format = format!("{format:?}").to_lowercase();
+                bail!("it is a Parquet file, and 'data.format' is {format}: leave it out")
             }
             (Format::Auto, Some(Format::Text)) if is_row(head) => bail!(
                 "it is named as a text, and it looks like lines of JSON: name it .jsonl, or set 'data.format' to \
