@@ -13,7 +13,7 @@ impl Optimizer {
     /// `Io` or `MissingFile` if the operating system refuses; `UnknownAdapter` if the adapter was deleted.
     pub fn save(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let bytes = safetensors::to_bytes(&self.state_dict()?)?;
-        atomic::write(&vec![(path.as_ref().to_owned(), bytes)])
+        atomic::write(&[(path.as_ref().to_owned(), bytes)])
     }
 
     /// Loads what [`save`](Self::save) wrote. On an error, the optimiser does not change.
