@@ -62,7 +62,10 @@ pub fn run(args: &Args) -> Result<bool> {
     if let Some(dir) = &args.adapter {
         // The adapter may have the head, and the files none.
         let head = SavedAdapter::open(dir)?.new_head(ModelFiles::open(&args.model)?)?;
-        load = head.map_or(load.clone(), |(head, labels)| load.head(head).labels(labels));
+        if let Some((head, labels)) = head {
+            load = load.head(head);
+            load = if labels.is_empty() { load } else { load.labels(labels) };
+        }
     }
     let (vs, model) = AnyModel::from_files(files, &load)?;
     bar.finish_and_clear();
