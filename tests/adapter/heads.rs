@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::common;
 use ln_tuning::models::{AnyModel, Inputs, Load};
-use ln_tuning::pretrained::{self, ModelFiles};
+use ln_tuning::pretrained::{self, Head, ModelFiles};
 use ln_tuning::{merge, ErrorKind, LnTuningConfig, LnTuningModel, SavedAdapter, TaskType};
 use tch::{nn, no_grad, Device, Tensor};
 
@@ -27,7 +27,7 @@ fn adapters_with_a_head_of_their_own_are_attached_and_merged_into_a_base_without
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().to_str().unwrap();
     common::run_python("heads.py", &["make", root]);
-    let (mut cases, mut computed) = (0, 0);
+    let (mut cases, mut computed, mut headless) = (0, 0, 0);
     for case in std::fs::read_dir(dir.path()).unwrap() {
         let case = case.unwrap().path();
         let reference: Reference =
@@ -47,8 +47,22 @@ fn adapters_with_a_head_of_their_own_are_attached_and_merged_into_a_base_without
 
         // With a model, where there is one with this head.
         let head = saved.new_head(ModelFiles::open(&base).unwrap()).unwrap();
-        let merged = ModelFiles::open(case.join("merged")).unwrap();
-        if let Some((head, labels)) = head {
+        let (labelled, other) = head.into_iter().partition::<Vec<_>, _>(|(_, l)| !l.is_empty());
+        // No model here answers questions.
+        for (head, _) in other.into_iter().filter(|(h, _)| *h != Head::QuestionAnswering) {
+            let load = Load::on(Device::Cpu).head(head);
+            let (vs, model) =
+                AnyModel::from_files(ModelFiles::open(&base).unwrap(), &load).unwrap();
+            let _tuned = LnTuningModel::from_pretrained(&vs, &adapter).unwrap();
+            let ids = &reference["input_ids"];
+            let found =
+                if head == Head::None { model.hidden_states(ids) } else { model.logits(ids) };
+            let difference = (found.unwrap() - &reference["output"]).abs().max();
+            assert!(difference.double_value(&[]) < 2e-5, "{case:?}");
+            headless += 1;
+        }
+        for (head, labels) in labelled {
+            let merged = ModelFiles::open(case.join("merged")).unwrap();
             assert_eq!(merged.head(), head, "{case:?}");
             let load = Load::on(Device::Cpu).head(head).labels(labels);
             match AnyModel::from_files(ModelFiles::open(&base).unwrap(), &load) {
@@ -64,7 +78,7 @@ fn adapters_with_a_head_of_their_own_are_attached_and_merged_into_a_base_without
         }
         cases += 1;
     }
-    assert_eq!((cases, computed), (14, 9));
+    assert_eq!((cases, computed, headless), (14, 9, 3));
     let checked = common::run_python("heads.py", &["check", root]);
     assert_eq!(checked.lines().filter(|line| line.ends_with(" ok")).count(), cases, "{checked}");
 }

@@ -67,7 +67,10 @@ pub fn run(args: &Args) -> Result<bool> {
         // The adapter may have the head, and the files none.
         let saved = SavedAdapter::open(dir)?.key_mapping(args.key_mapping.rules.clone())?;
         let head = saved.new_head(ModelFiles::open(&args.model)?)?;
-        load = head.map_or(load.clone(), |(head, labels)| load.head(head).labels(labels));
+        if let Some((head, labels)) = head {
+            load = load.head(head);
+            load = if labels.is_empty() { load } else { load.labels(labels) };
+        }
     }
     let (vs, model) = AnyModel::from_files(files, &load)?;
     bar.finish_and_clear();

@@ -119,21 +119,22 @@ impl SavedAdapter {
         Ok(vs)
     }
 
-    /// The head that this adapter has for a model whose files have another, or another number of labels, and the names
-    /// of the labels; `None` if it fits the files as they are.
+    /// The head of the model that this adapter is for, if the files are of another class or have another number of labels,
+    /// and the names of its labels, none for a head without; `None` if it fits the files as they are.
     ///
     /// # Errors
     /// As [`var_store`](Self::var_store).
     pub fn new_head(&self, files: ModelFiles) -> Result<Option<(Head, Vec<String>)>> {
+        let former = files.head();
         let base = Base::of(files, &self.facts())?;
-        let Some(config) =
-            base.config.filter(|_| base.files.head().has_labels() && !base.new.is_empty())
-        else {
+        let head = base.files.head();
+        if head == former && (base.new.is_empty() || !head.has_labels()) {
             return Ok(None);
-        };
-        let names = config.get("id2label").and_then(Value::as_object);
+        }
+        let config = base.config.as_ref().filter(|_| head.has_labels());
+        let names = config.and_then(|config| config.get("id2label")?.as_object());
         let label = |id: usize| Some(names?.get(&id.to_string())?.as_str()?.to_owned());
-        Ok(Some((base.files.head(), (0..).map_while(label).collect())))
+        Ok(Some((head, (0..).map_while(label).collect())))
     }
 
     fn facts(&self) -> Facts<'_> {
