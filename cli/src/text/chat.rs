@@ -45,7 +45,7 @@ pub struct Rendered {
     pub learned: Vec<Range<usize>>,
 }
 
-/// What a template makes use of.
+/// The variables and tags that a template uses.
 struct Asked {
     /// Variables that are called like special tokens.
     tokens: Vec<String>,

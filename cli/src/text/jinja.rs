@@ -189,7 +189,7 @@ fn indent(
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
-/// What the filters `int` and `float` make of a text.
+/// A text as the filters `int` and `float` read it.
 fn number(text: &str) -> Option<f64> {
     text.trim().replace('_', "").parse().ok()
 }

@@ -83,7 +83,7 @@ impl Case {
     }
 }
 
-/// What transformers makes of each: the text and the marked parts, or the error.
+/// The answers of transformers, one for each: the text and the marked parts, or the error.
 pub fn theirs(cases: &[Case]) -> Vec<Value> {
     let given = cases.iter().map(|case| {
         let mut given = case.conversation.clone();
