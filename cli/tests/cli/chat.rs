@@ -356,6 +356,13 @@ fn a_template_without_an_end_is_stopped_and_bad_values_are_named() {
         assert!(error.starts_with("the chat template"), "{template}: {error}");
         assert!(start.elapsed().as_secs() < 20, "{template}: {:?}", start.elapsed());
     }
+    // However deep it nests, it is an answer or an error.
+    let nested = "{% set ns = namespace(a=[]) %}{% for i in range(50000) %}{% set ns.a = [ns.a] %}{% endfor %}";
+    let not = format!("{{{{ {}1 }}}}", "not ".repeat(10_000));
+    for template in [nested, &not] {
+        let given = json!({"messages": [message("user", "Hi")]});
+        let _ = Case::new(with_template(template).path(), &given, false).ours();
+    }
     for (template, more, part) in [
         ("{{ raise_exception('take turns') }}", json!({}), "take turns"),
         ("{{ messages[0].x.y }}", json!({}), "`messages[0].x` is undefined"),
