@@ -45,7 +45,7 @@ pub struct Rendered {
     pub learned: Vec<Range<usize>>,
 }
 
-/// What a template makes use of.
+/// The variables and tags that a template uses.
 struct Asked {
     /// Variables that are called like special tokens.
     tokens: Vec<String>,
@@ -69,11 +69,16 @@ impl ChatTemplate {
         for (name, text) in special::chat_templates(model)? {
             let text = jinja::source(&text)?;
             let marks = jinja::without_comments(&text)?.contains(GENERATION);
-            let added = environment.add_template_owned(name.clone(), text);
-            let asked = added.and_then(|()| environment.get_template(&name)).map(|template| {
-                let variables = template.undeclared_variables(false).into_iter();
-                Asked { tokens: variables.filter(|name| name.ends_with("_token")).collect(), marks }
-            });
+            let asked = jinja::on_deep_stack(|| {
+                let added = environment.add_template_owned(name.clone(), text);
+                added.and_then(|()| environment.get_template(&name)).map(|template| {
+                    let variables = template.undeclared_variables(false).into_iter();
+                    Asked {
+                        tokens: variables.filter(|name| name.ends_with("_token")).collect(),
+                        marks,
+                    }
+                })
+            })?;
             let asked = asked.map_err(|error| error.to_string());
             names.insert(name, asked);
         }
@@ -198,9 +203,9 @@ impl ChatTemplate {
             self.asked(name).into_iter().flat_map(|asked| asked.tokens.iter().map(String::as_str));
         let missing: Vec<&str> = missing.filter(|name| !given.contains_key(name)).collect();
         given.extend(missing.iter().map(|name| (*name, python::Missing::value(name))));
-        let (text, spans) = template
-            .render_with_spans(Given::from_pairs(given))
-            .map_err(|error| refusal(&error, &missing))?;
+        let rendered =
+            jinja::on_deep_stack(|| template.render_with_spans(Given::from_pairs(given)))?;
+        let (text, spans) = rendered.map_err(|error| refusal(&error, &missing))?;
         match python::Missing::name_in(&text) {
             Some(name) => Err(undefined_token(name)),
             None => Ok((text, spans)),

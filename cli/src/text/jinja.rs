@@ -101,6 +101,19 @@ pub fn source(text: &str) -> Result<String, regex::Error> {
         .into_owned())
 }
 
+/// Deep enough for what the parser and a value nested by a template need: no page of it is used before that.
+const STACK: usize = 1 << 30;
+
+/// Runs on a stack of its own, since templates of others may nest without a bound.
+pub fn on_deep_stack<T: Send>(run: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run)?;
+        thread
+            .join()
+            .map_err(|_| std::io::Error::other("the chat template makes the program panic"))
+    })
+}
+
 pub fn without_comments(source: &str) -> Result<String, regex::Error> {
     Ok(Regex::new(r"(?s)\{#.*?#\}")?.replace_all(source, "").into_owned())
 }
@@ -189,7 +202,7 @@ fn indent(
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
-/// What the filters `int` and `float` make of a text.
+/// A text as the filters `int` and `float` read it.
 fn number(text: &str) -> Option<f64> {
     text.trim().replace('_', "").parse().ok()
 }

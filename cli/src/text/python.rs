@@ -190,7 +190,7 @@ pub fn pairs(map: &Value) -> Vec<(Value, Value)> {
 /// The arguments of `json.dumps`.
 pub struct Json {
     pub ascii: bool,
-    /// What each level of a nested value is indented by; `None`: all in one line.
+    /// The space of each level of a nested value; `None`: all in one line.
     pub indent: Option<String>,
     pub comma: String,
     pub colon: String,

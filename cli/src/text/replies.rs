@@ -74,7 +74,7 @@ impl Replies<'_> {
         Ok(start..end)
     }
 
-    /// Whether a text of the message is still there once all others are blanked.
+    /// A text of the message is still there once all others are blanked.
     fn stands_alone(&self, place: usize, text: &str) -> bool {
         let mut messages = self.messages.to_vec();
         for (_, message) in messages.iter_mut().enumerate().filter(|(other, _)| *other != place) {
@@ -110,7 +110,7 @@ impl Replies<'_> {
     }
 }
 
-/// What of a message is blanked.
+/// The part of a message that is blanked.
 #[derive(Clone, Copy, PartialEq)]
 enum Part {
     Content,

@@ -1,4 +1,4 @@
-//! What the files of a tokenizer say beside its vocabulary: special tokens and chat templates.
+//! Special tokens and chat templates, wherever the files of a tokenizer keep them.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -83,7 +83,7 @@ impl Case {
     }
 }
 
-/// What transformers makes of each: the text and the marked parts, or the error.
+/// The answers of transformers, one for each: the text and the marked parts, or the error.
 pub fn theirs(cases: &[Case]) -> Vec<Value> {
     let given = cases.iter().map(|case| {
         let mut given = case.conversation.clone();
@@ -355,6 +355,13 @@ fn a_template_without_an_end_is_stopped_and_bad_values_are_named() {
         let error = rendered(template, json!({}));
         assert!(error.starts_with("the chat template"), "{template}: {error}");
         assert!(start.elapsed().as_secs() < 20, "{template}: {:?}", start.elapsed());
+    }
+    // However deep it nests, it is an answer or an error.
+    let nested = "{% set ns = namespace(a=[]) %}{% for i in range(50000) %}{% set ns.a = [ns.a] %}{% endfor %}";
+    let not = format!("{{{{ {}1 }}}}", "not ".repeat(10_000));
+    for template in [nested, &not] {
+        let given = json!({"messages": [message("user", "Hi")]});
+        let _ = Case::new(with_template(template).path(), &given, false).ours();
     }
     for (template, more, part) in [
         ("{{ raise_exception('take turns') }}", json!({}), "take turns"),

@@ -1,4 +1,4 @@
-//! What of a conversation is learned: each reply with its end, however a template writes it.
+//! The learned parts of a conversation: each reply with its end, however a template writes it.
 
 use serde_json::{json, Value};
 
