@@ -1,5 +1,6 @@
 //! The one opaque error of the crate, and the kinds of error to match on.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// The result of every fallible operation of this crate.
@@ -139,17 +140,21 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const MOST: usize = 4000;
-        let text = without_long_words(&format!("{:#}", self.0.cause));
-        match text.char_indices().nth(MOST) {
-            Some((end, _)) => write!(f, "{}…", &text[..end]),
-            None => f.write_str(&text),
-        }
+        f.write_str(&shortened(&without_long_words(&format!("{:#}", self.0.cause)), MOST))
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+/// The beginning of a text that has more characters than `most`.
+pub(crate) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
     }
 }
 

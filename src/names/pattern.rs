@@ -1,8 +1,10 @@
 //! PEFT's "string or list" over module paths.
 
+use std::borrow::Cow;
+
 use super::python_re::{translate, Translated, Usage};
 use super::python_source::Refused;
-use crate::error::{refusal, Error, Result};
+use crate::error::{refusal, shortened, Error, Result};
 
 /// A regular expression with the meaning of Python's `re`; one that cannot have it is refused.
 ///
@@ -90,7 +92,8 @@ impl Pattern {
     }
 }
 
-/// The largest compiled pattern in bytes, beside what its own text needs: an adapter of 20,000 modules may name them all.
+/// The largest compiled pattern in bytes, beside what its own text needs: an adapter of 20,000 modules may name them
+/// all.
 const SIZE: usize = 10 << 20;
 
 /// The places of a match and of its groups.
@@ -126,12 +129,8 @@ fn unfit(
 }
 
 /// The beginning of a text, for errors.
-pub(super) fn shown(text: &str) -> String {
-    const MOST: usize = 200;
-    match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
+pub(super) fn shown(text: &str) -> Cow<'_, str> {
+    shortened(text, 200)
 }
 
 /// A list entry matches the path itself, or its end after a dot.

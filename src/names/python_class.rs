@@ -5,21 +5,7 @@ use std::fmt::Write;
 use std::sync::OnceLock;
 
 use super::python_flags::Flags;
-
-/// A member of a class.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Member {
-    /// Code points from the first to the last, surrogates among them.
-    Range(u32, u32),
-    /// The letter of `\d`, `\s`, `\w` or of their opposites.
-    Category(char),
-}
-
-impl Member {
-    pub(super) fn one(c: char) -> Self {
-        Member::Range(c as u32, c as u32)
-    }
-}
+use super::python_source::Member;
 
 /// A class as text. Everything is spelled out, so that no flag is needed and no operator is read.
 pub(super) fn class(members: &[Member], negated: bool, flags: Flags) -> String {

@@ -4,9 +4,9 @@
 
 use std::collections::HashMap;
 
-use super::python_class::{category, class, dot, is_forgotten, literal, Member};
+use super::python_class::{category, class, dot, is_forgotten, literal};
 use super::python_flags::{self, Flags, Scope};
-use super::python_source::{Escape, Result, Source, Token};
+use super::python_source::{Escape, Member, Number, Result, Source, Token, ENDLESS};
 use Token::{Escaped, Plain};
 
 /// A pattern for Rust, with the same groups.
@@ -15,13 +15,13 @@ pub(super) struct Translated {
     pub(super) text: String,
     /// The numbers of the named groups.
     pub(super) names: HashMap<String, usize>,
-    /// How many groups there are.
+    /// The number of its groups.
     pub(super) groups: usize,
-    /// How many characters a match has, at least and at most.
+    /// The fewest and the most characters of a match.
     pub(super) width: (u64, u64),
 }
 
-/// The use of a pattern: does it match a whole text, or where in a text does it.
+/// The use of a pattern: on a whole text, or to rename what it finds in a text.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Usage {
     Match,
@@ -33,10 +33,10 @@ pub(super) fn translate(pattern: &str, usage: Usage) -> Result<Translated> {
     let mut parser = Parser::new(pattern, usage);
     let whole = parser.alternatives(Flags::default(), 0)?;
     if parser.source.peek().is_some() {
-        return parser.source.refuse("a ')' without its '('");
+        return parser.refuse("a ')' without its '('");
     }
     if whole.unsteady && (parser.refers || usage == Usage::Rename) {
-        return parser.source.refuse(UNSTEADY);
+        return parser.refuse(UNSTEADY);
     }
     let groups = parser.groups.len() - 1;
     Ok(Translated { text: whole.text, names: parser.names, groups, width: whole.width })
@@ -46,14 +46,12 @@ pub(super) fn translate(pattern: &str, usage: Usage) -> Result<Translated> {
 const DEPTH: usize = 50;
 const UNSTEADY: &str = "a repetition of what may be empty, in an atomic group, beside a reference to a group, or in a rule \
                         that renames, is not known here";
-/// The count that stands for "without end".
-const ENDLESS: u64 = u32::MAX as u64;
 
 /// A part of a pattern.
 struct Piece {
     text: String,
     sort: Sort,
-    /// How many characters it matches, at least and at most.
+    /// The fewest and the most characters that it matches.
     width: (u64, u64),
     /// Contains a repetition of what may be empty: engines differ in where they stop, and so in what they prefer.
     unsteady: bool,
@@ -87,7 +85,7 @@ struct Parser {
     groups: Vec<Option<(u64, u64)>>,
     /// A group is referred to.
     refers: bool,
-    /// How many groups there were where the outermost look-behind begins.
+    /// The number of groups before the outermost look-behind.
     behind: Option<usize>,
 }
 
@@ -103,9 +101,13 @@ impl Parser {
         }
     }
 
+    fn refuse<T>(&self, reason: impl Into<String>) -> Result<T> {
+        self.source.refuse(reason)
+    }
+
     fn alternatives(&mut self, mut flags: Flags, depth: usize) -> Result<Piece> {
         if depth > DEPTH {
-            return self.source.refuse(format!("groups within groups, more than {DEPTH} deep"));
+            return self.refuse(format!("groups within groups, more than {DEPTH} deep"));
         }
         let mut whole = self.sequence(&mut flags, depth, depth == 0)?;
         while self.source.take('|') {
@@ -149,11 +151,10 @@ impl Parser {
                     let front = first && pieces.is_empty();
                     pieces.extend(self.group(flags, depth, front)?);
                 }
-                Plain(c @ ('*' | '+' | '?' | '{')) => match self.counts(c)? {
+                Plain(c @ ('*' | '+' | '?' | '{')) => match self.source.counts(c)? {
                     Some(counts) => {
                         let Some(item) = pieces.pop().filter(|p| p.sort != Sort::Anchor) else {
                             return self
-                                .source
                                 .refuse(format!("nothing before '{c}' that it could repeat"));
                         };
                         pieces.push(self.repeated(item, counts)?);
@@ -173,44 +174,9 @@ impl Parser {
         Ok(whole)
     }
 
-    /// The counts of a repetition; nothing for a `{` that is a character.
-    fn counts(&mut self, sign: char) -> Result<Option<(u64, u64)>> {
-        match sign {
-            '?' => return Ok(Some((0, 1))),
-            '*' => return Ok(Some((0, ENDLESS))),
-            '+' => return Ok(Some((1, ENDLESS))),
-            _ => {}
-        }
-        let start = self.source.at();
-        if self.source.peek() == Some(Plain('}')) {
-            return Ok(None);
-        }
-        let digit = |c: char| c.is_ascii_digit();
-        let least = self.source.take_while(usize::MAX, digit);
-        let most = if self.source.take(',') {
-            self.source.take_while(usize::MAX, digit)
-        } else {
-            least.clone()
-        };
-        if !self.source.take('}') {
-            self.source.seek(start);
-            return Ok(None);
-        }
-        let count = |digits: &str, absent: u64| match digits.parse::<u64>() {
-            Ok(count) if count < ENDLESS => Ok(count),
-            _ if digits.is_empty() => Ok(absent),
-            _ => self.source.refuse("a repetition that is too large"),
-        };
-        let (least, most) = (count(&least, 0)?, count(&most, ENDLESS)?);
-        if most < least {
-            return self.source.refuse("a repetition whose largest number is below its smallest");
-        }
-        Ok(Some((least, most)))
-    }
-
     fn repeated(&mut self, item: Piece, (least, most): (u64, u64)) -> Result<Piece> {
         if item.sort == Sort::Repeat {
-            return self.source.refuse("a repetition of a repetition");
+            return self.refuse("a repetition of a repetition");
         }
         let counts = match (least, most) {
             (0, ENDLESS) => "*".to_owned(),
@@ -233,7 +199,7 @@ impl Parser {
         let may_be_empty = item_width.0 == 0 && item_width.1 > 0;
         let unsteady = item.unsteady || (may_be_empty && most > 1 && most > least);
         if possessive && unsteady {
-            return self.source.refuse(UNSTEADY);
+            return self.refuse(UNSTEADY);
         }
         let text = if possessive { format!("(?>{text})") } else { text };
         let widest = match (item_width.1, most) {
@@ -255,18 +221,10 @@ impl Parser {
             'B' => {
                 Piece::anchor(format!(r"(?:(?<={word})(?={word})|(?<!{word})(?!{word})(?!\A\z))"))
             }
-            '1'..='9' => {
-                let mut digits = c.to_string();
-                digits += &self.source.take_while(1, |c| c.is_ascii_digit());
-                let octal = |c: char| ('0'..='7').contains(&c);
-                if digits.len() == 2 && digits.chars().all(octal) {
-                    digits += &self.source.take_while(1, octal);
-                }
-                if digits.len() == 3 {
-                    return Ok(Piece::new(literal(self.source.octal(&digits)?, flags), (1, 1)));
-                }
-                self.reference(digits.parse().unwrap_or(usize::MAX), flags)?
-            }
+            '1'..='9' => match self.source.number(c)? {
+                Number::Octal(code) => Piece::new(literal(code, flags), (1, 1)),
+                Number::Group(group) => self.reference(group, flags)?,
+            },
             _ => match self.source.shared_escape(c)? {
                 Escape::Code(code) => Piece::new(literal(code, flags), (1, 1)),
                 Escape::Category(letter) => Piece::new(category(letter, flags.ascii), (1, 1)),
@@ -277,14 +235,12 @@ impl Parser {
     /// A reference to a group that is closed.
     fn reference(&mut self, group: usize, flags: Flags) -> Result<Piece> {
         let Some(width) = self.groups.get(group).copied() else {
-            return self.source.refuse(format!("there is no group {group}"));
+            return self.refuse(format!("there is no group {group}"));
         };
-        let Some(width) = width else { return self.source.refuse("a reference to an open group") };
+        let Some(width) = width else { return self.refuse("a reference to an open group") };
         self.check_behind(group)?;
         if flags.ignore_case {
-            return self
-                .source
-                .refuse("a reference to a group without regard to case is not known here");
+            return self.refuse("a reference to a group without regard to case is not known here");
         }
         self.refers = true;
         Ok(Piece::new(format!(r"(?:\{group})"), width))
@@ -293,10 +249,10 @@ impl Parser {
     fn check_behind(&self, group: usize) -> Result<()> {
         match self.behind {
             Some(_) if self.groups.get(group).copied().flatten().is_none() => {
-                self.source.refuse("a reference to an open group")
+                self.refuse("a reference to an open group")
             }
             Some(before) if group >= before => {
-                self.source.refuse("a reference to a group of the same look-behind")
+                self.refuse("a reference to a group of the same look-behind")
             }
             _ => Ok(()),
         }
@@ -307,7 +263,7 @@ impl Parser {
         let (members, negated) = self.source.class()?;
         let forgotten = |m: &Member| matches!(m, Member::Range(a, b) if a == b && is_forgotten(*a));
         if flags.ignore_case && members.len() > 1 && members.iter().any(forgotten) {
-            return self.source.refuse(
+            return self.refuse(
                 "a capital letter above U+FFFF in '[…]' without regard to case, where Python finds none: write the \
                  small one",
             );
@@ -321,7 +277,7 @@ impl Parser {
             return self.capture(None, *flags, depth).map(Some);
         }
         let Some(token) = self.source.next()? else {
-            return self.source.refuse("a '(?' without its ')'");
+            return self.refuse("a '(?' without its ')'");
         };
         match token {
             Plain('P') if self.source.take('<') => {
@@ -331,7 +287,7 @@ impl Parser {
             Plain('P') if self.source.take('=') => {
                 let name = self.source.name(')')?;
                 let Some(group) = self.names.get(&name).copied() else {
-                    return self.source.refuse(format!("there is no group '{name}'"));
+                    return self.refuse(format!("there is no group '{name}'"));
                 };
                 self.reference(group, *flags).map(Some)
             }
@@ -339,7 +295,7 @@ impl Parser {
             Plain('>') => self.enclosed("(?>", *flags, depth).map(Some),
             Plain('#') => loop {
                 match self.source.next()? {
-                    None => return self.source.refuse("a comment without its ')'"),
+                    None => return self.refuse("a comment without its ')'"),
                     Some(Plain(')')) => return Ok(None),
                     _ => {}
                 }
@@ -348,9 +304,7 @@ impl Parser {
             Plain('!') => self.look("(?!", *flags, depth).map(Some),
             Plain('<') if self.source.take('=') => self.look("(?<=", *flags, depth).map(Some),
             Plain('<') if self.source.take('!') => self.look("(?<!", *flags, depth).map(Some),
-            Plain('(') => {
-                self.source.refuse("'(?(…)…)', a condition on a group, is not known here")
-            }
+            Plain('(') => self.refuse("'(?(…)…)', a condition on a group, is not known here"),
             Plain(c) if c == '-' || python_flags::SIGNS.contains(c) => {
                 match python_flags::read(&mut self.source, c, *flags)? {
                     Scope::Whole(all) if front => {
@@ -358,12 +312,12 @@ impl Parser {
                         Ok(None)
                     }
                     Scope::Whole(_) => {
-                        self.source.refuse("flags for the whole pattern that are not at its front")
+                        self.refuse("flags for the whole pattern that are not at its front")
                     }
                     Scope::Group(inner) => self.enclosed("(?:", inner, depth).map(Some),
                 }
             }
-            _ => self.source.refuse("an unknown sign after '(?'"),
+            _ => self.refuse("an unknown sign after '(?'"),
         }
     }
 
@@ -371,10 +325,10 @@ impl Parser {
     fn enclosed(&mut self, open: &str, flags: Flags, depth: usize) -> Result<Piece> {
         let inner = self.alternatives(flags, depth + 1)?;
         if !self.source.take(')') {
-            return self.source.refuse("a '(' without its ')'");
+            return self.refuse("a '(' without its ')'");
         }
         if open == "(?>" && inner.unsteady {
-            return self.source.refuse(UNSTEADY);
+            return self.refuse(UNSTEADY);
         }
         let text = format!("{open}{})", inner.text);
         Ok(Piece { text, sort: Sort::Item, ..inner })
@@ -385,10 +339,10 @@ impl Parser {
         self.groups.push(None);
         if let Some(name) = name {
             if !is_identifier(&name) {
-                return self.source.refuse(format!("'{name}', which is no name for a group"));
+                return self.refuse(format!("'{name}', which is no name for a group"));
             }
             if self.names.insert(name.clone(), group).is_some() {
-                return self.source.refuse(format!("two groups with the name '{name}'"));
+                return self.refuse(format!("two groups with the name '{name}'"));
             }
         }
         let piece = self.enclosed("(", flags, depth)?;
@@ -405,7 +359,7 @@ impl Parser {
         let mut piece = self.enclosed(open, flags, depth)?;
         self.behind = before;
         if behind && piece.width.0 != piece.width.1 {
-            return self.source.refuse("a look-behind of more than one width");
+            return self.refuse("a look-behind of more than one width");
         }
         piece.width = (0, 0);
         Ok(piece)

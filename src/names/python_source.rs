@@ -1,7 +1,5 @@
 //! The characters of a pattern of Python's `re`, and its escapes.
 
-use super::python_class::Member;
-
 /// The reason why a pattern is refused, and the character at which it was found.
 #[derive(Debug)]
 pub(super) struct Refused {
@@ -11,10 +9,31 @@ pub(super) struct Refused {
 
 pub(super) type Result<T> = std::result::Result<T, Refused>;
 
-/// What follows `\`, inside or outside of a class.
+/// The meaning of an escape, inside or outside of a class.
 pub(super) enum Escape {
     Code(u32),
     Category(char),
+}
+
+/// The meaning of digits after a backslash.
+pub(super) enum Number {
+    Octal(u32),
+    Group(usize),
+}
+
+/// A member of a class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Member {
+    /// Code points from the first to the last, surrogates among them.
+    Range(u32, u32),
+    /// The letter of `\d`, `\s`, `\w` or of their opposites.
+    Category(char),
+}
+
+impl Member {
+    pub(super) fn one(c: char) -> Self {
+        Member::Range(c as u32, c as u32)
+    }
 }
 
 /// A character, or one after a backslash.
@@ -25,6 +44,9 @@ pub(super) enum Token {
 }
 use Token::{Escaped, Plain};
 
+/// The count that stands for "without end".
+pub(super) const ENDLESS: u64 = u32::MAX as u64;
+
 pub(super) struct Source {
     chars: Vec<char>,
     at: usize,
@@ -33,16 +55,6 @@ pub(super) struct Source {
 impl Source {
     pub(super) fn new(pattern: &str) -> Self {
         Source { chars: pattern.chars().collect(), at: 0 }
-    }
-
-    /// The number of characters taken.
-    pub(super) fn at(&self) -> usize {
-        self.at
-    }
-
-    /// Goes back to a place where `at` was.
-    pub(super) fn seek(&mut self, at: usize) {
-        self.at = at;
     }
 
     pub(super) fn refuse<T>(&self, reason: impl Into<String>) -> Result<T> {
@@ -135,11 +147,56 @@ impl Source {
         }
     }
 
+    /// The number after a backslash, whose first digit, not 0, is taken: three octal digits are a character.
+    pub(super) fn number(&mut self, first: char) -> Result<Number> {
+        let octal = |c: char| ('0'..='7').contains(&c);
+        let mut digits = first.to_string();
+        digits += &self.take_while(1, |c| c.is_ascii_digit());
+        if digits.len() == 2 && digits.chars().all(octal) {
+            digits += &self.take_while(1, octal);
+        }
+        if digits.len() == 3 {
+            return self.octal(&digits).map(Number::Octal);
+        }
+        Ok(Number::Group(digits.parse().unwrap_or(usize::MAX)))
+    }
+
     pub(super) fn octal(&self, digits: &str) -> Result<u32> {
         match u32::from_str_radix(digits, 8) {
             Ok(code) if code <= 0o377 => Ok(code),
             _ => self.refuse(format!(r"'\{digits}', which is above '\377'")),
         }
+    }
+
+    /// The counts of a repetition; nothing for a `{` that is a character.
+    pub(super) fn counts(&mut self, sign: char) -> Result<Option<(u64, u64)>> {
+        match sign {
+            '?' => return Ok(Some((0, 1))),
+            '*' => return Ok(Some((0, ENDLESS))),
+            '+' => return Ok(Some((1, ENDLESS))),
+            _ => {}
+        }
+        let start = self.at;
+        if self.peek() == Some(Plain('}')) {
+            return Ok(None);
+        }
+        let digit = |c: char| c.is_ascii_digit();
+        let least = self.take_while(usize::MAX, digit);
+        let most = if self.take(',') { self.take_while(usize::MAX, digit) } else { least.clone() };
+        if !self.take('}') {
+            self.at = start;
+            return Ok(None);
+        }
+        let count = |digits: &str, absent: u64| match digits.parse::<u64>() {
+            Ok(count) if count < ENDLESS => Ok(count),
+            _ if digits.is_empty() => Ok(absent),
+            _ => self.refuse("a repetition that is too large"),
+        };
+        let (least, most) = (count(&least, 0)?, count(&most, ENDLESS)?);
+        if most < least {
+            return self.refuse("a repetition whose largest number is below its smallest");
+        }
+        Ok(Some((least, most)))
     }
 
     pub(super) fn member(&mut self, token: Token) -> Result<Member> {

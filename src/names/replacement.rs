@@ -1,11 +1,11 @@
-//! What replaces a match, in Python's syntax.
+//! The text in place of a match, in Python's syntax.
 
 use super::pattern::{shown, Groups};
 use super::python_re::Translated;
-use super::python_source::{Refused, Result as Read, Source, Token};
+use super::python_source::{Number, Refused, Result as Read, Source, Token};
 use crate::error::{refusal, Result};
 
-/// What replaces a match: text, and groups of the match.
+/// The text in place of a match: characters, and groups of the match.
 #[derive(Debug, Clone)]
 pub(super) struct Replacement(Vec<Part>);
 
@@ -44,7 +44,6 @@ impl Replacement {
 
 fn parts(replacement: &str, of: &Translated) -> Read<Vec<Part>> {
     let mut source = Source::new(replacement);
-    let octal = |c: char| ('0'..='7').contains(&c);
     let mut parts = Vec::new();
     while let Some(token) = source.next()? {
         parts.push(match token {
@@ -63,24 +62,16 @@ fn parts(replacement: &str, of: &Translated) -> Read<Vec<Part>> {
                 }
             }
             Token::Escaped('0') => {
-                let digits = source.take_while(2, octal);
-                Part::Char((source.octal(&format!("0{digits}"))? & 0xff) as u8 as char)
+                let digits = source.take_while(2, |c| ('0'..='7').contains(&c));
+                Part::Char(source.octal(&format!("0{digits}"))? as u8 as char)
             }
-            Token::Escaped(c @ '1'..='9') => {
-                let digits = c.to_string() + &source.take_while(1, |c| c.is_ascii_digit());
-                let third = if digits.len() == 2 && digits.chars().all(octal) {
-                    source.take_while(1, octal)
-                } else {
-                    String::new()
-                };
-                match digits.parse() {
-                    _ if !third.is_empty() => {
-                        Part::Char(source.octal(&(digits + &third))? as u8 as char)
-                    }
-                    Ok(group) if group <= of.groups => Part::Group(group),
-                    _ => return source.refuse(format!("there is no group {digits}")),
+            Token::Escaped(c @ '1'..='9') => match source.number(c)? {
+                Number::Octal(code) => Part::Char(code as u8 as char),
+                Number::Group(group) if group <= of.groups => Part::Group(group),
+                Number::Group(group) => {
+                    return source.refuse(format!("there is no group {group}"));
                 }
-            }
+            },
             Token::Escaped(c) => Part::Char(match c {
                 'a' => '\x07',
                 'b' => '\x08',
