@@ -62,8 +62,8 @@ impl GenerateOptions {
         self
     }
 
-    /// A row ends behind one of these. Default: `eos_token_id` of the model's `generation_config.json` or `config.json`.
-    /// With none, every row has all `max_new_tokens`.
+    /// A row ends behind one of these. Default: `eos_token_id` of the model's `generation_config.json` or
+    /// `config.json`. With none, every row has all `max_new_tokens`.
     pub fn stop_tokens(mut self, tokens: impl IntoIterator<Item = i64>) -> Self {
         self.stop = Some(tokens.into_iter().collect());
         self

@@ -66,8 +66,9 @@ impl<'a> Inputs<'a> {
     }
 
     /// Several documents packed into one row: `[batch, length]`, Int64, the number of the document that a token belongs
-    /// to; each document is a run of one number, and padding has a number of its own, such as -1. Attention stays within
-    /// a document and positions restart with it. In the place of `attention_mask`. Default: each row is one document.
+    /// to; each document is a run of one number, and padding has a number of its own, such as -1. Attention stays
+    /// within a document and positions restart with it. In the place of `attention_mask`. Default: each row is one
+    /// document.
     pub fn documents(mut self, documents: impl Into<Option<&'a Tensor>>) -> Self {
         self.documents = documents.into();
         self

@@ -11,6 +11,7 @@ use super::inputs::Inputs;
 use super::nn::{is_below, Weights};
 use crate::autograd::recompute::Tape;
 use crate::error::{refuse, Result};
+use crate::names::nearest::listed;
 use crate::names::wrappers::wrapper_of_all;
 use crate::pretrained::{origin, with_class_of, Head, ModelFiles};
 
@@ -224,7 +225,6 @@ fn check_all_used(
     files: &ModelFiles,
     is_fresh: impl Fn(&str) -> bool,
 ) -> Result<()> {
-    let listed = |names: &[String]| names.iter().take(4).cloned().collect::<Vec<_>>().join("', '");
     let place = files.dir().display();
     let (taken, mut made) = weights.handed_out();
     made.retain(|name| !is_fresh(name));
@@ -234,11 +234,11 @@ fn check_all_used(
     if !made.is_empty() {
         let others = match surplus.len() {
             0 => "it holds no others".to_owned(),
-            count => format!("it holds {count} others: '{}'", listed(&surplus)),
+            count => format!("it holds {count} others: {}", listed(&surplus)),
         };
         refuse!(
             MissingKeys,
-            "'{place}' lacks {} tensors of the model: '{}'; {others}",
+            "'{place}' lacks {} tensors of the model: {}; {others}",
             made.len(),
             listed(&made)
         );
@@ -246,7 +246,7 @@ fn check_all_used(
     if !surplus.is_empty() {
         refuse!(
             UnexpectedKeys,
-            "'{place}' holds {} tensors that the model has no place for: '{}'",
+            "'{place}' holds {} tensors that the model has no place for: {}",
             surplus.len(),
             listed(&surplus)
         );

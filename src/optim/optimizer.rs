@@ -178,9 +178,12 @@ impl Optimizer {
     }
 
     fn accumulate(&mut self, loss: &Tensor, clip: impl Fn(&mut Self) -> Result<()>) -> Result<()> {
-        let update = |this: &mut Self| match this.accumulated >= this.accumulation {
-            true => clip(this).and_then(|()| this.step()),
-            false => Ok(()),
+        let update = |this: &mut Self| {
+            if this.accumulated < this.accumulation {
+                return Ok(());
+            }
+            clip(this)?;
+            this.step()
         };
         // One that failed before is made up for: its gradients are still there.
         update(self)?;
@@ -195,12 +198,10 @@ impl Optimizer {
     /// `NoGradient` if there is none; `InvalidArgument` if `max` is not a positive number.
     pub fn clip_grad_value(&mut self, max: f64) -> Result<()> {
         check_max(max)?;
-        self.with_adapter(|this, attachment| {
-            let (adapter, leaves) = attachment.graded(&this.adapter)?;
-            adapter.gradients.take_in(&adapter.flat, &leaves)?;
+        self.with_gradients(|this, gradients| {
             // Afterwards, infinity is gone.
-            this.loss_scale.check(adapter.gradients.flat()?)?;
-            adapter.gradients.change(|all| all.f_clamp_(-max, max))
+            this.loss_scale.check(gradients.flat()?)?;
+            gradients.change(|all| all.f_clamp_(-max, max))
         })
     }
 
@@ -212,7 +213,7 @@ impl Optimizer {
     /// `NoGradient` if there is none; `InvalidArgument` if `max` is not a positive number.
     pub fn clip_grad_norm(&mut self, max: f64) -> Result<Tensor> {
         check_max(max)?;
-        self.with_gradients(|gradients| {
+        self.with_gradients(|_, gradients| {
             let norm = gradients.flat()?.f_norm()?;
             // The coefficient stays on the device: multiplying by 1 is cheaper than waiting for its value.
             let coefficient = norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max)?;
@@ -227,7 +228,7 @@ impl Optimizer {
     /// # Errors
     /// `NoGradient` if there is none.
     pub fn grad_norm(&mut self) -> Result<Tensor> {
-        self.with_gradients(|gradients| Ok(gradients.flat()?.f_norm()?))
+        self.with_gradients(|_, gradients| Ok(gradients.flat()?.f_norm()?))
     }
 
     /// Every selected variable's name and a copy of its gradient, or `None` if it has no gradient.
@@ -269,14 +270,14 @@ impl Optimizer {
         })
     }
 
-    /// Loads a state from [`state_dict`](Self::state_dict). On an error, the optimiser does not change. For dynamic loss
-    /// scaling, call [`set_dynamic_loss_scale`](Self::set_dynamic_loss_scale) before; a state from a run without it
-    /// leaves the scale as it is.
+    /// Loads a state from [`state_dict`](Self::state_dict). On an error, the optimiser does not change. For dynamic
+    /// loss scaling, call [`set_dynamic_loss_scale`](Self::set_dynamic_loss_scale) before; a state from a run without
+    /// it leaves the scale as it is.
     ///
     /// # Errors
-    /// `MissingKeys`, `UnexpectedKeys`, `DuplicateKey`, `ShapeMismatch` or `KindMismatch` if it does not fit the adapter
-    /// and the algorithm; `NonFinite` or `InvalidArgument` for values that no run leaves: NaN, infinity, a number of
-    /// steps that is negative or not whole, negative means of squares.
+    /// `MissingKeys`, `UnexpectedKeys`, `DuplicateKey`, `ShapeMismatch` or `KindMismatch` if it does not fit the
+    /// adapter and the algorithm; `NonFinite` or `InvalidArgument` for values that no run leaves: NaN, infinity, a
+    /// number of steps that is negative or not whole, negative means of squares.
     pub fn load_state_dict(&mut self, state: &[(String, Tensor)]) -> Result<()> {
         self.with_adapter(|this, attachment| {
             let names = variable_names(attachment, &this.adapter)?;
@@ -299,11 +300,14 @@ impl Optimizer {
     }
 
     /// Runs `f` on the gradients, after following what user code has done to them.
-    fn with_gradients<T>(&mut self, f: impl FnOnce(&mut Gradients) -> Result<T>) -> Result<T> {
+    fn with_gradients<T>(
+        &mut self,
+        f: impl FnOnce(&mut Self, &mut Gradients) -> Result<T>,
+    ) -> Result<T> {
         self.with_adapter(|this, attachment| {
             let (adapter, leaves) = attachment.graded(&this.adapter)?;
             adapter.gradients.take_in(&adapter.flat, &leaves)?;
-            f(&mut adapter.gradients)
+            f(this, &mut adapter.gradients)
         })
     }
 

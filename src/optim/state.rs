@@ -9,6 +9,7 @@ use super::algorithm::{Algorithm, Count};
 use crate::adapter::flat::{copy_of, FlatParams};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, ErrorKind, Result};
+use crate::storage::finite::is_finite;
 use crate::storage::info::is_float;
 
 /// The largest number of updates up to which an f64 holds every whole number.
@@ -299,7 +300,7 @@ fn step_of(key: &str, tensor: &Tensor) -> Result<i64> {
 
 /// The fault of a buffer, if any: its kind, and what was found and expected.
 fn fault(name: &str, buffer: &Tensor) -> Result<Option<(ErrorKind, String)>> {
-    if buffer.f_isfinite()?.f_all()?.f_int64_value(&[])? == 0 {
+    if !is_finite(buffer)? {
         let kind = buffer.f_kind()?;
         let found = format!("NaN, infinity or a number outside {kind:?}, expected finite numbers");
         return Ok(Some((ErrorKind::NonFinite, found)));

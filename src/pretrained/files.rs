@@ -247,7 +247,7 @@ impl ModelFiles {
         self
     }
 
-    /// How tensors are named for this head.
+    /// The names of tensors for this head.
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -262,6 +262,11 @@ impl ModelFiles {
 
     pub(crate) fn find(&self, name: &str) -> Option<&TensorFile> {
         self.by_name.get(name).map(|place| &self.tensors[*place])
+    }
+
+    /// True for the name of a variable, or of a tied copy.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.find(name).is_some() || self.copies().iter().any(|(copy, _)| copy == name)
     }
 
     /// True if the weights are those that an index lists.

@@ -1,6 +1,6 @@
 //! The tensors of a model's files as a `VarStore`.
 
-use tch::nn::VarStore;
+use tch::nn::{Path, VarStore};
 use tch::{no_grad, Device, Kind, Tensor};
 
 use super::files::{is_parameter, ModelFiles};
@@ -74,12 +74,10 @@ impl ModelFiles {
                         &after,
                     )?;
                 }
-                tensor.set_data(&after);
+                tensor.f_set_data(&after)?;
                 Ok(())
             })?;
-            let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
-            let segments = module.split('.').filter(|segment| !segment.is_empty());
-            let path = segments.fold(vs.root(), |path, segment| path / segment);
+            let (path, last) = place_of(&vs.root(), name);
             if path.get(last).is_some() {
                 refuse!(
                     DuplicateKey,
@@ -103,4 +101,16 @@ impl ModelFiles {
         origin::remember(&vs, self.model_type(), copies);
         Ok(vs)
     }
+}
+
+/// The path of a variable's module, and the variable's own name there.
+pub(crate) fn place_of<'a, 'n>(root: &Path<'a>, name: &'n str) -> (Path<'a>, &'n str) {
+    let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
+    (path_of(root, module), last)
+}
+
+/// The path of a module, which is the root itself if the name is empty.
+pub(crate) fn path_of<'a>(root: &Path<'a>, module: &str) -> Path<'a> {
+    let segments = module.split('.').filter(|segment| !segment.is_empty());
+    segments.fold(root.clone(), |path, segment| path / segment)
 }

@@ -2,7 +2,7 @@
 
 pub(crate) mod files;
 mod generation;
-mod load;
+pub(crate) mod load;
 mod naming;
 pub(crate) mod origin;
 pub(crate) mod other_files;
@@ -11,4 +11,5 @@ mod save;
 pub use files::ModelFiles;
 pub(crate) use naming::head::with_class_of;
 pub use naming::head::Head;
+pub(crate) use naming::table::is_part_of;
 pub use save::save;

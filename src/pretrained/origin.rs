@@ -8,8 +8,8 @@ use tch::Tensor;
 
 /// A tied copy of a variable: `lm_head.weight` of `embed_tokens.weight`.
 ///
-/// It is no variable of the `VarStore`. Its tensor is empty, and the model uses the original, until an adapter unties it
-/// by giving it a storage.
+/// It is no variable of the `VarStore`. Its tensor is empty, and the model uses the original, until an adapter unties
+/// it by giving it a storage.
 #[derive(Debug)]
 pub(crate) struct TiedCopy {
     pub(crate) name: String,

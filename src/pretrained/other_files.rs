@@ -21,35 +21,11 @@ pub(crate) struct OtherFiles {
 }
 
 /// Endings of files with weights, or with states of training.
-const WEIGHTS: [&str; 24] = [
-    "bin",
-    "ckpt",
-    "engine",
-    "ggml",
-    "gguf",
-    "h5",
-    "keras",
-    "mlmodel",
-    "msgpack",
-    "nemo",
-    "npz",
-    "onnx",
-    "ort",
-    "ot",
-    "pb",
-    "pickle",
-    "pkl",
-    "pt",
-    "pt2",
-    "pte",
-    "pth",
-    "safetensors",
-    "tflite",
-    "trt",
-];
+const WEIGHTS: &str = "bin ckpt engine ggml gguf h5 keras mlmodel msgpack nemo npz onnx ort ot pb pickle pkl pt pt2 pte \
+                       pth safetensors tflite trt";
 
 /// Endings of directories that are one such file.
-const PACKAGES: [&str; 3] = ["mlmodelc", "mlpackage", "distcp"];
+const PACKAGES: &str = "mlmodelc mlpackage distcp";
 
 /// Directories of programs that keep copies of the files in them.
 const STORES: [&str; 2] = [".git", ".cache"];
@@ -103,7 +79,7 @@ impl ModelFiles {
                 Err(e) => return Err(Error::io("read", &path, e)),
             };
             let is_store = kind.is_dir()
-                && (ends_in(&name, &PACKAGES) || STORES.iter().any(|store| name == *store));
+                && (ends_in(&name, PACKAGES) || STORES.iter().any(|store| name == *store));
             let in_use =
                 self.is_weights(&path) || (self.has_index() && relative == Path::new(INDEX));
             if kind.is_dir() && !is_store {
@@ -119,17 +95,18 @@ impl ModelFiles {
     }
 }
 
-fn ends_in(name: &OsStr, endings: &[&str]) -> bool {
+/// `endings` are separated by spaces.
+fn ends_in(name: &OsStr, endings: &str) -> bool {
     let end = Path::new(name).extension().unwrap_or_default().to_ascii_lowercase();
-    endings.iter().any(|known| end == *known)
+    endings.split(' ').any(|known| end == *known)
 }
 
 /// True for the name of a file with weights, of a part of one, of its index, or of an adapter.
 fn is_weights(name: &OsStr) -> bool {
     let lower = name.to_string_lossy().to_ascii_lowercase();
     let of_index = lower.split_once(".index").map(|(file, _)| file);
-    ends_in(name, &WEIGHTS)
-        || of_index.is_some_and(|file| ends_in(OsStr::new(file), &WEIGHTS))
+    ends_in(name, WEIGHTS)
+        || of_index.is_some_and(|file| ends_in(OsStr::new(file), WEIGHTS))
         || [".onnx_data", ".onnx.data", ".ckpt.", ".ckpt-"].iter().any(|part| lower.contains(part))
         || (lower.starts_with("openvino") && lower.ends_with(".xml"))
         || lower == "adapter_config.json"

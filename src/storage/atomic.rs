@@ -69,7 +69,7 @@ fn common_dir(contents: &[(PathBuf, Vec<u8>)]) -> Option<PathBuf> {
     Some(if common.as_os_str().is_empty() { PathBuf::from(".") } else { common })
 }
 
-/// Locks a directory until the result is dropped; `None` if there is no directory.
+/// Locks a directory until the result is dropped, if it can be read; `None` if there is no directory.
 fn lock(dir: &Path) -> Result<Option<Option<File>>> {
     use std::io::ErrorKind::{NotADirectory, NotFound};
     let start = Instant::now();

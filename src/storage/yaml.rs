@@ -64,6 +64,15 @@ impl<'de> DeserializeSeed<'de> for Content<'_> {
     }
 }
 
+/// Methods for single values without a length of their own.
+macro_rules! counts {
+    ($($visit:ident: $value:ty),*) => {
+        $(fn $visit<E: Error>(self, _: $value) -> Result<(), E> {
+            self.count(0)
+        })*
+    };
+}
+
 impl<'de> Visitor<'de> for Content<'_> {
     type Value = ();
 
@@ -71,29 +80,7 @@ impl<'de> Visitor<'de> for Content<'_> {
         f.write_str("a value")
     }
 
-    fn visit_bool<E: Error>(self, _: bool) -> Result<(), E> {
-        self.count(0)
-    }
-
-    fn visit_i64<E: Error>(self, _: i64) -> Result<(), E> {
-        self.count(0)
-    }
-
-    fn visit_u64<E: Error>(self, _: u64) -> Result<(), E> {
-        self.count(0)
-    }
-
-    fn visit_i128<E: Error>(self, _: i128) -> Result<(), E> {
-        self.count(0)
-    }
-
-    fn visit_u128<E: Error>(self, _: u128) -> Result<(), E> {
-        self.count(0)
-    }
-
-    fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
-        self.count(0)
-    }
+    counts! { visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_i128: i128, visit_u128: u128, visit_f64: f64 }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         self.count(text.len())

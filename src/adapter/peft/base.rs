@@ -1,6 +1,6 @@
 //! The base model of a saved adapter: its files in the class that the adapter is for, and what they lack.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{json, Map, Value};
 use tch::Kind;
@@ -10,7 +10,7 @@ use crate::adapter::config::{LnTuningConfig, TaskType};
 use crate::error::{refuse, Result};
 use crate::names::natural::natural_cmp;
 use crate::pretrained::files::ModelFiles;
-use crate::pretrained::{with_class_of, Head};
+use crate::pretrained::{is_part_of, with_class_of, Head};
 use crate::storage::info::VariableInfo;
 
 /// The base model of a saved adapter.
@@ -49,7 +49,8 @@ impl Base {
         for (name, shape) in &names {
             let is_new = match shapes.get(name.as_str()) {
                 None => {
-                    layout.is_of_a_head(name) || needed.iter().any(|module| is_in(name, module))
+                    layout.is_of_a_head(name)
+                        || needed.iter().any(|module| is_part_of(name, module))
                 }
                 Some(own) => {
                     own != shape
@@ -64,7 +65,7 @@ impl Base {
         if is_new_class {
             let held = |module: &str| {
                 let mut all = shapes.keys().copied().chain(new.keys().map(String::as_str));
-                all.any(|name| is_in(name, module))
+                all.any(|name| is_part_of(name, module))
             };
             if let Some(module) = needed.iter().find(|module| !held(module)) {
                 refuse!(
@@ -109,11 +110,7 @@ impl ModelFiles {
     /// The same files with the names of the class whose names the adapter has: one that was trained on a base model
     /// without a head says `layers.0`, with a head `model.layers.0`.
     fn seen_by(self, names: &[(String, &[i64])]) -> Result<Self> {
-        let fits = |files: &ModelFiles| {
-            let there = files.variables_with_copies();
-            let there: HashSet<&str> = there.iter().map(|v| v.name.as_str()).collect();
-            names.iter().any(|(name, _)| there.contains(name.as_str()))
-        };
+        let fits = |files: &ModelFiles| names.iter().any(|(name, _)| files.has(name));
         if fits(&self) {
             return Ok(self);
         }
@@ -130,19 +127,14 @@ impl ModelFiles {
     }
 }
 
-/// True if this is the name of a module or tensor, or of one in it.
-fn is_in(name: &str, module: &str) -> bool {
-    name.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-}
-
 impl Facts<'_> {
     fn names(&self) -> Vec<(String, &[i64])> {
         let names = self.tensors.iter();
         names.filter_map(|(key, shape)| Some((variable_of(key)?, &shape[..]))).collect()
     }
 
-    /// The head of the model that the adapter is for: by the configuration beside it, by its task, by a head that it has
-    /// and the files lack; else that of the files.
+    /// The head of the model that the adapter is for: by the configuration beside it, by its task, by a head that it
+    /// has and the files lack; else that of the files.
     fn head(&self, files: &ModelFiles, names: &[(String, &[i64])]) -> Head {
         let own = files.head();
         let class =
@@ -153,9 +145,7 @@ impl Facts<'_> {
             Some(TaskType::QuestionAns) => Some(Head::QuestionAnswering),
             _ => None,
         };
-        let there = files.variables_with_copies();
-        let there: HashSet<&str> = there.iter().map(|v| v.name.as_str()).collect();
-        let lacks = |name: &str| files.layout().is_of_a_head(name) && !there.contains(name);
+        let lacks = |name: &str| files.layout().is_of_a_head(name) && !files.has(name);
         let lacking = names.iter().any(|(name, _)| lacks(name));
         let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
         let shown = || lacking.then(|| files.layout().head_of(&names)).flatten();

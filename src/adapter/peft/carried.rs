@@ -23,8 +23,7 @@ impl Carried {
         tensors: Vec<(String, Tensor)>,
         mapping: &[(String, String)],
     ) -> Result<Self> {
-        let mapping = KeyMapping::new(mapping.iter().map(|(p, r)| (p.as_str(), r.as_str())))?;
-        Ok(Carried { tensors, of_the_base: Vec::new(), mapping })
+        Ok(Carried { tensors, of_the_base: Vec::new(), mapping: KeyMapping::new(mapping)? })
     }
 
     /// Sets aside what is the base's own, and adds what is not to the selection: PEFT puts it into the base, where it

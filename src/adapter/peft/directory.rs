@@ -12,6 +12,7 @@ use super::keys::rename;
 use crate::adapter::config::LnTuningConfig;
 use crate::error::{refusal, refuse, Result};
 use crate::pretrained::files::{json, ModelFiles};
+use crate::pretrained::load::place_of;
 use crate::pretrained::Head;
 use crate::storage::atomic::Contents;
 use crate::storage::{regular, safetensors};
@@ -111,16 +112,14 @@ impl SavedAdapter {
         let base = Base::of(files, &self.facts())?;
         let vs = base.files.var_store(Device::Cpu, None, |name| !base.is_new(name))?;
         for (name, shape) in &base.new {
-            let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
-            let segments = module.split('.').filter(|segment| !segment.is_empty());
-            let path = segments.fold(vs.root(), |path, segment| path / segment);
+            let (path, last) = place_of(&vs.root(), name);
             let _ = path.add(last, Tensor::f_zeros(shape, (base.kind(), Device::Cpu))?, true);
         }
         Ok(vs)
     }
 
-    /// The head of the model that this adapter is for, if the files are of another class or have another number of labels,
-    /// and the names of its labels, none for a head without; `None` if it fits the files as they are.
+    /// The head of the model that this adapter is for, if the files are of another class or have another number of
+    /// labels, and the names of its labels, none for a head without; `None` if it fits the files as they are.
     ///
     /// # Errors
     /// As [`var_store`](Self::var_store).

@@ -50,11 +50,11 @@ pub(crate) struct Matched {
 pub(crate) struct KeyMapping(Vec<Substitution>);
 
 impl KeyMapping {
-    pub(crate) fn new<'a>(rules: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
-        let rules = rules
-            .into_iter()
-            .map(|(pattern, replacement)| Substitution::new(pattern, replacement, "key_mapping"));
-        Ok(KeyMapping(rules.collect::<Result<_>>()?))
+    pub(crate) fn new<S: AsRef<str>>(rules: &[(S, S)]) -> Result<Self> {
+        let rule = |(pattern, replacement): &(S, S)| {
+            Substitution::new(pattern.as_ref(), replacement.as_ref(), "key_mapping")
+        };
+        Ok(KeyMapping(rules.iter().map(rule).collect::<Result<_>>()?))
     }
 
     pub(crate) fn apply(&self, key: &str) -> Result<String> {
@@ -72,7 +72,7 @@ pub(crate) fn rename<'a>(
     keys: impl IntoIterator<Item = &'a mut String>,
     mapping: &[(String, String)],
 ) -> Result<()> {
-    let mapping = KeyMapping::new(mapping.iter().map(|(p, r)| (p.as_str(), r.as_str())))?;
+    let mapping = KeyMapping::new(mapping)?;
     for key in keys {
         let (prefix, rest) = match key.strip_prefix(PREFIX) {
             Some(rest) => (PREFIX, rest),
@@ -320,7 +320,8 @@ mod tests {
 
     #[test]
     fn the_first_rule_of_a_key_mapping_that_matches_is_applied() {
-        let mapping = KeyMapping::new([(r"^old\.(.*)", r"enc.b.\1"), ("^old", "nowhere")]).unwrap();
+        let mapping =
+            KeyMapping::new(&[(r"^old\.(.*)", r"enc.b.\1"), ("^old", "nowhere")]).unwrap();
         let keys = ["base_model.model.old.norm.ln_tuning_layers.weight"];
         assert_eq!(matched(&keys, "default", &mapping).unwrap().found[0], Some(0));
     }

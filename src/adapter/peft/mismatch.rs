@@ -3,10 +3,8 @@
 use super::keys::{match_keys, KeyMapping, Matched};
 use crate::adapter::selection::SelectedTensor;
 use crate::error::{refuse, Result};
+use crate::names::nearest::listed;
 use crate::names::wrappers::wrappers_in;
-
-/// Keys that are shown of many.
-const SHOWN: usize = 4;
 
 /// Refuses missing and unexpected keys, each unless allowed. `place` is where the adapter was to go.
 pub(crate) fn check(
@@ -16,15 +14,15 @@ pub(crate) fn check(
     place: &str,
     (allow_missing, allow_unexpected): (bool, bool),
 ) -> Result<()> {
+    const OTHER: &str = "Was it made for another model? Rename keys with `LoadOptions::key_mapping`, in the program \
+                         with `--key-mapping`";
     let cure = || {
         match unwrapped(matched, wanted, keys) {
         Some((wrappers, pattern)) => format!(
             "Its keys hold the names of wrappers ({wrappers}): rename them with \
              `LoadOptions::key_mapping([(r\"{pattern}\", \"\")])`, in the program with `--key-mapping '{pattern}='`"
         ),
-        None => "Was it made for another model? Rename keys with `LoadOptions::key_mapping`, in the program with \
-                 `--key-mapping`"
-            .to_owned(),
+        None => OTHER.to_owned(),
     }
     };
     if !matched.missing.is_empty() && !allow_missing {
@@ -72,7 +70,7 @@ fn unwrapped(
     let patterns =
         [format!(r"^({any}\.)+(base_model\.model\.)?"), format!(r"^{any}\."), format!(r"{any}\.")];
     let missing = |pattern: &String| {
-        let mapping = KeyMapping::new([(pattern.as_str(), "")]).ok()?;
+        let mapping = KeyMapping::new(&[(pattern.as_str(), "")]).ok()?;
         Some(match_keys(wanted, keys, "default", &mapping).ok()?.missing.len())
     };
     let counted = patterns.into_iter().filter_map(|pattern| Some((missing(&pattern)?, pattern)));
@@ -80,10 +78,4 @@ fn unwrapped(
     let best = counted.min_by_key(|(missing, pattern)| (*missing, pattern.len()));
     let better = best.filter(|(missing, _)| *missing < matched.missing.len());
     better.map(|(_, pattern)| (wrappers.join(", "), pattern))
-}
-
-fn listed(keys: &[String]) -> String {
-    let shown: Vec<String> = keys.iter().take(SHOWN).map(|key| format!("'{key}'")).collect();
-    let more = if keys.len() > SHOWN { ", …" } else { "" };
-    shown.join(", ") + more
 }

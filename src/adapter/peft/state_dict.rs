@@ -75,8 +75,7 @@ pub(crate) fn load(
     tensors: &[(String, Tensor)],
     options: &LoadOptions,
 ) -> Result<LoadReport> {
-    let mapping = &options.key_mapping;
-    let mapping = KeyMapping::new(mapping.iter().map(|(p, r)| (p.as_str(), r.as_str())))?;
+    let mapping = KeyMapping::new(&options.key_mapping)?;
     let wanted: Vec<&SelectedTensor> = adapter.entries.iter().map(|entry| &entry.tensor).collect();
     let keys: Vec<&str> = tensors.iter().map(|(key, _)| key.as_str()).collect();
     let matched = match_keys(&wanted, &keys, name, &mapping)?;
@@ -141,11 +140,10 @@ pub(crate) fn files(
 ) -> Result<Contents> {
     let all = || attachment.adapters.keys().cloned().collect();
     let names: Vec<String> = options.selected_adapters.clone().unwrap_or_else(all);
+    let mapping = KeyMapping::new(&options.key_mapping)?;
     let mut contents = Contents::new();
     for name in &names {
         let adapter = attachment.current(name)?;
-        let mapping = options.key_mapping.iter().map(|(p, r)| (p.as_str(), r.as_str()));
-        let mapping = KeyMapping::new(mapping)?;
         let mut tensors = Vec::with_capacity(adapter.entries.len());
         for (entry, key) in adapter.entries.iter().zip(keys(adapter, &mapping)?) {
             let value = adapter.value(entry)?;

@@ -12,8 +12,8 @@ use crate::models::nn::{Activation, Flow, NormKind, QkNorm, Rope};
 /// `llama`, `mistral`, `olmo`, `olmo2`, `opt`, `phi`, `phi3`, `qwen2`, `qwen3`, `smollm3`, `stablelm`, `starcoder2`.
 ///
 /// Ropes are of every `rope_type` of transformers: linear, dynamic, yarn, longrope, llama3 and proportional, from
-/// `rope_parameters` or `rope_scaling`. The longest row of a call decides how long its sequence is. transformers' dynamic
-/// rope also remembers longer ones from calls before; here a call gives the same numbers always.
+/// `rope_parameters` or `rope_scaling`. The longest row of a call decides how long its sequence is. transformers'
+/// dynamic rope also remembers longer ones from calls before; here a call gives the same numbers always.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     pub(super) declared: Declared,
@@ -93,15 +93,7 @@ impl DecoderConfig {
     }
 
     pub(super) fn check(self) -> Result<Self> {
-        check_sizes(&[
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_attention_heads", self.heads),
-            ("num_key_value_heads", self.kv_heads),
-            ("head_dim", self.head_dim),
-            ("word_embed_proj_dim", self.embed_size),
-        ])?;
+        check_sizes(&[("head_dim", self.head_dim)])?;
         check_divides(("num_key_value_heads", self.kv_heads), ("num_attention_heads", self.heads))?;
         Ok(self)
     }

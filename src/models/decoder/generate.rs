@@ -11,8 +11,8 @@ use crate::models::model::Model;
 use crate::models::nn::{Cache, Places, Through};
 
 impl Decoder {
-    /// Continues each row of `inputs`, which padding on the left brings to one length: the new tokens `[batch, new]`.
-    /// A row that ends before others is filled with padding. Keys and values of past tokens are kept, so that each token
+    /// Continues each row of `inputs`, which padding on the left brings to one length: the new tokens `[batch, new]`. A
+    /// row that ends before others is filled with padding. Keys and values of past tokens are kept, so that each token
     /// is computed once.
     ///
     /// # Errors

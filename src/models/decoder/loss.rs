@@ -11,8 +11,8 @@ use crate::models::model::Model;
 
 impl Decoder {
     /// The cross-entropy of each token given those before it. `labels` `[batch, length]` are the ids once more, with
-    /// `ignore_index` (-100) for tokens that are no target: the shift by one happens here, as in transformers. In packed
-    /// `documents` the first token of a document is no target either. Logits are never held for the whole batch.
+    /// `ignore_index` (-100) for tokens that are no target: the shift by one happens here, as in transformers. In
+    /// packed `documents` the first token of a document is no target either. Logits are never held for the whole batch.
     ///
     /// The head's bias, its scale and its cap are the model's; keep the labels on the CPU ([`LinearCrossEntropy`]).
     ///

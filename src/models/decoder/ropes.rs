@@ -118,9 +118,10 @@ impl<'a> Source<'a> {
             );
         }
         let mut name = type_name(values, place)?;
-        let mut original = match self.nested {
-            true => None,
-            false => optional_number(config, "original_max_position_embeddings")?,
+        let mut original = if self.nested {
+            None
+        } else {
+            optional_number(config, "original_max_position_embeddings")?
         };
         if family.ropes == Ropes::Long {
             original = original.or(Some(family.keys.max_positions as f64));

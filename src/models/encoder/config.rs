@@ -17,8 +17,8 @@ const HEADS: &[Head] =
 
 /// The shape and the options of a text encoder, read from a `config.json` of transformers.
 ///
-/// Families: `bert`, `roberta`, `xlm-roberta`, `distilbert`, each without a head, or with that of a masked language model,
-/// of a classifier of sequences or of one of tokens.
+/// Families: `bert`, `roberta`, `xlm-roberta`, `distilbert`, each without a head, or with that of a masked language
+/// model, of a classifier of sequences or of one of tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
     pub(super) declared: Declared,

@@ -48,8 +48,8 @@ impl Rope {
         Ok(Rope { frequencies, attention_factor: 1., beyond: Beyond::Same })
     }
 
-    /// Cosines and sines, with their signs, `[length, dims]` of the positions `[length]`, or `[batch, 1, length, dims]` of
-    /// `[batch, length]`.
+    /// Cosines and sines, with their signs, `[length, dims]` of the positions `[length]`, or `[batch, 1, length, dims]`
+    /// of `[batch, length]`.
     pub(in crate::models) fn tables(
         &self,
         positions: &Tensor,
@@ -65,12 +65,11 @@ impl Rope {
         }
         // Of the two that are turned against each other, the first loses what the second gains.
         let lost = sin.f_neg()?;
-        let (cos, sin) = match side_by_side {
-            true => (
-                cos.f_repeat_interleave_self_int(2, -1, None)?,
-                Tensor::f_stack(&[&lost, &sin], -1)?.f_flatten(-2, -1)?,
-            ),
-            false => (Tensor::f_cat(&[&cos, &cos], -1)?, Tensor::f_cat(&[&lost, &sin], -1)?),
+        let (cos, sin) = if side_by_side {
+            let sin = Tensor::f_stack(&[&lost, &sin], -1)?.f_flatten(-2, -1)?;
+            (cos.f_repeat_interleave_self_int(2, -1, None)?, sin)
+        } else {
+            (Tensor::f_cat(&[&cos, &cos], -1)?, Tensor::f_cat(&[&lost, &sin], -1)?)
         };
         let table = |x: Tensor| -> Result<Tensor> {
             let x = if x.dim() == 3 { x.f_unsqueeze(1)? } else { x };
@@ -79,8 +78,8 @@ impl Rope {
         Ok((table(cos)?, table(sin)?))
     }
 
-    /// The frequencies for a sequence with these positions. The longest row decides for all, as in transformers; what has
-    /// run before does not. Chosen on the device: to read a number from there, a training step would have to wait.
+    /// The frequencies for a sequence with these positions. The longest row decides for all, as in transformers; what
+    /// has run before does not. Chosen on the device: to read a number from there, a training step would have to wait.
     fn at(&self, positions: &Tensor) -> Result<Tensor> {
         let device = positions.device();
         let there = |frequencies: &[f32]| -> Result<Tensor> {
@@ -104,8 +103,8 @@ impl Rope {
     }
 }
 
-/// Turns `[batch, heads, length, head_dim]` by the angles of the positions; dimensions that have none stay. The two that
-/// are turned against each other stand half apart, or side by side.
+/// Turns `[batch, heads, length, head_dim]` by the angles of the positions; dimensions that have none stay. The two
+/// that are turned against each other stand half apart, or side by side.
 pub(in crate::models) fn rotate(
     x: &Tensor,
     (cos, sin): &(Tensor, Tensor),
@@ -117,9 +116,10 @@ pub(in crate::models) fn rotate(
         let angles = (cos.shallow_clone(), sin.shallow_clone());
         return Ok(Tensor::f_cat(&[&rotate(&parts[0], &angles, side_by_side)?, &parts[1]], -1)?);
     }
-    let other = match side_by_side {
-        true => x.f_unflatten(-1, [turned / 2, 2])?.f_flip([-1])?.f_flatten(-2, -1)?,
-        false => x.f_roll([turned / 2], [-1])?,
+    let other = if side_by_side {
+        x.f_unflatten(-1, [turned / 2, 2])?.f_flip([-1])?.f_flatten(-2, -1)?
+    } else {
+        x.f_roll([turned / 2], [-1])?
     };
     Ok(x.f_mul(cos)?.f_addcmul(&other, sin)?)
 }

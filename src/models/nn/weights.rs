@@ -10,6 +10,8 @@ use tch::{Kind, Tensor};
 
 use super::tied::Tied;
 use crate::error::{refuse, Result};
+use crate::pretrained::is_part_of;
+use crate::pretrained::load::{path_of, place_of};
 use crate::pretrained::origin::TiedCopy;
 
 /// The variables below a path, handed out by name: the one that is there, else a new one.
@@ -71,10 +73,7 @@ impl<'a> Weights<'a> {
 
     /// Those below `name`, whose dots lead further down; an empty name leads nowhere.
     pub fn at(&self, name: impl Display) -> Self {
-        let name = name.to_string();
-        let segments = name.split('.').filter(|segment| !segment.is_empty());
-        let path = segments.fold(self.path.clone(), |path, segment| path / segment);
-        Weights { path, record: self.record.clone() }
+        Weights { path: path_of(&self.path, &name.to_string()), record: self.record.clone() }
     }
 
     /// The variable of this name if it is there, else a new one.
@@ -95,7 +94,7 @@ impl<'a> Weights<'a> {
         if let Some(tensor) = self.found(name, &other.size())? {
             return Ok(Tied::from(tensor));
         }
-        let (path, last) = self.place(name);
+        let (path, last) = place_of(&self.path, name);
         let full = full_name(&path, last);
         let copy = self.record.copies.iter().find(|copy| copy.name == full);
         self.record.taken.borrow_mut().insert(full);
@@ -104,7 +103,7 @@ impl<'a> Weights<'a> {
 
     /// True for a part that files may lack if the variable exists, or if the model is not from files.
     pub(in crate::models) fn may_have(&self, name: &str) -> bool {
-        let (path, last) = self.place(name);
+        let (path, last) = place_of(&self.path, name);
         self.record.fresh.is_none() || path.get(last).is_some()
     }
 
@@ -123,7 +122,7 @@ impl<'a> Weights<'a> {
         if let Some(tensor) = self.found(name, shape)? {
             return Ok(tensor);
         }
-        let (path, last) = self.place(name);
+        let (path, last) = place_of(&self.path, name);
         let full = full_name(&path, last);
         let numbers = shape.iter().try_fold(1_i64, |product, size| product.checked_mul(*size));
         if numbers.is_none_or(|numbers| numbers > MOST_NUMBERS) {
@@ -152,7 +151,7 @@ impl<'a> Weights<'a> {
     }
 
     fn found(&self, name: &str, shape: &[i64]) -> Result<Option<Tensor>> {
-        let (path, last) = self.place(name);
+        let (path, last) = place_of(&self.path, name);
         let Some(tensor) = path.get(last) else { return Ok(None) };
         let full = full_name(&path, last);
         if tensor.size() != shape {
@@ -165,21 +164,11 @@ impl<'a> Weights<'a> {
         self.record.taken.borrow_mut().insert(full);
         Ok(Some(tensor))
     }
-
-    /// The path of a variable's module, and its own name.
-    fn place<'n>(&self, name: &'n str) -> (Path<'a>, &'n str) {
-        let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
-        (self.at(module).path, last)
-    }
 }
 
 /// True for the name of a variable in one of these modules.
 pub(in crate::models) fn is_below(name: &str, modules: &[String]) -> bool {
-    let below = |module: &String| {
-        let rest = name.strip_prefix(module.as_str());
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
-    modules.iter().any(below)
+    modules.iter().any(|module| is_part_of(name, module))
 }
 
 fn full_name(path: &Path, last: &str) -> String {

@@ -11,9 +11,9 @@ use crate::models::model::Model;
 use crate::models::nn::{Cache, Through};
 
 impl Seq2Seq {
-    /// Answers each row of `inputs`: the tokens `[batch, new]`, without the decoder's start token. A row that ends before
-    /// others is filled with padding. The tokens that start, end and fill are those of `generation_config.json`, else of
-    /// `config.json`.
+    /// Answers each row of `inputs`: the tokens `[batch, new]`, without the decoder's start token. A row that ends
+    /// before others is filled with padding. The tokens that start, end and fill are those of `generation_config.json`,
+    /// else of `config.json`.
     ///
     /// # Errors
     /// `InvalidArgument` for options out of range; `InvalidConfig` if there is no start token; `Unsupported` if the

@@ -19,8 +19,8 @@ use crate::pretrained::ModelFiles;
 /// variable (`shared.weight`, `model.shared.weight`). Loaded in f16, the outer layers of T5's MLPs are in f32 all the
 /// same, as in transformers.
 ///
-/// Logits `[batch, decoder length, vocabulary]` are those of the token that follows each of the decoder's; for training,
-/// [`shift_right`](Self::shift_right) makes the decoder's ids of labels.
+/// Logits `[batch, decoder length, vocabulary]` are those of the token that follows each of the decoder's; for
+/// training, [`shift_right`](Self::shift_right) makes the decoder's ids of labels.
 ///
 /// ```no_run
 /// use ln_tuning::models::{Inputs, Model, Seq2Seq};
@@ -186,7 +186,7 @@ fn keep_in_f32(vs: &VarStore, files: &ModelFiles) -> Result<()> {
         if name.ends_with(".DenseReluDense.wo.weight") && variable.f_kind()? == Kind::Half {
             let read = files.tensor(&name)?.f_to_kind(Kind::Float)?.f_to_device(vs.device())?;
             let mut variable = variable;
-            no_grad(|| variable.set_data(&read));
+            no_grad(|| variable.f_set_data(&read))?;
         }
     }
     Ok(())

@@ -13,9 +13,9 @@ use crate::models::nn::{Linear, Weights};
 
 /// Both towers of a CLIP and what brings them together.
 ///
-/// Variables are named as in transformers: `text_model.encoder.layers.0.layer_norm1.weight`, …. Those that the `VarStore`
-/// holds already are used. Hidden states are those of the texts or of the images, whichever the inputs have; logits tell
-/// how well each image goes with each text, `[images, texts]`.
+/// Variables are named as in transformers: `text_model.encoder.layers.0.layer_norm1.weight`, …. Those that the
+/// `VarStore` holds already are used. Hidden states are those of the texts or of the images, whichever the inputs have;
+/// logits tell how well each image goes with each text, `[images, texts]`.
 #[derive(Debug)]
 #[doc(alias = "CLIPModel")]
 pub struct Clip {

@@ -7,5 +7,5 @@
 pub(super) mod former;
 pub(super) mod head;
 pub(super) mod layout;
-mod table;
+pub(super) mod table;
 pub(super) mod ties;

@@ -287,7 +287,7 @@ impl Row {
 }
 
 /// True if a name is that of a module or tensor, or of one in it.
-pub(super) fn is_part_of(name: &str, module: &str) -> bool {
+pub(crate) fn is_part_of(name: &str, module: &str) -> bool {
     name.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
