@@ -20,6 +20,7 @@ use anyhow::{anyhow, Result};
 use clap::Parser;
 
 use commands::Command;
+use records::shortened;
 
 /// LayerNorm tuning: trains the norms of a model, and nothing else.
 #[derive(Parser)]
@@ -66,10 +67,7 @@ fn one_line(error: &anyhow::Error) -> String {
         let text = cause.to_string();
         let text = text.split("\nException raised from").next().unwrap_or(&text);
         let text = text.split('\n').map(str::trim).collect::<Vec<_>>().join(" ");
-        match text.char_indices().nth(MOST) {
-            Some((end, _)) => format!("{}…", &text[..end]),
-            None => text.trim().to_owned(),
-        }
+        shortened(text.trim(), MOST).into_owned()
     });
     causes.collect::<Vec<_>>().join(": ")
 }

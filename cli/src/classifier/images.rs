@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
 use image::RgbImage;
-use ln_tuning::{regular, ErrorKind};
 use serde_json::Value;
 
 use super::picture;
 use super::resize::{Filter, Raster};
+use crate::text::files;
 
 /// The most pixels of an image that is made larger or smaller.
 const MOST_PIXELS: usize = 1 << 27;
@@ -30,12 +30,7 @@ pub struct Preparation {
 impl Preparation {
     pub fn open(model: &Path, config: &Value) -> Result<Self> {
         let path = model.join("preprocessor_config.json");
-        let given: Value = match regular::read_text(&path) {
-            Ok(text) => serde_json::from_str(&text)
-                .with_context(|| format!("'{}' is not JSON", path.display()))?,
-            Err(error) if error.kind() == ErrorKind::MissingFile => Value::Null,
-            Err(error) => return Err(error.into()),
-        };
+        let given = files::json(&path)?;
         let number = |value: &Value, default: u64| value.as_u64().unwrap_or(default);
         let channels = number(&config["num_channels"], 3) as usize;
         let normalised = given["do_normalize"] != false;
@@ -92,10 +87,8 @@ impl Preparation {
             let byte = f32::from(bytes[place * channels + channel]);
             (byte * self.factor - self.mean[channel]) / self.std[channel]
         };
-        Ok((0..channels)
-            .flat_map(|c| (0..area).map(move |p| (c, p)))
-            .map(|(c, p)| value(c, p))
-            .collect())
+        let places = (0..channels).flat_map(|c| (0..area).map(move |p| (c, p)));
+        Ok(places.map(|(c, p)| value(c, p)).collect())
     }
 
     fn resized(&self, image: Raster) -> Result<Raster> {

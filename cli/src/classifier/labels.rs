@@ -62,6 +62,10 @@ impl Labels {
         Ok(labels)
     }
 
+    fn new(names: Vec<String>, of_model: bool, written: Written, note: String) -> Self {
+        Labels { names, of_model, written, targets: HashMap::new(), note }
+    }
+
     fn chosen(
         found: &BTreeSet<&str>,
         own: Option<Own>,
@@ -86,7 +90,7 @@ impl Labels {
         if !of_model {
             names = vec!["LABEL_0".into()];
         }
-        Labels { names, of_model, written: Written::Numbers, targets: HashMap::new(), note }
+        Labels::new(names, of_model, Written::Numbers, note)
     }
 
     fn classes(found: &BTreeSet<&str>, own: Option<Own>, data: &ClassifierData) -> Result<Self> {
@@ -111,13 +115,7 @@ impl Labels {
                     shown(absent.into_iter())
                 );
             }
-            return Ok(Labels {
-                names: own,
-                of_model: true,
-                written,
-                targets: HashMap::new(),
-                note,
-            });
+            return Ok(Labels::new(own, true, written, note));
         }
         ensure!(
             found.len() > 1,
@@ -148,8 +146,7 @@ impl Labels {
         };
         let mut names: Vec<String> = found.iter().map(|label| label.to_string()).collect();
         names.sort_by(|a, b| natural_cmp(a, b));
-        let written = Written::Names;
-        Ok(Labels { names, of_model: false, written, targets: HashMap::new(), note })
+        Ok(Labels::new(names, false, Written::Names, note))
     }
 
     pub fn are_numbers(&self) -> bool {
@@ -172,10 +169,12 @@ impl Labels {
             });
         }
         let index = self.written.index(label, &self.names).map(|index| index as f64);
-        index.with_context(|| match self.of_model {
-            true => format!("the label '{label}' is not one of the model's"),
-            false => format!("the label '{label}' does not occur in the training data"),
-        })
+        let known = if self.of_model {
+            "is not one of the model's"
+        } else {
+            "does not occur in the training data"
+        };
+        index.with_context(|| format!("the label '{label}' {known}"))
     }
 
     /// A line about the labels and the head.
@@ -241,29 +240,24 @@ mod tests {
 
     #[test]
     fn a_head_that_knows_the_labels_is_kept_and_another_one_is_replaced_with_words() {
-        let three = ["NEG", "NEUTRAL", "POS"];
+        let three = classifier(&["NEG", "NEUTRAL", "POS"]);
+        let (base, kept) =
+            (json!({"architectures": ["BertModel"]}), "numbers (regression), the model's own head");
         let number = json!({
             "architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}, "problem_type": "regression",
         });
         let unnamed = json!({"architectures": ["BertForSequenceClassification"]});
         // The labels of the data, the model, the settings; if its head is kept, the target of the last label, a word.
-        for (found, config, data, kept, target, word) in [
-            (
-                &["NEG", "NEUTRAL", "POS"][..],
-                classifier(&three),
-                "{}",
-                true,
-                2.,
-                "own head: NEG, NEUTRAL, POS",
-            ),
-            (&["0", "1", "2"], classifier(&three), "{}", true, 2., "the data call them 0, 1, 2"),
-            (&["1", "2"], classifier(&three), "{}", true, 2., "the data have no NEG"),
-            (&["NEG", "POS"], classifier(&three), "{}", true, 2., "the data have no NEUTRAL"),
-            (&["POS"], classifier(&three), "{}", true, 2., "the data have no NEG, NEUTRAL"),
-            (&["neg", "pos"], classifier(&three), "{}", true, 2., "the data call them neg, pos"),
+        for (found, config, data, of_model, target, word) in [
+            (&["NEG", "NEUTRAL", "POS"][..], &three, "{}", true, 2., "own head: NEG, NEUTRAL, POS"),
+            (&["0", "1", "2"], &three, "{}", true, 2., "the data call them 0, 1, 2"),
+            (&["1", "2"], &three, "{}", true, 2., "the data have no NEG"),
+            (&["NEG", "POS"], &three, "{}", true, 2., "the data have no NEUTRAL"),
+            (&["POS"], &three, "{}", true, 2., "the data have no NEG, NEUTRAL"),
+            (&["neg", "pos"], &three, "{}", true, 2., "the data call them neg, pos"),
             (
                 &["1.0", "2.0"],
-                classifier(&three),
+                &three,
                 "problem_type: single_label_classification",
                 true,
                 2.,
@@ -271,81 +265,32 @@ mod tests {
             ),
             (
                 &["False", "True"],
-                classifier(&["NO", "YES"]),
+                &classifier(&["NO", "YES"]),
                 "{}",
                 true,
                 1.,
                 "the data call them False, True",
             ),
             // Names go before numbers.
-            (&["1", "2"], classifier(&["1", "2"]), "{}", true, 1., "own head: 1, 2"),
-            (&["0", "1"], classifier(&["LABEL_0", "LABEL_1"]), "{}", true, 1., "own head"),
-            (&["0", "1"], unnamed.clone(), "{}", true, 1., "own head: LABEL_0, LABEL_1"),
-            (
-                &["0.5", "3"],
-                number.clone(),
-                "{}",
-                true,
-                3.,
-                "numbers (regression), the model's own head",
-            ),
-            (
-                &["1", "2", "3"],
-                number.clone(),
-                "{}",
-                true,
-                3.,
-                "numbers (regression), the model's own head",
-            ),
-            (
-                &["1.0", "2.0"],
-                number.clone(),
-                "{}",
-                true,
-                2.,
-                "numbers (regression), the model's own head",
-            ),
-            (
-                &["NEG", "SAD"],
-                classifier(&three),
-                "{}",
-                false,
-                1.,
-                "for NEG, NEUTRAL, POS, does not know SAD",
-            ),
-            (&["1", "2", "3"], classifier(&three), "{}", false, 2., "does not know 1, 2, 3"),
-            (&["0", "1"], classifier(&three), "new_head: true", false, 1., "as data.new_head says"),
-            (&["false", "true"], classifier(&three), "{}", false, 1., "does not know false, true"),
-            (&["-0.5", "1e1"], classifier(&three), "{}", false, 10., "for 3 classes, is left out"),
-            (
-                &["1", "2"],
-                json!({"architectures": ["BertModel"]}),
-                "problem_type: regression",
-                false,
-                2.,
-                "a new head",
-            ),
-            (
-                &["1", "2"],
-                number.clone(),
-                "new_head: true",
-                false,
-                1.,
-                "2 labels, a new head: 1, 2",
-            ),
-            (&["bad", "good"], number.clone(), "{}", false, 1., "for a number, is left out"),
-            (
-                &["0", "1", "2+"],
-                json!({"architectures": ["BertModel"]}),
-                "{}",
-                false,
-                2.,
-                "3 labels, a new head",
-            ),
+            (&["1", "2"], &classifier(&["1", "2"]), "{}", true, 1., "own head: 1, 2"),
+            (&["0", "1"], &classifier(&["LABEL_0", "LABEL_1"]), "{}", true, 1., "own head"),
+            (&["0", "1"], &unnamed, "{}", true, 1., "own head: LABEL_0, LABEL_1"),
+            (&["0.5", "3"], &number, "{}", true, 3., kept),
+            (&["1", "2", "3"], &number, "{}", true, 3., kept),
+            (&["1.0", "2.0"], &number, "{}", true, 2., kept),
+            (&["NEG", "SAD"], &three, "{}", false, 1., "for NEG, NEUTRAL, POS, does not know SAD"),
+            (&["1", "2", "3"], &three, "{}", false, 2., "does not know 1, 2, 3"),
+            (&["0", "1"], &three, "new_head: true", false, 1., "as data.new_head says"),
+            (&["false", "true"], &three, "{}", false, 1., "does not know false, true"),
+            (&["-0.5", "1e1"], &three, "{}", false, 10., "for 3 classes, is left out"),
+            (&["1", "2"], &base, "problem_type: regression", false, 2., "a new head"),
+            (&["1", "2"], &number, "new_head: true", false, 1., "2 labels, a new head: 1, 2"),
+            (&["bad", "good"], &number, "{}", false, 1., "for a number, is left out"),
+            (&["0", "1", "2+"], &base, "{}", false, 2., "3 labels, a new head"),
         ] {
-            let labels = chosen(found, &config, data, false).unwrap();
+            let labels = chosen(found, config, data, false).unwrap();
             let report = labels.report();
-            assert_eq!(labels.of_model, kept, "{found:?}: {report}");
+            assert_eq!(labels.of_model, of_model, "{found:?}: {report}");
             assert_eq!(
                 labels.target(found.last().unwrap()).unwrap(),
                 target,
@@ -359,7 +304,7 @@ mod tests {
             1.
         );
         // Folders have names, whatever they look like.
-        assert!(!chosen(&["0.5", "1.5"], &classifier(&three), "{}", true).unwrap().are_numbers());
+        assert!(!chosen(&["0.5", "1.5"], &three, "{}", true).unwrap().are_numbers());
     }
 
     #[test]

@@ -40,5 +40,5 @@ pub fn train(run: &RunSettings<ClassifierData>, mode: Mode) -> Result<()> {
     let (vs, model) = Classifier::open(files, &labels, images, settings, device)?;
     let config = model.adapter(settings.adapter()?);
     let task = ClassifierTask::new(&model, device, train, eval, labels, run)?;
-    start(&task, &vs, config, model.model_type(), run, mode)
+    start(&task, &vs, config, run, mode)
 }

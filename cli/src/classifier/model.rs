@@ -5,7 +5,7 @@ use ln_tuning::models::{AnyModel, Head, Load, Model};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::recompute::Tape;
 use ln_tuning::{LnTuningConfig, Modules, TaskType};
-use serde_json::{json, Map, Value};
+use serde_json::{json, Value};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
@@ -70,23 +70,12 @@ impl Classifier {
         };
         let (vs, model) = AnyModel::from_files(files, &load)?;
         let mut config = model.config();
-        let numbered = labels.names.iter().enumerate();
-        let by_id: Map<String, Value> =
-            numbered.clone().map(|(id, name)| (id.to_string(), json!(name))).collect();
-        let by_name: Map<String, Value> =
-            numbered.map(|(id, name)| (name.clone(), json!(id))).collect();
-        config["id2label"] = Value::Object(by_id);
-        config["label2id"] = Value::Object(by_name);
         if labels.are_numbers() {
             config["problem_type"] = json!("regression");
         } else if !config["problem_type"].is_null() {
             config["problem_type"] = json!("single_label_classification");
         }
         Ok((vs, Classifier { model, config, head }))
-    }
-
-    pub fn model_type(&self) -> &str {
-        self.model.model_type()
     }
 
     /// The longest text; none for images.

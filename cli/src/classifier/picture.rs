@@ -1,6 +1,6 @@
-//! A picture from a file, as PIL reads it for transformers: turned as its EXIF or XMP data say, the first one of several, in RGB.
+//! A picture from a file, as PIL reads it for transformers: turned as its EXIF or XMP data say, the first one of
+//! several, in RGB.
 
-use std::fs::File;
 use std::io::{BufReader, Cursor};
 use std::path::Path;
 
@@ -11,11 +11,8 @@ use ln_tuning::regular;
 
 /// Refuses a file whose head is not that of a picture.
 pub fn check(path: &Path) -> Result<()> {
-    open(path)?.into_dimensions().map(drop).context("this is not an image that can be read")
-}
-
-fn open(path: &Path) -> Result<ImageReader<BufReader<File>>> {
-    Ok(ImageReader::new(BufReader::new(regular::open(path)?)).with_guessed_format()?)
+    let reader = ImageReader::new(BufReader::new(regular::open(path)?)).with_guessed_format()?;
+    reader.into_dimensions().map(drop).context("this is not an image that can be read")
 }
 
 pub fn read(path: &Path) -> Result<RgbImage> {

@@ -73,10 +73,10 @@ pub fn problem_type(
     if own.is_some_and(known) {
         return Ok(ProblemType::SingleLabelClassification);
     }
+    let is_fraction = |label: &&&str| number(label).is_some_and(|number| number.fract() != 0.);
+    let fraction = found.iter().find(is_fraction);
     // The names of folders are words, whatever they look like.
     if images || !found.iter().all(|label| number(label).is_some()) {
-        let fraction =
-            found.iter().find(|label| number(label).is_some_and(|number| number.fract() != 0.));
         if let (Some(fraction), false) = (fraction, images) {
             let word = found.iter().find(|label| number(label).is_none());
             bail!(
@@ -89,8 +89,7 @@ pub fn problem_type(
     }
     let regresses =
         of_model == Some(ProblemType::Regression) || own.is_some_and(|own| own.names.len() == 1);
-    let fractions = found.iter().any(|label| number(label).is_some_and(|n| n.fract() != 0.));
-    if fractions || regresses && !new_head {
+    if fraction.is_some() || regresses && !new_head {
         return Ok(ProblemType::Regression);
     }
     ensure!(

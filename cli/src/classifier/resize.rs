@@ -1,5 +1,5 @@
-//! Pictures in another size, bit for bit as PIL makes them: a picture that was resized in another way is not the one that
-//! a model has learned from.
+//! Pictures in another size, bit for bit as PIL makes them: a picture that was resized in another way is not the one
+//! that a model has learned from.
 
 use std::f64::consts::PI;
 

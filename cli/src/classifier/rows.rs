@@ -10,7 +10,7 @@ use super::picture;
 use super::settings::ClassifierData;
 use crate::progress;
 use crate::records::digest::Digest;
-use crate::records::keys::{left, near, Unread};
+use crate::records::keys::{left, near, KeyCounts};
 use crate::records::{self, refuse_data_set, shown, Documents, Records};
 use crate::train::data::Bad;
 use crate::train::order;
@@ -66,11 +66,11 @@ impl Rows {
     pub fn open(path: &Path, run: &RunSettings<ClassifierData>) -> Result<Self> {
         let data = &run.data;
         // Each with its place.
-        let ((found, digest), unread) = if data.are_images(path) {
+        let ((found, digest), unread) = if data.format.is_images(path) {
             image_rows(path)
                 .with_context(|| format!("cannot read the data '{}'", path.display()))?
         } else {
-            let mut unread = Unread::default();
+            let mut unread = KeyCounts::default();
             (text_rows(path, data, &mut unread)?, unread.report())
         };
         let (mut rows, mut bad) = (Vec::new(), Bad::default());
@@ -144,7 +144,7 @@ fn image_rows(path: &Path) -> Result<(Found, Option<String>)> {
     Ok(((rows, digest.text()), left_out))
 }
 
-fn text_rows(path: &Path, data: &ClassifierData, unread: &mut Unread) -> Result<Found> {
+fn text_rows(path: &Path, data: &ClassifierData, unread: &mut KeyCounts) -> Result<Found> {
     let records = Records::open(path, data.format, Documents::Lines)?;
     ensure!(
         !records.is_text(),

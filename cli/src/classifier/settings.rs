@@ -1,13 +1,11 @@
 //! The settings of classifiers.
 
-use std::path::Path;
-
 use anyhow::{ensure, Result};
 use serde::Deserialize;
 
 use super::problem::ProblemType;
 use crate::records::format::Format;
-use crate::train::settings::{DataSettings, Settings};
+use crate::train::settings::DataSettings;
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct ClassifierData {
@@ -21,7 +19,7 @@ pub struct ClassifierData {
 }
 
 impl DataSettings for ClassifierData {
-    fn check(&self, _settings: &Settings) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let length = self.max_length;
         ensure!(length > 2, "'data.max_length' is {length}, expected 3 or more");
         ensure!(
@@ -33,11 +31,5 @@ impl DataSettings for ClassifierData {
             "'data.format' is text, and a classifier learns from rows with labels"
         );
         Ok(())
-    }
-}
-
-impl ClassifierData {
-    pub fn are_images(&self, path: &Path) -> bool {
-        self.format == Format::Images || self.format == Format::Auto && path.is_dir()
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{anyhow, ensure, Context, Result};
 use ln_tuning::device::best_device;
 use ln_tuning::models::{Decoder, GenerateOptions, Head, Load, Model};
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{AdapterOptions, LnTuningModel, LoadOptions};
+use ln_tuning::LnTuningModel;
 use tch::{Device, Tensor};
 use tokenizers::Tokenizer;
 
@@ -80,15 +80,13 @@ pub fn run(args: &Args) -> Result<()> {
     args.key_mapping.check(!adapters.is_empty())?;
     let device = if args.cpu { Device::Cpu } else { best_device() };
     let tokenizer = tokenizer::open(&args.model, None)?;
-    let ids = prompt_ids(args, &tokenizer)?.to_device(device);
+    let ids = prompt_ids(args, &tokenizer)?.f_to_device(device)?;
 
     let (files, bar) = progress::loading(ModelFiles::open(&args.model)?)?;
-    let model_type = files.model_type().unwrap_or_default().to_owned();
     let wanted = Load::on(device).kind(args.kind.on(device)).head(Head::LanguageModel);
     let (vs, model) = Decoder::from_files(files, &wanted)?;
     bar.finish_and_clear();
-    let load = LoadOptions::default().adapter(AdapterOptions::default().model_type(model_type));
-    let load = load.key_mapping(args.key_mapping.rules.clone());
+    let load = args.key_mapping.load_options();
     let mut tuned: Option<LnTuningModel> = None;
     for (name, dir) in &adapters {
         match &mut tuned {
@@ -97,17 +95,13 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
 
-    let mut stop = special::eos_of_model(&args.model)?;
-    let tokens = special::special_tokens(&args.model)?;
-    let end = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token.as_str()?));
-    stop.extend(end.map(i64::from));
     let options = GenerateOptions::default()
         .max_new_tokens(args.max_new_tokens)
         .temperature(args.temperature)
         .top_k(args.top_k)
         .top_p(args.top_p)
         .seed(args.seed)
-        .stop_tokens(stop);
+        .stop_tokens(special::eos_ids(&args.model, &tokenizer)?);
     let answer = |stream: bool| generate(&model, &tokenizer, &ids, &options, stream);
     let Some(mut tuned) = tuned else {
         return answer(true).map(drop);

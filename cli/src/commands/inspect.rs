@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{atomic, AdapterDiff, LnTuningModel, LoadOptions, SavedAdapter};
+use ln_tuning::{atomic, AdapterDiff, LnTuningModel, SavedAdapter};
 use serde_json::{json, Value};
 use tch::{Kind, Tensor};
 
@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn compare(saved: &SavedAdapter, args: &Args, base: &PathBuf) -> Result<AdapterDiff> {
     let files = ModelFiles::open(base)?;
     let vs = saved.var_store(files)?;
-    let load = LoadOptions::default().key_mapping(args.key_mapping.rules.clone());
+    let load = args.key_mapping.load_options();
     let (model, _) = LnTuningModel::from_pretrained_with(&vs, &args.adapter, "default", &load)?;
     let mut diff = model.diff("default", None)?;
     diff.adapter = args.adapter.display().to_string();

@@ -1,6 +1,7 @@
 //! The flag that renames an adapter's keys.
 
 use anyhow::{ensure, Context, Result};
+use ln_tuning::LoadOptions;
 
 #[derive(clap::Args)]
 pub struct KeyMapping {
@@ -18,6 +19,10 @@ impl KeyMapping {
             "--key-mapping renames keys of an adapter: give --adapter too"
         );
         Ok(())
+    }
+
+    pub fn load_options(&self) -> LoadOptions {
+        LoadOptions::default().key_mapping(self.rules.clone())
     }
 }
 

@@ -12,9 +12,9 @@ use crate::{classifier, language};
 
 /// Train the norms of a language model or of a classifier
 ///
-/// The task follows from the model and the data, or from the setting 'task'. The result is a PEFT directory, with curves,
-/// metrics and checkpoints beside it; the same command resumes a run that was stopped. Data are a text, a folder of images,
-/// or rows: lines of JSON, a JSON array, CSV, TSV or Parquet; --sample explains what a row may hold.
+/// The task follows from the model and the data, or from the setting 'task'. The result is a PEFT directory, with
+/// curves, metrics and checkpoints beside it; the same command resumes a run that was stopped. Data are a text, a
+/// folder of images, or rows: lines of JSON, a JSON array, CSV, TSV or Parquet; --sample explains what a row may hold.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
@@ -24,7 +24,7 @@ pub struct Args {
     /// Set one of them, with dots between levels; may be given many times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Show what would happen, and write nothing: what trains, steps, memory, and a document with what is learned marked
+    /// Show what would happen, and write nothing: tensors, steps, memory, and a document with what is learned marked
     #[arg(long)]
     dry_run: bool,
     /// Print the dry run as JSON

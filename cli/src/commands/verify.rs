@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{ensure, Context, Result};
 use ln_tuning::models::{AnyModel, Inputs, Load};
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{regular, AdapterOptions, LnTuningModel, LoadOptions, SavedAdapter};
+use ln_tuning::{regular, LnTuningModel, SavedAdapter};
 use serde_json::json;
 use tch::{no_grad, Kind, Tensor};
 
@@ -66,20 +66,18 @@ pub fn run(args: &Args) -> Result<bool> {
     if let Some(dir) = &args.adapter {
         // The adapter may have the head, and the files none.
         let saved = SavedAdapter::open(dir)?.key_mapping(args.key_mapping.rules.clone())?;
-        let head = saved.new_head(ModelFiles::open(&args.model)?)?;
-        if let Some((head, labels)) = head {
+        if let Some((head, labels)) = saved.new_head(ModelFiles::open(&args.model)?)? {
             load = load.head(head);
             load = if labels.is_empty() { load } else { load.labels(labels) };
         }
     }
     let (vs, model) = AnyModel::from_files(files, &load)?;
     bar.finish_and_clear();
-    let adapter = args.adapter.as_ref().map(|dir| {
-        let options = AdapterOptions::default().model_type(&model_type);
-        let options = LoadOptions::default().adapter(options);
-        let options = options.key_mapping(args.key_mapping.rules.clone());
-        LnTuningModel::from_pretrained_with(&vs, dir, "default", &options)
-    });
+    let options = args.key_mapping.load_options();
+    let adapter = args
+        .adapter
+        .as_ref()
+        .map(|dir| LnTuningModel::from_pretrained_with(&vs, dir, "default", &options));
     let _adapter = adapter.transpose()?;
 
     let (output, expected) = no_grad(|| compute(&model, &reference))?;

@@ -6,7 +6,7 @@ use anyhow::{bail, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::records::keys::{near, Unread};
+use crate::records::keys::{near, KeyCounts};
 use crate::records::Row;
 
 /// For each name of ours the file's own, or none where that is the same.
@@ -29,7 +29,7 @@ impl Columns {
     }
 
     /// Refuses a name that no row has; `absent` counts the rows without each, `unread` has the keys that are left.
-    pub fn check(&self, absent: &Unread, rows: usize, unread: &Unread) -> Result<()> {
+    pub fn check(&self, absent: &KeyCounts, rows: usize, unread: &KeyCounts) -> Result<()> {
         let nowhere = |ours: &&String| rows > 0 && absent.rows(ours) == rows;
         let Some(ours) = absent.keys().find(nowhere) else { return Ok(()) };
         let name = self.name(ours);

@@ -12,7 +12,7 @@ use super::document;
 use super::encoder::{TextEncoder, Tokens};
 use super::settings::LanguageData;
 use crate::progress;
-use crate::records::keys::Unread;
+use crate::records::keys::KeyCounts;
 use crate::records::Records;
 use crate::train::data::Bad;
 use crate::train::order;
@@ -59,7 +59,7 @@ impl Corpus {
         let found = source.look_through(encoder, data, run.common.workers)?;
         let (mut pieces, mut bad, mut tokens, mut cut, mut idle) =
             (Vec::new(), Bad::default(), 0, 0, 0);
-        let (mut unread, mut absent) = (Unread::default(), Unread::default());
+        let (mut unread, mut absent) = (KeyCounts::default(), KeyCounts::default());
         for (record, document) in found.into_iter().enumerate() {
             match document {
                 Ok(document) => {
@@ -108,15 +108,11 @@ impl Corpus {
         let part: Vec<u32> = part.into_iter().map(|place| records[place]).collect();
         let of = |inside: bool| {
             let kept = |piece: &&Piece| part.binary_search(&piece.record).is_ok() == inside;
-            self.pieces.iter().filter(kept).copied().collect::<Vec<_>>()
+            let pieces: Vec<Piece> = self.pieces.iter().filter(kept).copied().collect();
+            let report = format!("{} pieces of {}", pieces.len(), self.report);
+            Corpus { source: self.source.clone(), pieces, report }
         };
-        let report = |pieces: &[Piece]| format!("{} pieces of {}", pieces.len(), self.report);
-        let (a, b) = (of(true), of(false));
-        let (ra, rb) = (report(&a), report(&b));
-        (
-            Corpus { source: self.source.clone(), pieces: a, report: ra },
-            Corpus { source: self.source, pieces: b, report: rb },
-        )
+        (of(true), of(false))
     }
 
     pub fn digest(&self) -> &str {

@@ -298,7 +298,7 @@ mod tests {
         );
         let read = read_with(both, json!({"text": "text"})).unwrap();
         assert_eq!(read.document, Document::Text("t".into()));
-        // What is empty stands for nothing, where there is something else.
+        // An empty value stands for nothing, where there is something else.
         assert_eq!(document(json!({"text": "t", "messages": []})), Document::Text("t".into()));
     }
 

@@ -13,7 +13,7 @@ use super::settings::{LanguageData, LossOn};
 use super::turns;
 use crate::records::keys::is_empty;
 use crate::text::chat::{ChatTemplate, Conversation, Rendered};
-use crate::text::special::{eos_of_model, special_tokens};
+use crate::text::special::eos_ids;
 use crate::text::tokenizer;
 use crate::train::example::Example;
 
@@ -39,13 +39,8 @@ pub struct Tokens {
 impl TextEncoder {
     pub fn open(model: &Path, data: &LanguageData) -> Result<Self> {
         let tokenizer = tokenizer::open(model, None)?;
-        let tokens = special_tokens(model)?;
-        let eos = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token.as_str()?));
-        let eos = if data.append_eos {
-            eos.or(eos_of_model(model)?.first().map(|id| *id as u32))
-        } else {
-            None
-        };
+        let eos = eos_ids(model, &tokenizer)?.first().map(|id| *id as u32);
+        let eos = eos.filter(|_| data.append_eos);
         let chat = ChatTemplate::open(model)?;
         let takes_parts = chat.as_ref().is_some_and(takes_parts);
         Ok(TextEncoder { tokenizer, chat, takes_parts, eos, loss_on: data.loss_on })
@@ -66,7 +61,7 @@ impl TextEncoder {
         }
     }
 
-    /// What a conversation has that its chat template does not read.
+    /// The parts of a conversation that its chat template does not read.
     pub fn unread(&self, document: &Document) -> Result<Vec<String>> {
         let (Some(chat), Document::Chat { conversation, .. }) = (&self.chat, document) else {
             return Ok(Vec::new());

@@ -38,5 +38,5 @@ pub fn train(run: &RunSettings<LanguageData>, mode: Mode) -> Result<()> {
     let mut config = settings.adapter()?;
     config.task_type = config.task_type.or(Some(TaskType::CausalLm));
     let task = LanguageTask::new(&model, device, encoder, train, eval, run);
-    start(&task, &vs, config, &model.model_type, run, mode)
+    start(&task, &vs, config, run, mode)
 }

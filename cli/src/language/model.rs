@@ -14,18 +14,16 @@ use crate::train::settings::Settings;
 
 pub struct LanguageModel {
     decoder: Decoder,
-    pub model_type: String,
 }
 
 impl LanguageModel {
     pub fn open(settings: &Settings, device: Device) -> Result<(VarStore, Self)> {
         let (files, bar) = progress::loading(ModelFiles::open(&settings.model)?)?;
-        let model_type = files.model_type().unwrap_or_default().to_owned();
         tch::manual_seed(step_seed(settings.seed, u64::MAX));
         let load = Load::on(device).kind(settings.kind.on(device)).head(Head::LanguageModel);
         let (vs, decoder) = Decoder::from_files(files, &load)?;
         bar.finish_and_clear();
-        Ok((vs, LanguageModel { decoder, model_type }))
+        Ok((vs, LanguageModel { decoder }))
     }
 
     /// Refuses ids that the model has no embedding for.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::columns::Columns;
 use crate::records::format::Format;
 use crate::records::Documents;
-use crate::train::settings::{DataSettings, Settings};
+use crate::train::settings::DataSettings;
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct LanguageData {
@@ -27,7 +27,7 @@ pub enum LossOn {
 }
 
 impl DataSettings for LanguageData {
-    fn check(&self, _settings: &Settings) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let length = self.max_length;
         ensure!(length > 1, "'data.max_length' is {length}, expected 2 or more");
         ensure!(

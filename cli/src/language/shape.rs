@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::columns::Columns;
 use crate::records::keys::{is_empty, near, nearest};
 
-/// What a row has under our names.
+/// The values of a row, under our names.
 pub type Fields<'c> = BTreeMap<&'c str, Value>;
 
 /// The shapes of rows, by the keys that each must have.

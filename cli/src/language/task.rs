@@ -179,7 +179,7 @@ impl Task for LanguageTask<'_> {
     }
 
     fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores> {
-        let (mut sum, mut targets) = (Tensor::zeros([], (Kind::Double, self.device)), 0);
+        let (mut sum, mut targets) = (Tensor::f_zeros([], (Kind::Double, self.device))?, 0);
         for batch in batches {
             let batch = batch?;
             let part = self.loss_of(&batch, false, Reduction::Sum, &mut Tape::off())?;

@@ -20,6 +20,11 @@ pub enum Format {
 }
 
 impl Format {
+    /// True for a folder of images at this path.
+    pub fn is_images(self, path: &Path) -> bool {
+        self == Format::Images || self == Format::Auto && path.is_dir()
+    }
+
     /// The format that the end of a name stands for, in capitals or not.
     fn named(end: &str) -> Option<Self> {
         Some(match end {

@@ -58,15 +58,15 @@ fn is_idle(value: &Value) -> bool {
     }
 }
 
-/// The keys of all rows that nobody reads, with the number of rows that have them.
+/// Keys with the number of rows that each was found, or missed, in.
 #[derive(Default)]
-pub struct Unread(BTreeMap<String, usize>);
+pub struct KeyCounts(BTreeMap<String, usize>);
 
 /// Keys that are counted, and keys that are named.
 const COUNTED: usize = 1000;
 const NAMED: usize = 12;
 
-impl Unread {
+impl KeyCounts {
     pub fn add(&mut self, keys: Vec<String>) {
         for key in keys {
             if self.0.len() < COUNTED || self.0.contains_key(&key) {
@@ -79,12 +79,12 @@ impl Unread {
         self.0.keys()
     }
 
-    /// The number of rows that have a key.
+    /// The number of rows of a key.
     pub fn rows(&self, key: &str) -> usize {
         self.0.get(key).copied().unwrap_or(0)
     }
 
-    /// Words about them, if there are any.
+    /// Words about keys that nobody reads, if there are any.
     pub fn report(&self) -> Option<String> {
         let named = self.0.iter().take(NAMED).map(|(key, rows)| {
             let unit = if *rows == 1 { "row" } else { "rows" };

@@ -25,7 +25,7 @@ use format::Format;
 use json::Arrangement;
 pub use lines::Documents;
 use row::NOT_UTF8;
-pub use row::{shown, Row};
+pub use row::{shortened, shown, Row};
 pub use source::refuse_data_set;
 use source::Source;
 use span::Span;
@@ -68,21 +68,17 @@ impl Records {
 
     fn scan(path: &Path, format: Format, documents: Documents, most: usize) -> Result<Self> {
         let Source { mut file, start, head, format } = Source::open(path, format, most)?;
-        let bar = progress::bytes("reading", file.metadata()?.len())?;
+        let make = |file: File, layout, spans, digest: Digest| {
+            let (path, file, digest) = (path.into(), file.into(), digest.text());
+            Records { path, file, format, layout, spans, digest }
+        };
         if format == Format::Parquet {
             let bar = progress::counted("reading", 0)?;
             let (file, spans, digest) = parquet::spool(file, most, &bar)?;
             bar.finish_and_clear();
-            let (layout, digest) = (Layout::Columns, digest.text());
-            return Ok(Records {
-                path: path.into(),
-                file: file.into(),
-                format,
-                layout,
-                spans,
-                digest,
-            });
+            return Ok(make(file, Layout::Columns, spans, digest));
         }
+        let bar = progress::bytes("reading", file.metadata()?.len())?;
         file.seek(SeekFrom::Start(start))?;
         let mut reader =
             BufReader::new(Tracked { file: &mut file, digest: Digest::new(), bar: &bar });
@@ -99,10 +95,9 @@ impl Records {
             },
             _ => (Layout::Text, lines::spans(&mut reader, start, documents, most)?),
         };
-        let digest = reader.into_inner().digest.text();
+        let digest = reader.into_inner().digest;
         bar.finish_and_clear();
-        let records =
-            Records { path: path.into(), file: file.into(), format, layout, spans, digest };
+        let records = make(file, layout, spans, digest);
         if records.len() == 1 && !records.is_text() {
             records.row(0).map_or(Ok(()), |row| json::refuse_whole(&row))?;
         }

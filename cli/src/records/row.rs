@@ -1,5 +1,7 @@
 //! A row of data, and the words about it.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 /// The keys of a record, or the columns, in the file's order.
@@ -10,12 +12,16 @@ pub const NOT_UTF8: &str =
 
 /// A value in a message: its beginning, if it is long.
 pub fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+    shortened(&value.to_string(), SHOWN).into_owned()
 }
 
 /// Characters of a value that a message shows.
 const SHOWN: usize = 80;
+
+/// The beginning of a text that has more characters than `most`.
+pub fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]).into(),
+        None => text.into(),
+    }
+}

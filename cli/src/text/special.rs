@@ -3,23 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use ln_tuning::{regular, ErrorKind};
+use anyhow::Result;
 use serde_json::{Map, Value};
+use tokenizers::Tokenizer;
+
+use super::files::{self, json};
 
 /// Those that every tokenizer may have, and that `config.json` may have as an id.
 const NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// `tokenizer_config.json`; null where there is none.
-pub fn tokenizer_config(model: &Path) -> Result<Value> {
-    json_of(&model.join("tokenizer_config.json"))
-}
-
 /// The special tokens by their names: `tokenizer_config.json` and `special_tokens_map.json`; for those that are in
 /// neither the ids of `config.json` and `generation_config.json`, and what `tokenizer.json` puts around a text.
 pub fn special_tokens(model: &Path) -> Result<Map<String, Value>> {
-    let config = tokenizer_config(model)?;
+    let config = json(&model.join("tokenizer_config.json"))?;
     let given = |config: &Value| -> Map<String, Value> {
         let more = config.get("extra_special_tokens").and_then(Value::as_object);
         let named =
@@ -30,7 +27,7 @@ pub fn special_tokens(model: &Path) -> Result<Map<String, Value>> {
     let mut tokens = given(&config);
     // As in transformers, the older file counts more, but nothing beside a list of the added tokens.
     let newer = config.get("added_tokens_decoder").is_some();
-    for (key, token) in given(&json_of(&model.join("special_tokens_map.json"))?) {
+    for (key, token) in given(&json(&model.join("special_tokens_map.json"))?) {
         if !newer || config.get(&key).is_none() {
             tokens.insert(key, token);
         }
@@ -38,9 +35,8 @@ pub fn special_tokens(model: &Path) -> Result<Map<String, Value>> {
     let is_open = |name: &&&str| !tokens.contains_key(**name) && config.get(**name).is_none();
     let open: Vec<&str> = NAMES.iter().filter(is_open).copied().collect();
     if open.iter().any(|name| ["bos_token", "eos_token"].contains(name)) {
-        let files =
-            [json_of(&model.join("config.json"))?, json_of(&model.join("generation_config.json"))?];
-        let tokenizer = json_of(&model.join("tokenizer.json"))?;
+        let files = configs(model)?;
+        let tokenizer = json(&model.join("tokenizer.json"))?;
         for name in open {
             let id = ids_of(&files, &format!("{name}_id")).first().copied();
             let token = id.and_then(|id| token_of(&tokenizer, id));
@@ -55,23 +51,23 @@ pub fn special_tokens(model: &Path) -> Result<Map<String, Value>> {
 /// The chat templates by name. Files of their own count more than `tokenizer_config.json`, as in transformers.
 pub fn chat_templates(model: &Path) -> Result<BTreeMap<String, String>> {
     let mut templates = BTreeMap::new();
-    let mut files = vec![("default".to_owned(), model.join("chat_template.jinja"))];
+    let mut paths = vec![("default".to_owned(), model.join("chat_template.jinja"))];
     for entry in model.join("additional_chat_templates").read_dir().into_iter().flatten() {
         let path = entry?.path();
         if let (Some(name), true) =
             (path.file_stem(), path.extension().is_some_and(|end| end == "jinja"))
         {
-            files.push((name.to_string_lossy().into_owned(), path));
+            paths.push((name.to_string_lossy().into_owned(), path));
         }
     }
-    for (name, path) in files {
-        if let Some(text) = text_of(&path)? {
+    for (name, path) in paths {
+        if let Some(text) = files::text(&path)? {
             templates.insert(name, text);
         }
     }
     for config in ["tokenizer_config.json", "chat_template.json"] {
         if templates.is_empty() {
-            templates = named(json_of(&model.join(config))?.get("chat_template"));
+            templates = named(json(&model.join(config))?.get("chat_template"));
         }
     }
     Ok(templates)
@@ -93,11 +89,16 @@ fn named(templates: Option<&Value>) -> BTreeMap<String, String> {
     }
 }
 
-/// `eos_token_id` of `config.json` and of `generation_config.json`: texts end with one of them.
-pub fn eos_of_model(model: &Path) -> Result<Vec<i64>> {
-    let files =
-        [json_of(&model.join("config.json"))?, json_of(&model.join("generation_config.json"))?];
-    Ok(ids_of(&files, "eos_token_id"))
+/// The ids that texts end with: the tokenizer's first, then those of `config.json` and `generation_config.json`.
+pub fn eos_ids(model: &Path, tokenizer: &Tokenizer) -> Result<Vec<i64>> {
+    let tokens = special_tokens(model)?;
+    let own = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token.as_str()?));
+    let more = ids_of(&configs(model)?, "eos_token_id");
+    Ok(own.map(i64::from).into_iter().chain(more).collect())
+}
+
+fn configs(model: &Path) -> Result<[Value; 2]> {
+    Ok([json(&model.join("config.json"))?, json(&model.join("generation_config.json"))?])
 }
 
 fn content(token: &Value) -> Option<&str> {
@@ -139,19 +140,4 @@ fn around(tokenizer: &Value, name: &str) -> Option<String> {
         _ => return None,
     };
     Some(piece.get("SpecialToken")?.get("id")?.as_str()?.to_owned())
-}
-
-/// Null where there is no file.
-fn json_of(path: &Path) -> Result<Value> {
-    let text = text_of(path)?;
-    let json = text.map_or(Ok(Value::Null), |text| serde_json::from_str(&text));
-    json.with_context(|| format!("cannot read '{}'", path.display()))
-}
-
-fn text_of(path: &Path) -> Result<Option<String>> {
-    match regular::read_text(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == ErrorKind::MissingFile => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }

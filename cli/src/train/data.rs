@@ -29,7 +29,7 @@ pub struct Bad {
     shown: Vec<Fault>,
 }
 
-/// What is wrong with one line, and with others in the same way.
+/// The error of one line, and of others in the same way.
 #[derive(Debug)]
 struct Fault {
     place: String,

@@ -62,7 +62,7 @@ fn of_data(path: &Path, given: &Given) -> Option<(TaskName, String)> {
     let about = |words: &str| format!("'{}' {words}", path.display());
     let format = given.text("data.format").unwrap_or("auto");
     let format: Format = serde_json::from_value(format.into()).ok()?;
-    if format == Format::Images || format == Format::Auto && path.is_dir() {
+    if format.is_images(path) {
         return Some((TaskName::Classifier, about("is a folder of classes")));
     }
     let absent = || {

@@ -27,7 +27,7 @@ pub struct RunSettings<D> {
 
 /// The settings of a task's data.
 pub trait DataSettings: DeserializeOwned {
-    fn check(&self, settings: &Settings) -> Result<()>;
+    fn check(&self) -> Result<()>;
 }
 
 impl<D: DataSettings> RunSettings<D> {
@@ -39,7 +39,7 @@ impl<D: DataSettings> RunSettings<D> {
             all: tree.to_json()?,
         };
         run.common.check()?;
-        run.data.check(&run.common)?;
+        run.data.check()?;
         run.files.check()?;
         Ok(run)
     }
@@ -167,9 +167,8 @@ impl Settings {
         Ok(config)
     }
 
-    pub fn adapter_options(&self, model_type: &str) -> AdapterOptions {
-        let options = AdapterOptions::default().model_type(model_type);
-        options.norms(self.norms).precision(self.precision)
+    pub fn adapter_options(&self) -> AdapterOptions {
+        AdapterOptions::default().norms(self.norms).precision(self.precision)
     }
 
     /// The device, with libtorch set up for it.

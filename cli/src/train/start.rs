@@ -27,12 +27,11 @@ pub fn start<T: Task, D>(
     task: &T,
     vs: &VarStore,
     config: LnTuningConfig,
-    model_type: &str,
     run: &RunSettings<D>,
     mode: Mode,
 ) -> Result<()> {
     let settings = &run.common;
-    let options = settings.adapter_options(model_type);
+    let options = settings.adapter_options();
     let mut tuned = LnTuningModel::with_options(vs, config, DEFAULT_ADAPTER, &options)?;
     let mut optimizer = tuned.optimizer(settings.adamw(), settings.optimizer.lr)?;
     optimizer.set_loss_scale(settings.loss_scale())?;
