@@ -1,8 +1,8 @@
 //! Operations on adapters beside PEFT's, on the shapes of Llama-3.2-3B: 28 layers, 57 norms of 3,072, bf16.
 //!
-//! `cargo bench --bench adapters_vs_peft` runs both alternately on the same machine with the same number of threads, and prints
-//! the median of each operation and their ratio; target/bench/adapters.json holds the same. Frozen weights are tiny, as
-//! no operation on adapters touches them. `-- --ours-only` does without Python.
+//! `cargo bench --bench adapters_vs_peft` runs both alternately on the same machine with the same number of threads,
+//! and prints the median of each operation and their ratio; target/bench/adapters.json holds the same. Frozen weights
+//! are tiny, as no operation on adapters touches them. `-- --ours-only` does without Python.
 
 mod shapes;
 

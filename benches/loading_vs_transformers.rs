@@ -1,8 +1,9 @@
 //! Loading a checkpoint of 1 GB (a Llama in bf16, random weights) beside transformers' `from_pretrained`.
 //!
-//! `cargo bench --bench loading_vs_transformers` runs both alternately, each time in a process of its own with the file in
-//! the page cache, and prints medians: seconds to a usable model and to its first logits, and the memory that the process
-//! then holds, private (anonymous) and shared (the file's pages) apart. target/bench/loading.json holds the same.
+//! `cargo bench --bench loading_vs_transformers` runs both alternately, each time in a process of its own with the file
+//! in the page cache, and prints medians: seconds to a usable model and to its first logits, and the memory that the
+//! process then holds, private (anonymous) and shared (the file's pages) apart. target/bench/loading.json holds the
+//! same.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

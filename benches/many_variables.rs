@@ -1,7 +1,8 @@
 //! The cost of operations over the number of variables: it should grow ten times where the variables do.
 //!
-//! `cargo bench --bench many_variables` prints seconds of one processor for 2,000, 20,000 and 200,000 variables; numbers
-//! behind `--` ask for others. The tensors have two elements, so that what is measured is the work per variable.
+//! `cargo bench --bench many_variables` prints seconds of one processor for 2,000, 20,000 and 200,000 variables;
+//! numbers behind `--` ask for others. The tensors have two elements, so that what is measured is the work per
+//! variable.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};

@@ -29,8 +29,8 @@
 //! Without `target_modules`, PEFT's table says which norms of an architecture train. For an architecture that it lacks,
 //! every norm trains that is found by name and shape. [`Norms::All`] takes every norm.
 //!
-//! [`Optimizer`] has the methods of [`tch::nn::Optimizer`]. tch's own `nn::AdamW::default().build(&vs, lr)` works on the
-//! attached `VarStore` too.
+//! [`Optimizer`] has the methods of [`tch::nn::Optimizer`]. tch's own `nn::AdamW::default().build(&vs, lr)` works on
+//! the attached `VarStore` too.
 //!
 //! ## Models of Hugging Face
 //!

@@ -1,5 +1,5 @@
-//! The names of Llama-3.2-3B: 28 layers, 57 norms of 3,072 in bf16. Frozen weights are tiny, as no operation on adapters
-//! touches them.
+//! The names of Llama-3.2-3B: 28 layers, 57 norms of 3,072 in bf16. Frozen weights are tiny, as no operation on
+//! adapters touches them.
 
 use ln_tuning::LnTuningConfig;
 use tch::nn::{Init, VarStore};

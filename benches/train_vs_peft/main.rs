@@ -4,10 +4,10 @@
 //! Every contender is a process of its own, so that its peak memory is its own; the losses of all are printed, since
 //! only the same work can be compared. "floor" is the share of our time that the step's matrix products take alone.
 //!
-//! Arguments behind `--`: `--row TEXT` (those whose names contain it; may stand several times), `--pairs N` (default 7),
-//! `--seconds N` (ends a row early, after three pairs; default 180), `--ours-only`, `--no-compile`. `--growth` measures
-//! how a step's time and memory grow instead, and writes target/bench/growth.json and a picture to `--svg PATH` (default:
-//! target/bench/growth.svg).
+//! Arguments behind `--`: `--row TEXT` (those whose names contain it; may stand several times), `--pairs N` (default
+//! 7), `--seconds N` (ends a row early, after three pairs; default 180), `--ours-only`, `--no-compile`. `--growth`
+//! measures how a step's time and memory grow instead, and writes target/bench/growth.json and a picture to `--svg
+//! PATH` (default: target/bench/growth.svg).
 
 mod contender;
 mod growth;

@@ -18,7 +18,7 @@ use clap::Parser;
 /// Tries damaged files on every part of ln-tuning that reads files
 #[derive(Parser)]
 struct Args {
-    /// How long, all targets together
+    /// The minutes to run, all targets together
     #[arg(long, default_value_t = 1.0)]
     minutes: f64,
     /// Rounds of each target, instead of a time

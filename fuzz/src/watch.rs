@@ -161,7 +161,7 @@ impl Worker {
         Ok(Worker { process, socket, since: None, goes_on: false, slowest, peak: 0, checked, log })
     }
 
-    /// What the worker says, or what becomes of it. Waits for a moment only.
+    /// The worker's answer, or its end. Waits for a moment only.
     fn event(&mut self, limits: &Limits) -> Result<Event> {
         if self.checked.elapsed() > Duration::from_millis(50) {
             self.checked = Instant::now();

@@ -36,13 +36,14 @@ pub struct MergeReport {
 /// copied in pieces, so that memory does not grow with the model. `progress` gets the bytes written and the total.
 ///
 /// If the adapter has a head that the base lacks, the result is the model with the head: its class, its labels and its
-/// tensors, without those of another head. If the adapter has one of two tied tensors, both are written, and `tie_word_embeddings` becomes false.
+/// tensors, without those of another head. If the adapter has one of two tied tensors, both are written, and
+/// `tie_word_embeddings` becomes false.
 ///
 /// # Errors
-/// Those of [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and [`Selection::new`](crate::Selection::new);
-/// `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if the adapter does not fit; `NonFinite` for weights that the
-/// model's kind cannot hold; `InvalidArgument` if `out` is in the
-/// model directory; `Io`, also if `out` exists and is not empty. Then no file is left behind.
+/// Those of [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and
+/// [`Selection::new`](crate::Selection::new); `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if the adapter does
+/// not fit; `NonFinite` for weights that the model's kind cannot hold; `InvalidArgument` if `out` is in the model
+/// directory; `Io`, also if `out` exists and is not empty. Then no file is left behind.
 pub fn merge(
     base: impl AsRef<Path>,
     adapter: impl AsRef<Path>,

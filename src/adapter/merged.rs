@@ -104,7 +104,7 @@ impl<'a> Merged<'a> {
             if together {
                 self.replaced.remove(&copy);
             } else if of_copy.is_none() && of_original.is_none() {
-                // What PEFT puts into the base goes into both.
+                // A tensor that PEFT puts into the base goes into both.
                 self.carry(&copy, &original)?;
             }
             if self.replaced.contains_key(&copy) || of_original.is_some() && !together {

@@ -29,17 +29,18 @@ pub const DEFAULT_ADAPTER: &str = "default";
 /// Attaching freezes every variable and makes the selected ones trainable. The outputs are, bit for bit, those of the
 /// frozen model. They may differ from those before in the last digits (2e-6 in f32), as after `VarStore::freeze`:
 /// libtorch multiplies an input of three dimensions that is not contiguous in another way once a weight needs no
-/// gradient. The model itself does not change: its layers share their variables with the `VarStore`, and an adapter swaps the storage behind them. So
-/// forward passes do not use this type. It keeps handles of the variables and does not borrow the `VarStore`.
+/// gradient. The model itself does not change: its layers share their variables with the `VarStore`, and an adapter
+/// swaps the storage behind them. So forward passes do not use this type. It keeps handles of the variables and does
+/// not borrow the `VarStore`.
 ///
 /// Each call checks for changes to the variables by user code: it follows another kind or device, sees the variables
-/// that were made since (no adapter trains them, so training and saving refuse those that are trainable), and refuses an
-/// overwritten base with [`ErrorKind::BaseChanged`](crate::ErrorKind::BaseChanged). Dropping the handle leaves the
+/// that were made since (no adapter trains them, so training and saving refuse those that are trainable), and refuses
+/// an overwritten base with [`ErrorKind::BaseChanged`](crate::ErrorKind::BaseChanged). Dropping the handle leaves the
 /// variables as they are; [`unload`](Self::unload) restores the base.
 ///
-/// What other optimisers write into the selected variables belongs to the adapter. Writes through C++'s `data()`, as
-/// tch's `nn::Sgd` makes them, raise no version: in the base, [`save_pretrained`](Self::save_pretrained), merging and
-/// unloading find them by eight elements of each variable, so a write to other elements alone is not found.
+/// Values that other optimisers write into the selected variables belong to the adapter. Writes through C++'s `data()`,
+/// as tch's `nn::Sgd` makes them, raise no version: in the base, [`save_pretrained`](Self::save_pretrained), merging
+/// and unloading find them by eight elements of each variable, so a write to other elements alone is not found.
 ///
 /// ```
 /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
@@ -231,9 +232,9 @@ impl LnTuningModel {
     /// Writes every adapter as a PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
     ///
     /// The adapter `default` is written to `dir` itself, any other to `dir/<name>`. An existing card keeps its text.
-    /// Either all files are written or, on an error, none; if the process is killed, the directory is the old or the new
-    /// one, whole. For that, a directory whose configuration changes too is exchanged for another one, with links to all
-    /// else in it.
+    /// Either all files are written or, on an error, none; if the process is killed, the directory is the old or the
+    /// new one, whole. For that, a directory whose configuration changes too is exchanged for another one, with links
+    /// to all else in it.
     ///
     /// # Errors
     /// `Io` or `MissingFile` if the operating system refuses; `BaseChanged` if the base was overwritten meanwhile;

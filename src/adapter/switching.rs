@@ -63,8 +63,8 @@ impl LnTuningModel {
         Ok(DisabledAdapters { model: self, before })
     }
 
-    /// Uses the adapters again. Only needed if a guard of [`disable`](Self::disable) was forgotten (`std::mem::forget`):
-    /// dropping it does the same.
+    /// Uses the adapters again. Only needed if a guard of [`disable`](Self::disable) was forgotten
+    /// (`std::mem::forget`): dropping it does the same.
     ///
     /// # Errors
     /// If the variables were changed in a way that cannot be followed.

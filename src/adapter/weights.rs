@@ -263,8 +263,8 @@ impl Adapter {
 
 /// The variable whose storage the adapter replaces for variable `index`: its own, unless it is tied to another.
 ///
-/// As in PEFT, which copies each module by itself, a tied copy is trained apart from its original, unless both are in one
-/// module that is wrapped as a whole. What an adapter brings along for the base is for both.
+/// As in PEFT, which copies each module by itself, a tied copy is trained apart from its original, unless both are in
+/// one module that is wrapped as a whole. What an adapter brings along for the base is for both.
 fn owner(
     variables: &Variables,
     index: usize,

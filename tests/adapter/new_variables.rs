@@ -1,4 +1,5 @@
-//! Variables that are made after an adapter was attached: seen, counted, given to adapters or refused, never overlooked.
+//! Variables that are made after an adapter was attached: seen, counted, given to adapters or refused, never
+//! overlooked.
 
 use crate::nets::{snapshot, Net};
 use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions};

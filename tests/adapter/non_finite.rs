@@ -1,4 +1,5 @@
-//! Weights that are NaN or infinite, or that the model's kind cannot hold: refused by name and value, with nothing changed.
+//! Weights that are NaN or infinite, or that the model's kind cannot hold: refused by name and value, with nothing
+//! changed.
 
 use crate::nets::{snapshot, state_of, Net};
 use ln_tuning::pretrained::ModelFiles;

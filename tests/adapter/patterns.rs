@@ -10,7 +10,7 @@ use tch::{nn, Device, Kind, Tensor};
 
 use crate::common;
 
-/// What is refused here although Python takes it.
+/// Patterns that are refused here although Python takes them.
 const REFUSED: &[&str] = &[
     "a character by its name",
     "without regard to case is not known here",

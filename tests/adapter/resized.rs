@@ -39,7 +39,7 @@ fn a_resized_vocabulary_is_loaded_into_a_base_of_its_size_and_merging_makes_one(
             let mut tuned = LnTuningModel::from_pretrained(&vs, &adapter).unwrap();
             check(&model, &reference, "logits", &case);
             tuned.with_disabled(|| check(&model, &reference, before, &case)).unwrap();
-            // What it brings along is saved again.
+            // The tensors that it brings along are saved again.
             let again = tempfile::tempdir().unwrap();
             tuned.save_pretrained(again.path()).unwrap();
             tuned.unload().unwrap();

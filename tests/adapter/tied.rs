@@ -1,4 +1,5 @@
-//! Adapters that have a part of tied embeddings: as in PEFT, each module is trained apart, and the rest keeps the base's.
+//! Adapters that have a part of tied embeddings: as in PEFT, each module is trained apart, and the rest keeps the
+//! base's.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! A real pretrained model: sentence embeddings of all-MiniLM-L6-v2 are those of transformers, tuned ones those of PEFT.
+//! A real pretrained model: sentence embeddings of all-MiniLM-L6-v2 are those of transformers, tuned ones those of
+//! PEFT.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

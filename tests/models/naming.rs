@@ -1,4 +1,5 @@
-//! Names of a directory's tensors: those that the live Python model has, for models, adapters, merging and `plan` alike.
+//! Names of a directory's tensors: those that the live Python model has, for models, adapters, merging and `plan`
+//! alike.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

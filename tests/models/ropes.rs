@@ -36,7 +36,7 @@ fn every_type_of_rope_gives_the_logits_and_texts_of_transformers() {
         let (_vs, model) = Decoder::from_pretrained(&case, Device::Cpu, None).unwrap();
         let ids = &reference["input_ids"];
         let logits = |length: i64| model.logits(&ids.narrow(1, 0, length)).unwrap();
-        // What has run before changes nothing: a long sequence stands between short ones.
+        // Runs before change nothing: a long sequence stands between short ones.
         for length in [16, 28, 16, 17] {
             let expected = &reference[&format!("logits.{length}")];
             let off =

@@ -20,8 +20,8 @@ fn lines() -> Vec<(String, String)> {
     (0..16).map(line).collect()
 }
 
-/// The rows that the program should make of them, by other means: prompt and completion are tokenised apart, which the test's
-/// colon and space allow, and the end-of-sequence token is added.
+/// The rows that the program should make of them, by other means: prompt and completion are tokenised apart, which the
+/// test's colon and space allow, and the end-of-sequence token is added.
 fn rows(dir: &Path, lines: &[(String, String)]) -> Vec<Value> {
     let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json")).unwrap();
     let row = |(prompt, completion): &(String, String)| {

@@ -45,8 +45,8 @@ impl Selection {
     /// Without `target_modules`, a known `model_type` takes the modules of the table `norms`. For others, every
     /// LayerNorm and RMSNorm is taken that is recognised by its name and the shape of its tensors (a 1-D `weight` and
     /// at most a `bias`, or several of each if several norms were built at one path, so that tch named a second
-    /// `weight__2`; a norm with a 2-D weight per attention head, and a BatchNorm, must be named). A container (a path with modules
-    /// below it, such as `mlp`) means the modules in it.
+    /// `weight__2`; a norm with a 2-D weight per attention head, and a BatchNorm, must be named). A container (a path
+    /// with modules below it, such as `mlp`) means the modules in it.
     ///
     /// # Errors
     /// `NoTargetModules` for an empty list or string; `NoMatchingModules` if no module matches; `AllModulesExcluded`

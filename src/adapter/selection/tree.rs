@@ -151,8 +151,8 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// The name that a variable would have if it were the first: tch calls the second `weight` of a module `weight__2`, with
-/// the number of variables so far.
+/// The name that a variable would have if it were the first: tch calls the second `weight` of a module `weight__2`,
+/// with the number of variables so far.
 fn first_name(name: &str) -> &str {
     match name.rsplit_once("__") {
         Some((first, number)) if is_number(number) => first,
