@@ -78,7 +78,7 @@ impl Preparation {
         let place = || format!("cannot read the image '{}'", path.display());
         let raster = Raster { bytes, channels, width, height };
         let bytes = self.resized(raster).with_context(place)?.bytes;
-        let (area, channels) = ((self.size * self.size) as usize, self.channels);
+        let (area, channels) = ((self.size as usize).pow(2), self.channels);
         ensure!(
             bytes.len() == area * channels,
             "a model with {channels} channels, expected 1 or 3"

@@ -84,8 +84,11 @@ impl TextEncoder {
         let (mut ids, ends) = self.encode(&format!("{prompt}{completion}"), true)?;
         // A token on the border belongs to the completion.
         let mut counted: Vec<bool> = ends.iter().map(|end| *end > prompt.len()).collect();
-        if self.end(&mut ids) {
-            counted.push(true);
+        self.end(&mut ids);
+        counted.resize(ids.len(), true);
+        // An end that the tokenizer has put there is none of the text.
+        if let Some(last) = counted.last_mut().filter(|_| ids.last() == self.eos.as_ref()) {
+            *last = true;
         }
         Ok(Tokens { ids, counted, whole: true })
     }
@@ -150,14 +153,8 @@ impl TextEncoder {
     }
 
     /// Ends a document, if it does not end yet.
-    fn end(&self, ids: &mut Vec<u32>) -> bool {
-        match self.eos {
-            Some(eos) if ids.last() != Some(&eos) => {
-                ids.push(eos);
-                true
-            }
-            _ => false,
-        }
+    fn end(&self, ids: &mut Vec<u32>) {
+        ids.extend(self.eos.filter(|eos| ids.last() != Some(eos)));
     }
 }
 
@@ -170,4 +167,36 @@ fn takes_parts(chat: &ChatTemplate) -> bool {
         let rendered = |role: &&str| text.contains(&format!("<{role}>"));
         roles.iter().all(rendered) && !text.contains("'type'") && !text.contains("\"type\"")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_completion_is_learned_whoever_puts_it_there() {
+        let single = json!([{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}]);
+        let template = json!({
+            "type": "TemplateProcessing", "single": single, "pair": [],
+            "special_tokens": {"</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]}},
+        });
+        for (post_processor, eos, learned) in [
+            (Value::Null, Some(2), &[false, true, true][..]),
+            (template.clone(), Some(2), &[false, true, true]),
+            (Value::Null, None, &[false, true]),
+            (template, None, &[false, true, false]),
+        ] {
+            let tokenizer = json!({
+                "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+                "pre_tokenizer": {"type": "Whitespace"}, "post_processor": post_processor, "decoder": null,
+                "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "</s>": 2}, "unk_token": "a"},
+            });
+            let tokenizer = Tokenizer::from_bytes(tokenizer.to_string()).unwrap();
+            let loss_on = LossOn::Assistant;
+            let encoder = TextEncoder { tokenizer, chat: None, takes_parts: false, eos, loss_on };
+            let tokens = encoder.completion("a ", "b").unwrap();
+            assert_eq!(tokens.counted, learned, "{:?}", tokens.ids);
+            assert_eq!(tokens.ids, [0, 1, 2][..learned.len()]);
+        }
+    }
 }
