@@ -105,6 +105,20 @@ pub trait ModelConfig: Sized + Clone + std::fmt::Debug {
     }
 }
 
+/// The two methods of a [`ModelConfig`] with a field `declared`.
+macro_rules! declared {
+    () => {
+        fn declared(&self) -> &Declared {
+            &self.declared
+        }
+
+        fn declared_mut(&mut self) -> &mut Declared {
+            &mut self.declared
+        }
+    };
+}
+pub(super) use declared;
+
 /// The part that all configurations keep of a `config.json`: every field, also those that are not read; the head; the
 /// labels.
 #[derive(Debug, Clone, PartialEq)]

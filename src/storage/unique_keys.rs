@@ -35,6 +35,15 @@ impl<'de> Deserialize<'de> for Strict {
     }
 }
 
+/// Methods for values that JSON has.
+macro_rules! values {
+    ($($visit:ident: $value:ty),*) => {
+        $(fn $visit<E>(self, v: $value) -> Result<Any, E> {
+            Ok(Any(v.into()))
+        })*
+    };
+}
+
 /// Any value; numbers that JSON lacks (NaN, infinity) become text, so that an error can show them.
 struct Any(Value);
 
@@ -46,21 +55,10 @@ impl<'de> Deserialize<'de> for Any {
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("a value")
             }
-            fn visit_bool<E>(self, v: bool) -> Result<Any, E> {
-                Ok(Any(v.into()))
-            }
-            fn visit_i64<E>(self, v: i64) -> Result<Any, E> {
-                Ok(Any(v.into()))
-            }
-            fn visit_u64<E>(self, v: u64) -> Result<Any, E> {
-                Ok(Any(v.into()))
-            }
+            values! { visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_str: &str }
             fn visit_f64<E>(self, v: f64) -> Result<Any, E> {
                 let number = serde_json::Number::from_f64(v);
                 Ok(Any(number.map_or_else(|| Value::from(v.to_string()), Value::Number)))
-            }
-            fn visit_str<E>(self, v: &str) -> Result<Any, E> {
-                Ok(Any(v.into()))
             }
             fn visit_unit<E>(self) -> Result<Any, E> {
                 Ok(Any(Value::Null))

@@ -10,8 +10,8 @@ use super::per_layer::windows;
 use super::ropes::ropes;
 use crate::error::Result;
 use crate::models::config::{
-    flag, integer_or, layers, not_implemented, number, optional_integer, optional_number, size,
-    size_or, Declared, ModelConfig,
+    declared, flag, integer_or, layers, not_implemented, number, optional_integer, optional_number,
+    size, size_or, Declared, ModelConfig,
 };
 use crate::models::generation_config::GenerationConfig;
 use crate::models::nn::Activation;
@@ -117,13 +117,7 @@ impl ModelConfig for DecoderConfig {
         Ok(read)
     }
 
-    fn declared(&self) -> &Declared {
-        &self.declared
-    }
-
-    fn declared_mut(&mut self) -> &mut Declared {
-        &mut self.declared
-    }
+    declared!();
 
     fn label_modules(&self) -> Vec<String> {
         vec!["score".into()]

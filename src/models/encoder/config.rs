@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::families::{Family, FAMILIES, POOLER};
 use crate::error::{refuse, Result};
 use crate::models::config::{
-    check_divides, check_sizes, flag, integer_or, layers, number, size, size_or, text, Declared,
-    ModelConfig,
+    check_divides, check_sizes, declared, flag, integer_or, layers, number, size, size_or, text,
+    Declared, ModelConfig,
 };
 use crate::models::nn::Activation;
 use crate::pretrained::Head;
@@ -101,13 +101,7 @@ impl ModelConfig for EncoderConfig {
         parsed.check()
     }
 
-    fn declared(&self) -> &Declared {
-        &self.declared
-    }
-
-    fn declared_mut(&mut self) -> &mut Declared {
-        &mut self.declared
-    }
+    declared!();
 
     fn label_modules(&self) -> Vec<String> {
         let modules = match self.head() {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::error::{refuse, Result};
 use crate::models::config::{
-    flag, layers as read_layers, layers_or, number, size, size_or, Declared, ModelConfig,
+    declared, flag, layers as read_layers, layers_or, number, size, size_or, Declared, ModelConfig,
 };
 use crate::models::generation_config::{optional, GenerationConfig};
 use crate::models::nn::Activation;
@@ -84,13 +84,7 @@ impl ModelConfig for Seq2SeqConfig {
         read.check()
     }
 
-    fn declared(&self) -> &Declared {
-        &self.declared
-    }
-
-    fn declared_mut(&mut self) -> &mut Declared {
-        &mut self.declared
-    }
+    declared!();
 
     fn with_generation(mut self, generation: &Value) -> Result<Self> {
         self.generation = self.generation.overridden(generation)?;

@@ -5,7 +5,9 @@ use serde_json::{Map, Value};
 use super::block::BlockShape;
 use super::patches::Grid;
 use crate::error::{refuse, Result};
-use crate::models::config::{integer_or, layers_or, number, size_or, text, Declared, ModelConfig};
+use crate::models::config::{
+    declared, integer_or, layers_or, number, size_or, text, Declared, ModelConfig,
+};
 use crate::models::nn::Activation;
 use crate::pretrained::Head;
 
@@ -66,13 +68,7 @@ impl ModelConfig for ClipConfig {
         })
     }
 
-    fn declared(&self) -> &Declared {
-        &self.declared
-    }
-
-    fn declared_mut(&mut self) -> &mut Declared {
-        &mut self.declared
-    }
+    declared!();
 }
 
 impl ModelConfig for ClipTextConfig {
@@ -92,13 +88,7 @@ impl ModelConfig for ClipTextConfig {
         Ok(read)
     }
 
-    fn declared(&self) -> &Declared {
-        &self.declared
-    }
-
-    fn declared_mut(&mut self) -> &mut Declared {
-        &mut self.declared
-    }
+    declared!();
 }
 
 impl ModelConfig for ClipVisionConfig {
@@ -116,13 +106,7 @@ impl ModelConfig for ClipVisionConfig {
         Ok(read)
     }
 
-    fn declared(&self) -> &Declared {
-        &self.declared
-    }
-
-    fn declared_mut(&mut self) -> &mut Declared {
-        &mut self.declared
-    }
+    declared!();
 }
 
 /// The settings of one tower. In older files there is a second key, which stands for the first as a whole: what it does

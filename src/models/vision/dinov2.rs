@@ -9,7 +9,7 @@ use super::patches::{Grid, Patches};
 use crate::autograd::recompute::Tape;
 use crate::error::{refuse, Result};
 use crate::models::config::{
-    flag, layers_or, not_implemented, number, size_or, text, Declared, ModelConfig,
+    declared, flag, layers_or, not_implemented, number, size_or, text, Declared, ModelConfig,
 };
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
@@ -71,13 +71,7 @@ impl ModelConfig for Dinov2Config {
         Ok(read)
     }
 
-    fn declared(&self) -> &Declared {
-        &self.declared
-    }
-
-    fn declared_mut(&mut self) -> &mut Declared {
-        &mut self.declared
-    }
+    declared!();
 }
 
 /// A DINOv2 with or without a classifier.

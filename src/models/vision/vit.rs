@@ -9,7 +9,7 @@ use super::patches::{Grid, Patches};
 use crate::autograd::recompute::Tape;
 use crate::error::Result;
 use crate::models::config::{
-    check_divides, flag, layers_or, number, size_or, text, Declared, ModelConfig,
+    check_divides, declared, flag, layers_or, number, size_or, text, Declared, ModelConfig,
 };
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
@@ -58,13 +58,7 @@ impl ModelConfig for ViTConfig {
         Ok(read)
     }
 
-    fn declared(&self) -> &Declared {
-        &self.declared
-    }
-
-    fn declared_mut(&mut self) -> &mut Declared {
-        &mut self.declared
-    }
+    declared!();
 }
 
 /// An image classifier: patches, blocks with LayerNorm in front of attention and MLP, a linear head on `[CLS]`.
