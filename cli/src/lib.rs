@@ -10,7 +10,8 @@ mod device;
 mod language;
 mod progress;
 mod records;
-mod text;
+#[doc(hidden)]
+pub mod text;
 mod train;
 
 use std::ffi::OsString;

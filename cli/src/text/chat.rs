@@ -45,6 +45,9 @@ pub struct Rendered {
     pub learned: Vec<Range<usize>>,
 }
 
+/// Bytes of a template. Reading one takes time that grows with the square.
+const LONGEST: usize = 1 << 18;
+
 /// The variables and tags that a template uses.
 struct Asked {
     /// Variables that are called like special tokens.
@@ -67,6 +70,11 @@ impl ChatTemplate {
         let mut environment = jinja::environment();
         let mut names = BTreeMap::new();
         for (name, text) in special::chat_templates(model)? {
+            if text.len() > LONGEST {
+                let error = format!("it has {} bytes, expected at most {LONGEST}", text.len());
+                names.insert(name, Err(error));
+                continue;
+            }
             let text = jinja::source(&text)?;
             let marks = jinja::without_comments(&text)?.contains(GENERATION);
             let asked = jinja::on_deep_stack(|| {

@@ -367,6 +367,7 @@ fn a_template_without_an_end_is_stopped_and_bad_values_are_named() {
         ("{{ raise_exception('take turns') }}", json!({}), "take turns"),
         ("{{ messages[0].x.y }}", json!({}), "`messages[0].x` is undefined"),
         ("{% if %}", json!({}), "cannot be read"),
+        (&"x".repeat(300_000), json!({}), "it has 300000 bytes, expected at most 262144"),
         ("{{ strftime_now('%Q') }}", json!({}), "'%Q' is not a format"),
         (
             "x",

@@ -245,7 +245,7 @@ fn formats_that_are_not_read_are_named_with_the_way_out() {
         ("no.parquet", ["named as a Parquet file", "is none"]),
         ("shards", ["shards/a.parquet", "name one file"]),
         ("saved", ["save_to_disk", "to_parquet"]),
-        ("pipe.jsonl", ["pipe.jsonl", "not a regular file"]),
+        ("pipe.jsonl", ["pipe.jsonl", "expected a regular file"]),
     ] {
         let error = training.refusal(&[&format!("data.train={name}"), "task=language"]);
         for part in parts {

@@ -26,9 +26,6 @@ mod refusals;
 mod replies;
 mod resume;
 mod task;
-#[path = "../../src/text/mod.rs"]
-#[allow(dead_code)]
-mod text;
 #[path = "../../../tests/trees/mod.rs"]
 mod trees;
 mod verify;
@@ -36,6 +33,7 @@ mod verify;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use ln_tuning_cli::text;
 use program::Training;
 
 /// A tiny random model with its tokenizer, made once for all tests.
