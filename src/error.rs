@@ -188,6 +188,13 @@ impl From<tch::TchError> for Error {
                  adapter?): compute it again from the model as it is now, then go backward"
             );
         }
+        if message.contains("backward through the graph a second time") {
+            return refusal!(
+                InvalidState,
+                "the graph of the loss is gone: a backward pass frees it. Go backward once, through the sum of the losses \
+                 that share a part of it, or compute the loss again"
+            );
+        }
         refusal!(Torch, "libtorch refused: {message}")
     }
 }

@@ -69,7 +69,7 @@ impl Attachment {
     /// The adapter of this name, to read its weights: what user code wrote into the live ones is theirs.
     pub(crate) fn current(&self, name: &str) -> Result<&Adapter> {
         let adapter = self.adapter(name)?;
-        adapter.flat.adopt_unmarked()?;
+        adapter.flat.adopt_written()?;
         Ok(adapter)
     }
 

@@ -151,23 +151,15 @@ impl FlatParams {
         self.publish()
     }
 
-    /// Takes over what was written into the live buffers without raising a version, as C++'s SGD does: a live value
-    /// that is not its master's rounding becomes the master. Computed on the device, without waiting for it.
-    pub(crate) fn adopt_unmarked(&self) -> Result<()> {
+    /// Takes over what user code has written into the live buffers, also without raising a version, as C++'s SGD does:
+    /// a live value that is not its master's rounding becomes the master. Computed on the device, without waiting for it.
+    pub(crate) fn adopt_written(&self) -> Result<()> {
         for run in &self.runs {
             let (start, end) = bounds(&self.slots, &run.slots);
             let mut master = self.master.f_narrow(0, start, end - start)?;
             let written = run.live.f_ne_tensor(&master.f_to_kind(run.live.f_kind()?)?)?;
             let live = run.live.f_to_kind(master.f_kind()?)?;
             master.f_copy_(&live.f_where_self(&written, &master)?)?;
-        }
-        Ok(())
-    }
-
-    /// Copies the live view of `slot`, into which user code has written, to the master.
-    pub(crate) fn adopt(&self, slot: usize) -> Result<()> {
-        if self.slots[slot].kind != self.master.f_kind()? {
-            self.value(slot)?.f_copy_(&self.views[slot])?;
         }
         Ok(())
     }
@@ -224,11 +216,11 @@ impl FlatParams {
             while to < tensors.len() && piece_kind(tensors[to], &self.slots[to])? == run_kind {
                 let slot = &self.slots[to];
                 match tensors[to] {
-                    // A vector needs no call of libtorch to become one.
-                    Some(tensor) if tensor.dim() == 1 => pieces.push(tensor.shallow_clone()),
                     Some(tensor) if tensor.is_sparse() => {
                         pieces.push(tensor.f_to_dense(None::<Kind>, false)?.f_reshape([-1])?)
                     }
+                    // A vector needs no call of libtorch to become one.
+                    Some(tensor) if tensor.dim() == 1 => pieces.push(tensor.shallow_clone()),
                     Some(tensor) => pieces.push(tensor.f_reshape([-1])?),
                     None => pieces.push(Tensor::f_zeros([slot.len], (run_kind, device))?),
                 }

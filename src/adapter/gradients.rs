@@ -54,6 +54,9 @@ impl Gradients {
     /// themselves, clipped, set to zero, made undefined.
     pub(crate) fn take_in(&mut self, layout: &FlatParams, leaves: &[&Tensor]) -> Result<()> {
         let (mut gone, mut foreign) = (Vec::new(), Vec::new());
+        if let Some(flat) = self.flat.as_ref().filter(|_| !leaves.is_empty()) {
+            flat.adopt_written()?;
+        }
         for (slot, leaf) in leaves.iter().enumerate() {
             let (grad, seen) = (leaf.grad(), &mut self.slots[slot]);
             if !grad.defined() {
@@ -64,10 +67,9 @@ impl Gradients {
                 continue;
             }
             let version = Some(grad.f_internal_version()?);
-            match &mut self.flat {
+            match &self.flat {
                 Some(flat) if is_view(&grad, flat, slot) => {
                     if seen.shown != version {
-                        flat.adopt(slot)?;
                         *seen = Slot { present: true, shown: version };
                     }
                 }
@@ -81,7 +83,8 @@ impl Gradients {
                 gone.clear();
             }
             for slot in gone {
-                let _ = flat.value(slot)?.f_zero_()?;
+                let zeros = flat.value(slot)?.f_zeros_like()?;
+                flat.set_value(slot, &zeros)?;
             }
         }
         if foreign.is_empty() {

@@ -35,15 +35,8 @@ impl Attachment {
         if !changes.moved.is_empty() {
             self.follow_move(&changes)?;
         }
-        let moved: HashSet<&usize> = changes.moved.iter().collect();
-        let written: HashSet<&usize> = changes.written.iter().collect();
-        if let Some(name) = self.shown.as_ref().filter(|_| self.merged.is_none()) {
-            let adapter = &self.adapters[name];
-            for (slot, variable) in adapter.slot_variables.iter().enumerate() {
-                if written.contains(variable) && !moved.contains(variable) {
-                    adapter.flat.adopt(slot)?;
-                }
-            }
+        if let (Some(name), false) = (&self.shown, changes.written.is_empty()) {
+            self.adapters[name].flat.adopt_written()?;
         }
         self.variables.accept(&changes);
         let frozen = self.frozen(changes.frozen)?;
@@ -98,7 +91,7 @@ impl Attachment {
     /// Moves every adapter and the stored base to the present kinds and device of the variables.
     fn follow_move(&mut self, changes: &Changes) -> Result<()> {
         for adapter in self.adapters.values() {
-            adapter.flat.adopt_unmarked()?;
+            adapter.flat.adopt_written()?;
         }
         let others = changes.moved.iter().copied().filter(|v| !self.base.contains_key(v));
         if let Some(index) = self.samples.first_not_cast(&self.frozen(others)?)? {

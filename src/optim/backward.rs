@@ -8,6 +8,7 @@ use crate::adapter::attachment::Attachment;
 use crate::adapter::weights::Adapter;
 use crate::autograd::recompute::{Recompute, Tape};
 use crate::error::{refuse, Result};
+use crate::storage::info::is_float;
 
 impl Optimizer {
     /// Adds the gradient of `loss`, a scalar, to the gradients so far. Frees the graph.
@@ -99,7 +100,8 @@ impl Optimizer {
     /// tensor means no gradient. The loss scale is not applied. Returns the other value of `compute`, usually the loss.
     ///
     /// # Errors
-    /// As [`backward`](Self::backward); `ShapeMismatch` if a gradient does not have its tensor's shape.
+    /// As [`backward`](Self::backward); `ShapeMismatch` or `KindMismatch` if a gradient does not have its tensor's shape,
+    /// or no floating-point numbers.
     pub fn backward_with<T>(
         &mut self,
         compute: impl FnOnce(&[Tensor]) -> Result<(T, Vec<Tensor>)>,
@@ -127,7 +129,17 @@ impl Optimizer {
             );
         }
         for (gradient, input) in found.iter().zip(&inputs) {
-            if gradient.defined() && gradient.size() != input.size() {
+            if !gradient.defined() {
+                continue;
+            }
+            if !is_float(gradient.f_kind()?) {
+                refuse!(
+                    KindMismatch,
+                    "a gradient has kind {:?}, expected floating-point numbers",
+                    gradient.f_kind()?
+                );
+            }
+            if gradient.size() != input.size() {
                 refuse!(
                     ShapeMismatch,
                     "a gradient of shape {:?} for a tensor of shape {:?}",

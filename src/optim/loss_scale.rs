@@ -125,14 +125,31 @@ impl Factor {
     }
 }
 
+/// Refuses a scale that is 0 or infinite in f32, in which losses are multiplied by it.
+pub(super) fn check_scale(name: &str, scale: f64) -> Result<()> {
+    let expected = "a number above 0 that f32 holds: 1e-37 to 3e38";
+    check_range(name, scale, f64::from(f32::MIN_POSITIVE)..f64::from(f32::MAX), expected)
+}
+
 const SCALE: &str = "loss_scale";
 const GROWTH: &str = "loss_scale.growth_tracker";
 const SKIPPED: &str = "loss_scale.skipped";
 
+/// Refuses a state of dynamic loss scaling where the scale is fixed.
+pub(super) fn refuse_scale(given: &HashMap<&str, &Tensor>) -> Result<()> {
+    if given.contains_key(SCALE) {
+        refuse!(
+            UnexpectedKeys,
+            "the optimizer state holds '{SCALE}', but the loss scale of this optimizer is fixed: call \
+             `set_dynamic_loss_scale` before loading it"
+        );
+    }
+    Ok(())
+}
+
 impl Scaler {
     pub(super) fn new(settings: DynamicLossScale, device: Device) -> Result<Self> {
-        let positive = f64::MIN_POSITIVE..f64::INFINITY;
-        check_range("init_scale", settings.init_scale, positive, "finite and above 0")?;
+        check_scale("init_scale", settings.init_scale)?;
         let growth = 1. + f64::EPSILON..f64::INFINITY;
         check_range("growth_factor", settings.growth_factor, growth, "finite and above 1")?;
         let backoff = f64::MIN_POSITIVE..1.;
@@ -206,7 +223,9 @@ impl Scaler {
         let mut found = Vec::new();
         for (key, whole) in [(SCALE, false), (GROWTH, true), (SKIPPED, true)] {
             let Some(tensor) = given.remove(key) else { continue };
-            let single = tensor.defined() && tensor.size().is_empty();
+            let single = tensor.defined()
+                && tensor.size().is_empty()
+                && !matches!(tensor.f_kind()?, Kind::ComplexFloat | Kind::ComplexDouble);
             let value = if single {
                 tensor.f_to_kind(Kind::Double)?.f_double_value(&[])?
             } else {
@@ -215,7 +234,7 @@ impl Scaler {
             let fits = if whole {
                 value.fract() == 0. && (0. ..=f64::from(i32::MAX)).contains(&value)
             } else {
-                value > 0. && (value as f32).is_finite()
+                value as f32 > 0. && (value as f32).is_finite()
             };
             if !fits {
                 let expected = if whole { "a whole number, 0 or more" } else { "a number above 0" };

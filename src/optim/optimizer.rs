@@ -7,7 +7,7 @@ use tch::{no_grad, Device, Tensor};
 
 use super::algorithm::{check_range, Algorithm};
 use super::group::{check_lr, Group};
-use super::loss_scale::LossScale;
+use super::loss_scale::{refuse_scale, LossScale};
 use super::state::{by_key, State};
 use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::gradients::Gradients;
@@ -58,6 +58,8 @@ pub struct Optimizer {
     pub(super) accumulation: i64,
     /// Backward passes since the last update by the `backward_step…` methods.
     accumulated: i64,
+    /// Those that the present update consists of: `accumulation`, as it was at the first.
+    parts: i64,
     pub(super) loss_scale: LossScale,
 }
 
@@ -102,6 +104,7 @@ impl Optimizer {
             state: State::new(algorithm, slots),
             accumulation: 1,
             accumulated: 0,
+            parts: 1,
             loss_scale: LossScale::Fixed(1.),
         })
     }
@@ -131,7 +134,7 @@ impl Optimizer {
         self.with_adapter(|this, attachment| {
             attachment.check_trainable(&this.adapter)?;
             let (adapter, leaves) = attachment.graded(&this.adapter)?;
-            adapter.flat.adopt_unmarked()?;
+            adapter.flat.adopt_written()?;
             adapter.gradients.take_in(&adapter.flat, &leaves)?;
             let skip = this.loss_scale.check(adapter.gradients.flat()?)?;
             let (groups, slot_groups) = (&this.groups, &this.slot_groups);
@@ -179,7 +182,7 @@ impl Optimizer {
 
     fn accumulate(&mut self, loss: &Tensor, clip: impl Fn(&mut Self) -> Result<()>) -> Result<()> {
         let update = |this: &mut Self| {
-            if this.accumulated < this.accumulation {
+            if this.accumulated < this.parts {
                 return Ok(());
             }
             clip(this)?;
@@ -187,7 +190,9 @@ impl Optimizer {
         };
         // One that failed before is made up for: its gradients are still there.
         update(self)?;
-        self.add_backward(loss, self.accumulation, self.accumulated == 0)?;
+        let parts = if self.accumulated == 0 { self.accumulation } else { self.parts };
+        self.add_backward(loss, parts, self.accumulated == 0)?;
+        self.parts = parts;
         self.accumulated += 1;
         update(self)
     }
@@ -284,7 +289,10 @@ impl Optimizer {
             let mut given = by_key(state)?;
             let scaler = match &this.loss_scale {
                 LossScale::Dynamic(scaler) => Some(scaler.load(&mut given)?),
-                LossScale::Fixed(_) => None,
+                LossScale::Fixed(_) => {
+                    refuse_scale(&given)?;
+                    None
+                }
             };
             this.state.load(&attachment.adapter(&this.adapter)?.flat, &names, given)?;
             if let Some(scaler) = scaler {

@@ -2,16 +2,16 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::algorithm::check_range;
 use super::group::{check_lr, Group};
-use super::loss_scale::{DynamicLossScale, LossScale, Scaler};
+use super::loss_scale::{check_scale, DynamicLossScale, LossScale, Scaler};
 use super::optimizer::Optimizer;
 use crate::adapter::flat::copy_of;
 use crate::error::{refusal, refuse, Result};
 
 impl Optimizer {
     /// Accumulates `steps` backward passes for one update: each of the `backward_step…` methods then adds the gradient
-    /// of `loss / steps` and updates the weights at every `steps`-th call. The default is 1.
+    /// of `loss / steps` and updates the weights at every `steps`-th call. The default is 1. An update that has begun
+    /// keeps its number.
     ///
     /// # Errors
     /// `InvalidArgument` for 0.
@@ -29,14 +29,9 @@ impl Optimizer {
     /// model in f16 use 1024, or [`set_dynamic_loss_scale`](Self::set_dynamic_loss_scale), which this ends.
     ///
     /// # Errors
-    /// `InvalidArgument` if it is not a finite number above 0.
+    /// `InvalidArgument` if it is not a number above 0 that f32 holds.
     pub fn set_loss_scale(&mut self, scale: f64) -> Result<()> {
-        check_range(
-            "the loss scale",
-            scale,
-            f64::MIN_POSITIVE..f64::INFINITY,
-            "finite and above 0",
-        )?;
+        check_scale("the loss scale", scale)?;
         self.state.stop_skipping()?;
         self.loss_scale = LossScale::Fixed(scale);
         Ok(())

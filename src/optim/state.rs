@@ -171,10 +171,11 @@ impl State {
                 let key = format!("{variable}.{name}");
                 let value = take(&mut given, &key, &flat.slots()[slot].shape)?;
                 let kind = value.f_kind()?;
-                if !is_float(kind) {
+                if !is_float(kind) || value.is_sparse() {
+                    let layout = if value.is_sparse() { "sparse " } else { "" };
                     refuse!(
                         KindMismatch,
-                        "the optimizer state '{key}' has kind {kind:?}, expected floating-point numbers"
+                        "the optimizer state '{key}' has kind {layout}{kind:?}, expected dense floating-point numbers"
                     );
                 }
                 flat.view_of(buffer, slot)?.f_copy_(value)?;

@@ -84,6 +84,16 @@ fn names_of_one_tensor_cost_the_same_each() {
 }
 
 #[test]
+fn a_deep_path_costs_little_more_than_a_short_one() {
+    let vs = base(1, |_| format!("{}norm", "a.".repeat(1_000)));
+    let start = now();
+    let config = LnTuningConfig::default;
+    LnTuningModel::new(&vs, config()).unwrap();
+    LnTuningModel::new(&vs, config().target_modules(["nrom"])).unwrap_err();
+    assert!((now() - start).as_secs() < 3, "{:?}", now() - start);
+}
+
+#[test]
 fn a_message_is_short_and_soon_there_whatever_the_names_are() {
     let vs = base(1_000, |i| format!("layers.{i}.norm{i}"));
     let long = "norm".repeat(2_500);

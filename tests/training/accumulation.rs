@@ -79,3 +79,27 @@ fn a_step_without_a_gradient_is_an_error_after_any_error() {
     opt.backward_step(&net.loss()).unwrap();
     assert_ne!(snapshot(&net.vs), before);
 }
+
+#[test]
+fn an_update_that_has_begun_keeps_its_number_of_parts() {
+    for later in [1, 2, 5] {
+        let net = Net::new(Kind::Float);
+        let tuned = LnTuningModel::new(&net.vs, LnTuningConfig::default()).unwrap();
+        let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+        opt.set_accumulation(3).unwrap();
+        let before = snapshot(&net.vs);
+        opt.backward_step(&net.loss()).unwrap();
+        opt.backward_step(&net.loss()).unwrap();
+        opt.set_accumulation(later).unwrap();
+        assert_eq!(snapshot(&net.vs), before);
+        opt.backward_step(&net.loss()).unwrap();
+        for _ in 0..2 {
+            let before = snapshot(&net.vs);
+            for _ in 0..later {
+                assert_eq!(snapshot(&net.vs), before);
+                opt.backward_step(&net.loss()).unwrap();
+            }
+            assert_ne!(snapshot(&net.vs), before);
+        }
+    }
+}

@@ -32,6 +32,8 @@ enum Action {
     ClampOfOptimizer,
     /// `variable.grad() *= 0.5`.
     Halve,
+    /// `variable.grad().data() *= 0.5`, which raises no version.
+    HalveByData,
     /// The base is used meanwhile.
     Disable,
     /// Another adapter is used, and trained, meanwhile.
@@ -42,7 +44,7 @@ enum Action {
 
 fn actions() -> impl Strategy<Value = Vec<Action>> {
     use Action::*;
-    let one = (0usize..16, 0usize..4).prop_map(|(action, loss)| match action {
+    let one = (0usize..17, 0usize..4).prop_map(|(action, loss)| match action {
         0 => Backward(loss),
         1 => OptimizerBackward(loss),
         2 => OptimizerBackwardRecompute(loss),
@@ -58,6 +60,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
         12 => Disable,
         13 => Switch,
         14 => Step,
+        15 => HalveByData,
         _ => BackwardStep(loss),
     });
     prop::collection::vec(one, 1..14)
@@ -185,6 +188,9 @@ impl Pair {
             Halve => both().map(|v| v.grad()).filter(Tensor::defined).for_each(|mut grad| {
                 let _ = grad.g_mul_scalar_(0.5);
             }),
+            HalveByData => both().map(|v| v.grad()).filter(Tensor::defined).for_each(|grad| {
+                let _ = grad.data().g_mul_scalar_(0.5);
+            }),
             Disable => self
                 .tuned
                 .with_disabled(|| {
@@ -271,7 +277,12 @@ proptest! {
 
 #[test]
 fn a_loop_that_goes_backward_and_zeroes_itself_trains_as_our_own_does() {
-    let zeroes: [fn(&Net, &mut nn::Optimizer); 3] = [
+    let zeroes: [fn(&Net, &mut nn::Optimizer); 4] = [
+        |net, _| {
+            for variable in net.vs.variables().into_values().filter(|v| v.grad().defined()) {
+                let _ = variable.grad().data().zero_();
+            }
+        },
         |net, _| net.vs.variables().into_values().for_each(|mut v| v.zero_grad()),
         |_, opt| opt.zero_grad(),
         |net, _| {

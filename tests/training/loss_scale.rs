@@ -200,6 +200,8 @@ fn settings_and_states_that_cannot_be_meant_are_refused() {
     for bad in [
         DynamicLossScale { init_scale: 0., ..good() },
         DynamicLossScale { init_scale: f64::INFINITY, ..good() },
+        DynamicLossScale { init_scale: 1e39, ..good() },
+        DynamicLossScale { init_scale: 1e-46, ..good() },
         DynamicLossScale { growth_factor: 1., ..good() },
         DynamicLossScale { backoff_factor: 1., ..good() },
         DynamicLossScale { backoff_factor: f64::NAN, ..good() },
@@ -214,6 +216,7 @@ fn settings_and_states_that_cannot_be_meant_are_refused() {
         ("loss_scale", 0.),
         ("loss_scale", f64::NAN),
         ("loss_scale", 1e39),
+        ("loss_scale", 1e-46),
         ("loss_scale.growth_tracker", -1.),
         ("loss_scale.growth_tracker", 0.5),
         ("loss_scale.skipped", -1.),
@@ -242,5 +245,7 @@ fn settings_and_states_that_cannot_be_meant_are_refused() {
     opt.load_state_dict(&without).unwrap();
     assert!(named_bits(&opt.state_dict().unwrap()) == named_bits(&state));
     opt.set_loss_scale(8.).unwrap();
-    assert_eq!(opt.load_state_dict(&state).unwrap_err().kind(), ErrorKind::UnexpectedKeys);
+    let error = opt.load_state_dict(&state).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnexpectedKeys);
+    assert!(error.to_string().contains("set_dynamic_loss_scale"), "{error}");
 }

@@ -189,6 +189,9 @@ fn settings_out_of_range_are_refused() {
     let mut opt = tuned.optimizer(AdamW::default(), 1e-3).unwrap();
     assert!(opt.set_lr(-1.).is_err() && opt.lr() == 1e-3);
     assert!(opt.set_accumulation(0).is_err());
+    for scale in [0., -1., f64::NAN, 1e39, 1e-46] {
+        assert!(opt.set_loss_scale(scale).is_err(), "{scale}");
+    }
     assert!(opt.set_momentum(2.).is_err());
     assert!(opt.set_weight_decay(-1.).is_err());
     for max in [0., -1., f64::NAN] {

@@ -107,6 +107,10 @@ fn a_state_that_no_run_leaves_is_refused_with_the_key_and_what_was_expected() {
         assert!(error.to_string().contains("expected"), "{error}");
         assert_eq!(named_bits(&opt.state_dict().unwrap()), named_bits(&state), "{key} {shown}");
     }
+    let sparse = with(&state, "norm1.weight.exp_avg", f64s(1.).to_sparse(None, None::<i64>, None));
+    let error = opt.load_state_dict(&sparse).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::KindMismatch);
+    assert!(error.to_string().contains("sparse Double, expected dense"), "{error}");
     let mut twice = with(&state, "", Tensor::new());
     twice.push(("norm1.bias.step".into(), Tensor::from(7_i64)));
     let error = opt.load_state_dict(&twice).unwrap_err();

@@ -198,3 +198,17 @@ fn a_loss_from_before_an_adapter_was_attached_or_unloaded_is_refused() {
         net.loss().backward();
     }
 }
+
+#[test]
+fn a_second_backward_pass_through_one_graph_says_what_to_do() {
+    for backward in &WAYS[..5] {
+        let (net, _tuned, mut opt) = trained(Kind::Float, Precision::Master);
+        let loss = net.loss();
+        opt.backward(&loss).unwrap();
+        let before = snapshot(&net.vs);
+        let error = backward(loss, &mut opt).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidState);
+        assert!(error.to_string().contains("Go backward once"), "{error}");
+        assert_eq!(snapshot(&net.vs), before);
+    }
+}

@@ -105,6 +105,9 @@ pub(crate) fn load(
                 tensor.size()
             );
         }
+        if tensor.is_sparse() {
+            refuse!(KindMismatch, "'{key}' is sparse, expected a dense tensor: call `to_dense`");
+        }
         let (kind, expected) = (tensor.f_kind()?, adapter.model_kind(entry)?);
         if is_float(kind) != is_float(expected) {
             refuse!(

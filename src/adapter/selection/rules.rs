@@ -39,9 +39,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Rules {
     exclude: Option<Matcher>,
     /// The names in `modules_to_save`.
-    save: HashSet<String>,
-    /// Their lengths in bytes.
-    save_lengths: BTreeSet<usize>,
+    save: Names,
     /// Patterns for the modules that each of them keeps from being targeted.
     keep: Vec<Pattern>,
     target: Matcher,
@@ -49,14 +47,34 @@ pub(crate) struct Rules {
 
 enum Matcher {
     Pattern(Pattern),
-    List(HashSet<String>),
+    List(Names),
+}
+
+/// Names to compare with the ends of paths; by their lengths, so that a long path costs no more than a short one.
+struct Names {
+    names: HashSet<String>,
+    /// In bytes.
+    lengths: BTreeSet<usize>,
+}
+
+impl Names {
+    fn new(names: &[String]) -> Self {
+        let lengths = names.iter().map(String::len).collect();
+        Names { names: names.iter().cloned().collect(), lengths }
+    }
+
+    /// The names with which a path ends.
+    fn ending<'p>(&'p self, path: &'p str) -> impl Iterator<Item = &'p str> {
+        let end = |length: &usize| path.get(path.len().checked_sub(*length)?..);
+        self.lengths.iter().filter_map(end).filter(|end| self.names.contains(*end))
+    }
 }
 
 impl Matcher {
     fn new(modules: &Modules, key: &str) -> Result<Self> {
         match modules {
             Modules::Pattern(pattern) => Ok(Matcher::Pattern(Pattern::full(pattern, key)?)),
-            Modules::List(names) => Ok(Matcher::List(names.iter().cloned().collect())),
+            Modules::List(names) => Ok(Matcher::List(Names::new(names))),
         }
     }
 
@@ -64,8 +82,10 @@ impl Matcher {
         match self {
             Matcher::Pattern(pattern) => pattern.is_match(path),
             // The path itself, or its end behind a dot.
-            Matcher::List(names) => Ok(names.contains(path)
-                || path.match_indices('.').any(|(dot, _)| names.contains(&path[dot + 1..]))),
+            Matcher::List(names) => Ok(names.ending(path).any(|end| {
+                let before = &path[..path.len() - end.len()];
+                before.is_empty() || before.ends_with('.')
+            })),
         }
     }
 }
@@ -91,8 +111,7 @@ impl Rules {
         });
         Ok(Rules {
             exclude: exclude.map(|modules| Matcher::new(modules, "exclude_modules")).transpose()?,
-            save: save.iter().cloned().collect(),
-            save_lengths: save.iter().map(String::len).collect(),
+            save: Names::new(save),
             keep: keep.collect::<Result<_>>()?,
             target: Matcher::new(targets, "target_modules")?,
         })
@@ -101,8 +120,7 @@ impl Rules {
     /// True if the module is copied and saved as a whole, even if it is excluded: PEFT compares the letters at the end
     /// of the path, so that `classifier` means `pre_classifier` too.
     pub(crate) fn is_saved(&self, path: &str) -> bool {
-        let end = |length: &usize| path.get(path.len().checked_sub(*length)?..);
-        self.save_lengths.iter().filter_map(end).any(|end| self.save.contains(end))
+        self.save.ending(path).next().is_some()
     }
 
     /// True if `modules_to_save` keeps the module from being targeted: it is named, from a dot on, or in one that is.
