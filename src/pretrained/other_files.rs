@@ -21,14 +21,16 @@ pub(crate) struct OtherFiles {
 }
 
 /// Endings of files with weights, or with states of training.
-const WEIGHTS: [&str; 24] = [
+const WEIGHTS: [&str; 30] = [
     "bin",
     "ckpt",
+    "distcp",
     "engine",
     "ggml",
     "gguf",
     "h5",
     "keras",
+    "llamafile",
     "mlmodel",
     "msgpack",
     "nemo",
@@ -37,19 +39,27 @@ const WEIGHTS: [&str; 24] = [
     "ort",
     "ot",
     "pb",
+    "pdopt",
+    "pdparams",
     "pickle",
     "pkl",
     "pt",
     "pt2",
     "pte",
     "pth",
+    "ptl",
     "safetensors",
     "tflite",
+    "torchscript",
     "trt",
 ];
 
+/// Within the names of parts, of backups and of files that were not fetched whole.
+const PARTS: [&str; 8] =
+    [".bin.", ".ckpt-", ".ckpt.", ".data-", ".gguf", ".onnx.data", ".onnx_data", ".safetensors"];
+
 /// Endings of directories that are one such file.
-const PACKAGES: [&str; 3] = ["mlmodelc", "mlpackage", "distcp"];
+const PACKAGES: [&str; 2] = ["mlmodelc", "mlpackage"];
 
 /// Directories of programs that keep copies of the files in them.
 const STORES: [&str; 2] = [".git", ".cache"];
@@ -130,7 +140,7 @@ fn is_weights(name: &OsStr) -> bool {
     let of_index = lower.split_once(".index").map(|(file, _)| file);
     ends_in(name, &WEIGHTS)
         || of_index.is_some_and(|file| ends_in(OsStr::new(file), &WEIGHTS))
-        || [".onnx_data", ".onnx.data", ".ckpt.", ".ckpt-"].iter().any(|part| lower.contains(part))
+        || PARTS.iter().any(|part| lower.contains(part))
         || (lower.starts_with("openvino") && lower.ends_with(".xml"))
         || lower == "adapter_config.json"
 }
@@ -162,6 +172,15 @@ mod tests {
             "model.ckpt.data-00000-of-00001",
             "model.ckpt-1000.index",
             "optimizer.pt",
+            "model.safetensors.bak",
+            "model.safetensors~",
+            "model.safetensors.incomplete",
+            "model.gguf.part1of2",
+            "pytorch_model.bin.part1",
+            "__0_0.distcp",
+            "model_state.pdparams",
+            "model.llamafile",
+            "variables.data-00000-of-00001",
             "adapter_model.safetensors",
             "adapter_config.json",
         ] {
@@ -178,6 +197,7 @@ mod tests {
             "chat_template.jinja",
             "modeling_mine.py",
             "README.md",
+            "README.pt.md",
             "index.json",
             "params.json",
             ".gitattributes",
