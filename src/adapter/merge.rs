@@ -64,7 +64,9 @@ pub fn merge_with(
     options: &MergeOptions,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<MergeReport> {
-    let (base, out) = (base.as_ref(), out.as_ref());
+    // A link to a directory stays a link.
+    let out = &fs::canonicalize(out.as_ref()).unwrap_or_else(|_| out.as_ref().to_owned());
+    let base = base.as_ref();
     let files = ModelFiles::open(base)?;
     let (config, path) = located(adapter.as_ref())?;
     let model_config = model_config(adapter.as_ref())?;

@@ -91,9 +91,11 @@ impl Variables {
         for copy in copies.into_iter().filter(|copy| copy.tensor.numel() == 0) {
             let Some(original) = self.position(&copy.original) else { continue };
             let (index, variable) = (self.list.len(), &self.list[original]);
-            if self.by_name.insert(copy.name.clone(), index).is_some() {
+            // A variable of its own by now.
+            if self.by_name.contains_key(&copy.name) {
                 continue;
             }
+            self.by_name.insert(copy.name.clone(), index);
             self.list.push(Variable {
                 name: copy.name,
                 is_parameter: variable.is_parameter,

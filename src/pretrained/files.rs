@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use regex::{Captures, Regex};
+use serde_json::{json, Value};
 use tch::{Kind, Tensor};
 
 use super::naming::former::Renaming;
@@ -73,7 +74,7 @@ impl ModelFiles {
     /// lists what the shards lack; `DuplicateKey` if two tensors have one name in memory.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let config = json(&dir.join("config.json"))?;
+        let config = object(&dir.join("config.json"))?;
         let (paths, index) = shards(dir)?;
         let shards = paths.iter().map(|path| StoredTensors::open(path));
         let shards = shards.collect::<Result<Vec<_>>>()?;
@@ -286,8 +287,33 @@ pub(crate) fn is_parameter(name: &str, kind: Kind) -> bool {
 }
 
 pub(crate) fn json(path: &Path) -> Result<Value> {
-    serde_json::from_slice(&regular::read(path)?)
-        .map_err(|e| refusal!(InvalidConfig, "'{}' is not JSON", path.display()).caused_by(e))
+    let bytes = regular::read(path)?;
+    let read = serde_json::from_slice(&bytes).or_else(|e| finite(&bytes).ok_or(e));
+    read.map_err(|e| refusal!(InvalidConfig, "'{}' is not JSON", path.display()).caused_by(e))
+}
+
+/// The value with Python's `NaN` and `Infinity`, which JSON lacks, as transformers 5 writes them.
+fn finite(bytes: &[u8]) -> Option<Value> {
+    let words = Regex::new(r#""(?:[^"\\]|\\.)*"|NaN|-?Infinity"#).ok()?;
+    let text = std::str::from_utf8(bytes).ok()?;
+    let text = words.replace_all(text, |found: &Captures| match &found[0] {
+        string if string.starts_with('"') => string.to_owned(),
+        number => json!({ "__float__": number }).to_string(),
+    });
+    serde_json::from_str(&text).ok()
+}
+
+/// A configuration.
+pub(crate) fn object(path: &Path) -> Result<Value> {
+    let config = json(path)?;
+    if !config.is_object() {
+        refuse!(
+            InvalidConfig,
+            "'{}' is no JSON object: expected a model's configuration",
+            path.display()
+        );
+    }
+    Ok(config)
 }
 
 /// All tensors by their present names. Of those with one key in several shards it is the last, as in transformers.

@@ -21,11 +21,16 @@ pub(crate) struct OtherFiles {
 }
 
 /// Endings of files with weights, or with states of training.
-const WEIGHTS: &str = "bin ckpt engine ggml gguf h5 keras mlmodel msgpack nemo npz onnx ort ot pb pickle pkl pt pt2 pte \
-                       pth safetensors tflite trt";
+const WEIGHTS: &str =
+    "bin ckpt distcp engine ggml gguf h5 keras llamafile mlmodel msgpack nemo npz onnx ort ot pb pdopt pdparams pickle \
+     pkl pt pt2 pte pth ptl safetensors tflite torchscript trt";
+
+/// Within the names of parts, of backups and of files that were not fetched whole.
+const PARTS: [&str; 8] =
+    [".bin.", ".ckpt-", ".ckpt.", ".data-", ".gguf", ".onnx.data", ".onnx_data", ".safetensors"];
 
 /// Endings of directories that are one such file.
-const PACKAGES: &str = "mlmodelc mlpackage distcp";
+const PACKAGES: &str = "mlmodelc mlpackage";
 
 /// Directories of programs that keep copies of the files in them.
 const STORES: [&str; 2] = [".git", ".cache"];
@@ -107,7 +112,7 @@ fn is_weights(name: &OsStr) -> bool {
     let of_index = lower.split_once(".index").map(|(file, _)| file);
     ends_in(name, WEIGHTS)
         || of_index.is_some_and(|file| ends_in(OsStr::new(file), WEIGHTS))
-        || [".onnx_data", ".onnx.data", ".ckpt.", ".ckpt-"].iter().any(|part| lower.contains(part))
+        || PARTS.iter().any(|part| lower.contains(part))
         || (lower.starts_with("openvino") && lower.ends_with(".xml"))
         || lower == "adapter_config.json"
 }
@@ -139,6 +144,15 @@ mod tests {
             "model.ckpt.data-00000-of-00001",
             "model.ckpt-1000.index",
             "optimizer.pt",
+            "model.safetensors.bak",
+            "model.safetensors~",
+            "model.safetensors.incomplete",
+            "model.gguf.part1of2",
+            "pytorch_model.bin.part1",
+            "__0_0.distcp",
+            "model_state.pdparams",
+            "model.llamafile",
+            "variables.data-00000-of-00001",
             "adapter_model.safetensors",
             "adapter_config.json",
         ] {
@@ -155,6 +169,7 @@ mod tests {
             "chat_template.jinja",
             "modeling_mine.py",
             "README.md",
+            "README.pt.md",
             "index.json",
             "params.json",
             ".gitattributes",

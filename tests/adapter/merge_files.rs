@@ -113,3 +113,36 @@ fn tensors_are_those_of_the_shards_whatever_the_index_says_of_them() {
     assert_eq!(error.kind(), ErrorKind::CorruptFile);
     assert!(error.to_string().contains("absent.weight"), "{error}");
 }
+
+#[test]
+fn a_link_to_an_empty_directory_is_filled_and_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, adapter) = saved(dir.path());
+    let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+    std::fs::create_dir(&real).unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    merge(&base, &adapter, &link, |_, _| ()).unwrap();
+    assert!(link.is_symlink());
+    ModelFiles::open(&real).unwrap();
+}
+
+#[test]
+fn a_model_configuration_is_an_object_in_which_python_may_write_infinity() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, adapter) = saved(dir.path());
+    let out = dir.path().join("out");
+    let write = |text: &str| std::fs::write(base.join("config.json"), text).unwrap();
+    for text in ["null", "[]", "\"x\"", "1"] {
+        write(text);
+        let error = merge(&base, &adapter, &out, |_, _| ()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{text}");
+        assert!(error.to_string().contains("config.json' is no JSON object"), "{error}");
+    }
+    let text = r#"{"model_type": "mine", "a \" NaN": "Infinity", "limit": [0.0, Infinity, -Infinity, NaN]}"#;
+    write(text);
+    merge(&base, &adapter, &out, |_, _| ()).unwrap();
+    let config = ModelFiles::open(&out).unwrap().config().clone();
+    assert_eq!(config["a \" NaN"], "Infinity");
+    assert_eq!(config["limit"][2], json!({"__float__": "-Infinity"}));
+    assert_eq!(std::fs::read_to_string(out.join("config.json")).unwrap(), text);
+}

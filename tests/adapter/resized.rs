@@ -6,7 +6,8 @@ use std::path::Path;
 use crate::common;
 use crate::nets::snapshot;
 use ln_tuning::models::{AnyModel, Inputs};
-use ln_tuning::{merge, ErrorKind, LnTuningModel};
+use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::{merge, ErrorKind, LnTuningModel, SavedAdapter};
 use tch::{no_grad, Device, Tensor};
 
 type Reference = HashMap<String, Tensor>;
@@ -56,6 +57,13 @@ fn a_resized_vocabulary_is_loaded_into_a_base_of_its_size_and_merging_makes_one(
             assert!(error.to_string().contains("`merge`"), "{error}");
         }
         for base in ["base", "resized", "other"] {
+            // Without model code.
+            let saved = SavedAdapter::open(&adapter).unwrap();
+            let vs = saved.var_store(ModelFiles::open(case.join(base)).unwrap()).unwrap();
+            let tuned = LnTuningModel::from_pretrained(&vs, &adapter).unwrap();
+            let diff = tuned.diff("default", None).unwrap();
+            assert!(!diff.tensors.is_empty(), "{case:?}");
+            drop((tuned, vs));
             let out = case.join(format!("merged_{base}"));
             merge(case.join(base), &adapter, &out, |_, _| ()).unwrap();
             check(&open(&out).unwrap().1, &reference, "logits", &case);

@@ -13,7 +13,10 @@ import torch
 import transformers
 from peft import LNTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, DistilBertConfig, GPT2Config, LlamaConfig, RobertaConfig, ViTConfig
+from transformers import (
+    AlbertConfig, BertConfig, DebertaV2Config, DistilBertConfig, ElectraConfig, GPT2Config, LlamaConfig, ModernBertConfig,
+    MPNetConfig, RobertaConfig, ViTConfig,
+)
 
 transformers.logging.set_verbosity_error()
 warnings.simplefilter("ignore")
@@ -26,6 +29,9 @@ DISTIL = DistilBertConfig(vocab_size=40, dim=16, hidden_dim=24, n_layers=2, n_he
 LLAMA = LlamaConfig(**TEXT, num_key_value_heads=2, tie_word_embeddings=True)
 GPT2 = GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, pad_token_id=0)
 VIT = ViTConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=12, patch_size=3)
+ELECTRA = ElectraConfig(**TEXT, embedding_size=8)
+ALBERT, DEBERTA, MPNET = AlbertConfig(**TEXT, embedding_size=8), DebertaV2Config(**TEXT), MPNetConfig(**TEXT)
+MODERN = ModernBertConfig(**TEXT, cls_token_id=1, sep_token_id=2)
 SEQUENCE, TOKEN, ANSWER = dict(task_type="SEQ_CLS"), dict(task_type="TOKEN_CLS"), dict(task_type="QUESTION_ANS")
 LN = dict(target_modules=["LayerNorm"])
 # name -> (class of the base, configuration, class of the adapter's model, labels, arguments of LNTuningConfig)
@@ -49,6 +55,20 @@ CASES = {
     "vit": (
         "ViTModel", VIT, "ViTForImageClassification", 3,
         dict(target_modules=["layernorm_before", "layernorm"], modules_to_save=["classifier"]),
+    ),
+    "electra": ("ElectraForMaskedLM", ELECTRA, "ElectraForSequenceClassification", 3, {**SEQUENCE, **LN}),
+    "electra_pretrained": ("ElectraForPreTraining", ELECTRA, "ElectraForTokenClassification", 3, {**TOKEN, **LN}),
+    "albert": ("AlbertModel", ALBERT, "AlbertForSequenceClassification", 3, {**SEQUENCE, **LN}),
+    "albert_answers": ("AlbertForMaskedLM", ALBERT, "AlbertForQuestionAnswering", 2, {**ANSWER, **LN}),
+    "deberta": (
+        "DebertaV2ForMaskedLM", DEBERTA, "DebertaV2ForSequenceClassification", 3,
+        dict(SEQUENCE, modules_to_save=["pooler"], **LN),
+    ),
+    "deberta_tokens": ("DebertaV2Model", DEBERTA, "DebertaV2ForTokenClassification", 3, {**TOKEN, **LN}),
+    "mpnet": ("MPNetForMaskedLM", MPNET, "MPNetForSequenceClassification", 3, {**SEQUENCE, **LN}),
+    "modernbert": (
+        "ModernBertForMaskedLM", MODERN, "ModernBertForSequenceClassification", 3,
+        dict(SEQUENCE, target_modules=["mlp_norm"]),
     ),
     # Without a head of its own: the names differ.
     "llama_headless": ("LlamaForCausalLM", LLAMA, "LlamaModel", 0, {}),

@@ -11,7 +11,7 @@ use super::card::Card;
 use super::keys::rename;
 use crate::adapter::config::LnTuningConfig;
 use crate::error::{refusal, refuse, Result};
-use crate::pretrained::files::{json, ModelFiles};
+use crate::pretrained::files::{object, ModelFiles};
 use crate::pretrained::load::place_of;
 use crate::pretrained::Head;
 use crate::storage::atomic::Contents;
@@ -146,7 +146,7 @@ impl SavedAdapter {
 /// The `config.json` beside an adapter, if there is one.
 pub(crate) fn model_config(dir: &Path) -> Result<Option<Value>> {
     let path = dir.join("config.json");
-    path.exists().then(|| json(&path)).transpose()
+    path.exists().then(|| object(&path)).transpose()
 }
 
 /// The configuration in an adapter directory, and the file with the tensors.

@@ -176,6 +176,50 @@ const ROBERTA: Row = Row {
     ..BERT
 };
 
+const ELECTRA: Row = Row {
+    model_types: "electra",
+    heads: &[
+        top(MASKED, "electra", &["generator_predictions", "generator_lm_head"]),
+        top(SEQUENCE, "electra", &["classifier.dense", "classifier.out_proj"]),
+        top(TOKEN, "electra", &["classifier.weight", "classifier.bias"]),
+        top(ANSWER, "electra", &["qa_outputs"]),
+    ],
+    other_heads: &["discriminator_predictions", "classifier"],
+    kept_by: &[],
+    ties: &[("generator_lm_head.weight", WORDS)],
+    ..BERT
+};
+
+const ALBERT: Row = Row {
+    model_types: "albert",
+    heads: &[
+        top(MASKED, "albert", &["predictions"]),
+        top(SEQUENCE, "albert", &["classifier"]),
+        top(TOKEN, "albert", &["classifier"]),
+        top(ANSWER, "albert", &["qa_outputs"]),
+    ],
+    other_heads: &["sop_classifier"],
+    ties: &[
+        ("predictions.decoder.weight", WORDS),
+        ("predictions.decoder.bias", "predictions.bias"),
+    ],
+    ..BERT
+};
+
+const DEBERTA: Row = Row {
+    model_types: "deberta deberta-v2",
+    heads: &[
+        // One or the other.
+        top(MASKED, "deberta", &["cls.predictions", "lm_predictions"]),
+        top(SEQUENCE, "deberta", &["pooler", "classifier"]),
+        top(TOKEN, "deberta", &["classifier"]),
+        top(ANSWER, "deberta", &["qa_outputs"]),
+    ],
+    other_heads: &["cls", "mask_predictions"],
+    kept_by: &[],
+    ..BERT
+};
+
 const VIT: Row = Row {
     model_types: "vit",
     heads: &[top(IMAGE, "vit", &["classifier"])],
@@ -194,7 +238,7 @@ const CLIP: Row = Row {
     ..VIT
 };
 
-pub(super) static ROWS: [Row; 19] = [
+pub(super) static ROWS: [Row; 24] = [
     LLAMA,
     MISTRAL,
     Row {
@@ -231,6 +275,32 @@ pub(super) static ROWS: [Row; 19] = [
     T5,
     BERT,
     ROBERTA,
+    ELECTRA,
+    ALBERT,
+    DEBERTA,
+    Row {
+        model_types: "mpnet",
+        heads: &[
+            top(MASKED, "mpnet", &["lm_head"]),
+            top(SEQUENCE, "mpnet", &["classifier.dense", "classifier.out_proj"]),
+            top(TOKEN, "mpnet", &["classifier.weight", "classifier.bias"]),
+            top(ANSWER, "mpnet", &["qa_outputs"]),
+        ],
+        ..ROBERTA
+    },
+    Row {
+        model_types: "modernbert",
+        heads: &[
+            top(MASKED, "model", &["head", "decoder"]),
+            top(SEQUENCE, "model", &["head", "classifier"]),
+            top(TOKEN, "model", &["head", "classifier"]),
+            top(ANSWER, "model", &["head", "classifier"]),
+        ],
+        other_heads: &[],
+        kept_by: &[],
+        ties: &[("decoder.weight", "embeddings.tok_embeddings.weight")],
+        ..BERT
+    },
     Row {
         model_types: "distilbert",
         heads: &[
