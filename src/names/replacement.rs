@@ -47,7 +47,7 @@ fn parts(replacement: &str, of: &Translated) -> Read<Vec<Part>> {
     let octal = |c: char| ('0'..='7').contains(&c);
     let mut parts = Vec::new();
     while let Some(token) = source.next()? {
-        parts.push(match token {
+        let part = match token {
             Token::Plain(c) => Part::Char(c),
             Token::Escaped('g') => {
                 if !source.take('<') {
@@ -89,12 +89,18 @@ fn parts(replacement: &str, of: &Translated) -> Read<Vec<Part>> {
                 'r' => '\r',
                 't' => '\t',
                 'v' => '\x0b',
+                '\\' => '\\',
                 c if c.is_ascii_alphabetic() => {
                     return source.refuse(format!(r"'\{c}', which is no escape in Python"))
                 }
-                c => c,
+                c => {
+                    // Python keeps the backslash.
+                    parts.push(Part::Char('\\'));
+                    c
+                }
             }),
-        });
+        };
+        parts.push(part);
     }
     Ok(parts)
 }
