@@ -194,6 +194,8 @@ impl Parser {
             (0, 0, _) if lazy => format!("(?:|{})", item.text),
             (0, 0, _) => format!("(?:{}|)", item.text),
             (0, ..) => item.text,
+            // Python does not go back into a single repetition either.
+            _ if possessive => format!("(?>{}){counts}", item.text),
             _ => format!("(?:{}){counts}{}", item.text, if lazy { "?" } else { "" }),
         };
         let may_be_empty = item_width.0 == 0 && item_width.1 > 0;

@@ -46,7 +46,7 @@ fn parts(replacement: &str, of: &Translated) -> Read<Vec<Part>> {
     let mut source = Source::new(replacement);
     let mut parts = Vec::new();
     while let Some(token) = source.next()? {
-        parts.push(match token {
+        let part = match token {
             Token::Plain(c) => Part::Char(c),
             Token::Escaped('g') => {
                 if !source.take('<') {
@@ -80,12 +80,18 @@ fn parts(replacement: &str, of: &Translated) -> Read<Vec<Part>> {
                 'r' => '\r',
                 't' => '\t',
                 'v' => '\x0b',
+                '\\' => '\\',
                 c if c.is_ascii_alphabetic() => {
                     return source.refuse(format!(r"'\{c}', which is no escape in Python"))
                 }
-                c => c,
+                c => {
+                    // Python keeps the backslash.
+                    parts.push(Part::Char('\\'));
+                    c
+                }
             }),
-        });
+        };
+        parts.push(part);
     }
     Ok(parts)
 }

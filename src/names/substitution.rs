@@ -79,6 +79,7 @@ mod tests {
         let found = replaced(rule[0], r"$0\g<n>.\1\\\056\n\g<0>", text);
         assert_eq!(found.as_deref(), Some("$03.3\\.\nencoder.layer.3.x"));
         assert_eq!(replaced("(a)|b", r"<\1>", "ab").as_deref(), Some("<a><>"));
+        assert_eq!(replaced("-", r"\-\.\é", "a-b").as_deref(), Some(r"a\-\.\éb"));
         assert_eq!(replaced("decoder", "", text), None);
     }
 

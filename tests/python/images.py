@@ -34,13 +34,15 @@ def smooth():
     return Image.fromarray(np.stack([x * 12 + 20, y * 13 + 10, (x + y) * 6 + 30], -1).astype(np.uint8))
 
 
-def png(path, values, depth, colour):
-    """What PIL cannot write: 16 bits of colour, grey of 2 and 4 bits."""
+def png(path, values, depth, colour, before=(), behind=()):
+    """What PIL cannot write: 16 bits of colour, grey of 2 and 4 bits, other chunks before and behind the pixels."""
     rows = [np.asarray(row).tobytes() for row in values]
     chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    chunks = lambda chosen: b"".join(chunk(*one) for one in chosen)
     head = struct.pack(">IIBBBBB", SIZE, SIZE, depth, colour, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+    body = chunks(before) + chunk(b"IDAT", data) + chunks(behind)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body + chunk(b"IEND", b""))
 
 
 def turned(orientation):
@@ -65,6 +67,12 @@ def exact(folder):
         png(folder / f"{name}.png", random.integers(0, 65536, (SIZE, SIZE * channels)).astype(">u2"), 16, colour)
     png(folder / "grey2.png", noise()[:, : SIZE // 4], 2, 0)
     png(folder / "grey4.png", noise()[:, : SIZE // 2], 4, 0)
+    exif = turned(6).tobytes()
+    profile = b"\nexif\n%8d\n%s\n%s\n" % (len(exif), exif.hex()[:72].encode(), exif.hex()[72:].encode())
+    key = b"Raw profile type exif\0"
+    png(folder / "exif_behind.png", np.asarray(rgb), 8, 2, behind=[(b"eXIf", exif.removeprefix(b"Exif\0\0"))])
+    png(folder / "exif_text.png", np.asarray(rgb), 8, 2, before=[(b"tEXt", key + profile)])
+    png(folder / "exif_packed.png", np.asarray(rgb), 8, 2, behind=[(b"zTXt", key + b"\0" + zlib.compress(profile))])
     for orientation in range(1, 9):
         rgb.save(folder / f"turned{orientation}.png", exif=turned(orientation))
     rgb.save(folder / "turned0.png", exif=turned(0))

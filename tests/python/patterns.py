@@ -27,7 +27,7 @@ REAL = [
     r".*norm", r".*\.layers\.\d+\.(input|post_attention)_layernorm", r"model\.layers\.(?!0\b)\d+\..*norm",
     r"(?i).*norm$", r"transformer\.h\.[0-9]+\.ln_[12]", r"model\.layers\.(?:0|1)\..*", r"(?x) model \. norm # the last",
     r".*(?<!q_)(?<!k_)norm", r"(?P<first>\w)(?P=first)*", r".*\.(\d)\1?\..*", r".*[a-z]_norm\Z", r"^.*\bln_\d\b$",
-    r".*_(q|k|v)_.*|.*norm", r"(a|b)*c?", r"[^.]*", r"(?s:.)*", r"(a)?(?(1)b|a+)", r"(?:ab?)++", r".*?norm.*+",
+    r".*_(q|k|v)_.*|.*norm", r"(a|b)*c?", r"[^.]*", r"(?s:.)*", r"(a)?(?(1)b|a+)", r"(?:ab?)++", r".*?norm.*+", r"(?:a|ab){2}+b",
 ]
 TOKENS = [
     "a", "b", "x", "y", "1", "0", "norm", "model", "layers", ".", ".*", ".+", ".?", r"\.", "*", "+", "?", "*?", "+?", "??",
@@ -70,7 +70,7 @@ def grown(rng, depth=3):
     if kind < 0.85:
         group = ["(", "(?:", "(?:", "(?>", "(?=", "(?!", "(?<=", "(?<!", "(?i:", "(?P<n>", "(?s:", "(?a:", "(?x:", "(?m:"]
         return rng.choice(group) + grown(rng, depth - 1) + ")"
-    repeat = ["*", "+", "?", "*?", "+?", "??", "*+", "++", "?+", "{2}", "{1,2}", "{,2}", "{2,}", "{1,2}+", "{0}"]
+    repeat = ["*", "+", "?", "*?", "+?", "??", "*+", "++", "?+", "{2}", "{1,2}", "{,2}", "{2,}", "{1,2}+", "{2}+", "{0}"]
     return "(?:" + grown(rng, depth - 1) + ")" + rng.choice(repeat)
 
 
@@ -125,7 +125,7 @@ def renamed(pattern, replacement):
     return [re.sub(pattern, replacement, name) for name in NAMES]
 
 
-REPLACEMENTS = ["", "-", r"\1", r"<\g<0>>", r"\g<n>", r"\g<1>\2", r"$1\\", r"\0", r"\x", r"\n", r"\101", r"\11", r"\g<a", "{}"]
+REPLACEMENTS = ["", "-", r"\1", r"<\g<0>>", r"\g<n>", r"\g<1>\2", r"$1\\", r"\0", r"\x", r"\n", r"\101", r"\11", r"\g<a", "{}", r"\.\-"]
 rng = random.Random(int(sys.argv[1]))
 
 # Letters, and those that are the same without regard to case.

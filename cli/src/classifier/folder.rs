@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use image::ImageFormat;
 use ln_tuning::natural_cmp;
 
@@ -46,6 +46,11 @@ impl Folder {
                 folder.left_out.add(dir, &entry)?;
                 continue;
             }
+            // Two such names would be one label.
+            ensure!(
+                entry.to_str().is_some(),
+                "the name of the class '{class}' is not UTF-8: give the folder another name"
+            );
             let (before, mut others) = (folder.files.len(), LeftOut::default());
             for file in sorted(&entry)? {
                 if file.is_dir() || name(&file).starts_with('.') || !is_picture(&file)? {
@@ -240,5 +245,9 @@ mod tests {
             folder.left_out.report().unwrap(),
             "2 files of a special kind (a/pipe, a/pipe.png)"
         );
+        let name = std::os::unix::ffi::OsStrExt::from_bytes(b"b\xff");
+        std::fs::create_dir(dir.path().join::<&std::ffi::OsStr>(name)).unwrap();
+        let error = Folder::open(dir.path(), &mut Digest::new()).err().unwrap().to_string();
+        assert!(error.contains("is not UTF-8"), "{error}");
     }
 }

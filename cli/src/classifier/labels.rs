@@ -130,6 +130,15 @@ impl Labels {
             shown(known.into_iter()),
             shown(unknown.into_iter())
         );
+        let is_absent = |label: &&str| number(label).is_some_and(|n| n == -1. || n == -100.);
+        ensure!(
+            own.len() < 2
+                || data.new_head
+                || !found.iter().any(is_index)
+                || !found.iter().all(|label| is_index(label) || is_absent(label)),
+            "some labels are numbers of the model's names, others -1 or -100, as of rows without a label: take those rows \
+             away, or set data.new_head to true if they are a class"
+        );
         let own_names = shown(own.iter().map(String::as_str));
         let note = match own.len() {
             0 => String::new(),
@@ -163,10 +172,14 @@ impl Labels {
 
     fn target(&self, label: &str) -> Result<f64> {
         if self.are_numbers() {
-            let number = number(label).filter(|number| (*number as f32).is_finite());
-            return number.with_context(|| {
-                format!("the label '{label}' is not a number, and the others are")
-            });
+            let number = number(label)
+                .with_context(|| format!("the label '{label}' is not a number, expected one"))?;
+            ensure!(
+                (number as f32).is_finite(),
+                "the label '{label}' is too large, expected at most {:e}",
+                f32::MAX
+            );
+            return Ok(number);
         }
         let index = self.written.index(label, &self.names).map(|index| index as f64);
         let known = if self.of_model {
@@ -316,6 +329,9 @@ mod tests {
         });
         for (found, config, word) in [
             (&["0.0", "1.0"][..], &config, "set data.problem_type to regression, or to"),
+            (&["0", "1", "1e30"], &config, "in the form of fractions, such as 1e30"),
+            (&["-1", "0", "1"], &config, "-1 or -100, as of rows without a label"),
+            (&["-100", "1"], &config, "set data.new_head to true"),
             (&["0.5", "good"], &config, "numbers and words at once, such as 0.5 and 'good'"),
             (&["1", "NEG"], &config, "names of the model's (NEG), others their numbers (1)"),
             (&["x"], &config, "expected two labels or more"),

@@ -1,18 +1,28 @@
 //! A picture from a file, as PIL reads it for transformers: turned as its EXIF or XMP data say, the first one of
 //! several, in RGB.
 
-use std::io::{BufReader, Cursor};
+use std::io::{BufReader, Cursor, Read};
 use std::path::Path;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
+use flate2::read::ZlibDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use ln_tuning::regular;
 
-/// Refuses a file whose head is not that of a picture.
+/// The most pixels that PIL reads.
+const MOST_PIXELS: u64 = 178_956_970;
+
+/// Refuses a file whose head is not that of a picture, or of one that would fill the memory.
 pub fn check(path: &Path) -> Result<()> {
     let reader = ImageReader::new(BufReader::new(regular::open(path)?)).with_guessed_format()?;
-    reader.into_dimensions().map(drop).context("this is not an image that can be read")
+    let (width, height) =
+        reader.into_dimensions().context("this is not an image that can be read")?;
+    ensure!(
+        u64::from(width) * u64::from(height) <= MOST_PIXELS,
+        "the picture has {width} x {height} pixels, expected at most {MOST_PIXELS}"
+    );
+    Ok(())
 }
 
 pub fn read(path: &Path) -> Result<RgbImage> {
@@ -24,7 +34,7 @@ pub fn read(path: &Path) -> Result<RgbImage> {
             bail!("the file is cut off");
         }
         let mut decoder = reader.into_decoder()?;
-        let orientation = orientation(&mut decoder);
+        let orientation = orientation(&mut decoder, &bytes);
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation);
         rgb(image)
@@ -32,21 +42,63 @@ pub fn read(path: &Path) -> Result<RgbImage> {
     decode().with_context(|| format!("cannot read the image '{}'", path.display()))
 }
 
-/// True if an end follows the last beginning of a JPEG's pixels; a thumbnail in front has an end of its own.
+/// True if a JPEG's markers lead to its end. Telephones write a film behind it, which may hold anything.
 fn has_end(bytes: &[u8]) -> bool {
-    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
-    last(0xd9) > last(0xda)
+    let mut at = 2;
+    while let Some(pair) = bytes.get(at..at + 2) {
+        match (pair[0], pair[1]) {
+            (0xff, 0xd9) => return true,
+            // Pixels, fillers, and markers without a length.
+            (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => at += 2,
+            (0xff, 0xff) | (..=0xfe, _) => at += 1,
+            (0xff, _) => match bytes.get(at + 2..at + 4) {
+                Some(length) => at += 2 + usize::from(u16::from_be_bytes([length[0], length[1]])),
+                None => return false,
+            },
+        }
+    }
+    false
+}
+
+/// The EXIF data of a PNG that stand behind the pixels, or in a text as ImageMagick writes them.
+fn png_exif(bytes: &[u8]) -> Option<Vec<u8>> {
+    const KEY: &[u8] = b"Raw profile type exif\0";
+    let mut rest = bytes.strip_prefix(b"\x89PNG\r\n\x1a\n")?;
+    loop {
+        let length = u32::from_be_bytes(rest.get(..4)?.try_into().ok()?) as usize;
+        let data = rest.get(8..length.checked_add(8)?)?;
+        match (&rest[4..8], data.strip_prefix(KEY)) {
+            (b"eXIf", _) => return Some(data.to_vec()),
+            (b"tEXt", Some(text)) => return profile(text),
+            (b"zTXt", Some(packed)) => {
+                let mut text = Vec::new();
+                let packed = packed.get(1..)?;
+                ZlibDecoder::new(packed).take(1 << 20).read_to_end(&mut text).ok()?;
+                return profile(&text);
+            }
+            _ => rest = rest.get(length + 12..)?,
+        }
+    }
+}
+
+/// The bytes of a profile: three lines of head, then hexadecimal digits.
+fn profile(text: &[u8]) -> Option<Vec<u8>> {
+    let lines = text.split(|byte| *byte == b'\n').skip(3);
+    let digits: Option<Vec<u32>> = lines.flatten().map(|c| char::from(*c).to_digit(16)).collect();
+    let bytes: Vec<u8> =
+        digits?.chunks_exact(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect();
+    Some(bytes.strip_prefix(b"Exif\0\0").map(<[u8]>::to_vec).unwrap_or(bytes))
 }
 
 /// Of the EXIF data, else of the XMP data; those that cannot be read say nothing.
-fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
+fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8]) -> Orientation {
     match decoder.orientation().unwrap_or(Orientation::NoTransforms) {
         Orientation::NoTransforms => {}
         found => return found,
     }
-    let exif = decoder.exif_metadata().ok().flatten();
-    if exif.is_some_and(|exif| Orientation::from_exif_chunk(&exif).is_some()) {
-        return Orientation::NoTransforms;
+    let exif = decoder.exif_metadata().ok().flatten().or_else(|| png_exif(bytes));
+    if let Some(found) = exif.and_then(|exif| Orientation::from_exif_chunk(&exif)) {
+        return found;
     }
     let xmp = decoder.xmp_metadata().ok().flatten().unwrap_or_default();
     let xmp = String::from_utf8_lossy(&xmp);
@@ -103,7 +155,7 @@ mod tests {
             }
             assert_eq!(read(&path).unwrap().dimensions(), (32, 32));
             let bytes = std::fs::read(&path).unwrap();
-            std::fs::write(&path, [bytes.as_slice(), b"more"].concat()).unwrap();
+            std::fs::write(&path, [bytes.as_slice(), b"a film\xff\xda\0\x08"].concat()).unwrap();
             read(&path).unwrap();
             std::fs::write(&path, &bytes[..bytes.len() * 6 / 10]).unwrap();
             let error = format!("{:#}", read(&path).unwrap_err());
@@ -111,6 +163,16 @@ mod tests {
                 error.contains(&format!("cannot read the image '{}'", path.display())),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn a_picture_that_would_fill_the_memory_is_refused_by_its_head() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.ppm");
+        for (size, fits) in [("13000 13000", true), ("14000 14000", false)] {
+            std::fs::write(&path, format!("P6\n{size}\n255\n")).unwrap();
+            assert_eq!(check(&path).is_ok(), fits, "{:?}", check(&path));
         }
     }
 }

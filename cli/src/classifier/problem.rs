@@ -92,12 +92,12 @@ pub fn problem_type(
     if fraction.is_some() || regresses && !new_head {
         return Ok(ProblemType::Regression);
     }
-    ensure!(
-        found.iter().all(|label| label.trim().parse::<i64>().is_ok()),
-        "the labels are whole numbers in the form of fractions, such as {}: set data.problem_type to regression, or to \
-         single_label_classification if each is a class",
-        found.iter().next().unwrap_or(&"")
-    );
+    if let Some(other) = found.iter().find(|label| label.trim().parse::<i64>().is_err()) {
+        bail!(
+            "the labels are whole numbers in the form of fractions, such as {other}: set data.problem_type to regression, \
+             or to single_label_classification if each is a class"
+        );
+    }
     Ok(ProblemType::SingleLabelClassification)
 }
 

@@ -114,6 +114,7 @@ fn labels_for_evaluation_must_be_known_and_be_of_the_same_kind() {
     };
     refused(json!([1, 0]), json!([1, 2]), "eval.jsonl:2: the label '2' is not one of the model's");
     refused(json!([0.5, 2]), json!(["x"]), "eval.jsonl:1: the label 'x' is not a number");
+    refused(json!([0.5, 2]), json!([1e39]), "eval.jsonl:1: the label '1e+39' is too large");
     refused(json!(["a", "b"]), json!(["c"]), "eval.jsonl:1: the label 'c' does not occur");
     let several = training.refusal(&["data.problem_type=multi_label_classification"]);
     assert!(several.contains("not implemented: each row has one label"), "{several}");
