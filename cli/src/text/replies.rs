@@ -66,8 +66,7 @@ impl Replies<'_> {
         let start = match before {
             Ok(before) => {
                 let closed = (self.render)(&first[..place], false).map(|text| text.text);
-                let shared = closed.map_or(0, |closed| common(before.chars(), closed.chars()));
-                head(&before, shared, whole, floor..content.start)
+                head(&before, &closed.unwrap_or_default(), whole, floor..content.start)
             }
             Err(_) => content.start,
         };
@@ -194,8 +193,12 @@ fn difference(text: &str, other: &str) -> Range<usize> {
 }
 
 /// The place in the text behind the head of a reply: there the text before it ends as what the model is given does, or
-/// as a beginning of that, since a template may leave the rest of the head out once there is a reply.
-fn head(given: &str, shared: usize, text: &str, within: Range<usize>) -> usize {
+/// as a beginning of that, since a template may leave the rest of the head out once there is a reply. `closed` is what
+/// the model is given, without the head.
+fn head(given: &str, closed: &str, text: &str, within: Range<usize>) -> usize {
+    let shared = common(given.chars(), closed.chars());
+    // Before the head are texts of others, with angles that begin no tag.
+    let open = if shared == closed.len() { shared } else { 0 };
     let (given, bytes) = (given.as_bytes(), text.as_bytes());
     let mut best = (0, 0, within.end);
     for ending in shared.max(given.len().saturating_sub(HEAD))..=given.len() {
@@ -208,6 +211,8 @@ fn head(given: &str, shared: usize, text: &str, within: Range<usize>) -> usize {
     let (_, ending, place) = best;
     // A tag of which only the beginning is shared is none of the head.
     let shared = String::from_utf8_lossy(&given[..ending]);
-    let tag = shared.rfind('<').filter(|tag| ending < given.len() && !shared[*tag..].contains('>'));
+    let is_cut =
+        |tag: &usize| *tag >= open && ending < given.len() && !shared[*tag..].contains('>');
+    let tag = shared.rfind('<').filter(is_cut);
     tag.map_or(place, |tag| place.saturating_sub(ending.saturating_sub(tag)).max(within.start))
 }

@@ -210,6 +210,20 @@ fn a_reply_that_is_left_out_is_not_learned_and_what_is_not_clear_is_refused() {
     }
 }
 
+/// A template without a head before some replies, behind words with an angle.
+#[test]
+fn an_angle_in_the_words_before_a_reply_begins_no_tag() {
+    let template = "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}\n{% else %}{% if m.content \
+                    %}<|assistant|>\n{{ m.content }}{% endif %}{% if m.tool_calls %}\n{{ m.tool_calls[0].function.name \
+                    }}{% endif %}</s>\n{% endif %}{% endfor %}{{ '<|assistant|>\n' if add_generation_prompt }}";
+    let call =
+        json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]});
+    for words in ["Is 2 < 3?", "a<b"] {
+        let given = json!({"messages": [message("user", words), call, message("user", "So?"), message("assistant", "No")]});
+        assert_eq!(learned(template, &given).unwrap(), ["f</s>\n", "No</s>\n"], "{words}");
+    }
+}
+
 #[test]
 fn a_run_learns_the_replies_that_a_template_rewrites_and_refuses_others_by_the_line() {
     let training =
