@@ -301,6 +301,16 @@ fn keys_that_nobody_reads_are_reported_once_with_their_rows() {
         let expected = format!("keys that are not read: 'id' (2 rows), {label}'source' (1 row)\n");
         assert_eq!(printed.matches(&expected).count(), 1, "{printed}");
     }
+    let messages = json!([
+        {"role": "user", "content": "so?", "timestamp": 1, "annotations": []},
+        {"role": "assistant", "content": "no", "reasoning": "is it gold?"},
+    ]);
+    let chat = training();
+    chat.write("rows.jsonl", &json!({"messages": messages}).to_string());
+    let report = shown(&chat, &["data.train=rows.jsonl"])["report"].to_string();
+    let expected =
+        "'reasoning (of the chat template)' (1 row), 'timestamp (of the chat template)' (1 row)";
+    assert!(report.contains(&format!("keys that are not read: {expected}\"")), "{report}");
     let training = training().set(&["data.train=rows.jsonl", "data.columns.system=persona"]);
     training.write("rows.jsonl", &json!({"messages": [], "text": "a", "person": "b"}).to_string());
     let error = training.refusal(&[]);
