@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use anyhow::{bail, ensure, Result};
-use serde_json::Value;
+use serde_json::{json, Value};
 
 /// A text and the places in it where an expression or a piece of the template ends.
 pub struct Text {
@@ -36,7 +36,8 @@ impl Replies<'_> {
         match &before {
             Ok(before) if after.starts_with(before) && whole.starts_with(&after) => {
                 ensure!(before.len() < after.len(), "nothing of it is in the text");
-                return Ok(before.len()..after.len());
+                let head = self.head_of_first(place, &after[before.len()..]);
+                return Ok(before.len() + head..after.len());
             }
             _ => {}
         }
@@ -71,6 +72,22 @@ impl Replies<'_> {
             Err(_) => content.start,
         };
         Ok(start..end)
+    }
+
+    /// The bytes of a head that is not given without a message before it, as where the loop over messages writes it.
+    fn head_of_first(&self, place: usize, reply: &str) -> usize {
+        if self.messages[..place].iter().any(|message| message["role"] == "user") {
+            return 0;
+        }
+        let user = [json!({"role": "user", "content": "x"})];
+        let text = |open: bool| (self.render)(&user, open).map(|text| text.text);
+        let (Ok(open), Ok(closed)) = (text(true), text(false)) else { return 0 };
+        let head = &open[common(open.chars(), closed.chars())..];
+        if reply.len() > head.len() && reply.starts_with(head) {
+            head.len()
+        } else {
+            0
+        }
     }
 
     /// A text of the message is still there once all others are blanked.

@@ -210,6 +210,21 @@ fn a_reply_that_is_left_out_is_not_learned_and_what_is_not_clear_is_refused() {
     }
 }
 
+#[test]
+fn the_head_of_a_first_reply_is_not_learned() {
+    let given = conversation("replies alone");
+    for (family, expected) in [
+        ("qwen2", ["Yes, é.\n<|im_end|>\n", "No.\n\nNever.<|im_end|>\n"]),
+        ("stablelm", ["Yes, é.\n</s>\n", "No.\n\nNever.</s>\n"]),
+        ("granite", ["Yes, é.\n<|end_of_text|>\n", "No.\n\nNever.<|end_of_text|>\n"]),
+    ] {
+        assert_eq!(learned(&template(family), &given).unwrap(), expected, "{family}");
+    }
+    let within = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% if loop.last and add_generation_prompt \
+                  %}<|assistant|>{% endif %}{% endfor %}";
+    assert_eq!(learned(within, &given).unwrap(), ["Yes, é.\n</s>", "No.\n\nNever.</s>"]);
+}
+
 /// A template without a head before some replies, behind words with an angle.
 #[test]
 fn an_angle_in_the_words_before_a_reply_begins_no_tag() {
