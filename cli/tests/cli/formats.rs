@@ -323,6 +323,9 @@ fn keys_that_nobody_reads_are_reported_once_with_their_rows() {
     let training = training().set(&["data.train=rows.jsonl", "data.columns.system=persona"]);
     training.write("rows.jsonl", &json!({"messages": [], "text": "a", "person": "b"}).to_string());
     let error = training.refusal(&[]);
+    let twice = training.refusal(&["data.columns.prompt=a", "data.columns.completion=a"]);
+    let words = "'data.columns.completion' and 'data.columns.prompt' are both a, expected a column";
+    assert!(twice.contains(words), "{twice}");
     let part = "'data.columns.system' is persona, and no row has it: is it 'person'?";
     assert!(error.contains(part), "{error}");
 }
