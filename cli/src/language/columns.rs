@@ -28,6 +28,17 @@ impl Columns {
         self.0.values().flatten().any(|mapped| mapped == name)
     }
 
+    /// Refuses a name that two of ours are mapped to.
+    pub fn check_distinct(&self) -> Result<()> {
+        let mut taken = BTreeMap::new();
+        for (ours, name) in self.0.iter().filter_map(|(ours, name)| Some((ours, name.as_ref()?))) {
+            if let Some(other) = taken.insert(name, ours) {
+                bail!("'data.columns.{other}' and 'data.columns.{ours}' are both {name}, expected a column for each")
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses a name that no row has; `absent` counts the rows without each, `unread` has the keys that are left.
     pub fn check(&self, absent: &KeyCounts, rows: usize, unread: &KeyCounts) -> Result<()> {
         let nowhere = |ours: &&String| rows > 0 && absent.rows(ours) == rows;

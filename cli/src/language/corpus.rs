@@ -53,6 +53,7 @@ impl Corpus {
         run: &RunSettings<LanguageData>,
     ) -> Result<Self> {
         let data = &run.data;
+        data.columns.check_distinct()?;
         let records = Records::open(path, data.format, data.documents)?;
         let columns = data.columns.clone();
         let mut source = Source { records, columns, largest_id: None, kept: Mutex::default() };

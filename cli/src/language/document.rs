@@ -52,7 +52,15 @@ const REFUSED: &[(&[&str], &str)] = &[
         "a system message has the key 'system': set data.columns.system, or rename it",
     ),
     (
-        &["enable_thinking", "add_generation_prompt", "chat_template"],
+        &[
+            "enable_thinking",
+            "reasoning_effort",
+            "custom_tools",
+            "builtin_tools",
+            "add_generation_prompt",
+            "continue_final_message",
+            "chat_template",
+        ],
         "variables of the chat template stand in 'chat_template_kwargs'; the template is the model's",
     ),
 ];
@@ -147,7 +155,7 @@ fn conversation(mut turns: Turns, fields: &mut Fields) -> Result<Box<Conversatio
     }
     let mut list = |key: &str| -> Result<Option<Value>> {
         match fields.remove(key).map(|value| parsed(value, key)).transpose()? {
-            None => Ok(None),
+            None | Some(Value::Null) => Ok(None),
             Some(Value::Array(list)) if list.iter().all(Value::is_object) => Ok(Some(list.into())),
             Some(Value::String(text)) if text.is_empty() => Ok(None),
             Some(other) => bail!("'{key}' is {}, expected a list of objects", shown(&other)),
@@ -265,7 +273,10 @@ mod tests {
         for key in ["messages", "tools", "documents", "chat_template_kwargs"] {
             strings[key] = strings[key].to_string().into();
         }
-        assert_eq!(document(strings), read.document);
+        assert_eq!(document(strings.clone()), read.document);
+        (strings["tools"], strings["documents"]) = (json!("null"), json!(""));
+        let Document::Chat { conversation, .. } = document(strings) else { panic!("no chat") };
+        assert_eq!((conversation.tools, conversation.documents), (None, None));
     }
 
     #[test]
@@ -328,6 +339,9 @@ mod tests {
             ("loss", json!(0)),
             ("mask", json!([1, 0])),
             ("masked", json!([true])),
+            ("masked", json!(true)),
+            ("mask", json!(1)),
+            ("completion_mask", json!([0, 1])),
             ("images", json!(["a.png"])),
             ("audio", json!({"path": "a.wav"})),
             ("labels", json!([1, 2])),
@@ -337,6 +351,8 @@ mod tests {
             ("functions", json!([{"name": "f"}])),
             ("system_prompt", json!("s")),
             ("enable_thinking", json!(false)),
+            ("enable_thinking", json!(true)),
+            ("add_generation_prompt", json!(true)),
         ] {
             for mut row in [
                 json!({"text": "t"}),

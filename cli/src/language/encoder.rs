@@ -1,6 +1,7 @@
 //! A document as token ids, those marked that the loss is on.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use super::document::Document;
 use super::settings::{LanguageData, LossOn};
 use super::turns;
 use crate::records::keys::is_empty;
-use crate::text::chat::{ChatTemplate, Conversation, Rendered};
+use crate::text::chat::{ChatTemplate, Conversation, Rendered, THINKING};
 use crate::text::special::eos_ids;
 use crate::text::tokenizer;
 use crate::train::example::Example;
@@ -68,12 +69,18 @@ impl TextEncoder {
         };
         let Conversation { messages, tools, documents, kwargs, .. } = &**conversation;
         let given = |value: &Option<Value>| value.as_ref().is_some_and(|value| !is_empty(value));
-        let calls = messages.iter().any(|message| message.get("tool_calls").is_some());
-        let all = [("tools", given(tools)), ("documents", given(documents)), ("tool_calls", calls)];
+        let all = [("tools", given(tools)), ("documents", given(documents))];
         let all = all.iter().filter(|(_, given)| *given).map(|(name, _)| *name);
+        let said = messages.iter().filter_map(Value::as_object).flatten();
+        let said =
+            said.filter(|(key, value)| !is_empty(value) && *key != "role" && *key != "content");
+        let said: BTreeSet<&str> = said.map(|(key, _)| key.as_str()).collect();
         let mut unread = Vec::new();
-        for name in all.chain(kwargs.keys().map(String::as_str)) {
-            if !chat.reads(conversation, name)? {
+        for name in all.chain(kwargs.keys().map(String::as_str)).chain(said) {
+            // Templates get thinking under each of its names.
+            let names = if THINKING.contains(&name) { &THINKING[..] } else { &[name] };
+            let reads = names.iter().map(|name| chat.reads(conversation, name));
+            if !reads.collect::<Result<Vec<bool>>>()?.contains(&true) {
                 unread.push(format!("{name} (of the chat template)"));
             }
         }

@@ -24,7 +24,16 @@ const SPEAKERS: &[(&str, &[&str])] = &[
 ];
 
 /// Keys of a message that say whether it is learned: by true or 1, or by false or 0.
-const MARKS: [&str; 4] = ["weight", "train", "training", "loss"];
+const MARKS: [&str; 8] = [
+    "weight",
+    "train",
+    "training",
+    "loss",
+    "trainable",
+    "train_on_turn",
+    "compute_loss",
+    "calculate_loss",
+];
 /// The same, the other way round.
 const MASKED: &str = "masked";
 
@@ -32,7 +41,7 @@ const MASKED: &str = "masked";
 const REFUSED: &[(&[&str], &str)] = &[
     (&["image", "images", "audio", "audios", "video", "videos"], "texts alone are learned from"),
     (
-        &["mask", "loss_mask", "loss_weight", "train_detail"],
+        &["mask", "loss_mask", "loss_weight", "train_detail", "training_detail"],
         "a message is learned or not, by 'weight': 1 or 0",
     ),
 ];
@@ -78,7 +87,7 @@ impl Turns {
 
 fn turn(mut message: Map<String, Value>) -> Result<(Value, bool)> {
     message.retain(|key, value| !value.is_null() || key == "content");
-    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+    let calls = message.get_mut("tool_calls").map(calls).transpose()?;
     for call in calls.into_iter().flatten().filter_map(Value::as_object_mut) {
         // Null among the arguments is a value.
         call.retain(|_, value| !value.is_null());
@@ -122,6 +131,21 @@ fn turn(mut message: Map<String, Value>) -> Result<(Value, bool)> {
     );
     content(&mut message)?;
     Ok((Value::Object(message), learned && mark != Some(false)))
+}
+
+/// The calls of tools, which columns of one kind hold as JSON in a string.
+fn calls(calls: &mut Value) -> Result<&mut Vec<Value>> {
+    if let Value::String(text) = &*calls {
+        *calls = if text.is_empty() {
+            json!([])
+        } else {
+            serde_json::from_str(text).unwrap_or_default()
+        };
+    }
+    match calls {
+        Value::Array(list) if list.iter().all(Value::is_object) => Ok(list),
+        _ => bail!("the 'tool_calls' of a message are no list of objects"),
+    }
 }
 
 /// Takes the keys that say whether a message is learned.
@@ -229,6 +253,9 @@ mod tests {
             ("train", json!(true), json!(false)),
             ("training", json!(true), json!(false)),
             ("loss", json!(true), json!(0)),
+            ("trainable", json!(true), json!(false)),
+            ("train_on_turn", json!(1), json!(0)),
+            ("compute_loss", json!(true), json!(false)),
             ("masked", json!(false), json!(true)),
         ] {
             let message = |mark: &Value| json!({"role": "assistant", "content": "b", key: mark});
@@ -259,6 +286,19 @@ mod tests {
             assert_eq!(read.learned, [true, false]);
         }
         refused(json!({"from": "function_call", "value": "f(1)"}), "expected JSON with 'name'");
+    }
+
+    #[test]
+    fn calls_in_a_string_are_read_and_others_than_objects_are_refused() {
+        let message =
+            |calls: Value| json!({"role": "assistant", "content": "b", "tool_calls": calls});
+        let calls = json!([{"function": {"name": "f", "arguments": {}}}]);
+        let read = |calls: Value| turns(json!([message(calls)])).unwrap();
+        assert_eq!(read(json!(calls.to_string())), read(calls));
+        assert_eq!(read(json!("")), read(json!([])));
+        for calls in [json!("f(1)"), json!({"name": "f"}), json!(["f"]), json!("null")] {
+            refused(message(calls), "no list of objects");
+        }
     }
 
     #[test]

@@ -164,9 +164,10 @@ pub fn refuse_whole(row: &Row) -> Result<()> {
     let columns = lengths.first().is_some_and(|first| {
         first.is_some_and(|length| length > 0) && lengths.iter().all(|length| length == first)
     });
+    let index = row.contains_key("0") && row.values().all(Value::is_object);
     let split = row.contains_key("columns") && row.contains_key("data");
     ensure!(
-        row.contains_key("input_ids") || !columns && !split,
+        row.contains_key("input_ids") || !columns && !split && !index,
         "it holds columns rather than rows: write rows, with pandas to_json(…, orient='records'), with datasets \
          Dataset.from_dict(…).to_json(…)"
     );

@@ -18,7 +18,19 @@ const REFUSED: &[(&[&str], &str)] = &[
         "rows are not weighted. Leave out rows of weight 0, repeat those of more, and take away the key",
     ),
     (
-        &["train", "training", "loss", "learned", "masked", "mask", "loss_mask", "train_detail"],
+        &[
+            "train",
+            "training",
+            "trainable",
+            "loss",
+            "learned",
+            "masked",
+            "mask",
+            "loss_mask",
+            "completion_mask",
+            "assistant_masks",
+            "train_detail",
+        ],
         "what is learned of a row cannot be said by this key. Leave the row out, or mark its messages ('weight': 0)",
     ),
 ];
@@ -27,10 +39,16 @@ const REFUSED: &[(&[&str], &str)] = &[
 ///
 /// # Errors
 /// If one of them changes what is learned, as `more` or the list above says.
-pub fn left(row: Row, more: &[(&[&str], &str)]) -> Result<Vec<String>> {
+pub fn left(row: Row, more: &[(&[&str], &'static str)]) -> Result<Vec<String>> {
+    let of = |list: &[(&[&str], &'static str)], key: &str| {
+        list.iter().find(|(keys, _)| keys.contains(&key)).map(|(_, words)| *words)
+    };
     for (key, value) in &row {
-        let refused = more.iter().chain(REFUSED).find(|(keys, _)| keys.contains(&key.as_str()));
-        if let Some((_, words)) = refused.filter(|_| !is_idle(value)) {
+        // What is masked by 1 is not learned, and mask is said for both.
+        let weighs = !["masked", "mask"].contains(&key.as_str());
+        let words =
+            of(more, key).or_else(|| of(REFUSED, key).filter(|_| !(weighs && is_idle(value))));
+        if let Some(words) = words.filter(|_| !is_empty(value)) {
             bail!("'{key}' is {}: {words}", shown(value));
         }
     }

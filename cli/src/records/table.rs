@@ -66,9 +66,17 @@ impl Header {
     /// An empty cell is null.
     pub fn row(&self, bytes: &[u8]) -> Result<Row> {
         let mut builder = ReaderBuilder::new();
+        builder.buffer_capacity(bytes.len() + 2);
         builder.delimiter(self.delimiter).has_headers(false).flexible(true);
         let mut record = ByteRecord::new();
-        builder.buffer_capacity(bytes.len()).from_reader(bytes).read_byte_record(&mut record)?;
+        // A line behind the row is another record, but within quotes that nothing closes.
+        let mut reader = builder.from_reader(bytes.chain(&b"\n."[..]));
+        reader.read_byte_record(&mut record)?;
+        ensure!(
+            reader.read_byte_record(&mut ByteRecord::new())?,
+            "a double quote opens a field that nothing closes: the rest of the file would be its text. Close it, or \
+             write the quote twice in a quoted field"
+        );
         let (found, expected) = (record.len(), self.names.len());
         ensure!(
             found == expected,

@@ -26,6 +26,9 @@ pub struct Conversation {
     pub kwargs: Map<String, Value>,
 }
 
+/// The keys of a message's thinking.
+pub const THINKING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 impl Conversation {
     /// Messages alone. What the assistant says is learned.
     pub fn new(messages: Vec<Value>) -> Self {
@@ -260,8 +263,7 @@ fn prepared(messages: &[Value]) -> Result<Vec<Value>> {
         let message = message.as_object().with_context(|| format!("{message} is no message"))?;
         let all = message.iter().filter(|(_, value)| !value.is_null());
         let all: Map<_, _> = all.map(|(key, value)| (key.clone(), value.clone())).collect();
-        let thinking =
-            ["reasoning_content", "thinking", "reasoning"].iter().find_map(|key| all.get(*key));
+        let thinking = THINKING.iter().find_map(|key| all.get(*key));
         let Some(thinking) = thinking.cloned() else { return Ok(Value::from(all)) };
         let mut named = Map::new();
         named.insert("thinking".into(), thinking.clone());

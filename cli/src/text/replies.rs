@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use anyhow::{bail, ensure, Result};
-use serde_json::Value;
+use serde_json::{json, Value};
 
 /// A text and the places in it where an expression or a piece of the template ends.
 pub struct Text {
@@ -36,7 +36,8 @@ impl Replies<'_> {
         match &before {
             Ok(before) if after.starts_with(before) && whole.starts_with(&after) => {
                 ensure!(before.len() < after.len(), "nothing of it is in the text");
-                return Ok(before.len()..after.len());
+                let head = self.head_of_first(place, &after[before.len()..]);
+                return Ok(before.len() + head..after.len());
             }
             _ => {}
         }
@@ -66,12 +67,27 @@ impl Replies<'_> {
         let start = match before {
             Ok(before) => {
                 let closed = (self.render)(&first[..place], false).map(|text| text.text);
-                let shared = closed.map_or(0, |closed| common(before.chars(), closed.chars()));
-                head(&before, shared, whole, floor..content.start)
+                head(&before, &closed.unwrap_or_default(), whole, floor..content.start)
             }
             Err(_) => content.start,
         };
         Ok(start..end)
+    }
+
+    /// The bytes of a head that is not given without a message before it, as where the loop over messages writes it.
+    fn head_of_first(&self, place: usize, reply: &str) -> usize {
+        if self.messages[..place].iter().any(|message| message["role"] == "user") {
+            return 0;
+        }
+        let user = [json!({"role": "user", "content": "x"})];
+        let text = |open: bool| (self.render)(&user, open).map(|text| text.text);
+        let (Ok(open), Ok(closed)) = (text(true), text(false)) else { return 0 };
+        let head = &open[common(open.chars(), closed.chars())..];
+        if reply.len() > head.len() && reply.starts_with(head) {
+            head.len()
+        } else {
+            0
+        }
     }
 
     /// A text of the message is still there once all others are blanked.
@@ -194,8 +210,12 @@ fn difference(text: &str, other: &str) -> Range<usize> {
 }
 
 /// The place in the text behind the head of a reply: there the text before it ends as what the model is given does, or
-/// as a beginning of that, since a template may leave the rest of the head out once there is a reply.
-fn head(given: &str, shared: usize, text: &str, within: Range<usize>) -> usize {
+/// as a beginning of that, since a template may leave the rest of the head out once there is a reply. `closed` is what
+/// the model is given, without the head.
+fn head(given: &str, closed: &str, text: &str, within: Range<usize>) -> usize {
+    let shared = common(given.chars(), closed.chars());
+    // Before the head are texts of others, with angles that begin no tag.
+    let open = if shared == closed.len() { shared } else { 0 };
     let (given, bytes) = (given.as_bytes(), text.as_bytes());
     let mut best = (0, 0, within.end);
     for ending in shared.max(given.len().saturating_sub(HEAD))..=given.len() {
@@ -208,6 +228,8 @@ fn head(given: &str, shared: usize, text: &str, within: Range<usize>) -> usize {
     let (_, ending, place) = best;
     // A tag of which only the beginning is shared is none of the head.
     let shared = String::from_utf8_lossy(&given[..ending]);
-    let tag = shared.rfind('<').filter(|tag| ending < given.len() && !shared[*tag..].contains('>'));
+    let is_cut =
+        |tag: &usize| *tag >= open && ending < given.len() && !shared[*tag..].contains('>');
+    let tag = shared.rfind('<').filter(is_cut);
     tag.map_or(place, |tag| place.saturating_sub(ending.saturating_sub(tag)).max(within.start))
 }

@@ -21,7 +21,10 @@ pub fn task(given: &Given) -> Result<TaskName> {
     }
     let model = given.text("model").and_then(|model| of_model(Path::new(model)));
     let data = given.text("data.train").and_then(|path| of_data(Path::new(path), given));
+    let absent = given.text("data.train").is_some_and(|path| !Path::new(path).exists());
     match (model, data) {
+        // Reading it says so.
+        (Some((task, _)), _) if absent => Ok(task),
         (Some((task, _)), Some((same, _))) if task == same => Ok(task),
         (Some((_, model)), Some((_, data))) => bail!(
             "the task is not clear: {model}, but {data}. Set 'task' to language or classifier"

@@ -218,6 +218,7 @@ fn formats_that_are_not_read_are_named_with_the_way_out() {
     write("latin.jsonl", b"{\"text\": \"Z\xfcrich\"}\n");
     write("rows.json", b"{\"data\": [{\"text\": \"a\"}]}");
     write("columns.json", b"{\"text\": [\"a\", \"b\"], \"n\": [1, 2]}");
+    write("index.json", b"{\"0\": {\"text\": \"a\"}, \"1\": {\"text\": \"b\"}}");
     write("half.json", b"[{\"text\": \"a\"}, {\"te");
     write("europe.csv", b"prompt;completion\na;b\n");
     write("no.parquet", b"text");
@@ -240,6 +241,8 @@ fn formats_that_are_not_read_are_named_with_the_way_out() {
         ("latin.jsonl", ["latin.jsonl:1", "iconv -f LATIN1"]),
         ("rows.json", ["'data' holds the rows", "jq .data"]),
         ("columns.json", ["columns rather than rows", "records"]),
+        ("index.json", ["columns rather than rows", "records"]),
+        ("absent.csv", ["cannot read the data", "No such file"]),
         ("half.json", ["the JSON array has no end", "cut off"]),
         ("europe.csv", ["'prompt;completion'", "semicolons"]),
         ("no.parquet", ["named as a Parquet file", "is none"]),
@@ -263,12 +266,18 @@ fn bad_rows_have_their_place_in_every_format() {
         "a.json",
         "[\n{\"text\": \"a\"},\n{\"text\": 7},\n{\"text\": NaN, \"prompt\": \"b\"}]",
     );
+    // The quote takes the rest of the file along.
+    training.write("open.csv", "prompt,completion\na,\"b\nc,d\ne,f\n");
     training.write("a.list", "[{\"text\": \"a\"}, {\"text\": null}]");
     run_python("rows.py", &["write", text(training.dir.path()), text(&training.path("a.list"))]);
     for (name, parts) in [
         (
             "a.csv",
             ["1 bad lines", "a.csv:6: this row has 1 fields, expected 2", "(prompt, completion)"],
+        ),
+        (
+            "open.csv",
+            ["1 bad lines", "open.csv:2: a double quote", "nothing closes: the rest of the file"],
         ),
         (
             "a.json",
@@ -301,9 +310,22 @@ fn keys_that_nobody_reads_are_reported_once_with_their_rows() {
         let expected = format!("keys that are not read: 'id' (2 rows), {label}'source' (1 row)\n");
         assert_eq!(printed.matches(&expected).count(), 1, "{printed}");
     }
+    let messages = json!([
+        {"role": "user", "content": "so?", "timestamp": 1, "annotations": []},
+        {"role": "assistant", "content": "no", "reasoning": "is it gold?"},
+    ]);
+    let chat = training();
+    chat.write("rows.jsonl", &json!({"messages": messages}).to_string());
+    let report = shown(&chat, &["data.train=rows.jsonl"])["report"].to_string();
+    let expected =
+        "'reasoning (of the chat template)' (1 row), 'timestamp (of the chat template)' (1 row)";
+    assert!(report.contains(&format!("keys that are not read: {expected}\"")), "{report}");
     let training = training().set(&["data.train=rows.jsonl", "data.columns.system=persona"]);
     training.write("rows.jsonl", &json!({"messages": [], "text": "a", "person": "b"}).to_string());
     let error = training.refusal(&[]);
+    let twice = training.refusal(&["data.columns.prompt=a", "data.columns.completion=a"]);
+    let words = "'data.columns.completion' and 'data.columns.prompt' are both a, expected a column";
+    assert!(twice.contains(words), "{twice}");
     let part = "'data.columns.system' is persona, and no row has it: is it 'person'?";
     assert!(error.contains(part), "{error}");
 }

@@ -211,6 +211,35 @@ fn a_reply_that_is_left_out_is_not_learned_and_what_is_not_clear_is_refused() {
 }
 
 #[test]
+fn the_head_of_a_first_reply_is_not_learned() {
+    let given = conversation("replies alone");
+    for (family, expected) in [
+        ("qwen2", ["Yes, é.\n<|im_end|>\n", "No.\n\nNever.<|im_end|>\n"]),
+        ("stablelm", ["Yes, é.\n</s>\n", "No.\n\nNever.</s>\n"]),
+        ("granite", ["Yes, é.\n<|end_of_text|>\n", "No.\n\nNever.<|end_of_text|>\n"]),
+    ] {
+        assert_eq!(learned(&template(family), &given).unwrap(), expected, "{family}");
+    }
+    let within = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% if loop.last and add_generation_prompt \
+                  %}<|assistant|>{% endif %}{% endfor %}";
+    assert_eq!(learned(within, &given).unwrap(), ["Yes, é.\n</s>", "No.\n\nNever.</s>"]);
+}
+
+/// A template without a head before some replies, behind words with an angle.
+#[test]
+fn an_angle_in_the_words_before_a_reply_begins_no_tag() {
+    let template = "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}\n{% else %}{% if m.content \
+                    %}<|assistant|>\n{{ m.content }}{% endif %}{% if m.tool_calls %}\n{{ m.tool_calls[0].function.name \
+                    }}{% endif %}</s>\n{% endif %}{% endfor %}{{ '<|assistant|>\n' if add_generation_prompt }}";
+    let call =
+        json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]});
+    for words in ["Is 2 < 3?", "a<b"] {
+        let given = json!({"messages": [message("user", words), call, message("user", "So?"), message("assistant", "No")]});
+        assert_eq!(learned(template, &given).unwrap(), ["f</s>\n", "No</s>\n"], "{words}");
+    }
+}
+
+#[test]
 fn a_run_learns_the_replies_that_a_template_rewrites_and_refuses_others_by_the_line() {
     let training =
         training().set(&["data.train=train.jsonl", "batch_size=1", "data.max_length=256"]);
