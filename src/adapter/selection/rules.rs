@@ -40,7 +40,9 @@ pub(crate) struct Rules {
     exclude: Option<Matcher>,
     /// The names in `modules_to_save`.
     save: Names,
-    /// Patterns for the modules that each of them keeps from being targeted.
+    /// Those that are a plain word: they keep the modules from being targeted that have it in their path.
+    keep_words: HashSet<String>,
+    /// Patterns for the modules that each of the others keeps from it.
     keep: Vec<Pattern>,
     target: Matcher,
 }
@@ -98,7 +100,11 @@ impl Rules {
     ) -> Result<Self> {
         let exclude = exclude.filter(|modules| !modules.is_empty());
         let save = save.unwrap_or_default();
-        let keep = save.iter().map(|name| {
+        let is_word = |name: &&String| {
+            !name.is_empty() && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_')
+        };
+        let (words, others): (Vec<&String>, Vec<&String>) = save.iter().partition(is_word);
+        let keep = others.into_iter().map(|name| {
             if name.is_empty() {
                 refuse!(
                     InvalidConfig,
@@ -112,6 +118,7 @@ impl Rules {
         Ok(Rules {
             exclude: exclude.map(|modules| Matcher::new(modules, "exclude_modules")).transpose()?,
             save: Names::new(save),
+            keep_words: words.into_iter().cloned().collect(),
             keep: keep.collect::<Result<_>>()?,
             target: Matcher::new(targets, "target_modules")?,
         })
@@ -125,6 +132,9 @@ impl Rules {
 
     /// True if `modules_to_save` keeps the module from being targeted: it is named, from a dot on, or in one that is.
     fn is_kept(&self, path: &str) -> Result<bool> {
+        if path.split('.').any(|part| self.keep_words.contains(part)) {
+            return Ok(true);
+        }
         for pattern in &self.keep {
             if pattern.is_match(path)? {
                 return Ok(true);
