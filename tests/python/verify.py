@@ -20,6 +20,9 @@ CASES = {
     "llama": ("llama", "AutoModelForCausalLM", TEXT, None),
     "llama_hidden": ("llama", "AutoModelForCausalLM", TEXT, None),
     "t5": ("t5", "AutoModelForSeq2SeqLM", dict(vocab_size=50, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3), None),
+    "t5_hidden": ("t5", "AutoModelForSeq2SeqLM", dict(
+        vocab_size=50, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3,
+    ), None),
     "vit": ("vit", "AutoModelForImageClassification", dict(
         hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, image_size=16, patch_size=4,
     ), ["layernorm_before", "layernorm_after"]),
@@ -50,6 +53,9 @@ for case, (model_type, kind, arguments, norms) in CASES.items():
     with torch.no_grad():
         if case == "llama_hidden":
             output = {"last_hidden_state": model.model.model(**inputs).last_hidden_state}
+        elif case == "t5_hidden":
+            states = model(**inputs, output_hidden_states=True).decoder_hidden_states
+            output = {"last_hidden_state": states[-1]}
         else:
             result = model(**inputs)
             name = "logits" if hasattr(result, "logits") else "last_hidden_state"

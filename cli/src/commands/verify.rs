@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> Result<bool> {
     let (output, expected) = no_grad(|| compute(&model, &reference))?;
     let mut shown = expected.f_ones_like()?.f_to_kind(Kind::Bool)?;
     // The output goes with the decoder's input where there is one.
-    let decoded = reference.contains_key("decoder_input_ids") && reference.contains_key("logits");
+    let decoded = reference.contains_key("decoder_input_ids");
     let mask = if decoded { "decoder_attention_mask" } else { "attention_mask" };
     if let Some(mask) = reference.get(mask).filter(|_| expected.dim() == 3) {
         // Outputs at padding do not count.
@@ -134,14 +134,18 @@ fn compute(model: &AnyModel, reference: &HashMap<String, Tensor>) -> Result<(Ten
         .pixel_values(pixels.as_ref())
         .attention_mask(given("attention_mask"))
         .token_type_ids(given("token_type_ids"))
-        .input_ids(given("input_ids"));
+        .input_ids(given("input_ids"))
+        .decoder_ids(given("decoder_input_ids"))
+        .decoder_attention_mask(given("decoder_attention_mask"));
     let output = match (model, logits) {
         (AnyModel::Seq2Seq(_), true) => {
-            let inputs = inputs.decoder_ids(need("decoder_input_ids")?);
-            model.logits(inputs.decoder_attention_mask(given("decoder_attention_mask")))?
+            need("decoder_input_ids")?;
+            model.logits(inputs)?
         }
-        // The encoder's, as transformers calls it there.
-        (AnyModel::Seq2Seq(model), false) => model.encode(inputs)?,
+        // The decoder's where it has an input, else the encoder's, as in transformers.
+        (AnyModel::Seq2Seq(model), false) if given("decoder_input_ids").is_none() => {
+            model.encode(inputs)?
+        }
         (model, true) => model.logits(inputs)?,
         (model, false) => model.hidden_states(inputs)?,
     };

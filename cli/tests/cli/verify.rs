@@ -39,7 +39,7 @@ fn adapters_of_peft_on_models_of_every_kind_are_told_from_the_bare_models() {
         assert_eq!(json(&["--tolerance", "1000"]).1, Some(0));
         cases += 1;
     }
-    assert_eq!(cases, 6);
+    assert_eq!(cases, 7);
 
     let case = dir.path().join("vit");
     let words = |output: Output| {
