@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{refusal, refuse, Result};
+use crate::names::nearest::listed;
 use crate::storage::regular;
 use crate::storage::unique_keys::{Strict, DUPLICATE};
 use crate::storage::yaml;
@@ -236,7 +237,7 @@ impl ParsedConfig {
             let place = path.map(|p| format!(" in '{}'", p.display())).unwrap_or_default();
             eprintln!(
                 "warning: unknown keys{place} are ignored: {}. The file may be from a newer PEFT",
-                self.unknown_keys.join(", ")
+                listed(&self.unknown_keys)
             );
         }
         self.config

@@ -11,6 +11,9 @@ use crate::error::{refusal, refuse, Error, Result};
 use crate::storage::regular;
 use crate::storage::unique_keys::{Strict, DUPLICATE};
 
+/// The longest name of a tensor, in bytes.
+const LONGEST: usize = 1 << 16;
+
 /// The file that Python's `safetensors.torch.save_file` writes for these tensors, byte for byte.
 pub(crate) fn to_bytes(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
     let mut blobs = Vec::with_capacity(tensors.len());
@@ -74,6 +77,17 @@ pub(crate) fn views<'a>(bytes: &'a [u8], path: &Path) -> Result<Vec<(String, Ten
         .caused_by(e)
     })?;
     let mut views = file.tensors();
+    let damaged = |(key, view): &&(String, TensorView)| {
+        key.len() > LONGEST || view.shape().iter().any(|size| i64::try_from(*size).is_err())
+    };
+    if let Some((key, view)) = views.iter().find(damaged) {
+        refuse!(
+            CorruptFile,
+            "'{key}' of shape {:?} in '{}': expected a name of at most {LONGEST} bytes and sizes below 2^63",
+            view.shape(),
+            path.display()
+        );
+    }
     views.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(views)
 }

@@ -162,6 +162,14 @@ const BROKEN_DIRECTORIES: &[(&str, ErrorKind, Change)] = &[
         let header = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
         raw(dir, header, 4)
     }),
+    ("size beyond any", CorruptFile, |dir| {
+        let header =
+            r#"{"a":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}"#;
+        raw(dir, header, 0)
+    }),
+    ("name of 200 kB", CorruptFile, |dir| {
+        tensors(dir, |all| all.push(("a.".repeat(100_000), Tensor::ones([8], CPU))))
+    }),
     ("kind unknown to libtorch", KindMismatch, |dir| {
         raw(dir, r#"{"a":{"dtype":"U16","shape":[1],"data_offsets":[0,2]}}"#, 2)
     }),
