@@ -1,13 +1,12 @@
 //! A folder of images: a folder in it for each class. Files that are not read are named.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
 use image::ImageFormat;
-use ln_tuning::natural_cmp;
+use ln_tuning::{natural_cmp, regular};
 
 use crate::records::digest::Digest;
 
@@ -146,11 +145,7 @@ fn is_picture(path: &Path) -> Result<bool> {
         Ok(_) => {
             let mut head = Vec::new();
             let place = || format!("cannot read '{}'", path.display());
-            File::open(path)
-                .with_context(place)?
-                .take(16)
-                .read_to_end(&mut head)
-                .with_context(place)?;
+            regular::open(path)?.take(16).read_to_end(&mut head).with_context(place)?;
             Ok(image::guess_format(&head).is_ok_and(|format| CONTENTS.contains(&format)))
         }
     }

@@ -44,7 +44,7 @@ pub fn left(row: Row, more: &[(&[&str], &'static str)]) -> Result<Vec<String>> {
         list.iter().find(|(keys, _)| keys.contains(&key)).map(|(_, words)| *words)
     };
     for (key, value) in &row {
-        // What is masked by 1 is not learned, and mask is said for both.
+        // A masked message is not learned; `mask` is written for both meanings.
         let weighs = !["masked", "mask"].contains(&key.as_str());
         let words =
             of(more, key).or_else(|| of(REFUSED, key).filter(|_| !(weighs && is_idle(value))));
