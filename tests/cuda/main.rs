@@ -12,4 +12,5 @@
 mod common;
 mod counting;
 
+mod device;
 mod runtime_itself;
