@@ -10,6 +10,7 @@
 #[cfg(target_os = "linux")]
 mod dynamic;
 mod status;
+pub(crate) mod transfer;
 
 pub use status::CudaStatus;
 
