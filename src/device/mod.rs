@@ -9,9 +9,13 @@
 
 #[cfg(target_os = "linux")]
 mod dynamic;
+mod settings;
 mod status;
 pub(crate) mod transfer;
 
+#[cfg(feature = "models")]
+pub(crate) use settings::apply_defaults;
+pub use settings::{set_cudnn_attention, set_deterministic};
 pub use status::CudaStatus;
 
 use std::sync::OnceLock;
@@ -117,6 +121,7 @@ static LOADED: OnceLock<std::result::Result<(), CudaStatus>> = OnceLock::new();
 
 fn loaded() -> &'static std::result::Result<(), CudaStatus> {
     LOADED.get_or_init(|| {
+        settings::apply_defaults();
         #[cfg(target_os = "linux")]
         return dynamic::load();
         #[cfg(not(target_os = "linux"))]
