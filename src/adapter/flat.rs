@@ -156,10 +156,10 @@ impl FlatParams {
     pub(crate) fn adopt_written(&self) -> Result<()> {
         for run in &self.runs {
             let (start, end) = bounds(&self.slots, &run.slots);
-            let mut master = self.master.f_narrow(0, start, end - start)?;
+            let master = self.master.f_narrow(0, start, end - start)?;
             let written = run.live.f_ne_tensor(&master.f_to_kind(run.live.f_kind()?)?)?;
             let live = run.live.f_to_kind(master.f_kind()?)?;
-            master.f_copy_(&live.f_where_self(&written, &master)?)?;
+            let _ = live.f_where_self_out(&master, &written, &master)?;
         }
         Ok(())
     }

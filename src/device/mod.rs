@@ -11,18 +11,22 @@
 
 #[cfg(target_os = "linux")]
 mod dynamic;
+mod settings;
 #[cfg(target_os = "linux")]
 mod start;
 mod status;
+pub(crate) mod transfer;
 
+#[cfg(feature = "models")]
+pub(crate) use settings::apply_defaults;
+pub use settings::{allow_tf32, set_cudnn_attention, set_deterministic};
 pub use status::CudaStatus;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
 
 use tch::{Cuda, Device};
 
-use crate::error::{refuse, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Loads `libtorch_cuda.so` into this process, unless it is loaded already. Safe to call from several threads.
 ///
@@ -33,7 +37,7 @@ use crate::error::{refuse, Error, ErrorKind, Result};
 /// [`ErrorKind::Unsupported`] for a CPU build of libtorch, one linked statically, and systems other than Linux;
 /// [`ErrorKind::MissingFile`] if the dynamic loader refuses the library. The message is that of [`CudaStatus`].
 pub fn load_cuda() -> Result<()> {
-    ASKED.store(true, Ordering::Relaxed);
+    settings::apply_defaults();
     loaded().as_ref().map_err(|status| {
         let kind = match status {
             CudaStatus::LibraryNotLoaded { .. } => ErrorKind::MissingFile,
@@ -77,7 +81,7 @@ pub fn best_device() -> Device {
 #[doc(alias = "why_no_cuda")]
 #[doc(alias = "is_available")]
 pub fn cuda_status() -> CudaStatus {
-    ASKED.store(true, Ordering::Relaxed);
+    settings::apply_defaults();
     let loaded = loaded();
     // Only now, since libtorch keeps its first answer to this question.
     match usize::try_from(Cuda::device_count()) {
@@ -89,38 +93,6 @@ pub fn cuda_status() -> CudaStatus {
         Err(status) => status.clone(),
     }
 }
-
-/// Lets CUDA multiply f32 matrices in TF32, with 10 bits of mantissa and several times the speed, on Ampere and newer.
-/// Products in bf16 and f16, and on the CPU, do not change.
-///
-/// libtorch reads this setting once, when it is first used: call this first in `main`. It sets the environment
-/// variable `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`, which child processes inherit.
-///
-/// # Errors
-/// `InvalidState` if this module has asked libtorch for its devices already.
-///
-/// ```
-/// # // In a process of its own, as documentation tests are.
-/// ln_tuning::device::allow_tf32()?;
-/// let device = ln_tuning::device::best_device();
-/// assert!(ln_tuning::device::allow_tf32().is_err()); // too late
-/// # Ok::<(), ln_tuning::Error>(())
-/// ```
-#[doc(alias = "set_float32_matmul_precision")]
-pub fn allow_tf32() -> Result<()> {
-    if ASKED.load(Ordering::Relaxed) {
-        refuse!(
-            InvalidState,
-            "libtorch has been asked for its devices already: call `allow_tf32` before `best_device`, `load_cuda` \
-             and `cuda_status`"
-        );
-    }
-    std::env::set_var("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1");
-    Ok(())
-}
-
-/// True once a public function has asked for CUDA: what libtorch reads once may have been read.
-static ASKED: AtomicBool = AtomicBool::new(false);
 
 static LOADED: OnceLock<std::result::Result<(), CudaStatus>> = OnceLock::new();
 
