@@ -12,5 +12,11 @@
 mod common;
 mod counting;
 
+#[cfg(feature = "models")]
+mod checkpoints;
 mod device;
+#[cfg(feature = "models")]
+mod models;
+#[cfg(feature = "models")]
+mod quiet;
 mod runtime_itself;

@@ -30,12 +30,20 @@ pub struct Gpu {
     pub devices: u32,
     /// Bytes of each device.
     pub memory: u64,
+    /// Each tensor has memory of its own, fresh from the device, so that all that kernels leave is zeros. Otherwise it
+    /// is what libtorch's cache holds, and counts of memory are those of users.
+    pub zeros: bool,
 }
 
 impl Default for Gpu {
     fn default() -> Gpu {
-        Gpu { sm: 90, devices: 1, memory: 80 << 30 }
+        Gpu { sm: 90, devices: 1, memory: 80 << 30, zeros: false }
     }
+}
+
+/// True in the process that has the devices.
+pub fn in_child() -> bool {
+    std::env::var_os(CHILD).is_some()
 }
 
 impl Gpu {
@@ -44,7 +52,7 @@ impl Gpu {
     ///
     /// Gives what the process wrote; `None` in that process itself, and where there is no counting runtime.
     pub fn run<F: FnOnce()>(self, body: F) -> Option<Output> {
-        if std::env::var_os(CHILD).is_some() {
+        if in_child() {
             if std::env::var_os("COUNTING_BACKTRACE").is_some() {
                 show_waits();
             }
@@ -76,6 +84,9 @@ impl Gpu {
             .env("COUNTING_SM", self.sm.to_string())
             .env("COUNTING_DEVICES", self.devices.to_string())
             .env("COUNTING_MEMORY", self.memory.to_string());
+        if self.zeros {
+            command.env("PYTORCH_NO_CUDA_MEMORY_CACHING", "1");
+        }
         Some(command)
     }
 }
