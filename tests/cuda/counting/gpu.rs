@@ -38,13 +38,18 @@ impl Default for Gpu {
     }
 }
 
+/// True in the process that has the devices.
+pub fn in_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
 impl Gpu {
     /// Runs the body of the test that calls this in a process that has these devices, and fails as it fails. Call it
     /// once, directly in the test: the process is this test binary, told to run the same test.
     ///
     /// Gives what the process wrote; `None` in that process itself, and where there is no counting runtime.
     pub fn run<F: FnOnce()>(self, body: F) -> Option<Output> {
-        if std::env::var_os(CHILD).is_some() {
+        if in_child() {
             if std::env::var_os("COUNTING_BACKTRACE").is_some() {
                 show_waits();
             }
