@@ -12,4 +12,9 @@
 mod common;
 mod counting;
 
+#[cfg(feature = "models")]
+mod checkpoints;
+mod device;
+#[cfg(feature = "models")]
+mod models;
 mod runtime_itself;

@@ -157,8 +157,9 @@ static cudaError_t copy(void *to, const void *from, size_t size) {
     else
         count("copy within the host");
     if (size <= COPIED) memcpy(to, from, size);
-    /* A single byte that comes back is the answer to a question such as "all finite?": yes. */
-    if (size == 1 && from_device && !to_device) *(char *)to = 1;
+    /* A single value that comes back was computed, and kernels compute nothing: it is 0. A single byte is the answer to
+       a question such as "all finite?": yes. */
+    if (from_device && !to_device && size <= sizeof(double)) memset(to, size == 1, size);
     return cudaSuccess;
 }
 
