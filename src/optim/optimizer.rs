@@ -14,6 +14,7 @@ use crate::adapter::gradients::Gradients;
 use crate::adapter::weights::Adapter;
 use crate::adapter::LnTuningModel;
 use crate::error::{refusal, refuse, Result};
+use crate::kernels::number::WithNumber;
 
 /// Trains one adapter. Created by [`LnTuningModel::optimizer`](crate::LnTuningModel::optimizer).
 ///
@@ -367,7 +368,7 @@ fn variable_names(attachment: &Attachment, adapter: &str) -> Result<Vec<String>>
 fn clip_norm(gradients: &mut Gradients, max: f64) -> Result<Tensor> {
     let norm = gradients.flat()?.f_norm()?;
     // The coefficient stays on the device: multiplying by 1 is cheaper than waiting for its value.
-    let coefficient = norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max)?;
+    let coefficient = norm.f_add_number(1e-6)?.f_reciprocal()?.f_mul_number(max)?;
     let coefficient = coefficient.f_clamp_max(1.)?;
     gradients.change(|all| all.f_mul_(&coefficient))?;
     Ok(norm)

@@ -40,7 +40,7 @@ const WISE: [&str; 3] =
     ["a penny saved is a penny earned", "that is the question", "a stitch in time"];
 
 /// Texts in which the label shows, and a second text that says nothing.
-fn rows(count: usize) -> Vec<(String, String, &'static str)> {
+pub fn rows(count: usize) -> Vec<(String, String, &'static str)> {
     let row = |i: usize| {
         let (texts, label) = if i.is_multiple_of(2) { (OLD, "old") } else { (WISE, "wise") };
         let text = format!("{} {}", texts[i / 2 % 3], texts[i / 6 % 3]);
@@ -49,7 +49,7 @@ fn rows(count: usize) -> Vec<(String, String, &'static str)> {
     (0..count).map(row).collect()
 }
 
-fn csv(rows: &[(String, String, &str)], labels: [&str; 2]) -> String {
+pub fn csv(rows: &[(String, String, &str)], labels: [&str; 2]) -> String {
     let line = |(text, pair, label): &(String, String, &str)| {
         let label = if *label == "old" { labels[0] } else { labels[1] };
         format!("\"{text}\",\"{pair}\",{label}\n")
@@ -57,7 +57,7 @@ fn csv(rows: &[(String, String, &str)], labels: [&str; 2]) -> String {
     format!("text,pair,label\n{}", rows.iter().map(line).collect::<String>())
 }
 
-fn training(name: &str) -> Training {
+pub fn training(name: &str) -> Training {
     let settings = ["batch_size=8", "optimizer.lr=0.02", "threads=1", "workers=1", "device=cpu"];
     Training::new(&model(name)).set(&settings)
 }

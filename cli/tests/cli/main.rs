@@ -20,6 +20,7 @@ mod labels;
 mod loss_scale;
 mod merge;
 mod outputs;
+mod padding;
 mod plan;
 mod program;
 mod refusals;

@@ -8,6 +8,7 @@ use super::head_norm::HeadNorm;
 use super::linear::Linear;
 use super::mask::Mask;
 use super::rope::rotate_both;
+use crate::device::apply_defaults;
 use crate::error::Result;
 use crate::kernels::attention as kernels;
 
@@ -203,6 +204,9 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, scores: Scores) -> Re
         Mask::Seen(mask) | Mask::Added(mask) => (Some(mask), false),
     };
     let grouped = heads != kv_heads;
+    if q.device().is_cuda() {
+        apply_defaults();
+    }
     let fused = |q: &Tensor, k: &Tensor, v: &Tensor| {
         Tensor::f_scaled_dot_product_attention(q, k, v, given, dropout, causal, scale, grouped)
     };

@@ -49,6 +49,20 @@ impl Rope {
         Ok(Rope { frequencies, attention_factor: 1., beyond: Beyond::Same })
     }
 
+    /// The greatest length up to `padded` whose angles are those of `length`.
+    pub(in crate::models) fn longest_like(&self, length: i64, padded: i64) -> i64 {
+        let (learned, beyond) = match &self.beyond {
+            Beyond::Same => return padded,
+            Beyond::Others { length, .. } => (*length as i64, padded),
+            Beyond::Lower { length: learned, .. } => (*learned as i64, length),
+        };
+        if length > learned {
+            beyond
+        } else {
+            padded.min(learned)
+        }
+    }
+
     /// Cosines and sines, with their signs, `[length, dims]` of the positions `[length]`, or `[batch, length, dims]` of
     /// `[batch, length]`.
     pub(in crate::models) fn tables(
