@@ -12,4 +12,6 @@
 mod common;
 mod counting;
 
+mod launches;
 mod runtime_itself;
+mod training_step;
