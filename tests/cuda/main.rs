@@ -17,4 +17,6 @@ mod checkpoints;
 mod device;
 #[cfg(feature = "models")]
 mod models;
+mod launches;
 mod runtime_itself;
+mod training_step;
