@@ -13,6 +13,7 @@ use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::gradients::Gradients;
 use crate::adapter::LnTuningModel;
 use crate::error::{refusal, refuse, Result};
+use crate::kernels::number::WithNumber;
 
 /// Trains one adapter. Created by [`LnTuningModel::optimizer`](crate::LnTuningModel::optimizer).
 ///
@@ -221,7 +222,7 @@ impl Optimizer {
         self.with_gradients(|_, gradients| {
             let norm = gradients.flat()?.f_norm()?;
             // The coefficient stays on the device: multiplying by 1 is cheaper than waiting for its value.
-            let coefficient = norm.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max)?;
+            let coefficient = norm.f_add_number(1e-6)?.f_reciprocal()?.f_mul_number(max)?;
             let coefficient = coefficient.f_clamp_max(1.)?;
             gradients.change(|all| all.f_mul_(&coefficient))?;
             Ok(norm)
