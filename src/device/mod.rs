@@ -22,11 +22,13 @@ pub(crate) use settings::apply_defaults;
 pub use settings::{allow_tf32, set_cudnn_attention, set_deterministic};
 pub use status::CudaStatus;
 
+pub use crate::memory::MemoryInfo;
+
 use std::sync::OnceLock;
 
 use tch::{Cuda, Device};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Error, ErrorKind, Result};
 
 /// Loads `libtorch_cuda.so` into this process, unless it is loaded already. Safe to call from several threads.
 ///
@@ -92,6 +94,63 @@ pub fn cuda_status() -> CudaStatus {
         Ok(()) => without_devices(),
         Err(status) => status.clone(),
     }
+}
+
+/// The memory of a CUDA device as its driver counts it, or that of the machine for [`Device::Cpu`]. Limits of a
+/// container on the machine's memory are not known here.
+///
+/// On a GPU, what libtorch keeps for later tensors of this process is not free: what this process and all others have
+/// taken is `total - free`. Asking takes microseconds and waits for no kernel. It makes a CUDA context on that device
+/// if there is none, and on no other.
+///
+/// # Errors
+/// `InvalidArgument` if there is no such device; `Unsupported` if nothing can be asked there (other devices, CUDA
+/// outside Linux, a machine without `/proc`); `Torch` if CUDA's runtime fails.
+///
+/// ```
+/// use ln_tuning::device::{best_device, memory_info};
+/// let memory = memory_info(best_device())?;
+/// assert!(memory.free <= memory.total);
+/// println!("{memory}"); // 22.10 GiB free of 23.44 GiB
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[doc(alias = "mem_get_info")]
+#[doc(alias = "cudaMemGetInfo")]
+pub fn memory_info(device: Device) -> Result<MemoryInfo> {
+    match device {
+        Device::Cpu => match MemoryInfo::of_host() {
+            Some(memory) => Ok(memory),
+            None => refuse!(Unsupported, "this system does not tell its memory in /proc/meminfo"),
+        },
+        Device::Cuda(index) => of_cuda(index),
+        other => refuse!(
+            Unsupported,
+            "the memory of {other:?} cannot be asked for, only that of CUDA and the CPU"
+        ),
+    }
+}
+
+fn of_cuda(index: usize) -> Result<MemoryInfo> {
+    let devices = match cuda_status() {
+        CudaStatus::Available { devices } => devices,
+        status => {
+            refuse!(InvalidArgument, "there is no memory of cuda:{index} to ask for. {status}")
+        }
+    };
+    if index >= devices {
+        refuse!(
+            InvalidArgument,
+            "there is no cuda:{index}: the devices are cuda:0 to cuda:{}",
+            devices - 1
+        );
+    }
+    #[cfg(target_os = "linux")]
+    return match dynamic::memory_of(index) {
+        Ok((free, total)) => Ok(MemoryInfo::new(free, total)),
+        Err(reason) => refuse!(Torch, "the memory of cuda:{index} cannot be asked for: {reason}"),
+    };
+    #[cfg(not(target_os = "linux"))]
+    refuse!(Unsupported, "the memory of cuda:{index} can be asked for on Linux only");
 }
 
 static LOADED: OnceLock<std::result::Result<(), CudaStatus>> = OnceLock::new();

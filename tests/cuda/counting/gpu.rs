@@ -74,12 +74,18 @@ impl Gpu {
         Some(output)
     }
 
-    /// A program that has these devices. With `COUNTING_REPORT` in its environment it leaves its counts in that file,
-    /// for [`Counts::read`](super::Counts::read). `None` where there is no counting runtime.
+    /// A program that has these devices. `None` where there is no counting runtime.
     pub fn command(self, program: &Path) -> Option<Command> {
         let mut command = Command::new(program);
+        self.give_to(&mut command).then_some(command)
+    }
+
+    /// Gives a program these devices. With `COUNTING_REPORT` in its environment it leaves its counts in that file, for
+    /// [`Counts::read`](super::Counts::read). False where there is no counting runtime.
+    pub fn give_to(self, command: &mut Command) -> bool {
+        let Some(library) = library() else { return false };
         command
-            .env("LD_PRELOAD", library()?)
+            .env("LD_PRELOAD", library)
             .env_remove("CUDA_VISIBLE_DEVICES")
             .env("COUNTING_SM", self.sm.to_string())
             .env("COUNTING_DEVICES", self.devices.to_string())
@@ -87,6 +93,6 @@ impl Gpu {
         if self.zeros {
             command.env("PYTORCH_NO_CUDA_MEMORY_CACHING", "1");
         }
-        Some(command)
+        true
     }
 }
