@@ -38,9 +38,7 @@ fn adapters_stay_on_the_device_of_their_model() {
             tuned.add_adapter("second", LnTuningConfig::default()).unwrap();
             tuned.set_adapter("second").unwrap();
             all_stay(&vs, kind, "switching");
-            tuned.disable().unwrap();
-            all_stay(&vs, kind, "disabling");
-            tuned.enable().unwrap();
+            tuned.with_disabled(|| all_stay(&vs, kind, "disabling")).unwrap();
             for (name, tensor) in tuned.state_dict("second").unwrap() {
                 assert_eq!(tensor.device(), DEVICE, "{name}");
             }
@@ -68,47 +66,57 @@ fn adapters_stay_on_the_device_of_their_model() {
     });
 }
 
+/// A model with its adapter and optimiser, which have made a step.
+struct Trained {
+    device: Device,
+    model: Decoder,
+    optimizer: Optimizer,
+    _rest: (VarStore, LnTuningModel),
+}
+
+impl Trained {
+    fn on(device: Device) -> Trained {
+        let dir = checkpoints().join("decoders/llama");
+        let (vs, model) = Decoder::from_pretrained(dir, device, Kind::BFloat16).unwrap();
+        let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
+        let optimizer = tuned.optimizer(AdamW::default().amsgrad(true), 1e-3).unwrap();
+        let mut trained = Trained { device, model, optimizer, _rest: (vs, tuned) };
+        trained.step();
+        trained
+    }
+
+    fn step(&mut self) {
+        let ids = Tensor::ones([1, 4], (Kind::Int64, self.device));
+        let loss = self.model.logits(&ids).unwrap().sum(Kind::Float);
+        self.optimizer.backward_step_clip_norm(&loss, 1.).unwrap();
+        for (name, gradient) in self.optimizer.gradients().unwrap() {
+            assert_eq!(gradient.expect("a gradient").device(), self.device, "{name}");
+        }
+    }
+}
+
 #[test]
 fn the_state_of_an_optimiser_moves_between_devices() {
-    let dir = checkpoints().join("decoders/llama");
+    checkpoints();
     two_devices().run(|| {
-        let trained = |device: Device| {
-            let (vs, model) = Decoder::from_pretrained(&dir, device, Kind::BFloat16).unwrap();
-            let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
-            let mut optimizer = tuned.optimizer(AdamW::default().amsgrad(true), 1e-3).unwrap();
-            let ids = Tensor::ones([1, 4], (Kind::Int64, device));
-            let step = |optimizer: &mut Optimizer| {
-                let loss = model.logits(&ids).unwrap().sum(Kind::Float);
-                optimizer.backward_step_clip_norm(&loss, 1.).unwrap();
-            };
-            step(&mut optimizer);
-            (optimizer, move |optimizer: &mut Optimizer| {
-                step(optimizer);
-                let gradients = optimizer.gradients().unwrap();
-                let gradients = gradients.into_iter().filter_map(|(_, gradient)| gradient);
-                gradients.for_each(|gradient| assert_eq!(gradient.device(), device));
-                drop((&vs, &tuned));
-            })
-        };
-        let (mut on_host, step_on_host) = trained(Device::Cpu);
-        let (mut on_device, step_on_device) = trained(DEVICE);
-        let (host, device) = (on_host.state_dict().unwrap(), on_device.state_dict().unwrap());
-        assert!(device
-            .iter()
-            .filter(|(_, state)| state.numel() > 1)
-            .all(|(_, s)| s.device() == DEVICE));
-        on_host.load_state_dict(&device).unwrap();
-        on_device.load_state_dict(&host).unwrap();
-        step_on_host(&mut on_host);
-        step_on_device(&mut on_device);
+        let (mut host, mut device) = (Trained::on(Device::Cpu), Trained::on(DEVICE));
+        let of_host = host.optimizer.state_dict().unwrap();
+        let of_device = device.optimizer.state_dict().unwrap();
+        for (name, state) in of_device.iter().filter(|(_, state)| state.dim() > 0) {
+            assert_eq!(state.device(), DEVICE, "{name}");
+        }
+        host.optimizer.load_state_dict(&of_device).unwrap();
+        device.optimizer.load_state_dict(&of_host).unwrap();
+        host.step();
+        device.step();
 
-        let file = tempfile::tempdir().unwrap();
-        let file = file.path().join("optimizer.safetensors");
-        on_device.save(&file).unwrap();
-        on_host.load(&file).unwrap();
-        on_host.save(&file).unwrap();
-        on_device.load(&file).unwrap();
-        step_on_device(&mut on_device);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("optimizer.safetensors");
+        device.optimizer.save(&file).unwrap();
+        host.optimizer.load(&file).unwrap();
+        host.optimizer.save(&file).unwrap();
+        device.optimizer.load(&file).unwrap();
+        device.step();
         nothing_on_the_first_device();
     });
 }

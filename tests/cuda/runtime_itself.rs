@@ -42,6 +42,9 @@ fn launches_products_copies_waits_and_memory_are_counted() {
         let counts = counting::counts();
         assert_eq!((counts.copies_back, counts.synchronisations), (1, 1));
 
+        let answers = ones.isfinite().all().int64_value(&[]) + ones.lt(0.).any().int64_value(&[]);
+        assert_eq!(answers, 1, "all: yes, any: no");
+
         counting::reset();
         let _held = Tensor::zeros([100 << 20], (Kind::Uint8, device));
         let memory = counting::counts().devices[0];
