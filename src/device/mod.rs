@@ -28,7 +28,7 @@ use std::sync::OnceLock;
 
 use tch::{Cuda, Device};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{refuse, Error, ErrorKind, Result};
 
 /// Loads `libtorch_cuda.so` into this process, unless it is loaded already. Safe to call from several threads.
 ///
@@ -96,36 +96,6 @@ pub fn cuda_status() -> CudaStatus {
     }
 }
 
-<<<<<<< HEAD
-/// Lets CUDA multiply f32 matrices in TF32, with 10 bits of mantissa and several times the speed, on Ampere and newer.
-/// Products in bf16 and f16, and on the CPU, do not change.
-///
-/// libtorch reads this setting once, when it is first used: call this first in `main`. It sets the environment
-/// variable `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`, which child processes inherit.
-///
-/// # Errors
-/// `InvalidState` if this module has asked libtorch for its devices already.
-///
-/// ```
-/// # // In a process of its own, as documentation tests are.
-/// ln_tuning::device::allow_tf32()?;
-/// let device = ln_tuning::device::best_device();
-/// assert!(ln_tuning::device::allow_tf32().is_err()); // too late
-/// # Ok::<(), ln_tuning::Error>(())
-/// ```
-#[doc(alias = "set_float32_matmul_precision")]
-pub fn allow_tf32() -> Result<()> {
-    if LOADED.get().is_some() {
-        refuse!(
-            InvalidState,
-            "libtorch has been asked for its devices already: call `allow_tf32` before `best_device`, `load_cuda` \
-             and `cuda_status`"
-        );
-    }
-    std::env::set_var("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1");
-    Ok(())
-}
-
 /// The memory of a CUDA device as its driver counts it, or that of the machine for [`Device::Cpu`]. Limits of a
 /// container on the machine's memory are not known here.
 ///
@@ -183,8 +153,6 @@ fn of_cuda(index: usize) -> Result<MemoryInfo> {
     refuse!(Unsupported, "the memory of cuda:{index} can be asked for on Linux only");
 }
 
-=======
->>>>>>> runtime
 static LOADED: OnceLock<std::result::Result<(), CudaStatus>> = OnceLock::new();
 
 fn loaded() -> &'static std::result::Result<(), CudaStatus> {

@@ -15,8 +15,8 @@ mod counting;
 #[cfg(feature = "models")]
 mod checkpoints;
 mod device;
+mod launches;
 #[cfg(feature = "models")]
 mod models;
-mod launches;
 mod runtime_itself;
 mod training_step;
