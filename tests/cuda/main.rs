@@ -17,12 +17,14 @@ mod adapters;
 #[cfg(feature = "models")]
 mod checkpoints;
 mod device;
+mod launches;
 #[cfg(feature = "models")]
 mod launches;
 #[cfg(feature = "models")]
 mod models;
 #[cfg(feature = "models")]
 mod quiet;
+mod models;
 mod runtime_itself;
 #[cfg(feature = "models")]
 mod training_step;
