@@ -11,7 +11,7 @@ use crate::counting::{self, Gpu};
 const DEVICE: Device = Device::Cuda(1);
 
 fn two_devices() -> Gpu {
-    Gpu { devices: 2, zeros: true, ..Gpu::default() }
+    Gpu { devices: 2, fill: Some(0), ..Gpu::default() }
 }
 
 fn nothing_on_the_first_device() {

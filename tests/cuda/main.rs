@@ -22,9 +22,9 @@ mod launches;
 mod launches;
 #[cfg(feature = "models")]
 mod models;
+mod models;
 #[cfg(feature = "models")]
 mod quiet;
-mod models;
 mod runtime_itself;
 #[cfg(feature = "models")]
 mod training_step;

@@ -11,7 +11,7 @@ use crate::counting::Gpu;
 #[test]
 fn training_generating_saving_and_loading_write_nothing_to_standard_error() {
     let dir = checkpoints().join("decoders/llama");
-    let output = Gpu { zeros: true, ..Gpu::default() }.run(|| {
+    let output = Gpu { fill: Some(0), ..Gpu::default() }.run(|| {
         let device = best_device();
         let (vs, model) = Decoder::from_pretrained(&dir, device, Kind::BFloat16).unwrap();
         let mut tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();

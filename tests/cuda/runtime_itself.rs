@@ -55,7 +55,7 @@ fn launches_products_copies_waits_and_memory_are_counted() {
 
 #[test]
 fn devices_are_those_that_were_asked_for() {
-    Gpu { sm: 89, devices: 2, memory: 1 << 30, zeros: false }.run(|| {
+    Gpu { sm: 89, devices: 2, memory: 1 << 30, fill: None }.run(|| {
         assert_eq!(cuda_status(), CudaStatus::Available { devices: 2 });
         let second = Tensor::ones([10], (Kind::Float, Device::Cuda(1)));
         assert_eq!(second.device(), Device::Cuda(1));

@@ -30,14 +30,15 @@ pub struct Gpu {
     pub devices: u32,
     /// Bytes of each device.
     pub memory: u64,
-    /// Each tensor has memory of its own, fresh from the device, so that all that kernels leave is zeros. Otherwise it
-    /// is what libtorch's cache holds, and counts of memory are those of users.
-    pub zeros: bool,
+    /// Each tensor has memory of its own, and every byte of it is this before something is copied there: all that
+    /// kernels leave. 0x3c makes 0.01 of f32 and bf16. `None`: what libtorch's cache holds, and counts of memory are
+    /// those of users.
+    pub fill: Option<u8>,
 }
 
 impl Default for Gpu {
     fn default() -> Gpu {
-        Gpu { sm: 90, devices: 1, memory: 80 << 30, zeros: false }
+        Gpu { sm: 90, devices: 1, memory: 80 << 30, fill: None }
     }
 }
 
@@ -90,8 +91,9 @@ impl Gpu {
             .env("COUNTING_SM", self.sm.to_string())
             .env("COUNTING_DEVICES", self.devices.to_string())
             .env("COUNTING_MEMORY", self.memory.to_string());
-        if self.zeros {
+        if let Some(byte) = self.fill {
             command.env("PYTORCH_NO_CUDA_MEMORY_CACHING", "1");
+            command.env("COUNTING_FILL", byte.to_string());
         }
         true
     }
