@@ -12,19 +12,11 @@
 mod common;
 mod counting;
 
-#[cfg(feature = "models")]
 mod adapters;
-#[cfg(feature = "models")]
 mod checkpoints;
 mod device;
 mod launches;
-#[cfg(feature = "models")]
-mod launches;
-#[cfg(feature = "models")]
 mod models;
-mod models;
-#[cfg(feature = "models")]
 mod quiet;
 mod runtime_itself;
-#[cfg(feature = "models")]
 mod training_step;
