@@ -87,6 +87,22 @@ pub fn set_cudnn_attention(on: bool) -> Result<()> {
     Ok(())
 }
 
+/// Lets CUDA multiply f32 matrices in TF32, with 10 bits of mantissa and several times the speed, on Ampere and newer.
+/// Products in bf16 and f16, and on the CPU, do not change. It counts for the whole process, at any time.
+///
+/// # Errors
+/// `Unsupported` if libtorch is linked statically, or names its methods in another way.
+///
+/// ```
+/// ln_tuning::device::allow_tf32()?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[doc(alias = "set_float32_matmul_precision")]
+pub fn allow_tf32() -> Result<()> {
+    context::setter("_ZN2at7Context18setAllowTF32CuBLASEb")?(true);
+    Ok(())
+}
+
 static DEFAULTS: Once = Once::new();
 
 /// The settings of this crate, once: before its first attention on CUDA.

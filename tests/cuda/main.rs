@@ -12,4 +12,11 @@
 mod common;
 mod counting;
 
+#[cfg(feature = "models")]
+mod checkpoints;
+mod device;
+mod launches;
+#[cfg(feature = "models")]
+mod models;
 mod runtime_itself;
+mod training_step;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::common::run_python;
+use crate::common::{run_python, shared};
 use crate::program::{best_device, printed, Training};
 use image::{Rgb, RgbImage};
 use ln_tuning::models::{Model, ModelConfig, ViTConfig, ViTForImageClassification};
@@ -15,7 +15,7 @@ use tch::{nn::VarStore, Device};
 pub fn model(name: &str) -> PathBuf {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     let dir = MADE.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("classifier");
+        let dir = shared("classifier");
         let _ = std::fs::remove_dir_all(&dir);
         let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
         run_python("finetune.py", &["make-bert", &path("bert"), "wise,old"]);

@@ -27,7 +27,7 @@ fn run(gpu: Gpu, mut command: Command) -> Option<(String, Counts)> {
     let report = tempfile::NamedTempFile::new().unwrap();
     command.env("COUNTING_REPORT", report.path());
     // Each tensor has memory of its own, which holds zeros: nothing is found changed that no kernel has written to.
-    command.env("PYTORCH_NO_CUDA_MEMORY_CACHING", "1");
+    command.env("PYTORCH_NO_CUDA_MEMORY_CACHING", "1").env("COUNTING_SCALAR", "1");
     let output = on(gpu, command)?.output().unwrap();
     let (out, err) = texts(&output);
     assert!(output.status.success() && err.is_empty(), "{}\n{out}\n{err}", output.status);

@@ -38,13 +38,18 @@ impl Default for Gpu {
     }
 }
 
+/// True in the process that has the devices.
+pub fn in_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
 impl Gpu {
     /// Runs the body of the test that calls this in a process that has these devices, and fails as it fails. Call it
     /// once, directly in the test: the process is this test binary, told to run the same test.
     ///
     /// Gives what the process wrote; `None` in that process itself, and where there is no counting runtime.
     pub fn run<F: FnOnce()>(self, body: F) -> Option<Output> {
-        if std::env::var_os(CHILD).is_some() {
+        if in_child() {
             if std::env::var_os("COUNTING_BACKTRACE").is_some() {
                 show_waits();
             }
@@ -53,8 +58,9 @@ impl Gpu {
         }
         let mut command = self.command(&std::env::current_exe().unwrap())?;
         // The type of a closure has the path of the function around it.
-        let path = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
-        let test = path.split_once("::").expect("a closure in a test").1;
+        let path = std::any::type_name::<F>().split_once("::{{closure}}");
+        let (path, _) = path.expect("the body is a closure in the test itself");
+        let test = path.split_once("::").expect("a path in this crate").1;
         command.env(CHILD, "1").args(["--exact", test, "--nocapture", "--include-ignored"]);
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
@@ -71,6 +77,7 @@ impl Gpu {
         let mut command = Command::new(program);
         command
             .env("LD_PRELOAD", library()?)
+            .env_remove("CUDA_VISIBLE_DEVICES")
             .env("COUNTING_SM", self.sm.to_string())
             .env("COUNTING_DEVICES", self.devices.to_string())
             .env("COUNTING_MEMORY", self.memory.to_string());
