@@ -32,8 +32,14 @@ pub enum ModelKind {
     /// bf16 on a GPU, and the kind of the files on a CPU
     #[default]
     Auto,
+    #[value(alias = "float32")]
+    #[serde(alias = "float32")]
     F32,
+    #[value(alias = "bfloat16")]
+    #[serde(alias = "bfloat16")]
     Bf16,
+    #[value(alias = "float16")]
+    #[serde(alias = "float16")]
     F16,
 }
 

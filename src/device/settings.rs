@@ -1,0 +1,179 @@
+//! Settings of libtorch that count for the whole process and that tch does not bind: methods of its global context,
+//! found by name in the running process.
+#![allow(unsafe_code)]
+
+use std::env;
+use std::sync::Once;
+
+use crate::error::{refusal, refuse, Result};
+
+/// The values of `CUBLAS_WORKSPACE_CONFIG` with which cuBLAS promises equal results.
+const WORKSPACES: [&str; 2] = [":4096:8", ":16:8"];
+
+/// The user's word on cuDNN's attention, which libtorch reads at its first attention on CUDA.
+const CUDNN_ATTENTION: &str = "TORCH_CUDNN_SDPA_DEPRIORITIZED";
+
+/// Equal results from equal inputs, bit for bit, on CUDA too: sums whose order is left to chance there, such as those in
+/// the backward pass of attention, are computed in a fixed order, which takes longer. The default is that of libtorch:
+/// false. On the CPU all that this crate computes is deterministic anyhow.
+///
+/// It counts for the whole process, also for operations of your own; one that has no deterministic form then fails with
+/// an error that names it. It sets `CUBLAS_WORKSPACE_CONFIG`, if that is not set, which cuBLAS reads at its first
+/// product: call this first in `main`. New tensors stay uninitialised (`torch` would fill them, to show who reads them
+/// too early).
+///
+/// Results are equal on the same kind of device with the same versions of libtorch and CUDA.
+///
+/// # Errors
+/// `InvalidState` if `CUBLAS_WORKSPACE_CONFIG` has a value that is not deterministic; `Unsupported` if libtorch is linked
+/// statically, or names its methods in another way.
+///
+/// ```
+/// // In a process of its own, as documentation tests are.
+/// use ln_tuning::device::set_deterministic;
+/// let mut x = tch::Tensor::zeros([3], (tch::Kind::Float, tch::Device::Cpu));
+/// let (place, value) = (tch::Tensor::from_slice(&[0_i64]), tch::Tensor::from_slice(&[1_f32]));
+/// set_deterministic(true)?;
+/// assert!(x.f_put_(&place, &value, false).is_err()); // an operation that has no deterministic form
+/// set_deterministic(false)?;
+/// assert!(x.f_put_(&place, &value, false).is_ok());
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[doc(alias = "use_deterministic_algorithms")]
+pub fn set_deterministic(on: bool) -> Result<()> {
+    let algorithms = context::setter_of_two("_ZN2at7Context26setDeterministicAlgorithmsEbb")?;
+    let fill = context::setter("_ZN2at7Context39setDeterministicFillUninitializedMemoryEb")?;
+    if on {
+        let name = "CUBLAS_WORKSPACE_CONFIG";
+        match env::var_os(name) {
+            None => env::set_var(name, WORKSPACES[0]),
+            Some(value) if WORKSPACES.iter().any(|known| value == *known) => (),
+            Some(value) => refuse!(
+                InvalidState,
+                "{name} is {value:?}, with which products on CUDA may differ from run to run: unset it, or set it to \
+                 {} or {}",
+                WORKSPACES[0],
+                WORKSPACES[1]
+            ),
+        }
+    }
+    fill(false);
+    // Without a warning instead of an error: attention would stay as it is.
+    algorithms(on, false);
+    Ok(())
+}
+
+/// Lets attention on CUDA use cuDNN, or not. On Hopper and newer, libtorch would take cuDNN before all else. It builds a
+/// plan for each new shape, which takes tens of milliseconds to a second: for each new length of a batch, and in
+/// generation for each new token. So this crate turns it off when it is first asked for a device, or first computes
+/// attention on CUDA; flash attention is used instead. Turn it on where all batches have one shape.
+///
+/// The environment variable `TORCH_CUDNN_SDPA_DEPRIORITIZED` (0 or 1) is libtorch's own: where it is set, the crate
+/// leaves the choice to it until this function is called. It counts for the whole process, at any time.
+///
+/// # Errors
+/// `Unsupported` if libtorch is linked statically, or names its methods in another way.
+///
+/// ```
+/// ln_tuning::device::set_cudnn_attention(true)?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[doc(alias = "enable_cudnn_sdp")]
+pub fn set_cudnn_attention(on: bool) -> Result<()> {
+    let set = context::setter("_ZN2at7Context14setSDPUseCuDNNEb")?;
+    // The default must not come later and undo this.
+    DEFAULTS.call_once(|| ());
+    set(on);
+    Ok(())
+}
+
+/// Lets CUDA multiply f32 matrices in TF32, with 10 bits of mantissa and several times the speed, on Ampere and newer.
+/// Products in bf16 and f16, and on the CPU, do not change. It counts for the whole process, at any time.
+///
+/// # Errors
+/// `Unsupported` if libtorch is linked statically, or names its methods in another way.
+///
+/// ```
+/// ln_tuning::device::allow_tf32()?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[doc(alias = "set_float32_matmul_precision")]
+pub fn allow_tf32() -> Result<()> {
+    context::setter("_ZN2at7Context18setAllowTF32CuBLASEb")?(true);
+    Ok(())
+}
+
+static DEFAULTS: Once = Once::new();
+
+/// The settings of this crate, once: before its first attention on CUDA.
+pub(crate) fn apply_defaults() {
+    DEFAULTS.call_once(|| {
+        if env::var_os(CUDNN_ATTENTION).is_none() {
+            // A libtorch without this method is only slower.
+            if let Ok(set) = context::setter("_ZN2at7Context14setSDPUseCuDNNEb") {
+                set(false);
+            }
+        }
+    });
+}
+
+/// libtorch's `at::Context`.
+mod context {
+    use super::{refusal, Result};
+
+    /// `void at::Context::method(bool)` of the global context, by its mangled name, which holds the types.
+    #[cfg(unix)]
+    pub(super) fn setter(method: &str) -> Result<impl Fn(bool)> {
+        type Method = unsafe extern "C" fn(*mut std::ffi::c_void, bool);
+        // SAFETY: a method is a function whose first argument is the object, in the C++ ABI of Unix; `b` is bool.
+        let (context, method) = unsafe { (global()?, symbol::<Method>(method)?) };
+        // SAFETY: the context lives as long as the process; its setters store a value and throw nothing.
+        Ok(move |value| unsafe { method(context, value) })
+    }
+
+    /// `void at::Context::method(bool, bool)`.
+    #[cfg(unix)]
+    pub(super) fn setter_of_two(method: &str) -> Result<impl Fn(bool, bool)> {
+        type Method = unsafe extern "C" fn(*mut std::ffi::c_void, bool, bool);
+        // SAFETY: as above; `bb` is bool, bool.
+        let (context, method) = unsafe { (global()?, symbol::<Method>(method)?) };
+        // SAFETY: as above.
+        Ok(move |first, second| unsafe { method(context, first, second) })
+    }
+
+    #[cfg(unix)]
+    fn global() -> Result<*mut std::ffi::c_void> {
+        // SAFETY: Context& at::globalContext(): a reference is a pointer in this ABI. It makes the context if there is none.
+        unsafe {
+            Ok(symbol::<unsafe extern "C" fn() -> *mut std::ffi::c_void>(
+                "_ZN2at13globalContextEv",
+            )?())
+        }
+    }
+
+    /// # Safety
+    /// `T` is a function pointer of the symbol's type.
+    #[cfg(unix)]
+    unsafe fn symbol<T: Copy>(name: &str) -> Result<T> {
+        // SAFETY: as the caller promises. libtorch is never unloaded: the program is linked with it.
+        let found = unsafe { libloading::os::unix::Library::this().get::<T>(name) };
+        found.map(|found| *found).map_err(|_| missing(name))
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn setter(method: &str) -> Result<impl Fn(bool)> {
+        Err::<fn(bool), _>(missing(method))
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn setter_of_two(method: &str) -> Result<impl Fn(bool, bool)> {
+        Err::<fn(bool, bool), _>(missing(method))
+    }
+
+    fn missing(name: &str) -> crate::Error {
+        refusal!(
+            Unsupported,
+            "this process has no symbol '{name}' of libtorch: link libtorch dynamically (known: 2.11, on Unix)"
+        )
+    }
+}
