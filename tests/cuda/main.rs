@@ -17,6 +17,8 @@ mod checkpoints;
 mod device;
 mod launches;
 #[cfg(feature = "models")]
+mod memory;
+#[cfg(feature = "models")]
 mod models;
 mod runtime_itself;
 mod training_step;
