@@ -20,6 +20,7 @@ mod device;
 mod launches;
 #[cfg(feature = "models")]
 mod launches;
+mod memory;
 #[cfg(feature = "models")]
 mod models;
 mod models;
