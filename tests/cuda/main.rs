@@ -17,12 +17,10 @@ mod adapters;
 #[cfg(feature = "models")]
 mod checkpoints;
 mod device;
-mod launches;
 #[cfg(feature = "models")]
 mod launches;
 mod memory;
 #[cfg(feature = "models")]
-mod models;
 mod models;
 #[cfg(feature = "models")]
 mod quiet;
