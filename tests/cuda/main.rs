@@ -17,6 +17,12 @@ mod checkpoints;
 mod device;
 mod launches;
 mod models;
+#[cfg(feature = "models")]
+mod launches;
+mod memory;
+#[cfg(feature = "models")]
+mod models;
+#[cfg(feature = "models")]
 mod quiet;
 mod runtime_itself;
 mod training_step;
