@@ -16,13 +16,8 @@ mod adapters;
 mod checkpoints;
 mod device;
 mod launches;
-mod models;
-#[cfg(feature = "models")]
-mod launches;
 mod memory;
-#[cfg(feature = "models")]
 mod models;
-#[cfg(feature = "models")]
 mod quiet;
 mod runtime_itself;
 mod training_step;
