@@ -75,9 +75,11 @@ fn vit() -> Training {
 #[test]
 fn a_language_model_trains_resumes_merges_and_generates() {
     let training = training();
-    let Some(()) =
-        trains_and_resumes(Gpu::default(), &training, &["accumulation=2", "deterministic=true"])
-    else {
+    let Some(()) = trains_and_resumes(
+        Gpu::default(),
+        &training,
+        &["accumulation=2", "deterministic=true", "tf32=true"],
+    ) else {
         return;
     };
     let (base, adapter, merged) =
