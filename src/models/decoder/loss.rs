@@ -134,7 +134,7 @@ mod tests {
     use tch::nn::VarStore;
     use tch::Device;
 
-    use super::super::context::context;
+    use super::super::context::{context, masks};
     use super::*;
     use crate::models::nn::Places;
     use crate::models::nn::{run, Through};
@@ -158,7 +158,9 @@ mod tests {
         let places =
             Places { start: 0, length: 4, device: Device::Cpu, tokens: None, documents: None };
         let positions = places.positions(false).unwrap();
-        let context = context(&config, &places, &positions, Kind::Float, false).unwrap();
+        let kind = Kind::Float;
+        let masks = masks(&config, &places, &positions, &config.windows, kind).unwrap();
+        let context = context(&config, &positions, masks, kind, false).unwrap();
         let context = Rc::new(context);
         let mut hidden = Tensor::randn([1, 4, 8], (Kind::Float, Device::Cpu));
         let mut graphs = Vec::new();
