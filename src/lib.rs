@@ -84,6 +84,7 @@ mod autograd;
 pub mod device;
 mod error;
 mod kernels;
+mod memory;
 #[cfg(feature = "models")]
 pub mod models;
 mod names;

@@ -152,7 +152,7 @@ impl Attachment {
                 // Its former gradient is not one of the adapter.
                 undefine(std::iter::once(&self.variables.get(*variable).tensor))?;
                 self.variables.freeze(*variable)?;
-                self.samples.remember(&[(*variable, data.shallow_clone())])?;
+                self.samples.remember(&[(*variable, data)])?;
             }
         }
         self.base.extend(missing);
@@ -177,16 +177,21 @@ impl Attachment {
     /// Updates variables and gradients to the present state: a pointer swap per tensor of the two adapters involved.
     pub(crate) fn apply(&mut self) -> Result<()> {
         let wanted = self.wanted();
-        if wanted != self.shown {
+        let changes = wanted != self.shown;
+        if changes {
             self.hide_gradients()?;
-            if let Some(adapter) = self.shown.as_ref().and_then(|name| self.adapters.get(name)) {
+            let next = wanted.as_ref().and_then(|name| self.adapters.get(name));
+            let before = self.shown.as_ref().and_then(|name| self.adapters.get(name));
+            let same_slots = before.map(|a| &a.slot_variables) == next.map(|a| &a.slot_variables);
+            if let Some(adapter) = before {
                 let mut stays = vec![false; self.variables.len()];
-                if let Some(next) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
+                if let Some(next) = next {
                     next.all_storages(&self.base).for_each(|(variable, _)| stays[variable] = true);
                 }
+                let go_on = same_slots && self.trains(next);
                 for (variable, _) in adapter.all_storages(&self.base) {
                     let tensor = &self.variables.get(variable).tensor;
-                    if tensor.requires_grad() {
+                    if !go_on && tensor.requires_grad() {
                         let _ = tensor.f_set_requires_grad(false)?;
                     }
                     if !stays[variable] {
@@ -194,50 +199,57 @@ impl Attachment {
                     }
                 }
             }
-            if let Some(adapter) = wanted.as_ref().and_then(|name| self.adapters.get(name)) {
-                let before = self.shown.as_ref().and_then(|name| self.adapters.get(name));
-                if before.is_none_or(|before| before.slot_variables != adapter.slot_variables) {
-                    // Those of the base are not the adapter's.
-                    let leaves = adapter.slot_variables.iter().map(|v| self.variables.get(*v));
-                    undefine(leaves.map(|variable| &variable.tensor))?;
-                }
-                for (variable, storage) in adapter.all_storages(&self.base) {
-                    self.variables.set_data(variable, storage)?;
-                }
+            if let Some(adapter) = next.filter(|_| !same_slots) {
+                // Those of the base are not the adapter's.
+                let leaves = adapter.slot_variables.iter().map(|v| self.variables.get(*v));
+                undefine(leaves.map(|variable| &variable.tensor))?;
             }
             self.shown = wanted;
         }
-        self.apply_requires_grad()
+        self.apply_shown(changes)
     }
 
-    /// Only the parameters of a trainable adapter in use require a gradient.
-    fn apply_requires_grad(&mut self) -> Result<()> {
-        let Some(name) = self.shown.clone().filter(|name| self.adapters.contains_key(name)) else {
+    /// Lets the variables use the storage of the adapter in use, if that `changes`. Only the parameters of one that is
+    /// trainable require a gradient.
+    fn apply_shown(&mut self, changes: bool) -> Result<()> {
+        let shown = self.shown.clone();
+        let Some((name, adapter)) =
+            shown.as_ref().and_then(|name| Some((name, self.adapters.get(name)?)))
+        else {
             return Ok(());
         };
-        let merged = self.merged.is_some();
-        let (adapter, leaves) = self.graded(&name)?;
-        let train = adapter.trainable && !merged;
+        let (train, id) = (self.trains(Some(adapter)), adapter.id);
+        // The base and a frozen adapter may come between a forward pass and its backward pass; this one may not.
+        let renew = train && self.graphs_of != Some(id);
+        if renew {
+            // No tuned weight is complex.
+            let spare = (Kind::ComplexFloat, adapter.flat.master().device());
+            let spare = Tensor::f_empty([0], spare)?;
+            for (variable, storage) in adapter.all_storages(&self.base) {
+                self.variables.renew(variable, storage, &spare)?;
+            }
+        } else if changes {
+            for (variable, storage) in adapter.all_storages(&self.base) {
+                self.variables.set_data(variable, storage)?;
+            }
+        }
+        let (adapter, leaves) = self.graded(name)?;
         for leaf in &leaves {
             if leaf.requires_grad() != train {
                 let _ = leaf.f_set_requires_grad(train)?;
             }
         }
         adapter.gradients.show(&leaves)?;
-        let id = adapter.id;
-        if train && self.graphs_of != Some(id) {
-            // The base and a frozen adapter may come between a forward pass and its backward pass; this one may not.
-            let adapter = &self.adapters[&name];
-            // No tuned weight is complex.
-            let spare = (Kind::ComplexFloat, adapter.flat.master().device());
-            let spare = Tensor::f_empty([0], spare)?;
-            for (slot, variable) in adapter.slot_variables.iter().enumerate() {
-                self.variables.renew(*variable, adapter.flat.view(slot), &spare)?;
-            }
+        if renew {
             self.outdate_all()?;
             self.graphs_of = Some(id);
         }
         Ok(())
+    }
+
+    /// True if this adapter trains while the model uses it.
+    fn trains(&self, adapter: Option<&Adapter>) -> bool {
+        self.merged.is_none() && adapter.is_some_and(|adapter| adapter.trainable)
     }
 
     /// Marks everything that an adapter replaces as changed, for graphs made before.
@@ -278,7 +290,7 @@ impl Attachment {
     pub(crate) fn restore_requires_grad(&mut self) -> Result<()> {
         self.freeze_all()?;
         self.sync()?;
-        self.apply_requires_grad()
+        self.apply_shown(false)
     }
 
     /// Restores the `requires_grad` that every variable had before an adapter was attached.

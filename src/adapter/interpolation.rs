@@ -10,6 +10,7 @@ use crate::adapter::model::LnTuningModel;
 use crate::adapter::selection::{Norms, Role, Selection};
 use crate::adapter::weights::Adapter;
 use crate::error::{refuse, Result};
+use crate::kernels::number::WithNumber;
 use crate::storage::finite::check_finite;
 
 /// The path along which adapters are combined.
@@ -163,7 +164,7 @@ fn combine(
             let mut sum = base;
             for (factor, learnt) in factors(&weights, &learnt, options.method)?.iter().zip(&learnt)
             {
-                sum = sum.f_add(&learnt.f_mul_scalar(*factor)?)?;
+                sum = sum.f_add(&learnt.f_mul_number(*factor)?)?;
             }
             check_finite(&[(&name, &sum, made.model_kind(&entry)?)])?;
             Some(sum)

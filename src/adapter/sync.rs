@@ -6,10 +6,9 @@ use tch::Tensor;
 
 use crate::adapter::attachment::Attachment;
 use crate::adapter::samples::is_cast;
-use crate::adapter::variables::Changes;
+use crate::adapter::variables::{Changes, Variables};
 use crate::error::{refusal, Error, Result};
 use crate::storage::finite::check_cast;
-use crate::storage::info::is_float;
 
 impl Attachment {
     /// Checks for changes to the variables by user code since the last call.
@@ -39,19 +38,18 @@ impl Attachment {
             self.adapters[name].flat.adopt_written()?;
         }
         self.variables.accept(&changes);
-        let frozen = self.frozen(changes.frozen)?;
-        self.samples.remember(&frozen)
+        self.samples.remember(&frozen(&self.variables, &self.base, changes.frozen))
     }
 
     /// Remembers the frozen base, for [`check_base`](Self::check_base).
     pub(crate) fn remember_base(&mut self) -> Result<()> {
-        let base = self.frozen(0..self.variables.len())?;
-        self.samples.remember(&base)
+        let all = 0..self.variables.len();
+        self.samples.remember(&frozen(&self.variables, &self.base, all))
     }
 
     /// Refuses a base in which an element of the samples has changed without a mark.
     pub(crate) fn check_base(&self) -> Result<()> {
-        let base = self.frozen(0..self.variables.len())?;
+        let base = frozen(&self.variables, &self.base, 0..self.variables.len());
         match self.samples.first_changed(&base)? {
             Some(variable) => Err(self.base_changed(
                 variable,
@@ -59,23 +57,6 @@ impl Attachment {
             )),
             None => Ok(()),
         }
-    }
-
-    /// The storage without adapters of those of these variables that are frozen parameters, each tensor once.
-    fn frozen(&self, variables: impl IntoIterator<Item = usize>) -> Result<Vec<(usize, Tensor)>> {
-        let frozen = variables.into_iter().filter(|index| {
-            let variable = self.variables.get(*index);
-            variable.is_parameter && variable.tied_to == *index && variable.copy_of.is_none()
-        });
-        let mut stored = Vec::new();
-        for index in frozen {
-            let own = || &self.variables.get(index).tensor;
-            let data = self.base.get(&index).unwrap_or_else(own).shallow_clone();
-            if data.f_kind().is_ok_and(is_float) {
-                stored.push((index, data));
-            }
-        }
-        Ok(stored)
     }
 
     fn base_changed(&self, variable: usize, what: &str) -> Error {
@@ -94,7 +75,9 @@ impl Attachment {
             adapter.flat.adopt_written()?;
         }
         let others = changes.moved.iter().copied().filter(|v| !self.base.contains_key(v));
-        if let Some(index) = self.samples.first_not_cast(&self.frozen(others)?)? {
+        if let Some(index) =
+            self.samples.first_not_cast(&frozen(&self.variables, &self.base, others))?
+        {
             return Err(self.base_changed(index, "was given other values or another shape"));
         }
         let in_use: HashMap<usize, Tensor> =
@@ -141,8 +124,8 @@ impl Attachment {
         }
         self.base = base;
         self.variables.accept(changes);
-        let moved = self.frozen(changes.moved.iter().copied())?;
-        self.samples.remember(&moved)?;
+        let moved = changes.moved.iter().copied();
+        self.samples.remember(&frozen(&self.variables, &self.base, moved))?;
         let Some(name) = self.shown.take() else { return Ok(()) };
         let adapter = self.adapter_mut(&name)?;
         for slot in 0..adapter.slot_variables.len() {
@@ -163,4 +146,18 @@ impl Attachment {
         let (adapter, leaves) = self.graded(&name)?;
         adapter.gradients.show(&leaves)
     }
+}
+
+/// The storage without adapters of those of these variables that are frozen parameters, each tensor once.
+fn frozen<'a>(
+    variables: &'a Variables,
+    base: &'a HashMap<usize, Tensor>,
+    among: impl IntoIterator<Item = usize>,
+) -> Vec<(usize, &'a Tensor)> {
+    let frozen = among.into_iter().filter(|index| {
+        let variable = variables.get(*index);
+        variable.is_parameter && variable.tied_to == *index && variable.copy_of.is_none()
+    });
+    let stored = |index| (index, base.get(&index).unwrap_or(&variables.get(index).tensor));
+    frozen.map(stored).collect()
 }

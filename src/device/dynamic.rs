@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, CStr, OsStr};
+use std::mem::ManuallyDrop;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -53,14 +54,17 @@ fn load_from(libtorch: &Path) -> Result<(), CudaStatus> {
     }
 }
 
-/// The number of devices that the driver sees. Asks the driver itself, and creates no context.
-pub(super) fn devices_of_driver() -> Result<usize, CudaStatus> {
+/// The NVIDIA driver; loading it starts nothing. Never closed, since its threads outlive the first caller.
+pub(super) fn driver() -> Result<ManuallyDrop<Library>, CudaStatus> {
     // SAFETY: the file of this name is the NVIDIA driver's interface; its initialisers have no requirements.
     let driver = unsafe { Library::open(Some("libcuda.so.1"), RTLD_NOW) };
     let driver = driver.map_err(|error| CudaStatus::NoDriver { reason: words(&error) })?;
-    // Never closed, since the driver starts threads that outlive this function.
-    let driver = std::mem::ManuallyDrop::new(driver);
+    Ok(ManuallyDrop::new(driver))
+}
 
+/// The number of devices that the driver sees. Asks the driver itself, and creates no context.
+pub(super) fn devices_of_driver() -> Result<usize, CudaStatus> {
+    let driver = driver()?;
     // SAFETY: CUresult cuInit(unsigned int), with flags 0 as its documentation demands.
     let code = unsafe {
         let init = driver.get::<unsafe extern "C" fn(u32) -> c_int>(b"cuInit\0");
@@ -105,6 +109,34 @@ fn ask_runtime() -> Result<(), CudaStatus> {
         let text = text.map(|text| text(code)).unwrap_or(std::ptr::null());
         Err(failed("cudaGetDeviceCount", code, string(text)))
     }
+}
+
+/// Bytes that are free on a device, and all of them, as CUDA's runtime counts; an error is a reason in words.
+///
+/// In a thread of its own, since the runtime asks for the thread's current device: setting it back would make a context
+/// on the former one.
+pub(super) fn memory_of(device: usize) -> Result<(u64, u64), String> {
+    let asked = std::thread::Builder::new().spawn(move || {
+        let index = c_int::try_from(device).map_err(|error| error.to_string())?;
+        let process = Library::this();
+        let (mut free, mut total) = (0_usize, 0_usize);
+        // SAFETY: cudaError_t cudaSetDevice(int) and cudaError_t cudaMemGetInfo(size_t *free, size_t *total) keep these
+        // signatures in every version; the pointers are to live numbers of that size.
+        let codes = unsafe {
+            let set = process.get::<unsafe extern "C" fn(c_int) -> c_int>(b"cudaSetDevice\0");
+            let set = set.map_err(|error| words(&error))?;
+            let ask = process
+                .get::<unsafe extern "C" fn(*mut usize, *mut usize) -> c_int>(b"cudaMemGetInfo\0");
+            let ask = ask.map_err(|error| words(&error))?;
+            [("cudaSetDevice", set(index)), ("cudaMemGetInfo", ask(&mut free, &mut total))]
+        };
+        match codes.into_iter().find(|(_, code)| *code != 0) {
+            Some((call, code)) => Err(format!("{call} fails with error {code}")),
+            None => Ok((free as u64, total as u64)),
+        }
+    });
+    let answer = asked.map_err(|error| error.to_string())?.join();
+    answer.unwrap_or_else(|_| Err("the thread that asks has panicked".to_owned()))
 }
 
 fn failed(call: &str, code: c_int, words: Option<String>) -> CudaStatus {

@@ -2,5 +2,6 @@
 
 #[cfg(feature = "models")]
 pub(crate) mod attention;
+pub(crate) mod number;
 pub(crate) mod processor;
 pub(crate) mod product;

@@ -37,6 +37,15 @@ pub(crate) fn linear_transposed(
     }
 }
 
+/// Writes a · b into `out`, which may be f32 where they are bf16 or f16: on CUDA then without rounding to their kind.
+pub(crate) fn widened(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
+    if a.device().is_cuda() {
+        let _ = a.f_mm_dtype_out(out, b, out.f_kind()?)?;
+        return Ok(());
+    }
+    Ok(out.f_copy_(&a.f_mm(b)?)?)
+}
+
 /// The rows of `x` as the pixels of an image, channels last, if their product with `weight` is faster as a convolution.
 fn pixels(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
     let size = x.size();

@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::generation_config::GenerationConfig;
+use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
 
 /// Options of generation. The default is greedy, for at most 128 tokens.
@@ -163,7 +164,7 @@ impl<'a> Ended<'a> {
     fn new(batch: i64, stop: &'a [i64], pad: i64, device: Device) -> Result<Self> {
         let there = || -> Result<(Tensor, Tensor)> {
             let rows = Tensor::f_zeros([batch, 1], (Kind::Bool, device))?;
-            Ok((Tensor::f_from_slice(stop)?.f_to_device(device)?, rows))
+            Ok((sent(&Tensor::f_from_slice(stop)?, device)?, rows))
         };
         let there = (batch > 1 && !stop.is_empty()).then(there).transpose()?;
         Ok(Ended { stop, pad, rows: vec![false; batch as usize], there })
@@ -252,7 +253,7 @@ impl Draws {
         self.left -= tokens;
         let draws: Vec<f64> = (0..tokens * self.batch).map(|_| self.random.next()).collect();
         let draws = Tensor::f_from_slice(&draws)?.f_view([tokens, self.batch, 1])?;
-        self.there = draws.f_to_device(device)?.f_unbind(0)?.into_iter();
+        self.there = sent(&draws, device)?.f_unbind(0)?.into_iter();
         self.next(device)
     }
 }

@@ -4,6 +4,7 @@ use tch::{nn, Kind, Tensor};
 
 use crate::adapter::flat::copy_of;
 use crate::error::{refusal, refuse, Result};
+use crate::kernels::number::WithNumber;
 
 /// An optimisation algorithm with its settings, from the builders of tch.
 #[derive(Debug, Clone, Copy)]
@@ -131,11 +132,12 @@ fn adamw(
     lr: f64,
 ) -> Result<()> {
     let (beta1, beta2) = (settings.beta1, settings.beta2);
+    // What takes memory comes first: an error changes nothing.
+    let mut work = grad.f_square()?;
     if settings.wd != 0. {
         let _ = params.f_mul_scalar_(1. - lr * settings.wd)?;
     }
     let _ = buffers[0].f_lerp_(grad, 1. - beta1)?;
-    let mut work = grad.f_square()?;
     let _ = buffers[1].f_lerp_(&work, 1. - beta2)?;
     let variance = match buffers.len() {
         3 => buffers[2].f_maximum_out(&buffers[2], &buffers[1])?,
@@ -151,10 +153,10 @@ fn adamw(
         }
         Count::OnDevice(step) => {
             let correction =
-                |beta: f64| Tensor::f_pow_scalar(beta, step)?.f_neg()?.f_add_scalar(1.);
+                |beta: f64| Tensor::f_pow_scalar(beta, step)?.f_neg()?.f_add_number(1.);
             let (one, two) = (correction(beta1)?, correction(beta2)?.f_sqrt()?);
-            let _ = work.f_add_(&two.f_mul_scalar(settings.eps)?)?;
-            let _ = work.f_mul_(&one.f_div(&two)?.f_mul_scalar(-1. / lr)?)?;
+            let _ = work.f_add_(&two.f_mul_number(settings.eps)?)?;
+            let _ = work.f_mul_(&one.f_div(&two)?.f_mul_number(-1. / lr)?)?;
         }
     }
     // At a rate of 0 the divisor is infinite, or not a number.
@@ -174,28 +176,32 @@ fn sgd(
 ) -> Result<()> {
     let mut direction = match settings.wd {
         0. => copy_of(grad)?,
-        wd => grad.f_add(&params.f_mul_scalar(wd)?)?,
+        wd => grad.f_add(&params.f_mul_number(wd)?)?,
     };
     if let Some(momentum) = buffers.first_mut() {
         // The first gradient is taken whole.
         let dampened = 1. - settings.dampening;
         let new = match count {
             Count::Known(1) => copy_of(&direction)?,
-            Count::Known(_) => direction.f_mul_scalar(dampened)?,
+            Count::Known(_) => direction.f_mul_number(dampened)?,
             Count::OnDevice(step) => {
                 let gain = step.f_eq(1.)?.f_to_kind(Kind::Double)?;
-                direction.f_mul(&gain.f_mul_scalar(settings.dampening)?.f_add_scalar(dampened)?)?
+                direction.f_mul(&gain.f_mul_number(settings.dampening)?.f_add_number(dampened)?)?
             }
         };
-        let _ = momentum.f_mul_scalar_(settings.momentum)?;
-        let _ = momentum.f_add_(&new)?;
+        // What takes memory comes first: an error changes nothing.
+        let mut next = momentum.f_mul_number(settings.momentum)?;
+        let _ = next.f_add_(&new)?;
         direction = if settings.nesterov {
-            direction.f_add(&momentum.f_mul_scalar(settings.momentum)?)?
+            direction.f_add(&next.f_mul_number(settings.momentum)?)?.f_mul_scalar_(lr)?
         } else {
-            copy_of(momentum)?
+            next.f_mul_number(lr)?
         };
+        momentum.f_copy_(&next)?;
+    } else {
+        let _ = direction.f_mul_scalar_(lr)?;
     }
-    let _ = params.f_sub_(&direction.f_mul_scalar_(lr)?)?;
+    let _ = params.f_sub_(&direction)?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::algorithm::check_range;
 use crate::adapter::flat::copy_of;
 use crate::error::{refusal, refuse, Result};
+use crate::kernels::number::WithNumber;
 
 /// Dynamic loss scaling for models in f16, as torch's `GradScaler` does it, with its defaults: a step whose gradients
 /// are not all finite is skipped and the scale halved; after 2000 steps without one, the scale is doubled.
@@ -105,9 +106,9 @@ impl Factor {
             _ => loss.shallow_clone(),
         };
         Ok(match self {
-            Factor::Number(scale) => wide.f_mul_scalar(scale / parts as f64)?,
+            Factor::Number(scale) => wide.f_mul_number(scale / parts as f64)?,
             Factor::OnDevice(scale) => {
-                wide.f_mul(&scale.f_to_device(loss.device())?)?.f_div_scalar(parts)?
+                wide.f_mul(&scale.f_to_device(loss.device())?)?.f_div_number(parts)?
             }
         })
     }

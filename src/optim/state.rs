@@ -9,6 +9,7 @@ use super::algorithm::{Algorithm, Count};
 use crate::adapter::flat::{copy_of, FlatParams};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, ErrorKind, Result};
+use crate::kernels::number::WithNumber;
 use crate::storage::finite::is_finite;
 use crate::storage::info::is_float;
 
@@ -120,7 +121,7 @@ impl State {
                     }
                     let mut skipped = skipped.f_narrow(0, run.start as i64, run.len() as i64)?;
                     let count =
-                        Count::OnDevice(skipped.f_select(0, 0)?.f_neg()?.f_add_scalar(step)?);
+                        Count::OnDevice(skipped.f_select(0, 0)?.f_neg()?.f_add_number(step)?);
                     algorithm.update(&mut work, &gradient, &mut buffers, &count, lr)?;
                     for (now, former) in [&work].into_iter().chain(&buffers).zip(&former) {
                         let _ = former.f_where_self_out(now, skip, now)?;
@@ -306,7 +307,7 @@ fn fault(name: &str, buffer: &Tensor) -> Result<Option<(ErrorKind, String)>> {
         let found = format!("NaN, infinity or a number outside {kind:?}, expected finite numbers");
         return Ok(Some((ErrorKind::NonFinite, found)));
     }
-    if name.ends_with("_sq") && buffer.f_lt(0.)?.f_any()?.f_int64_value(&[])? != 0 {
+    if name.ends_with("_sq") && buffer.f_ge(0.)?.f_all()?.f_int64_value(&[])? == 0 {
         let found = "a negative number, expected means of squares: 0 or more".to_owned();
         return Ok(Some((ErrorKind::InvalidArgument, found)));
     }

@@ -116,8 +116,12 @@ impl StoredTensors {
         let length = usize::try_from(stored.len).map_err(|e| {
             refusal!(Unsupported, "'{}' does not fit into memory", stored.key).caused_by(e)
         })?;
-        let mut bytes = vec![0; length];
-        file.read_exact(&mut bytes).map_err(failed)?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(length).map_err(|e| failed(e.into()))?;
+        file.take(stored.len).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() != length {
+            return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
+        }
         Ok(bytes)
     }
 }

@@ -8,10 +8,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
-/// The repository, which is the directory of this package or the one above.
+/// The folder of `tests/`, `benches/` and `gpu/`: `LN_TUNING_DATA` where a test runs on another machine than the one it
+/// was built on, otherwise the repository, which is the directory of this package or the one above.
 pub fn root() -> PathBuf {
+    if let Some(data) = std::env::var_os("LN_TUNING_DATA") {
+        return data.into();
+    }
     let mut above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     above.find(|dir| dir.join("tests/python").is_dir()).expect("the repository").to_owned()
+}
+
+/// A folder for what the tests of one process make once and share.
+pub fn shared(name: &str) -> PathBuf {
+    let elsewhere = std::env::var_os("LN_TUNING_DATA").map(|_| std::env::temp_dir());
+    elsewhere.unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()).join(name)
 }
 
 /// The interpreter with the packages of `tests/python/requirements.txt`: `LN_TUNING_PYTHON`, or the one in `.venv`.

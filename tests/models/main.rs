@@ -16,6 +16,7 @@ mod loading;
 mod minilm;
 mod naming;
 mod nesting;
+mod padding;
 mod ropes;
 mod seq2seq;
 mod sizes;

@@ -23,7 +23,6 @@ use crate::train::task::{to_device, Batch, Load, Of, Scores, Task};
 
 pub struct ClassifierTask<'m> {
     model: &'m Classifier,
-    device: Device,
     loader: Arc<ClassifierLoader>,
 }
 
@@ -32,6 +31,7 @@ pub struct ClassifierLoader {
     eval: Option<Rows>,
     labels: Labels,
     preparation: Prepare,
+    device: Device,
 }
 
 enum Prepare {
@@ -46,13 +46,14 @@ impl Load for ClassifierLoader {
         let all = self.eval.as_ref().filter(|_| job.eval).unwrap_or(&self.train);
         let rows = || job.rows.iter().map(|row| &all.rows[*row]);
         let labels = self.labels.targets(rows().map(|row| row.label.as_str()))?;
+        let sent = |tensor: Tensor| to_device(&tensor, self.device);
         let count = job.rows.len() as i64;
         let (inputs, size) = match &self.preparation {
             Prepare::Texts(texts) => {
                 let given: Vec<_> = rows().filter_map(|row| row.input.texts()).collect();
                 let rows = texts.encode(&given)?;
                 let shape = [count, rows.length as i64];
-                let table = |values: &[i64]| Tensor::f_from_slice(values)?.f_view(shape);
+                let table = |values: &[i64]| sent(Tensor::f_from_slice(values)?.f_view(shape)?);
                 let inputs = Inputs {
                     main: table(&rows.ids)?,
                     mask: rows.padded.then(|| table(&rows.mask)).transpose()?,
@@ -69,11 +70,12 @@ impl Load for ClassifierLoader {
                 }
                 let edge = i64::from(preparation.size);
                 let shape = [count, preparation.channels as i64, edge, edge];
-                let main = Tensor::f_from_slice(&pixels)?.f_view(shape)?;
+                let main = sent(Tensor::f_from_slice(&pixels)?.f_view(shape)?)?;
                 (Inputs { main, mask: None, types: None }, count as u64)
             }
         };
         let sources: Vec<String> = job.rows.iter().map(|row| all.place(*row)).collect();
+        let labels = sent(labels)?;
         Ok(Batch { inputs, labels, targets: count, size, sources: sources.join(", ") })
     }
 }
@@ -91,37 +93,25 @@ impl<'m> ClassifierTask<'m> {
         let preparation = match model.max_length() {
             Some(longest) => {
                 let longest = run.data.max_length.min(longest as usize);
-                Prepare::Texts(Box::new(Texts::open(dir, &model.config, longest)?))
+                Prepare::Texts(Box::new(Texts::open(
+                    dir,
+                    &model.config,
+                    longest,
+                    run.files.multiple(device),
+                )?))
             }
             None => Prepare::Images(Preparation::open(dir, &model.config)?),
         };
-        let loader = Arc::new(ClassifierLoader { train, eval, labels, preparation });
-        Ok(ClassifierTask { model, device, loader })
-    }
-
-    fn logits<'t>(
-        &'t self,
-        batch: &Of<Self>,
-        train: bool,
-        tape: &mut Tape<'t>,
-    ) -> ln_tuning::Result<Tensor> {
-        let moved = |tensor: &Tensor| to_device(tensor, self.device);
-        let Inputs { main, mask, types } = &batch.inputs;
-        let inputs = Inputs {
-            main: moved(main)?,
-            mask: mask.as_ref().map(moved).transpose()?,
-            types: types.as_ref().map(moved).transpose()?,
-        };
-        self.model.logits(&inputs, train, tape)
+        let loader = Arc::new(ClassifierLoader { train, eval, labels, preparation, device });
+        Ok(ClassifierTask { model, loader })
     }
 
     /// The sum over the batch.
-    fn loss_of(&self, logits: &Tensor, batch: &Of<Self>) -> ln_tuning::Result<Tensor> {
-        let labels = to_device(&batch.labels, self.device)?;
+    fn loss_of(&self, logits: &Tensor, labels: &Tensor) -> ln_tuning::Result<Tensor> {
         if self.loader.labels.are_numbers() {
-            return Ok(logits.f_squeeze_dim(-1)?.f_mse_loss(&labels, Reduction::Sum)?);
+            return Ok(logits.f_squeeze_dim(-1)?.f_mse_loss(labels, Reduction::Sum)?);
         }
-        Ok(logits.f_cross_entropy_loss(&labels, None::<Tensor>, Reduction::Sum, -100, 0.)?)
+        Ok(logits.f_cross_entropy_loss(labels, None::<Tensor>, Reduction::Sum, -100, 0.)?)
     }
 }
 
@@ -154,27 +144,32 @@ impl Task for ClassifierTask<'_> {
         over: i64,
         tape: &mut Tape<'t>,
     ) -> ln_tuning::Result<Tensor> {
-        Ok(self.loss_of(&self.logits(batch, true, tape)?, batch)?.f_div_scalar(over)?)
+        let logits = self.model.logits(&batch.inputs, true, tape)?;
+        Ok(self.loss_of(&logits, &batch.labels)?.f_div_scalar(over)?)
     }
 
     fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores> {
-        let (mut sum, mut count) = (0., 0);
-        let (mut labels, mut predictions) = (Vec::new(), Vec::new());
         let numbers = self.loader.labels.are_numbers();
+        let (mut losses, mut labels, mut predictions) = (Vec::new(), Vec::new(), Vec::new());
         for batch in batches {
             let batch = batch?;
-            let logits = self.logits(&batch, false, &mut Tape::off())?;
-            sum += self.loss_of(&logits, &batch)?.f_double_value(&[])?;
-            count += batch.targets;
-            let predicted = match numbers {
-                true => logits.f_squeeze_dim(-1)?,
-                false => logits.f_argmax(-1, false)?,
-            };
-            for (tensor, values) in [(&batch.labels, &mut labels), (&predicted, &mut predictions)] {
-                let tensor = tensor.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?;
-                values.extend(Vec::<f64>::try_from(tensor)?);
-            }
+            let logits = self.model.logits(&batch.inputs, false, &mut Tape::off())?;
+            losses.push(self.loss_of(&logits, &batch.labels)?);
+            let predicted =
+                if numbers { logits.f_squeeze_dim(-1)? } else { logits.f_argmax(-1, false)? };
+            labels.push(batch.labels);
+            predictions.push(predicted);
         }
+        // Only now, so that the device is waited for once.
+        let values = |tensors: Vec<Tensor>| -> Result<Vec<f64>> {
+            let all = Tensor::f_cat(&tensors, 0)?.f_to_kind(Kind::Double)?;
+            Ok(Vec::try_from(all.f_to_device(Device::Cpu)?)?)
+        };
+        let losses: Vec<Tensor> =
+            losses.iter().map(|loss| loss.f_view(1)).collect::<Result<_, _>>()?;
+        let (sum, labels, predictions) =
+            (values(losses)?.iter().sum::<f64>(), values(labels)?, values(predictions)?);
+        let count = labels.len();
         let mut scores = vec![("eval_loss", sum / count.max(1) as f64)];
         if numbers {
             scores.push(("pearson", pearson(&labels, &predictions)));

@@ -13,6 +13,10 @@ pub struct Texts {
     pad: i64,
     /// The model tells the texts of a pair apart.
     types: bool,
+    /// The greatest length.
+    max_length: usize,
+    /// Lengths are multiples of it, or `max_length`.
+    multiple: usize,
 }
 
 /// Rows of one length.
@@ -26,18 +30,19 @@ pub struct TextRows {
 }
 
 impl Texts {
-    pub fn open(model: &Path, config: &Value, max_length: usize) -> Result<Self> {
+    pub fn open(model: &Path, config: &Value, max_length: usize, multiple: usize) -> Result<Self> {
         let truncation = TruncationParams { max_length, ..Default::default() };
         let tokenizer = tokenizer::open(model, Some(truncation))?;
         let id = |name: &str| tokenizer.token_to_id(name).map(i64::from);
         let pad = config["pad_token_id"].as_i64().or(id("[PAD]")).or(id("<pad>")).unwrap_or(0);
         let types = config["type_vocab_size"].as_i64().is_some_and(|count| count > 1);
-        Ok(Texts { tokenizer, pad, types })
+        Ok(Texts { tokenizer, pad, types, max_length, multiple })
     }
 
     /// A row as the model sees it, special tokens included.
     pub fn seen(&self, texts: (&str, Option<&str>)) -> Result<String> {
-        let ids: Vec<u32> = self.encode(&[texts])?.ids.iter().map(|id| *id as u32).collect();
+        let TextRows { ids, tokens, .. } = self.encode(&[texts])?;
+        let ids: Vec<u32> = ids.iter().take(tokens as usize).map(|id| *id as u32).collect();
         self.tokenizer.decode(&ids, false).map_err(|error| anyhow!(error))
     }
 
@@ -54,6 +59,7 @@ impl Texts {
         }
         let length = encodings.iter().map(|encoding| encoding.len()).max().unwrap_or(0);
         ensure!(length > 0, "the tokenizer makes no tokens of these texts");
+        let length = length.next_multiple_of(self.multiple).min(self.max_length.max(length));
         let (mut ids, mut mask, mut types) = (Vec::new(), Vec::new(), Vec::new());
         let mut tokens = 0;
         for encoding in &encodings {

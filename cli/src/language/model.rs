@@ -2,7 +2,7 @@
 
 use anyhow::{ensure, Result};
 use ln_tuning::loss::{LinearCrossEntropy, Reduction};
-use ln_tuning::models::{Decoder, Head, Inputs, Load, Model};
+use ln_tuning::models::{Decoder, DecoderConfig, Head, Inputs, Load, Model};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::recompute::Tape;
 use tch::nn::VarStore;
@@ -24,6 +24,10 @@ impl LanguageModel {
         let (vs, decoder) = Decoder::from_files(files, &load)?;
         bar.finish_and_clear();
         Ok((vs, LanguageModel { decoder }))
+    }
+
+    pub fn config(&self) -> &DecoderConfig {
+        self.decoder.config()
     }
 
     /// Refuses ids that the model has no embedding for.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use ln_tuning::loss::{Reduction, IGNORE_INDEX};
-use ln_tuning::models::Inputs;
+use ln_tuning::models::{DecoderConfig, Inputs};
 use ln_tuning::recompute::Tape;
 use tch::{Device, Kind, Tensor};
 
@@ -29,6 +29,10 @@ pub struct LanguageTask<'m> {
 
 pub struct LanguageLoader {
     encoder: TextEncoder,
+    config: DecoderConfig,
+    device: Device,
+    /// Lengths are multiples of it.
+    multiple: i64,
     train: Rows,
     eval: Option<Rows>,
 }
@@ -75,11 +79,14 @@ impl Load for LanguageLoader {
     fn load(&self, job: &Job) -> Result<Batch<Tokens>> {
         let all = self.eval.as_ref().filter(|_| job.eval).unwrap_or(&self.train);
         let rows: Vec<&Vec<usize>> = job.rows.iter().map(|row| &all.rows[*row]).collect();
-        let length = job.rows.iter().map(|row| all.width(*row) as usize).max().unwrap_or(0);
+        let length = job.rows.iter().map(|row| i64::from(all.width(*row))).max().unwrap_or(0);
+        let length = self.config.padded_length(length, self.multiple) as usize;
         let packed = rows.iter().any(|row| row.len() > 1);
         let cells = length * rows.len();
         let (mut ids, mut labels) = (vec![0; cells], vec![IGNORE_INDEX; cells]);
-        let mut documents = vec![-1_i64; if packed { cells } else { 0 }];
+        // Each place of the padding is a document of its own, so that none is longer than those of the data.
+        let mut documents: Vec<i64> =
+            if packed { (0..cells as i64).map(|at| -1 - at).collect() } else { Vec::new() };
         let (mut targets, mut size, mut sources) = (0, 0, Vec::new());
         for (row, pieces) in rows.iter().enumerate() {
             let mut at = row * length;
@@ -102,9 +109,11 @@ impl Load for LanguageLoader {
         sources.dedup();
         let shape = [rows.len() as i64, length as i64];
         let table = |values: &[i64]| Tensor::f_from_slice(values)?.f_view(shape);
-        let documents = packed.then(|| table(&documents)).transpose()?;
+        let sent = |values: &[i64]| to_device(&table(values)?, self.device);
+        let documents = packed.then(|| sent(&documents)).transpose()?;
         Ok(Batch {
-            inputs: Tokens { ids: table(&ids)?, documents },
+            inputs: Tokens { ids: sent(&ids)?, documents },
+            // The loss leaves out what does not count, and looks for it on the CPU.
             labels: table(&labels)?,
             targets,
             size,
@@ -126,7 +135,9 @@ impl<'m> LanguageTask<'m> {
         let seed = run.files.shuffle.then_some(run.common.seed);
         let train = Rows::new(train, data, seed);
         let eval = eval.map(|eval| Rows::new(eval, data, None));
-        let loader = Arc::new(LanguageLoader { encoder, train, eval });
+        let (config, multiple) = (model.config().clone(), run.files.multiple(device) as i64);
+        let loader = LanguageLoader { encoder, config, device, multiple, train, eval };
+        let loader = Arc::new(loader);
         LanguageTask { model, device, packing: data.packing, loader }
     }
 
@@ -138,9 +149,7 @@ impl<'m> LanguageTask<'m> {
         tape: &mut Tape<'t>,
     ) -> ln_tuning::Result<Tensor> {
         let Tokens { ids, documents } = &batch.inputs;
-        let ids = to_device(ids, self.device)?;
-        let documents = documents.as_ref().map(|d| to_device(d, self.device)).transpose()?;
-        let inputs = Inputs::new(&ids).documents(documents.as_ref()).train(train);
+        let inputs = Inputs::new(ids).documents(documents.as_ref()).train(train);
         self.model.loss(inputs, &batch.labels, reduction, tape)
     }
 }

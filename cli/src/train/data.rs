@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
 use serde::Deserialize;
+use tch::Device;
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Data {
@@ -13,6 +14,7 @@ pub struct Data {
     pub eval_fraction: f64,
     pub bad_lines: BadLines,
     pub shuffle: bool,
+    pub pad_to_multiple_of: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -77,7 +79,18 @@ impl Data {
             fraction == 0. || self.eval.is_none(),
             "both 'data.eval' and 'data.eval_fraction' are set: leave out one"
         );
+        ensure!(
+            self.pad_to_multiple_of != Some(0),
+            "'data.pad_to_multiple_of' is 0, expected at least 1, or null"
+        );
         self.train().map(drop)
+    }
+
+    /// The number that lengths of batches are multiples of.
+    pub fn multiple(&self, device: Device) -> usize {
+        // A GPU plans, and keeps memory, for each new length; a CPU pays for every place.
+        let usual = if device == Device::Cpu { 1 } else { 64 };
+        self.pad_to_multiple_of.unwrap_or(usual)
     }
 
     pub fn train(&self) -> Result<&Path> {

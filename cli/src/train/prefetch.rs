@@ -1,7 +1,8 @@
-//! Batches made by worker threads, in order, a few ahead.
+//! Batches made by worker threads and sent to the device, in order, a few ahead.
 
 use std::sync::mpsc::{sync_channel, Receiver};
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 use anyhow::{anyhow, Result};
 
@@ -13,6 +14,7 @@ const AHEAD: usize = 2;
 
 pub struct Prefetch<L: Load> {
     workers: Vec<Receiver<Result<Batch<L::Inputs>>>>,
+    threads: Vec<JoinHandle<()>>,
     next: usize,
     count: usize,
 }
@@ -28,7 +30,7 @@ impl<L: Load> Prefetch<L> {
         let start = |share: Vec<Job>| {
             let (sender, receiver) = sync_channel(AHEAD);
             let loader = loader.clone();
-            std::thread::spawn(move || {
+            let thread = thread::spawn(move || {
                 for job in share {
                     // Nobody listens any more: the run has ended.
                     if sender.send(loader.load(&job)).is_err() {
@@ -36,9 +38,10 @@ impl<L: Load> Prefetch<L> {
                     }
                 }
             });
-            receiver
+            (receiver, thread)
         };
-        Prefetch { workers: shares.into_iter().map(start).collect(), next: 0, count }
+        let (workers, threads) = shares.into_iter().map(start).unzip();
+        Prefetch { workers, threads, next: 0, count }
     }
 }
 
@@ -52,5 +55,16 @@ impl<L: Load> Iterator for Prefetch<L> {
         let batch = self.workers[self.next % self.workers.len()].recv();
         self.next += 1;
         Some(batch.unwrap_or_else(|_| Err(anyhow!("a thread that makes batches has panicked"))))
+    }
+}
+
+/// Waits for the workers: at the end of the process none may be on its way to the device.
+impl<L: Load> Drop for Prefetch<L> {
+    fn drop(&mut self) {
+        self.workers.clear();
+        for thread in self.threads.drain(..) {
+            // A panic of it was reported as an error.
+            let _ = thread.join();
+        }
     }
 }

@@ -18,9 +18,10 @@ pub trait Load: Send + Sync + 'static {
     fn load(&self, job: &Job) -> Result<Batch<Self::Inputs>>;
 }
 
-/// A batch on the CPU.
+/// A batch, on its way to the device since a worker sent it.
 pub struct Batch<I> {
     pub inputs: I,
+    /// Where the task's loss wants them.
     pub labels: Tensor,
     /// The number of targets that the loss is a mean over.
     pub targets: i64,
@@ -93,11 +94,13 @@ pub fn backward<T: Task>(
     Ok(loss.f_detach()?)
 }
 
-/// To the device, from memory that it can read while the CPU goes on.
+/// To the device, from memory that it can read while the CPU goes on. For loaders: what workers have sent is there
+/// before the step that needs it.
 pub fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
     match device {
         Device::Cuda(_) => {
-            tensor.f_pin_memory(device)?.f_to_device_(device, tensor.f_kind()?, true, false)
+            let pinned = tensor.f_internal_pin_memory(device)?;
+            pinned.f_to_device_(device, tensor.f_kind()?, true, false)
         }
         _ => tensor.f_to_device(device),
     }

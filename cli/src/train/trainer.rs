@@ -1,28 +1,29 @@
 //! The training loop.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 use indicatif::ProgressBar;
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{LnTuningModel, Optimizer};
 use tch::nn::VarStore;
-use tch::{no_grad, Device, Tensor};
+use tch::{no_grad, Device, Kind, Tensor};
 
 use super::batches::{self, Plan};
 use super::checkpoint::{self, State};
-use super::memory::Memory;
 use super::metrics::Metrics;
 use super::order::step_seed;
 use super::prefetch::Prefetch;
 use super::settings::Settings;
 use super::task::{backward, Of, Task};
-use super::{curves, interrupt};
+use super::{curves, interrupt, memory};
 use crate::progress;
 
 /// Seconds between two drawings of the curves.
 const REDRAW: u64 = 5;
+/// Time between two readings of what a GPU has computed.
+const READ: Duration = Duration::from_secs(1);
 /// Steps in a row that dynamic loss scaling may skip: the scale is 2^-30 of the first by then.
 const MOST_SKIPPED: u64 = 30;
 /// Seconds between two lines where there is no terminal for a bar, such as in a job's log.
@@ -40,13 +41,15 @@ struct Run<'a, T: Task> {
     per_epoch: usize,
     recompute: Option<Recompute>,
     metrics: Metrics,
-    memory: Memory,
+    device: Device,
     /// Steps skipped so far, and in a row, by dynamic loss scaling.
     skipped: u64,
     in_a_row: u64,
-    /// The next step is begun before the figures of the last are read.
-    ahead: bool,
-    /// The time at which the figures of the last step were read.
+    /// Steps whose figures have not been read yet.
+    pending: Vec<Pending>,
+    /// The time between two readings, each of which waits for the device.
+    read_interval: Duration,
+    /// The time of the last reading.
     clock: Instant,
     bar: ProgressBar,
     begun: Instant,
@@ -57,10 +60,8 @@ struct Run<'a, T: Task> {
 /// A step whose figures have not been read yet: the device may still be at it.
 struct Pending {
     step: u64,
-    loss: Tensor,
-    grad_norm: Tensor,
-    /// Steps skipped up to this one.
-    skipped: Tensor,
+    /// Scalars: the loss, the gradient's norm and, with dynamic loss scaling, the steps skipped up to this one.
+    figures: Vec<Tensor>,
     lr: f64,
     size: u64,
     sources: String,
@@ -90,11 +91,12 @@ pub fn train<T: Task>(ready: Ready<T>) -> Result<()> {
     checkpoint::rotate(out, settings.keep_last, state.best.map(|best| best.0))?;
     let mut run = Run {
         metrics: Metrics::open(out, state.step, settings.tensorboard)?,
-        memory: Memory::of(vs.device()),
+        device: vs.device(),
         skipped: u64::try_from(optimizer.skipped_steps()?.f_int64_value(&[])?)?,
         in_a_row: 0,
+        pending: Vec::new(),
         // A CPU has done its work when it comes back.
-        ahead: vs.device() != Device::Cpu,
+        read_interval: if vs.device() == Device::Cpu { Duration::ZERO } else { READ },
         clock: Instant::now(),
         bar: progress::steps(total, state.step)?,
         begun: Instant::now(),
@@ -118,11 +120,10 @@ impl<T: Task> Run<'_, T> {
     fn whole(&mut self) -> Result<()> {
         let schedule = self.settings.schedule(self.total);
         let loader = self.task.loader();
+        self.clock = Instant::now();
         while self.state.step < self.total {
             let jobs = self.plan.epoch(self.state.epoch).split_off(self.state.batch);
             let mut batches = Prefetch::new(&loader, jobs, self.settings.workers);
-            let mut pending: Option<Pending> = None;
-            self.clock = Instant::now();
             loop {
                 let group = batches.by_ref().take(self.settings.accumulation);
                 let group = group.collect::<Result<Vec<_>>>()?;
@@ -131,22 +132,20 @@ impl<T: Task> Run<'_, T> {
                 }
                 let lr = self.settings.optimizer.lr * schedule.factor(self.state.step);
                 let next = self.step(&group, lr)?;
+                self.pending.push(next);
                 self.state.batch += group.len();
                 self.state.step += 1;
-                if let Some(pending) = pending.replace(next) {
-                    self.read(pending)?;
-                }
                 let (evaluate, save) = self.due();
                 let stop = interrupt::asked();
-                if !self.ahead || evaluate || save || stop {
-                    pending.take().map_or(Ok(()), |pending| self.read(pending))?;
-                    let improved = evaluate && self.evaluate()?;
-                    if save || stop || improved {
-                        self.save()?;
-                    }
-                    if evaluate || save {
-                        self.clock = Instant::now();
-                    }
+                if evaluate || save || stop || self.clock.elapsed() >= self.read_interval {
+                    self.read()?;
+                }
+                let improved = evaluate && self.evaluate()?;
+                if save || stop || improved {
+                    self.save()?;
+                }
+                if evaluate || save {
+                    self.clock = Instant::now();
                 }
                 if stop {
                     return Ok(());
@@ -155,12 +154,11 @@ impl<T: Task> Run<'_, T> {
                     break;
                 }
             }
-            pending.map_or(Ok(()), |pending| self.read(pending))?;
             if self.state.batch >= self.per_epoch {
                 (self.state.epoch, self.state.batch) = (self.state.epoch + 1, 0);
             }
         }
-        Ok(())
+        self.read()
     }
 
     /// One update from a group of batches. Nothing here waits for the device.
@@ -184,31 +182,50 @@ impl<T: Task> Run<'_, T> {
         };
         self.optimizer.step()?;
         let sources: Vec<&str> = group.iter().map(|batch| batch.sources.as_str()).collect();
+        let mut figures = vec![loss.context("a step without batches")?, grad_norm];
+        if self.settings.scales_dynamically() {
+            figures.push(self.optimizer.skipped_steps()?);
+        }
         Ok(Pending {
             step: self.state.step + 1,
-            loss: loss.context("a step without batches")?,
-            grad_norm,
-            skipped: self.optimizer.skipped_steps()?,
+            figures,
             lr,
             size: group.iter().map(|batch| batch.size).sum(),
             sources: sources.join("; "),
         })
     }
 
-    /// Waits for a step's figures and writes them down.
-    fn read(&mut self, pending: Pending) -> Result<()> {
-        let Pending { step, lr, size, .. } = pending;
-        let loss = pending.loss.f_double_value(&[])?;
-        let grad_norm = pending.grad_norm.f_double_value(&[])?;
-        let skipped = u64::try_from(pending.skipped.f_int64_value(&[])?)?;
+    /// Waits for the figures of the steps since the last reading, and writes them down.
+    fn read(&mut self) -> Result<()> {
+        let steps = std::mem::take(&mut self.pending);
+        let all = steps.iter().flat_map(|step| &step.figures);
+        let all: Vec<Tensor> =
+            all.map(|figure| figure.f_to_kind(Kind::Double)).collect::<Result<_, _>>()?;
+        if all.is_empty() {
+            return Ok(());
+        }
+        // One copy for all: each waits for the device.
+        let all = Tensor::f_stack(&all, 0)?.f_to_device(Device::Cpu)?;
+        let all = Vec::<f64>::try_from(all)?;
+        let size: u64 = steps.iter().map(|step| step.size).sum();
+        let speed = size as f64 / self.clock.elapsed().as_secs_f64();
+        self.clock = Instant::now();
+        let figures = all.chunks(all.len() / steps.len());
+        steps.iter().zip(figures).try_for_each(|(step, figures)| self.log(step, figures, speed))
+    }
+
+    /// Writes down the figures of a step, and the speed (of the batches' sizes, in a second).
+    fn log(&mut self, done: &Pending, figures: &[f64], speed: f64) -> Result<()> {
+        let Pending { step, lr, size, sources, .. } = done;
+        let (loss, grad_norm) = (figures[0], figures[1]);
+        let skipped = figures.get(2).map_or(self.skipped, |skipped| *skipped as u64);
         let was_skipped = skipped > self.skipped;
         self.skipped = skipped;
         self.in_a_row = if was_skipped { self.in_a_row + 1 } else { 0 };
         ensure!(
             !loss.is_finite() || self.in_a_row < MOST_SKIPPED,
             "step {step}: the last {MOST_SKIPPED} steps were skipped, since their gradients are not finite at any loss \
-             scale, from {}. Try 'kind' bf16 or f32",
-            pending.sources
+             scale, from {sources}. Try 'kind' bf16 or f32"
         );
         if !loss.is_finite() || !(grad_norm.is_finite() || was_skipped) {
             let good = match checkpoint::steps(&self.settings.out)?.pop() {
@@ -219,19 +236,16 @@ impl<T: Task> Run<'_, T> {
                 None => "there is no checkpoint yet".into(),
             };
             bail!(
-                "step {step}: the loss is {loss} and the gradient norm {grad_norm}, from {}; {good}. Check these \
-                 lines, or try a lower 'optimizer.lr'",
-                pending.sources
+                "step {step}: the loss is {loss} and the gradient norm {grad_norm}, from {sources}; {good}. Check these \
+                 lines, or try a lower 'optimizer.lr'"
             );
         }
-        let seconds = self.clock.elapsed().as_secs_f64();
-        self.clock = Instant::now();
-        let (tokens_per_s, memory_mb) = (size as f64 / seconds, self.memory.megabytes());
+        let memory_mb = memory::used(self.device).unwrap_or(0) as f64 / 1e6;
         let mut figures = vec![
             ("loss", loss),
-            ("lr", lr),
-            ("tokens", size as f64),
-            ("tokens_per_s", tokens_per_s.round()),
+            ("lr", *lr),
+            ("tokens", *size as f64),
+            ("tokens_per_s", speed.round()),
             ("memory_mb", memory_mb.round()),
         ];
         if was_skipped {
@@ -245,10 +259,10 @@ impl<T: Task> Run<'_, T> {
         if self.settings.scales_dynamically() {
             figures.push(("skipped_steps", skipped as f64));
         }
-        self.metrics.write(step, &figures)?;
+        self.metrics.write(*step, &figures)?;
         let unit = self.task.unit();
-        let shown = format!("loss {loss:.4} {tokens_per_s:.0} {unit}/s {memory_mb:.0} MB");
-        self.bar.set_position(step);
+        let shown = format!("loss {loss:.4} {speed:.0} {unit}/s {memory_mb:.0} MB");
+        self.bar.set_position(*step);
         if self.bar.is_hidden() && self.said.elapsed().as_secs() >= REPEAT {
             self.said = Instant::now();
             let left = indicatif::HumanDuration(self.bar.eta());
@@ -270,16 +284,14 @@ impl<T: Task> Run<'_, T> {
             }
             None => end,
         };
-        (at(self.settings.eval_interval), at(self.settings.save_interval))
+        let evaluates = self.task.eval_rows() > 0;
+        (evaluates && at(self.settings.eval_interval), at(self.settings.save_interval))
     }
 
     /// Evaluates, and says whether the result is better than all before.
     fn evaluate(&mut self) -> Result<bool> {
         let step = self.state.step;
         let jobs = batches::evaluation(self.task.eval_rows(), self.settings.batch_size);
-        if jobs.is_empty() {
-            return Ok(false);
-        }
         let bar = progress::counted("evaluating", jobs.len() as u64)?;
         let batches = Prefetch::new(&self.task.loader(), jobs, self.settings.workers);
         let mut batches = batches.inspect(|_| bar.inc(1));

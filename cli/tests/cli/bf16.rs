@@ -7,12 +7,7 @@ fn in_bf16_our_weights_move_and_those_of_peft_do_not() {
     let out = tempfile::tempdir().unwrap();
     let script = root().join("cli/comparisons/bf16_vs_peft.py");
     let mut command = python();
-    command
-        .arg(script)
-        .arg("--binary")
-        .arg(env!("CARGO_BIN_EXE_ln-tuning"))
-        .arg("--out")
-        .arg(out.path());
+    command.arg(script).arg("--binary").arg(crate::program::path()).arg("--out").arg(out.path());
     command.args(["--steps", "40", "--base-steps", "20", "--threads", "1"]);
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

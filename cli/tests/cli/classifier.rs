@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::common::run_python;
+use crate::common::{run_python, shared};
 use crate::program::{best_device, printed, Training};
 use image::{Rgb, RgbImage};
 use ln_tuning::models::{Model, ModelConfig, ViTConfig, ViTForImageClassification};
@@ -15,7 +15,7 @@ use tch::{nn::VarStore, Device};
 pub fn model(name: &str) -> PathBuf {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     let dir = MADE.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("classifier");
+        let dir = shared("classifier");
         let _ = std::fs::remove_dir_all(&dir);
         let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
         run_python("finetune.py", &["make-bert", &path("bert"), "wise,old"]);
@@ -40,7 +40,7 @@ const WISE: [&str; 3] =
     ["a penny saved is a penny earned", "that is the question", "a stitch in time"];
 
 /// Texts in which the label shows, and a second text that says nothing.
-fn rows(count: usize) -> Vec<(String, String, &'static str)> {
+pub fn rows(count: usize) -> Vec<(String, String, &'static str)> {
     let row = |i: usize| {
         let (texts, label) = if i.is_multiple_of(2) { (OLD, "old") } else { (WISE, "wise") };
         let text = format!("{} {}", texts[i / 2 % 3], texts[i / 6 % 3]);
@@ -49,7 +49,7 @@ fn rows(count: usize) -> Vec<(String, String, &'static str)> {
     (0..count).map(row).collect()
 }
 
-fn csv(rows: &[(String, String, &str)], labels: [&str; 2]) -> String {
+pub fn csv(rows: &[(String, String, &str)], labels: [&str; 2]) -> String {
     let line = |(text, pair, label): &(String, String, &str)| {
         let label = if *label == "old" { labels[0] } else { labels[1] };
         format!("\"{text}\",\"{pair}\",{label}\n")
@@ -57,7 +57,7 @@ fn csv(rows: &[(String, String, &str)], labels: [&str; 2]) -> String {
     format!("text,pair,label\n{}", rows.iter().map(line).collect::<String>())
 }
 
-fn training(name: &str) -> Training {
+pub fn training(name: &str) -> Training {
     let settings = ["batch_size=8", "optimizer.lr=0.02", "threads=1", "workers=1", "device=cpu"];
     Training::new(&model(name)).set(&settings)
 }
@@ -148,7 +148,7 @@ fn block_checkpointing_changes_no_loss_of_a_classifier() {
 }
 
 /// Squares that are red or blue.
-fn images(training: &Training) {
+pub fn images(training: &Training) {
     for (class, colour) in [("red", [220, 40, 40]), ("blue", [40, 40, 220])] {
         let dir = training.path("images").join(class);
         std::fs::create_dir_all(&dir).unwrap();

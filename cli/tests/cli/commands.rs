@@ -71,7 +71,7 @@ fn errors_are_one_line_without_a_backtrace() {
 
 #[test]
 fn a_reader_that_leaves_is_no_error() {
-    let program = env!("CARGO_BIN_EXE_ln-tuning");
+    let program = crate::program::path().into_string().unwrap();
     for command in ["completions bash", "train --sample language", "train --help"] {
         // Nobody reads: `true` ends at once, and what is written waits for that.
         let line = format!("(sleep 0.2; '{program}' {command}) | true; sleep 0.5");

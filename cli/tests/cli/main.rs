@@ -7,6 +7,9 @@ mod classifier;
 mod commands;
 #[path = "../../../tests/common/mod.rs"]
 mod common;
+#[path = "../../../tests/cuda/counting/mod.rs"]
+mod counting;
+mod cuda;
 mod curves;
 mod data;
 mod device;
@@ -20,6 +23,7 @@ mod labels;
 mod loss_scale;
 mod merge;
 mod outputs;
+mod padding;
 mod plan;
 mod program;
 mod refusals;
@@ -30,7 +34,7 @@ mod task;
 mod trees;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use ln_tuning_cli::text;
@@ -40,7 +44,7 @@ use program::Training;
 fn model(family: &str) -> PathBuf {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     let dir = MADE.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("language");
+        let dir = common::shared("language");
         let _ = std::fs::remove_dir_all(&dir);
         for family in ["llama", "gpt2"] {
             let dir = dir.join(family);
@@ -67,10 +71,11 @@ fn text(count: usize) -> String {
     (0..count).map(paragraph).collect::<Vec<_>>().join("\n\n")
 }
 
-/// Training of a tiny Llama on 60 paragraphs.
+/// Training of a tiny Llama on 60 paragraphs, on the CPU, or on the device that `LN_TUNING_TEST_DEVICE` names.
 fn training() -> Training {
     let training = Training::new(&model("llama"));
     training.write("train.txt", &text(60));
+    let device = std::env::var("LN_TUNING_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
     let settings = [
         "data.train=train.txt",
         "data.max_length=64",
@@ -78,7 +83,7 @@ fn training() -> Training {
         "optimizer.lr=0.02",
         "threads=1",
         "workers=1",
-        "device=cpu",
+        &format!("device={device}"),
     ];
     training.set(&settings)
 }

@@ -1,5 +1,6 @@
 //! The program, and runs of `train` in a directory of their own.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -93,9 +94,14 @@ pub fn texts(output: &Output) -> (String, String) {
     (text(&output.stdout), text(&output.stderr))
 }
 
-/// The built program.
+/// The program under test: `LN_TUNING_BIN`, or the one that was built with the tests.
+pub fn path() -> OsString {
+    let elsewhere = std::env::var_os("LN_TUNING_BIN");
+    elsewhere.unwrap_or_else(|| env!("CARGO_BIN_EXE_ln-tuning").into())
+}
+
 pub fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ln-tuning"));
+    let mut command = Command::new(path());
     command.env("OMP_NUM_THREADS", "1");
     command
 }

@@ -1,6 +1,6 @@
 //! The loss and its gradients, chunk by chunk, in a reused buffer.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::head::Head;
 use super::linear_cross_entropy::LinearCrossEntropy;
@@ -10,29 +10,42 @@ use crate::error::Result;
 /// The number of logits that stay in a CPU's cache: the size of a block if logits are converted.
 const CACHED: i64 = 1 << 21;
 
-/// Sums over the chunks so far: the loss and the required gradients, all in the kind of the logits.
-pub(super) struct Sums {
-    pub(super) loss: Tensor,
+/// Sums over the chunks so far: the required gradients, all in the kind of the logits.
+pub(super) struct Gradients {
+    /// Of the computed tokens.
     pub(super) hidden: Option<Tensor>,
     pub(super) weight: Option<Tensor>,
     pub(super) bias: Option<Tensor>,
 }
 
+/// Numbers per token, `[tokens, 1]`, that chunks leave behind. What can be computed of all tokens at the end is not
+/// computed chunk by chunk.
+struct PerToken {
+    /// The largest logit.
+    largest: Tensor,
+    /// The largest value of the softmax.
+    peak: Tensor,
+    /// The logit of the target, smoothed.
+    target: Tensor,
+    /// What is added to the softmax at the target.
+    subtracted: Tensor,
+}
+
 impl LinearCrossEntropy {
-    /// Adds the loss and the gradients of all chunks to `sums`.
+    /// The summed loss of the tokens with these hidden states, `[tokens, size]`. Adds their gradients.
     pub(super) fn sums(
         &self,
         hidden: &Tensor,
         weight: &Tensor,
         bias: Option<&Tensor>,
         targets: &Targets,
-        mut sums: Sums,
-    ) -> Result<Sums> {
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
         let (vocab, _) = weight.size2()?;
-        let (kind, device) = (sums.loss.f_kind()?, hidden.device());
+        let (kind, device) = (logits_kind(hidden)?, hidden.device());
         let tokens = targets.len();
         if tokens == 0 {
-            return Ok(sums);
+            return Ok(Tensor::f_zeros([0; 0], (kind, device))?);
         }
         let chunk = self.chunk_size.unwrap_or_else(|| suggested_chunk(vocab, device));
         // Chunks of about equal length.
@@ -45,15 +58,22 @@ impl LinearCrossEntropy {
             _ => chunk,
         };
         let buffer = Tensor::f_empty([block, vocab], (kind, device))?;
+        let per_token = || Tensor::f_empty([tokens, 1], (kind, device));
+        let all = PerToken {
+            largest: per_token()?,
+            peak: per_token()?,
+            target: per_token()?,
+            subtracted: Tensor::f_full([block, 1], self.label_smoothing - 1., (kind, device))?,
+        };
         let mut start = 0;
         while start < tokens {
             let len = chunk.min(tokens - start);
-            let rows = targets.rows(hidden, start, len)?.f_to_kind(input_kind)?;
+            let rows = hidden.f_narrow(0, start, len)?.f_to_kind(input_kind)?;
             let gradient = match head.low_logits(&rows)? {
                 None => {
                     let mut logits = buffer.f_narrow(0, 0, len)?;
                     head.logits(&rows, &mut logits)?;
-                    self.block(logits, start, targets, &mut sums)?
+                    self.block(logits, start, targets, &all, gradients)?
                 }
                 // Converted block by block to the kind of the logits; their gradient is converted back.
                 Some(low) => {
@@ -64,7 +84,7 @@ impl LinearCrossEntropy {
                         logits.f_copy_(&low)?;
                         head.add_bias(&mut logits)?;
                         if let Some(gradient) =
-                            self.block(logits, start + at, targets, &mut sums)?
+                            self.block(logits, start + at, targets, &all, gradients)?
                         {
                             low.f_copy_(&gradient)?;
                             wanted = true;
@@ -74,109 +94,103 @@ impl LinearCrossEntropy {
                 }
             };
             if let Some(gradient) = gradient {
-                let part = match (&sums.hidden, &targets.kept) {
-                    (None, _) => None,
-                    (Some(all), None) => Some(all.f_narrow(0, start, len)?),
-                    (Some(all), Some(_)) => {
-                        Some(all.f_new_empty([len, all.size()[1]], (kind, device))?)
-                    }
-                };
-                let written = part.as_ref().map(Tensor::shallow_clone);
-                head.backward(&rows, &gradient, written, sums.weight.as_mut())?;
-                if let (Some(all), Some(kept), Some(part)) =
-                    (&mut sums.hidden, &targets.kept, &part)
-                {
-                    let _ = all.f_index_copy_(0, &kept.f_narrow(0, start, len)?, part)?;
-                }
+                let part = gradients.hidden.as_ref().map(|all| all.f_narrow(0, start, len));
+                head.backward(&rows, &gradient, part.transpose()?, gradients.weight.as_mut())?;
             }
             start += len;
         }
-        if let (Some(hidden), Some(weights)) = (&mut sums.hidden, &targets.weights) {
+        if let (Some(hidden), Some(weights)) = (&mut gradients.hidden, &targets.weights) {
             let _ = hidden.f_mul_(weights)?;
         }
         if self.logit_scale != 1. {
-            for sum in [&mut sums.hidden, &mut sums.weight, &mut sums.bias].into_iter().flatten() {
+            let Gradients { hidden, weight, bias } = gradients;
+            for sum in [hidden, weight, bias].into_iter().flatten() {
                 let _ = sum.f_mul_scalar_(self.logit_scale)?;
             }
         }
-        Ok(sums)
+        let denominator = all.denominator(0, tokens)?;
+        let mut losses = denominator.f_sub(&all.target)?;
+        if self.z_loss != 0. {
+            let _ = losses.f_add_(&denominator.f_square()?.f_mul_scalar_(self.z_loss)?)?;
+        }
+        if let Some(weights) = &targets.weights {
+            let _ = losses.f_mul_(weights)?;
+        }
+        Ok(losses.f_sum(kind)?)
     }
 
-    /// [`chunk`](Self::chunk) for the targets from `start` on; adds the gradient of the bias to the sums too.
+    /// [`chunk`](Self::chunk) for the tokens from `start` on; adds the gradient of the bias too.
     fn block(
         &self,
         logits: Tensor,
         start: i64,
         targets: &Targets,
-        sums: &mut Sums,
+        all: &PerToken,
+        gradients: &mut Gradients,
     ) -> Result<Option<Tensor>> {
         let (kind, len) = (logits.f_kind()?, logits.size2()?.0);
         let classes = targets.classes.f_narrow(0, start, len)?;
-        let weights = targets.weights.as_ref().map(|w| w.f_narrow(0, start, len)).transpose()?;
-        let Some(mut gradient) = self.chunk(logits, &classes, weights.as_ref(), sums)? else {
+        let trains_head = gradients.weight.is_some() || gradients.bias.is_some();
+        let wanted = trains_head || gradients.hidden.is_some();
+        let Some(mut gradient) = self.chunk(logits, start, &classes, all, wanted)? else {
             return Ok(None);
         };
         // If only the hidden states need a gradient, masking it once at the end is cheaper.
-        if let (Some(weights), true) = (&weights, sums.trains_head()) {
-            let _ = gradient.f_mul_(weights)?;
+        if let (Some(weights), true) = (&targets.weights, trains_head) {
+            let _ = gradient.f_mul_(&weights.f_narrow(0, start, len)?)?;
         }
-        if let Some(bias) = &mut sums.bias {
+        if let Some(bias) = &mut gradients.bias {
             let _ = bias.f_add_(&gradient.f_sum_dim_intlist([0i64].as_slice(), false, kind)?)?;
         }
         Ok(Some(gradient))
     }
 
-    /// Adds the loss of a chunk to the sums, and returns its gradient with respect to the scaled logits, before the
-    /// cap. It overwrites the logits.
+    /// Leaves the numbers per token of a chunk, and returns the gradient with respect to the scaled logits, before the
+    /// cap, if it is `wanted`. It overwrites the logits.
     fn chunk(
         &self,
         mut logits: Tensor,
+        start: i64,
         classes: &Tensor,
-        weights: Option<&Tensor>,
-        sums: &mut Sums,
+        all: &PerToken,
+        wanted: bool,
     ) -> Result<Option<Tensor>> {
         let kind = logits.f_kind()?;
         let smoothing = self.label_smoothing;
-        let vocab = logits.size2()?.1 as f64;
+        let (len, vocab) = logits.size2()?;
         if self.logit_scale != 1. {
             let _ = logits.f_mul_scalar_(self.logit_scale)?;
         }
         if let Some(cap) = self.logit_cap {
             let _ = logits.f_mul_scalar_(1. / cap)?.f_tanh_()?.f_mul_scalar_(cap)?;
         }
-        let mut target = logits.f_gather(1, classes, false)?;
+        let own = |numbers: &Tensor| numbers.f_narrow(0, start, len);
+        let mut target = logits.f_gather_out(&own(&all.target)?, 1, classes, false)?;
         if smoothing != 0. {
             let mut mean = logits.f_mean_dim([-1i64].as_slice(), true, kind)?;
-            target = target.f_mul_scalar(1. - smoothing)?.f_add(&mean.f_mul_scalar_(smoothing)?)?;
+            let mean = mean.f_mul_scalar_(smoothing)?;
+            let _ = target.f_mul_scalar_(1. - smoothing)?.f_add_(&mean)?;
         }
         // The softmax in one kernel. Its largest value is at least 1/vocabulary, so that the logarithm of it, and
         // thereby of the denominator, is exact.
-        let mut largest = logits.f_amax([-1i64], true)?;
-        let in_place = logits.device() == Device::Cpu && self.logit_cap.is_none();
-        let mut softmax = if in_place {
+        let _ = logits.f_amax_out(&own(&all.largest)?, [-1i64], true)?;
+        let mut softmax = if self.logit_cap.is_none() {
             logits.f_internal_softmax_out(&logits, -1, false)?
         } else {
             logits.f_softmax(-1, kind)?
         };
-        let denominator = largest.f_sub_(&softmax.f_amax([-1i64], true)?.f_log_()?)?;
-        let mut losses = denominator.f_sub(&target)?;
-        if self.z_loss != 0. {
-            let _ = losses.f_add_(&denominator.f_square()?.f_mul_scalar_(self.z_loss)?)?;
-        }
-        if let Some(weights) = weights {
-            let _ = losses.f_mul_(weights)?;
-        }
-        let _ = sums.loss.f_add_(&losses.f_sum(kind)?)?;
-        if !sums.trains_head() && sums.hidden.is_none() {
+        let _ = softmax.f_amax_out(&own(&all.peak)?, [-1i64], true)?;
+        if !wanted {
             return Ok(None);
         }
         if self.z_loss != 0. {
-            let factor = denominator.f_mul_scalar(2. * self.z_loss)?.f_add_scalar_(1.)?;
+            let mut factor = all.denominator(start, len)?;
+            let factor = factor.f_mul_scalar_(2. * self.z_loss)?.f_add_scalar_(1.)?;
             let _ = softmax.f_mul_(&factor)?;
         }
-        let _ = softmax.f_scatter_add_(1, classes, &target.f_full_like(smoothing - 1.)?)?;
+        let _ = softmax.f_scatter_add_(1, classes, &all.subtracted.f_narrow(0, 0, len)?)?;
         if smoothing != 0. {
-            let _ = softmax.f_sub_scalar_(smoothing / vocab)?;
+            let _ = softmax.f_sub_scalar_(smoothing / vocab as f64)?;
         }
         if let Some(cap) = self.logit_cap {
             let slope = logits.f_square_()?.f_mul_scalar_(-1. / (cap * cap))?.f_add_scalar_(1.)?;
@@ -186,9 +200,11 @@ impl LinearCrossEntropy {
     }
 }
 
-impl Sums {
-    fn trains_head(&self) -> bool {
-        self.weight.is_some() || self.bias.is_some()
+impl PerToken {
+    /// The logarithm of the softmax's denominator.
+    fn denominator(&self, start: i64, len: i64) -> Result<Tensor> {
+        let own = |numbers: &Tensor| numbers.f_narrow(0, start, len);
+        Ok(own(&self.largest)?.f_sub(&own(&self.peak)?.f_log()?)?)
     }
 }
 
@@ -200,4 +216,9 @@ fn suggested_chunk(vocab: i64, device: Device) -> i64 {
         _ => (1 << 26, 256),
     };
     (elements / vocab.max(1)).max(least) / 64 * 64
+}
+
+/// The kind of logits and losses.
+pub(super) fn logits_kind(hidden: &Tensor) -> Result<Kind> {
+    Ok(if hidden.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float })
 }

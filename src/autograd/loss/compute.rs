@@ -2,11 +2,12 @@
 
 use tch::{no_grad, Kind, Tensor};
 
-use super::chunks::Sums;
+use super::chunks::{logits_kind, Gradients};
 use super::linear_cross_entropy::{LinearCrossEntropy, Reduction};
 use super::targets::{Count, Targets};
 use crate::autograd::known_gradient::{inner_product, is_recorded, with_value};
 use crate::error::{refuse, Result};
+use crate::kernels::number::WithNumber;
 use crate::storage::info::is_float;
 
 impl LinearCrossEntropy {
@@ -23,35 +24,50 @@ impl LinearCrossEntropy {
         bias: Option<&Tensor>,
         targets: &Tensor,
     ) -> Result<Tensor> {
+        self.compute_without(hidden, weight, bias, targets, None)
+    }
+
+    /// [`compute`](Self::compute) that also ignores the tokens where `left_out`, Bool, of the targets' shape and on the
+    /// device of the hidden states, is true: for those that are known there only, and would have to be waited for.
+    pub(crate) fn compute_without(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        targets: &Tensor,
+        left_out: Option<&Tensor>,
+    ) -> Result<Tensor> {
         self.check()?;
         check_tensors(hidden, weight, bias, targets)?;
         let (vocab, size) = weight.size2()?;
-        let kind = match hidden.f_kind()? {
-            Kind::Double => Kind::Double,
-            _ => Kind::Float,
-        };
+        let kind = logits_kind(hidden)?;
         let device = hidden.device();
-        let flat = hidden.f_reshape([-1, size])?;
         let wanted = [Some(hidden), Some(weight), bias].map(|t| t.map_or(Ok(false), is_recorded));
         let [train_hidden, train_weight, train_bias] = wanted;
         let wanted = [train_hidden?, train_weight?, train_bias?];
-        let (targets, sums) = no_grad(|| -> Result<_> {
-            let targets = Targets::new(targets, self.ignore_index, vocab, kind, device)?;
+        let targets =
+            no_grad(|| Targets::new(targets, self.ignore_index, vocab, kind, device, left_out))?;
+        let rows = hidden.f_reshape([-1, size])?;
+        let rows = match &targets.kept {
+            None => rows,
+            Some(kept) => rows.f_index_select(0, kept)?,
+        };
+        let (loss, sums) = no_grad(|| -> Result<_> {
+            let options = (kind, device);
             let zeros = |wanted: bool, shape: &[i64]| {
-                wanted.then(|| Tensor::f_zeros(shape, (kind, device))).transpose()
+                wanted.then(|| Tensor::f_zeros(shape, options)).transpose()
             };
-            let sums = Sums {
-                loss: Tensor::f_zeros([0; 0], (kind, device))?,
-                hidden: zeros(wanted[0], &flat.size())?,
+            let mut sums = Gradients {
+                // Every row is written.
+                hidden: wanted[0].then(|| Tensor::f_empty(rows.size(), options)).transpose()?,
                 weight: zeros(wanted[1], &[vocab, size])?,
                 bias: zeros(wanted[2], &[vocab])?,
             };
-            let sums = self.sums(&flat.f_detach()?, weight, bias, &targets, sums)?;
-            Ok((targets, sums))
+            let loss = self.sums(&rows.f_detach()?, weight, bias, &targets, &mut sums)?;
+            Ok((self.reduced(&loss, &targets.count)?, sums))
         })?;
-        let loss = self.reduced(&sums.loss, &targets.count)?;
-        let flat = Some(&flat);
-        let pairs = [(flat, &sums.hidden), (Some(weight), &sums.weight), (bias, &sums.bias)];
+        let rows = Some(&rows);
+        let pairs = [(rows, &sums.hidden), (Some(weight), &sums.weight), (bias, &sums.bias)];
         let pairs: Vec<_> =
             pairs.iter().filter_map(|(t, gradient)| Some((*t)?).zip(gradient.as_ref())).collect();
         if pairs.is_empty() {
@@ -63,8 +79,8 @@ impl LinearCrossEntropy {
     fn reduced(&self, sum: &Tensor, count: &Count) -> Result<Tensor> {
         match (self.reduction, count) {
             (Reduction::Sum, _) => Ok(sum.shallow_clone()),
-            (Reduction::SumOver(count), _) => Ok(sum.f_div_scalar(count)?),
-            (Reduction::Mean, Count::Known(count)) => Ok(sum.f_div_scalar(count.max(1.))?),
+            (Reduction::SumOver(count), _) => Ok(sum.f_div_number(count)?),
+            (Reduction::Mean, Count::Known(count)) => Ok(sum.f_div_number(count.max(1.))?),
             (Reduction::Mean, Count::OnDevice(count)) => Ok(sum.f_div(&count.f_clamp_min(1.)?)?),
         }
     }
@@ -113,5 +129,55 @@ fn check_tensors(
             KindMismatch,
             "targets in {other:?}, expected integers: probabilities are not implemented"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::autograd::loss::IGNORE_INDEX;
+
+    /// Documents on a device leave tokens out of labels on the CPU; here both are on the CPU.
+    #[test]
+    fn a_token_that_is_left_out_counts_as_one_that_is_ignored() {
+        tch::set_num_threads(1);
+        tch::manual_seed(7);
+        let options = (Kind::Float, Device::Cpu);
+        let [hidden, weight] = [[12, 8], [30, 8]]
+            .map(|shape: [i64; 2]| Tensor::randn(shape, options).set_requires_grad(true));
+        let bias = Tensor::randn([30], options).set_requires_grad(true);
+        let some = Tensor::arange(12, (Kind::Int64, Device::Cpu)).remainder(30);
+        let ignored = some.masked_fill(&some.remainder(3).eq(1), IGNORE_INDEX);
+        for targets in [some, ignored] {
+            for left_out in [vec![0_i64, 4, 5, 11], vec![], (0..12).collect()] {
+                let left_out = Tensor::zeros([12], (Kind::Bool, Device::Cpu)).index_fill(
+                    0,
+                    &Tensor::from_slice(&left_out),
+                    1,
+                );
+                let masked = targets.masked_fill(&left_out, IGNORE_INDEX);
+                for loss in [
+                    LinearCrossEntropy::default(),
+                    LinearCrossEntropy::default().reduction(Reduction::Sum).chunk_size(5),
+                    LinearCrossEntropy::default().label_smoothing(0.1).z_loss(0.2).logit_cap(3.),
+                ] {
+                    let all = |targets: &Tensor, left_out: Option<&Tensor>| {
+                        let loss = loss
+                            .compute_without(&hidden, &weight, Some(&bias), targets, left_out)
+                            .unwrap();
+                        let mut all = vec![loss.detach()];
+                        let inputs = [&hidden, &weight, &bias];
+                        all.extend(Tensor::run_backward(&[loss], &inputs, false, false));
+                        all
+                    };
+                    let expected = all(&masked, None);
+                    for (found, expected) in all(&targets, Some(&left_out)).iter().zip(&expected) {
+                        assert!(found.allclose(expected, 1e-5, 1e-6, false), "{loss:?}");
+                    }
+                }
+            }
+        }
     }
 }

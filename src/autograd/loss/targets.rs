@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
 
 pub(super) struct Targets {
@@ -9,7 +10,7 @@ pub(super) struct Targets {
     pub(super) kept: Option<Tensor>,
     /// `[computed tokens, 1]`.
     pub(super) classes: Tensor,
-    /// `[tokens, 1]`: 0 for ignored tokens, 1 for the others; `None` if only the others are computed.
+    /// `[computed tokens, 1]`: 0 for ignored tokens, 1 for the others; `None` if only the others are computed.
     pub(super) weights: Option<Tensor>,
     /// The number of tokens that are not ignored.
     pub(super) count: Count,
@@ -22,22 +23,32 @@ pub(super) enum Count {
 }
 
 impl Targets {
-    /// Drops ignored tokens if the targets are on the CPU; elsewhere, finding them would wait for the device.
+    /// Drops ignored tokens if the targets are on the CPU; elsewhere, finding them would wait for the device. So are
+    /// those only weighted by 0 for which `left_out`, on the device, is true.
     pub(super) fn new(
         targets: &Tensor,
         ignore_index: i64,
         vocab: i64,
         kind: Kind,
         device: Device,
+        left_out: Option<&Tensor>,
     ) -> Result<Self> {
         let targets = targets.f_detach()?.f_to_kind(Kind::Int64)?.f_reshape([-1])?;
-        if targets.device() != Device::Cpu {
-            let targets = targets.f_to_device(device)?;
-            let counts = targets.f_ne(ignore_index)?;
-            let classes = targets.f_mul(&counts)?.f_unsqueeze(1)?;
+        let left_out = left_out.map(|left_out| left_out.f_reshape([-1])).transpose()?;
+        let weighted = |counts: &Tensor| -> Result<(Option<Tensor>, Count)> {
             let weights = counts.f_to_kind(kind)?.f_unsqueeze(1)?;
             let count = Count::OnDevice(weights.f_sum(kind)?);
-            return Ok(Targets { kept: None, classes, weights: Some(weights), count });
+            Ok((Some(weights), count))
+        };
+        if targets.device() != Device::Cpu {
+            let targets = targets.f_to_device(device)?;
+            let mut counts = targets.f_ne(ignore_index)?;
+            if let Some(left_out) = left_out {
+                counts = counts.f_logical_and(&left_out.f_logical_not()?)?;
+            }
+            let classes = targets.f_mul(&targets.f_ne(ignore_index)?)?.f_unsqueeze(1)?;
+            let (weights, count) = weighted(&counts)?;
+            return Ok(Targets { kept: None, classes, weights, count });
         }
         let all = Vec::<i64>::try_from(&targets)?;
         let (kept, classes): (Vec<i64>, Vec<i64>) =
@@ -50,35 +61,23 @@ impl Targets {
                 vocab - 1
             );
         }
-        let count = Count::Known(kept.len() as f64);
-        let dropped = kept.len() < all.len();
-        let kept = dropped.then(|| sent(&kept, device)).transpose()?;
-        let classes = sent(&classes, device)?.f_unsqueeze(1)?;
-        Ok(Targets { kept, classes, weights: None, count })
+        let (number, dropped) = (kept.len(), kept.len() < all.len());
+        let both = if dropped { [classes, kept].concat() } else { classes };
+        let both = sent(&Tensor::f_from_slice(&both)?, device)?;
+        let part = |start: usize| both.f_narrow(0, start as i64, number as i64);
+        let kept = dropped.then(|| part(number)).transpose()?;
+        let (weights, count) = match (left_out, &kept) {
+            (None, _) => (None, Count::Known(number as f64)),
+            (Some(left_out), None) => weighted(&left_out.f_logical_not()?)?,
+            (Some(left_out), Some(kept)) => {
+                weighted(&left_out.f_index_select(0, kept)?.f_logical_not()?)?
+            }
+        };
+        Ok(Targets { classes: part(0)?.f_unsqueeze(1)?, kept, weights, count })
     }
 
     /// The number of computed tokens.
     pub(super) fn len(&self) -> i64 {
         self.classes.size()[0]
-    }
-
-    /// The rows of `tensor` for a chunk of the computed tokens.
-    pub(super) fn rows(&self, tensor: &Tensor, start: i64, len: i64) -> Result<Tensor> {
-        match &self.kept {
-            None => Ok(tensor.f_narrow(0, start, len)?),
-            Some(kept) => Ok(tensor.f_index_select(0, &kept.f_narrow(0, start, len)?)?),
-        }
-    }
-}
-
-/// Copies to the device without waiting for it.
-fn sent(values: &[i64], device: Device) -> Result<Tensor> {
-    let values = Tensor::f_from_slice(values)?;
-    match device {
-        Device::Cpu => Ok(values),
-        Device::Cuda(_) => {
-            Ok(values.f_pin_memory(device)?.f_to_device_(device, Kind::Int64, true, false)?)
-        }
-        _ => Ok(values.f_to_device(device)?),
     }
 }

@@ -92,6 +92,30 @@ impl DecoderConfig {
         self.pad_token_id.or(self.generation.pad)
     }
 
+    /// The length to pad rows of `length` places to, on the right: the next multiple of `multiple`, or less where padding
+    /// that far would change what the model computes. It has no more learned positions, or its rope depends on the
+    /// length of a call (dynamic, longrope).
+    ///
+    /// ```
+    /// # use ln_tuning::models::{DecoderConfig, ModelConfig};
+    /// let config = serde_json::json!({"model_type": "gpt2", "n_positions": 100});
+    /// let config = DecoderConfig::from_value(&config)?;
+    /// assert_eq!((config.padded_length(60, 64), config.padded_length(70, 64)), (64, 100));
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
+    #[doc(alias = "pad_to_multiple_of")]
+    pub fn padded_length(&self, length: i64, multiple: i64) -> i64 {
+        let multiple = multiple.max(1);
+        let mut padded = (length / multiple + i64::from(length % multiple > 0)) * multiple;
+        if let Positions::Learned { .. } = self.positions {
+            padded = padded.min(self.max_positions);
+        }
+        for rope in &self.ropes {
+            padded = rope.longest_like(length, padded);
+        }
+        padded.max(length)
+    }
+
     pub(super) fn check(self) -> Result<Self> {
         check_sizes(&[("head_dim", self.head_dim)])?;
         check_divides(("num_key_value_heads", self.kv_heads), ("num_attention_heads", self.heads))?;

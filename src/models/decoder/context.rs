@@ -4,22 +4,23 @@ use tch::{Kind, Tensor};
 
 use super::config::DecoderConfig;
 use super::form::Positions;
+use crate::device::transfer::sent;
 use crate::error::Result;
-use crate::models::nn::{counted, Context, Mask, Places};
+use crate::models::nn::{counted, Context, Mask, Places, RopeTables};
 
 /// A mask per window.
 pub(super) type Masks = Vec<(Option<i64>, Mask)>;
 
-/// `positions` are those of the places; `kind` is that of the hidden states.
+/// `ropes` are the model's, `positions` those of the places; `kind` is that of the hidden states.
 pub(super) fn context(
-    config: &DecoderConfig,
+    ropes: &[RopeTables],
+    places: &Places,
     positions: &Tensor,
     masks: Masks,
     kind: Kind,
     train: bool,
 ) -> Result<Context> {
-    let side_by_side = config.positions == (Positions::Rope { side_by_side: true });
-    let angles = config.ropes.iter().map(|rope| rope.tables(positions, side_by_side, kind));
+    let angles = ropes.iter().map(|rope| rope.at(places, positions, kind));
     let angles = angles.collect::<Result<_>>()?;
     Ok(Context::with_windows(train, masks, angles))
 }
@@ -62,7 +63,7 @@ fn alibi(
     let slopes = (1..=near).map(|i| slope(near, i));
     let more = (0..heads - near).map(|i| slope(2 * near, 2 * i + 1));
     let slopes: Vec<f32> = slopes.chain(more).collect();
-    let slopes = Tensor::f_from_slice(&slopes)?.f_to_device(places.device)?.f_view([-1, 1])?;
+    let slopes = sent(&Tensor::f_from_slice(&slopes)?, places.device)?.f_view([-1, 1])?;
     let positions = match places.tokens {
         Some(tokens) => counted(tokens)?.f_mul(tokens)?,
         None if positions.dim() == 2 => positions.shallow_clone(),

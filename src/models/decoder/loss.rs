@@ -1,10 +1,11 @@
 //! The loss of next tokens, with block checkpointing or without.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::model::Decoder;
 use crate::autograd::loss::LinearCrossEntropy;
 use crate::autograd::recompute::Tape;
+use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
@@ -70,18 +71,21 @@ impl Decoder {
         tape: &mut Tape<'m>,
     ) -> Result<Tensor> {
         let inputs = inputs.into();
-        let targets = self.targets(&inputs, labels, loss)?;
+        let (targets, left_out) = self.targets(&inputs, labels, loss)?;
         let hidden = self.hidden_states_with(inputs, tape)?;
-        self.through_head(&hidden, &targets, loss)
+        let (weight, bias) = self.head.language_model()?;
+        let loss = loss.logit_scale(self.config.logit_scale).logit_cap(self.config.logit_cap);
+        loss.compute_without(&hidden, weight, bias, &targets, left_out.as_ref())
     }
 
-    /// The target at each place: the label of the next.
+    /// The target at each place: the label of the next. And the places that begin no pair, where only a device knows
+    /// them: with labels on the CPU, and documents elsewhere.
     fn targets(
         &self,
         inputs: &Inputs,
         labels: &Tensor,
         loss: &LinearCrossEntropy,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let ids = inputs.needed_ids()?;
         if labels.size() != ids.size() {
             refuse!(
@@ -101,28 +105,23 @@ impl Decoder {
         let (batch, length) = labels.size2()?;
         let none = Tensor::f_full([batch, 1], loss.ignore_index, (Kind::Int64, labels.device()))?;
         if length < 2 {
-            return Ok(none.f_narrow(1, 0, length)?);
+            return Ok((none.f_narrow(1, 0, length)?, None));
         }
         let mut next = labels.f_narrow(1, 1, length - 1)?;
+        let mut left_out = None;
         if let Some(documents) = inputs.documents {
             let (this, that) =
                 (documents.f_narrow(1, 0, length - 1)?, documents.f_narrow(1, 1, length - 1)?);
-            let starts = that.f_ne_tensor(&this)?.f_to_device(labels.device())?;
-            next = next.f_masked_fill(&starts, loss.ignore_index)?;
+            let starts = that.f_ne_tensor(&this)?;
+            if labels.device() == Device::Cpu && starts.device() != Device::Cpu {
+                left_out = Some(starts.f_constant_pad_nd([0, 1])?);
+            } else {
+                let starts = sent(&starts, labels.device())?;
+                next = next.f_masked_fill(&starts, loss.ignore_index)?;
+            }
         }
         // Places behind which there is nothing are masked rather than cut off: no copy of the hidden states.
-        Ok(Tensor::f_cat(&[&next, &none], 1)?)
-    }
-
-    fn through_head(
-        &self,
-        hidden: &Tensor,
-        targets: &Tensor,
-        loss: &LinearCrossEntropy,
-    ) -> Result<Tensor> {
-        let (weight, bias) = self.head.language_model()?;
-        let loss = loss.logit_scale(self.config.logit_scale).logit_cap(self.config.logit_cap);
-        loss.compute(hidden, weight, bias, targets)
+        Ok((Tensor::f_cat(&[&next, &none], 1)?, left_out))
     }
 }
 
@@ -130,15 +129,13 @@ impl Decoder {
 mod tests {
     use std::rc::Rc;
 
-    use serde_json::json;
-    use tch::nn::VarStore;
-    use tch::Device;
-
     use super::super::context::{context, masks};
     use super::*;
     use crate::models::nn::Places;
     use crate::models::nn::{run, Through};
     use crate::models::{DecoderConfig, ModelConfig};
+    use serde_json::json;
+    use tch::nn::VarStore;
 
     #[test]
     fn nothing_below_the_lowest_tensor_that_trains_keeps_a_graph() {
@@ -160,7 +157,7 @@ mod tests {
         let positions = places.positions(false).unwrap();
         let kind = Kind::Float;
         let masks = masks(&config, &places, &positions, &config.windows, kind).unwrap();
-        let context = context(&config, &positions, masks, kind, false).unwrap();
+        let context = context(&model.ropes, &places, &positions, masks, kind, false).unwrap();
         let context = Rc::new(context);
         let mut hidden = Tensor::randn([1, 4, 8], (Kind::Float, Device::Cpu));
         let mut graphs = Vec::new();

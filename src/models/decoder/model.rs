@@ -16,7 +16,7 @@ use crate::error::{refuse, Result};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{dropped, run, Block, Linear, Norm, Places, Through, Weights};
+use crate::models::nn::{dropped, run, Block, Linear, Norm, Places, RopeTables, Through, Weights};
 use crate::pretrained;
 
 /// A decoder-only language model: embeddings, blocks of attention and MLP, a head.
@@ -45,6 +45,7 @@ pub struct Decoder {
     pub(super) blocks: Vec<Block>,
     norm: Option<Norm>,
     pub(super) head: Head,
+    pub(super) ropes: Vec<RopeTables>,
 }
 
 const TAKEN: [&str; 3] = ["input_ids", "attention_mask", "documents"];
@@ -78,6 +79,7 @@ impl Model for Decoder {
             let build = |w| Norm::build(&w, config.norm, size, config.norm_eps);
             there.map(build).transpose()
         };
+        let side_by_side = config.positions == (Positions::Rope { side_by_side: true });
         let layers = base.at(names.layers);
         let blocks = (0..config.layers as usize).map(|at| block(&layers.at(at), config, at));
         Ok(Decoder {
@@ -93,6 +95,7 @@ impl Model for Decoder {
             blocks: blocks.collect::<Result<_>>()?,
             norm: norm(names.norm)?,
             head,
+            ropes: config.ropes.iter().map(|rope| RopeTables::new(rope, side_by_side)).collect(),
             embed,
             config: config.clone(),
         })
@@ -172,8 +175,8 @@ impl Decoder {
             Some(ahead) => ahead.masks(places.start, kind)?,
             None => masks(config, places, positions, &config.windows, kind)?,
         };
-        let context = Rc::new(context(config, positions, masks, kind, train)?);
-        let mut hidden = run(&self.blocks, hidden, &context, None, 0., &mut through)?;
+        let context = context(&self.ropes, places, positions, masks, kind, train)?;
+        let mut hidden = run(&self.blocks, hidden, &Rc::new(context), None, 0., &mut through)?;
         if let Some(norm) = &self.norm {
             hidden = norm.forward(&hidden)?;
         }

@@ -7,7 +7,7 @@ use super::context::Context;
 use super::head_norm::HeadNorm;
 use super::linear::Linear;
 use super::mask::Mask;
-use super::rope::rotate;
+use super::rope::rotate_both;
 use crate::error::Result;
 use crate::kernels::attention as kernels;
 
@@ -93,9 +93,8 @@ impl Attention {
     ) -> Result<Tensor> {
         let [q, k, v] = self.split(hidden)?;
         let [q_norm, k_norm] = &self.norms;
-        let (q, k) =
-            (self.turned(q_norm.forward(q)?, context)?, self.turned(k_norm.forward(k)?, context)?);
-        let v = v.f_transpose(1, 2)?;
+        let [q, k] = self.turned([q_norm.forward(q)?, k_norm.forward(k)?], context)?;
+        let (q, k, v) = (q.f_transpose(1, 2)?, k.f_transpose(1, 2)?, v.f_transpose(1, 2)?);
         let (k, v) = match slot {
             Some(slot) => slot.extend(&k, &v, self.window)?,
             None => (k, v),
@@ -174,14 +173,13 @@ impl Attention {
         }
     }
 
-    /// `[batch, length, heads, head_dim]` to `[batch, heads, length, head_dim]`, turned where there is a rope.
-    fn turned(&self, x: Tensor, context: &Context) -> Result<Tensor> {
-        let x = x.f_transpose(1, 2)?;
+    /// Queries and keys, `[batch, length, heads, head_dim]` each, turned where there is a rope.
+    fn turned(&self, both: [Tensor; 2], context: &Context) -> Result<[Tensor; 2]> {
         match self.rotation {
             Some(Rotation { rope, side_by_side }) => {
-                rotate(&x, &context.angles[rope], side_by_side)
+                rotate_both(both, &context.angles[rope], side_by_side)
             }
-            None => Ok(x),
+            None => Ok(both),
         }
     }
 }

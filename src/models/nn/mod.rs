@@ -11,6 +11,7 @@ mod mask;
 mod mlp;
 mod norm;
 mod rope;
+mod rope_tables;
 mod tied;
 mod weights;
 
@@ -25,6 +26,7 @@ pub(in crate::models) use mask::{counted, Mask, Places};
 pub(in crate::models) use mlp::{dropped, Inner, Mlp};
 pub(in crate::models) use norm::{Norm, NormKind};
 pub(in crate::models) use rope::{powers, Beyond, Rope};
+pub(in crate::models) use rope_tables::RopeTables;
 pub(in crate::models) use tied::Tied;
 pub(in crate::models) use weights::is_below;
 pub use weights::Weights;

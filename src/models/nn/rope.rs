@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::device::transfer::sent;
 use crate::error::Result;
 
 /// The growth of the angles with the position.
@@ -48,8 +49,22 @@ impl Rope {
         Ok(Rope { frequencies, attention_factor: 1., beyond: Beyond::Same })
     }
 
-    /// Cosines and sines, with their signs, `[length, dims]` of the positions `[length]`, or `[batch, 1, length, dims]`
-    /// of `[batch, length]`.
+    /// The greatest length up to `padded` whose angles are those of `length`.
+    pub(in crate::models) fn longest_like(&self, length: i64, padded: i64) -> i64 {
+        let (learned, beyond) = match &self.beyond {
+            Beyond::Same => return padded,
+            Beyond::Others { length, .. } => (*length as i64, padded),
+            Beyond::Lower { length: learned, .. } => (*learned as i64, length),
+        };
+        if length > learned {
+            beyond
+        } else {
+            padded.min(learned)
+        }
+    }
+
+    /// Cosines and sines, with their signs, `[length, dims]` of the positions `[length]`, or `[batch, length, dims]` of
+    /// `[batch, length]`.
     pub(in crate::models) fn tables(
         &self,
         positions: &Tensor,
@@ -71,11 +86,7 @@ impl Rope {
         } else {
             (Tensor::f_cat(&[&cos, &cos], -1)?, Tensor::f_cat(&[&lost, &sin], -1)?)
         };
-        let table = |x: Tensor| -> Result<Tensor> {
-            let x = if x.dim() == 3 { x.f_unsqueeze(1)? } else { x };
-            Ok(x.f_to_kind(kind)?)
-        };
-        Ok((table(cos)?, table(sin)?))
+        Ok((cos.f_to_kind(kind)?, sin.f_to_kind(kind)?))
     }
 
     /// The frequencies for a sequence with these positions. The longest row decides for all, as in transformers; what
@@ -83,7 +94,7 @@ impl Rope {
     fn at(&self, positions: &Tensor) -> Result<Tensor> {
         let device = positions.device();
         let there = |frequencies: &[f32]| -> Result<Tensor> {
-            Ok(Tensor::f_from_slice(frequencies)?.f_to_device(device)?)
+            sent(&Tensor::f_from_slice(frequencies)?, device)
         };
         let own = there(&self.frequencies)?;
         let longest = || positions.f_max()?.f_add_scalar(1);
@@ -103,13 +114,34 @@ impl Rope {
     }
 }
 
-/// Turns `[batch, heads, length, head_dim]` by the angles of the positions; dimensions that have none stay. The two
-/// that are turned against each other stand half apart, or side by side.
-pub(in crate::models) fn rotate(
-    x: &Tensor,
-    (cos, sin): &(Tensor, Tensor),
+/// Turns queries and keys, `[batch, length, heads, head_dim]` each, by the angles of the positions.
+pub(in crate::models) fn rotate_both(
+    [q, k]: [Tensor; 2],
+    angles: &(Tensor, Tensor),
     side_by_side: bool,
-) -> Result<Tensor> {
+) -> Result<[Tensor; 2]> {
+    if q.device() == Device::Cpu {
+        return Ok([rotate(&q, angles, side_by_side)?, rotate(&k, angles, side_by_side)?]);
+    }
+    rotate_together([q, k], angles, side_by_side)
+}
+
+/// As one tensor: a copy there and one back are worth it where each operation costs a launch.
+fn rotate_together(
+    [q, k]: [Tensor; 2],
+    angles: &(Tensor, Tensor),
+    side_by_side: bool,
+) -> Result<[Tensor; 2]> {
+    let heads = [q.size4()?.2, k.size4()?.2];
+    let both = rotate(&Tensor::f_cat(&[q, k], 2)?, angles, side_by_side)?;
+    let mut parts = both.f_split_with_sizes(heads, 2)?.into_iter();
+    let mut next = || parts.next().unwrap_or_default();
+    Ok([next(), next()])
+}
+
+/// Turns `[batch, length, heads, head_dim]` by the angles of the positions; dimensions that have none stay. The two
+/// that are turned against each other stand half apart, or side by side. Behind a transpose it would take copies.
+fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor), side_by_side: bool) -> Result<Tensor> {
     let (turned, whole) = (*cos.size().last().unwrap_or(&0), x.size4()?.3);
     if turned < whole {
         let parts = x.f_split_with_sizes([turned, whole - turned], -1)?;
@@ -121,5 +153,46 @@ pub(in crate::models) fn rotate(
     } else {
         x.f_roll([turned / 2], [-1])?
     };
-    Ok(x.f_mul(cos)?.f_addcmul(&other, sin)?)
+    let mut turned = x.f_mul(cos)?;
+    Ok(turned.f_addcmul_(&other, sin)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_and_keys_turn_together_as_apart_and_so_do_their_gradients() {
+        tch::set_num_threads(1);
+        tch::manual_seed(3);
+        let options = (Kind::Float, Device::Cpu);
+        let positions = [
+            Tensor::arange(5, (Kind::Int64, Device::Cpu)),
+            Tensor::from_slice2(&[[0_i64, 1, 0, 1, 2], [0, 1, 2, 3, 4]]),
+        ];
+        for (positions, dims) in positions.iter().flat_map(|p| [(p, 8), (p, 4)]) {
+            for side_by_side in [false, true] {
+                let rope =
+                    Rope::new(&powers(10_000., dims).unwrap().f_reciprocal().unwrap()).unwrap();
+                let (cos, sin) = rope.tables(positions, side_by_side, Kind::Float).unwrap();
+                let angles = (cos.unsqueeze(-2), sin.unsqueeze(-2));
+                let [q, k] =
+                    [3, 1].map(|h| Tensor::randn([2, 5, h, 8], options).set_requires_grad(true));
+                let upstream = [3, 1].map(|h| Tensor::randn([2, 5, h, 8], options));
+                let all = |together: bool| {
+                    let both = [&q, &k].map(Tensor::shallow_clone);
+                    let turn = if together { rotate_together } else { rotate_both };
+                    let [q2, k2] = turn(both, &angles, side_by_side).unwrap();
+                    let sum = (&q2 * &upstream[0]).sum(Kind::Float)
+                        + (&k2 * &upstream[1]).sum(Kind::Float);
+                    let mut all = Tensor::run_backward(&[sum], &[&q, &k], false, false);
+                    all.extend([q2.detach(), k2.detach()]);
+                    all
+                };
+                for (found, expected) in all(true).iter().zip(&all(false)) {
+                    assert!(found.allclose(expected, 0., 1e-6, false));
+                }
+            }
+        }
+    }
 }

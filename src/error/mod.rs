@@ -1,5 +1,7 @@
 //! The one opaque error of the crate, and the kinds of error to match on.
 
+mod out_of_memory;
+
 use std::borrow::Cow;
 use std::fmt;
 
@@ -79,6 +81,10 @@ pub enum ErrorKind {
     Unsupported,
     /// An argument is out of range.
     InvalidArgument,
+    /// Memory is not enough, on a device or on the host. Less work afterwards succeeds: a smaller batch, or
+    /// [`recompute::Recompute`](crate::recompute::Recompute).
+    #[doc(alias = "OutOfMemoryError")]
+    OutOfMemory,
     /// The operating system refused (permissions, a full disk …).
     Io,
     /// libtorch refused.
@@ -125,6 +131,7 @@ impl Error {
     pub(crate) fn io(doing: &str, path: &std::path::Path, source: std::io::Error) -> Self {
         let kind = match source.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::MissingFile,
+            std::io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
             _ => ErrorKind::Io,
         };
         Error::new(kind, format!("cannot {doing} '{}'", path.display())).caused_by(source)
@@ -194,6 +201,9 @@ impl From<tch::TchError> for Error {
                 "the graph of the loss is gone: a backward pass frees it. Go backward once, through the sum of the losses \
                  that share a part of it, or compute the loss again"
             );
+        }
+        if let Some(message) = out_of_memory::explained(message) {
+            return refusal!(OutOfMemory, "{message}");
         }
         refusal!(Torch, "libtorch refused: {message}")
     }

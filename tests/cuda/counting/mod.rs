@@ -1,0 +1,9 @@
+//! The counting runtime: built, run, and asked for its counts.
+#![allow(dead_code, unused_imports)] // each test binary uses a part of it
+
+mod counts;
+mod gpu;
+mod library;
+
+pub use counts::{counts, limit_memory, reset, Counts, Memory};
+pub use gpu::{in_child, Gpu};

@@ -1,0 +1,39 @@
+/* The counters, shared by the files of the counting runtime. */
+#ifndef COUNTING_H
+#define COUNTING_H
+
+#include <stddef.h>
+#include <stdio.h>
+
+/* One more call of this name, which must stay where it is. */
+void count(const char *name);
+
+/* The same for what makes a real device and its host wait; with COUNTING_BACKTRACE, the callers are printed. */
+void count_wait(const char *name);
+
+/* The number in this environment variable. */
+long setting(const char *name, long otherwise);
+
+/* Parts of the report, each by the file that counts it: printed, and set back. */
+void report_kernels(FILE *file);
+void reset_kernels(void);
+void report_memory(FILE *file);
+void reset_memory(void);
+
+/* The kernel behind a handle has been launched. */
+void launched(const void *kernel);
+
+/* The same for a kernel that was compiled at run time and has no host function; the name must stay where it is. */
+void launched_by_name(const char *name);
+
+/* The mangled name of the latest kernel. */
+const char *last_launched(void);
+
+/* The device that this thread has chosen. */
+int current_device(void);
+int device_count(void);
+
+/* The memory of each device, in bytes. */
+size_t device_memory(void);
+
+#endif
