@@ -15,6 +15,7 @@ mod counting;
 mod adapters;
 mod checkpoints;
 mod device;
+mod heads;
 mod launches;
 mod memory;
 mod models;
