@@ -13,6 +13,7 @@ size_t device_memory(void) { return (size_t)setting("COUNTING_MEMORY", 80l << 30
 static int capability(void) { return (int)setting("COUNTING_SM", 90); }
 
 cudaError_t cudaGetDeviceCount(int *devices) {
+    count("cudaGetDeviceCount");
     *devices = device_count();
     return cudaSuccess;
 }
@@ -23,6 +24,7 @@ cudaError_t cudaGetDevice(int *device) {
 }
 
 cudaError_t cudaSetDevice(int device) {
+    count("cudaSetDevice");
     if (device < 0 || device >= device_count()) return cudaErrorInvalidDevice;
     current = device;
     return cudaSuccess;
