@@ -188,7 +188,10 @@ impl FlatParams {
     /// Sets everything to 0.
     pub(crate) fn zero(&mut self) -> Result<()> {
         let _ = self.master.f_zero_()?;
-        self.runs.iter_mut().try_for_each(|run| Ok(drop(run.live.f_zero_()?)))
+        for run in &mut self.runs {
+            let _ = run.live.f_zero_()?;
+        }
+        Ok(())
     }
 
     /// A copy on another device or in other kinds (one per slot). The masters keep their values, and their kind if it
