@@ -3,7 +3,7 @@
 use ln_tuning::device::best_device;
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{
-    Decoder, Dinov2, Encoder, Inputs, Model, ModelConfig, Seq2Seq, ViTForImageClassification,
+    Clip, Decoder, Dinov2, Encoder, Inputs, Model, ModelConfig, Seq2Seq, ViTForImageClassification,
 };
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{
@@ -229,6 +229,16 @@ fn of_encoders_encoder_decoders_and_vision_models() {
             let (vs, model) =
                 built::<ViTForImageClassification>(&with(&base, class), kind, device);
             trains("vit", &vs, |train| model.logits(Inputs::images(&images).train(train)));
+            let towers = json!({
+                "model_type": "clip", "projection_dim": 16,
+                "text_config": with(&base, json!({"eos_token_id": 9})), "vision_config": base.clone(),
+            });
+            let (vs, model) = built::<Clip>(&towers, kind, device);
+            trains("clip", &vs, |train| {
+                let texts = model.text_features(Inputs::new(&ids).train(train))?;
+                let seen = model.image_features(Inputs::images(&images).train(train))?;
+                model.logits_per_image(&seen, &texts)
+            });
             let class = json!({"model_type": "dinov2"});
             let (vs, model) = built::<Dinov2>(&with(&base, class), kind, device);
             trains("dinov2", &vs, |train| {
