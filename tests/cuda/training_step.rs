@@ -1,6 +1,6 @@
 //! One training step: it waits for the device nowhere, whatever the model, the inputs and the way to train.
 
-use ln_tuning::device::best_device;
+use ln_tuning::device::{best_device, set_deterministic};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{
     Clip, Decoder, Dinov2, Encoder, Inputs, Model, ModelConfig, Seq2Seq, ViTForImageClassification,
@@ -178,6 +178,9 @@ fn with_any_settings_of_the_optimizer_and_the_loss() {
                 let mut sgd = tuned.optimizer(sgd, 1e-3).unwrap();
                 sgd.set_dynamic_loss_scale(DynamicLossScale::default()).unwrap();
                 waits_for_nothing(&what("SGD, dynamic"), || step(&mut sgd, &loss(&plain)?));
+                set_deterministic(true).unwrap();
+                waits_for_nothing(&what("deterministic"), || step(&mut sgd, &loss(&plain)?));
+                set_deterministic(false).unwrap();
             }
         }
     });
