@@ -15,8 +15,12 @@ mod counting;
 #[cfg(feature = "models")]
 mod adapters;
 #[cfg(feature = "models")]
+mod attention;
+#[cfg(feature = "models")]
 mod checkpoints;
 mod device;
+#[cfg(feature = "models")]
+mod generation;
 #[cfg(feature = "models")]
 mod launches;
 mod memory;
