@@ -16,6 +16,14 @@ mod adapters;
 mod checkpoints;
 mod device;
 mod heads;
+#[cfg(feature = "models")]
+mod attention;
+#[cfg(feature = "models")]
+mod checkpoints;
+mod device;
+#[cfg(feature = "models")]
+mod generation;
+#[cfg(feature = "models")]
 mod launches;
 mod memory;
 mod models;
