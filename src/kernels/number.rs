@@ -58,11 +58,11 @@ fn made(call: impl FnOnce(*mut *mut C_tensor)) -> Result<Tensor, TchError> {
 macro_rules! with_number {
     ($($name:ident: $call:ident,)*) => {
         /// Methods of tensors that take a number.
-        #[allow(dead_code)]
         pub(crate) trait WithNumber {
             $(fn $name(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;)*
 
             /// With this number where `mask` is true.
+            #[allow(dead_code)]
             fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
         }
 

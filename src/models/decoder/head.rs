@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::config::DecoderConfig;
 use crate::error::{refusal, refuse, Error, Result};
+use crate::kernels::number::WithNumber;
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::nn::{capped, Linear, Tied, Weights};
@@ -75,7 +76,7 @@ impl Head {
         let logits = hidden.f_linear(weight, bias)?;
         let logits = match config.logit_scale {
             1. => logits,
-            scale => logits.f_mul_scalar(scale)?,
+            scale => logits.f_mul_number(scale)?,
         };
         capped(logits, config.logit_cap)
     }
