@@ -187,3 +187,27 @@ fn memory_that_is_not_enough_is_an_error_that_names_the_settings() {
         assert!(!training.path("out").exists());
     }
 }
+
+/// A little less than a run takes: it ends where it asks for the last bit.
+#[test]
+fn memory_that_ends_while_training_costs_nothing_that_was_saved() {
+    let training = training();
+    let settings = ["device=cuda", "max_steps=9", "save_interval=1"];
+    let whole = training.command(&[&settings[..], &["out=whole"]].concat());
+    let Some((_, counts)) = run(Gpu::default(), whole) else { return };
+    for less in [1_000, 8_000] {
+        let memory = counts.devices[0].peak - less;
+        let gpu = Gpu { memory, fill: Some(0x3c), ..Gpu::default() };
+        let output = on(gpu, training.command(&settings)).unwrap().output().unwrap();
+        let (_, err) = texts(&output);
+        let ended = err.is_empty() && output.status.success();
+        assert!(ended || err.starts_with("error: memory is not enough"), "{err}");
+        for entry in std::fs::read_dir(training.path("out/checkpoints")).into_iter().flatten() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(name.starts_with("step-"), "{name} is not a whole checkpoint");
+        }
+    }
+    let command = training.command(&[&settings[..], &["checkpointing=all"]].concat());
+    run(Gpu::default(), command).unwrap();
+    assert_eq!(training.series("out", "loss").len(), 9);
+}
