@@ -12,18 +12,12 @@
 mod common;
 mod counting;
 
-#[cfg(feature = "models")]
 mod adapters;
-#[cfg(feature = "models")]
 mod checkpoints;
 mod device;
-#[cfg(feature = "models")]
 mod launches;
 mod memory;
-#[cfg(feature = "models")]
 mod models;
-#[cfg(feature = "models")]
 mod quiet;
 mod runtime_itself;
-#[cfg(feature = "models")]
 mod training_step;
