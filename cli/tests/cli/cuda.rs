@@ -148,6 +148,13 @@ fn a_step_copies_from_pinned_memory_only_and_waits_for_nothing() {
         let extra = |of: fn(&Counts) -> u64| of(&many).saturating_sub(of(&few));
         assert_eq!(extra(|c| c.pageable_copies), 0, "{settings:?}");
         assert!(extra(|c| c.pinned_copies) >= 40, "{settings:?}: batches are sent");
+        let batched = |c: &Counts| -> u64 {
+            let calls = c.calls.iter().filter(|(name, _)| name.contains("SgemmStridedBatched"));
+            calls.map(|(_, calls)| calls).sum()
+        };
+        if gpu.sm == 90 {
+            assert_eq!(extra(batched), 0, "{settings:?}: attention has a kernel of its own");
+        }
         // Figures are read once a second.
         let (waits, seconds) = (extra(|c| c.synchronisations), begun.elapsed().as_secs());
         assert!(waits <= 2 + seconds, "{settings:?}: 40 steps wait {waits} times in {seconds} s");
