@@ -9,6 +9,7 @@
 //! is installed: about half a second and 120 MB of the host's memory, none of the device's. With
 //! `CUDA_VISIBLE_DEVICES` empty or `-1` it is left out.
 
+mod context;
 #[cfg(target_os = "linux")]
 mod dynamic;
 mod settings;

@@ -12,13 +12,12 @@
 mod common;
 mod counting;
 
-#[cfg(feature = "models")]
+mod adapters;
 mod checkpoints;
 mod device;
 mod launches;
-#[cfg(feature = "models")]
 mod memory;
-#[cfg(feature = "models")]
 mod models;
+mod quiet;
 mod runtime_itself;
 mod training_step;

@@ -164,12 +164,11 @@ mod tests {
                     LinearCrossEntropy::default().label_smoothing(0.1).z_loss(0.2).logit_cap(3.),
                 ] {
                     let all = |targets: &Tensor, left_out: Option<&Tensor>| {
-                        let bias = Some(&bias);
                         let loss = loss
-                            .compute_without(&hidden, &weight, bias, targets, left_out)
+                            .compute_without(&hidden, &weight, Some(&bias), targets, left_out)
                             .unwrap();
                         let mut all = vec![loss.detach()];
-                        let inputs = [&hidden, &weight, bias.unwrap()];
+                        let inputs = [&hidden, &weight, &bias];
                         all.extend(Tensor::run_backward(&[loss], &inputs, false, false));
                         all
                     };
