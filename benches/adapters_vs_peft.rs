@@ -4,11 +4,11 @@
 //! and prints the median of each operation and their ratio; target/bench/adapters.json holds the same. Frozen weights
 //! are tiny, as no operation on adapters touches them. `-- --ours-only` does without Python.
 
+mod place;
 mod shapes;
 
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
@@ -28,11 +28,9 @@ struct Peft {
 
 impl Peft {
     fn start() -> Result<(Peft, f64)> {
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let python = std::env::var_os("LN_TUNING_PYTHON").map(PathBuf::from);
-        let python = python.unwrap_or_else(|| here.join(".venv/bin/python"));
+        let python = place::python();
         let mut child = Command::new(&python)
-            .arg(here.join("benches/peft_adapters.py"))
+            .arg(place::data().join("benches/peft_adapters.py"))
             .arg(THREADS.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -215,8 +213,7 @@ fn main() -> Result<()> {
         println!("importing PEFT took {:.1} s", imported / 1e3);
     }
     println!("{:.0} s in all", start.elapsed().as_secs_f64());
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench/adapters.json");
-    std::fs::create_dir_all(path.parent().context("no parent")?)?;
+    let path = place::reports()?.join("adapters.json");
     std::fs::write(&path, format!("{:#}\n", json!({"threads": THREADS, "rows": rows})))?;
     println!("written to {}", path.display());
     Ok(())

@@ -3,17 +3,20 @@
 //! `cargo bench --bench loading_vs_transformers` runs both alternately, each time in a process of its own with the file
 //! in the page cache, and prints medians: seconds to a usable model and to its first logits, and the memory that the
 //! process then holds, private (anonymous) and shared (the file's pages) apart. target/bench/loading.json holds the
-//! same.
+//! same. `-- --device cuda` loads to the GPU, and tells what is then kept there beside CUDA's context.
 
-use std::path::{Path, PathBuf};
+mod place;
+
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use ln_tuning::device::{best_device, cuda_status, memory_info};
 use ln_tuning::models::{Decoder, DecoderConfig, Model, ModelConfig};
 use ln_tuning::pretrained;
 use serde_json::{json, Value};
-use tch::{no_grad, Device, Kind, Tensor};
+use tch::{no_grad, Cuda, Device, Kind, Tensor};
 
 const THREADS: i32 = 2;
 const PAIRS: usize = 5;
@@ -47,21 +50,33 @@ fn memory() -> Result<(f64, f64)> {
     Ok((megabytes("RssAnon")?, megabytes("RssFile")?))
 }
 
+/// Megabytes that are taken on a GPU.
+fn on_device(device: Device) -> Result<f64> {
+    let Device::Cuda(index) = device else { return Ok(0.) };
+    Cuda::synchronize(index as i64);
+    let memory = memory_info(device)?;
+    Ok((memory.total - memory.free) as f64 / (1 << 20) as f64)
+}
+
 /// The work of a child process.
-fn load(dir: &str) -> Result<()> {
+fn load(dir: &str, device: &str) -> Result<()> {
+    // First of all: libtorch looks for CUDA once.
+    let device = if device == "cpu" { Device::Cpu } else { best_device() };
     tch::set_num_threads(THREADS);
-    let before = memory()?;
+    let (before, taken) = (memory()?, on_device(device)?);
     let start = Instant::now();
-    let (_vs, model) = Decoder::from_pretrained(dir, Device::Cpu, None)?;
+    let (_vs, model) = Decoder::from_pretrained(dir, device, None)?;
+    let kept = on_device(device)? - taken;
     let loaded = start.elapsed().as_secs_f64();
     let held = memory()?;
-    let ids = Tensor::arange(16, (Kind::Int64, Device::Cpu)).view([1, -1]);
+    let ids = Tensor::arange(16, (Kind::Int64, device)).view([1, -1]);
     let logits = no_grad(|| model.logits(&ids))?;
+    let kept_after = on_device(device)? - taken;
     let first = start.elapsed().as_secs_f64();
     let used = memory()?;
     let report = json!({
         "import": 0., "load": loaded, "first": first, "private": held.0 - before.0, "shared": held.1 - before.1,
-        "private_after": used.0 - before.0, "sum": logits.sum(Kind::Float).double_value(&[]),
+        "private_after": used.0 - before.0, "device": kept, "device_after": kept_after, "sum": logits.sum(Kind::Float).double_value(&[]),
     });
     println!("{report}");
     Ok(())
@@ -83,22 +98,33 @@ fn median(reports: &[Value], key: &str) -> f64 {
 }
 
 fn main() -> Result<()> {
-    if let Some(dir) = std::env::args().skip_while(|argument| argument != "--load").nth(1) {
-        return load(&dir);
+    let arguments: Vec<String> = std::env::args().collect();
+    let after = |name: &str| {
+        let place = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(place + 1).map(String::as_str)
+    };
+    let device = after("--device").unwrap_or("cpu");
+    if let Some(dir) = after("--load") {
+        return load(dir, device);
     }
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let dir = here.join("target/bench/llama-1gb");
+    anyhow::ensure!(
+        ["cpu", "cuda"].contains(&device),
+        "--device is {device}, expected cpu or cuda"
+    );
+    anyhow::ensure!(device == "cpu" || cuda_status().is_available(), "{}", cuda_status());
+    let reports = place::reports()?;
+    let dir = reports.join("llama-1gb");
     checkpoint(&dir)?;
-    let python = std::env::var_os("LN_TUNING_PYTHON").map(PathBuf::from);
-    let python = python.unwrap_or_else(|| here.join(".venv/bin/python"));
+    let python = place::python();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     // The first pair brings the file into the page cache.
     for pair in 0..=PAIRS {
-        let own = answer(Command::new(std::env::current_exe()?).arg("--load").arg(&dir))?;
-        let script = here.join("benches/transformers_loading.py");
+        let mut command = Command::new(std::env::current_exe()?);
+        let own = answer(command.arg("--load").arg(&dir).args(["--device", device]))?;
+        let script = place::data().join("benches/transformers_loading.py");
         let arguments = [script.as_os_str(), dir.as_os_str()];
         let mut command = Command::new(&python);
-        command.args(arguments).arg(THREADS.to_string()).env("HF_HUB_OFFLINE", "1");
+        command.args(arguments).arg(THREADS.to_string()).arg(device).env("HF_HUB_OFFLINE", "1");
         let other = answer(&mut command)
             .with_context(|| format!("'{}' failed: run `make setup-tests`", python.display()))?;
         if pair > 0 {
@@ -108,7 +134,7 @@ fn main() -> Result<()> {
     }
     let megabytes = std::fs::metadata(dir.join("model.safetensors"))?.len() >> 20;
     println!(
-        "Llama in bf16, {megabytes} MB, {THREADS} threads; medians of {PAIRS} pairs of processes"
+        "Llama in bf16, {megabytes} MB, to {device}, {THREADS} threads; medians of {PAIRS} pairs of processes"
     );
     println!("{:<36} {:>10} {:>13} {:>8}", "", "ours", "transformers", "ratio");
     let rows = [
@@ -118,16 +144,20 @@ fn main() -> Result<()> {
         ("MB private", "private"),
         ("MB private after the first logits", "private_after"),
         ("MB of the file's pages", "shared"),
+        ("MB on the GPU", "device"),
+        ("MB on the GPU after the first logits", "device_after"),
         ("sum of the logits", "sum"),
     ];
+    let rows = rows.into_iter().filter(|(_, key)| device != "cpu" || !key.starts_with("device"));
     let mut report = Vec::new();
     for (name, key) in rows {
         let (a, b) = (median(&ours, key), median(&theirs, key));
         println!("{name:<36} {a:>10.4} {b:>13.4} {:>8.3}", b / a);
         report.push(json!({"row": name, "ours": a, "transformers": b}));
     }
-    let path = here.join("target/bench/loading.json");
-    std::fs::write(&path, format!("{:#}\n", json!({"megabytes": megabytes, "rows": report})))?;
+    let path = reports.join(if device == "cpu" { "loading.json" } else { "loading-cuda.json" });
+    let report = json!({"megabytes": megabytes, "device": device, "rows": report});
+    std::fs::write(&path, format!("{report:#}\n"))?;
     println!("wrote {}", path.display());
     Ok(())
 }

@@ -6,6 +6,10 @@ use std::process::Command;
 use ln_tuning::device::{best_device, cuda_status, load_cuda, CudaStatus};
 use tch::Device;
 
+mod common;
+#[path = "cuda/counting/mod.rs"]
+mod counting;
+
 #[test]
 fn the_best_device_and_the_words_agree() {
     let device = best_device();
@@ -53,6 +57,7 @@ fn loaded() -> bool {
 
 fn main() {
     let before = loaded();
+    tch::manual_seed(42);
     let device = best_device();
     let sum = tch::Tensor::from_slice(&[1.0f32, 2.0]).to_device(device).sum(tch::Kind::Float);
     println!("before: {before}, after: {}, device: {device:?}, sum: {}", loaded(), sum.double_value(&[]));
@@ -92,17 +97,36 @@ fn a_downstream_crate_without_a_build_script_gets_cuda_as_well() {
         .unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 
-    let ran = Command::new(target().join("debug/downstream"))
-        .env("LD_LIBRARY_PATH", libtorch())
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&ran.stdout);
-    assert!(ran.status.success(), "{text}{}", String::from_utf8_lossy(&ran.stderr));
-    println!("{text}");
+    let program = target().join("debug/downstream");
+    let run = |mut command: Command| {
+        let ran = command.env("LD_LIBRARY_PATH", libtorch()).output().unwrap();
+        let text = String::from_utf8_lossy(&ran.stdout).into_owned();
+        assert!(ran.status.success(), "{text}{}", String::from_utf8_lossy(&ran.stderr));
+        println!("{text}");
+        text
+    };
+    let mut plain = Command::new(&program);
+    plain.env_remove("CUDA_VISIBLE_DEVICES");
+    let text = run(plain);
     assert!(text.contains("sum: 3"), "{text}");
-    // The linker leaves the library out; best_device() brings it in, where this libtorch has one.
-    assert!(text.contains("before: false"), "{text}");
+    // The linker leaves the library out; this crate brings it in where this libtorch has one, and before `main` where
+    // there is a driver.
     let has_cuda = libtorch().join("libtorch_cuda.so").exists();
-    assert!(text.contains(&format!("after: {has_cuda}")), "{text}");
+    let early = has_cuda && !matches!(cuda_status(), CudaStatus::NoDriver { .. });
+    assert!(text.contains(&format!("before: {early}, after: {has_cuda}")), "{text}");
     assert_eq!(text.contains("CPU build"), !has_cuda, "{text}");
+
+    let on_gpu = || counting::Gpu::default().command(&program);
+    if let Some(command) = on_gpu() {
+        let text = run(command);
+        assert!(text.contains("before: true, after: true, device: Cuda(0)"), "{text}");
+    }
+    // Nothing is loaded for those who hide the devices, until they ask.
+    if let Some(mut command) = on_gpu() {
+        command.env("CUDA_VISIBLE_DEVICES", "");
+        let text = run(command);
+        // The counting driver hides nothing: this is what a question that came too early looks like.
+        assert!(text.contains("before: false, after: true, device: Cpu"), "{text}");
+        assert!(text.contains("before all that asks: tch::manual_seed"), "{text}");
+    }
 }

@@ -1,12 +1,16 @@
 //! A process that is asked for one training step after the other.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Instant;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{channel, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 
+use crate::options::Options;
+use crate::place;
+use crate::task::{Ready, Task};
 use crate::work::{Work, THREADS};
 
 /// A contender: this crate or PEFT, with its settings.
@@ -37,12 +41,26 @@ impl Who {
     pub fn is_python(self) -> bool {
         matches!(self, Who::Eager | Who::Compiled | Who::Checkpointed)
     }
+
+    /// For [`Task::how`].
+    fn how(self) -> &'static str {
+        match self {
+            Who::Ours => "plain",
+            Who::OursRecomputed => "recompute",
+            Who::Floor => "floor",
+            Who::Eager => "eager",
+            Who::Compiled => "compile",
+            Who::Checkpointed => "checkpoint",
+        }
+    }
 }
 
 pub struct Contender {
     pub who: Who,
+    pub ready: Ready,
     child: Child,
-    answers: BufReader<ChildStdout>,
+    answers: Receiver<String>,
+    patience: Duration,
     started: Instant,
     /// Milliseconds and losses of the steps so far.
     pub times: Vec<f64>,
@@ -52,61 +70,83 @@ pub struct Contender {
 }
 
 impl Contender {
-    /// Starts the process and waits until it has loaded the model.
-    pub fn start(who: Who, work: &Work, dir: &Path) -> Result<Contender> {
-        let how = match (work.generates, who) {
-            (true, _) => "generate",
-            (_, Who::Ours) => "plain",
-            (_, Who::OursRecomputed) => "recompute",
-            (_, Who::Floor) => "floor",
-            (_, Who::Eager) => "eager",
-            (_, Who::Compiled) => "compile",
-            (_, Who::Checkpointed) => "checkpoint",
+    /// Starts the process and waits until it has its model.
+    pub fn start(who: Who, work: &Work, options: &Options) -> Result<Contender> {
+        let task = Task {
+            dir: work.directory(&options.out)?,
+            kind: work.kind.to_owned(),
+            device: work.device.to_owned(),
+            threads: THREADS,
+            how: if work.generates { "generate" } else { who.how() }.to_owned(),
+            batch: work.batch,
         };
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut command = if who.is_python() {
-            let python = std::env::var_os("LN_TUNING_PYTHON").map(PathBuf::from);
-            let python = python.unwrap_or_else(|| here.join(".venv/bin/python"));
-            anyhow::ensure!(
+            let python = place::python();
+            ensure!(
                 python.exists(),
-                "'{}' is not there: run `make setup-tests`, or give `--ours-only`",
+                "'{}' is not there: run `make setup-tests`, set LN_TUNING_PYTHON, or give `--ours-only`",
                 python.display()
             );
             let mut command = Command::new(python);
-            command.arg(here.join("benches/peft_train.py"));
-            command.env("HF_HUB_OFFLINE", "1").env("TORCHINDUCTOR_COMPILE_THREADS", "1");
+            command.arg(place::data().join("benches/peft_train.py"));
+            command.env("HF_HUB_OFFLINE", "1");
+            if work.device == "cpu" {
+                command.env("TORCHINDUCTOR_COMPILE_THREADS", "1");
+            }
             command
         } else {
             let mut command = Command::new(std::env::current_exe()?);
             command.arg("--child");
             command
         };
-        command.arg(dir).args([work.kind, &work.batch.to_string(), &work.length.to_string()]);
-        command.args([work.device, &THREADS.to_string(), how]);
+        command.arg(serde_json::to_string(&task)?);
         // Threads that wait by spinning would take the cores from the others.
         command.env("OMP_WAIT_POLICY", "passive").env("OMP_NUM_THREADS", THREADS.to_string());
         let started = Instant::now();
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let answers = BufReader::new(child.stdout.take().context("no output")?);
-        let (times, values) = (Vec::new(), Vec::new());
-        let mut this = Contender { who, child, answers, started, times, values, first: 0. };
-        while this.answer()? != "ready" {}
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{command:?} does not start"))?;
+        let output = BufReader::new(child.stdout.take().context("no output")?);
+        let (lines, answers) = channel();
+        std::thread::spawn(move || {
+            output.lines().map_while(Result::ok).try_for_each(|line| lines.send(line))
+        });
+        let (times, values, ready) = Default::default();
+        let patience = Duration::from_secs(options.patience);
+        let mut this =
+            Contender { who, ready, child, answers, patience, started, times, values, first: 0. };
+        // Libraries may print something of their own.
+        let mut line = this.answer()?;
+        while !line.starts_with('{') {
+            line = this.answer()?;
+        }
+        this.ready = serde_json::from_str(&line)?;
         Ok(this)
     }
 
     fn answer(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        let name = self.who.name();
-        anyhow::ensure!(!line.is_empty(), "'{name}' ended: {:?}", self.child.wait()?);
-        Ok(line.trim().to_owned())
+        match self.answers.recv_timeout(self.patience) {
+            Ok(line) => Ok(line.trim().to_owned()),
+            Err(RecvTimeoutError::Timeout) => {
+                self.child.kill()?;
+                bail!("no answer within {} s", self.patience.as_secs());
+            }
+            Err(RecvTimeoutError::Disconnected) => bail!("it ended: {}", self.child.wait()?),
+        }
+    }
+
+    fn ask(&mut self, question: &str) -> Result<String> {
+        let input = self.child.stdin.as_mut().context("no input")?;
+        // A process that has ended is found by the missing answer.
+        let _ = writeln!(input, "{question}");
+        self.answer()
     }
 
     /// Makes the next step.
     pub fn step(&mut self) -> Result<()> {
-        let input = self.child.stdin.as_mut().context("no input")?;
-        writeln!(input, "{}", self.times.len())?;
-        let answer = self.answer()?;
+        let answer = self.ask(&self.times.len().to_string())?;
         let (time, value) = answer.split_once(' ').with_context(|| answer.clone())?;
         self.times.push(time.parse()?);
         self.values.push(value.parse()?);
@@ -116,18 +156,14 @@ impl Contender {
         Ok(())
     }
 
-    /// Megabytes: the most that the process has had in memory so far, or, on a GPU, what it has there now.
-    pub fn megabytes(&self, device: &str) -> Result<f64> {
-        let pid = self.child.id();
+    /// Megabytes: the most that the process has had in memory so far. On a GPU what it keeps there beside its context,
+    /// as the driver counts, which is the most that its tensors have taken: libtorch gives nothing back.
+    pub fn megabytes(&mut self, device: &str) -> Result<f64> {
         if device != "cpu" {
-            let query = ["--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"];
-            let output = Command::new("nvidia-smi").args(query).output()?;
-            let text = String::from_utf8_lossy(&output.stdout);
-            let line = text.lines().find(|line| line.starts_with(&format!("{pid},")));
-            let value = line.and_then(|line| line.split(',').nth(1)).context("no such process")?;
-            return Ok(value.trim().parse()?);
+            return Ok(self.ask("memory")?.parse()?);
         }
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let status = Path::new("/proc").join(self.child.id().to_string()).join("status");
+        let status = std::fs::read_to_string(status)?;
         let line = status.lines().find(|line| line.starts_with("VmHWM")).context("no VmHWM")?;
         Ok(line.split_whitespace().nth(1).context("no number")?.parse::<f64>()? / 1024.)
     }
@@ -135,8 +171,16 @@ impl Contender {
 
 impl Drop for Contender {
     fn drop(&mut self) {
-        // The end of its input ends it.
+        // The end of its input ends it; what does not listen any more is killed.
         drop(self.child.stdin.take());
+        let until = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < until {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }

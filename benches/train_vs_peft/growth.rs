@@ -1,18 +1,26 @@
 //! Growth of time and memory of a training step with the length, the vocabulary and the depth.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{anyhow, Context, Result};
 use plotters::prelude::*;
 use serde_json::{json, Value};
 
 use crate::contender::{Contender, Who};
-use crate::work::{Shape, Work};
-use crate::{median, Options};
+use crate::measure::median;
+use crate::options::Options;
+use crate::work::{Batch, Shape, Work};
 
 /// Small, so that what grows is seen and all of it takes minutes.
-const SHAPE: Shape =
-    Shape { hidden: 256, inner: 704, layers: 4, heads: 4, kv_heads: 2, vocabulary: 8_192 };
+const SHAPE: Shape = Shape {
+    hidden: 256,
+    inner: 704,
+    layers: 4,
+    heads: 4,
+    kv_heads: 2,
+    vocabulary: 8_192,
+    tied: false,
+};
 const LENGTH: i64 = 256;
 const PAIRS: usize = 3;
 
@@ -44,7 +52,7 @@ type Quantity = fn(&Measured) -> f64;
 
 fn row(shape: Shape, length: i64) -> Work {
     let (name, kind, device) = ("growth", "bfloat16", "cpu");
-    Work { name, shape, kind, batch: 1, length, device, generates: false }
+    Work { name, shape, kind, batch: Batch::new(1, length), device, generates: false }
 }
 
 /// Of one of the contenders, at one place of an axis.
@@ -55,8 +63,8 @@ struct Measured {
     megabytes: f64,
 }
 
-/// Measures, prints, and writes target/bench/growth.json and a picture of it.
-pub fn growth(options: &Options, svg: Option<&str>) -> Result<()> {
+/// Measures, prints, and writes growth.json and a picture of it.
+pub fn growth(options: &Options) -> Result<()> {
     let who = [Who::Ours, Who::Eager].into_iter().filter(|who| options.take(*who));
     let who: Vec<Who> = who.collect();
     let mut curves = Vec::new();
@@ -64,7 +72,7 @@ pub fn growth(options: &Options, svg: Option<&str>) -> Result<()> {
         println!("\n{:<16}{:<14}{:>10}{:>10}", axis.name, "", "ms", "MB");
         let mut curve = Vec::new();
         for value in axis.values {
-            for measured in measure(&who, *value, &(axis.work)(*value))? {
+            for measured in measure(&who, *value, &(axis.work)(*value), options)? {
                 let Measured { who, milliseconds, megabytes, .. } = measured;
                 println!("{value:<16}{:<14}{milliseconds:>10.1}{megabytes:>10.0}", who.name());
                 curve.push(measured);
@@ -72,28 +80,27 @@ pub fn growth(options: &Options, svg: Option<&str>) -> Result<()> {
         }
         curves.push(curve);
     }
-    let bench = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");
-    std::fs::create_dir_all(&bench)?;
+    let bench = &options.out;
+    std::fs::create_dir_all(bench)?;
     let report: Vec<Value> =
         AXES.iter().zip(&curves).map(|(axis, curve)| json_of(axis, curve)).collect();
     let path = bench.join("growth.json");
-    let report = json!({"processor": crate::processor(), "axes": report});
+    let report = json!({"processor": crate::report::processor(), "axes": report});
     std::fs::write(&path, format!("{report:#}\n"))?;
-    let picture = svg.map_or_else(|| bench.join("growth.svg"), PathBuf::from);
+    let picture = options.svg.clone().unwrap_or_else(|| bench.join("growth.svg"));
     draw(&picture, &who, &curves).with_context(|| format!("'{}'", picture.display()))?;
     println!("\nwritten to {} and {}", path.display(), picture.display());
     Ok(())
 }
 
-fn measure(who: &[Who], value: i64, work: &Work) -> Result<Vec<Measured>> {
-    let dir = work.directory()?;
-    let contenders = who.iter().map(|who| Contender::start(*who, work, &dir));
+fn measure(who: &[Who], value: i64, work: &Work, options: &Options) -> Result<Vec<Measured>> {
+    let contenders = who.iter().map(|who| Contender::start(*who, work, options));
     let mut contenders = contenders.collect::<Result<Vec<_>>>()?;
     // One that does not count.
     for _ in 0..=PAIRS {
         contenders.iter_mut().try_for_each(Contender::step)?;
     }
-    let measured = contenders.iter().map(|contender| {
+    let measured = contenders.iter_mut().map(|contender| {
         let milliseconds = median(contender.times[1..].to_vec());
         let megabytes = contender.megabytes(work.device)?;
         Ok(Measured { who: contender.who, value, milliseconds, megabytes })

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use ln_tuning::models::{Decoder, DecoderConfig, Model, ModelConfig};
 use ln_tuning::pretrained;
+use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
 use tch::nn::VarStore;
 use tch::{Device, Kind};
@@ -20,6 +21,33 @@ pub struct Shape {
     pub heads: i64,
     pub kv_heads: i64,
     pub vocabulary: i64,
+    /// True if the head is the embedding.
+    pub tied: bool,
+}
+
+/// The tokens of a step.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Batch {
+    pub rows: i64,
+    pub length: i64,
+    /// Each step has a length of its own, up to a third shorter.
+    pub varies: bool,
+    /// The length of the documents that are packed into each row.
+    pub documents: Option<i64>,
+}
+
+impl Batch {
+    pub fn new(rows: i64, length: i64) -> Self {
+        Batch { rows, length, varies: false, documents: None }
+    }
+
+    /// That of benches/peft_train.py.
+    pub fn length_of(&self, step: i64) -> i64 {
+        match self.varies {
+            true => self.length - step * 131 % (self.length / 3),
+            false => self.length,
+        }
+    }
 }
 
 /// One row of the table.
@@ -28,26 +56,53 @@ pub struct Work {
     pub name: &'static str,
     pub shape: Shape,
     pub kind: &'static str,
-    pub batch: i64,
-    pub length: i64,
+    pub batch: Batch,
     pub device: &'static str,
     pub generates: bool,
 }
 
 /// 56 M parameters.
-pub const LLAMA_56M: Shape =
-    Shape { hidden: 512, inner: 1408, layers: 8, heads: 8, kv_heads: 4, vocabulary: 32_000 };
+pub const LLAMA_56M: Shape = Shape {
+    hidden: 512,
+    inner: 1408,
+    layers: 8,
+    heads: 8,
+    kv_heads: 4,
+    vocabulary: 32_000,
+    tied: false,
+};
 
-pub const LONG_VOCABULARY: Shape =
-    Shape { hidden: 256, inner: 704, layers: 4, heads: 4, kv_heads: 2, vocabulary: 128_256 };
+pub const LONG_VOCABULARY: Shape = Shape {
+    hidden: 256,
+    inner: 704,
+    layers: 4,
+    heads: 4,
+    kv_heads: 2,
+    vocabulary: 128_256,
+    tied: false,
+};
 
 /// As small as the quickstart's.
-pub const SMALL: Shape =
-    Shape { hidden: 64, inner: 256, layers: 6, heads: 4, kv_heads: 4, vocabulary: 1_000 };
+pub const SMALL: Shape = Shape {
+    hidden: 64,
+    inner: 256,
+    layers: 6,
+    heads: 4,
+    kv_heads: 4,
+    vocabulary: 1_000,
+    tied: false,
+};
 
 /// That of Llama-3.2-3B.
-pub const LLAMA_3B: Shape =
-    Shape { hidden: 3072, inner: 8192, layers: 28, heads: 24, kv_heads: 8, vocabulary: 128_256 };
+pub const LLAMA_3B: Shape = Shape {
+    hidden: 3072,
+    inner: 8192,
+    layers: 28,
+    heads: 24,
+    kv_heads: 8,
+    vocabulary: 128_256,
+    tied: true,
+};
 
 impl Shape {
     pub fn config(&self) -> Value {
@@ -55,7 +110,7 @@ impl Shape {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": self.vocabulary,
             "hidden_size": self.hidden, "intermediate_size": self.inner, "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "max_position_embeddings": 4096,
-            "rms_norm_eps": 1e-6, "tie_word_embeddings": false, "eos_token_id": null, "bos_token_id": null,
+            "rms_norm_eps": 1e-6, "tie_word_embeddings": self.tied, "eos_token_id": null, "bos_token_id": null,
             "attention_bias": false, "mlp_bias": false,
         })
     }
@@ -79,15 +134,22 @@ impl Shape {
 }
 
 impl Work {
-    /// The model's directory, made if it is not there.
-    pub fn directory(&self) -> Result<PathBuf> {
+    /// The model's directory below `out`, made if it is not there. On a GPU it holds a configuration alone: each
+    /// process makes the weights there, the same ones, which takes a second instead of minutes.
+    pub fn directory(&self, out: &Path) -> Result<PathBuf> {
         let Shape { hidden, layers, vocabulary, .. } = self.shape;
+        let mut config = self.shape.config();
+        config["dtype"] = self.kind.into();
         let name = format!("llama-{hidden}-{layers}-{vocabulary}-{}", self.kind);
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench").join(name);
+        if self.device != "cpu" {
+            let dir = out.join(format!("{name}-{}", self.device));
+            std::fs::create_dir_all(&dir)?;
+            std::fs::write(dir.join("config.json"), format!("{config:#}"))?;
+            return Ok(dir);
+        }
+        let dir = out.join(name);
         if !dir.join("model.safetensors").exists() {
             eprintln!("making a model in '{}'", dir.display());
-            let mut config = self.shape.config();
-            config["dtype"] = self.kind.into();
             tch::manual_seed(0);
             let mut vs = VarStore::new(Device::Cpu);
             Decoder::new(&vs.root(), &DecoderConfig::from_value(&config)?)?;

@@ -11,7 +11,14 @@ pub fn named(name: &str) -> Result<Device> {
     let cuda = |index: usize| -> Result<Device> {
         load_cuda()?;
         let count = tch::Cuda::device_count().max(0) as usize;
-        ensure!(index < count, "'device' is '{name}': {}", cuda_status());
+        ensure!(count > 0, "'device' is '{name}': {}", cuda_status());
+        let last = count - 1;
+        let there = if last == 0 { "cuda:0".into() } else { format!("cuda:0 to cuda:{last}") };
+        let visible = match std::env::var("CUDA_VISIBLE_DEVICES") {
+            Ok(visible) => format!(" (CUDA_VISIBLE_DEVICES is '{visible}')"),
+            Err(_) => String::new(),
+        };
+        ensure!(index < count, "'device' is '{name}', expected cpu or {there}{visible}");
         Ok(Device::Cuda(index))
     };
     match name {
@@ -32,8 +39,14 @@ pub enum ModelKind {
     /// bf16 on a GPU, and the kind of the files on a CPU
     #[default]
     Auto,
+    #[value(alias = "float32")]
+    #[serde(alias = "float32")]
     F32,
+    #[value(alias = "bfloat16")]
+    #[serde(alias = "bfloat16")]
     Bf16,
+    #[value(alias = "float16")]
+    #[serde(alias = "float16")]
     F16,
 }
 

@@ -57,6 +57,8 @@ pub(crate) struct FlatParams {
     master: Tensor,
     runs: Vec<Run>,
     views: Vec<Tensor>,
+    /// Of the views: to ask each time would take as long as all else that a small step does with a view.
+    addresses: Vec<usize>,
 }
 
 impl FlatParams {
@@ -78,7 +80,7 @@ impl FlatParams {
         let kind = master_kind(&slots, precision);
         // Every element is written below, padding included.
         let master = Tensor::f_empty([start], (kind, device))?;
-        let mut flat = FlatParams { slots, master, runs: Vec::new(), views: Vec::new() };
+        let mut flat = FlatParams::unexposed(slots, master);
         let values: Vec<_> = values.iter().map(Some).collect();
         // A concatenation in another kind than the master's serves as the live buffer.
         let lives = flat.gather(&values, &flat.master)?;
@@ -86,12 +88,17 @@ impl FlatParams {
         Ok(flat)
     }
 
+    fn unexposed(slots: Vec<Slot>, master: Tensor) -> Self {
+        let (runs, views, addresses) = Default::default();
+        FlatParams { slots, master, runs, views, addresses }
+    }
+
     /// Zeros in this layout, in f32 at least, whatever the kind of the masters.
     pub(crate) fn zeros(&self) -> Result<FlatParams> {
         let kind = if self.master.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
         let master = Tensor::f_zeros(self.master.size(), (kind, self.master.device()))?;
         let slots = self.slots.clone();
-        let mut flat = FlatParams { slots, master, runs: Vec::new(), views: Vec::new() };
+        let mut flat = FlatParams::unexposed(slots, master);
         flat.expose(Vec::new())?;
         Ok(flat)
     }
@@ -108,6 +115,11 @@ impl FlatParams {
     /// Tensor `slot` for the model: a view in the model's kind.
     pub(crate) fn view(&self, slot: usize) -> &Tensor {
         &self.views[slot]
+    }
+
+    /// The address of tensor `slot` for the model.
+    pub(crate) fn address(&self, slot: usize) -> usize {
+        self.addresses[slot]
     }
 
     /// Tensor `slot` for the optimiser: a view of the master.
@@ -198,7 +210,7 @@ impl FlatParams {
         // Always a copy: the old buffer must not change with the new one.
         let mut master = Tensor::f_zeros([self.master.size1()?], (kind, device))?;
         master.f_copy_(&self.master)?;
-        let mut flat = FlatParams { slots, master, runs: Vec::new(), views: Vec::new() };
+        let mut flat = FlatParams::unexposed(slots, master);
         flat.expose(Vec::new())?;
         Ok(flat)
     }
@@ -254,6 +266,7 @@ impl FlatParams {
         let kind = self.master.f_kind()?;
         self.runs.clear();
         self.views.clear();
+        self.addresses.clear();
         let mut from = 0;
         while from < self.slots.len() {
             let run_kind = self.slots[from].kind;
@@ -273,7 +286,9 @@ impl FlatParams {
                 (live, start)
             };
             for slot in &self.slots[from..to] {
-                self.views.push(window(&buffer, slot, origin)?);
+                let view = window(&buffer, slot, origin)?;
+                self.addresses.push(view.data_ptr() as usize);
+                self.views.push(view);
             }
             from = to;
         }

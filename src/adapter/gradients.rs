@@ -260,7 +260,7 @@ impl Gradients {
 
 /// True if a gradient shows a slot of this buffer.
 fn is_view(grad: &Tensor, flat: &FlatParams, slot: usize) -> bool {
-    !grad.is_sparse() && grad.data_ptr() == flat.view(slot).data_ptr()
+    !grad.is_sparse() && grad.data_ptr() as usize == flat.address(slot)
 }
 
 /// Makes the `.grad()` of variables undefined, by libtorch's optimiser, since tch offers it nowhere else.

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, CStr, OsStr};
+use std::mem::ManuallyDrop;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -53,14 +54,17 @@ fn load_from(libtorch: &Path) -> Result<(), CudaStatus> {
     }
 }
 
-/// The number of devices that the driver sees. Asks the driver itself, and creates no context.
-pub(super) fn devices_of_driver() -> Result<usize, CudaStatus> {
+/// The NVIDIA driver; loading it starts nothing. Never closed, since its threads outlive the first caller.
+pub(super) fn driver() -> Result<ManuallyDrop<Library>, CudaStatus> {
     // SAFETY: the file of this name is the NVIDIA driver's interface; its initialisers have no requirements.
     let driver = unsafe { Library::open(Some("libcuda.so.1"), RTLD_NOW) };
     let driver = driver.map_err(|error| CudaStatus::NoDriver { reason: words(&error) })?;
-    // Never closed, since the driver starts threads that outlive this function.
-    let driver = std::mem::ManuallyDrop::new(driver);
+    Ok(ManuallyDrop::new(driver))
+}
 
+/// The number of devices that the driver sees. Asks the driver itself, and creates no context.
+pub(super) fn devices_of_driver() -> Result<usize, CudaStatus> {
+    let driver = driver()?;
     // SAFETY: CUresult cuInit(unsigned int), with flags 0 as its documentation demands.
     let code = unsafe {
         let init = driver.get::<unsafe extern "C" fn(u32) -> c_int>(b"cuInit\0");

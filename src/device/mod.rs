@@ -4,21 +4,26 @@
 //! `Cuda::is_available()` is then false even with a GPU. A build script can add the link, but link arguments do not
 //! reach dependants: each binary needs its own. Loading the library at run time works for every binary.
 //!
-//! libtorch looks for CUDA once, at the first question about it. Call [`best_device`], [`load_cuda`] or
-//! [`cuda_status`] before `tch::Device::cuda_if_available()` or anything else of `tch::Cuda`.
+//! libtorch looks for CUDA once, at the first question about it, and `tch::manual_seed` and backward passes on the CPU
+//! ask as well. So on Linux a program that uses this crate loads `libtorch_cuda` before `main`, where the NVIDIA driver
+//! is installed: about half a second and 120 MB of the host's memory, none of the device's. With
+//! `CUDA_VISIBLE_DEVICES` empty or `-1` it is left out.
 
+mod context;
 #[cfg(target_os = "linux")]
 mod dynamic;
 mod settings;
+#[cfg(target_os = "linux")]
+mod start;
 mod status;
 pub(crate) mod transfer;
 
 #[cfg(feature = "models")]
 pub(crate) use settings::apply_defaults;
-pub use settings::{set_cudnn_attention, set_deterministic};
+pub use settings::{allow_tf32, set_cudnn_attention, set_deterministic};
+pub use status::CudaStatus;
 
 pub use crate::memory::MemoryInfo;
-pub use status::CudaStatus;
 
 use std::sync::OnceLock;
 
@@ -35,6 +40,7 @@ use crate::error::{refuse, Error, ErrorKind, Result};
 /// [`ErrorKind::Unsupported`] for a CPU build of libtorch, one linked statically, and systems other than Linux;
 /// [`ErrorKind::MissingFile`] if the dynamic loader refuses the library. The message is that of [`CudaStatus`].
 pub fn load_cuda() -> Result<()> {
+    settings::apply_defaults();
     loaded().as_ref().map_err(|status| {
         let kind = match status {
             CudaStatus::LibraryNotLoaded { .. } => ErrorKind::MissingFile,
@@ -45,7 +51,7 @@ pub fn load_cuda() -> Result<()> {
     Ok(())
 }
 
-/// The first CUDA device if there is one, else the CPU; loads `libtorch_cuda.so` first.
+/// The first CUDA device if there is one, else the CPU; loads `libtorch_cuda.so` first, unless it is loaded already.
 ///
 /// Use it instead of `tch::Device::cuda_if_available()`. If it returns the CPU although there is a GPU, [`cuda_status`]
 /// tells the reason.
@@ -78,6 +84,7 @@ pub fn best_device() -> Device {
 #[doc(alias = "why_no_cuda")]
 #[doc(alias = "is_available")]
 pub fn cuda_status() -> CudaStatus {
+    settings::apply_defaults();
     let loaded = loaded();
     // Only now, since libtorch keeps its first answer to this question.
     match usize::try_from(Cuda::device_count()) {
@@ -88,35 +95,6 @@ pub fn cuda_status() -> CudaStatus {
         Ok(()) => without_devices(),
         Err(status) => status.clone(),
     }
-}
-
-/// Lets CUDA multiply f32 matrices in TF32, with 10 bits of mantissa and several times the speed, on Ampere and newer.
-/// Products in bf16 and f16, and on the CPU, do not change.
-///
-/// libtorch reads this setting once, when it is first used: call this first in `main`. It sets the environment
-/// variable `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`, which child processes inherit.
-///
-/// # Errors
-/// `InvalidState` if this module has asked libtorch for its devices already.
-///
-/// ```
-/// # // In a process of its own, as documentation tests are.
-/// ln_tuning::device::allow_tf32()?;
-/// let device = ln_tuning::device::best_device();
-/// assert!(ln_tuning::device::allow_tf32().is_err()); // too late
-/// # Ok::<(), ln_tuning::Error>(())
-/// ```
-#[doc(alias = "set_float32_matmul_precision")]
-pub fn allow_tf32() -> Result<()> {
-    if LOADED.get().is_some() {
-        refuse!(
-            InvalidState,
-            "libtorch has been asked for its devices already: call `allow_tf32` before `best_device`, `load_cuda` \
-             and `cuda_status`"
-        );
-    }
-    std::env::set_var("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1");
-    Ok(())
 }
 
 /// The memory of a CUDA device as its driver counts it, or that of the machine for [`Device::Cpu`]. Limits of a
@@ -180,7 +158,6 @@ static LOADED: OnceLock<std::result::Result<(), CudaStatus>> = OnceLock::new();
 
 fn loaded() -> &'static std::result::Result<(), CudaStatus> {
     LOADED.get_or_init(|| {
-        settings::apply_defaults();
         #[cfg(target_os = "linux")]
         return dynamic::load();
         #[cfg(not(target_os = "linux"))]

@@ -1,11 +1,10 @@
-//! Settings of libtorch that count for the whole process and that tch does not bind: methods of its global context,
-//! found by name in the running process.
-#![allow(unsafe_code)]
+//! Settings of libtorch that count for the whole process and that tch does not bind.
 
 use std::env;
 use std::sync::Once;
 
-use crate::error::{refusal, refuse, Result};
+use super::context;
+use crate::error::{refuse, Result};
 
 /// The values of `CUBLAS_WORKSPACE_CONFIG` with which cuBLAS promises equal results.
 const WORKSPACES: [&str; 2] = [":4096:8", ":16:8"];
@@ -87,6 +86,22 @@ pub fn set_cudnn_attention(on: bool) -> Result<()> {
     Ok(())
 }
 
+/// Lets CUDA multiply f32 matrices in TF32, with 10 bits of mantissa and several times the speed, on Ampere and newer.
+/// Products in bf16 and f16, and on the CPU, do not change. It counts for the whole process, at any time.
+///
+/// # Errors
+/// `Unsupported` if libtorch is linked statically, or names its methods in another way.
+///
+/// ```
+/// ln_tuning::device::allow_tf32()?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[doc(alias = "set_float32_matmul_precision")]
+pub fn allow_tf32() -> Result<()> {
+    context::setter("_ZN2at7Context18setAllowTF32CuBLASEb")?(true);
+    Ok(())
+}
+
 static DEFAULTS: Once = Once::new();
 
 /// The settings of this crate, once: before its first attention on CUDA.
@@ -99,65 +114,4 @@ pub(crate) fn apply_defaults() {
             }
         }
     });
-}
-
-/// libtorch's `at::Context`.
-mod context {
-    use super::{refusal, Result};
-
-    /// `void at::Context::method(bool)` of the global context, by its mangled name, which holds the types.
-    #[cfg(unix)]
-    pub(super) fn setter(method: &str) -> Result<impl Fn(bool)> {
-        type Method = unsafe extern "C" fn(*mut std::ffi::c_void, bool);
-        // SAFETY: a method is a function whose first argument is the object, in the C++ ABI of Unix; `b` is bool.
-        let (context, method) = unsafe { (global()?, symbol::<Method>(method)?) };
-        // SAFETY: the context lives as long as the process; its setters store a value and throw nothing.
-        Ok(move |value| unsafe { method(context, value) })
-    }
-
-    /// `void at::Context::method(bool, bool)`.
-    #[cfg(unix)]
-    pub(super) fn setter_of_two(method: &str) -> Result<impl Fn(bool, bool)> {
-        type Method = unsafe extern "C" fn(*mut std::ffi::c_void, bool, bool);
-        // SAFETY: as above; `bb` is bool, bool.
-        let (context, method) = unsafe { (global()?, symbol::<Method>(method)?) };
-        // SAFETY: as above.
-        Ok(move |first, second| unsafe { method(context, first, second) })
-    }
-
-    #[cfg(unix)]
-    fn global() -> Result<*mut std::ffi::c_void> {
-        // SAFETY: Context& at::globalContext(): a reference is a pointer in this ABI. It makes the context if there is none.
-        unsafe {
-            Ok(symbol::<unsafe extern "C" fn() -> *mut std::ffi::c_void>(
-                "_ZN2at13globalContextEv",
-            )?())
-        }
-    }
-
-    /// # Safety
-    /// `T` is a function pointer of the symbol's type.
-    #[cfg(unix)]
-    unsafe fn symbol<T: Copy>(name: &str) -> Result<T> {
-        // SAFETY: as the caller promises. libtorch is never unloaded: the program is linked with it.
-        let found = unsafe { libloading::os::unix::Library::this().get::<T>(name) };
-        found.map(|found| *found).map_err(|_| missing(name))
-    }
-
-    #[cfg(not(unix))]
-    pub(super) fn setter(method: &str) -> Result<impl Fn(bool)> {
-        Err::<fn(bool), _>(missing(method))
-    }
-
-    #[cfg(not(unix))]
-    pub(super) fn setter_of_two(method: &str) -> Result<impl Fn(bool, bool)> {
-        Err::<fn(bool, bool), _>(missing(method))
-    }
-
-    fn missing(name: &str) -> crate::Error {
-        refusal!(
-            Unsupported,
-            "this process has no symbol '{name}' of libtorch: link libtorch dynamically (known: 2.11, on Unix)"
-        )
-    }
 }

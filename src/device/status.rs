@@ -45,7 +45,7 @@ pub enum CudaStatus {
     /// The driver works and finds no device.
     NoDevice,
     /// The driver sees devices, but libtorch was asked about CUDA before `libtorch_cuda.so` was loaded, and keeps its
-    /// answer.
+    /// answer. Only if it was not loaded before `main`: see [the module](super).
     LoadedTooLate {
         /// The number of devices that the driver sees.
         devices: usize,
@@ -109,8 +109,8 @@ impl fmt::Display for CudaStatus {
             CudaStatus::LoadedTooLate { devices } => write!(
                 f,
                 "the driver sees {devices} device(s), but libtorch was asked about CUDA before libtorch_cuda.so was \
-                 loaded, and keeps its answer; call ln_tuning::device::best_device() before anything else that asks, \
-                 such as tch::Device::cuda_if_available()"
+                 loaded, and keeps its answer; call ln_tuning::device::best_device() before all that asks: \
+                 tch::manual_seed, a backward pass (also on the CPU), and tch::Cuda"
             ),
             CudaStatus::OtherSystem => write!(
                 f,

@@ -1,8 +1,9 @@
-//! Attention by plain matrix products, all scores at once: for short sequences faster than a fused kernel whose
-//! products are slow.
+//! Attention: libtorch's fused kernels, and plain matrix products with all scores at once, which are faster for short
+//! sequences than a fused kernel whose products are slow.
 
 use tch::{Device, Kind, Tensor};
 
+use crate::device::apply_defaults;
 use crate::error::Result;
 use crate::kernels::processor::{mkl_is_slow, multiplies_fast};
 
@@ -23,6 +24,65 @@ pub(crate) fn pays(q: &Tensor, k: &Tensor) -> Result<bool> {
     Ok(length == keys
         && (SHORTEST..=LONGEST).contains(&length)
         && multiplies_fast(Kind::BFloat16, Device::Cpu))
+}
+
+/// The number of the kernel that libtorch takes where no fused one fits.
+const MATH: i64 = 0;
+
+/// Keys or values `[batch, kv_heads, length, head_dim]` for each of the queries' heads: `[batch, heads, length,
+/// head_dim]`.
+pub(crate) fn repeated(x: &Tensor, heads: i64) -> Result<Tensor> {
+    let (batch, kv_heads, length, dim) = x.size4()?;
+    if kv_heads == heads {
+        return Ok(x.shallow_clone());
+    }
+    let group = [batch, kv_heads, heads / kv_heads, length, dim];
+    Ok(x.f_unsqueeze(2)?.f_expand(group, false)?.f_reshape([batch, heads, length, dim])?)
+}
+
+/// Attention by `attend` with the queries of a group of heads, which have the same keys, as queries of one head:
+/// `[batch, kv_heads, length · group, head_dim]`. Its result is in their order; the whole has that of queries.
+pub(crate) fn in_groups(
+    q: &Tensor,
+    k: &Tensor,
+    attend: impl FnOnce(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let ((batch, heads, length, dim), kv_heads) = (q.size4()?, k.size4()?.1);
+    let group = heads / kv_heads;
+    let q = q.f_reshape([batch, kv_heads, group, length, dim])?.f_transpose(2, 3)?;
+    let attended = attend(&q.f_reshape([batch, kv_heads, length * group, dim])?)?;
+    let dim = attended.size4()?.3;
+    // The memory order that the next product expects.
+    let attended = attended.f_reshape([batch, kv_heads, length, group, dim])?;
+    let attended = attended.f_permute([0, 2, 1, 3, 4])?.f_reshape([batch, length, heads, dim])?;
+    Ok(attended.f_transpose(1, 2)?)
+}
+
+/// libtorch's attention; keys and values may have fewer heads than queries.
+pub(crate) fn fused(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    dropout: f64,
+    causal: bool,
+    scale: f64,
+) -> Result<Tensor> {
+    let (heads, grouped) = (q.size4()?.1, q.size4()?.1 != k.size4()?.1);
+    if q.device().is_cuda() {
+        apply_defaults();
+        // Not all kernels know groups of heads. All scores at once would take far more memory than repeated keys.
+        let choice =
+            || Tensor::f_internal_fused_sdp_choice(q, k, v, mask, dropout, causal, scale, true);
+        if grouped && choice()? == MATH {
+            if mask.is_none() && !causal {
+                return in_groups(q, k, |q| fused(q, k, v, None, dropout, causal, scale));
+            }
+            let (k, v) = (repeated(k, heads)?, repeated(v, heads)?);
+            return fused(q, &k, &v, mask, dropout, causal, scale);
+        }
+    }
+    Ok(Tensor::f_scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale, grouped)?)
 }
 
 /// Scaled dot-product attention of queries `[batch, heads, length, head_dim]`; keys and values may have fewer heads.

@@ -1,12 +1,12 @@
-//! Operations of a tensor and a number that give an error where libtorch does.
+//! Numbers in operations of tensors, with an error where libtorch gives one.
 //!
 //! Those of tch panic where memory is not enough: they free the number first, which finds the error that they have not
 //! read yet. Operations in place take no memory, so that tch's can stay in use.
 #![allow(unsafe_code)]
 
-use std::ffi::{c_void, CStr};
+use std::ffi::{c_int, c_void, CStr};
 
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 use torch_sys::c_generated as calls;
 use torch_sys::{C_scalar, C_tensor};
 
@@ -58,11 +58,11 @@ fn made(call: impl FnOnce(*mut *mut C_tensor)) -> Result<Tensor, TchError> {
 macro_rules! with_number {
     ($($name:ident: $call:ident,)*) => {
         /// Methods of tensors that take a number.
-        #[allow(dead_code)]
         pub(crate) trait WithNumber {
             $(fn $name(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;)*
 
             /// With this number where `mask` is true.
+            #[allow(dead_code)]
             fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
         }
 
@@ -90,10 +90,25 @@ with_number! {
     f_sub_number: atg_sub_scalar,
 }
 
+/// The whole numbers from `start` to below `end`.
+pub(crate) fn arange(start: i64, end: i64, device: Device) -> Result<Tensor, TchError> {
+    // As tch numbers them for libtorch.
+    let device = match device {
+        Device::Cpu => -1,
+        Device::Cuda(index) => index as c_int,
+        Device::Mps => -2,
+        Device::Vulkan => -3,
+    };
+    const INT64: c_int = 4;
+    let (start, end) = (Number::from(start), Number::from(end));
+    // SAFETY: libtorch reads the numbers, which live longer than the call.
+    made(|out| unsafe { calls::atg_arange_start(out, start.0, end.0, INT64, device) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -109,6 +124,7 @@ mod tests {
                 (x.f_add_number(2).unwrap(), x.f_add_scalar(2).unwrap()),
                 (x.f_sub_number(0.1).unwrap(), x.f_sub_scalar(0.1).unwrap()),
                 (x.f_fill_where(&mask, 9).unwrap(), x.masked_fill(&mask, 9)),
+                (arange(-3, 4, Device::Cpu).unwrap(), ramp.to_kind(Kind::Int64)),
             ];
             for (own, theirs) in pairs {
                 assert_eq!((own.kind(), &own), (theirs.kind(), &theirs));
@@ -126,6 +142,7 @@ mod tests {
             more.f_add_number(2),
             more.f_sub_number(2),
             more.f_fill_where(&mask, 0.),
+            arange(1, 1 << 50, Device::Cpu),
         ];
         for result in results {
             assert!(result.unwrap_err().to_string().contains("can't allocate memory"));

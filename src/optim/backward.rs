@@ -1,6 +1,6 @@
 //! Backward passes of the optimiser: gradients of the selected tensors only.
 
-use tch::{no_grad, Tensor};
+use tch::{no_grad, with_grad, Tensor};
 
 use super::loss_scale::Factor;
 use super::optimizer::{inputs, Optimizer};
@@ -17,20 +17,24 @@ impl Optimizer {
     /// `NoGradient` if `loss` is not a scalar or depends on no selected tensor; `InvalidState` if the adapter is not
     /// active, merged, disabled or frozen, or if the loss was computed before weights changed that its gradient needs.
     pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
-        self.add_backward(loss, 1, false)
+        self.with_adapter(|this, attachment| this.add_backward(attachment, loss, 1, false))
     }
 
     /// Adds the gradient of `loss / parts`; without those so far, if it is the `first`.
-    pub(super) fn add_backward(&mut self, loss: &Tensor, parts: i64, first: bool) -> Result<()> {
+    pub(super) fn add_backward(
+        &mut self,
+        attachment: &mut Attachment,
+        loss: &Tensor,
+        parts: i64,
+        first: bool,
+    ) -> Result<()> {
         check_loss(loss)?;
         let factor = self.loss_scale.factor();
-        let scaled = factor.scaled(loss, parts)?;
-        self.with_adapter(|this, attachment| {
-            attachment.check_trainable(&this.adapter)?;
-            let inputs = inputs(attachment, &this.adapter)?;
-            let found = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
-            this.add(attachment, &found, &factor, first)
-        })
+        let scaled = with_grad(|| factor.scaled(loss, parts))?;
+        attachment.check_trainable(&self.adapter)?;
+        let inputs = inputs(attachment, &self.adapter)?;
+        let found = Tensor::f_run_backward(&[scaled], &inputs, false, false)?;
+        self.add(attachment, &found, &factor, first)
     }
 
     /// Adds one gradient per slot, of a loss that was multiplied by `factor`.

@@ -11,6 +11,7 @@ use super::loss_scale::{refuse_scale, LossScale};
 use super::state::{by_key, State};
 use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::gradients::Gradients;
+use crate::adapter::weights::Adapter;
 use crate::adapter::LnTuningModel;
 use crate::error::{refusal, refuse, Result};
 use crate::kernels::number::WithNumber;
@@ -134,24 +135,29 @@ impl Optimizer {
     pub fn step(&mut self) -> Result<()> {
         self.with_adapter(|this, attachment| {
             attachment.check_trainable(&this.adapter)?;
-            let (adapter, leaves) = attachment.graded(&this.adapter)?;
-            adapter.flat.adopt_written()?;
-            adapter.gradients.take_in(&adapter.flat, &leaves)?;
-            let skip = this.loss_scale.check(adapter.gradients.flat()?)?;
-            let (groups, slot_groups) = (&this.groups, &this.slot_groups);
-            this.state.update(adapter, skip.as_ref(), |slot| {
-                let group = &groups[&slot_groups[slot]];
-                (slot_groups[slot], group.algorithm, group.lr)
-            })?;
-            if let LossScale::Dynamic(scaler) = &mut this.loss_scale {
-                scaler.update()?;
-            }
-            let stepped: Vec<bool> =
-                (0..slot_groups.len()).map(|slot| adapter.gradients.is_present(slot)).collect();
-            attachment.outdate(&this.adapter, |slot| stepped[slot])?;
-            this.accumulated = 0;
-            Ok(())
+            this.followed(attachment)?;
+            this.update(attachment)
         })
+    }
+
+    /// One update from the gradients in the flat buffer. The caller has checked that the adapter is trainable.
+    fn update(&mut self, attachment: &mut Attachment) -> Result<()> {
+        let (adapter, _) = attachment.graded(&self.adapter)?;
+        adapter.flat.adopt_written()?;
+        let skip = self.loss_scale.check(adapter.gradients.flat()?)?;
+        let (groups, slot_groups) = (&self.groups, &self.slot_groups);
+        self.state.update(adapter, skip.as_ref(), |slot| {
+            let group = &groups[&slot_groups[slot]];
+            (slot_groups[slot], group.algorithm, group.lr)
+        })?;
+        if let LossScale::Dynamic(scaler) = &mut self.loss_scale {
+            scaler.update()?;
+        }
+        let stepped: Vec<bool> =
+            (0..slot_groups.len()).map(|slot| adapter.gradients.is_present(slot)).collect();
+        attachment.outdate(&self.adapter, |slot| stepped[slot])?;
+        self.accumulated = 0;
+        Ok(())
     }
 
     /// `zero_grad`, `backward` and `step` in one.
@@ -159,7 +165,7 @@ impl Optimizer {
     /// # Errors
     /// Those of the three.
     pub fn backward_step(&mut self, loss: &Tensor) -> Result<()> {
-        self.accumulate(loss, |_| Ok(()))
+        self.accumulate(loss, |_, _| Ok(()))
     }
 
     /// [`backward_step`](Self::backward_step) with every gradient element clamped to ±`max` before the update.
@@ -168,7 +174,7 @@ impl Optimizer {
     /// Those of `backward_step`, and `InvalidArgument` if `max` is not a positive number.
     pub fn backward_step_clip(&mut self, loss: &Tensor, max: f64) -> Result<()> {
         check_max(max)?;
-        self.accumulate(loss, |this| this.clip_grad_value(max))
+        self.accumulate(loss, |this, gradients| this.clip_value(gradients, max))
     }
 
     /// [`backward_step`](Self::backward_step) with the gradient scaled to a Euclidean norm of at most `max` before
@@ -178,24 +184,35 @@ impl Optimizer {
     /// Those of `backward_step`, and `InvalidArgument` if `max` is not a positive number.
     pub fn backward_step_clip_norm(&mut self, loss: &Tensor, max: f64) -> Result<()> {
         check_max(max)?;
-        self.accumulate(loss, |this| this.clip_grad_norm(max).map(drop))
+        self.accumulate(loss, |_, gradients| clip_norm(gradients, max).map(drop))
     }
 
-    fn accumulate(&mut self, loss: &Tensor, clip: impl Fn(&mut Self) -> Result<()>) -> Result<()> {
-        let update = |this: &mut Self| {
+    fn accumulate(
+        &mut self,
+        loss: &Tensor,
+        clip: impl Fn(&mut Self, &mut Gradients) -> Result<()>,
+    ) -> Result<()> {
+        let update = |this: &mut Self, attachment: &mut Attachment| {
+            clip(this, &mut attachment.graded(&this.adapter)?.0.gradients)?;
+            this.update(attachment)
+        };
+        self.with_adapter(|this, attachment| {
+            // One that failed before is made up for: its gradients are still there.
+            if this.accumulated >= this.parts {
+                attachment.check_trainable(&this.adapter)?;
+                this.followed(attachment)?;
+                update(this, attachment)?;
+            }
+            let parts = if this.accumulated == 0 { this.accumulation } else { this.parts };
+            this.add_backward(attachment, loss, parts, this.accumulated == 0)?;
+            this.parts = parts;
+            this.accumulated += 1;
             if this.accumulated < this.parts {
                 return Ok(());
             }
-            clip(this)?;
-            this.step()
-        };
-        // One that failed before is made up for: its gradients are still there.
-        update(self)?;
-        let parts = if self.accumulated == 0 { self.accumulation } else { self.parts };
-        self.add_backward(loss, parts, self.accumulated == 0)?;
-        self.parts = parts;
-        self.accumulated += 1;
-        update(self)
+            // No code of the user has run since the gradients were added.
+            update(this, attachment)
+        })
     }
 
     /// Clamps every gradient element to ±`max`.
@@ -204,11 +221,13 @@ impl Optimizer {
     /// `NoGradient` if there is none; `InvalidArgument` if `max` is not a positive number.
     pub fn clip_grad_value(&mut self, max: f64) -> Result<()> {
         check_max(max)?;
-        self.with_gradients(|this, gradients| {
-            // Afterwards, infinity is gone.
-            this.loss_scale.check(gradients.flat()?)?;
-            gradients.change(|all| all.f_clamp_(-max, max))
-        })
+        self.with_gradients(|this, gradients| this.clip_value(gradients, max))
+    }
+
+    fn clip_value(&mut self, gradients: &mut Gradients, max: f64) -> Result<()> {
+        // Afterwards, infinity is gone.
+        self.loss_scale.check(gradients.flat()?)?;
+        gradients.change(|all| all.f_clamp_(-max, max))
     }
 
     /// Scales the gradient so that its Euclidean norm over all selected tensors is at most `max`, as
@@ -219,14 +238,7 @@ impl Optimizer {
     /// `NoGradient` if there is none; `InvalidArgument` if `max` is not a positive number.
     pub fn clip_grad_norm(&mut self, max: f64) -> Result<Tensor> {
         check_max(max)?;
-        self.with_gradients(|_, gradients| {
-            let norm = gradients.flat()?.f_norm()?;
-            // The coefficient stays on the device: multiplying by 1 is cheaper than waiting for its value.
-            let coefficient = norm.f_add_number(1e-6)?.f_reciprocal()?.f_mul_number(max)?;
-            let coefficient = coefficient.f_clamp_max(1.)?;
-            gradients.change(|all| all.f_mul_(&coefficient))?;
-            Ok(norm)
-        })
+        self.with_gradients(|_, gradients| clip_norm(gradients, max))
     }
 
     /// The Euclidean norm of the gradient over all selected tensors, as a scalar on the model's device.
@@ -244,9 +256,7 @@ impl Optimizer {
     pub fn gradients(&mut self) -> Result<Vec<(String, Option<Tensor>)>> {
         self.with_adapter(|this, attachment| {
             let names = variable_names(attachment, &this.adapter)?;
-            let (adapter, leaves) = attachment.graded(&this.adapter)?;
-            adapter.gradients.take_in(&adapter.flat, &leaves)?;
-            adapter.gradients.named(names)
+            this.followed(attachment)?.gradients.named(names)
         })
     }
 
@@ -314,10 +324,16 @@ impl Optimizer {
         f: impl FnOnce(&mut Self, &mut Gradients) -> Result<T>,
     ) -> Result<T> {
         self.with_adapter(|this, attachment| {
-            let (adapter, leaves) = attachment.graded(&this.adapter)?;
-            adapter.gradients.take_in(&adapter.flat, &leaves)?;
+            let adapter = this.followed(attachment)?;
             f(this, &mut adapter.gradients)
         })
+    }
+
+    /// The adapter, whose gradients are now what user code has made of them.
+    fn followed<'a>(&self, attachment: &'a mut Attachment) -> Result<&'a mut Adapter> {
+        let (adapter, leaves) = attachment.graded(&self.adapter)?;
+        adapter.gradients.take_in(&adapter.flat, &leaves)?;
+        Ok(adapter)
     }
 
     /// Runs `f` without recording a graph, after following changes by user code.
@@ -346,6 +362,16 @@ pub(super) fn inputs(attachment: &Attachment, adapter: &str) -> Result<Vec<Tenso
 
 fn variable_names(attachment: &Attachment, adapter: &str) -> Result<Vec<String>> {
     Ok(attachment.trained(adapter)?.map(|variable| variable.name.clone()).collect())
+}
+
+/// Scales the gradients to a norm of at most `max`. Returns the norm before.
+fn clip_norm(gradients: &mut Gradients, max: f64) -> Result<Tensor> {
+    let norm = gradients.flat()?.f_norm()?;
+    // The coefficient stays on the device: multiplying by 1 is cheaper than waiting for its value.
+    let coefficient = norm.f_add_number(1e-6)?.f_reciprocal()?.f_mul_number(max)?;
+    let coefficient = coefficient.f_clamp_max(1.)?;
+    gradients.change(|all| all.f_mul_(&coefficient))?;
+    Ok(norm)
 }
 
 fn check_max(max: f64) -> Result<()> {

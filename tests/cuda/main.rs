@@ -12,4 +12,12 @@
 mod common;
 mod counting;
 
+mod adapters;
+mod checkpoints;
+mod device;
+mod launches;
+mod memory;
+mod models;
+mod quiet;
 mod runtime_itself;
+mod training_step;

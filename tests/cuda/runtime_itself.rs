@@ -42,6 +42,9 @@ fn launches_products_copies_waits_and_memory_are_counted() {
         let counts = counting::counts();
         assert_eq!((counts.copies_back, counts.synchronisations), (1, 1));
 
+        let answers = ones.isfinite().all().int64_value(&[]) + ones.lt(0.).any().int64_value(&[]);
+        assert_eq!(answers, 1, "all: yes, any: no");
+
         counting::reset();
         let _held = Tensor::zeros([100 << 20], (Kind::Uint8, device));
         let memory = counting::counts().devices[0];
@@ -52,7 +55,7 @@ fn launches_products_copies_waits_and_memory_are_counted() {
 
 #[test]
 fn devices_are_those_that_were_asked_for() {
-    Gpu { sm: 89, devices: 2, memory: 1 << 30 }.run(|| {
+    Gpu { sm: 89, devices: 2, memory: 1 << 30, fill: None }.run(|| {
         assert_eq!(cuda_status(), CudaStatus::Available { devices: 2 });
         let second = Tensor::ones([10], (Kind::Float, Device::Cuda(1)));
         assert_eq!(second.device(), Device::Cuda(1));

@@ -1,5 +1,5 @@
-"""`decoders.py DIR [CASE …]`: tiny random decoders of transformers: logits for both sides of padding, all gradients, and
-text. Without a name all cases are made.
+"""`decoders.py DIR [--checkpoints] [CASE …]`: tiny random decoders of transformers: logits for both sides of padding, all
+gradients, and text. Without a name all cases are made; with `--checkpoints`, only the directories.
 
 Text is what `generate` gives greedily, for a batch with padding on the left and for one without.
 """
@@ -91,7 +91,7 @@ RENAMED = {
 }
 TOKENS = dict(vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 
-for case in sys.argv[2:] or CASES:
+for case in [name for name in sys.argv[2:] if name in CASES] or CASES:
     model_type, arguments = CASES[case]
     folder = Path(sys.argv[1]) / case
     torch.manual_seed(sum(map(ord, case)))
@@ -114,6 +114,8 @@ for case in sys.argv[2:] or CASES:
         tensors["h.0.attn.bias"] = torch.ones(1, 1, 64, 64)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
+    if "--checkpoints" in sys.argv:
+        continue
     input_ids = torch.randint(3, 64, (3, 11))
     reference = {"input_ids": input_ids}
     for side in ("right", "left", "none"):

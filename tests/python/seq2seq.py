@@ -1,5 +1,5 @@
-"""`seq2seq.py DIR`: tiny random encoder-decoders of transformers: logits for both sides of padding, all gradients, and
-what they generate greedily."""
+"""`seq2seq.py DIR [--checkpoints]`: tiny random encoder-decoders of transformers: logits for both sides of padding, all
+gradients, and what they generate greedily; or the directories alone."""
 
 import json
 import sys
@@ -129,6 +129,8 @@ for case, (model_type, arguments) in CASES.items():
         assert again.config.scale_decoder_outputs is False and again.lm_head.weight is not again.shared.weight
         model = again
 
+    if "--checkpoints" in sys.argv:
+        continue
     input_ids = torch.randint(3, VOCABULARY, (3, 26))
     labels = torch.randint(3, VOCABULARY, (3, 24))
     labels[1, 20:] = -100

@@ -1,4 +1,5 @@
-"""`vision.py DIR`: tiny random DINOv2s and CLIPs of transformers, what they compute, and all gradients."""
+"""`vision.py DIR [--checkpoints]`: tiny random DINOv2s and CLIPs of transformers, what they compute, and all gradients; or
+the directories alone."""
 
 import json
 import sys
@@ -50,6 +51,8 @@ for case, (auto, options) in DINOV2.items():
     config = CONFIG_MAPPING["dinov2"](**SMALL, **options)
     model = shaken(auto.from_config(config, attn_implementation="eager"))
     model.save_pretrained(root / case)
+    if "--checkpoints" in sys.argv:
+        continue
     reference = {}
     # Another size than the configuration's, and not a square.
     for size, shape in (("same", (3, 3, 16, 16)), ("other", (3, 3, 12, 24))):
@@ -81,6 +84,8 @@ for case, options in CLIP.items():
         model = AutoModel.from_pretrained(root / case, attn_implementation="eager").eval()
         read = model.config.text_config
         assert (read.hidden_act, read.layer_norm_eps, read.eos_token_id) == ("quick_gelu", 1e-5, 49)
+    if "--checkpoints" in sys.argv:
+        continue
     ids = torch.randint(3, 48, (4, 11))
     images = torch.randn(3, 3, 16, 16)
     reference = {"images": images}

@@ -1,4 +1,4 @@
-"""`vit.py DIR`: tiny random ViTs of transformers with their logits and the gradients of all weights."""
+"""`vit.py DIR [--checkpoints]`: tiny random ViTs of transformers with their logits and the gradients of all weights, or alone."""
 
 import sys
 from pathlib import Path
@@ -28,6 +28,8 @@ for case, arguments in CASES.items():
         for tensor in model.parameters():
             tensor.add_(torch.randn_like(tensor) * 0.2)
     model.save_pretrained(folder)
+    if "--checkpoints" in sys.argv:
+        continue
     images = torch.randn(3, 2, 12, 12)
     logits = model(pixel_values=images).logits
     logits.square().sum().backward()

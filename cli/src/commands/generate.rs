@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{anyhow, ensure, Context, Result};
-use ln_tuning::device::best_device;
 use ln_tuning::models::{Decoder, GenerateOptions, Head, Load, Model};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::LnTuningModel;
@@ -13,7 +12,7 @@ use tch::{Device, Tensor};
 use tokenizers::Tokenizer;
 
 use super::key_mapping::KeyMapping;
-use crate::device::ModelKind;
+use crate::device::{self, ModelKind};
 use crate::text::chat::{ChatTemplate, Conversation};
 use crate::text::{special, tokenizer};
 use crate::{columns, progress};
@@ -60,8 +59,11 @@ pub struct Args {
     /// The kind of the model's weights
     #[arg(long, value_enum, default_value_t)]
     kind: ModelKind,
-    /// Generate on the CPU even where there is a CUDA device
-    #[arg(long)]
+    /// auto (a CUDA device if there is one), cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// The same as --device cpu
+    #[arg(long, conflicts_with = "device")]
     cpu: bool,
 }
 
@@ -78,7 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
     });
     let adapters = adapters.collect::<Result<Vec<_>>>()?;
     args.key_mapping.check(!adapters.is_empty())?;
-    let device = if args.cpu { Device::Cpu } else { best_device() };
+    let device = if args.cpu { Device::Cpu } else { device::named(&args.device)? };
     let tokenizer = tokenizer::open(&args.model, None)?;
     let ids = prompt_ids(args, &tokenizer)?.f_to_device(device)?;
 

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::train::settings::{RunSettings, TaskName};
 use crate::train::start::Mode;
 use crate::train::yaml::Given;
-use crate::train::{detect, interrupt};
+use crate::train::{detect, interrupt, memory};
 use crate::{classifier, language};
 
 /// Train the norms of a language model or of a classifier
@@ -60,10 +60,11 @@ pub fn run(args: &Args) -> Result<()> {
     if mode == Mode::Train {
         interrupt::listen()?;
     }
-    match task {
+    let done = match task {
         TaskName::Language => language::train(&RunSettings::new(&settings)?, mode),
         TaskName::Classifier => classifier::train(&RunSettings::new(&settings)?, mode),
-    }
+    };
+    done.map_err(memory::explained)
 }
 
 fn sample(task: TaskName) -> &'static str {

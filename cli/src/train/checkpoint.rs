@@ -71,7 +71,11 @@ pub fn save(
         File::open(&folder)?.sync_all()?;
         Ok(())
     };
-    write().with_context(place)
+    let written = write().with_context(place);
+    if written.is_err() {
+        let _ = fs::remove_dir_all(&unfinished);
+    }
+    written
 }
 
 /// The steps of the complete checkpoints, in ascending order.

@@ -1,51 +1,16 @@
-//! The memory of the process: its own, or on a GPU as the driver counts it.
+//! Memory: of the process, or of a GPU as its driver counts; and errors where it is not enough.
 
-use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
-use std::time::Duration;
+use anyhow::{anyhow, Error};
+use ln_tuning::device::memory_info;
+use ln_tuning::ErrorKind;
+use tch::{Device, TchError};
 
-use tch::Device;
-
-/// Looks every two seconds where asking takes long.
-pub struct Memory {
-    device: Device,
-    seen: Arc<AtomicU64>,
-}
-
-impl Memory {
-    pub fn of(device: Device) -> Self {
-        let seen = Arc::new(AtomicU64::new(0));
-        if let Device::Cuda(_) = device {
-            let seen = Arc::downgrade(&seen);
-            std::thread::spawn(move || {
-                while let Some(seen) = seen.upgrade() {
-                    seen.store(of_driver().unwrap_or(0), Ordering::Relaxed);
-                    drop(seen);
-                    std::thread::sleep(Duration::from_secs(2));
-                }
-            });
-        }
-        Memory { device, seen }
+/// Bytes that the process has, or that all processes have of a GPU; `None` where it cannot be known.
+pub fn used(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => Some(memory_stats::memory_stats()?.physical_mem as u64),
+        _ => memory_info(device).ok().map(|memory| memory.total - memory.free),
     }
-
-    /// Megabytes; 0 where it cannot be known.
-    pub fn megabytes(&self) -> f64 {
-        match self.device {
-            Device::Cuda(_) => self.seen.load(Ordering::Relaxed) as f64,
-            _ => memory_stats::memory_stats().map_or(0., |s| s.physical_mem as f64 / 1e6),
-        }
-    }
-}
-
-/// Megabytes that this process has on a GPU.
-pub fn of_driver() -> Option<u64> {
-    let query = ["--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"];
-    let output = Command::new("nvidia-smi").args(query).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let own = format!("{},", std::process::id());
-    let line = text.lines().find(|line| line.starts_with(&own))?;
-    line.split(',').nth(1)?.trim().parse().ok()
 }
 
 /// The most that the process has had in memory, in bytes.
@@ -53,4 +18,28 @@ pub fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM"))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+/// The error with the settings that help, if memory was not enough.
+pub fn explained(error: Error) -> Error {
+    let not_enough = error.chain().find_map(|cause| {
+        let message = match (cause.downcast_ref::<ln_tuning::Error>(), cause.downcast_ref()) {
+            (Some(error), _) if error.kind() == ErrorKind::OutOfMemory => error.to_string(),
+            (None, Some(TchError::Torch(message))) => {
+                let error = ln_tuning::Error::from(TchError::Torch(message.clone()));
+                (error.kind() == ErrorKind::OutOfMemory).then(|| error.to_string())?
+            }
+            _ => return None,
+        };
+        // The rest is for those who write programs.
+        Some(message.split(" Use smaller batches").next().unwrap_or_default().to_owned())
+    });
+    match not_enough {
+        Some(message) => anyhow!(
+            "{message} Set 'checkpointing' to all, which keeps less and changes no result, a smaller 'batch_size' with \
+             more 'accumulation', a smaller 'data.max_length', or 'kind' to bf16. Checkpoints are kept: the same \
+             command resumes, with another 'checkpointing' too"
+        ),
+        None => error,
+    }
 }

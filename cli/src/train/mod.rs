@@ -7,7 +7,7 @@ pub mod data;
 pub mod detect;
 pub mod example;
 pub mod interrupt;
-mod memory;
+pub mod memory;
 mod metrics;
 pub mod order;
 mod prefetch;

@@ -1,7 +1,7 @@
 //! Before the first step: what will train, where, with how much memory, and whether it can.
 
 use anyhow::{bail, ensure, Result};
-use ln_tuning::device::cuda_status;
+use ln_tuning::device::{cuda_status, memory_info};
 use ln_tuning::{LnTuningModel, Optimizer};
 use serde_json::json;
 use tch::nn::VarStore;
@@ -105,8 +105,8 @@ pub fn measure<T: Task>(
     // Masters, gradients and two moments.
     let trained = tuned.trainable_parameters().trainable * 16;
     let (peak, words) = match vs.device() {
-        Device::Cuda(_) => (memory::of_driver().map(|megabytes| megabytes << 20), "of the GPU"),
-        _ => (memory::peak(), "at most in the process"),
+        Device::Cpu => (memory::peak(), "at most in the process"),
+        device => (memory::used(device), "of the GPU, with what others have,"),
     };
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     let mut line = format!(
@@ -115,7 +115,10 @@ pub fn measure<T: Task>(
         megabytes(trained)
     );
     if let Some(peak) = peak {
-        line += &format!("; {:.0} MB {words}, measured with the largest batch", megabytes(peak));
+        line += &format!("; {:.0} MB {words} measured with the largest batch", megabytes(peak));
+    }
+    if let (Device::Cuda(_), Ok(memory)) = (vs.device(), memory_info(vs.device())) {
+        line += &format!("; {memory}");
     }
     report.line(line);
     report.set("largest_batch", json!({"size": size, "unit": unit, "loss": loss}));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{bail, ensure, Context, Result};
 use clap::ValueEnum;
-use ln_tuning::device::allow_tf32;
+use ln_tuning::device::{allow_tf32, set_deterministic};
 use ln_tuning::recompute::{Blocks, Recompute};
 use ln_tuning::{AdamW, AdapterOptions, Decay, LnTuningConfig, Norms, Precision, Schedule};
 use serde::de::DeserializeOwned;
@@ -61,6 +61,7 @@ pub struct Settings {
     pub device: String,
     pub kind: ModelKind,
     pub tf32: bool,
+    pub deterministic: bool,
     pub threads: Option<i32>,
     pub seed: u64,
     pub adapter: Value,
@@ -173,6 +174,9 @@ impl Settings {
 
     /// The device, with libtorch set up for it.
     pub fn device(&self) -> Result<Device> {
+        if self.deterministic {
+            set_deterministic(true).context("'deterministic'")?;
+        }
         if self.tf32 {
             allow_tf32()?;
         }
@@ -221,6 +225,16 @@ impl Settings {
     }
 }
 
-/// Settings that may differ between the parts of a run: they change nothing that is computed.
-pub const FREE: [&str; 8] =
-    ["task", "resume", "save_interval", "keep_last", "tensorboard", "workers", "threads", "device"];
+/// Settings that may differ between the parts of a run: they change nothing that is computed, but for its rounding.
+pub const FREE: [&str; 10] = [
+    "task",
+    "resume",
+    "save_interval",
+    "keep_last",
+    "tensorboard",
+    "workers",
+    "threads",
+    "device",
+    "deterministic",
+    "checkpointing",
+];

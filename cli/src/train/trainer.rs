@@ -8,17 +8,16 @@ use indicatif::ProgressBar;
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{LnTuningModel, Optimizer};
 use tch::nn::VarStore;
-use tch::{no_grad, Device, Kind, Tensor};
+use tch::{no_grad, Device, Tensor};
 
 use super::batches::{self, Plan};
 use super::checkpoint::{self, State};
-use super::memory::Memory;
 use super::metrics::Metrics;
 use super::order::step_seed;
 use super::prefetch::Prefetch;
 use super::settings::Settings;
-use super::task::{backward, Of, Task};
-use super::{curves, interrupt};
+use super::task::{backward, numbers, Of, Task};
+use super::{curves, interrupt, memory};
 use crate::progress;
 
 /// Seconds between two drawings of the curves.
@@ -42,7 +41,7 @@ struct Run<'a, T: Task> {
     per_epoch: usize,
     recompute: Option<Recompute>,
     metrics: Metrics,
-    memory: Memory,
+    device: Device,
     /// Steps skipped so far, and in a row, by dynamic loss scaling.
     skipped: u64,
     in_a_row: u64,
@@ -92,7 +91,7 @@ pub fn train<T: Task>(ready: Ready<T>) -> Result<()> {
     checkpoint::rotate(out, settings.keep_last, state.best.map(|best| best.0))?;
     let mut run = Run {
         metrics: Metrics::open(out, state.step, settings.tensorboard)?,
-        memory: Memory::of(vs.device()),
+        device: vs.device(),
         skipped: u64::try_from(optimizer.skipped_steps()?.f_int64_value(&[])?)?,
         in_a_row: 0,
         pending: Vec::new(),
@@ -121,10 +120,10 @@ impl<T: Task> Run<'_, T> {
     fn whole(&mut self) -> Result<()> {
         let schedule = self.settings.schedule(self.total);
         let loader = self.task.loader();
+        self.clock = Instant::now();
         while self.state.step < self.total {
             let jobs = self.plan.epoch(self.state.epoch).split_off(self.state.batch);
             let mut batches = Prefetch::new(&loader, jobs, self.settings.workers);
-            self.clock = Instant::now();
             loop {
                 let group = batches.by_ref().take(self.settings.accumulation);
                 let group = group.collect::<Result<Vec<_>>>()?;
@@ -155,12 +154,11 @@ impl<T: Task> Run<'_, T> {
                     break;
                 }
             }
-            self.read()?;
             if self.state.batch >= self.per_epoch {
                 (self.state.epoch, self.state.batch) = (self.state.epoch + 1, 0);
             }
         }
-        Ok(())
+        self.read()
     }
 
     /// One update from a group of batches. Nothing here waits for the device.
@@ -200,15 +198,10 @@ impl<T: Task> Run<'_, T> {
     /// Waits for the figures of the steps since the last reading, and writes them down.
     fn read(&mut self) -> Result<()> {
         let steps = std::mem::take(&mut self.pending);
-        let all = steps.iter().flat_map(|step| &step.figures);
-        let all: Vec<Tensor> =
-            all.map(|figure| figure.f_to_kind(Kind::Double)).collect::<Result<_, _>>()?;
-        if all.is_empty() {
+        if steps.is_empty() {
             return Ok(());
         }
-        // One copy for all: each waits for the device.
-        let all = Tensor::f_stack(&all, 0)?.f_to_device(Device::Cpu)?;
-        let all = Vec::<f64>::try_from(all)?;
+        let all = numbers(steps.iter().flat_map(|step| &step.figures))?;
         let size: u64 = steps.iter().map(|step| step.size).sum();
         let speed = size as f64 / self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
@@ -242,7 +235,7 @@ impl<T: Task> Run<'_, T> {
                  lines, or try a lower 'optimizer.lr'"
             );
         }
-        let memory_mb = self.memory.megabytes();
+        let memory_mb = memory::used(self.device).unwrap_or(0) as f64 / 1e6;
         let mut figures = vec![
             ("loss", loss),
             ("lr", *lr),
@@ -286,16 +279,14 @@ impl<T: Task> Run<'_, T> {
             }
             None => end,
         };
-        (at(self.settings.eval_interval), at(self.settings.save_interval))
+        let evaluates = self.task.eval_rows() > 0;
+        (evaluates && at(self.settings.eval_interval), at(self.settings.save_interval))
     }
 
     /// Evaluates, and says whether the result is better than all before.
     fn evaluate(&mut self) -> Result<bool> {
         let step = self.state.step;
         let jobs = batches::evaluation(self.task.eval_rows(), self.settings.batch_size);
-        if jobs.is_empty() {
-            return Ok(false);
-        }
         let bar = progress::counted("evaluating", jobs.len() as u64)?;
         let batches = Prefetch::new(&self.task.loader(), jobs, self.settings.workers);
         let mut batches = batches.inspect(|_| bar.inc(1));

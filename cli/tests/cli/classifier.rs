@@ -148,7 +148,7 @@ fn block_checkpointing_changes_no_loss_of_a_classifier() {
 }
 
 /// Squares that are red or blue.
-fn images(training: &Training) {
+pub fn images(training: &Training) {
     for (class, colour) in [("red", [220, 40, 40]), ("blue", [40, 40, 220])] {
         let dir = training.path("images").join(class);
         std::fs::create_dir_all(&dir).unwrap();

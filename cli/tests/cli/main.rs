@@ -7,6 +7,9 @@ mod classifier;
 mod commands;
 #[path = "../../../tests/common/mod.rs"]
 mod common;
+#[path = "../../../tests/cuda/counting/mod.rs"]
+mod counting;
+mod cuda;
 mod curves;
 mod data;
 mod device;

@@ -29,7 +29,7 @@ fn result(training: &Training, out: &str) -> Left {
 
 fn settings() -> Training {
     let settings = [STEPS, "data.eval_fraction=0.2", "eval_interval=7", "save_interval=1"];
-    training().set(&settings).set(&["accumulation=2"])
+    training().set(&settings).set(&["accumulation=2", "deterministic=true"])
 }
 
 fn start(training: &Training, more: &[&str]) -> Child {

@@ -1,14 +1,14 @@
 //! `verify` says whether a model, with or without an adapter, computes what Python computes.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::Value;
 use tch::Tensor;
 
 use crate::common::run_python;
-use crate::program::{output, program, text, texts};
+use crate::program::{output, printed, program, text, texts};
 
 fn verify(case: &Path, arguments: &[&str]) -> Output {
     let mut command = program();
@@ -98,4 +98,72 @@ fn decoders_are_told_from_others() {
             assert!(words.contains("the model's output has shape [3, 11, 64]"), "{words}");
         }
     }
+}
+
+/// The script that `verify --script` prints, for a model and adapter of each kind of input and head. Models err as PEFT
+/// does in every kind; what is wrong errs more.
+#[test]
+fn training_in_every_kind_errs_as_that_of_peft_does() {
+    let dir = tempfile::tempdir().unwrap();
+    run_python("verify.py", &[text(dir.path())]);
+    let script = dir.path().join("reference.py");
+    std::fs::write(&script, printed(&["verify", "--script"])).unwrap();
+    let reference = |case: &str, kind: &str| {
+        let case = dir.path().join(case);
+        let (file, adapter) = (case.join(format!("{kind}.st")), case.join("adapter"));
+        let arguments = [text(&case), text(&file), "--adapter", text(&adapter), "--dtype", kind];
+        run_python(text(&script), &[&arguments[..], &["--batch", "4", "--length", "20"]].concat());
+        (case, file, adapter)
+    };
+    let compared = |(case, file, adapter): &(PathBuf, PathBuf, PathBuf), more: &[&str]| {
+        let arguments = ["verify", "--model", text(case), "--reference", text(file)];
+        let output = output(&[&arguments[..], &["--adapter", text(adapter)], more].concat());
+        let (out, err) = texts(&output);
+        (output.status.code(), out, err)
+    };
+    for (case, kind) in [
+        ("llama", "float32"),
+        ("llama", "bfloat16"),
+        ("bert_base", "float16"),
+        ("bert_classifier", "float16"),
+        ("t5", "float32"),
+        ("vit", "float16"),
+    ] {
+        let made = reference(case, kind);
+        let (status, out, err) = compared(&made, &["--dtype", kind, "--json"]);
+        assert_eq!(status, Some(0), "{case} in {kind}: {out}{err}");
+        let report: Value = serde_json::from_str(&out).unwrap();
+        let compared_names: Vec<&str> = report["compared"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["name"].as_str().unwrap())
+            .collect();
+        for group in ["loss", "gradients.", "weights."] {
+            assert!(compared_names.iter().any(|name| name.starts_with(group)), "{case}: {report}");
+        }
+        if (case, kind) == ("llama", "float32") {
+            let (status, out, _) = compared(&made, &[]);
+            let has = |part: &str| out.lines().any(|line| line.starts_with(part));
+            assert!(status == Some(0) && has("logits") && has("gradients") && has("ok"), "{out}");
+            // A kind that rounds more is told from what PEFT computes in f32.
+            let (status, out, _) = compared(&made, &["--kind", "f16"]);
+            assert!(
+                status == Some(1) && out.contains("gradients") && out.contains(", too much"),
+                "{out}"
+            );
+            // The reference of another adapter.
+            let other = dir.path().join("bert_base/adapter");
+            let (status, _, err) = compared(&(made.0, made.1, other), &[]);
+            assert!(status == Some(2) && err.lines().count() == 1, "{err}");
+        }
+    }
+}
+
+#[test]
+fn the_model_and_the_reference_are_asked_for() {
+    let (_, words) = texts(&output(&["verify"]));
+    assert!(words.contains("--model") && words.contains("--reference"), "{words}");
+    let (_, words) = texts(&output(&["verify", "--script", "--json"]));
+    assert!(words.contains("cannot be used"), "{words}");
 }

@@ -7,6 +7,7 @@ use super::linear_cross_entropy::{LinearCrossEntropy, Reduction};
 use super::targets::{Count, Targets};
 use crate::autograd::known_gradient::{inner_product, is_recorded, with_value};
 use crate::error::{refuse, Result};
+use crate::kernels::number::WithNumber;
 use crate::storage::info::is_float;
 
 impl LinearCrossEntropy {
@@ -78,8 +79,8 @@ impl LinearCrossEntropy {
     fn reduced(&self, sum: &Tensor, count: &Count) -> Result<Tensor> {
         match (self.reduction, count) {
             (Reduction::Sum, _) => Ok(sum.shallow_clone()),
-            (Reduction::SumOver(count), _) => Ok(sum.f_div_scalar(count)?),
-            (Reduction::Mean, Count::Known(count)) => Ok(sum.f_div_scalar(count.max(1.))?),
+            (Reduction::SumOver(count), _) => Ok(sum.f_div_number(count)?),
+            (Reduction::Mean, Count::Known(count)) => Ok(sum.f_div_number(count.max(1.))?),
             (Reduction::Mean, Count::OnDevice(count)) => Ok(sum.f_div(&count.f_clamp_min(1.)?)?),
         }
     }
@@ -163,12 +164,11 @@ mod tests {
                     LinearCrossEntropy::default().label_smoothing(0.1).z_loss(0.2).logit_cap(3.),
                 ] {
                     let all = |targets: &Tensor, left_out: Option<&Tensor>| {
-                        let bias = Some(&bias);
                         let loss = loss
-                            .compute_without(&hidden, &weight, bias, targets, left_out)
+                            .compute_without(&hidden, &weight, Some(&bias), targets, left_out)
                             .unwrap();
                         let mut all = vec![loss.detach()];
-                        let inputs = [&hidden, &weight, bias.unwrap()];
+                        let inputs = [&hidden, &weight, &bias];
                         all.extend(Tensor::run_backward(&[loss], &inputs, false, false));
                         all
                     };

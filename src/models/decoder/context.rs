@@ -8,19 +8,33 @@ use crate::device::transfer::sent;
 use crate::error::Result;
 use crate::models::nn::{counted, Context, Mask, Places, RopeTables};
 
+/// A mask per window.
+pub(super) type Masks = Vec<(Option<i64>, Mask)>;
+
 /// `ropes` are the model's, `positions` those of the places; `kind` is that of the hidden states.
 pub(super) fn context(
-    config: &DecoderConfig,
     ropes: &[RopeTables],
     places: &Places,
     positions: &Tensor,
+    masks: Masks,
     kind: Kind,
     train: bool,
 ) -> Result<Context> {
     let angles = ropes.iter().map(|rope| rope.at(places, positions, kind));
     let angles = angles.collect::<Result<_>>()?;
-    let mut masks: Vec<(Option<i64>, Mask)> = Vec::new();
-    for window in &config.windows {
+    Ok(Context::with_windows(train, masks, angles))
+}
+
+/// The masks of the places for each of these windows that occurs; `positions` are those of all places.
+pub(super) fn masks(
+    config: &DecoderConfig,
+    places: &Places,
+    positions: &Tensor,
+    windows: &[Option<i64>],
+    kind: Kind,
+) -> Result<Masks> {
+    let mut masks: Masks = Vec::new();
+    for window in windows {
         if masks.iter().all(|(known, _)| known != window) {
             let mask = Mask::causal(places, *window)?;
             let mask = match config.positions {
@@ -29,10 +43,10 @@ pub(super) fn context(
                 }
                 _ => mask,
             };
-            masks.push((*window, mask));
+            masks.push((*window, mask.ready(kind, (config.heads, config.kv_heads))?));
         }
     }
-    Ok(Context::with_windows(train, masks, angles))
+    Ok(masks)
 }
 
 /// `[batch or 1, heads, 1, total]`: a slope per head times the position.

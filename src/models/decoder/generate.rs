@@ -2,6 +2,7 @@
 
 use tch::{no_grad, Tensor};
 
+use super::ahead::Ahead;
 use super::model::Decoder;
 use crate::error::{refuse, Result};
 use crate::models::config::not_implemented;
@@ -81,7 +82,11 @@ impl Decoder {
             }
             None => None,
         };
-        let mut cache = Cache::new(self.blocks.len(), length.saturating_add(options.max_new));
+        let total = length.saturating_add(options.max_new);
+        let places =
+            Places { start: 0, length: total, device, tokens: tokens.as_ref(), documents: None };
+        let mut ahead = Ahead::new(&self.config, places)?;
+        let mut cache = Cache::new(self.blocks.len(), total);
         let prompt = Prompt { ids, config: rules };
         let mut all = ids.shallow_clone();
         no_grad(|| {
@@ -98,8 +103,10 @@ impl Decoder {
                 let seen = seen.transpose()?;
                 let places =
                     Places { start, length, device, tokens: seen.as_ref(), documents: None };
+                let positions = ahead.positions(start, length)?;
+                let ahead = (length == 1).then_some(&mut ahead);
                 let through = Through::Cache(&mut cache);
-                let hidden = self.forward(ids, &places, true, false, through)?;
+                let hidden = self.forward(ids, &places, &positions, ahead, false, through)?;
                 cache.length += length;
                 let last = hidden.f_narrow(1, length - 1, 1)?;
                 Ok(self.head.forward(&last, &self.config, &inputs)?.f_squeeze_dim(1)?)

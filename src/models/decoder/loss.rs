@@ -129,7 +129,7 @@ impl Decoder {
 mod tests {
     use std::rc::Rc;
 
-    use super::super::context::context;
+    use super::super::context::{context, masks};
     use super::*;
     use crate::models::nn::Places;
     use crate::models::nn::{run, Through};
@@ -156,7 +156,8 @@ mod tests {
             Places { start: 0, length: 4, device: Device::Cpu, tokens: None, documents: None };
         let positions = places.positions(false).unwrap();
         let kind = Kind::Float;
-        let context = context(&config, &model.ropes, &places, &positions, kind, false).unwrap();
+        let masks = masks(&config, &places, &positions, &config.windows, kind).unwrap();
+        let context = context(&model.ropes, &places, &positions, masks, kind, false).unwrap();
         let context = Rc::new(context);
         let mut hidden = Tensor::randn([1, 4, 8], (Kind::Float, Device::Cpu));
         let mut graphs = Vec::new();

@@ -1,5 +1,6 @@
 //! Decoder-only language models, as transformers' `…ForCausalLM`.
 
+mod ahead;
 mod bases;
 mod config;
 mod context;

@@ -5,8 +5,9 @@ use std::rc::Rc;
 use tch::nn::Init;
 use tch::{Kind, Tensor};
 
+use super::ahead::Ahead;
 use super::config::DecoderConfig;
-use super::context::context;
+use super::context::{context, masks};
 use super::form::Positions;
 use super::head::Head;
 use super::layer::block;
@@ -119,7 +120,8 @@ impl Model for Decoder {
             documents: inputs.documents,
         };
         let by_tokens = matches!(self.config.positions, Positions::Learned { by_tokens: true, .. });
-        self.forward(ids, &places, by_tokens, inputs.train, Through::Tape(tape))
+        let positions = places.positions(by_tokens)?;
+        self.forward(ids, &places, &positions, None, inputs.train, Through::Tape(tape))
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
@@ -129,18 +131,18 @@ impl Model for Decoder {
 }
 
 impl Decoder {
-    /// Ids `[batch, length]` at these places to the hidden states below the head. Padding counts as a position unless
-    /// `by_tokens`.
+    /// Ids `[batch, length]` at these places and positions to the hidden states below the head. `ahead` has the masks
+    /// if there is one.
     pub(super) fn forward<'m>(
         &'m self,
         ids: &Tensor,
         places: &Places,
-        by_tokens: bool,
+        positions: &Tensor,
+        ahead: Option<&mut Ahead>,
         train: bool,
         mut through: Through<'_, 'm>,
     ) -> Result<Tensor> {
         let config = &self.config;
-        let positions = places.positions(by_tokens)?;
         let mut hidden = Tensor::f_embedding(&self.embed, ids, -1, false, false)?;
         if config.embedding_scale != 1. {
             // Rounded to the model's kind first, as the reference does.
@@ -168,7 +170,12 @@ impl Decoder {
             hidden = norm.forward(&hidden)?;
         }
         let hidden = dropped(hidden, config.embedding_dropout, train)?;
-        let context = context(config, &self.ropes, places, &positions, hidden.f_kind()?, train)?;
+        let kind = hidden.f_kind()?;
+        let masks = match ahead {
+            Some(ahead) => ahead.masks(places.start, kind)?,
+            None => masks(config, places, positions, &config.windows, kind)?,
+        };
+        let context = context(&self.ropes, places, positions, masks, kind, train)?;
         let mut hidden = run(&self.blocks, hidden, &Rc::new(context), None, 0., &mut through)?;
         if let Some(norm) = &self.norm {
             hidden = norm.forward(&hidden)?;

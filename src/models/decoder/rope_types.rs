@@ -6,6 +6,7 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use crate::error::{refusal, refuse, Result};
+use crate::kernels::number::WithNumber;
 use crate::models::config::flag;
 use crate::models::nn::{powers, Beyond, Rope};
 
@@ -46,7 +47,7 @@ const TYPES: [RopeType; 7] = [
     RopeType {
         name: "linear",
         keys: &["factor"],
-        rope: |s| Rope::new(&s.inverse()?.f_div_scalar(s.factor()?)?),
+        rope: |s| Rope::new(&s.inverse()?.f_div_number(s.factor()?)?),
     },
     RopeType { name: "dynamic", keys: &["factor"], rope: dynamic },
     RopeType {
@@ -225,11 +226,11 @@ fn yarn(s: &RopeSettings) -> Result<Rope> {
         high += 0.001;
     }
     let ramp = Tensor::f_arange(s.dims / 2, (Kind::Float, tch::Device::Cpu))?;
-    let ramp = ramp.f_sub_scalar(low)?.f_div_scalar(high - low)?.f_clamp(0., 1.)?;
-    let kept = ramp.f_neg()?.f_add_scalar(1.)?;
-    let slowed = kept.f_neg()?.f_add_scalar(1.)?;
+    let ramp = ramp.f_sub_number(low)?.f_div_number(high - low)?.f_clamp(0., 1.)?;
+    let kept = ramp.f_neg()?.f_add_number(1.)?;
+    let slowed = kept.f_neg()?.f_add_number(1.)?;
     let powers = powers(s.theta, s.dims)?;
-    let (fast, slow) = (powers.f_reciprocal()?, powers.f_mul_scalar(factor)?.f_reciprocal()?);
+    let (fast, slow) = (powers.f_reciprocal()?, powers.f_mul_number(factor)?.f_reciprocal()?);
     let frequencies = slow.f_mul(&slowed)?.f_add(&fast.f_mul(&kept)?)?;
     Ok(Rope { attention_factor, ..Rope::new(&frequencies)? })
 }
@@ -278,13 +279,13 @@ fn llama3(s: &RopeSettings) -> Result<Rope> {
         );
     }
     let own = s.inverse()?;
-    let wave = own.f_reciprocal()?.f_mul_scalar(2. * PI)?;
+    let wave = own.f_reciprocal()?.f_mul_number(2. * PI)?;
     let (long, short) = (wave.f_gt(original / low)?, wave.f_lt(original / high)?);
-    let slowed = own.f_div_scalar(factor)?;
-    let blend = wave.f_reciprocal()?.f_mul_scalar(original)?.f_sub_scalar(low)?;
-    let blend = blend.f_div_scalar(high - low)?;
-    let rest = blend.f_neg()?.f_add_scalar(1.)?;
-    let blended = rest.f_mul(&own)?.f_div_scalar(factor)?.f_add(&blend.f_mul(&own)?)?;
+    let slowed = own.f_div_number(factor)?;
+    let blend = wave.f_reciprocal()?.f_mul_number(original)?.f_sub_number(low)?;
+    let blend = blend.f_div_number(high - low)?;
+    let rest = blend.f_neg()?.f_add_number(1.)?;
+    let blended = rest.f_mul(&own)?.f_div_number(factor)?.f_add(&blend.f_mul(&own)?)?;
     Rope::new(&own.f_where_self(&short, &slowed.f_where_self(&long, &blended)?)?)
 }
 
@@ -297,7 +298,7 @@ fn proportional(s: &RopeSettings) -> Result<Rope> {
     let turned = ((s.part * s.head_dim as f64) / 2.).floor() as i64;
     let all = powers(s.theta, s.head_dim)?.f_reciprocal()?;
     let turns = Tensor::f_arange(s.head_dim / 2, (Kind::Int64, tch::Device::Cpu))?.f_lt(turned)?;
-    Rope::new(&all.f_mul(&turns)?.f_div_scalar(factor)?)
+    Rope::new(&all.f_mul(&turns)?.f_div_number(factor)?)
 }
 
 /// A list by its length, so that a message stays short.

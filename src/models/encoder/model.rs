@@ -9,6 +9,7 @@ use super::head::Head;
 use super::layer::block;
 use crate::autograd::recompute::Tape;
 use crate::error::{refusal, refuse, Result};
+use crate::kernels::number::WithNumber;
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
@@ -147,7 +148,7 @@ impl Encoder {
             true => {
                 let tokens = input_ids.f_ne(padding)?.f_to_kind(Kind::Int64)?;
                 let places = tokens.f_cumsum(1, Kind::Int64)?.f_mul(&tokens)?;
-                let places = places.f_add_scalar(padding)?;
+                let places = places.f_add_number(padding)?;
                 Tensor::f_embedding(&self.positions, &places, padding, false, false)?
             }
             false => self.positions.f_narrow(0, 0, input_ids.size()[1])?,

@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use crate::error::{refusal, Result};
+use crate::kernels::number::WithNumber;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::models) enum Activation {
@@ -36,7 +37,7 @@ impl Activation {
         match self {
             Activation::Gelu => Ok(x.f_gelu("none")?),
             Activation::GeluTanh => Ok(x.f_gelu("tanh")?),
-            Activation::QuickGelu => Ok(x.f_mul_scalar(1.702)?.f_sigmoid()?.f_mul(x)?),
+            Activation::QuickGelu => Ok(x.f_mul_number(1.702)?.f_sigmoid()?.f_mul(x)?),
             Activation::Relu => Ok(x.f_relu()?),
             Activation::Silu => Ok(x.f_silu()?),
             Activation::Tanh => Ok(x.f_tanh()?),

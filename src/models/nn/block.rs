@@ -113,7 +113,7 @@ pub(in crate::models) fn run_all<'m>(
     train: bool,
     tape: &mut Tape<'m>,
 ) -> Result<Tensor> {
-    let context = Rc::new(Context::new(train, mask));
+    let context = Rc::new(Context::new(train, hidden.f_kind()?, mask)?);
     run(blocks, hidden, &context, None, 0., &mut Through::Tape(tape))
 }
 

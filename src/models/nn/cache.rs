@@ -37,8 +37,14 @@ impl Cache {
 }
 
 impl Slot<'_> {
-    /// Adds keys and values `[batch, heads, new, head_dim]` and gives all there are.
-    pub(in crate::models) fn extend(self, keys: &Tensor, values: &Tensor) -> Result<KeysValues> {
+    /// Adds keys and values `[batch, heads, new, head_dim]` and gives all there are; of one that is new, those that it
+    /// sees through the window.
+    pub(in crate::models) fn extend(
+        self,
+        keys: &Tensor,
+        values: &Tensor,
+        window: Option<i64>,
+    ) -> Result<KeysValues> {
         let new = keys.size4()?.2;
         let room = |like: &Tensor| -> Result<Tensor> {
             let (batch, heads, _, dim) = like.size4()?;
@@ -49,9 +55,11 @@ impl Slot<'_> {
             Some(pair) => pair,
             None => (room(keys)?, room(values)?),
         };
+        let total = self.length + new;
+        let first = window.filter(|_| new == 1).map_or(0, |window| (total - window).max(0));
         let write = |all: &Tensor, part: &Tensor| -> Result<Tensor> {
             all.f_narrow(2, self.length, new)?.f_copy_(part)?;
-            Ok(all.f_narrow(2, 0, self.length + new)?)
+            Ok(all.f_narrow(2, first, total - first)?)
         };
         let now = (write(&all_keys, keys)?, write(&all_values, values)?);
         *self.kept = Some((all_keys, all_values));

@@ -1,8 +1,9 @@
 //! The context of one pass, which all blocks share: angles, masks, dropout or not.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::mask::Mask;
+use crate::error::Result;
 
 #[derive(Debug)]
 pub(in crate::models) struct Context {
@@ -17,9 +18,10 @@ pub(in crate::models) struct Context {
 }
 
 impl Context {
-    /// One mask for all blocks.
-    pub(in crate::models) fn new(train: bool, mask: Mask) -> Self {
-        Context { train, angles: Vec::new(), masks: vec![(None, mask)], across: Mask::Everything }
+    /// One mask for all blocks, whose hidden states are of this kind.
+    pub(in crate::models) fn new(train: bool, kind: Kind, mask: Mask) -> Result<Self> {
+        let masks = vec![(None, mask.ready(kind, (1, 1))?)];
+        Ok(Context::with_windows(train, masks, Vec::new()))
     }
 
     /// A mask per window, and angles per rope.

@@ -15,6 +15,9 @@ pub(in crate::models) enum Mask {
     Added(Tensor),
 }
 
+/// The numbers of heads: of queries, of keys and values.
+pub(in crate::models) type Heads = (i64, i64);
+
 /// The places of a batch, behind those that have passed before.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::models) struct Places<'a> {
@@ -117,7 +120,102 @@ impl Mask {
         let hidden = Tensor::f_full([], lowest(kind), (kind, bias.device()))?;
         Ok(Mask::Added(bias.f_where_self(&seen, &hidden)?))
     }
+
+    /// The same for attention of this kind, in the form that attention would bring it into anew in each block.
+    pub(in crate::models) fn ready(self, kind: Kind, heads: Heads) -> Result<Self> {
+        let (Mask::Seen(mask) | Mask::Added(mask)) = &self else { return Ok(self) };
+        let (rows, device) = (mask.size().iter().rev().nth(1).copied(), mask.device());
+        let grouped = self.is_grouped(rows.unwrap_or(1), device);
+        let mask = if grouped { self.of_groups(heads)? } else { self };
+        if device.is_cuda() {
+            return mask.in_rows(kind);
+        }
+        Ok(mask)
+    }
+
+    /// True if so many queries on this device are to stand in groups, and the mask does. Heads of a group have the same
+    /// keys: their queries can stand as those of one head, so that keys and values are not repeated for kernels that
+    /// know no groups.
+    pub(in crate::models) fn is_grouped(&self, queries: i64, device: Device) -> bool {
+        matches!(self, Mask::Seen(_) | Mask::Added(_)) && (queries == 1 || device.is_cuda())
+    }
+
+    /// For the queries of a group, `[batch, kv_heads or 1, queries · group or 1, keys]`.
+    pub(in crate::models) fn of_groups(self, (heads, kv_heads): Heads) -> Result<Self> {
+        let group = heads / kv_heads;
+        self.map(|x| {
+            let x =
+                if x.dim() == 2 { x.f_unsqueeze(0)?.f_unsqueeze(0)? } else { x.shallow_clone() };
+            let (batch, of, queries, keys) = x.size4()?;
+            if group == 1 || (of, queries) == (1, 1) {
+                return Ok(x);
+            }
+            let x = match of {
+                1 => x.f_unsqueeze(2)?.f_expand([batch, 1, group, queries, keys], false)?,
+                _ => x.f_view([batch, kv_heads, group, queries, keys])?,
+            };
+            let of = x.size()[1];
+            Ok(x.f_transpose(2, 3)?.f_reshape([batch, of, queries * group, keys])?)
+        })
+    }
+
+    /// Added to the scores, with rows that begin where kernels on CUDA can load them.
+    pub(in crate::models) fn in_rows(self, kind: Kind) -> Result<Self> {
+        let added = match self {
+            Mask::Seen(seen) => {
+                let mut none = Tensor::f_zeros(seen.size(), (kind, seen.device()))?;
+                none.f_masked_fill_(&seen.f_logical_not()?, f64::NEG_INFINITY)?
+            }
+            Mask::Added(added) => added.f_to_kind(kind)?,
+            unseen => return Ok(unseen),
+        };
+        let strides = added.stride();
+        let (last, others) = strides.split_last().unwrap_or((&1, &[]));
+        if *last == 1 && others.iter().all(|stride| stride % ROW == 0) {
+            return Ok(Mask::Added(added));
+        }
+        Ok(Mask::Added(in_rows(&added)?))
+    }
+
+    /// The part for `count` keys from the first one on.
+    pub(in crate::models) fn keys(&self, first: i64, count: i64) -> Result<Self> {
+        let part = |x: &Tensor| -> Result<Tensor> {
+            let part = x.f_narrow(-1, first, count)?;
+            // Kernels load several elements at once: the first must not stand in the middle of a row.
+            if first > 0 && part.device().is_cuda() {
+                return in_rows(&part);
+            }
+            Ok(part)
+        };
+        self.shallow_clone().map(part)
+    }
+
+    pub(in crate::models) fn shallow_clone(&self) -> Self {
+        match self {
+            Mask::Seen(seen) => Mask::Seen(seen.shallow_clone()),
+            Mask::Added(added) => Mask::Added(added.shallow_clone()),
+            Mask::Causal => Mask::Causal,
+            Mask::Everything => Mask::Everything,
+        }
+    }
+
+    fn map(self, change: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        match self {
+            Mask::Seen(seen) => Ok(Mask::Seen(change(&seen)?)),
+            Mask::Added(added) => Ok(Mask::Added(change(&added)?)),
+            without => Ok(without),
+        }
+    }
 }
+
+/// A copy whose rows begin at multiples of [`ROW`] elements.
+fn in_rows(x: &Tensor) -> Result<Tensor> {
+    let keys = *x.size().last().unwrap_or(&0);
+    Ok(x.f_constant_pad_nd([0, ROW - keys % ROW])?.f_narrow(-1, 0, keys)?)
+}
+
+/// Kernels of attention on CUDA load masks by at most 16 elements.
+const ROW: i64 = 16;
 
 fn lowest(kind: Kind) -> f64 {
     match kind {

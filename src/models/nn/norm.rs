@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::weights::Weights;
 use crate::error::Result;
+use crate::kernels::number::WithNumber;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::models) enum NormKind {
@@ -71,7 +72,7 @@ impl Norm {
             }
             (NormKind::RmsFromOne, Some(weight)) => {
                 // In f32, 1 + w included, since that sum would be rounded in bf16.
-                let weight = weight.f_to_kind(Kind::Float)?.f_add_scalar(1.)?;
+                let weight = weight.f_to_kind(Kind::Float)?.f_add_number(1.)?;
                 let x32 = x.f_to_kind(Kind::Float)?;
                 let normed = x32.f_rms_norm(shape, Some(&weight), self.eps)?;
                 Ok(normed.f_to_kind(x.f_kind()?)?)

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
+use crate::kernels::number::{self, WithNumber};
 
 /// The bias on the scores of the last `queries` of `keys` positions, `[1, heads, queries, keys]`: learned per distance,
 /// where far distances share a bucket, the more the farther. In both directions half of the buckets are for each.
@@ -12,22 +13,22 @@ pub(super) fn distance_bias(
     (queries, keys): (i64, i64),
     both_directions: bool,
 ) -> Result<Tensor> {
-    let place = (Kind::Int64, table.device());
-    let query = Tensor::f_arange_start(keys - queries, keys, place)?.f_unsqueeze(1)?;
-    let distance = Tensor::f_arange(keys, place)?.f_unsqueeze(0)?.f_sub(&query)?;
+    let device = table.device();
+    let query = number::arange(keys - queries, keys, device)?.f_unsqueeze(1)?;
+    let distance = number::arange(0, keys, device)?.f_unsqueeze(0)?.f_sub(&query)?;
     let buckets = table.size()[0] / if both_directions { 2 } else { 1 };
     let (first, distance) = match both_directions {
         true => {
-            (distance.f_gt(0)?.f_to_kind(Kind::Int64)?.f_mul_scalar(buckets)?, distance.f_abs()?)
+            (distance.f_gt(0)?.f_to_kind(Kind::Int64)?.f_mul_number(buckets)?, distance.f_abs()?)
         }
         false => (distance.f_zeros_like()?, distance.f_clamp_max(0)?.f_neg()?),
     };
     let exact = buckets / 2;
     let spread = (max_distance as f64 / exact as f64).ln();
-    let far = distance.f_to_kind(Kind::Float)?.f_div_scalar(exact as f64)?.f_log()?;
-    let far = far.f_div_scalar(spread)?.f_mul_scalar((buckets - exact) as f64)?;
+    let far = distance.f_to_kind(Kind::Float)?.f_div_number(exact as f64)?.f_log()?;
+    let far = far.f_div_number(spread)?.f_mul_number((buckets - exact) as f64)?;
     // Distance 0 is never far, and its logarithm no integer.
-    let far = far.f_clamp_min(0.)?.f_to_kind(Kind::Int64)?.f_add_scalar(exact)?;
+    let far = far.f_clamp_min(0.)?.f_to_kind(Kind::Int64)?.f_add_number(exact)?;
     let far = far.f_clamp_max(buckets - 1)?;
     let bucket = distance.f_where_self(&distance.f_lt(exact)?, &far)?.f_add(&first)?;
     let bias = Tensor::f_embedding(table, &bucket, -1, false, false)?;

@@ -53,7 +53,7 @@ impl Seq2Seq {
         no_grad(|| {
             let hidden = self.encode(inputs)?;
             let tokens = inputs.tokens()?;
-            let source = Source { hidden: &hidden, tokens: tokens.as_ref() };
+            let source = Source::new(&hidden, tokens.as_ref())?.for_each_of(last, &self.decoder)?;
             let mut cache = Cache::new(self.decoder.len(), last);
             let place = (Kind::Int64, hidden.device());
             let first = Tensor::f_full([hidden.size()[0], 1], start, place)?;

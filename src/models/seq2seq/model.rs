@@ -89,7 +89,7 @@ impl Model for Seq2Seq {
         }
         let hidden = self.encode_with(inputs, tape)?;
         let tokens = inputs.tokens()?;
-        let source = Source { hidden: &hidden, tokens: tokens.as_ref() };
+        let source = Source::new(&hidden, tokens.as_ref())?;
         let own = inputs.decoder_attention_mask.map(|mask| mask.f_to_kind(Kind::Bool));
         let own = own.transpose()?;
         let through = Through::Tape(tape);

@@ -29,10 +29,29 @@ pub(super) struct Stack {
     layerdrop: f64,
 }
 
-/// The sequence that a decoder looks at: the encoder's output, and a mask of its tokens.
+/// The sequence that a decoder looks at: the encoder's output, and the mask of its tokens.
 pub(super) struct Source<'a> {
-    pub(super) hidden: &'a Tensor,
-    pub(super) tokens: Option<&'a Tensor>,
+    hidden: &'a Tensor,
+    mask: Mask,
+    /// In generation, the mask of the decoder's last place, and the number of its places.
+    last: Option<(Mask, i64)>,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(hidden: &'a Tensor, tokens: Option<&Tensor>) -> Result<Self> {
+        let mask = Mask::tokens(tokens)?.ready(hidden.f_kind()?, (1, 1))?;
+        Ok(Source { hidden, mask, last: None })
+    }
+
+    /// For a decoder that goes through `total` places one by one. All have a part of the last one's biases.
+    pub(super) fn for_each_of(self, total: i64, decoder: &Stack) -> Result<Self> {
+        let Positions::Relative { table, max_distance } = &decoder.positions else {
+            return Ok(self);
+        };
+        let bias = distance_bias(table, *max_distance, (1, total), false)?;
+        let last = Mask::Added(bias).ready(self.hidden.f_kind()?, (1, 1))?;
+        Ok(Source { last: Some((last, total)), ..self })
+    }
 }
 
 #[derive(Debug)]
@@ -124,17 +143,25 @@ impl Stack {
                 hidden = hidden.f_add(&table.f_narrow(0, OFFSET + start, length)?)?;
             }
             Positions::Relative { table, max_distance } => {
-                let lengths = (length, places.total());
-                let bias = distance_bias(table, *max_distance, lengths, !self.causal)?;
-                mask = mask.with_bias(bias, &places)?;
+                let total = places.total();
+                mask = match source.and_then(|source| source.last.as_ref()) {
+                    Some((last, all)) => last.keys(all - total, total)?,
+                    None => {
+                        let (lengths, both) = ((length, total), !self.causal);
+                        let bias = distance_bias(table, *max_distance, lengths, both)?;
+                        mask.with_bias(bias, &places)?
+                    }
+                };
             }
         }
         if let Some(norm) = &self.first_norm {
             hidden = norm.forward(&hidden)?;
         }
         let hidden = dropped(hidden, self.dropout, train)?;
-        let mut context = Context::new(train, mask);
-        context.across = Mask::tokens(source.and_then(|source| source.tokens))?;
+        let mut context = Context::new(train, hidden.f_kind()?, mask)?;
+        if let Some(source) = source {
+            context.across = source.mask.shallow_clone();
+        }
         let (context, source) = (Rc::new(context), source.map(|source| source.hidden));
         let hidden = run(&self.blocks, hidden, &context, source, self.layerdrop, &mut through)?;
         match &self.last_norm {

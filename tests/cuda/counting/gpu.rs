@@ -30,12 +30,21 @@ pub struct Gpu {
     pub devices: u32,
     /// Bytes of each device.
     pub memory: u64,
+    /// Each tensor has memory of its own, and every byte of it is this before something is copied there: all that
+    /// kernels leave. 0x3c makes 0.01 of f32 and bf16. `None`: what libtorch's cache holds, and counts of memory are
+    /// those of users.
+    pub fill: Option<u8>,
 }
 
 impl Default for Gpu {
     fn default() -> Gpu {
-        Gpu { sm: 90, devices: 1, memory: 80 << 30 }
+        Gpu { sm: 90, devices: 1, memory: 80 << 30, fill: None }
     }
+}
+
+/// True in the process that has the devices.
+pub fn in_child() -> bool {
+    std::env::var_os(CHILD).is_some()
 }
 
 impl Gpu {
@@ -44,7 +53,7 @@ impl Gpu {
     ///
     /// Gives what the process wrote; `None` in that process itself, and where there is no counting runtime.
     pub fn run<F: FnOnce()>(self, body: F) -> Option<Output> {
-        if std::env::var_os(CHILD).is_some() {
+        if in_child() {
             if std::env::var_os("COUNTING_BACKTRACE").is_some() {
                 show_waits();
             }
@@ -53,8 +62,9 @@ impl Gpu {
         }
         let mut command = self.command(&std::env::current_exe().unwrap())?;
         // The type of a closure has the path of the function around it.
-        let path = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
-        let test = path.split_once("::").expect("a closure in a test").1;
+        let path = std::any::type_name::<F>().split_once("::{{closure}}");
+        let (path, _) = path.expect("the body is a closure in the test itself");
+        let test = path.split_once("::").expect("a path in this crate").1;
         command.env(CHILD, "1").args(["--exact", test, "--nocapture", "--include-ignored"]);
         let output = command.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
@@ -65,15 +75,26 @@ impl Gpu {
         Some(output)
     }
 
-    /// A program that has these devices. With `COUNTING_REPORT` in its environment it leaves its counts in that file,
-    /// for [`Counts::read`](super::Counts::read). `None` where there is no counting runtime.
+    /// A program that has these devices. `None` where there is no counting runtime.
     pub fn command(self, program: &Path) -> Option<Command> {
         let mut command = Command::new(program);
+        self.give_to(&mut command).then_some(command)
+    }
+
+    /// Gives a program these devices. With `COUNTING_REPORT` in its environment it leaves its counts in that file, for
+    /// [`Counts::read`](super::Counts::read). False where there is no counting runtime.
+    pub fn give_to(self, command: &mut Command) -> bool {
+        let Some(library) = library() else { return false };
         command
-            .env("LD_PRELOAD", library()?)
+            .env("LD_PRELOAD", library)
+            .env_remove("CUDA_VISIBLE_DEVICES")
             .env("COUNTING_SM", self.sm.to_string())
             .env("COUNTING_DEVICES", self.devices.to_string())
             .env("COUNTING_MEMORY", self.memory.to_string());
-        Some(command)
+        if let Some(byte) = self.fill {
+            command.env("PYTORCH_NO_CUDA_MEMORY_CACHING", "1");
+            command.env("COUNTING_FILL", byte.to_string());
+        }
+        true
     }
 }

@@ -6,4 +6,4 @@ mod gpu;
 mod library;
 
 pub use counts::{counts, limit_memory, reset, Counts, Memory};
-pub use gpu::Gpu;
+pub use gpu::{in_child, Gpu};

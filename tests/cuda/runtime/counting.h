@@ -26,6 +26,9 @@ void launched(const void *kernel);
 /* The same for a kernel that was compiled at run time and has no host function; the name must stay where it is. */
 void launched_by_name(const char *name);
 
+/* The mangled name of the latest kernel. */
+const char *last_launched(void);
+
 /* The device that this thread has chosen. */
 int current_device(void);
 int device_count(void);

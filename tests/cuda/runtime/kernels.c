@@ -35,19 +35,19 @@ static void add(const void *function, const char *name) {
     kernels[at].name = name;
 }
 
-void launched(const void *kernel) {
+static const char *last = "";
+
+static void launch(const void *kernel, const char *name) {
     pthread_mutex_lock(&lock);
-    add(kernel, "a kernel that was not registered");
+    add(kernel, name);
     kernels[place(kernel)].launches++;
+    last = kernels[place(kernel)].name;
     pthread_mutex_unlock(&lock);
 }
 
-void launched_by_name(const char *name) {
-    pthread_mutex_lock(&lock);
-    add(name, name);
-    kernels[place(name)].launches++;
-    pthread_mutex_unlock(&lock);
-}
+void launched(const void *kernel) { launch(kernel, "a kernel that was not registered"); }
+void launched_by_name(const char *name) { launch(name, name); }
+const char *last_launched(void) { return last; }
 
 void reset_kernels(void) {
     pthread_mutex_lock(&lock);

@@ -27,6 +27,11 @@ cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
+cublasStatus_t cublasSetMathMode(cublasHandle_t handle, cublasMath_t mode) {
+    if (mode == CUBLAS_TF32_TENSOR_OP_MATH) count("products of f32 in TF32");
+    return CUBLAS_STATUS_SUCCESS;
+}
+
 cublasStatus_t cublasGetMathMode(cublasHandle_t handle, cublasMath_t *mode) {
     *mode = CUBLAS_DEFAULT_MATH;
     return CUBLAS_STATUS_SUCCESS;
@@ -59,6 +64,7 @@ size_t cublasLtGetVersion(void) { return CUBLAS_VERSION; }
 
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *description, cublasComputeType_t compute,
                                         cudaDataType scale) {
+    if (compute == CUBLAS_COMPUTE_32F_FAST_TF32) count("products of f32 in TF32");
     *description = calloc(1, sizeof **description);
     return CUBLAS_STATUS_SUCCESS;
 }

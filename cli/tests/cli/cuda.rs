@@ -1,0 +1,187 @@
+//! The program on CUDA, under the runtime that counts: nothing is computed, but everything is asked for.
+
+use std::process::{Command, Output};
+use std::time::Instant;
+
+use crate::counting::{Counts, Gpu};
+use crate::program::{program, text, texts, Training};
+use crate::{classifier, model, training};
+
+const PARTS: [&str; 4] =
+    ["device=cuda", "save_interval=3", "eval_interval=6", "data.eval_fraction=0.2"];
+
+/// Images train in bf16 there, since its convolutions are then libtorch's own: the runtime has no cuDNN.
+const OLDER: Gpu = Gpu { sm: 75, devices: 1, memory: 80 << 30, fill: None };
+
+/// The command with these devices; `None` where there is no counting runtime.
+fn on(gpu: Gpu, mut command: Command) -> Option<Command> {
+    gpu.give_to(&mut command).then_some(command)
+}
+
+/// Runs the command to its end, which leaves only the program's own lines.
+fn run(gpu: Gpu, mut command: Command) -> Option<(String, Counts)> {
+    let report = tempfile::NamedTempFile::new().unwrap();
+    command.env("COUNTING_REPORT", report.path());
+    // The preflight looks for gradients that are not zero.
+    let output = on(Gpu { fill: Some(0x3c), ..gpu }, command)?.output().unwrap();
+    let (out, err) = texts(&output);
+    assert!(output.status.success() && err.is_empty(), "{}\n{out}\n{err}", output.status);
+    Some((out, Counts::read(report.path())))
+}
+
+fn refused(gpu: Gpu, command: Command) -> Option<String> {
+    let Output { status, stderr, .. } = on(gpu, command)?.output().unwrap();
+    let err = String::from_utf8(stderr).unwrap();
+    assert!(
+        status.code() == Some(1) && err.lines().count() == 1 && err.starts_with("error: "),
+        "{err}"
+    );
+    Some(err)
+}
+
+/// A whole run, and one that goes on from the last checkpoint but one.
+fn trains_and_resumes(gpu: Gpu, training: &Training, more: &[&str]) -> Option<()> {
+    let all = [&PARTS[..], &["max_steps=9"], more].concat();
+    let (out, _) = run(gpu, training.command(&all))?;
+    assert!(out.contains("on Cuda(0)"), "{out}");
+    assert_eq!(training.checkpoints("out"), [6, 9]);
+    std::fs::remove_dir_all(training.path("out/checkpoints/step-9")).unwrap();
+    std::fs::remove_dir_all(training.path("out/adapter")).unwrap();
+    let (out, _) = run(gpu, training.command(&all))?;
+    assert!(out.contains("resuming after step 6 of 9"), "{out}");
+    assert_eq!(training.checkpoints("out"), [6, 9]);
+    assert_eq!(training.series("out", "loss").len(), 9);
+    assert!(training.path("out/adapter/adapter_model.safetensors").exists());
+    Some(())
+}
+
+fn bert() -> Training {
+    let training = classifier::training("bert").set(&["data.train=train.csv"]);
+    training.write("train.csv", &classifier::csv(&classifier::rows(40), ["old", "wise"]));
+    training
+}
+
+fn vit() -> Training {
+    let training = classifier::training("vit").set(&["data.train=images"]);
+    classifier::images(&training);
+    training
+}
+
+#[test]
+fn a_language_model_trains_resumes_merges_and_generates() {
+    let training = training();
+    let Some(()) = trains_and_resumes(
+        Gpu::default(),
+        &training,
+        &["accumulation=2", "deterministic=true", "tf32=true"],
+    ) else {
+        return;
+    };
+    let (base, adapter, merged) =
+        (model("llama"), training.path("out/adapter"), training.path("merged"));
+    let mut merge = program();
+    merge.args([
+        "merge",
+        "--base",
+        text(&base),
+        "--adapter",
+        text(&adapter),
+        "--out",
+        text(&merged),
+    ]);
+    run(Gpu::default(), merge).unwrap();
+    let mut generate = program();
+    let named = format!("mine={}", adapter.display());
+    generate.args([
+        "generate",
+        "--model",
+        text(&merged),
+        "--adapter",
+        &named,
+        "--prompt",
+        "a stitch",
+    ]);
+    generate.args(["--max-new-tokens", "5", "--device", "cuda"]);
+    let output = on(Gpu::default(), generate).unwrap().output().unwrap();
+    let (out, err) = texts(&output);
+    assert!(output.status.success() && err.lines().count() == 1, "{out}{err}");
+}
+
+#[test]
+fn classifiers_of_texts_and_images_train_and_resume() {
+    let Some(()) = trains_and_resumes(Gpu::default(), &bert(), &["kind=f16", "deterministic=true"])
+    else {
+        return;
+    };
+    trains_and_resumes(OLDER, &vit(), &["checkpointing=all", "deterministic=true"]).unwrap();
+}
+
+#[test]
+fn a_gpu_that_is_older_than_bf16_trains_in_it_and_in_f16() {
+    for kind in ["kind=bf16", "kind=f16"] {
+        let command = training().command(&["device=cuda", "max_steps=2", kind]);
+        let Some(_) = run(OLDER, command) else { return };
+    }
+}
+
+/// What more steps take beyond what few take.
+#[test]
+fn a_step_copies_from_pinned_memory_only_and_waits_for_nothing() {
+    let more = ["device=cuda", "clip_norm=1.0", "save_interval=100", "epochs=100"];
+    for (gpu, training, settings) in [
+        (Gpu::default(), training(), vec!["data.packing=true"]),
+        (Gpu::default(), training(), vec!["data.packing=false", "kind=f16", "checkpointing=2"]),
+        (Gpu::default(), bert(), vec!["kind=bf16"]),
+        (OLDER, vit(), vec![]),
+    ] {
+        let counts = |steps: &str| {
+            let out = format!("out=after{steps}");
+            let steps = format!("max_steps={steps}");
+            let all = [&more[..], &settings, &[&out, &steps]].concat();
+            Some(run(gpu, training.command(&all))?.1)
+        };
+        let Some(few) = counts("5") else { return };
+        let begun = Instant::now();
+        let many = counts("45").unwrap();
+        let extra = |of: fn(&Counts) -> u64| of(&many).saturating_sub(of(&few));
+        assert_eq!(extra(|c| c.pageable_copies), 0, "{settings:?}");
+        assert!(extra(|c| c.pinned_copies) >= 40, "{settings:?}: batches are sent");
+        // Figures are read once a second.
+        let (waits, seconds) = (extra(|c| c.synchronisations), begun.elapsed().as_secs());
+        assert!(waits <= 2 + seconds, "{settings:?}: 40 steps wait {waits} times in {seconds} s");
+    }
+}
+
+#[test]
+fn all_is_on_the_device_that_is_asked_for() {
+    let two = Gpu { devices: 2, ..Gpu::default() };
+    for (training, more) in [(training(), "data.packing=true"), (bert(), "kind=f32")] {
+        let command =
+            training.command(&["device=cuda:1", "max_steps=4", "data.eval_fraction=0.2", more]);
+        let Some((out, counts)) = run(two, command) else { return };
+        assert!(out.contains("on Cuda(1)"), "{out}");
+        assert_eq!((counts.devices[0].peak, counts.devices[0].blocks), (0, 0));
+        assert!(counts.devices[1].peak > 0);
+    }
+    let refusal = |device: &str| refused(two, training().command(&[&format!("device={device}")]));
+    let Some(error) = refusal("cuda:2") else { return };
+    assert!(error.contains("'device' is 'cuda:2', expected cpu or cuda:0 to cuda:1"), "{error}");
+    assert!(refusal("cuda:x").unwrap().contains("expected auto, cpu, cuda or cuda:N"));
+}
+
+#[test]
+fn memory_that_is_not_enough_is_an_error_that_names_the_settings() {
+    let training = training();
+    // Not enough for the model, and not enough for a step.
+    for memory in [1_000_000, 20_000_000] {
+        let command = training.command(&["device=cuda"]);
+        let Some(error) = refused(Gpu { memory, ..Gpu::default() }, command) else { return };
+        for part in
+            ["memory is not enough", "cuda:0", "'checkpointing'", "'batch_size'", "'accumulation'"]
+        {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert!(!error.contains("Optimizer"), "{error}");
+        assert!(!training.path("out").exists());
+    }
+}

@@ -1,0 +1,58 @@
+//! libtorch's `at::Context`, the settings of the process: its methods are found by name in the running process.
+#![allow(unsafe_code)]
+
+use crate::error::{refusal, Error, Result};
+
+/// `void at::Context::method(bool)` of the global context, by its mangled name, which holds the types.
+#[cfg(unix)]
+pub(super) fn setter(method: &str) -> Result<impl Fn(bool)> {
+    type Method = unsafe extern "C" fn(*mut std::ffi::c_void, bool);
+    // SAFETY: a method is a function whose first argument is the object, in the C++ ABI of Unix; `b` is bool.
+    let (context, method) = unsafe { (global()?, symbol::<Method>(method)?) };
+    // SAFETY: the context lives as long as the process; its setters store a value and throw nothing.
+    Ok(move |value| unsafe { method(context, value) })
+}
+
+/// `void at::Context::method(bool, bool)`.
+#[cfg(unix)]
+pub(super) fn setter_of_two(method: &str) -> Result<impl Fn(bool, bool)> {
+    type Method = unsafe extern "C" fn(*mut std::ffi::c_void, bool, bool);
+    // SAFETY: as above; `bb` is bool, bool.
+    let (context, method) = unsafe { (global()?, symbol::<Method>(method)?) };
+    // SAFETY: as above.
+    Ok(move |first, second| unsafe { method(context, first, second) })
+}
+
+#[cfg(unix)]
+fn global() -> Result<*mut std::ffi::c_void> {
+    // SAFETY: Context& at::globalContext(): a reference is a pointer in this ABI. It makes the context if there is none.
+    unsafe {
+        Ok(symbol::<unsafe extern "C" fn() -> *mut std::ffi::c_void>("_ZN2at13globalContextEv")?())
+    }
+}
+
+/// # Safety
+/// `T` is a function pointer of the symbol's type.
+#[cfg(unix)]
+unsafe fn symbol<T: Copy>(name: &str) -> Result<T> {
+    // SAFETY: as the caller promises. libtorch is never unloaded: the program is linked with it.
+    let found = unsafe { libloading::os::unix::Library::this().get::<T>(name) };
+    found.map(|found| *found).map_err(|_| missing(name))
+}
+
+#[cfg(not(unix))]
+pub(super) fn setter(method: &str) -> Result<impl Fn(bool)> {
+    Err::<fn(bool), _>(missing(method))
+}
+
+#[cfg(not(unix))]
+pub(super) fn setter_of_two(method: &str) -> Result<impl Fn(bool, bool)> {
+    Err::<fn(bool, bool), _>(missing(method))
+}
+
+fn missing(name: &str) -> Error {
+    refusal!(
+        Unsupported,
+        "this process has no symbol '{name}' of libtorch: link libtorch dynamically (known: 2.11, on Unix)"
+    )
+}

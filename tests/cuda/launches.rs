@@ -1,0 +1,188 @@
+//! The kernels of one training step: how many, and which. A bound here is a budget: what goes below it stays below.
+
+use ln_tuning::device::best_device;
+use ln_tuning::loss::LinearCrossEntropy;
+use ln_tuning::models::{Decoder, DecoderConfig, Inputs, Model, ModelConfig};
+use ln_tuning::recompute::Recompute;
+use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel, Optimizer};
+use serde_json::json;
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+
+use crate::counting::{self, Counts, Gpu};
+
+const VOCABULARY: i64 = 128_256;
+
+/// Llama-3.2-3B with so many layers, its norms tuned.
+struct Llama {
+    model: Decoder,
+    optimizer: Optimizer,
+    _tuned: LnTuningModel,
+    _vs: VarStore,
+}
+
+impl Llama {
+    fn of(layers: i64, kind: Kind, device: Device) -> Llama {
+        let config = json!({
+            "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 3072, "intermediate_size": 8192,
+            "num_hidden_layers": layers, "num_attention_heads": 24, "num_key_value_heads": 8, "head_dim": 128,
+            "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": true,
+        });
+        let mut vs = VarStore::new(device);
+        vs.set_kind(kind);
+        let config = DecoderConfig::from_value(&config).unwrap();
+        let model = Decoder::new(&vs.root(), &config).unwrap();
+        let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
+        let optimizer = tuned.optimizer(AdamW::default(), 1e-4).unwrap();
+        Llama { model, optimizer, _tuned: tuned, _vs: vs }
+    }
+
+    /// Goes forward and backward, and updates: what each takes.
+    fn step(&mut self, labels: &Tensor, loss: &LinearCrossEntropy) -> [Counts; 3] {
+        let device = best_device();
+        let ids = labels.f_internal_pin_memory(device).unwrap();
+        let ids = ids.to_device_(device, Kind::Int64, true, false);
+        counting::reset();
+        let loss = self.model.loss(Inputs::new(&ids).train(true), labels, loss).unwrap();
+        let forward = counting::counts();
+        counting::reset();
+        self.optimizer.zero_grad().unwrap();
+        self.optimizer.backward(&loss).unwrap();
+        let backward = counting::counts();
+        counting::reset();
+        let _ = self.optimizer.clip_grad_norm(1.).unwrap();
+        self.optimizer.step().unwrap();
+        [forward, backward, counting::counts()]
+    }
+}
+
+fn labels(batch: i64, length: i64) -> Tensor {
+    Tensor::zeros([batch, length], (Kind::Int64, Device::Cpu)) + 5
+}
+
+fn sum(counts: &[Counts], of: impl Fn(&Counts) -> u64) -> u64 {
+    counts.iter().map(of).sum()
+}
+
+#[test]
+fn a_layer_has_its_budget_and_its_kernels() {
+    Gpu::default().run(|| {
+        let device = best_device();
+        for (kind, name) in [(Kind::BFloat16, "bf16"), (Kind::Half, "f16")] {
+            let [two, four] = [2, 4].map(|layers| {
+                let mut llama = Llama::of(layers, kind, device);
+                let _ = llama.step(&labels(1, 128), &LinearCrossEntropy::default());
+                llama.step(&labels(1, 128), &LinearCrossEntropy::default())
+            });
+            let per_layer =
+                |pass: usize, of: &dyn Fn(&Counts) -> u64| (of(&four[pass]) - of(&two[pass])) / 2;
+            let launches = |pass| per_layer(pass, &|counts| counts.launches);
+            let products = |pass| per_layer(pass, &|counts| counts.products);
+            // Norm, cat, roll, mul, addcmul, attention, add; norm, silu, mul, add.
+            assert!(launches(0) <= 11, "{kind:?}: {} launches forward", launches(0));
+            assert!(launches(1) <= 23, "{kind:?}: {} launches backward", launches(1));
+            // No product for the gradient of a frozen weight.
+            assert_eq!((products(0), products(1)), (7, 7), "{kind:?}");
+            // The number of layers costs the update nothing.
+            assert_eq!(two[2].launches, four[2].launches, "{kind:?}");
+            let kernels = |name: &str| {
+                [0, 1].map(|pass| per_layer(pass, &|counts| counts.kernels_with(name)))
+            };
+            assert_eq!(kernels("vectorized_layer_norm_kernel"), [2, 0], "{kind:?}: fused norms");
+            assert_eq!(kernels("layer_norm_grad_input_kernel"), [0, 2], "{kind:?}: fused norms");
+            assert_eq!(kernels("flash_fwd_kernel"), [1, 0], "{kind:?}: {:?}", four[0].kernels);
+            assert_eq!(kernels("roll_cuda_kernel"), [1, 1], "queries and keys turn together");
+            for counts in &four {
+                // All products are plain ones, in the model's kind.
+                assert_eq!(counts.calls_with("Batched"), 0, "{:?}", counts.calls);
+                let own = counts.calls_with(&format!("GemmEx {name}"))
+                    + counts.calls_with(&format!("gemm_v2 {name}"));
+                assert_eq!(own, counts.products, "{kind:?}: {:?}", counts.calls);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_chunk_of_the_loss_and_an_update_have_their_budgets() {
+    Gpu::default().run(|| {
+        let mut llama = Llama::of(1, Kind::BFloat16, best_device());
+        let mut step = |chunks: i64, ignored: i64| {
+            let labels = labels(1, 512);
+            let _ = labels.narrow(1, 0, ignored).fill_(-100);
+            let loss = LinearCrossEntropy::default().chunk_size(512 / chunks + 1);
+            let _ = llama.step(&labels, &loss);
+            llama.step(&labels, &loss)
+        };
+        let [one, five] = [1, 5].map(|chunks| step(chunks, 0));
+        let per_chunk = |of: fn(&Counts) -> u64| (of(&five[0]) - of(&one[0])) / 4;
+        // The target's logit, the largest one, the softmax, its largest, the target's 1 subtracted; to bf16.
+        assert!(per_chunk(|counts| counts.launches) <= 6, "{:?}", five[0].kernels);
+        assert_eq!(per_chunk(|counts| counts.products), 2, "logits, and the gradient below");
+        // In f32 from the product on: nothing converts the logits.
+        assert_eq!(one[0].kernels_with("bfloat16_copy"), 1, "{:?}", one[0].kernels);
+        assert!(one[0].pinned_copies <= 1, "labels, in one copy");
+        // Ignored tokens cost no launch.
+        let masked = step(1, 100);
+        assert!(masked[0].launches <= one[0].launches, "{:?}", masked[0].kernels);
+
+        // What user code wrote to weights and gradients is looked for (12), the norm clipped (6), AdamW (8), and weights
+        // and gradients shown in the model's kind (2).
+        let update = one[2].launches;
+        assert!(update <= 28, "{update} launches: {:?}", one[2].kernels);
+        let mut tuned = || {
+            let ids = labels(1, 512).to_device(best_device());
+            let loss = llama.model.loss(&ids, &labels(1, 512), &LinearCrossEntropy::default());
+            counting::reset();
+            llama.optimizer.backward_step_clip_norm(&loss.unwrap(), 1.).unwrap();
+            counting::counts().launches
+        };
+        let _ = tuned();
+        // In one call, nothing is looked for that user code cannot have changed.
+        let apart = one[1].launches + one[2].launches;
+        assert!(tuned() + 8 <= apart, "{} launches, {apart} in single calls", tuned());
+    });
+}
+
+#[test]
+fn a_step_of_3b_has_its_budget_of_launches_and_memory() {
+    Gpu::default().run(|| {
+        let mut llama = Llama::of(28, Kind::BFloat16, best_device());
+        let peak = || counting::counts().devices[0].peak as f64 / 1e9;
+        let plain = LinearCrossEntropy::default();
+        for (batch, length, most, gigabytes) in [(1, 128, 1_030, 7.2), (4, 768, 1_060, 14.1)] {
+            let _ = llama.step(&labels(batch, length), &plain);
+            let counts = llama.step(&labels(batch, length), &plain);
+            let launches = sum(&counts, |counts| counts.launches);
+            assert!(launches <= most, "{batch} × {length}: {launches} launches");
+            assert!(sum(&counts, |counts| counts.products) <= 404, "{batch} × {length}");
+            assert_eq!(sum(&counts, |counts| counts.synchronisations), 0);
+            assert_eq!(sum(&counts, |counts| counts.pageable_copies), 0);
+            assert!(peak() <= gigabytes, "{batch} × {length}: {} GB", peak());
+        }
+    });
+}
+
+#[test]
+fn a_recomputed_step_of_3b_has_its_budget_of_launches_and_memory() {
+    Gpu::default().run(|| {
+        let mut llama = Llama::of(28, Kind::BFloat16, best_device());
+        let labels = labels(4, 768);
+        let ids = labels.to_device(best_device());
+        let plain = LinearCrossEntropy::default();
+        for _ in 0..2 {
+            counting::reset();
+            llama.optimizer.zero_grad().unwrap();
+            let recompute = Recompute::default();
+            let forward = |tape: &mut _| llama.model.loss_with(&ids, &labels, &plain, tape);
+            let _ = llama.optimizer.backward_recompute(&recompute, forward).unwrap();
+            let _ = llama.optimizer.clip_grad_norm(1.).unwrap();
+            llama.optimizer.step().unwrap();
+        }
+        let counts = counting::counts();
+        assert!(counts.launches <= 1_450, "recomputed: {} launches", counts.launches);
+        assert_eq!((counts.synchronisations, counts.pageable_copies), (0, 0));
+        let peak = counts.devices[0].peak as f64 / 1e9;
+        assert!(peak <= 8.4, "recomputed: {peak} GB");
+    });
+}
