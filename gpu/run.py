@@ -111,7 +111,7 @@ def environment(places, machine, options):
     env = dict(os.environ)
     env["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [machine["lib"], env.get("LD_LIBRARY_PATH")]))
     if not options.own_packages:
-        env["PYTHONPATH"] = str(places.packages)
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(places.packages), env.get("PYTHONPATH")]))
     if options.dry_run:
         # The runtime without a GPU has no cuDNN.
         env["TORCH_CUDNN_SDPA_DEPRIORITIZED"] = "1"

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
+# Of the CPU.
+SMALL_ROW = "step, bf16, long vocabulary"
+
+
 @dataclass
 class Places:
     """The folders of a run."""
@@ -76,20 +80,25 @@ def phase_b(places, options):
     device = "cpu" if options.cpu else "cuda"
     small = options.cpu or options.dry_run
     shape = "small" if small else "3b"
-    train = [str(places.programs / "train_vs_peft"), "--bench"]
+    # They make their models where the next finds them.
+    train = [str(places.programs / "train_vs_peft"), "--out", str(places.scratch / "train-models")]
     rows = {"train-4x768": "4 x 768", "train-1x128": "1 x 128", "train-varying": "varying", "train-packed": "packed 4 x 2048"}
+    # To try the bundle, a small row of the CPU takes their place.
+    train += ["--pairs", "1", "--no-compile"] if small else ["--seconds", "40", "--patience", "180"]
     script, library = places.data / "gpu" / "step_profile.py", places.programs / "libln_tuning_gpu.so"
     profile = [sys.executable, str(script), str(places.shape(shape)), "--library", str(library)]
     profile += ["--shape", shape, "--device", device]
     train = [
-        Step(name, f"Training steps beside PEFT, the row '{row}' of train_vs_peft.", 240,
-             [*train, "--row", f"CUDA, 3B, bf16, {row}", "--seconds", "40", "--json", str(places.out / f"{name}.json")])
+        Step(name, f"Training steps beside PEFT, the row '{row}' of train_vs_peft.", 300,
+             [*train, "--rows", SMALL_ROW if small else f"CUDA, 3B, bf16, {row}", "--json", str(places.out / f"{name}.jsonl")])
         for name, row in rows.items()
     ]
     return [
         *train[:2],
         Step("profile", "The kernels of a training step, ours and PEFT's, by torch.profiler.", 120, profile),
         *train[2:],
+        Step("loading", "Loading a checkpoint of 1 GB beside transformers.", 120,
+             [str(places.programs / "loading_vs_transformers"), "--device", device]),
     ]
 
 

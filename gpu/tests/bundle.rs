@@ -32,8 +32,9 @@ fn bundle(dir: &Path) -> PathBuf {
     let out = dir.join("bundle");
     let mut command = common::python();
     command.arg(common::root().join("scripts/gpu_bundle")).arg("--out").arg(&out);
-    // The benchmark is not built with the tests.
-    command.args(["--profile", "dev", "--no-wheels", "--without", "train_vs_peft"]);
+    command.args(["--profile", "dev", "--no-wheels"]);
+    // Benchmarks are not built with the tests.
+    command.args(["--without", "train_vs_peft", "loading_vs_transformers"]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", words(&output));
     out
@@ -47,8 +48,8 @@ fn every_step_of_the_bundle_reaches_its_end_without_a_gpu() {
     tch::manual_seed(0);
     let Some(_) = Gpu::default().command(Path::new(&python)) else { return };
     let (bundle, out) = (bundle(dir.path()), dir.path().join("out"));
-    let has_benchmark = std::env::var_os("LN_TUNING_BUNDLE").is_some();
-    for (phase, only) in [("A", None), ("B", (!has_benchmark).then_some("profile"))] {
+    let has_benchmarks = std::env::var_os("LN_TUNING_BUNDLE").is_some();
+    for (phase, only) in [("A", None), ("B", (!has_benchmarks).then_some("profile"))] {
         let mut run = Gpu::default().command(Path::new(&python)).unwrap();
         run.arg(bundle.join("run.py")).args(["--phase", phase, "--dry-run", "--own-packages"]);
         run.arg("--out").arg(&out).args(["--minutes", "9"]);
