@@ -13,17 +13,11 @@ mod common;
 mod counting;
 
 mod adapters;
-mod checkpoints;
-mod device;
-mod heads;
-#[cfg(feature = "models")]
 mod attention;
-#[cfg(feature = "models")]
 mod checkpoints;
 mod device;
-#[cfg(feature = "models")]
 mod generation;
-#[cfg(feature = "models")]
+mod heads;
 mod launches;
 mod memory;
 mod models;
