@@ -55,39 +55,76 @@ fn made(call: impl FnOnce(*mut *mut C_tensor)) -> Result<Tensor, TchError> {
     }
 }
 
+/// A tensor that libtorch is given to read.
+fn read(tensor: &Tensor) -> *mut C_tensor {
+    tensor.as_ptr().cast_mut()
+}
+
+/// Methods of tensors that take numbers.
+pub(crate) trait WithNumber {
+    fn f_mul_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_div_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_add_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_sub_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+
+    /// With this number where `mask` is true.
+    fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
+
+    /// Bounded by these numbers.
+    fn f_bound(&self, least: f64, most: f64) -> Result<Tensor, TchError>;
+
+    /// `beta * self + alpha * x @ y`, in batches.
+    fn f_scaled_product(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        beta: f64,
+        alpha: f64,
+    ) -> Result<Tensor, TchError>;
+}
+
+/// A call with one number.
 macro_rules! with_number {
-    ($($name:ident: $call:ident,)*) => {
-        /// Methods of tensors that take a number.
-        pub(crate) trait WithNumber {
-            $(fn $name(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;)*
-
-            /// With this number where `mask` is true.
-            #[allow(dead_code)]
-            fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
-        }
-
-        impl WithNumber for Tensor {
-            $(fn $name(&self, number: impl Into<Number>) -> Result<Tensor, TchError> {
-                let number = number.into();
-                // SAFETY: libtorch reads the tensor and the number, which live longer than the call.
-                made(|out| unsafe { calls::$call(out, self.as_ptr().cast_mut(), number.0) })
-            })*
-
-            fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
-                let number = number.into();
-                let (tensor, mask) = (self.as_ptr().cast_mut(), mask.as_ptr().cast_mut());
-                // SAFETY: as above.
-                made(|out| unsafe { calls::atg_masked_fill(out, tensor, mask, number.0) })
-            }
+    ($name:ident, $call:ident) => {
+        fn $name(&self, number: impl Into<Number>) -> Result<Tensor, TchError> {
+            let number = number.into();
+            // SAFETY: libtorch reads the tensor and the number, which live longer than the call.
+            made(|out| unsafe { calls::$call(out, read(self), number.0) })
         }
     };
 }
 
-with_number! {
-    f_mul_number: atg_mul_scalar,
-    f_div_number: atg_div_scalar,
-    f_add_number: atg_add_scalar,
-    f_sub_number: atg_sub_scalar,
+impl WithNumber for Tensor {
+    with_number!(f_mul_number, atg_mul_scalar);
+    with_number!(f_div_number, atg_div_scalar);
+    with_number!(f_add_number, atg_add_scalar);
+    with_number!(f_sub_number, atg_sub_scalar);
+
+    fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
+        let number = number.into();
+        // SAFETY: as above.
+        made(|out| unsafe { calls::atg_masked_fill(out, read(self), read(mask), number.0) })
+    }
+
+    fn f_bound(&self, least: f64, most: f64) -> Result<Tensor, TchError> {
+        let (least, most) = (Number::from(least), Number::from(most));
+        // SAFETY: as above.
+        made(|out| unsafe { calls::atg_clamp(out, read(self), least.0, most.0) })
+    }
+
+    fn f_scaled_product(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        beta: f64,
+        alpha: f64,
+    ) -> Result<Tensor, TchError> {
+        let (beta, alpha) = (Number::from(beta), Number::from(alpha));
+        // SAFETY: as above.
+        made(|out| unsafe {
+            calls::atg_baddbmm(out, read(self), read(x), read(y), beta.0, alpha.0)
+        })
+    }
 }
 
 /// The whole numbers from `start` to below `end`.
@@ -124,6 +161,7 @@ mod tests {
                 (x.f_add_number(2).unwrap(), x.f_add_scalar(2).unwrap()),
                 (x.f_sub_number(0.1).unwrap(), x.f_sub_scalar(0.1).unwrap()),
                 (x.f_fill_where(&mask, 9).unwrap(), x.masked_fill(&mask, 9)),
+                (x.f_bound(-1., 2.).unwrap(), x.clamp(-1., 2.)),
                 (arange(-3, 4, Device::Cpu).unwrap(), ramp.to_kind(Kind::Int64)),
             ];
             for (own, theirs) in pairs {
@@ -142,6 +180,7 @@ mod tests {
             more.f_add_number(2),
             more.f_sub_number(2),
             more.f_fill_where(&mask, 0.),
+            more.f_bound(0., 1.),
             arange(1, 1 << 50, Device::Cpu),
         ];
         for result in results {

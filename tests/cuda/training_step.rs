@@ -48,7 +48,7 @@ fn with(base: &Value, more: Value) -> Value {
     config
 }
 
-fn decoders() -> Vec<Value> {
+pub(crate) fn decoders() -> Vec<Value> {
     // Every family reads what it knows.
     let base = json!({
         "vocab_size": 40, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -73,7 +73,7 @@ fn sent(tensor: &Tensor, device: Device) -> Tensor {
 }
 
 /// A model of this configuration and kind, on the device.
-fn built<M: Model>(config: &Value, kind: Kind, device: Device) -> (VarStore, M) {
+pub(crate) fn built<M: Model>(config: &Value, kind: Kind, device: Device) -> (VarStore, M) {
     let mut vs = VarStore::new(device);
     vs.set_kind(kind);
     let config = M::Config::from_value(config).unwrap();
