@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
@@ -60,6 +61,8 @@ pub struct Contender {
     pub ready: Ready,
     child: Child,
     answers: Receiver<String>,
+    /// The last line that it wrote to standard error.
+    last_error: Arc<Mutex<String>>,
     patience: Duration,
     started: Instant,
     /// Milliseconds and losses of the steps so far.
@@ -106,6 +109,7 @@ impl Contender {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("{command:?} does not start"))?;
         let output = BufReader::new(child.stdout.take().context("no output")?);
@@ -113,10 +117,32 @@ impl Contender {
         std::thread::spawn(move || {
             output.lines().map_while(Result::ok).try_for_each(|line| lines.send(line))
         });
+        let errors = BufReader::new(child.stderr.take().context("no standard error")?);
+        let last_error = Arc::new(Mutex::new(String::new()));
+        let kept = last_error.clone();
+        std::thread::spawn(move || {
+            for line in errors.lines().map_while(Result::ok).filter(|line| !line.trim().is_empty())
+            {
+                eprintln!("{line}");
+                if let Ok(mut kept) = kept.lock() {
+                    *kept = line;
+                }
+            }
+        });
         let (times, values, ready) = Default::default();
         let patience = Duration::from_secs(options.patience);
-        let mut this =
-            Contender { who, ready, child, answers, patience, started, times, values, first: 0. };
+        let mut this = Contender {
+            who,
+            ready,
+            child,
+            answers,
+            last_error,
+            patience,
+            started,
+            times,
+            values,
+            first: 0.,
+        };
         // Libraries may print something of their own.
         let mut line = this.answer()?;
         while !line.starts_with('{') {
@@ -133,7 +159,13 @@ impl Contender {
                 self.child.kill()?;
                 bail!("no answer within {} s", self.patience.as_secs());
             }
-            Err(RecvTimeoutError::Disconnected) => bail!("it ended: {}", self.child.wait()?),
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = self.child.wait()?;
+                // What it wrote last may still be on its way.
+                std::thread::sleep(Duration::from_millis(100));
+                let last = self.last_error.lock().map_or(String::new(), |last| last.clone());
+                bail!("it ended ({status}): {last}")
+            }
         }
     }
 

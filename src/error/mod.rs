@@ -119,6 +119,7 @@ impl Error {
     }
 
     /// An error with another one as its cause.
+    #[cfg(feature = "models")]
     pub(crate) fn with_source(
         kind: ErrorKind,
         message: impl fmt::Display + Send + Sync + 'static,

@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::device::apply_defaults;
 use crate::error::Result;
+use crate::kernels::number::WithNumber;
 use crate::kernels::processor::{mkl_is_slow, multiplies_fast};
 
 /// The longest sequence. Scores are kept for the backward pass and grow with the square of the length: up to here they
@@ -107,13 +108,15 @@ pub(crate) fn attend(
     let k = k.f_reshape([batch * kv_heads, length, dim])?.f_transpose(1, 2)?;
     let v = v.f_reshape([batch * kv_heads, length, value_dim])?;
     let options = (q.f_kind()?, q.device());
-    let all = || Tensor::f_zeros([1, 1, 1], options)?.f_baddbmm(&q, &k, 0., scale);
+    let all = || Tensor::f_zeros([1, 1, 1], options)?.f_scaled_product(&q, &k, 0., scale);
     let scores = match mask {
         None if !causal => all()?,
         None => {
-            let hidden = Tensor::f_full([length, length], f64::NEG_INFINITY, options)?.f_triu(1)?;
+            let hidden = Tensor::f_empty([length, length], options)?
+                .f_fill_(f64::NEG_INFINITY)?
+                .f_triu(1)?;
             let hidden = hidden.f_unsqueeze(1)?.f_expand([length, group, length], false)?;
-            hidden.f_reshape([1, length * group, length])?.f_baddbmm(&q, &k, 1., scale)?
+            hidden.f_reshape([1, length * group, length])?.f_scaled_product(&q, &k, 1., scale)?
         }
         Some(mask) => {
             let scores = all()?;
@@ -124,7 +127,7 @@ pub(crate) fn attend(
                 _ => hidden.f_unsqueeze(3)?,
             };
             let apart = scores.f_view([batch, kv_heads, length, group, length])?;
-            let masked = apart.f_masked_fill(&hidden, f64::NEG_INFINITY)?;
+            let masked = apart.f_fill_where(&hidden, f64::NEG_INFINITY)?;
             masked.f_view([batch * kv_heads, length * group, length])?
         }
     };

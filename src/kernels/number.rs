@@ -1,12 +1,12 @@
-//! Operations of a tensor and a number that give an error where libtorch does.
+//! Numbers in operations of tensors, with an error where libtorch gives one.
 //!
 //! Those of tch panic where memory is not enough: they free the number first, which finds the error that they have not
 //! read yet. Operations in place take no memory, so that tch's can stay in use.
 #![allow(unsafe_code)]
 
-use std::ffi::{c_void, CStr};
+use std::ffi::{c_int, c_void, CStr};
 
-use tch::{TchError, Tensor};
+use tch::{Device, TchError, Tensor};
 use torch_sys::c_generated as calls;
 use torch_sys::{C_scalar, C_tensor};
 
@@ -55,45 +55,97 @@ fn made(call: impl FnOnce(*mut *mut C_tensor)) -> Result<Tensor, TchError> {
     }
 }
 
+/// A tensor that libtorch is given to read.
+fn read(tensor: &Tensor) -> *mut C_tensor {
+    tensor.as_ptr().cast_mut()
+}
+
+/// Methods of tensors that take numbers.
+pub(crate) trait WithNumber {
+    fn f_mul_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_div_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_add_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_sub_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+
+    /// With this number where `mask` is true.
+    fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
+
+    /// Bounded by these numbers.
+    fn f_bound(&self, least: f64, most: f64) -> Result<Tensor, TchError>;
+
+    /// `beta * self + alpha * x @ y`, in batches.
+    fn f_scaled_product(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        beta: f64,
+        alpha: f64,
+    ) -> Result<Tensor, TchError>;
+}
+
+/// A call with one number.
 macro_rules! with_number {
-    ($($name:ident: $call:ident,)*) => {
-        /// Methods of tensors that take a number.
-        pub(crate) trait WithNumber {
-            $(fn $name(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;)*
-
-            /// With this number where `mask` is true.
-            #[allow(dead_code)]
-            fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
-        }
-
-        impl WithNumber for Tensor {
-            $(fn $name(&self, number: impl Into<Number>) -> Result<Tensor, TchError> {
-                let number = number.into();
-                // SAFETY: libtorch reads the tensor and the number, which live longer than the call.
-                made(|out| unsafe { calls::$call(out, self.as_ptr().cast_mut(), number.0) })
-            })*
-
-            fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
-                let number = number.into();
-                let (tensor, mask) = (self.as_ptr().cast_mut(), mask.as_ptr().cast_mut());
-                // SAFETY: as above.
-                made(|out| unsafe { calls::atg_masked_fill(out, tensor, mask, number.0) })
-            }
+    ($name:ident, $call:ident) => {
+        fn $name(&self, number: impl Into<Number>) -> Result<Tensor, TchError> {
+            let number = number.into();
+            // SAFETY: libtorch reads the tensor and the number, which live longer than the call.
+            made(|out| unsafe { calls::$call(out, read(self), number.0) })
         }
     };
 }
 
-with_number! {
-    f_mul_number: atg_mul_scalar,
-    f_div_number: atg_div_scalar,
-    f_add_number: atg_add_scalar,
-    f_sub_number: atg_sub_scalar,
+impl WithNumber for Tensor {
+    with_number!(f_mul_number, atg_mul_scalar);
+    with_number!(f_div_number, atg_div_scalar);
+    with_number!(f_add_number, atg_add_scalar);
+    with_number!(f_sub_number, atg_sub_scalar);
+
+    fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
+        let number = number.into();
+        // SAFETY: as above.
+        made(|out| unsafe { calls::atg_masked_fill(out, read(self), read(mask), number.0) })
+    }
+
+    fn f_bound(&self, least: f64, most: f64) -> Result<Tensor, TchError> {
+        let (least, most) = (Number::from(least), Number::from(most));
+        // SAFETY: as above.
+        made(|out| unsafe { calls::atg_clamp(out, read(self), least.0, most.0) })
+    }
+
+    fn f_scaled_product(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        beta: f64,
+        alpha: f64,
+    ) -> Result<Tensor, TchError> {
+        let (beta, alpha) = (Number::from(beta), Number::from(alpha));
+        // SAFETY: as above.
+        made(|out| unsafe {
+            calls::atg_baddbmm(out, read(self), read(x), read(y), beta.0, alpha.0)
+        })
+    }
+}
+
+/// The whole numbers from `start` to below `end`.
+pub(crate) fn arange(start: i64, end: i64, device: Device) -> Result<Tensor, TchError> {
+    // As tch numbers them for libtorch.
+    let device = match device {
+        Device::Cpu => -1,
+        Device::Cuda(index) => index as c_int,
+        Device::Mps => -2,
+        Device::Vulkan => -3,
+    };
+    const INT64: c_int = 4;
+    let (start, end) = (Number::from(start), Number::from(end));
+    // SAFETY: libtorch reads the numbers, which live longer than the call.
+    made(|out| unsafe { calls::atg_arange_start(out, start.0, end.0, INT64, device) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -109,6 +161,8 @@ mod tests {
                 (x.f_add_number(2).unwrap(), x.f_add_scalar(2).unwrap()),
                 (x.f_sub_number(0.1).unwrap(), x.f_sub_scalar(0.1).unwrap()),
                 (x.f_fill_where(&mask, 9).unwrap(), x.masked_fill(&mask, 9)),
+                (x.f_bound(-1., 2.).unwrap(), x.clamp(-1., 2.)),
+                (arange(-3, 4, Device::Cpu).unwrap(), ramp.to_kind(Kind::Int64)),
             ];
             for (own, theirs) in pairs {
                 assert_eq!((own.kind(), &own), (theirs.kind(), &theirs));
@@ -126,6 +180,8 @@ mod tests {
             more.f_add_number(2),
             more.f_sub_number(2),
             more.f_fill_where(&mask, 0.),
+            more.f_bound(0., 1.),
+            arange(1, 1 << 50, Device::Cpu),
         ];
         for result in results {
             assert!(result.unwrap_err().to_string().contains("can't allocate memory"));

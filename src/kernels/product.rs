@@ -39,8 +39,8 @@ pub(crate) fn linear_transposed(
 
 /// Writes a · b into `out`, which may be f32 where they are bf16 or f16: on CUDA then without rounding to their kind.
 pub(crate) fn widened(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
-    if a.device().is_cuda() {
-        let _ = a.f_mm_dtype_out(out, b, out.f_kind()?)?;
+    // Devices before Ampere refuse it in bf16.
+    if a.device().is_cuda() && a.f_mm_dtype_out(out, b, out.f_kind()?).is_ok() {
         return Ok(());
     }
     Ok(out.f_copy_(&a.f_mm(b)?)?)

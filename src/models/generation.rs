@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 use super::generation_config::GenerationConfig;
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
+use crate::kernels::number::WithNumber;
 
 /// Options of generation. The default is greedy, for at most 128 tokens.
 ///
@@ -173,7 +174,7 @@ impl<'a> Ended<'a> {
     /// The tokens `[batch, 1]`, padding where a row has ended.
     fn filled(&mut self, tokens: Tensor) -> Result<Tensor> {
         let Some((stop, rows)) = &mut self.there else { return Ok(tokens) };
-        let tokens = tokens.f_masked_fill(rows, self.pad)?;
+        let tokens = tokens.f_fill_where(rows, self.pad)?;
         let _ = rows.f_logical_or_(&tokens.f_eq_tensor(stop)?.f_any_dim(1, true)?)?;
         Ok(tokens)
     }
@@ -201,8 +202,8 @@ impl Penalty {
         }
         let scores = logits.f_to_kind(Kind::Float)?;
         let before = scores.f_gather(1, &self.ids, false)?;
-        let less = before.f_mul_scalar(self.penalty)?;
-        let after = before.f_div_scalar(self.penalty)?;
+        let less = before.f_mul_number(self.penalty)?;
+        let after = before.f_div_number(self.penalty)?;
         let after = less.f_where_self(&before.f_lt(0.)?, &after)?;
         Ok(scores.f_scatter(1, &self.ids, &after)?)
     }
@@ -211,14 +212,14 @@ impl Penalty {
 /// One token per row, `[batch, 1]`, by `draws` `[batch, 1]` from 0 to 1.
 fn drawn(logits: &Tensor, options: &GenerateOptions, draws: &Tensor) -> Result<Tensor> {
     let (_, vocabulary) = logits.size2()?;
-    let scores = logits.f_to_kind(Kind::Float)?.f_div_scalar(options.temperature)?;
+    let scores = logits.f_to_kind(Kind::Float)?.f_div_number(options.temperature)?;
     let kept = options.top_k.unwrap_or(vocabulary).min(vocabulary);
     // The likeliest first.
     let (scores, tokens) = scores.f_topk(kept, -1, true, true)?;
     let likely = scores.f_softmax(-1, Kind::Float)?;
     let before = likely.f_cumsum(-1, Kind::Float)?.f_sub(&likely)?;
     // The first is kept always: nothing is before it.
-    let likely = likely.f_masked_fill(&before.f_ge(options.top_p)?, 0.)?;
+    let likely = likely.f_fill_where(&before.f_ge(options.top_p)?, 0.)?;
     let upto = likely.f_cumsum(-1, Kind::Double)?;
     let draws = draws.f_mul(&upto.f_narrow(1, kept - 1, 1)?)?;
     let place =

@@ -1,6 +1,5 @@
 //! The directories from which `VarStore`s were filled: the model type, and the tied tensors.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tch::nn::{self, VarStore};
@@ -56,7 +55,7 @@ pub(crate) fn copies(vs: &VarStore) -> Vec<TiedCopy> {
 
 /// Forgets the copies that the model does not use.
 #[cfg(feature = "models")]
-pub(crate) fn keep_copies(vs: &VarStore, used: &HashSet<String>) {
+pub(crate) fn keep_copies(vs: &VarStore, used: &std::collections::HashSet<String>) {
     with_origin(vs, |origin| origin.copies.retain(|copy| used.contains(&copy.name)));
 }
 

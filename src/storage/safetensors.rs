@@ -1,10 +1,12 @@
 //! Safetensors files: bytes to tensors and back.
+#![allow(unsafe_code)]
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{refusal, refuse, Error, Result};
@@ -14,10 +16,17 @@ use crate::storage::unique_keys::{Strict, DUPLICATE};
 /// The longest name of a tensor, in bytes.
 const LONGEST: usize = 1 << 16;
 
-/// The file that Python's `safetensors.torch.save_file` writes for these tensors, byte for byte.
+/// The file that Python's `safetensors.torch.save_file` writes for these tensors, byte for byte. On the host nothing is
+/// held beside it but those tensors that were not there, or not contiguous.
 pub(crate) fn to_bytes(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
-    let mut blobs = Vec::with_capacity(tensors.len());
+    let mut views = Vec::with_capacity(tensors.len());
     for (key, tensor) in tensors {
+        if tensor.is_sparse() || tensor.is_mkldnn() {
+            refuse!(
+                UnsupportedVariable,
+                "'{key}' is not dense, which a safetensors file cannot hold: save its `to_dense`"
+            );
+        }
         let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
         let kind = tensor.f_kind()?;
         let dtype = dtype_of(kind).ok_or_else(|| {
@@ -26,19 +35,42 @@ pub(crate) fn to_bytes(tensors: &[(String, Tensor)]) -> Result<Vec<u8>> {
                 "'{key}' has kind {kind:?}, which a safetensors file cannot hold"
             )
         })?;
-        let bytes = bytes_of(&tensor)?;
-        let shape: Vec<usize> = tensor.size().iter().map(|d| *d as usize).collect();
-        blobs.push((key.as_str(), dtype, shape, bytes));
-    }
-    let mut views = Vec::with_capacity(blobs.len());
-    for (key, dtype, shape, bytes) in &blobs {
-        let view = TensorView::new(*dtype, shape.clone(), bytes)
-            .map_err(|e| refusal!(CorruptFile, "cannot store '{key}'").caused_by(e))?;
-        views.push((*key, view));
+        let shape = tensor.size().iter().map(|d| *d as usize).collect();
+        views.push((key.as_str(), OnHost { tensor, dtype, shape }));
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize(views, Some(metadata))
         .map_err(|e| refusal!(CorruptFile, "cannot build a safetensors file").caused_by(e))
+}
+
+/// A dense, contiguous tensor on the CPU.
+struct OnHost {
+    tensor: Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl View for OnHost {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let (start, length) = (self.tensor.data_ptr().cast::<u8>(), self.data_len());
+        if length == 0 {
+            return Cow::Borrowed(&[]);
+        }
+        // SAFETY: a contiguous tensor on the CPU has its elements in a row from there on, and lives as long as this.
+        Cow::Borrowed(unsafe { std::slice::from_raw_parts(start, length) })
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
 }
 
 /// The elements in row-major order.
@@ -169,4 +201,33 @@ pub(crate) fn dtype_of(kind: Kind) -> Option<Dtype> {
 
 pub(crate) fn kind_of(dtype: Dtype) -> Option<Kind> {
     KINDS.iter().find(|(_, d)| *d == dtype).map(|(kind, _)| *kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_of_any_strides_and_sizes_come_back_and_what_is_not_dense_is_named() {
+        let ramp = Tensor::arange(24, (Kind::Float, Device::Cpu)).view([4, 6]);
+        let tensors = [
+            ("all".to_owned(), ramp.shallow_clone()),
+            ("columns".to_owned(), ramp.slice(1, 1, 6, 2)),
+            ("none".to_owned(), ramp.narrow(0, 0, 0)),
+            ("turned".to_owned(), ramp.tr().to_kind(Kind::BFloat16)),
+            ("one".to_owned(), Tensor::from(7_i64)),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tensors");
+        std::fs::write(&path, to_bytes(&tensors).unwrap()).unwrap();
+        let back: HashMap<String, Tensor> = read(&path).unwrap().into_iter().collect();
+        for (key, tensor) in &tensors {
+            assert_eq!((back[key].size(), back[key].kind()), (tensor.size(), tensor.kind()));
+            assert_eq!(&back[key], tensor, "{key}");
+        }
+        let sparse = ramp.to_sparse(None, None::<&[i64]>, 0);
+        let error = to_bytes(&[("sparse".to_owned(), sparse)]).unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::UnsupportedVariable);
+        assert!(error.to_string().contains("'sparse'"), "{error}");
+    }
 }

@@ -12,8 +12,10 @@
 mod common;
 mod counting;
 
-#[cfg(feature = "models")]
 mod adapters;
+mod checkpoints;
+mod device;
+mod heads;
 #[cfg(feature = "models")]
 mod attention;
 #[cfg(feature = "models")]
@@ -24,10 +26,7 @@ mod generation;
 #[cfg(feature = "models")]
 mod launches;
 mod memory;
-#[cfg(feature = "models")]
 mod models;
-#[cfg(feature = "models")]
 mod quiet;
 mod runtime_itself;
-#[cfg(feature = "models")]
 mod training_step;

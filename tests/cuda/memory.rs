@@ -79,6 +79,44 @@ impl Llama {
     }
 }
 
+/// Gigabytes of the weights and of two steps, at most.
+fn gigabytes(kind: Kind, step: impl Fn(&mut Llama) -> Result<()>) -> f64 {
+    let (_, bytes) = taken(|| {
+        let mut llama = Llama::new(28, kind);
+        (0..2).for_each(|_| step(&mut llama).unwrap());
+    });
+    bytes as f64 / 1e9
+}
+
+/// A plain step takes 14.1; a mask needs keys and values for each head, which the backward pass keeps.
+const PACKED: f64 = 14.7;
+
+#[test]
+fn a_packed_step_of_3b_takes_no_more_than_its_keys_and_values_on_hopper() {
+    Gpu::default().run(|| {
+        let taken = gigabytes(Kind::BFloat16, |llama| llama.step(4, 768, true));
+        assert!(taken <= PACKED, "{taken} GB");
+    });
+}
+
+#[test]
+fn a_packed_step_of_3b_takes_no_more_than_its_keys_and_values_on_ampere() {
+    Gpu { sm: 80, ..Gpu::default() }.run(|| {
+        let taken = gigabytes(Kind::BFloat16, |llama| llama.step(4, 768, true));
+        assert!(taken <= PACKED, "{taken} GB");
+    });
+}
+
+#[test]
+fn a_step_of_3b_in_f32_takes_little_more_than_twice_one_in_bf16() {
+    Gpu::default().run(|| {
+        let taken = gigabytes(Kind::Float, |llama| llama.step(4, 768, false));
+        assert!(taken <= 29.5, "{taken} GB");
+        let recomputed = gigabytes(Kind::Float, |llama| llama.recomputed(4, 768));
+        assert!(recomputed <= 16., "recomputed: {recomputed} GB");
+    });
+}
+
 #[test]
 fn free_memory_is_the_devices_and_asking_touches_no_other_device() {
     Gpu { devices: 2, memory: 8 << 30, ..Gpu::default() }.run(|| {

@@ -1,9 +1,9 @@
 //! One training step: it waits for the device nowhere, whatever the model, the inputs and the way to train.
 
-use ln_tuning::device::best_device;
+use ln_tuning::device::{best_device, set_deterministic};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{
-    Decoder, Dinov2, Encoder, Inputs, Model, ModelConfig, Seq2Seq, ViTForImageClassification,
+    Clip, Decoder, Dinov2, Encoder, Inputs, Model, ModelConfig, Seq2Seq, ViTForImageClassification,
 };
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{
@@ -178,6 +178,9 @@ fn with_any_settings_of_the_optimizer_and_the_loss() {
                 let mut sgd = tuned.optimizer(sgd, 1e-3).unwrap();
                 sgd.set_dynamic_loss_scale(DynamicLossScale::default()).unwrap();
                 waits_for_nothing(&what("SGD, dynamic"), || step(&mut sgd, &loss(&plain)?));
+                set_deterministic(true).unwrap();
+                waits_for_nothing(&what("deterministic"), || step(&mut sgd, &loss(&plain)?));
+                set_deterministic(false).unwrap();
             }
         }
     });
@@ -229,6 +232,16 @@ fn of_encoders_encoder_decoders_and_vision_models() {
             let (vs, model) =
                 built::<ViTForImageClassification>(&with(&base, class), kind, device);
             trains("vit", &vs, |train| model.logits(Inputs::images(&images).train(train)));
+            let towers = json!({
+                "model_type": "clip", "projection_dim": 16,
+                "text_config": with(&base, json!({"eos_token_id": 9})), "vision_config": base.clone(),
+            });
+            let (vs, model) = built::<Clip>(&towers, kind, device);
+            trains("clip", &vs, |train| {
+                let texts = model.text_features(Inputs::new(&ids).train(train))?;
+                let seen = model.image_features(Inputs::images(&images).train(train))?;
+                model.logits_per_image(&seen, &texts)
+            });
             let class = json!({"model_type": "dinov2"});
             let (vs, model) = built::<Dinov2>(&with(&base, class), kind, device);
             trains("dinov2", &vs, |train| {

@@ -5,6 +5,7 @@ mod common;
 #[path = "../nets/mod.rs"]
 mod nets;
 
+mod numbers;
 mod packaging;
 mod quickstart;
 mod structure;

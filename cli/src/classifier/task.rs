@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use ln_tuning::atomic;
 use ln_tuning::recompute::Tape;
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Device, Reduction, Tensor};
 
 use super::images::Preparation;
 use super::labels::Labels;
@@ -19,7 +19,7 @@ use super::texts::Texts;
 use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::settings::RunSettings;
-use crate::train::task::{to_device, Batch, Load, Of, Scores, Task};
+use crate::train::task::{numbers, to_device, Batch, Load, Of, Scores, Task};
 
 pub struct ClassifierTask<'m> {
     model: &'m Classifier,
@@ -149,29 +149,23 @@ impl Task for ClassifierTask<'_> {
     }
 
     fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores> {
-        let numbers = self.loader.labels.are_numbers();
+        let regression = self.loader.labels.are_numbers();
         let (mut losses, mut labels, mut predictions) = (Vec::new(), Vec::new(), Vec::new());
         for batch in batches {
             let batch = batch?;
             let logits = self.model.logits(&batch.inputs, false, &mut Tape::off())?;
             losses.push(self.loss_of(&logits, &batch.labels)?);
             let predicted =
-                if numbers { logits.f_squeeze_dim(-1)? } else { logits.f_argmax(-1, false)? };
+                if regression { logits.f_squeeze_dim(-1)? } else { logits.f_argmax(-1, false)? };
             labels.push(batch.labels);
             predictions.push(predicted);
         }
-        // Only now, so that the device is waited for once.
-        let values = |tensors: Vec<Tensor>| -> Result<Vec<f64>> {
-            let all = Tensor::f_cat(&tensors, 0)?.f_to_kind(Kind::Double)?;
-            Ok(Vec::try_from(all.f_to_device(Device::Cpu)?)?)
-        };
-        let losses: Vec<Tensor> =
-            losses.iter().map(|loss| loss.f_view(1)).collect::<Result<_, _>>()?;
-        let (sum, labels, predictions) =
-            (values(losses)?.iter().sum::<f64>(), values(labels)?, values(predictions)?);
+        // Only now, so that the device is waited for as few times as can be.
+        let sum: f64 = numbers(&losses)?.iter().sum();
+        let (labels, predictions) = (numbers(&labels)?, numbers(&predictions)?);
         let count = labels.len();
         let mut scores = vec![("eval_loss", sum / count.max(1) as f64)];
-        if numbers {
+        if regression {
             scores.push(("pearson", pearson(&labels, &predictions)));
             scores.push(("spearmanr", spearman(&labels, &predictions)));
         } else {

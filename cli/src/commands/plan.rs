@@ -47,6 +47,12 @@ pub fn run(args: &Args) -> Result<()> {
     let chosen = |name: &str| tensors.contains(&name);
     let tuned = variables.iter().filter(|variable| variable.is_parameter && chosen(&variable.name));
     let trainable: i64 = tuned.map(|variable| numel(&variable.shape)).sum();
+    let weights: usize = all
+        .iter()
+        .map(|variable| numel(&variable.shape) as usize * variable.kind.elt_size_in_bytes())
+        .sum();
+    // In f32: the weights, their gradients and two moments.
+    let trained = trainable * 16;
     let percent = 100. * trainable as f64 / total.max(1) as f64;
     if args.json {
         let plan = json!({
@@ -56,6 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
             "trainable": trainable,
             "total": total,
             "percent": percent,
+            "memory_bytes": json!({"weights": weights, "trained": trained}),
         });
         println!("{plan:#}");
         return Ok(());
@@ -67,5 +74,10 @@ pub fn run(args: &Args) -> Result<()> {
     let model_type = files.model_type().unwrap_or("unknown model type");
     println!("\n{model_type}: {} modules, {} tensors", modules.len(), tensors.len());
     println!("trainable: {trainable} of {total} ({percent:.4} %)");
+    println!(
+        "memory: weights {:.1} MB as in the files, what trains and its optimiser {:.1} MB, and activations",
+        weights as f64 / 1e6,
+        trained as f64 / 1e6
+    );
     Ok(())
 }

@@ -11,7 +11,7 @@ use ln_tuning::models::{AnyModel, Inputs, Load};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{regular, LnTuningModel, SavedAdapter, DEFAULT_ADAPTER};
 use serde_json::json;
-use tch::{no_grad, Kind, Tensor};
+use tch::{no_grad, Device, Kind, Tensor};
 
 use super::key_mapping::KeyMapping;
 use crate::device::{self, ModelKind};
@@ -72,7 +72,11 @@ pub fn run(args: &Args) -> Result<bool> {
     drop(regular::open(path)?);
     let reference = Tensor::read_safetensors(path)
         .with_context(|| format!("'{}' is not a safetensors file", path.display()))?;
-    let moved = reference.into_iter().map(|(name, tensor)| Ok((name, tensor.f_to_device(device)?)));
+    let moved = reference.into_iter().map(|(name, tensor)| {
+        // Numbers are read here.
+        let place = if tensor.dim() == 0 { Device::Cpu } else { device };
+        Ok((name, tensor.f_to_device(place)?))
+    });
     let reference: HashMap<String, Tensor> = moved.collect::<Result<_>>()?;
     let files = ModelFiles::open(dir)?;
     let model_type = files.model_type().unwrap_or_default().to_owned();

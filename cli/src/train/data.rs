@@ -7,6 +7,9 @@ use anyhow::{bail, ensure, Context, Result};
 use serde::Deserialize;
 use tch::Device;
 
+/// The longest that a short row may be made.
+const MOST_PADDED: usize = 1 << 16;
+
 #[derive(Debug, Clone, Deserialize)]
 pub struct Data {
     pub train: Option<PathBuf>,
@@ -79,9 +82,10 @@ impl Data {
             fraction == 0. || self.eval.is_none(),
             "both 'data.eval' and 'data.eval_fraction' are set: leave out one"
         );
+        let multiple = self.pad_to_multiple_of.unwrap_or(1);
         ensure!(
-            self.pad_to_multiple_of != Some(0),
-            "'data.pad_to_multiple_of' is 0, expected at least 1, or null"
+            (1..=MOST_PADDED).contains(&multiple),
+            "'data.pad_to_multiple_of' is {multiple}, expected 1 to {MOST_PADDED}, or null"
         );
         self.train().map(drop)
     }

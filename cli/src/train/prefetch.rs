@@ -9,8 +9,8 @@ use anyhow::{anyhow, Result};
 use super::batches::Job;
 use super::task::{Batch, Load};
 
-/// The batches that each worker may be ahead.
-const AHEAD: usize = 2;
+/// The batches of each worker that wait, on the device: the one that it sends next comes on top.
+const AHEAD: usize = 1;
 
 pub struct Prefetch<L: Load> {
     workers: Vec<Receiver<Result<Batch<L::Inputs>>>>,

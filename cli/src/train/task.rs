@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use ln_tuning::recompute::{Recompute, Tape};
 use ln_tuning::Optimizer;
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use super::batches::Job;
 use super::example::Example;
@@ -103,5 +103,30 @@ pub fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
             pinned.f_to_device_(device, tensor.f_kind()?, true, false)
         }
         _ => tensor.f_to_device(device),
+    }
+}
+
+/// All numbers of tensors of any shapes and kinds, one after the other. The device is waited for once.
+pub fn numbers<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<Vec<f64>> {
+    let wide = |tensor: &Tensor| tensor.f_to_kind(Kind::Double)?.f_reshape([-1]);
+    let tensors = tensors.into_iter().map(wide).collect::<Result<Vec<_>, TchError>>()?;
+    if tensors.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(Vec::try_from(Tensor::f_cat(&tensors, 0)?.f_to_device(Device::Cpu)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_several_kinds_and_shapes_keep_their_order_and_value() {
+        let third = Tensor::from(1_f32 / 3.);
+        let count = Tensor::from(1_i64 << 52);
+        let all = [third, count, Tensor::from_slice2(&[[1_f64, 2.], [3., -4.]])];
+        let expected = [f64::from(1_f32 / 3.), (1_i64 << 52) as f64, 1., 2., 3., -4.];
+        assert_eq!(numbers(&all).unwrap(), expected);
+        assert!(numbers(&[]).unwrap().is_empty());
     }
 }

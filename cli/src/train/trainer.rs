@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{LnTuningModel, Optimizer};
 use tch::nn::VarStore;
-use tch::{no_grad, Device, Kind, Tensor};
+use tch::{no_grad, Device, Tensor};
 
 use super::batches::{self, Plan};
 use super::checkpoint::{self, State};
@@ -16,7 +16,7 @@ use super::metrics::Metrics;
 use super::order::step_seed;
 use super::prefetch::Prefetch;
 use super::settings::Settings;
-use super::task::{backward, Of, Task};
+use super::task::{backward, numbers, Of, Task};
 use super::{curves, interrupt, memory};
 use crate::progress;
 
@@ -198,15 +198,10 @@ impl<T: Task> Run<'_, T> {
     /// Waits for the figures of the steps since the last reading, and writes them down.
     fn read(&mut self) -> Result<()> {
         let steps = std::mem::take(&mut self.pending);
-        let all = steps.iter().flat_map(|step| &step.figures);
-        let all: Vec<Tensor> =
-            all.map(|figure| figure.f_to_kind(Kind::Double)).collect::<Result<_, _>>()?;
-        if all.is_empty() {
+        if steps.is_empty() {
             return Ok(());
         }
-        // One copy for all: each waits for the device.
-        let all = Tensor::f_stack(&all, 0)?.f_to_device(Device::Cpu)?;
-        let all = Vec::<f64>::try_from(all)?;
+        let all = numbers(steps.iter().flat_map(|step| &step.figures))?;
         let size: u64 = steps.iter().map(|step| step.size).sum();
         let speed = size as f64 / self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();

@@ -91,10 +91,11 @@ fn texts_of_classifiers_may_be_padded_further() {
 }
 
 #[test]
-fn a_multiple_of_0_is_refused() {
-    let error = language("llama").refusal(&["data.pad_to_multiple_of=0"]);
-    assert!(
-        error.contains("'data.pad_to_multiple_of' is 0, expected at least 1, or null"),
-        "{error}"
-    );
+fn multiples_that_no_batch_can_have_are_refused() {
+    for multiple in ["0", "65537", "18446744073709551615"] {
+        let error = language("llama").refusal(&[&format!("data.pad_to_multiple_of={multiple}")]);
+        let words =
+            format!("'data.pad_to_multiple_of' is {multiple}, expected 1 to 65536, or null");
+        assert!(error.contains(&words), "{error}");
+    }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use ln_tuning::Norms;
+use serde_json::Value;
 
-use crate::program::{refusal, report, text};
-use crate::trees;
+use crate::program::{printed, refusal, report, text};
+use crate::{model, training, trees};
 
 /// `plan` prints what the library selects, which is compared with transformers and PEFT for every architecture.
 #[test]
@@ -28,4 +29,21 @@ fn plans_are_the_norms_of_transformers_and_the_modules_of_peft() {
     }
     assert_eq!(described.rows.len(), names.len());
     refusal(&["plan", "--model", text(&dir.path().join("nowhere"))]);
+}
+
+#[test]
+fn the_memory_of_a_plan_is_that_of_the_dry_run() {
+    for family in ["llama", "gpt2"] {
+        let dir = model(family);
+        let plan = report(&["plan", "--model", text(&dir), "--norms", "peft", "--json"]);
+        let training = training().set(&[&format!("model={}", dir.display())]);
+        let output = training.command(&[]).args(["--dry-run", "--json"]).output().unwrap();
+        let run: Value = serde_json::from_slice(&output.stdout).unwrap();
+        for part in ["weights", "trained"] {
+            assert_eq!(plan["memory_bytes"][part], run["memory_bytes"][part], "{family}: {part}");
+            assert!(plan["memory_bytes"][part].as_u64().unwrap() > 0);
+        }
+        let words = printed(&["plan", "--model", text(&dir)]);
+        assert!(words.contains("memory: weights 0.2 MB as in the files"), "{words}");
+    }
 }

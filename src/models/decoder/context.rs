@@ -6,6 +6,7 @@ use super::config::DecoderConfig;
 use super::form::Positions;
 use crate::device::transfer::sent;
 use crate::error::Result;
+use crate::kernels::number::{self, WithNumber};
 use crate::models::nn::{counted, Context, Mask, Places, RopeTables};
 
 /// A mask per window.
@@ -67,12 +68,12 @@ fn alibi(
     let positions = match places.tokens {
         Some(tokens) => counted(tokens)?.f_mul(tokens)?,
         None if positions.dim() == 2 => positions.shallow_clone(),
-        None => Tensor::f_arange(places.total(), (Kind::Int64, places.device))?,
+        None => number::arange(0, places.total(), places.device)?,
     };
     let positions = positions.f_view([-1, 1, places.total()])?;
     let bias = if falcon {
         let rounded = slopes.f_to_kind(Kind::BFloat16)?.f_mul(&positions)?.f_to_kind(kind)?;
-        rounded.f_div_scalar((config.head_dim as f64).sqrt())?
+        rounded.f_div_number((config.head_dim as f64).sqrt())?
     } else {
         slopes.f_mul(&positions)?.f_to_kind(kind)?
     };

@@ -1,11 +1,11 @@
 //! The heads of decoders: the next token, or labels for the whole sequence.
 
 use tch::nn::Init;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::config::DecoderConfig;
 use crate::error::{refusal, refuse, Error, Result};
-use crate::kernels::number::WithNumber;
+use crate::kernels::number::{self, WithNumber};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::nn::{capped, Linear, Tied, Weights};
@@ -95,7 +95,7 @@ fn last_tokens(hidden: &Tensor, config: &DecoderConfig, inputs: &Inputs) -> Resu
         (Some(tokens), None) | (None, Some(tokens)) => tokens,
         (None, None) => return Ok(hidden.f_select(1, length - 1)?),
     };
-    let places = Tensor::f_arange(length, (Kind::Int64, hidden.device()))?;
+    let places = number::arange(0, length, hidden.device())?;
     let last = places.f_mul(&tokens)?.f_argmax(-1, true)?;
     let last = last.f_unsqueeze(-1)?.f_expand([batch, 1, size], false)?;
     Ok(hidden.f_gather(1, &last, false)?.f_squeeze_dim(1)?)

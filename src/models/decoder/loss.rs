@@ -7,6 +7,7 @@ use crate::autograd::loss::LinearCrossEntropy;
 use crate::autograd::recompute::Tape;
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
+use crate::kernels::number::WithNumber;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 
@@ -117,7 +118,7 @@ impl Decoder {
                 left_out = Some(starts.f_constant_pad_nd([0, 1])?);
             } else {
                 let starts = sent(&starts, labels.device())?;
-                next = next.f_masked_fill(&starts, loss.ignore_index)?;
+                next = next.f_fill_where(&starts, loss.ignore_index)?;
             }
         }
         // Places behind which there is nothing are masked rather than cut off: no copy of the hidden states.

@@ -13,6 +13,7 @@ use super::head::Head;
 use super::layer::block;
 use crate::autograd::recompute::Tape;
 use crate::error::{refuse, Result};
+use crate::kernels::number::WithNumber;
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
@@ -147,7 +148,7 @@ impl Decoder {
         if config.embedding_scale != 1. {
             // Rounded to the model's kind first, as the reference does.
             let factor = Tensor::from(config.embedding_scale).f_to_kind(hidden.f_kind()?)?;
-            hidden = hidden.f_mul_scalar(factor.f_double_value(&[])?)?;
+            hidden = hidden.f_mul_number(factor.f_double_value(&[])?)?;
         }
         if let Some([into, _]) = &self.projections {
             hidden = into.forward(&hidden)?;
@@ -163,7 +164,7 @@ impl Decoder {
                     config.max_positions
                 );
             }
-            let rows = positions.f_add_scalar(offset)?;
+            let rows = positions.f_add_number(offset)?;
             hidden = hidden.f_add(&Tensor::f_embedding(table, &rows, -1, false, false)?)?;
         }
         if let Some(norm) = &self.embed_norm {

@@ -10,6 +10,7 @@ use super::mask::Mask;
 use super::rope::rotate_both;
 use crate::error::Result;
 use crate::kernels::attention as kernels;
+use crate::kernels::number::WithNumber;
 
 /// From so many keys on, one query's attention in f32 is worth their conversion where the fused kernel is slow.
 const MANY_KEYS: i64 = 64;
@@ -150,7 +151,7 @@ impl Attention {
         let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
         let project = |layer: &Linear| -> Result<Tensor> {
             let x = layer.forward(hidden)?;
-            self.clip.map_or(Ok(x.shallow_clone()), |clip| Ok(x.f_clamp(-clip, clip)?))
+            self.clip.map_or(Ok(x.shallow_clone()), |clip| Ok(x.f_bound(-clip, clip)?))
         };
         match &self.qkv {
             Qkv::Apart([q, k, v]) => Ok([
@@ -245,10 +246,10 @@ fn attend_with_cap(
 ) -> Result<Tensor> {
     let (_, heads, length, _) = q.size4()?;
     let repeat = |x: &Tensor| kernels::repeated(x, heads);
-    let products = q.f_matmul(&repeat(k)?.f_transpose(2, 3)?)?.f_mul_scalar(scores.scale)?;
+    let products = q.f_matmul(&repeat(k)?.f_transpose(2, 3)?)?.f_mul_number(scores.scale)?;
     let products = capped(products, Some(cap))?;
     let hidden =
-        |x: Tensor, seen: &Tensor| x.f_masked_fill(&seen.f_logical_not()?, f64::NEG_INFINITY);
+        |x: Tensor, seen: &Tensor| x.f_fill_where(&seen.f_logical_not()?, f64::NEG_INFINITY);
     let products = match mask {
         Mask::Everything => products,
         Mask::Causal => {
@@ -265,7 +266,7 @@ fn attend_with_cap(
 /// cap · tanh(x / cap)
 pub(in crate::models) fn capped(x: Tensor, cap: Option<f64>) -> Result<Tensor> {
     match cap {
-        Some(cap) => Ok(x.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?),
+        Some(cap) => Ok(x.f_div_number(cap)?.f_tanh()?.f_mul_number(cap)?),
         None => Ok(x),
     }
 }

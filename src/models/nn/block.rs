@@ -12,6 +12,7 @@ use super::mlp::{dropped, Mlp};
 use super::norm::Norm;
 use crate::autograd::recompute::Tape;
 use crate::error::Result;
+use crate::kernels::number::WithNumber;
 
 #[derive(Debug)]
 pub(in crate::models) struct Block {
@@ -186,7 +187,7 @@ impl Branch {
             x = x.f_mul(scales)?;
         }
         if let Some(factor) = self.factor {
-            x = x.f_mul_scalar(factor)?;
+            x = x.f_mul_number(factor)?;
         }
         dropped(x, self.dropout, train)
     }

@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
+use crate::kernels::number::{self, WithNumber};
 
 #[derive(Debug)]
 pub(in crate::models) enum Mask {
@@ -37,8 +38,7 @@ impl Places<'_> {
 
     /// `[length]`, or `[batch, length]` where rows differ: by documents, or by tokens if padding `counts` for nothing.
     pub(in crate::models) fn positions(&self, by_tokens: bool) -> Result<Tensor> {
-        let options = (Kind::Int64, self.device);
-        let places = Tensor::f_arange_start(self.start, self.total(), options)?;
+        let places = number::arange(self.start, self.total(), self.device)?;
         if let Some(documents) = self.documents {
             let before = documents.f_narrow(1, 0, self.length - 1)?;
             let starts = documents.f_narrow(1, 1, self.length - 1)?.f_ne_tensor(&before)?;
@@ -57,11 +57,11 @@ impl Places<'_> {
     /// `[length, total]` or `[batch, 1, length, total]`, true where a place may look: at itself and at those before it
     /// in its document and within the window.
     fn seen(&self, window: Option<i64>) -> Result<Tensor> {
-        let keys = Tensor::f_arange(self.total(), (Kind::Int64, self.device))?;
+        let keys = number::arange(0, self.total(), self.device)?;
         let queries = keys.f_narrow(0, self.start, self.length)?.f_unsqueeze(1)?;
         let mut seen = keys.f_le_tensor(&queries)?;
         if let Some(window) = window {
-            seen = seen.f_logical_and(&keys.f_gt_tensor(&queries.f_sub_scalar(window)?)?)?;
+            seen = seen.f_logical_and(&keys.f_gt_tensor(&queries.f_sub_number(window)?)?)?;
         }
         if let Some(tokens) = self.tokens {
             let shown = seen.f_logical_and(&tokens.f_unsqueeze(1)?.f_unsqueeze(1)?)?;
@@ -78,7 +78,7 @@ impl Places<'_> {
 
 /// The number of tokens before each place, as transformers counts them.
 pub(in crate::models) fn counted(tokens: &Tensor) -> Result<Tensor> {
-    Ok(tokens.f_cumsum(1, Kind::Int64)?.f_sub_scalar(1)?.f_clamp_min(0)?)
+    Ok(tokens.f_cumsum(1, Kind::Int64)?.f_sub_number(1)?.f_clamp_min(0)?)
 }
 
 impl Mask {

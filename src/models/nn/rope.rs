@@ -4,6 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::device::transfer::sent;
 use crate::error::Result;
+use crate::kernels::number::WithNumber;
 
 /// The growth of the angles with the position.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,7 +41,7 @@ pub(in crate::models) fn powers(theta: f64, dims: i64) -> Result<Tensor> {
 
 fn exponents(dims: i64, device: Device) -> Result<Tensor> {
     let even = Tensor::f_arange_start_step(0, dims, 2, (Kind::Float, device))?;
-    Ok(even.f_div_scalar(dims)?)
+    Ok(even.f_div_number(dims)?)
 }
 
 impl Rope {
@@ -75,8 +76,8 @@ impl Rope {
         let angles = positions.f_to_kind(Kind::Float)?.f_unsqueeze(-1)?.f_mul(&frequencies)?;
         let (mut cos, mut sin) = (angles.f_cos()?, angles.f_sin()?);
         if self.attention_factor != 1. {
-            cos = cos.f_mul_scalar(self.attention_factor)?;
-            sin = sin.f_mul_scalar(self.attention_factor)?;
+            cos = cos.f_mul_number(self.attention_factor)?;
+            sin = sin.f_mul_number(self.attention_factor)?;
         }
         // Of the two that are turned against each other, the first loses what the second gains.
         let lost = sin.f_neg()?;
@@ -97,16 +98,16 @@ impl Rope {
             sent(&Tensor::f_from_slice(frequencies)?, device)
         };
         let own = there(&self.frequencies)?;
-        let longest = || positions.f_max()?.f_add_scalar(1);
+        let longest = || positions.f_max()?.f_add_number(1);
         let (length, others) = match &self.beyond {
             Beyond::Same => return Ok(own),
             Beyond::Others { length, frequencies } => (*length, there(frequencies)?),
             Beyond::Lower { length, theta, factor } => {
                 let dims = 2 * self.frequencies.len() as i64;
-                let growth = longest()?.f_to_kind(Kind::Float)?.f_mul_scalar(*factor)?;
-                let growth = growth.f_div_scalar(*length)?.f_sub_scalar(factor - 1.)?;
+                let growth = longest()?.f_to_kind(Kind::Float)?.f_mul_number(*factor)?;
+                let growth = growth.f_div_number(*length)?.f_sub_number(factor - 1.)?;
                 let growth = growth.f_pow_tensor_scalar(dims as f64 / (dims - 2) as f64)?;
-                let powers = growth.f_mul_scalar(*theta)?.f_pow(&exponents(dims, device)?)?;
+                let powers = growth.f_mul_number(*theta)?.f_pow(&exponents(dims, device)?)?;
                 (*length, powers.f_reciprocal()?)
             }
         };

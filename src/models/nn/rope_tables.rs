@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 use super::mask::Places;
 use super::rope::{Beyond, Rope};
 use crate::error::Result;
+use crate::kernels::number;
 
 /// Tables are made for a multiple of so many places, so that few lengths make them anew.
 const STEP: i64 = 512;
@@ -64,7 +65,7 @@ impl RopeTables {
             }
         }
         let length = (total + STEP - 1) / STEP * STEP;
-        let positions = Tensor::f_arange(length, (Kind::Int64, device))?;
+        let positions = number::arange(0, length, device)?;
         let (cos, sin) = self.rope.tables(&positions, self.side_by_side, kind)?;
         *kept = Some((cos.shallow_clone(), sin.shallow_clone()));
         Ok((cos, sin))

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
-use crate::kernels::number::WithNumber;
+use crate::kernels::number::{self, WithNumber};
 
 /// The bias on the scores of the last `queries` of `keys` positions, `[1, heads, queries, keys]`: learned per distance,
 /// where far distances share a bucket, the more the farther. In both directions half of the buckets are for each.
@@ -13,9 +13,9 @@ pub(super) fn distance_bias(
     (queries, keys): (i64, i64),
     both_directions: bool,
 ) -> Result<Tensor> {
-    let place = (Kind::Int64, table.device());
-    let query = Tensor::f_arange_start(keys - queries, keys, place)?.f_unsqueeze(1)?;
-    let distance = Tensor::f_arange(keys, place)?.f_unsqueeze(0)?.f_sub(&query)?;
+    let device = table.device();
+    let query = number::arange(keys - queries, keys, device)?.f_unsqueeze(1)?;
+    let distance = number::arange(0, keys, device)?.f_unsqueeze(0)?.f_sub(&query)?;
     let buckets = table.size()[0] / if both_directions { 2 } else { 1 };
     let (first, distance) = match both_directions {
         true => {

@@ -73,7 +73,7 @@ impl Seq2Seq {
                 };
                 match forced {
                     Some(token) => {
-                        let only = logits.f_full_like(f64::NEG_INFINITY)?;
+                        let only = logits.f_empty_like()?.f_fill_(f64::NEG_INFINITY)?;
                         let index = Tensor::f_full([1], token, place)?;
                         Ok(only.f_index_fill(1, &index, 0.)?)
                     }

@@ -7,6 +7,7 @@ use super::config::{Family, Seq2SeqConfig};
 use super::stack::{Source, Stack};
 use crate::autograd::recompute::Tape;
 use crate::error::{refusal, refuse, Error, Result};
+use crate::kernels::number::WithNumber;
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
@@ -141,14 +142,14 @@ impl Seq2Seq {
         };
         let start = Tensor::f_full([batch, 1], start, (labels.f_kind()?, labels.device()))?;
         let shifted = Tensor::f_cat(&[start, labels.f_narrow(1, 0, length - 1)?], 1)?;
-        Ok(shifted.f_masked_fill(&shifted.f_eq(-100)?, pad)?)
+        Ok(shifted.f_fill_where(&shifted.f_eq(-100)?, pad)?)
     }
 
     pub(super) fn head(&self, hidden: &Tensor) -> Result<Tensor> {
         let scale = self.config.output_scale;
         let hidden = match scale {
             1. => hidden.shallow_clone(),
-            scale => hidden.f_mul_scalar(scale)?,
+            scale => hidden.f_mul_number(scale)?,
         };
         let logits = hidden.f_linear(self.head.get(), None::<&Tensor>)?;
         match &self.logits_bias {

@@ -9,6 +9,7 @@ use super::config::{Family, PositionsShape, Seq2SeqConfig};
 use super::distance::distance_bias;
 use super::layer::Builder;
 use crate::error::{refuse, Result};
+use crate::kernels::number::WithNumber;
 use crate::models::nn::{dropped, run, Block, Context, Mask, Norm, Places, Through, Tied, Weights};
 
 /// BART's table of positions starts here.
@@ -125,7 +126,7 @@ impl Stack {
         let places = Places { start, length, device, tokens, documents: None };
         let mut hidden = Tensor::f_embedding(self.embed.get(), ids, self.padding, false, false)?;
         if self.embedding_scale != 1. {
-            hidden = hidden.f_mul_scalar(self.embedding_scale)?;
+            hidden = hidden.f_mul_number(self.embedding_scale)?;
         }
         let mut mask = match self.causal {
             true => Mask::causal(&places, None)?,

@@ -1,0 +1,42 @@
+//! Numbers of operations that take memory go through `src/kernels/number.rs`: tch's own panic where memory lacks.
+
+use std::path::{Path, PathBuf};
+
+/// Calls of tch that free a number before they look for an error. Those in place take no memory.
+const PANIC: [&str; 9] = [
+    "f_mul_scalar(",
+    "f_div_scalar(",
+    "f_add_scalar(",
+    "f_sub_scalar(",
+    "f_masked_fill(",
+    "f_clamp(",
+    "f_baddbmm(",
+    "f_arange(",
+    "f_arange_start(",
+];
+
+fn calls(text: &str) -> Vec<&str> {
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    PANIC.into_iter().filter(|call| code.contains(call)).collect()
+}
+
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn no_operation_that_takes_memory_panics_over_a_number() {
+    // Tables of a few numbers, on the host, once per model.
+    let small = ["models/decoder/rope_types.rs", "kernels/number.rs"];
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let all = sources(&src);
+    assert!(all.len() > 60);
+    for path in all.iter().filter(|path| !small.iter().any(|end| path.ends_with(end))) {
+        let text = std::fs::read_to_string(path).unwrap();
+        let found = calls(&text);
+        assert!(found.is_empty(), "{}: {found:?}: see kernels/number.rs", path.display());
+    }
+    assert_eq!(calls("let y = x.f_mul_scalar(2.)?;"), ["f_mul_scalar("]);
+    assert_eq!(calls("x.f_mul_scalar_(2.)?;"), [""; 0]);
+}
