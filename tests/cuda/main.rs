@@ -13,16 +13,16 @@ mod common;
 mod counting;
 
 mod adapters;
-mod checkpoints;
-mod device;
-mod heads;
 #[cfg(feature = "models")]
 mod attention;
+mod checkpoints;
 #[cfg(feature = "models")]
 mod checkpoints;
+mod device;
 mod device;
 #[cfg(feature = "models")]
 mod generation;
+mod heads;
 #[cfg(feature = "models")]
 mod launches;
 mod memory;
