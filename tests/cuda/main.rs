@@ -13,17 +13,11 @@ mod common;
 mod counting;
 
 mod adapters;
-#[cfg(feature = "models")]
 mod attention;
 mod checkpoints;
-#[cfg(feature = "models")]
-mod checkpoints;
 mod device;
-mod device;
-#[cfg(feature = "models")]
 mod generation;
 mod heads;
-#[cfg(feature = "models")]
 mod launches;
 mod memory;
 mod models;
