@@ -13,7 +13,7 @@ TEST_PYTHON = $${LN_TUNING_PYTHON:-.venv/bin/python}
 export PROPTEST_RNG_SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit examples doc bf16-vs-peft minilm bench fuzz test-tch-0.26 clean
+.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit examples doc bf16-vs-peft minilm bench fuzz gpu-bundle test-tch-0.26 clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -87,6 +87,11 @@ SEED ?= 1
 fuzz: setup ## Damaged files for every reader: MINUTES=60 SEED=2, or INPUT=target/fuzz/…/finding-… again
 	$(CARGO) run --locked --quiet --package ln-tuning-fuzz -- \
 		$(if $(INPUT),--input $(INPUT),--minutes $(MINUTES) --seed $(SEED))
+
+# What is in target/gpu runs on a box that has the torch of Python and nothing of this; see CONTRIBUTING.md.
+gpu-bundle: setup-tests ## target/gpu: programs, checks and wheels for a GPU box without Rust and without a network
+	$(PYTHON) scripts/gpu_bundle
+	LN_TUNING_BUNDLE="$(CURDIR)/target/gpu" $(CARGO) test --locked --package ln-tuning-gpu --test bundle every_step
 
 # The newest tch that is accepted, in a copy, so that Cargo.lock and the ordinary build stay as they are.
 NEWEST := target/tch-0.26

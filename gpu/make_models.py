@@ -149,6 +149,7 @@ def prepare(folder, script):
     head = folder.name.split("_", 1)[1].split("_", 1)[1] if script == "encoders" else ""
     (name,) = config.architectures
     task = {"language": script in ("decoders", "shape"), "hidden": head == "base" or name == "Dinov2Model"}
+    task["large"] = config.model_type == "llama" and config.hidden_size > 1000
     task["auto"] = "AutoModelForCausalLM" if task["language"] else name
     torch.manual_seed(len(folder.name))
     if task["language"]:

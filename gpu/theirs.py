@@ -1,9 +1,10 @@
-"""PEFT's side of the checks: `theirs.py DIR --device cpu|cuda --kind float32|bfloat16|float16 --attention flash,math,cudnn`
+"""PEFT's side of the checks: `theirs.py DIR --device cpu|cuda --kind float32,bfloat16,float16 --attention flash,math,cudnn`
 computes for every model of `make_models.py` what `gpu_check` computes; `theirs.py DIR --reference` computes it in f64 on
 the CPU. The results lie beside the model, an error in their place where one comes up."""
 
 import argparse
 import json
+import os
 import traceback
 import warnings
 from pathlib import Path
@@ -47,8 +48,10 @@ def load(folder, task, kind, attention):
 
 def given_of(inputs, case, device, kind):
     given = {key.split(".", 1)[1]: tensor for key, tensor in inputs.items() if key.startswith(case + ".")}
+    # The documents say what to do, and stay where that is read.
     return {
-        key: tensor.to(device, kind if key == "pixel_values" else None) for key, tensor in given.items()
+        key: tensor if key == "documents" else tensor.to(device, kind if key == "pixel_values" else None)
+        for key, tensor in given.items()
     }
 
 
@@ -131,22 +134,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--kind", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--kind", default="float32", help="float32, bfloat16, float16, or several")
     parser.add_argument("--attention", default="flash")
     parser.add_argument("--reference", action="store_true")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
-    kind = torch.float64 if options.reference else getattr(torch, options.kind)
-    if not options.reference:
-        torch.set_num_threads(1)
     folders = sorted(path.parent for path in options.folder.glob("*/check.json"))
+    ways = [(kind, attention) for kind in options.kind.split(",") for attention in options.attention.split(",")]
     for folder in folders:
         task = json.loads((folder / "check.json").read_text())
         inputs = load_file(folder / "inputs.safetensors")
-        for attention in ["f64"] if options.reference else options.attention.split(","):
-            name = "reference" if options.reference else f"theirs.{options.device}.{options.kind}.{attention}"
+        # Threads are in the way of tiny models, and of the processes beside this one.
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if options.reference and task["large"] else 1)
+        for kind, attention in [("float64", "eager")] if options.reference else ways:
+            name = "reference" if options.reference else f"theirs.{options.device}.{kind}.{attention}"
+            kind = getattr(torch, kind)
             try:
                 with InDouble() if options.reference else sdpa_kernel(BACKENDS[attention], set_priority=True):
                     eager = options.reference and task["eager"]

@@ -15,10 +15,13 @@ pub struct Args {
     models: PathBuf,
     #[arg(long)]
     device: On,
-    #[arg(long)]
-    kind: Dtype,
+    #[arg(long, value_delimiter = ',')]
+    kind: Vec<Dtype>,
     #[arg(long, value_delimiter = ',')]
     attention: Vec<Attention>,
+    /// Under a runtime without a GPU, whose kernels do nothing: samples of the base differ then by chance.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -35,13 +38,16 @@ pub fn run(args: &Args) -> Result<()> {
     }
     dirs.sort();
     ensure!(!dirs.is_empty(), "no model with a check.json in '{}'", args.models.display());
-    for dir in &dirs {
-        let checked = Checked::open(dir, device, args.kind.kind());
+    for (dir, kind) in dirs.iter().flat_map(|dir| args.kind.iter().map(move |kind| (dir, kind))) {
+        let checked = Checked::open(dir, device, kind.kind());
         for attention in &args.attention {
-            let name = ["ours", args.device.name(), args.kind.name(), attention.name()].join(".");
+            let name = ["ours", args.device.name(), kind.name(), attention.name()].join(".");
             let computed = checked.as_ref().map_err(|error| format!("{error:#}"));
             let computed = computed.and_then(|checked| {
-                attention.choose().and_then(|()| checked.compute()).map_err(|e| format!("{e:#}"))
+                attention
+                    .choose()
+                    .and_then(|()| checked.compute(args.dry_run))
+                    .map_err(|e| format!("{e:#}"))
             });
             write(dir, &name, computed)?;
         }

@@ -10,7 +10,7 @@ use tch::{Device, Tensor};
 
 use crate::{Dtype, On};
 
-/// Generates greedily at batch 1, and prints the tokens and the seconds as JSON.
+/// Generates greedily at batch 1; prints the tokens, the seconds, and those of loading, as JSON.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     model: PathBuf,
@@ -27,7 +27,12 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let device = args.device.device()?;
+    let start = Instant::now();
     let (_vs, model) = Decoder::from_pretrained(&args.model, device, args.kind.kind())?;
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+    let load = start.elapsed().as_secs_f64();
     let ids = Tensor::from_slice(&args.prompt).view([1, -1]).to_device(device);
     let generate = |tokens: i64| -> Result<(Vec<i64>, f64)> {
         let options = GenerateOptions::default().max_new_tokens(tokens).stop_tokens([]);
@@ -40,6 +45,6 @@ pub fn run(args: &Args) -> Result<()> {
     // Whatever is done once.
     generate(args.tokens.min(8))?;
     let (tokens, seconds) = generate(args.tokens)?;
-    println!("{}", json!({"tokens": tokens, "seconds": seconds}));
+    println!("{}", json!({"tokens": tokens, "seconds": seconds, "load": load}));
     Ok(())
 }

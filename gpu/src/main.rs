@@ -1,14 +1,8 @@
-//! Our side of the checks on a GPU: what `gpu/theirs.py` computes with PEFT is computed here with this crate.
+//! `gpu_check`: computes what is compared with PEFT.
 
-mod attention;
-mod check;
-mod generate;
-mod model;
-
-use anyhow::{ensure, Result};
-use clap::{Parser, ValueEnum};
-use ln_tuning::device::{best_device, cuda_status};
-use tch::{Device, Kind};
+use anyhow::Result;
+use clap::Parser;
+use ln_tuning_gpu::{check, generate};
 
 /// Computes what is compared with PEFT on the same device.
 #[derive(Debug, Parser)]
@@ -16,58 +10,6 @@ use tch::{Device, Kind};
 enum Command {
     Check(check::Args),
     Generate(generate::Args),
-}
-
-/// The device, by its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum On {
-    Cpu,
-    Cuda,
-}
-
-impl On {
-    fn name(self) -> &'static str {
-        if self == On::Cpu {
-            "cpu"
-        } else {
-            "cuda"
-        }
-    }
-
-    fn device(self) -> Result<Device> {
-        if self == On::Cpu {
-            return Ok(Device::Cpu);
-        }
-        let device = best_device();
-        ensure!(device.is_cuda(), "{}", cuda_status());
-        Ok(device)
-    }
-}
-
-/// The kind of the weights, by the name that torch gives it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Dtype {
-    Float32,
-    Bfloat16,
-    Float16,
-}
-
-impl Dtype {
-    fn name(self) -> &'static str {
-        match self {
-            Dtype::Float32 => "float32",
-            Dtype::Bfloat16 => "bfloat16",
-            Dtype::Float16 => "float16",
-        }
-    }
-
-    fn kind(self) -> Kind {
-        match self {
-            Dtype::Float32 => Kind::Float,
-            Dtype::Bfloat16 => Kind::BFloat16,
-            Dtype::Float16 => Kind::Half,
-        }
-    }
 }
 
 fn main() -> Result<()> {

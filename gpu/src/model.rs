@@ -51,12 +51,12 @@ impl Checked {
     }
 
     /// Everything that is compared, in f32 or f64 on the CPU.
-    pub fn compute(&self) -> Result<Vec<(String, Tensor)>> {
+    pub fn compute(&self, dry_run: bool) -> Result<Vec<(String, Tensor)>> {
         let mut all = Vec::new();
         for case in &self.task.cases {
             let inputs = self.inputs(case);
             all.push((format!("{case}.output"), self.output(&inputs)?));
-            all.extend(self.trained(case, &inputs)?);
+            all.extend(self.trained(case, &inputs, dry_run)?);
         }
         for (_, tensor) in &mut all {
             *tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
@@ -107,7 +107,7 @@ impl Checked {
     }
 
     /// The loss and the gradients of the norms, and in one of the cases the norms after some steps.
-    fn trained(&self, case: &str, given: &Given) -> Result<Vec<(String, Tensor)>> {
+    fn trained(&self, case: &str, given: &Given, dry_run: bool) -> Result<Vec<(String, Tensor)>> {
         if self.task.target_modules.is_empty() {
             return Ok(vec![(format!("{case}.loss"), tch::no_grad(|| self.loss(given))?)]);
         }
@@ -135,7 +135,10 @@ impl Checked {
         }
         // The base again, bit for bit, for the next case.
         drop(opt);
-        tuned.unload()?;
+        let unloaded = tuned.unload();
+        if !dry_run {
+            unloaded?;
+        }
         Ok(all)
     }
 }

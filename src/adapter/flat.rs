@@ -188,7 +188,10 @@ impl FlatParams {
     /// Sets everything to 0.
     pub(crate) fn zero(&mut self) -> Result<()> {
         let _ = self.master.f_zero_()?;
-        self.publish()
+        for run in &mut self.runs {
+            let _ = run.live.f_zero_()?;
+        }
+        Ok(())
     }
 
     /// A copy on another device or in other kinds (one per slot). The masters keep their values, and their kind if it

@@ -54,9 +54,6 @@ impl Gradients {
     /// themselves, clipped, set to zero, made undefined.
     pub(crate) fn take_in(&mut self, layout: &FlatParams, leaves: &[&Tensor]) -> Result<()> {
         let (mut gone, mut foreign) = (Vec::new(), Vec::new());
-        if let Some(flat) = self.flat.as_ref().filter(|_| !leaves.is_empty()) {
-            flat.adopt_written()?;
-        }
         for (slot, leaf) in leaves.iter().enumerate() {
             let (grad, seen) = (leaf.grad(), &mut self.slots[slot]);
             if !grad.defined() {
@@ -77,6 +74,10 @@ impl Gradients {
             }
         }
         let first = self.is_empty();
+        // Where there is no gradient, the next one overwrites all.
+        if let Some(flat) = self.flat.as_ref().filter(|_| !first && !leaves.is_empty()) {
+            flat.adopt_written()?;
+        }
         if let Some(flat) = self.flat.as_mut().filter(|_| !gone.is_empty()) {
             if first {
                 flat.zero()?;

@@ -19,7 +19,7 @@ use crate::kernels::number::WithNumber;
 /// Trains one adapter. Created by [`LnTuningModel::optimizer`](crate::LnTuningModel::optimizer).
 ///
 /// It has the methods of [`tch::nn::Optimizer`], each returning a `Result`. Gradients, moments and masters are flat
-/// buffers, so that a step takes about ten kernels for a model of any depth, and never waits for the device.
+/// buffers, so that a step takes about twenty kernels for a model of any depth, and never waits for the device.
 ///
 /// The `backward…` methods compute gradients of the selected tensors only. As in PyTorch, there is one place for
 /// gradients, the `.grad()` of the variables: those of `loss.backward()`, of these methods and of other optimisers add

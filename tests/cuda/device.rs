@@ -70,3 +70,15 @@ fn tf32_is_allowed_from_the_call_on_whatever_came_first() {
         assert_eq!(products_in_tf32(), 1);
     });
 }
+
+#[test]
+fn a_driver_without_a_device_leaves_all_on_the_cpu_and_says_so() {
+    Gpu { devices: 0, ..Gpu::default() }.run(|| {
+        tch::manual_seed(42);
+        assert_eq!(best_device(), Device::Cpu);
+        assert_eq!(cuda_status(), CudaStatus::NoDevice);
+        let x = Tensor::ones([4], (Kind::Float, best_device())).set_requires_grad(true);
+        x.square().sum(Kind::Float).backward();
+        assert_eq!(x.grad(), Tensor::from_slice(&[2f32; 4]));
+    });
+}

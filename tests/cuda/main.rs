@@ -13,8 +13,11 @@ mod common;
 mod counting;
 
 mod adapters;
+mod attention;
 mod checkpoints;
 mod device;
+mod generation;
+mod heads;
 mod launches;
 mod memory;
 mod models;

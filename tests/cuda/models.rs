@@ -50,13 +50,13 @@ fn outputs(dir: &Path, device: Device, kind: Kind) -> Result<Outputs> {
     let entropy = LinearCrossEntropy::default();
     let greedy = || GenerateOptions::default().max_new_tokens(3).stop_tokens([]);
     let sum = |logits: Result<Tensor>| Ok(logits?.f_sum(Kind::Float)?);
-    let images = |size: &serde_json::Value, channels: &serde_json::Value| {
-        let size = size["image_size"].as_i64().unwrap();
-        Tensor::zeros([2, channels.as_i64().unwrap_or(3), size, size], (kind, device))
-    };
     let config = model.config();
+    let vision = config.get("vision_config").unwrap_or(&config);
+    let (size, channels) = (vision["image_size"].as_i64(), vision["num_channels"].as_i64());
+    let size = size.unwrap_or(1);
+    let images = &Tensor::zeros([2, channels.unwrap_or(3), size, size], (kind, device));
 
-    Ok(match &model {
+    let mut found = match &model {
         AnyModel::Decoder(model) => vec![
             ("logits", model.logits(ids)?),
             ("logits with padding", model.logits(masked())?),
@@ -110,30 +110,44 @@ fn outputs(dir: &Path, device: Device, kind: Kind) -> Result<Outputs> {
             ("text", no_grad(|| model.generate(masked(), &greedy()))?),
         ],
         AnyModel::ViT(model) => {
-            let images = images(&config, &config["num_channels"]);
-            let logits = model.logits(Inputs::images(&images).train(true));
-            vec![("logits", model.logits(&images)?), ("loss", train(sum(logits), opt)?)]
+            let logits = model.logits(Inputs::images(images).train(true));
+            vec![("logits", model.logits(images)?), ("loss", train(sum(logits), opt)?)]
         }
         AnyModel::Dinov2(model) => {
-            let images = images(&config, &config["num_channels"]);
-            let hidden = model.hidden_states(Inputs::images(&images).train(true));
+            let hidden = model.hidden_states(Inputs::images(images).train(true));
             vec![
-                ("hidden states", model.hidden_states(&images)?),
+                ("hidden states", model.hidden_states(images)?),
                 ("loss", train(sum(hidden), opt)?),
             ]
         }
         AnyModel::Clip(model) => {
-            let images = images(&config["vision_config"], &config["vision_config"]["num_channels"]);
-            let both = masked().pixel_values(&images);
+            let both = masked().pixel_values(images);
             vec![
                 ("features of texts", model.text_features(masked())?),
-                ("features of images", model.image_features(&images)?),
+                ("features of images", model.image_features(images)?),
                 ("logits", model.logits(both)?),
                 ("loss", train(sum(model.logits(both.train(true))), opt)?),
             ]
         }
         _ => panic!("{}: a model without a path here", dir.display()),
-    })
+    };
+    if let Some(optimizer) = opt {
+        optimizer.zero_grad()?;
+        let loss = optimizer.backward_recompute(&Recompute::default(), |tape| {
+            let output = match &model {
+                AnyModel::Decoder(_) | AnyModel::Encoder(_) => {
+                    model.hidden_states_with(masked().train(true), tape)?
+                }
+                AnyModel::Seq2Seq(model) => model.logits_with(masked().decoder_ids(ids), tape)?,
+                AnyModel::Clip(model) => model.logits_with(masked().pixel_values(images), tape)?,
+                _ => model.hidden_states_with(Inputs::images(images).train(true), tape)?,
+            };
+            Ok(output.f_sum(Kind::Float)?)
+        })?;
+        optimizer.step()?;
+        found.push(("recomputed sum", loss));
+    }
+    Ok(found)
 }
 
 /// Runs every model there. The kinds and shapes of the CPU are the same for all devices: one test compares with them.

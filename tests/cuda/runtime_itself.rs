@@ -80,19 +80,38 @@ fn devices_are_those_that_were_asked_for() {
     });
 }
 
+/// The words of a test that must fail.
+fn failure(run: impl FnOnce() -> bool + std::panic::UnwindSafe) -> Option<String> {
+    match std::panic::catch_unwind(run) {
+        Ok(ran) => {
+            assert!(!ran || counting::in_child(), "the test passed");
+            None
+        }
+        Err(panic) => Some(panic.downcast_ref::<String>().unwrap().clone()),
+    }
+}
+
 #[test]
 fn a_process_that_fails_fails_its_test_with_its_output() {
-    let ran = std::panic::catch_unwind(|| {
+    let failed = failure(|| {
         Gpu::default().run(|| {
             println!("the reason");
             std::process::exit(3);
         })
     });
-    match ran {
-        Ok(output) => assert!(output.is_none(), "the process failed, and its test did not"),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().unwrap();
-            assert!(text.contains("the reason") && text.contains("exit status: 3"), "{text}");
-        }
+    if let Some(text) = failed {
+        assert!(text.contains("the reason") && text.contains("exit status: 3"), "{text}");
+    }
+}
+
+#[test]
+fn a_warning_of_libtorch_fails_the_test() {
+    let failed = failure(|| {
+        Gpu::default().run(|| {
+            let _ = Tensor::from(1f32).f_pin_memory(best_device()).unwrap();
+        })
+    });
+    if let Some(text) = failed {
+        assert!(text.contains("standard error") && text.contains("Warning"), "{text}");
     }
 }

@@ -1,9 +1,9 @@
 //! One training step: it waits for the device nowhere, whatever the model, the inputs and the way to train.
 
-use ln_tuning::device::best_device;
+use ln_tuning::device::{best_device, set_deterministic};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{
-    Decoder, Dinov2, Encoder, Inputs, Model, ModelConfig, Seq2Seq, ViTForImageClassification,
+    Clip, Decoder, Dinov2, Encoder, Inputs, Model, ModelConfig, Seq2Seq, ViTForImageClassification,
 };
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{
@@ -48,7 +48,7 @@ fn with(base: &Value, more: Value) -> Value {
     config
 }
 
-fn decoders() -> Vec<Value> {
+pub(crate) fn decoders() -> Vec<Value> {
     // Every family reads what it knows.
     let base = json!({
         "vocab_size": 40, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -73,7 +73,7 @@ fn sent(tensor: &Tensor, device: Device) -> Tensor {
 }
 
 /// A model of this configuration and kind, on the device.
-fn built<M: Model>(config: &Value, kind: Kind, device: Device) -> (VarStore, M) {
+pub(crate) fn built<M: Model>(config: &Value, kind: Kind, device: Device) -> (VarStore, M) {
     let mut vs = VarStore::new(device);
     vs.set_kind(kind);
     let config = M::Config::from_value(config).unwrap();
@@ -178,6 +178,9 @@ fn with_any_settings_of_the_optimizer_and_the_loss() {
                 let mut sgd = tuned.optimizer(sgd, 1e-3).unwrap();
                 sgd.set_dynamic_loss_scale(DynamicLossScale::default()).unwrap();
                 waits_for_nothing(&what("SGD, dynamic"), || step(&mut sgd, &loss(&plain)?));
+                set_deterministic(true).unwrap();
+                waits_for_nothing(&what("deterministic"), || step(&mut sgd, &loss(&plain)?));
+                set_deterministic(false).unwrap();
             }
         }
     });
@@ -229,6 +232,16 @@ fn of_encoders_encoder_decoders_and_vision_models() {
             let (vs, model) =
                 built::<ViTForImageClassification>(&with(&base, class), kind, device);
             trains("vit", &vs, |train| model.logits(Inputs::images(&images).train(train)));
+            let towers = json!({
+                "model_type": "clip", "projection_dim": 16,
+                "text_config": with(&base, json!({"eos_token_id": 9})), "vision_config": base.clone(),
+            });
+            let (vs, model) = built::<Clip>(&towers, kind, device);
+            trains("clip", &vs, |train| {
+                let texts = model.text_features(Inputs::new(&ids).train(train))?;
+                let seen = model.image_features(Inputs::images(&images).train(train))?;
+                model.logits_per_image(&seen, &texts)
+            });
             let class = json!({"model_type": "dinov2"});
             let (vs, model) = built::<Dinov2>(&with(&base, class), kind, device);
             trains("dinov2", &vs, |train| {

@@ -106,7 +106,7 @@ pub fn measure<T: Task>(
     let trained = tuned.trainable_parameters().trainable * 16;
     let (peak, words) = match vs.device() {
         Device::Cpu => (memory::peak(), "at most in the process"),
-        device => (memory::used(device), "of the GPU, with what others have,"),
+        device => (memory::used(device), "of the GPU by all processes"),
     };
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     let mut line = format!(
@@ -115,7 +115,7 @@ pub fn measure<T: Task>(
         megabytes(trained)
     );
     if let Some(peak) = peak {
-        line += &format!("; {:.0} MB {words} measured with the largest batch", megabytes(peak));
+        line += &format!("; {:.0} MB {words}, measured with the largest batch", megabytes(peak));
     }
     if let (Device::Cuda(_), Ok(memory)) = (vs.device(), memory_info(vs.device())) {
         line += &format!("; {memory}");

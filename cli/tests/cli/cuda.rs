@@ -119,8 +119,10 @@ fn classifiers_of_texts_and_images_train_and_resume() {
 #[test]
 fn a_gpu_that_is_older_than_bf16_trains_in_it_and_in_f16() {
     for kind in ["kind=bf16", "kind=f16"] {
-        let command = training().command(&["device=cuda", "max_steps=2", kind]);
-        let Some(_) = run(OLDER, command) else { return };
+        let training = training();
+        let command = training.command(&["device=cuda", "max_steps=2", kind]);
+        let Some((out, _)) = run(OLDER, command) else { return };
+        assert!(out.contains("on Cuda(0)"), "{out}");
     }
 }
 
@@ -146,6 +148,13 @@ fn a_step_copies_from_pinned_memory_only_and_waits_for_nothing() {
         let extra = |of: fn(&Counts) -> u64| of(&many).saturating_sub(of(&few));
         assert_eq!(extra(|c| c.pageable_copies), 0, "{settings:?}");
         assert!(extra(|c| c.pinned_copies) >= 40, "{settings:?}: batches are sent");
+        let batched = |c: &Counts| -> u64 {
+            let calls = c.calls.iter().filter(|(name, _)| name.contains("SgemmStridedBatched"));
+            calls.map(|(_, calls)| calls).sum()
+        };
+        if gpu.sm == 90 {
+            assert_eq!(extra(batched), 0, "{settings:?}: attention has a kernel of its own");
+        }
         // Figures are read once a second.
         let (waits, seconds) = (extra(|c| c.synchronisations), begun.elapsed().as_secs());
         assert!(waits <= 2 + seconds, "{settings:?}: 40 steps wait {waits} times in {seconds} s");
@@ -184,4 +193,28 @@ fn memory_that_is_not_enough_is_an_error_that_names_the_settings() {
         assert!(!error.contains("Optimizer"), "{error}");
         assert!(!training.path("out").exists());
     }
+}
+
+/// A little less than a run takes: it ends where it asks for the last bit.
+#[test]
+fn memory_that_ends_while_training_costs_nothing_that_was_saved() {
+    let training = training();
+    let settings = ["device=cuda", "max_steps=9", "save_interval=1"];
+    let whole = training.command(&[&settings[..], &["out=whole"]].concat());
+    let Some((_, counts)) = run(Gpu::default(), whole) else { return };
+    for less in [1_000, 8_000] {
+        let memory = counts.devices[0].peak - less;
+        let gpu = Gpu { memory, fill: Some(0x3c), ..Gpu::default() };
+        let output = on(gpu, training.command(&settings)).unwrap().output().unwrap();
+        let (_, err) = texts(&output);
+        let ended = err.is_empty() && output.status.success();
+        assert!(ended || err.starts_with("error: memory is not enough"), "{err}");
+        for entry in std::fs::read_dir(training.path("out/checkpoints")).into_iter().flatten() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(name.starts_with("step-"), "{name} is not a whole checkpoint");
+        }
+    }
+    let command = training.command(&[&settings[..], &["checkpointing=all"]].concat());
+    run(Gpu::default(), command).unwrap();
+    assert_eq!(training.series("out", "loss").len(), 9);
 }

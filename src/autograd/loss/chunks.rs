@@ -58,12 +58,12 @@ impl LinearCrossEntropy {
             _ => chunk,
         };
         let buffer = Tensor::f_empty([block, vocab], (kind, device))?;
-        let per_token = || Tensor::f_empty([tokens, 1], (kind, device));
+        let per_token = |tokens: i64| Tensor::f_empty([tokens, 1], (kind, device));
         let all = PerToken {
-            largest: per_token()?,
-            peak: per_token()?,
-            target: per_token()?,
-            subtracted: Tensor::f_full([block, 1], self.label_smoothing - 1., (kind, device))?,
+            largest: per_token(tokens)?,
+            peak: per_token(tokens)?,
+            target: per_token(tokens)?,
+            subtracted: per_token(block)?.f_fill_(self.label_smoothing - 1.)?,
         };
         let mut start = 0;
         while start < tokens {

@@ -98,7 +98,9 @@ impl DecoderConfig {
     ///
     /// ```
     /// # use ln_tuning::models::{DecoderConfig, ModelConfig};
-    /// let config = serde_json::json!({"model_type": "gpt2", "n_positions": 100});
+    /// let config = serde_json::json!({
+    ///     "model_type": "gpt2", "vocab_size": 20, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 100,
+    /// });
     /// let config = DecoderConfig::from_value(&config)?;
     /// assert_eq!((config.padded_length(60, 64), config.padded_length(70, 64)), (64, 100));
     /// # Ok::<(), ln_tuning::Error>(())

@@ -1,9 +1,9 @@
 //! Devices that a test asks for, and the process that has them.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
-use super::counts::show_waits;
+use super::counts;
 use super::library::library;
 
 /// Tells a test that it is the process with the devices.
@@ -49,18 +49,22 @@ pub fn in_child() -> bool {
 
 impl Gpu {
     /// Runs the body of the test that calls this in a process that has these devices, and fails as it fails. Call it
-    /// once, directly in the test: the process is this test binary, told to run the same test.
+    /// once, directly in the test: the process is this test binary, told to run the same test. It fails as well if
+    /// anything is written to standard error, which belongs to the user.
     ///
-    /// Gives what the process wrote; `None` in that process itself, and where there is no counting runtime.
-    pub fn run<F: FnOnce()>(self, body: F) -> Option<Output> {
+    /// False where there is no counting runtime.
+    pub fn run<F: FnOnce()>(self, body: F) -> bool {
+        let show_waits = std::env::var_os("COUNTING_BACKTRACE").is_some();
         if in_child() {
-            if std::env::var_os("COUNTING_BACKTRACE").is_some() {
-                show_waits();
+            if show_waits {
+                counts::show_waits();
             }
             body();
-            return None;
+            return true;
         }
-        let mut command = self.command(&std::env::current_exe().unwrap())?;
+        let Some(mut command) = self.command(&std::env::current_exe().unwrap()) else {
+            return false;
+        };
         // The type of a closure has the path of the function around it.
         let path = std::any::type_name::<F>().split_once("::{{closure}}");
         let (path, _) = path.expect("the body is a closure in the test itself");
@@ -71,8 +75,12 @@ impl Gpu {
         let errors = String::from_utf8_lossy(&output.stderr);
         let passed = output.status.success() && text.contains("1 passed");
         assert!(passed, "{self:?}: {}\n{text}{errors}", output.status);
-        eprint!("{errors}"); // for --nocapture
-        Some(output)
+        if show_waits {
+            eprint!("{errors}"); // for --nocapture
+        } else {
+            assert_eq!(errors, "", "{self:?}: this is written to standard error");
+        }
+        true
     }
 
     /// A program that has these devices. `None` where there is no counting runtime.

@@ -45,6 +45,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int devic
         .sharedMemPerBlockOptin = 227 << 10,
         .sharedMemPerMultiprocessor = 228 << 10,
         .regsPerBlock = 65536,
+        .regsPerMultiprocessor = 65536,
+        .maxBlocksPerMultiProcessor = 32,
         .l2CacheSize = 50 << 20,
     };
     return cudaSuccess;
@@ -64,6 +66,9 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
         case cudaDevAttrMaxGridDimX: *value = properties.maxGridSize[0]; break;
         case cudaDevAttrMaxSharedMemoryPerBlock: *value = (int)properties.sharedMemPerBlock; break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (int)properties.sharedMemPerBlockOptin; break;
+        case cudaDevAttrMaxGridDimX: *value = properties.maxGridSize[0]; break;
+        case cudaDevAttrMaxGridDimY: *value = properties.maxGridSize[1]; break;
+        case cudaDevAttrMaxGridDimZ: *value = properties.maxGridSize[2]; break;
         default: *value = 0;
     }
     return cudaSuccess;
