@@ -61,7 +61,7 @@ pub struct Contender {
     pub ready: Ready,
     child: Child,
     answers: Receiver<String>,
-    /// The last line that it wrote to standard error.
+    /// The last line of standard error that names an error, or the last one.
     last_error: Arc<Mutex<String>>,
     patience: Duration,
     started: Instant,
@@ -125,7 +125,11 @@ impl Contender {
             {
                 eprintln!("{line}");
                 if let Ok(mut kept) = kept.lock() {
-                    *kept = line;
+                    // Advice may follow the error.
+                    let names_one = |line: &str| !line.starts_with(' ') && line.contains("Error");
+                    if names_one(&line) || !names_one(&kept) {
+                        *kept = line;
+                    }
                 }
             }
         });

@@ -10,6 +10,9 @@ pub struct Options {
     /// Only rows whose names contain this; may be given several times
     #[arg(long = "rows", alias = "row", value_name = "TEXT")]
     rows: Vec<String>,
+    /// Only contenders whose names contain this; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    who: Vec<String>,
     /// Steps of every contender that count
     #[arg(long, default_value_t = 7)]
     pub pairs: usize,
@@ -54,6 +57,7 @@ impl Options {
     }
 
     pub fn take(&self, who: Who) -> bool {
-        !(self.ours_only && who.is_python() || self.no_compile && who == Who::Compiled)
+        let named = self.who.is_empty() || self.who.iter().any(|part| who.name().contains(part));
+        named && !(self.ours_only && who.is_python() || self.no_compile && who == Who::Compiled)
     }
 }

@@ -54,6 +54,16 @@ fn launches_products_copies_waits_and_memory_are_counted() {
 }
 
 #[test]
+fn a_scan_of_one_row_ends() {
+    Gpu::default().run(|| {
+        let row = Tensor::ones([1, 16], (Kind::Int64, best_device()));
+        counting::reset();
+        let _ = row.cumsum(-1, None);
+        assert_eq!(counting::counts().kernels_with("DeviceScanKernel"), 1);
+    });
+}
+
+#[test]
 fn devices_are_those_that_were_asked_for() {
     Gpu { sm: 89, devices: 2, memory: 1 << 30, fill: None }.run(|| {
         assert_eq!(cuda_status(), CudaStatus::Available { devices: 2 });
