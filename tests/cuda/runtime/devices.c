@@ -64,10 +64,9 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
         case cudaDevAttrWarpSize: *value = properties.warpSize; break;
         case cudaDevAttrMaxThreadsPerBlock: *value = properties.maxThreadsPerBlock; break;
         case cudaDevAttrMaxThreadsPerMultiProcessor: *value = properties.maxThreadsPerMultiProcessor; break;
-        /* CUB starts scans again until so many blocks have had their turn. */
-        case cudaDevAttrMaxGridDimX: *value = properties.maxGridSize[0]; break;
         case cudaDevAttrMaxSharedMemoryPerBlock: *value = (int)properties.sharedMemPerBlock; break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (int)properties.sharedMemPerBlockOptin; break;
+        /* CUB starts scans again until so many blocks have had their turn. */
         case cudaDevAttrMaxGridDimX: *value = properties.maxGridSize[0]; break;
         case cudaDevAttrMaxGridDimY: *value = properties.maxGridSize[1]; break;
         case cudaDevAttrMaxGridDimZ: *value = properties.maxGridSize[2]; break;
