@@ -66,7 +66,6 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
         case cudaDevAttrMaxGridDimX: *value = properties.maxGridSize[0]; break;
         case cudaDevAttrMaxSharedMemoryPerBlock: *value = (int)properties.sharedMemPerBlock; break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (int)properties.sharedMemPerBlockOptin; break;
-        case cudaDevAttrMaxGridDimX: *value = properties.maxGridSize[0]; break;
         case cudaDevAttrMaxGridDimY: *value = properties.maxGridSize[1]; break;
         case cudaDevAttrMaxGridDimZ: *value = properties.maxGridSize[2]; break;
         default: *value = 0;
