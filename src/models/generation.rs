@@ -209,6 +209,9 @@ impl Penalty {
     }
 }
 
+/// A probability of 1, in the whole numbers that probabilities are added in.
+const CERTAIN: f64 = (1_i64 << 40) as f64;
+
 /// One token per row, `[batch, 1]`, by `draws` `[batch, 1]` from 0 to 1.
 fn drawn(logits: &Tensor, options: &GenerateOptions, draws: &Tensor) -> Result<Tensor> {
     let (_, vocabulary) = logits.size2()?;
@@ -217,10 +220,14 @@ fn drawn(logits: &Tensor, options: &GenerateOptions, draws: &Tensor) -> Result<T
     // The likeliest first.
     let (scores, tokens) = scores.f_topk(kept, -1, true, true)?;
     let likely = scores.f_softmax(-1, Kind::Float)?;
-    let before = likely.f_cumsum(-1, Kind::Float)?.f_sub(&likely)?;
+    // In whole numbers, whose sums are the same in any order: CUDA promises none for others.
+    let likely = likely.f_to_kind(Kind::Double)?.f_mul_number(CERTAIN)?.f_round()?;
+    let likely = likely.f_to_kind(Kind::Int64)?;
+    let before = likely.f_cumsum(-1, Kind::Int64)?.f_sub(&likely)?;
     // The first is kept always: nothing is before it.
-    let likely = likely.f_fill_where(&before.f_ge(options.top_p)?, 0.)?;
-    let upto = likely.f_cumsum(-1, Kind::Double)?;
+    let likely =
+        likely.f_fill_where(&before.f_ge(((options.top_p * CERTAIN) as i64).max(1))?, 0)?;
+    let upto = likely.f_cumsum(-1, Kind::Int64)?;
     let draws = draws.f_mul(&upto.f_narrow(1, kept - 1, 1)?)?;
     let place =
         upto.f_le_tensor(&draws)?.f_sum_dim_intlist([-1_i64].as_slice(), true, Kind::Int64)?;

@@ -160,6 +160,8 @@ fn a_deterministic_step_computes_attention_in_a_fixed_order_and_nothing_else_ref
         let model = Decoder::new(&vs.root(), &DecoderConfig::from_value(&llama).unwrap()).unwrap();
         let ids = Tensor::zeros([2, 5], (Kind::Int64, device));
         let options = GenerateOptions::default().max_new_tokens(3).repetition_penalty(1.2);
-        drop(model.generate(&ids, &options).unwrap());
+        for options in [options.clone(), options.temperature(0.8).top_p(0.9)] {
+            drop(model.generate(&ids, &options).unwrap());
+        }
     });
 }

@@ -55,6 +55,19 @@ fn the_best_device_is_cuda_after_every_question_about_it() {
     });
 }
 
+/// A program may still choose its devices in `main`, and takes no memory of one that it does not use.
+#[test]
+fn loading_before_main_asks_the_driver_and_the_devices_for_nothing() {
+    Gpu::default().run(|| {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(maps.contains("libtorch_cuda.so"), "it is loaded");
+        let counts = counting::counts();
+        assert!(counts.calls.is_empty() && counts.launches == 0, "{counts:?}");
+        the_device_is_cuda();
+        assert!(counting::counts().calls_with("cudaGetDeviceCount") > 0);
+    });
+}
+
 #[test]
 fn tf32_is_allowed_from_the_call_on_whatever_came_first() {
     Gpu::default().run(|| {

@@ -80,7 +80,6 @@ fn classifiers_of_texts_tokens_and_images_train_on_the_second_device() {
                 done.unwrap_or_else(|error| panic!("{case} in {kind:?}: {error}"));
             }
         }
-        let devices = counting::counts().devices;
-        assert_eq!((devices[0].peak, devices[0].blocks), (0, 0), "memory of cuda:0 for cuda:1");
+        counting::only_device(1);
     });
 }

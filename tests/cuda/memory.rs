@@ -251,3 +251,24 @@ fn operations_on_adapters_take_what_the_adapters_take() {
         assert!(bytes <= 2 * adapter + 21 * MEGABYTE, "using them: {bytes} bytes");
     });
 }
+
+/// A packed step of a 3B model on Ampere, then a plain one. Without a kernel for groups of heads, all scores at once
+/// would take 8 GB more.
+fn takes_at_most(kind: Kind, megabytes: [u64; 2]) {
+    let mut llama = Llama::new(28, kind);
+    for (documents, most) in [true, false].into_iter().zip(megabytes) {
+        llama.step(4, 768, documents).unwrap();
+        let found = reserved() / MEGABYTE;
+        assert!(found <= most, "packed {documents}: {found} MB, expected at most {most}");
+    }
+}
+
+#[test]
+fn a_packed_step_of_3b_takes_what_a_plain_one_takes() {
+    Gpu { sm: 80, ..Gpu::default() }.run(|| takes_at_most(Kind::BFloat16, [14_100, 14_100]));
+}
+
+#[test]
+fn a_step_of_3b_in_f32_takes_no_scores_at_once() {
+    Gpu { sm: 80, ..Gpu::default() }.run(|| takes_at_most(Kind::Float, [27_500, 29_900]));
+}

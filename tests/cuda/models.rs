@@ -176,20 +176,13 @@ fn without_cudnn() {
     Cuda::set_user_enabled_cudnn(false);
 }
 
-/// All that ran so far ran on `cuda:1`.
-fn the_first_device_is_untouched() {
-    let devices = counting::counts().devices;
-    assert_eq!((devices[0].reserved, devices[0].peak), (0, 0), "memory of cuda:0 for cuda:1");
-    assert!(devices[1].reserved > 0);
-}
-
 #[test]
 fn every_model_runs_on_both_devices_of_two_as_sm_80() {
     checkpoints();
     Gpu { sm: 80, devices: 2, ..Gpu::default() }.run(|| {
         without_cudnn();
         run_all(Device::Cuda(1), Kind::Float, false);
-        the_first_device_is_untouched();
+        counting::only_device(1);
         run_all(Device::Cuda(0), Kind::BFloat16, false);
         run_all(Device::Cuda(0), Kind::Half, false);
     });
@@ -202,7 +195,7 @@ fn every_model_runs_on_both_devices_of_two_as_sm_89() {
         without_cudnn();
         run_all(Device::Cuda(1), Kind::BFloat16, false);
         run_all(Device::Cuda(1), Kind::Half, false);
-        the_first_device_is_untouched();
+        counting::only_device(1);
         run_all(Device::Cuda(0), Kind::Float, false);
     });
 }
@@ -214,7 +207,7 @@ fn every_model_runs_on_both_devices_of_two_as_sm_90() {
         without_cudnn();
         run_all(Device::Cuda(1), Kind::BFloat16, true);
         run_all(Device::Cuda(1), Kind::Float, false);
-        the_first_device_is_untouched();
+        counting::only_device(1);
         run_all(Device::Cuda(0), Kind::Half, false);
     });
 }

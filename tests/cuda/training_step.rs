@@ -13,7 +13,7 @@ use serde_json::{json, Value};
 use tch::nn::{Sgd, VarStore};
 use tch::{Cuda, Device, Kind, Tensor};
 
-use crate::counting::{self, Gpu};
+use crate::counting::{self, Counts, Gpu};
 
 const KINDS: [Kind; 3] = [Kind::BFloat16, Kind::Half, Kind::Float];
 
@@ -82,7 +82,7 @@ pub(crate) fn built<M: Model>(config: &Value, kind: Kind, device: Device) -> (Va
 }
 
 /// Takes the step twice, and counts the second: the first one makes what is kept.
-fn waits_for_nothing(what: &str, mut step: impl FnMut() -> ln_tuning::Result<()>) {
+fn waits_for_nothing(what: &str, mut step: impl FnMut() -> ln_tuning::Result<()>) -> Counts {
     for _ in 0..2 {
         counting::reset();
         step().unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -90,6 +90,13 @@ fn waits_for_nothing(what: &str, mut step: impl FnMut() -> ln_tuning::Result<()>
     let counts = counting::counts();
     let found = (counts.synchronisations, counts.pageable_copies, counts.copies_back);
     assert_eq!(found, (0, 0, 0), "{what}: {:?}", counts.calls);
+    counts
+}
+
+/// Attention without a fused kernel would multiply in f32, in batches.
+fn in_own_kind(what: &str, counts: &Counts, kind: Kind) {
+    let products = counts.calls_with("SgemmStridedBatched");
+    assert!(kind == Kind::Float || products == 0, "{what}, {kind:?}: {products} products in f32");
 }
 
 fn step(optimizer: &mut Optimizer, loss: &Tensor) -> ln_tuning::Result<()> {
@@ -126,9 +133,11 @@ fn of_a_decoder() {
                 ("packed", all.documents(&documents), &labels),
                 ("packed, labels on the device", all.documents(&documents), &ids),
             ] {
-                waits_for_nothing(&format!("{form}, {kind:?}, {config}"), || {
+                let what = format!("{form}, {kind:?}, {config}");
+                let counts = waits_for_nothing(&what, || {
                     step(&mut optimizer, &model.loss(inputs, labels, &loss)?)
                 });
+                in_own_kind(&what, &counts, kind);
             }
             waits_for_nothing(&format!("recomputed, {kind:?}, {config}"), || {
                 optimizer.zero_grad()?;
@@ -179,7 +188,8 @@ fn with_any_settings_of_the_optimizer_and_the_loss() {
                 sgd.set_dynamic_loss_scale(DynamicLossScale::default()).unwrap();
                 waits_for_nothing(&what("SGD, dynamic"), || step(&mut sgd, &loss(&plain)?));
                 set_deterministic(true).unwrap();
-                waits_for_nothing(&what("deterministic"), || step(&mut sgd, &loss(&plain)?));
+                let _ =
+                    waits_for_nothing(&what("deterministic"), || step(&mut sgd, &loss(&plain)?));
                 set_deterministic(false).unwrap();
             }
         }
@@ -256,7 +266,8 @@ fn trains(what: &str, vs: &VarStore, forward: impl Fn(bool) -> ln_tuning::Result
     let tuned = LnTuningModel::new(vs, LnTuningConfig::default()).unwrap();
     let mut optimizer = tuned.optimizer(AdamW::default(), 1e-3).unwrap();
     let kind = vs.variables().values().next().unwrap().kind();
-    waits_for_nothing(&format!("{what}, {kind:?}"), || {
+    let counts = waits_for_nothing(&format!("{what}, {kind:?}"), || {
         step(&mut optimizer, &forward(true)?.sum(Kind::Float))
     });
+    in_own_kind(what, &counts, kind);
 }

@@ -42,6 +42,50 @@ fn each_token_is_the_likeliest_of_the_whole_text_so_far() {
 }
 
 #[test]
+fn a_padded_row_goes_on_as_it_does_alone_through_windows_and_biases() {
+    let base = json!({
+        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
+        "sliding_window": 4, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "ffn_dim": 24,
+        "word_embed_proj_dim": 32, "new_decoder_architecture": false, "multi_query": true, "pad_token_id": 0,
+    });
+    let dynamic = json!({"rope_type": "dynamic", "factor": 2.});
+    for more in [
+        json!({"model_type": "llama"}),
+        json!({"model_type": "llama", "rope_scaling": dynamic}),
+        json!({"model_type": "mistral"}),
+        json!({"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 1}),
+        json!({"model_type": "gemma2"}),
+        json!({"model_type": "gemma3_text"}),
+        json!({"model_type": "cohere"}),
+        json!({"model_type": "bloom"}),
+        json!({"model_type": "falcon", "alibi": true}),
+        json!({"model_type": "falcon", "alibi": false}),
+        json!({"model_type": "opt"}),
+        json!({"model_type": "gpt2"}),
+    ] {
+        let mut config = base.clone();
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (_vs, model) = model(config);
+        let options = GenerateOptions::default().max_new_tokens(9).stop_tokens([]);
+        let texts = [vec![5_i64], vec![9, 8, 7, 6, 5, 4]].map(|row| {
+            let row = Tensor::from_slice(&row).unsqueeze(0);
+            let text = model.generate(&row, &options).unwrap();
+            let whole = Tensor::cat(&[&row, &text], 1);
+            let likeliest = no_grad(|| model.logits(&whole)).unwrap().argmax(-1, false);
+            let likeliest = likeliest.narrow(1, row.size()[1] - 1, 9);
+            assert_eq!(tokens(&likeliest), tokens(&text), "{more}");
+            tokens(&text)
+        });
+        let prompt = Tensor::from_slice2(&[[0_i64, 0, 0, 0, 0, 5], [9, 8, 7, 6, 5, 4]]);
+        let mask = Tensor::from_slice2(&[[0_i64, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1]]);
+        let inputs = Inputs::new(&prompt).attention_mask(&mask);
+        let found = model.generate(inputs, &options).unwrap();
+        assert_eq!(tokens(&found), texts.concat(), "{more}");
+    }
+}
+
+#[test]
 fn draws_hang_on_the_seed_alone_and_stay_within_the_likeliest() {
     let (_vs, model) = llama();
     let prompt = ids(&[[3, 4, 5, 6]]).expand([200, 4], false).contiguous();

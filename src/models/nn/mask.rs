@@ -211,6 +211,8 @@ impl Mask {
 /// A copy whose rows begin at multiples of [`ROW`] elements.
 fn in_rows(x: &Tensor) -> Result<Tensor> {
     let keys = *x.size().last().unwrap_or(&0);
+    // Padding keeps the order of memory, in which T5's biases have the heads last.
+    let x = x.f_contiguous()?;
     Ok(x.f_constant_pad_nd([0, ROW - keys % ROW])?.f_narrow(-1, 0, keys)?)
 }
 
@@ -223,5 +225,25 @@ fn lowest(kind: Kind) -> f64 {
         Kind::BFloat16 => -3.3895313892515355e38,
         Kind::Double => f64::MIN,
         _ => f64::from(f32::MIN),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_in_rows_has_its_values_in_rows_whatever_the_order_of_memory() {
+        let options = (Kind::Float, Device::Cpu);
+        for order in [[0, 1, 2, 3], [0, 3, 1, 2], [3, 2, 1, 0]] {
+            let mask = Tensor::randn([2, 3, 5, 7], options).permute(order);
+            let Mask::Added(rows) = Mask::Added(mask.copy()).in_rows(Kind::Float).unwrap() else {
+                panic!("the mask is no longer added")
+            };
+            let strides = rows.stride();
+            assert_eq!(strides[3], 1, "{order:?}: {strides:?}");
+            assert!(strides[..3].iter().all(|stride| stride % ROW == 0), "{order:?}: {strides:?}");
+            assert_eq!(rows, mask);
+        }
     }
 }

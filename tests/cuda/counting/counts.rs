@@ -111,6 +111,18 @@ pub fn counts() -> Counts {
     Counts::read(file.path())
 }
 
+/// Fails unless memory was taken of this device, and of no other.
+pub fn only_device(index: usize) {
+    for (at, memory) in counts().devices.iter().enumerate() {
+        let used = (memory.peak, memory.blocks) != (0, 0);
+        assert_eq!(
+            used,
+            at == index,
+            "cuda:{at} has {memory:?}, expected memory of cuda:{index} only"
+        );
+    }
+}
+
 /// Lets each device run out of memory beyond this many bytes from now on; `None`: as it was started.
 pub fn limit_memory(bytes: Option<u64>) {
     let limit = symbol::<unsafe extern "C" fn(usize)>("counting_limit_memory");

@@ -13,6 +13,7 @@ size_t device_memory(void) { return (size_t)setting("COUNTING_MEMORY", 80l << 30
 static int capability(void) { return (int)setting("COUNTING_SM", 90); }
 
 cudaError_t cudaGetDeviceCount(int *devices) {
+    count("cudaGetDeviceCount");
     *devices = device_count();
     return cudaSuccess;
 }
@@ -23,6 +24,7 @@ cudaError_t cudaGetDevice(int *device) {
 }
 
 cudaError_t cudaSetDevice(int device) {
+    count("cudaSetDevice");
     if (device < 0 || device >= device_count()) return cudaErrorInvalidDevice;
     current = device;
     return cudaSuccess;
@@ -62,10 +64,10 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
         case cudaDevAttrWarpSize: *value = properties.warpSize; break;
         case cudaDevAttrMaxThreadsPerBlock: *value = properties.maxThreadsPerBlock; break;
         case cudaDevAttrMaxThreadsPerMultiProcessor: *value = properties.maxThreadsPerMultiProcessor; break;
-        /* CUB starts scans again until so many blocks have had their turn. */
-        case cudaDevAttrMaxGridDimX: *value = properties.maxGridSize[0]; break;
         case cudaDevAttrMaxSharedMemoryPerBlock: *value = (int)properties.sharedMemPerBlock; break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (int)properties.sharedMemPerBlockOptin; break;
+        /* CUB starts scans again until so many blocks have had their turn. */
+        case cudaDevAttrMaxGridDimX: *value = properties.maxGridSize[0]; break;
         case cudaDevAttrMaxGridDimY: *value = properties.maxGridSize[1]; break;
         case cudaDevAttrMaxGridDimZ: *value = properties.maxGridSize[2]; break;
         default: *value = 0;

@@ -6,7 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-CUresult cuInit(unsigned flags) { return CUDA_SUCCESS; }
+CUresult cuInit(unsigned flags) {
+    count("cuInit");
+    return CUDA_SUCCESS;
+}
 
 CUresult cuDriverGetVersion(int *version) {
     *version = CUDA_VERSION;

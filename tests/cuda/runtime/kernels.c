@@ -75,6 +75,11 @@ void **__cudaRegisterFatBinary(void *binary) {
     return &handle;
 }
 
+void __cudaRegisterFatBinaryEnd(void **handle) {}
+
+void __cudaRegisterVar(void **handle, char *host, char *device, const char *name, int external, size_t size,
+                       int constant, int global) {}
+
 void __cudaRegisterFunction(void **handle, const char *host, char *device, const char *name, int threads, uint3 *tid,
                             uint3 *bid, dim3 *block, dim3 *grid, int *warp) {
     pthread_mutex_lock(&lock);

@@ -48,7 +48,8 @@ if hasattr(config, "image_size"):
 else:
     mask = torch.ones(shape, dtype=torch.int64)
     mask[0, args.length * 2 // 3 :] = 0
-    inputs |= {"input_ids": some_ids(), "attention_mask": mask}
+    padding = getattr(config, "pad_token_id", None) or 0
+    inputs |= {"input_ids": some_ids().masked_fill(mask == 0, padding), "attention_mask": mask}
     if (getattr(config, "type_vocab_size", None) or 0) > 1:
         inputs["token_type_ids"] = torch.randint(0, 2, shape)
     if config.is_encoder_decoder:
