@@ -4,12 +4,13 @@ use ln_tuning::device::{best_device, memory_info};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{Decoder, DecoderConfig, GenerateOptions, Inputs, Model, ModelConfig};
 use ln_tuning::recompute::Recompute;
-use ln_tuning::{pretrained, AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Optimizer, Result};
-use serde_json::{json, Value};
+use ln_tuning::{pretrained, AdamW, ErrorKind, LnTuningConfig, Result};
+use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 use crate::counting::{self, Gpu};
+use crate::llama::Llama;
 
 const MEGABYTE: u64 = 1_000_000;
 
@@ -25,33 +26,7 @@ fn reserved() -> u64 {
     counting::counts().devices[0].reserved
 }
 
-/// Llama-3.2-3B's widths, with so many layers.
-fn config(layers: i64) -> Value {
-    json!({
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128_256, "hidden_size": 3072,
-        "intermediate_size": 8192, "num_hidden_layers": layers, "num_attention_heads": 24, "num_key_value_heads": 8,
-        "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": true,
-    })
-}
-
-struct Llama {
-    model: Decoder,
-    opt: Optimizer,
-    tuned: LnTuningModel,
-    vs: VarStore,
-}
-
 impl Llama {
-    fn new(layers: i64, kind: Kind) -> Self {
-        let mut vs = VarStore::new(best_device());
-        vs.set_kind(kind);
-        let config = DecoderConfig::from_value(&config(layers)).unwrap();
-        let model = Decoder::new(&vs.root(), &config).unwrap();
-        let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
-        let opt = tuned.optimizer(AdamW::default(), 1e-4).unwrap();
-        Llama { model, opt, tuned, vs }
-    }
-
     fn loss(&self, batch: i64, length: i64, documents: bool) -> Result<Tensor> {
         let places = Tensor::arange(length, (Kind::Int64, Device::Cpu));
         let documents = documents.then(|| {
@@ -156,7 +131,7 @@ fn a_step_that_memory_is_not_enough_for_is_an_error_and_a_smaller_one_goes_on() 
             named.map(|(name, gradient)| (name, gradient.map(|g| g.size()))).collect::<Vec<_>>()
         };
         let (before, held) = (gradients(&mut llama), reserved());
-        // What a micro-batch has taken is free again: enough for another one.
+        // The memory of a micro-batch is free again: enough for another one.
         counting::limit_memory(Some(held + 64 * MEGABYTE));
         lacks_memory("a whole step", llama.step(8, 768, false));
         lacks_memory("recomputed", llama.recomputed(32, 768));
