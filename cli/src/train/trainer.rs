@@ -206,11 +206,14 @@ impl<T: Task> Run<'_, T> {
         let speed = size as f64 / self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
         let figures = all.chunks(all.len() / steps.len());
-        steps.iter().zip(figures).try_for_each(|(step, figures)| self.log(step, figures, speed))
+        // Once for all of them: a GPU is asked in a thread of its own.
+        let memory_mb = memory::used(self.device).unwrap_or(0) as f64 / 1e6;
+        let mut both = steps.iter().zip(figures);
+        both.try_for_each(|(step, figures)| self.log(step, figures, speed, memory_mb))
     }
 
-    /// Writes down the figures of a step, and the speed (of the batches' sizes, in a second).
-    fn log(&mut self, done: &Pending, figures: &[f64], speed: f64) -> Result<()> {
+    /// Writes down the figures of a step, the speed (of the batches' sizes, in a second) and the memory.
+    fn log(&mut self, done: &Pending, figures: &[f64], speed: f64, memory_mb: f64) -> Result<()> {
         let Pending { step, lr, size, sources, .. } = done;
         let (loss, grad_norm) = (figures[0], figures[1]);
         let skipped = figures.get(2).map_or(self.skipped, |skipped| *skipped as u64);
@@ -235,7 +238,6 @@ impl<T: Task> Run<'_, T> {
                  lines, or try a lower 'optimizer.lr'"
             );
         }
-        let memory_mb = memory::used(self.device).unwrap_or(0) as f64 / 1e6;
         let mut figures = vec![
             ("loss", loss),
             ("lr", *lr),
