@@ -6,7 +6,7 @@
 
 use std::ffi::{c_int, c_void, CStr};
 
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, Scalar, TchError, Tensor};
 use torch_sys::c_generated as calls;
 use torch_sys::{C_scalar, C_tensor};
 
@@ -66,6 +66,14 @@ pub(crate) trait WithNumber {
     fn f_div_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
     fn f_add_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
     fn f_sub_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_pow_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_eq_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_ne_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_lt_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_gt_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_ge_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_at_least(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_at_most(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
 
     /// With this number where `mask` is true.
     fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
@@ -99,6 +107,14 @@ impl WithNumber for Tensor {
     with_number!(f_div_number, atg_div_scalar);
     with_number!(f_add_number, atg_add_scalar);
     with_number!(f_sub_number, atg_sub_scalar);
+    with_number!(f_pow_number, atg_pow_tensor_scalar);
+    with_number!(f_eq_number, atg_eq);
+    with_number!(f_ne_number, atg_ne);
+    with_number!(f_lt_number, atg_lt);
+    with_number!(f_gt_number, atg_gt);
+    with_number!(f_ge_number, atg_ge);
+    with_number!(f_at_least, atg_clamp_min);
+    with_number!(f_at_most, atg_clamp_max);
 
     fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
         let number = number.into();
@@ -127,6 +143,22 @@ impl WithNumber for Tensor {
     }
 }
 
+/// The number to the power of each element.
+pub(crate) fn pow(number: impl Into<Number>, powers: &Tensor) -> Result<Tensor, TchError> {
+    let number = number.into();
+    // SAFETY: as above.
+    made(|out| unsafe { calls::atg_pow_scalar(out, number.0, read(powers)) })
+}
+
+/// A tensor filled with a number.
+pub(crate) fn full(
+    shape: impl AsRef<[i64]>,
+    number: impl Into<Scalar>,
+    options: (Kind, Device),
+) -> Result<Tensor, TchError> {
+    Tensor::f_empty(shape.as_ref(), options)?.f_fill_(number)
+}
+
 /// The whole numbers from `start` to below `end`.
 pub(crate) fn arange(start: i64, end: i64, device: Device) -> Result<Tensor, TchError> {
     // As tch numbers them for libtorch.
@@ -145,7 +177,6 @@ pub(crate) fn arange(start: i64, end: i64, device: Device) -> Result<Tensor, Tch
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
 
     const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -162,6 +193,19 @@ mod tests {
                 (x.f_sub_number(0.1).unwrap(), x.f_sub_scalar(0.1).unwrap()),
                 (x.f_fill_where(&mask, 9).unwrap(), x.masked_fill(&mask, 9)),
                 (x.f_bound(-1., 2.).unwrap(), x.clamp(-1., 2.)),
+                (x.f_at_least(1).unwrap(), x.clamp_min(1)),
+                (x.f_at_most(1).unwrap(), x.clamp_max(1)),
+                (x.f_pow_number(2).unwrap(), x.pow_tensor_scalar(2)),
+                (pow(2., &x).unwrap(), Tensor::pow_scalar(2., &x)),
+                (x.f_eq_number(1).unwrap(), x.eq(1)),
+                (x.f_ne_number(1).unwrap(), x.ne(1)),
+                (x.f_lt_number(1).unwrap(), x.lt(1)),
+                (x.f_gt_number(1).unwrap(), x.gt(1)),
+                (x.f_ge_number(1).unwrap(), x.ge(1)),
+                (
+                    full([3], 2, (kind, Device::Cpu)).unwrap(),
+                    Tensor::full([3], 2, (kind, Device::Cpu)),
+                ),
                 (arange(-3, 4, Device::Cpu).unwrap(), ramp.to_kind(Kind::Int64)),
             ];
             for (own, theirs) in pairs {
@@ -181,6 +225,16 @@ mod tests {
             more.f_sub_number(2),
             more.f_fill_where(&mask, 0.),
             more.f_bound(0., 1.),
+            more.f_at_least(1),
+            more.f_at_most(1),
+            more.f_pow_number(0.5),
+            pow(0.5, &more),
+            more.f_eq_number(1),
+            more.f_ne_number(1),
+            more.f_lt_number(1),
+            more.f_gt_number(1),
+            more.f_ge_number(1),
+            full([1 << 50], 1, CPU),
             arange(1, 1 << 50, Device::Cpu),
         ];
         for result in results {

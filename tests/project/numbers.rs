@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Calls of tch that free a number before they look for an error. Those in place take no memory.
-const PANIC: [&str; 9] = [
+const PANIC: [&str; 23] = [
     "f_mul_scalar(",
     "f_div_scalar(",
     "f_add_scalar(",
@@ -13,6 +13,20 @@ const PANIC: [&str; 9] = [
     "f_baddbmm(",
     "f_arange(",
     "f_arange_start(",
+    "f_eq(",
+    "f_ne(",
+    "f_lt(",
+    "f_gt(",
+    "f_ge(",
+    "f_le(",
+    "f_clamp_min(",
+    "f_clamp_max(",
+    "f_pow_scalar(",
+    "f_pow_tensor_scalar(",
+    "f_full(",
+    "f_full_like(",
+    "f_index_fill(",
+    "f_arange_start_step(",
 ];
 
 fn calls(text: &str) -> Vec<&str> {
