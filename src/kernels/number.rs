@@ -3,6 +3,8 @@
 //! Those of tch panic where memory is not enough: they free the number first, which finds the error that they have not
 //! read yet. Operations in place take no memory, so that tch's can stay in use.
 #![allow(unsafe_code)]
+// Models use more of them than the rest.
+#![cfg_attr(not(feature = "models"), allow(dead_code))]
 
 use std::ffi::{c_int, c_void, CStr};
 
