@@ -1,9 +1,9 @@
 //! Training steps, generation and start-up beside real PEFT: the same weights, batches and threads.
 //!
-//! `cargo bench --bench train_vs_peft` prints a table and writes target/bench/train_vs_peft.jsonl; `-- --help` shows the
-//! arguments. Every contender is a process of its own, so that its memory is its own. On the CPU they run alternately,
-//! with medians over the pairs; on a GPU one after the other. The losses of all are printed, since only the same work
-//! can be compared. "matrix products" is the share of our time that the step's products take alone.
+//! `cargo bench --bench train_vs_peft` prints a table and writes target/bench/train_vs_peft.jsonl; `-- --help` shows
+//! the arguments. Every contender is a process of its own, so that its memory is its own. On the CPU they run
+//! alternately, with medians over the pairs; on a GPU one after the other. The losses of all are printed, since only
+//! the same work can be compared. "matrix products" is the share of our time that the step's products take alone.
 //!
 //! Memory on the CPU is the peak of the process. On a GPU it is what the process keeps there in the end, beside its
 //! context, as the driver counts (`cudaMemGetInfo`): on both sides libtorch keeps the most that it has needed.

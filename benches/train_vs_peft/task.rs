@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::work::Batch;
 
 /// The one argument of a child, as JSON. The child says what it has made in a line of JSON, its [`Ready`]. Then, for
-/// every line "N", it makes step N and answers with its time in milliseconds and its loss; for "memory", with megabytes.
+/// every line "N", it makes step N and answers with its time in milliseconds and its loss; for "memory", with
+/// megabytes.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Task {
     pub dir: PathBuf,

@@ -164,7 +164,8 @@ impl FlatParams {
     }
 
     /// Takes over what user code has written into the live buffers, also without raising a version, as C++'s SGD does:
-    /// a live value that is not its master's rounding becomes the master. Computed on the device, without waiting for it.
+    /// a live value that is not its master's rounding becomes the master. Computed on the device, without waiting for
+    /// it.
     pub(crate) fn adopt_written(&self) -> Result<()> {
         for run in &self.runs {
             let (start, end) = bounds(&self.slots, &run.slots);

@@ -25,7 +25,8 @@ pub(super) fn setter_of_two(method: &str) -> Result<impl Fn(bool, bool)> {
 
 #[cfg(unix)]
 fn global() -> Result<*mut std::ffi::c_void> {
-    // SAFETY: Context& at::globalContext(): a reference is a pointer in this ABI. It makes the context if there is none.
+    // SAFETY: Context& at::globalContext(): a reference is a pointer in this ABI. It makes the context if there is
+    // none.
     unsafe {
         Ok(symbol::<unsafe extern "C" fn() -> *mut std::ffi::c_void>("_ZN2at13globalContextEv")?())
     }

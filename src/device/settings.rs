@@ -12,9 +12,9 @@ const WORKSPACES: [&str; 2] = [":4096:8", ":16:8"];
 /// The user's word on cuDNN's attention, which libtorch reads at its first attention on CUDA.
 const CUDNN_ATTENTION: &str = "TORCH_CUDNN_SDPA_DEPRIORITIZED";
 
-/// Equal results from equal inputs, bit for bit, on CUDA too: sums whose order is left to chance there, such as those in
-/// the backward pass of attention, are computed in a fixed order, which takes longer. The default is that of libtorch:
-/// false. On the CPU all that this crate computes is deterministic anyhow.
+/// Equal results from equal inputs, bit for bit, on CUDA too: sums whose order is left to chance there, such as those
+/// in the backward pass of attention, are computed in a fixed order, which takes longer. The default is that of
+/// libtorch: false. On the CPU all that this crate computes is deterministic anyhow.
 ///
 /// It counts for the whole process, also for operations of your own; one that has no deterministic form then fails with
 /// an error that names it. It sets `CUBLAS_WORKSPACE_CONFIG`, if that is not set, which cuBLAS reads at its first
@@ -24,8 +24,8 @@ const CUDNN_ATTENTION: &str = "TORCH_CUDNN_SDPA_DEPRIORITIZED";
 /// Results are equal on the same kind of device with the same versions of libtorch and CUDA.
 ///
 /// # Errors
-/// `InvalidState` if `CUBLAS_WORKSPACE_CONFIG` has a value that is not deterministic; `Unsupported` if libtorch is linked
-/// statically, or names its methods in another way.
+/// `InvalidState` if `CUBLAS_WORKSPACE_CONFIG` has a value that is not deterministic; `Unsupported` if libtorch is
+/// linked statically, or names its methods in another way.
 ///
 /// ```
 /// // In a process of its own, as documentation tests are.
@@ -62,8 +62,8 @@ pub fn set_deterministic(on: bool) -> Result<()> {
     Ok(())
 }
 
-/// Lets attention on CUDA use cuDNN, or not. On Hopper and newer, libtorch would take cuDNN before all else. It builds a
-/// plan for each new shape, which takes tens of milliseconds to a second: for each new length of a batch, and in
+/// Lets attention on CUDA use cuDNN, or not. On Hopper and newer, libtorch would take cuDNN before all else. It builds
+/// a plan for each new shape, which takes tens of milliseconds to a second: for each new length of a batch, and in
 /// generation for each new token. So this crate turns it off when it is first asked for a device, or first computes
 /// attention on CUDA; flash attention is used instead. Turn it on where all batches have one shape.
 ///

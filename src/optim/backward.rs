@@ -104,8 +104,8 @@ impl Optimizer {
     /// tensor means no gradient. The loss scale is not applied. Returns the other value of `compute`, usually the loss.
     ///
     /// # Errors
-    /// As [`backward`](Self::backward); `ShapeMismatch` or `KindMismatch` if a gradient does not have its tensor's shape,
-    /// or no floating-point numbers.
+    /// As [`backward`](Self::backward); `ShapeMismatch` or `KindMismatch` if a gradient does not have its tensor's
+    /// shape, or no floating-point numbers.
     pub fn backward_with<T>(
         &mut self,
         compute: impl FnOnce(&[Tensor]) -> Result<(T, Vec<Tensor>)>,

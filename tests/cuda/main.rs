@@ -1,10 +1,10 @@
 //! CUDA without a GPU: the real libtorch_cuda runs on a runtime that counts.
 //!
-//! `runtime/` holds a stand-in for the CUDA runtime, the driver and cuBLAS, in C. Each test runs in a process of its own
-//! that loads it before libtorch (`counting::Gpu`). These are real there: the devices and kinds of tensors, the choice
-//! of kernels and their launches by name, matrix products, copies (pinned or pageable), waits for the device, memory,
-//! and errors when memory runs out. Kernels do nothing: numbers, times, and cuDNN are not shown. Numbers are held by
-//! the tests on the CPU.
+//! `runtime/` holds a stand-in for the CUDA runtime, the driver and cuBLAS, in C. Each test runs in a process of its
+//! own that loads it before libtorch (`counting::Gpu`). These are real there: the devices and kinds of tensors, the
+//! choice of kernels and their launches by name, matrix products, copies (pinned or pageable), waits for the device,
+//! memory, and errors when memory runs out. Kernels do nothing: numbers, times, and cuDNN are not shown. Numbers are
+//! held by the tests on the CPU.
 //!
 //! Without libtorch's CUDA libraries, their headers and a C compiler, every test here is skipped, in one visible line.
 

@@ -20,8 +20,8 @@ use errors::Errors;
 
 /// Compare a model's outputs and its training with a reference made in Python
 ///
-/// Exits with 0 if they are the same, 1 if they differ, 2 if they cannot be compared. A reference of --script holds what
-/// is exact beside what PEFT computes: results may then err twice as much as PEFT's, and by one rounding.
+/// Exits with 0 if they are the same, 1 if they differ, 2 if they cannot be compared. A reference of --script holds
+/// what is exact beside what PEFT computes: results may then err twice as much as PEFT's, and by one rounding.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {

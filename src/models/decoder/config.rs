@@ -92,9 +92,9 @@ impl DecoderConfig {
         self.pad_token_id.or(self.generation.pad)
     }
 
-    /// The length to pad rows of `length` places to, on the right: the next multiple of `multiple`, or less where padding
-    /// that far would change what the model computes. It has no more learned positions, or its rope depends on the
-    /// length of a call (dynamic, longrope).
+    /// The length to pad rows of `length` places to, on the right: the next multiple of `multiple`, or less where
+    /// padding that far would change what the model computes. It has no more learned positions, or its rope depends on
+    /// the length of a call (dynamic, longrope).
     ///
     /// ```
     /// # use ln_tuning::models::{DecoderConfig, ModelConfig};
