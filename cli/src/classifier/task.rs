@@ -145,7 +145,8 @@ impl Task for ClassifierTask<'_> {
         tape: &mut Tape<'t>,
     ) -> ln_tuning::Result<Tensor> {
         let logits = self.model.logits(&batch.inputs, true, tape)?;
-        Ok(self.loss_of(&logits, &batch.labels)?.f_div_scalar(over)?)
+        // In place it takes no memory: where that lacks, tch's other divisions by a number panic.
+        Ok(self.loss_of(&logits, &batch.labels)?.f_div_scalar_(over)?)
     }
 
     fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores> {
