@@ -6,7 +6,7 @@
 
 use std::ffi::{c_int, c_void, CStr};
 
-use tch::{Device, TchError, Tensor};
+use tch::{Device, Kind, Scalar, TchError, Tensor};
 use torch_sys::c_generated as calls;
 use torch_sys::{C_scalar, C_tensor};
 
@@ -66,6 +66,21 @@ pub(crate) trait WithNumber {
     fn f_div_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
     fn f_add_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
     fn f_sub_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_eq_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_ne_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_lt_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_gt_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_ge_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+
+    /// Bounded by this number from below, or from above.
+    fn f_at_least(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+    fn f_at_most(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+
+    /// To the power of this number.
+    fn f_to_the(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+
+    /// The Euclidean norms of the last dimension, which is 1 then.
+    fn f_lengths(&self) -> Result<Tensor, TchError>;
 
     /// With this number where `mask` is true.
     fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
@@ -99,6 +114,22 @@ impl WithNumber for Tensor {
     with_number!(f_div_number, atg_div_scalar);
     with_number!(f_add_number, atg_add_scalar);
     with_number!(f_sub_number, atg_sub_scalar);
+    with_number!(f_eq_number, atg_eq);
+    with_number!(f_ne_number, atg_ne);
+    with_number!(f_lt_number, atg_lt);
+    with_number!(f_gt_number, atg_gt);
+    with_number!(f_ge_number, atg_ge);
+    with_number!(f_at_least, atg_clamp_min);
+    with_number!(f_at_most, atg_clamp_max);
+    with_number!(f_to_the, atg_pow_tensor_scalar);
+
+    fn f_lengths(&self) -> Result<Tensor, TchError> {
+        let two = Number::from(2_i64);
+        // SAFETY: as above; the one dimension is read during the call.
+        made(|out| unsafe {
+            calls::atg_norm_scalaropt_dim(out, read(self), two.0, [-1_i64].as_ptr(), 1, 1)
+        })
+    }
 
     fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
         let number = number.into();
@@ -142,10 +173,25 @@ pub(crate) fn arange(start: i64, end: i64, device: Device) -> Result<Tensor, Tch
     made(|out| unsafe { calls::atg_arange_start(out, start.0, end.0, INT64, device) })
 }
 
+/// This number to the power of each element.
+pub(crate) fn power(base: impl Into<Number>, exponent: &Tensor) -> Result<Tensor, TchError> {
+    let base = base.into();
+    // SAFETY: libtorch reads the number and the tensor, which live longer than the call.
+    made(|out| unsafe { calls::atg_pow_scalar(out, base.0, read(exponent)) })
+}
+
+/// Filled with this number.
+pub(crate) fn full(
+    size: &[i64],
+    number: impl Into<Scalar>,
+    options: (Kind, Device),
+) -> Result<Tensor, TchError> {
+    Tensor::f_empty(size, options)?.f_fill_(number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
 
     const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
 
@@ -162,10 +208,31 @@ mod tests {
                 (x.f_sub_number(0.1).unwrap(), x.f_sub_scalar(0.1).unwrap()),
                 (x.f_fill_where(&mask, 9).unwrap(), x.masked_fill(&mask, 9)),
                 (x.f_bound(-1., 2.).unwrap(), x.clamp(-1., 2.)),
+                (x.f_eq_number(1).unwrap(), x.eq(1)),
+                (x.f_ne_number(1.).unwrap(), x.ne(1.)),
+                (x.f_lt_number(0.5).unwrap(), x.lt(0.5)),
+                (x.f_gt_number(0.5).unwrap(), x.gt(0.5)),
+                (x.f_ge_number(1).unwrap(), x.ge(1)),
+                (x.f_at_least(-1).unwrap(), x.clamp_min(-1)),
+                (x.f_at_most(1).unwrap(), x.clamp_max(1)),
+                (x.f_to_the(2).unwrap(), x.pow_tensor_scalar(2)),
+                (
+                    full(&[2, 3], 7, (kind, Device::Cpu)).unwrap(),
+                    Tensor::full([2, 3], 7, (kind, Device::Cpu)),
+                ),
                 (arange(-3, 4, Device::Cpu).unwrap(), ramp.to_kind(Kind::Int64)),
             ];
             for (own, theirs) in pairs {
                 assert_eq!((own.kind(), &own), (theirs.kind(), &theirs));
+            }
+            if kind != Kind::Int64 {
+                let pairs = [
+                    (power(2., &x).unwrap(), Tensor::pow_scalar(2., &x)),
+                    (x.f_lengths().unwrap(), x.norm_scalaropt_dim(2, [-1_i64], true)),
+                ];
+                for (own, theirs) in pairs {
+                    assert_eq!((own.kind(), &own), (theirs.kind(), &theirs));
+                }
             }
         }
     }
@@ -181,6 +248,9 @@ mod tests {
             more.f_sub_number(2),
             more.f_fill_where(&mask, 0.),
             more.f_bound(0., 1.),
+            more.f_gt_number(0.),
+            more.f_at_most(1.),
+            power(2., &more),
             arange(1, 1 << 50, Device::Cpu),
         ];
         for result in results {

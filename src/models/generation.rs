@@ -204,7 +204,7 @@ impl Penalty {
         let before = scores.f_gather(1, &self.ids, false)?;
         let less = before.f_mul_number(self.penalty)?;
         let after = before.f_div_number(self.penalty)?;
-        let after = less.f_where_self(&before.f_lt(0.)?, &after)?;
+        let after = less.f_where_self(&before.f_lt_number(0.)?, &after)?;
         Ok(scores.f_scatter(1, &self.ids, &after)?)
     }
 }
@@ -226,12 +226,12 @@ fn drawn(logits: &Tensor, options: &GenerateOptions, draws: &Tensor) -> Result<T
     let before = likely.f_cumsum(-1, Kind::Int64)?.f_sub(&likely)?;
     // The first is kept always: nothing is before it.
     let likely =
-        likely.f_fill_where(&before.f_ge(((options.top_p * CERTAIN) as i64).max(1))?, 0)?;
+        likely.f_fill_where(&before.f_ge_number(((options.top_p * CERTAIN) as i64).max(1))?, 0)?;
     let upto = likely.f_cumsum(-1, Kind::Int64)?;
     let draws = draws.f_mul(&upto.f_narrow(1, kept - 1, 1)?)?;
     let place =
         upto.f_le_tensor(&draws)?.f_sum_dim_intlist([-1_i64].as_slice(), true, Kind::Int64)?;
-    Ok(tokens.f_gather(1, &place.f_clamp_max(kept - 1)?, false)?)
+    Ok(tokens.f_gather(1, &place.f_at_most(kept - 1)?, false)?)
 }
 
 /// Random numbers on the device, brought there for many tokens at once: the device would wait for each copy.

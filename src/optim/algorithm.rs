@@ -4,7 +4,7 @@ use tch::{nn, Kind, Tensor};
 
 use crate::adapter::flat::copy_of;
 use crate::error::{refusal, refuse, Result};
-use crate::kernels::number::WithNumber;
+use crate::kernels::number::{self, WithNumber};
 
 /// An optimisation algorithm with its settings, from the builders of tch.
 #[derive(Debug, Clone, Copy)]
@@ -152,8 +152,7 @@ fn adamw(
             let _ = work.f_mul_scalar_(-one / (lr * two))?;
         }
         Count::OnDevice(step) => {
-            let correction =
-                |beta: f64| Tensor::f_pow_scalar(beta, step)?.f_neg()?.f_add_number(1.);
+            let correction = |beta: f64| number::power(beta, step)?.f_neg()?.f_add_number(1.);
             let (one, two) = (correction(beta1)?, correction(beta2)?.f_sqrt()?);
             let _ = work.f_add_(&two.f_mul_number(settings.eps)?)?;
             let _ = work.f_mul_(&one.f_div(&two)?.f_mul_number(-1. / lr)?)?;
@@ -185,7 +184,7 @@ fn sgd(
             Count::Known(1) => copy_of(&direction)?,
             Count::Known(_) => direction.f_mul_number(dampened)?,
             Count::OnDevice(step) => {
-                let gain = step.f_eq(1.)?.f_to_kind(Kind::Double)?;
+                let gain = step.f_eq_number(1.)?.f_to_kind(Kind::Double)?;
                 direction.f_mul(&gain.f_mul_number(settings.dampening)?.f_add_number(dampened)?)?
             }
         };

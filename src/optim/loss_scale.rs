@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::algorithm::check_range;
 use crate::adapter::flat::copy_of;
 use crate::error::{refusal, refuse, Result};
-use crate::kernels::number::WithNumber;
+use crate::kernels::number::{self, WithNumber};
 
 /// Dynamic loss scaling for models in f16, as torch's `GradScaler` does it, with its defaults: a step whose gradients
 /// are not all finite is skipped and the scale halved; after 2000 steps without one, the scale is doubled.
@@ -161,7 +161,7 @@ impl Scaler {
         }
         Ok(Scaler {
             settings,
-            scale: Tensor::f_full([], settings.init_scale, (Kind::Float, device))?,
+            scale: number::full(&[], settings.init_scale, (Kind::Float, device))?,
             growth_tracker: Tensor::f_zeros([], (Kind::Int, device))?,
             found_inf: Tensor::f_zeros([], (Kind::Float, device))?,
             skipped: Tensor::f_zeros([], (Kind::Int64, device))?,
@@ -186,7 +186,7 @@ impl Scaler {
         let one = self.scale.f_ones_like()?;
         let mut gradients = gradients.shallow_clone();
         gradients.f_internal_amp_non_finite_check_and_unscale(&mut self.found_inf, &one)?;
-        Ok(self.found_inf.f_gt(0.)?)
+        Ok(self.found_inf.f_gt_number(0.)?)
     }
 
     /// Forgets gradients, which were cleared.

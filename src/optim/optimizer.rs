@@ -369,7 +369,7 @@ fn clip_norm(gradients: &mut Gradients, max: f64) -> Result<Tensor> {
     let norm = gradients.flat()?.f_norm()?;
     // The coefficient stays on the device: multiplying by 1 is cheaper than waiting for its value.
     let coefficient = norm.f_add_number(1e-6)?.f_reciprocal()?.f_mul_number(max)?;
-    let coefficient = coefficient.f_clamp_max(1.)?;
+    let coefficient = coefficient.f_at_most(1.)?;
     gradients.change(|all| all.f_mul_(&coefficient))?;
     Ok(norm)
 }

@@ -307,7 +307,7 @@ fn fault(name: &str, buffer: &Tensor) -> Result<Option<(ErrorKind, String)>> {
         let found = format!("NaN, infinity or a number outside {kind:?}, expected finite numbers");
         return Ok(Some((ErrorKind::NonFinite, found)));
     }
-    if name.ends_with("_sq") && buffer.f_ge(0.)?.f_all()?.f_int64_value(&[])? == 0 {
+    if name.ends_with("_sq") && buffer.f_ge_number(0.)?.f_all()?.f_int64_value(&[])? == 0 {
         let found = "a negative number, expected means of squares: 0 or more".to_owned();
         return Ok(Some((ErrorKind::InvalidArgument, found)));
     }

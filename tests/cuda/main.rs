@@ -21,6 +21,7 @@ mod heads;
 mod launches;
 mod memory;
 mod models;
+mod out_of_memory;
 mod quiet;
 mod runtime_itself;
 mod training_step;

@@ -145,7 +145,9 @@ impl Task for ClassifierTask<'_> {
         tape: &mut Tape<'t>,
     ) -> ln_tuning::Result<Tensor> {
         let logits = self.model.logits(&batch.inputs, true, tape)?;
-        Ok(self.loss_of(&logits, &batch.labels)?.f_div_scalar(over)?)
+        let mut loss = self.loss_of(&logits, &batch.labels)?;
+        // In place, which takes no memory: tch panics where a number finds none.
+        Ok(loss.f_div_scalar_(over)?)
     }
 
     fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores> {

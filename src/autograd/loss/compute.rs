@@ -81,7 +81,7 @@ impl LinearCrossEntropy {
             (Reduction::Sum, _) => Ok(sum.shallow_clone()),
             (Reduction::SumOver(count), _) => Ok(sum.f_div_number(count)?),
             (Reduction::Mean, Count::Known(count)) => Ok(sum.f_div_number(count.max(1.))?),
-            (Reduction::Mean, Count::OnDevice(count)) => Ok(sum.f_div(&count.f_clamp_min(1.)?)?),
+            (Reduction::Mean, Count::OnDevice(count)) => Ok(sum.f_div(&count.f_at_least(1.)?)?),
         }
     }
 }

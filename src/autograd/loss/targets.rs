@@ -4,6 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
+use crate::kernels::number::WithNumber;
 
 pub(super) struct Targets {
     /// The indices of the computed tokens, in order; `None`: all.
@@ -42,11 +43,11 @@ impl Targets {
         };
         if targets.device() != Device::Cpu {
             let targets = targets.f_to_device(device)?;
-            let mut counts = targets.f_ne(ignore_index)?;
+            let mut counts = targets.f_ne_number(ignore_index)?;
             if let Some(left_out) = left_out {
                 counts = counts.f_logical_and(&left_out.f_logical_not()?)?;
             }
-            let classes = targets.f_mul(&targets.f_ne(ignore_index)?)?.f_unsqueeze(1)?;
+            let classes = targets.f_mul(&targets.f_ne_number(ignore_index)?)?.f_unsqueeze(1)?;
             let (weights, count) = weighted(&counts)?;
             return Ok(Targets { kept: None, classes, weights, count });
         }

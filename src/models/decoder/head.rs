@@ -89,7 +89,8 @@ fn last_tokens(hidden: &Tensor, config: &DecoderConfig, inputs: &Inputs) -> Resu
         refuse!(InvalidArgument, "a classifier reads whole rows, not packed documents");
     }
     let (batch, length, size) = hidden.size3()?;
-    let by_id = config.pad_token_id.map(|pad| Ok::<_, Error>(inputs.needed_ids()?.f_ne(pad)?));
+    let by_id =
+        config.pad_token_id.map(|pad| Ok::<_, Error>(inputs.needed_ids()?.f_ne_number(pad)?));
     let tokens = match (inputs.tokens()?, by_id.transpose()?) {
         (Some(by_mask), Some(by_id)) => by_mask.f_logical_and(&by_id)?,
         (Some(tokens), None) | (None, Some(tokens)) => tokens,

@@ -7,7 +7,7 @@ use crate::autograd::loss::LinearCrossEntropy;
 use crate::autograd::recompute::Tape;
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
-use crate::kernels::number::WithNumber;
+use crate::kernels::number::{self, WithNumber};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 
@@ -104,7 +104,7 @@ impl Decoder {
         }
         let labels = labels.f_to_kind(Kind::Int64)?;
         let (batch, length) = labels.size2()?;
-        let none = Tensor::f_full([batch, 1], loss.ignore_index, (Kind::Int64, labels.device()))?;
+        let none = number::full(&[batch, 1], loss.ignore_index, (Kind::Int64, labels.device()))?;
         if length < 2 {
             return Ok((none.f_narrow(1, 0, length)?, None));
         }

@@ -146,7 +146,7 @@ impl Encoder {
         let words = Tensor::f_embedding(&self.words, input_ids, padding, false, false)?;
         let positions = match self.config.family.positions_from_padding {
             true => {
-                let tokens = input_ids.f_ne(padding)?.f_to_kind(Kind::Int64)?;
+                let tokens = input_ids.f_ne_number(padding)?.f_to_kind(Kind::Int64)?;
                 let places = tokens.f_cumsum(1, Kind::Int64)?.f_mul(&tokens)?;
                 let places = places.f_add_number(padding)?;
                 Tensor::f_embedding(&self.positions, &places, padding, false, false)?

@@ -78,7 +78,7 @@ impl Places<'_> {
 
 /// The number of tokens before each place, as transformers counts them.
 pub(in crate::models) fn counted(tokens: &Tensor) -> Result<Tensor> {
-    Ok(tokens.f_cumsum(1, Kind::Int64)?.f_sub_number(1)?.f_clamp_min(0)?)
+    Ok(tokens.f_cumsum(1, Kind::Int64)?.f_sub_number(1)?.f_at_least(0)?)
 }
 
 impl Mask {
@@ -117,7 +117,7 @@ impl Mask {
         };
         let kind = bias.f_kind()?;
         // The lowest finite number: with minus infinity a row that sees nothing would not be a number.
-        let hidden = Tensor::f_full([], lowest(kind), (kind, bias.device()))?;
+        let hidden = number::full(&[], lowest(kind), (kind, bias.device()))?;
         Ok(Mask::Added(bias.f_where_self(&seen, &hidden)?))
     }
 

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::device::transfer::sent;
 use crate::error::Result;
-use crate::kernels::number::WithNumber;
+use crate::kernels::number::{self, WithNumber};
 
 /// The growth of the angles with the position.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,12 +36,12 @@ pub(in crate::models) enum Beyond {
 /// `theta` to the power of 0, 2/dims, 4/dims …: one over a frequency. In f32, as in transformers: a position of 100,000
 /// makes the last bit count.
 pub(in crate::models) fn powers(theta: f64, dims: i64) -> Result<Tensor> {
-    Ok(Tensor::f_pow_scalar(theta, &exponents(dims, Device::Cpu)?)?)
+    Ok(number::power(theta, &exponents(dims, Device::Cpu)?)?)
 }
 
 fn exponents(dims: i64, device: Device) -> Result<Tensor> {
-    let even = Tensor::f_arange_start_step(0, dims, 2, (Kind::Float, device))?;
-    Ok(even.f_div_number(dims)?)
+    let pairs = number::arange(0, (dims + 1) / 2, device)?.f_to_kind(Kind::Float)?;
+    Ok(pairs.f_div_number(dims as f64 / 2.)?)
 }
 
 impl Rope {
@@ -106,12 +106,12 @@ impl Rope {
                 let dims = 2 * self.frequencies.len() as i64;
                 let growth = longest()?.f_to_kind(Kind::Float)?.f_mul_number(*factor)?;
                 let growth = growth.f_div_number(*length)?.f_sub_number(factor - 1.)?;
-                let growth = growth.f_pow_tensor_scalar(dims as f64 / (dims - 2) as f64)?;
+                let growth = growth.f_to_the(dims as f64 / (dims - 2) as f64)?;
                 let powers = growth.f_mul_number(*theta)?.f_pow(&exponents(dims, device)?)?;
                 (*length, powers.f_reciprocal()?)
             }
         };
-        Ok(others.f_where_self(&longest()?.f_gt(length)?, &own)?)
+        Ok(others.f_where_self(&longest()?.f_gt_number(length)?, &own)?)
     }
 }
 

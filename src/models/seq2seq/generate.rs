@@ -5,6 +5,7 @@ use tch::{no_grad, Kind, Tensor};
 use super::model::{no_start, Seq2Seq};
 use super::stack::Source;
 use crate::error::{refuse, Result};
+use crate::kernels::number;
 use crate::models::generation::{generated, GenerateOptions, Prompt};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
@@ -56,7 +57,7 @@ impl Seq2Seq {
             let source = Source::new(&hidden, tokens.as_ref())?.for_each_of(last, &self.decoder)?;
             let mut cache = Cache::new(self.decoder.len(), last);
             let place = (Kind::Int64, hidden.device());
-            let first = Tensor::f_full([hidden.size()[0], 1], start, place)?;
+            let first = number::full(&[hidden.size()[0], 1], start, place)?;
             let prompt = Prompt { ids: &first, config: rules };
             let mut steps = 0..;
             generated(options, prompt, on_tokens, |last_tokens| {
@@ -74,8 +75,8 @@ impl Seq2Seq {
                 match forced {
                     Some(token) => {
                         let only = logits.f_empty_like()?.f_fill_(f64::NEG_INFINITY)?;
-                        let index = Tensor::f_full([1], token, place)?;
-                        Ok(only.f_index_fill(1, &index, 0.)?)
+                        let _ = only.f_narrow(1, token, 1)?.f_fill_(0.)?;
+                        Ok(only)
                     }
                     None => Ok(logits),
                 }

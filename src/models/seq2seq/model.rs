@@ -7,7 +7,7 @@ use super::config::{Family, Seq2SeqConfig};
 use super::stack::{Source, Stack};
 use crate::autograd::recompute::Tape;
 use crate::error::{refusal, refuse, Error, Result};
-use crate::kernels::number::WithNumber;
+use crate::kernels::number::{self, WithNumber};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
@@ -140,9 +140,9 @@ impl Seq2Seq {
         let [batch, length @ (1..)] = size[..] else {
             refuse!(ShapeMismatch, "the labels have shape {size:?}, expected [batch, length]");
         };
-        let start = Tensor::f_full([batch, 1], start, (labels.f_kind()?, labels.device()))?;
+        let start = number::full(&[batch, 1], start, (labels.f_kind()?, labels.device()))?;
         let shifted = Tensor::f_cat(&[start, labels.f_narrow(1, 0, length - 1)?], 1)?;
-        Ok(shifted.f_fill_where(&shifted.f_eq(-100)?, pad)?)
+        Ok(shifted.f_fill_where(&shifted.f_eq_number(-100)?, pad)?)
     }
 
     pub(super) fn head(&self, hidden: &Tensor) -> Result<Tensor> {

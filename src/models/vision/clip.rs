@@ -7,6 +7,7 @@ use super::clip_config::ClipConfig;
 use super::clip_tower::{ClipText, ClipVision};
 use crate::autograd::recompute::Tape;
 use crate::error::{refusal, Result};
+use crate::kernels::number::WithNumber;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{Linear, Weights};
@@ -102,7 +103,7 @@ impl Clip {
         let at = match self.config.text.eos {
             // The first configurations have a wrong number; the end token is the highest of all.
             2 => ids.f_argmax(-1, false)?,
-            eos => ids.f_eq(eos)?.f_to_kind(Kind::Int)?.f_argmax(-1, false)?,
+            eos => ids.f_eq_number(eos)?.f_to_kind(Kind::Int)?.f_argmax(-1, false)?,
         };
         let (batch, _, size) = hidden.size3()?;
         let at = at.f_view([batch, 1, 1])?.f_expand([batch, 1, size], false)?;
@@ -131,7 +132,7 @@ impl Clip {
         image_features: &Tensor,
         text_features: &Tensor,
     ) -> Result<Tensor> {
-        let unit = |x: &Tensor| x.f_div(&x.f_norm_scalaropt_dim(2, [-1_i64], true)?);
+        let unit = |x: &Tensor| x.f_div(&x.f_lengths()?);
         let cosines = unit(image_features)?.f_matmul(&unit(text_features)?.f_tr()?)?;
         Ok(cosines.f_mul(&self.logit_scale.f_exp()?)?)
     }
