@@ -73,7 +73,7 @@ for line in sys.stdin:
         tuned.delete_adapter("extra")
     elif operation.startswith("resident "):
         wanted = int(operation.split()[1])
-        # What add_adapter leaves behind, without its walks over all adapters: those make the thousandth take seconds.
+        # The state that add_adapter leaves behind, without its walks over all adapters: those make the thousandth take seconds.
         while resident < wanted:
             name = f"a{resident}"
             for layer in tuned.modules():

@@ -6,9 +6,9 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryInfo {
-    /// What can still be taken. What libtorch keeps for later tensors of this process is not among it.
+    /// The bytes that can still be taken, without those that libtorch keeps for later tensors of this process.
     pub free: u64,
-    /// All that there is.
+    /// The bytes that there are.
     pub total: u64,
 }
 

@@ -165,7 +165,7 @@ impl Contender {
             }
             Err(RecvTimeoutError::Disconnected) => {
                 let status = self.child.wait()?;
-                // What it wrote last may still be on its way.
+                // The last that it wrote may still be on its way.
                 std::thread::sleep(Duration::from_millis(100));
                 let last = self.last_error.lock().map_or(String::new(), |last| last.clone());
                 bail!("it ended ({status}): {last}")

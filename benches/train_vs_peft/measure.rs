@@ -15,7 +15,7 @@ pub const WARM_UP: usize = 2;
 /// A row ends early after so many steps that count.
 const LEAST: usize = 3;
 
-/// What one contender did in a row.
+/// The steps of one contender in a row.
 pub struct Measured {
     pub ready: Ready,
     /// Milliseconds and losses of the steps that count.

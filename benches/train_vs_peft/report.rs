@@ -44,7 +44,7 @@ impl Report {
     }
 }
 
-/// What a contender did, or its error.
+/// The result of a contender, or its error.
 pub fn line(work: &Work, who: Who, result: &Result<Measured>) -> Value {
     let mut line = json!({
         "row": work.name, "who": who.name(), "device": work.device, "kind": work.kind, "threads": THREADS,

@@ -1,4 +1,4 @@
-//! What a child process is asked to do, ours and Python's alike.
+//! The task of a child process, ours and Python's alike.
 
 use std::path::PathBuf;
 

@@ -74,7 +74,7 @@ impl Gradients {
             }
         }
         let first = self.is_empty();
-        // Where there is no gradient, the next one overwrites all.
+        // The first gradient overwrites all.
         if let Some(flat) = self.flat.as_ref().filter(|_| !first && !leaves.is_empty()) {
             flat.adopt_written()?;
         }

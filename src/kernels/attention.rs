@@ -46,14 +46,12 @@ pub(crate) fn repeated(x: &Tensor, heads: i64) -> Result<Tensor> {
 pub(crate) fn in_groups(
     q: &Tensor,
     k: &Tensor,
-    attend: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
+    attend: impl FnOnce(&Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let ((batch, heads, length, dim), kv_heads) = (q.size4()?, k.size4()?.1);
     let group = heads / kv_heads;
     let q = q.f_reshape([batch, kv_heads, group, length, dim])?.f_transpose(2, 3)?;
-    // Queries and keys may be parts of one tensor, which the graph of the keys alone would hold whole.
-    let k = if k.requires_grad() { k.f_contiguous()? } else { k.shallow_clone() };
-    let attended = attend(&q.f_reshape([batch, kv_heads, length * group, dim])?, &k)?;
+    let attended = attend(&q.f_reshape([batch, kv_heads, length * group, dim])?)?;
     let dim = attended.size4()?.3;
     // The memory order that the next product expects.
     let attended = attended.f_reshape([batch, kv_heads, length, group, dim])?;
@@ -79,7 +77,7 @@ pub(crate) fn fused(
             || Tensor::f_internal_fused_sdp_choice(q, k, v, mask, dropout, causal, scale, true);
         if grouped && choice()? == MATH {
             if mask.is_none() && !causal {
-                return in_groups(q, k, |q, k| fused(q, k, v, None, dropout, causal, scale));
+                return in_groups(q, k, |q| fused(q, k, v, None, dropout, causal, scale));
             }
             let (k, v) = (repeated(k, heads)?, repeated(v, heads)?);
             return fused(q, &k, &v, mask, dropout, causal, scale);

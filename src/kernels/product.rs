@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::processor::mkl_is_slow;
 
 /// Weights of at most this many elements stay in the cache while they are reordered for oneDNN.
@@ -39,9 +39,12 @@ pub(crate) fn linear_transposed(
 
 /// Writes a · b into `out`, which may be f32 where they are bf16 or f16: on CUDA then without rounding to their kind.
 pub(crate) fn widened(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
-    // Devices before Ampere refuse it in bf16.
-    if a.device().is_cuda() && a.f_mm_dtype_out(out, b, out.f_kind()?).is_ok() {
-        return Ok(());
+    if a.device().is_cuda() {
+        match a.f_mm_dtype_out(out, b, out.f_kind()?).map_err(Error::from) {
+            // Devices before Ampere refuse it in bf16.
+            Err(error) if error.kind() == ErrorKind::Torch => (),
+            done => return done.map(drop),
+        }
     }
     Ok(out.f_copy_(&a.f_mm(b)?)?)
 }

@@ -132,7 +132,7 @@ fn adamw(
     lr: f64,
 ) -> Result<()> {
     let (beta1, beta2) = (settings.beta1, settings.beta2);
-    // What takes memory comes first: an error changes nothing.
+    // Memory is taken first: an error changes nothing.
     let mut work = grad.f_square()?;
     if settings.wd != 0. {
         let _ = params.f_mul_scalar_(1. - lr * settings.wd)?;
@@ -188,7 +188,7 @@ fn sgd(
                 direction.f_mul(&gain.f_mul_number(settings.dampening)?.f_add_number(dampened)?)?
             }
         };
-        // What takes memory comes first: an error changes nothing.
+        // Memory is taken first: an error changes nothing.
         let mut next = momentum.f_mul_number(settings.momentum)?;
         let _ = next.f_add_(&new)?;
         direction = if settings.nesterov {

@@ -19,6 +19,7 @@ mod device;
 mod generation;
 mod heads;
 mod launches;
+mod llama;
 mod memory;
 mod models;
 mod out_of_memory;

@@ -67,7 +67,7 @@ pub(crate) fn decoders() -> Vec<Value> {
 }
 
 /// A copy that waits for nothing.
-fn sent(tensor: &Tensor, device: Device) -> Tensor {
+pub(crate) fn sent(tensor: &Tensor, device: Device) -> Tensor {
     let pinned = tensor.f_internal_pin_memory(device).unwrap();
     pinned.to_device_(device, tensor.kind(), true, false)
 }

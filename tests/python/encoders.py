@@ -102,7 +102,7 @@ def make(root):
         # As transformers loads this checkpoint without its head.
         base = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
         reference["base_of_it"] = outputs(base, "base", ids, mask, types)["hidden"].detach().contiguous()
-        # Where each dropout stands: it drops everything, the others nothing.
+        # One dropout after the other drops everything, and the others nothing.
         if head in ("sequence", "token"):
             for key in DROPOUTS:
                 if not hasattr(config, key):

@@ -138,7 +138,7 @@ def check(root):
         folder = root / case
         expected = load_file(folder / "peft_logits.safetensors")["logits"]
 
-        # What PEFT's adapter became when it was loaded and merged by us.
+        # PEFT's adapter, loaded and merged by us.
         merged = base(case)
         merged.load_state_dict(load_file(folder / "ours_merged.safetensors"), strict=True)
         assert torch.equal(logits(merged), expected), f"{case}: PEFT's adapter, merged by us"

@@ -21,7 +21,7 @@ pub trait Load: Send + Sync + 'static {
 /// A batch, on its way to the device since a worker sent it.
 pub struct Batch<I> {
     pub inputs: I,
-    /// Where the task's loss wants them.
+    /// On the device where the task's loss wants them.
     pub labels: Tensor,
     /// The number of targets that the loss is a mean over.
     pub targets: i64,

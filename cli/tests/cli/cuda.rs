@@ -126,7 +126,6 @@ fn a_gpu_that_is_older_than_bf16_trains_in_it_and_in_f16() {
     }
 }
 
-/// What more steps take beyond what few take.
 #[test]
 fn a_step_copies_from_pinned_memory_only_and_waits_for_nothing() {
     let more = ["device=cuda", "clip_norm=1.0", "save_interval=100", "epochs=100"];

@@ -27,7 +27,7 @@ struct PerToken {
     peak: Tensor,
     /// The logit of the target, smoothed.
     target: Tensor,
-    /// What is added to the softmax at the target.
+    /// The number that is added to the softmax at the target.
     subtracted: Tensor,
 }
 

@@ -196,7 +196,10 @@ fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, scores: Scores) -> Re
     let (_, heads, length, _) = q.size4()?;
     if k.size4()?.1 < heads && mask.is_grouped(length, q.device()) {
         let one = length == 1;
-        return kernels::in_groups(q, k, |q, k| attend_heads(q, k, v, mask, scores, one));
+        // After the rotation, queries and keys are parts of one tensor, all of which the keys would keep for the
+        // backward pass.
+        let k = if one { k.shallow_clone() } else { k.f_contiguous()? };
+        return kernels::in_groups(q, &k, |q| attend_heads(q, &k, v, mask, scores, one));
     }
     attend_heads(q, k, v, mask, scores, length == 1)
 }
@@ -338,8 +341,7 @@ mod tests {
                         "{strides:?}"
                     );
                 }
-                let attend =
-                    |q: &Tensor, k: &Tensor| attend_heads(q, k, &v, &rows, scores(cap), false);
+                let attend = |q: &Tensor| attend_heads(q, &k, &v, &rows, scores(cap), false);
                 let found = all(kernels::in_groups(&q, &k, attend).unwrap());
                 for (found, expected) in found.iter().zip(&expected) {
                     assert_eq!(found.size(), expected.size());

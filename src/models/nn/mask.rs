@@ -162,10 +162,8 @@ impl Mask {
     /// Added to the scores, with rows that begin where kernels on CUDA can load them.
     pub(in crate::models) fn in_rows(self, kind: Kind) -> Result<Self> {
         let added = match self {
-            Mask::Seen(seen) => {
-                let mut none = Tensor::f_zeros(seen.size(), (kind, seen.device()))?;
-                none.f_masked_fill_(&seen.f_logical_not()?, f64::NEG_INFINITY)?
-            }
+            // 0 where a query may look, minus infinity elsewhere.
+            Mask::Seen(seen) => seen.f_to_kind(kind)?.f_log_()?,
             Mask::Added(added) => added.f_to_kind(kind)?,
             unseen => return Ok(unseen),
         };
