@@ -67,7 +67,7 @@ def measured(name, step, device):
             step()
         wait()
     profiler.export_chrome_trace(f"{name}.json")
-    # What the device did, or, where it cannot be traced, the calls that made it do so.
+    # The work of the device, or, where it cannot be traced, the calls that made it do so.
     rows, calls = [], []
     for event in profiler.key_averages():
         if event.device_type == torch.autograd.DeviceType.CUDA:

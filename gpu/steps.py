@@ -37,7 +37,7 @@ class Step:
     limit: int
     command: list
     environment: dict = field(default_factory=dict)
-    # Whether a later step uses what this one leaves in its folder.
+    # A later step uses what this one leaves in its folder.
     keeps: bool = False
 
 

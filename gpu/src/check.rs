@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// What was computed, or the error in its place: one model must not keep the others from their check.
+/// The numbers that were computed, or the error in their place: one model must not keep the others from their check.
 fn write(
     dir: &Path,
     name: &str,

@@ -48,7 +48,7 @@ fn every_step_of_the_bundle_reaches_its_end_without_a_gpu() {
     tch::manual_seed(0);
     let Some(_) = Gpu::default().command(Path::new(&python)) else { return };
     let (bundle, out) = (bundle(dir.path()), dir.path().join("out"));
-    // What the suite runs by itself with these programs is left to the bundle that was made.
+    // Tests that the suite runs by itself with these programs is left to the bundle that was made.
     let short = ["device", "check-models", "fine-tunings", "check-shape", "generation"];
     let made = std::env::var_os("LN_TUNING_BUNDLE").is_some();
     let all: [(&str, &[&str]); 2] = [("A", &short), ("B", &["profile"])];
@@ -160,7 +160,7 @@ fn a_step_that_fails_or_hangs_stops_no_other_and_a_run_that_is_killed_goes_on_wh
     let before =
         ["good: passed", "bad: failed", "absent: failed", "endless: timed out", "last: started"];
     assert_eq!(statuses(&out), before);
-    // What the step without an end had started has ended with it.
+    // The process that the step without an end had started has ended with it.
     let child = std::fs::read_to_string(out.join("child")).unwrap();
     assert!(!Path::new("/proc").join(child.trim()).join("exe").exists());
     // Those that have ended are not run again.
@@ -179,7 +179,7 @@ fn a_step_that_fails_or_hangs_stops_no_other_and_a_run_that_is_killed_goes_on_wh
     assert!(output.status.success(), "{}", words(&output));
     assert_eq!(ran(), "good\nlast\nlast\ngood\n");
 
-    // What is wrong is said before any step.
+    // A fault is told before any step.
     let refusal = |command: &mut Command, parts: &[&str]| {
         let output = command.output().unwrap();
         let text = words(&output);

@@ -77,6 +77,9 @@ pub(crate) trait WithNumber {
     fn f_at_least(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
     fn f_at_most(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
 
+    /// The Euclidean norms of the last dimension, which is 1 then.
+    fn f_lengths(&self) -> Result<Tensor, TchError>;
+
     /// With this number where `mask` is true.
     fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError>;
 
@@ -117,6 +120,14 @@ impl WithNumber for Tensor {
     with_number!(f_ge_number, atg_ge);
     with_number!(f_at_least, atg_clamp_min);
     with_number!(f_at_most, atg_clamp_max);
+
+    fn f_lengths(&self) -> Result<Tensor, TchError> {
+        let two = Number::from(2_i64);
+        // SAFETY: as above; the one dimension is read during the call.
+        made(|out| unsafe {
+            calls::atg_norm_scalaropt_dim(out, read(self), two.0, [-1_i64].as_ptr(), 1, 1)
+        })
+    }
 
     fn f_fill_where(&self, mask: &Tensor, number: impl Into<Number>) -> Result<Tensor, TchError> {
         let number = number.into();

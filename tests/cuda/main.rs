@@ -22,6 +22,7 @@ mod launches;
 mod llama;
 mod memory;
 mod models;
+mod out_of_memory;
 mod quiet;
 mod runtime_itself;
 mod training_step;

@@ -99,7 +99,7 @@ fn in_own_kind(what: &str, counts: &Counts, kind: Kind) {
     assert!(kind == Kind::Float || products == 0, "{what}, {kind:?}: {products} products in f32");
 }
 
-fn step(optimizer: &mut Optimizer, loss: &Tensor) -> ln_tuning::Result<()> {
+pub(crate) fn step(optimizer: &mut Optimizer, loss: &Tensor) -> ln_tuning::Result<()> {
     optimizer.zero_grad()?;
     optimizer.backward(loss)?;
     let _ = optimizer.clip_grad_norm(1.)?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Calls of tch that free a number before they look for an error. Those in place take no memory.
-const PANIC: [&str; 23] = [
+const PANIC: [&str; 25] = [
     "f_mul_scalar(",
     "f_div_scalar(",
     "f_add_scalar(",
@@ -27,6 +27,8 @@ const PANIC: [&str; 23] = [
     "f_full_like(",
     "f_index_fill(",
     "f_arange_start_step(",
+    "f_scalar_tensor(",
+    "f_norm_scalaropt_dim(",
 ];
 
 fn calls(text: &str) -> Vec<&str> {

@@ -15,6 +15,7 @@ use super::key_mapping::KeyMapping;
 use crate::device::{self, ModelKind};
 use crate::text::chat::{ChatTemplate, Conversation};
 use crate::text::{special, tokenizer};
+use crate::train::memory;
 use crate::{columns, progress};
 
 /// Continue text with a language model, and with adapters on it
@@ -71,7 +72,15 @@ const EXAMPLE: &str = "\
 Example:
   ln-tuning generate --model Llama-3.2-1B --adapter mine=tuned/adapter --prompt 'Once upon a time'";
 
+/// Helps where memory is not enough.
+const SMALLER: &str =
+    "Give a shorter prompt, a smaller --max-new-tokens, --kind bf16, or another --device, such as cpu";
+
 pub fn run(args: &Args) -> Result<()> {
+    generated(args).map_err(|error| memory::explained(error, SMALLER))
+}
+
+fn generated(args: &Args) -> Result<()> {
     let adapters = args.adapters.iter().map(|adapter| {
         let (name, dir) = adapter
             .split_once('=')

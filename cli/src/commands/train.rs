@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
         TaskName::Language => language::train(&RunSettings::new(&settings)?, mode),
         TaskName::Classifier => classifier::train(&RunSettings::new(&settings)?, mode),
     };
-    done.map_err(memory::explained)
+    done.map_err(|error| memory::explained(error, memory::SETTINGS))
 }
 
 fn sample(task: TaskName) -> &'static str {

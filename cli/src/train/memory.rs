@@ -20,8 +20,14 @@ pub fn peak() -> Option<u64> {
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
-/// The error with the settings that help, if memory was not enough.
-pub fn explained(error: Error) -> Error {
+/// Helps where training lacks memory.
+pub const SETTINGS: &str =
+    "Set 'checkpointing' to all, which keeps less and changes no result, a smaller 'batch_size' with more \
+     'accumulation', a smaller 'data.max_length', or 'kind' to bf16. Checkpoints are kept: the same command resumes, \
+     with another 'checkpointing' too";
+
+/// The error with what helps, if memory was not enough.
+pub fn explained(error: Error, help: &str) -> Error {
     let not_enough = error.chain().find_map(|cause| {
         let message = match (cause.downcast_ref::<ln_tuning::Error>(), cause.downcast_ref()) {
             (Some(error), _) if error.kind() == ErrorKind::OutOfMemory => error.to_string(),
@@ -35,11 +41,7 @@ pub fn explained(error: Error) -> Error {
         Some(message.split(" Use smaller batches").next().unwrap_or_default().to_owned())
     });
     match not_enough {
-        Some(message) => anyhow!(
-            "{message} Set 'checkpointing' to all, which keeps less and changes no result, a smaller 'batch_size' with \
-             more 'accumulation', a smaller 'data.max_length', or 'kind' to bf16. Checkpoints are kept: the same \
-             command resumes, with another 'checkpointing' too"
-        ),
+        Some(message) => anyhow!("{message} {help}"),
         None => error,
     }
 }

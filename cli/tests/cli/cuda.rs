@@ -192,6 +192,15 @@ fn memory_that_is_not_enough_is_an_error_that_names_the_settings() {
         assert!(!error.contains("Optimizer"), "{error}");
         assert!(!training.path("out").exists());
     }
+    let mut generate = program();
+    let model = model("llama");
+    generate.args(["generate", "--model", text(&model), "--prompt", "a stitch"]);
+    let error = refused(Gpu { memory: 1_000_000, ..Gpu::default() }, generate).unwrap();
+    assert!(
+        error.contains("memory is not enough") && error.contains("--max-new-tokens"),
+        "{error}"
+    );
+    assert!(!error.contains("Optimizer"), "{error}");
 }
 
 /// A little less than a run takes: it ends where it asks for the last bit.

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use crate::error::{refusal, refuse, Result};
-use crate::kernels::number::WithNumber;
+use crate::kernels::number::{self, WithNumber};
 use crate::models::config::flag;
 use crate::models::nn::{powers, Beyond, Rope};
 
@@ -225,8 +225,8 @@ fn yarn(s: &RopeSettings) -> Result<Rope> {
     if low == high {
         high += 0.001;
     }
-    let ramp = Tensor::f_arange(s.dims / 2, (Kind::Float, tch::Device::Cpu))?;
-    let ramp = ramp.f_sub_number(low)?.f_div_number(high - low)?.f_clamp(0., 1.)?;
+    let ramp = number::arange(0, s.dims / 2, tch::Device::Cpu)?.f_to_kind(Kind::Float)?;
+    let ramp = ramp.f_sub_number(low)?.f_div_number(high - low)?.f_bound(0., 1.)?;
     let kept = ramp.f_neg()?.f_add_number(1.)?;
     let slowed = kept.f_neg()?.f_add_number(1.)?;
     let powers = powers(s.theta, s.dims)?;
@@ -280,7 +280,7 @@ fn llama3(s: &RopeSettings) -> Result<Rope> {
     }
     let own = s.inverse()?;
     let wave = own.f_reciprocal()?.f_mul_number(2. * PI)?;
-    let (long, short) = (wave.f_gt(original / low)?, wave.f_lt(original / high)?);
+    let (long, short) = (wave.f_gt_number(original / low)?, wave.f_lt_number(original / high)?);
     let slowed = own.f_div_number(factor)?;
     let blend = wave.f_reciprocal()?.f_mul_number(original)?.f_sub_number(low)?;
     let blend = blend.f_div_number(high - low)?;
@@ -297,7 +297,7 @@ fn proportional(s: &RopeSettings) -> Result<Rope> {
     }
     let turned = ((s.part * s.head_dim as f64) / 2.).floor() as i64;
     let all = powers(s.theta, s.head_dim)?.f_reciprocal()?;
-    let turns = Tensor::f_arange(s.head_dim / 2, (Kind::Int64, tch::Device::Cpu))?.f_lt(turned)?;
+    let turns = number::arange(0, s.head_dim / 2, tch::Device::Cpu)?.f_lt_number(turned)?;
     Rope::new(&all.f_mul(&turns)?.f_div_number(factor)?)
 }
 

@@ -12,7 +12,7 @@ use super::mlp::{dropped, Mlp};
 use super::norm::Norm;
 use crate::autograd::recompute::Tape;
 use crate::error::Result;
-use crate::kernels::number::WithNumber;
+use crate::kernels::number::{self, WithNumber};
 
 #[derive(Debug)]
 pub(in crate::models) struct Block {
@@ -203,8 +203,7 @@ fn clamped(x: Tensor) -> Result<Tensor> {
         return Ok(x);
     }
     let place = (Kind::Half, x.device());
-    let (most, less) =
-        (Tensor::f_scalar_tensor(65504., place)?, Tensor::f_scalar_tensor(64504., place)?);
+    let (most, less) = (number::full(&[], 65504., place)?, number::full(&[], 64504., place)?);
     let limit = most.f_where_self(&x.f_isfinite()?.f_all()?, &less)?;
     Ok(x.f_clamp_tensor(Some(&limit.f_neg()?), Some(&limit))?)
 }

@@ -132,7 +132,7 @@ impl Clip {
         image_features: &Tensor,
         text_features: &Tensor,
     ) -> Result<Tensor> {
-        let unit = |x: &Tensor| x.f_div(&x.f_norm_scalaropt_dim(2, [-1_i64], true)?);
+        let unit = |x: &Tensor| x.f_div(&x.f_lengths()?);
         let cosines = unit(image_features)?.f_matmul(&unit(text_features)?.f_tr()?)?;
         Ok(cosines.f_mul(&self.logit_scale.f_exp()?)?)
     }

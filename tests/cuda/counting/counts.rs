@@ -3,7 +3,7 @@
 
 use std::backtrace::Backtrace;
 use std::collections::BTreeMap;
-use std::ffi::{c_char, c_int, CStr, CString};
+use std::ffi::{c_char, c_int, c_long, CStr, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -128,6 +128,13 @@ pub fn limit_memory(bytes: Option<u64>) {
     let limit = symbol::<unsafe extern "C" fn(usize)>("counting_limit_memory");
     // SAFETY: void counting_limit_memory(size_t), in runtime/memory.c.
     unsafe { limit(bytes.map_or(0, |bytes| bytes.try_into().unwrap())) }
+}
+
+/// Lets so many allocations on devices succeed from now on, and none after them; `None`: all.
+pub fn fail_after(allocations: Option<u32>) {
+    let fail = symbol::<unsafe extern "C" fn(c_long)>("counting_fail_after");
+    // SAFETY: void counting_fail_after(long), in runtime/memory.c.
+    unsafe { fail(allocations.map_or(-1, c_long::from)) }
 }
 
 /// Prints who waits for the device, and who copies from memory that is not pinned, with the lines of Rust.

@@ -32,6 +32,10 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 /* Called by the tests: from now on an allocation beyond this many bytes on a device fails. 0: as COUNTING_MEMORY says. */
 void counting_limit_memory(size_t bytes) { limit = bytes; }
 
+/* Called by the tests: so many allocations on devices succeed from now on, and none after them. Below 0: all. */
+static long left = -1;
+void counting_fail_after(long allocations) { left = allocations; }
+
 static size_t room(void) { return limit == 0 ? device_memory() : limit; }
 
 static int fill(void) { return (int)setting("COUNTING_FILL", 0); }
@@ -55,10 +59,12 @@ void report_memory(FILE *file) {
 static cudaError_t allocate(void **start, size_t size, int device) {
     pthread_mutex_lock(&lock);
     *start = NULL;
-    if (device != HOST && devices[device].held + size > room()) {
+    int lacking = device != HOST && (left == 0 || devices[device].held + size > room());
+    if (lacking) {
         pthread_mutex_unlock(&lock);
         return cudaErrorMemoryAllocation;
     }
+    if (device != HOST && left > 0) left--;
     struct block *block = malloc(sizeof *block);
     if (size == 0) size = 512;
     void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
