@@ -203,7 +203,7 @@ fn clamped(x: Tensor) -> Result<Tensor> {
         return Ok(x);
     }
     let place = (Kind::Half, x.device());
-    let (most, less) = (number::full(&[], 65504., place)?, number::full(&[], 64504., place)?);
+    let (most, less) = (number::full([0; 0], 65504., place)?, number::full([0; 0], 64504., place)?);
     let limit = most.f_where_self(&x.f_isfinite()?.f_all()?, &less)?;
     Ok(x.f_clamp_tensor(Some(&limit.f_neg()?), Some(&limit))?)
 }
