@@ -166,12 +166,14 @@ impl Declared {
             Some(class) => match Head::of_class(class) {
                 head if known.contains(&head) && !class.ends_with("Backbone") => head,
                 _ => {
-                    let endings: Vec<&str> = known.iter().map(|head| head.ending()).collect();
+                    let of = |head: &Head| with_class_of(config, *head)["architectures"][0].clone();
+                    let classes: Vec<Value> = known.iter().map(of).collect();
+                    let classes: Vec<&str> = classes.iter().filter_map(Value::as_str).collect();
                     refuse!(
                         Unsupported,
-                        "'architectures' begins with '{class}', expected a class that ends in {}: name a head \
-                         (Load::head) to load it as another class",
-                        endings.join(", ")
+                        "'architectures' begins with '{class}', expected one of {}: name a head (Load::head) to load it \
+                         as another class",
+                        classes.join(", ")
                     );
                 }
             },

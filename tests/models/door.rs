@@ -304,6 +304,8 @@ fn a_base_models_files_with_a_tied_head(dir: &Path) {
     config["architectures"] = json!(["T5Model"]);
     let base = dir.with_file_name("t5_base");
     pretrained::save(&vs, &base, &config.to_string()).unwrap();
+    let refused = Seq2Seq::from_pretrained(&base, Device::Cpu, None).unwrap_err().to_string();
+    assert!(refused.contains("'T5Model', expected one of T5ForConditionalGeneration"), "{refused}");
     let load = Load::on(Device::Cpu).head(Head::LanguageModel);
     let (vs, again) = Seq2Seq::from_pretrained_with(&base, &load).unwrap();
     assert_close(&logits(&again), &logits(&model), &base);

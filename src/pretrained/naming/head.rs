@@ -84,7 +84,9 @@ pub(crate) fn with_class_of(config: &Value, head: Head) -> Value {
     }
     let stem = class.map_or("", |class| match class.find("For").or(class.find("LMHead")) {
         Some(end) => &class[..end],
-        None => class.strip_suffix("Model").unwrap_or(class),
+        None => {
+            ["Model", "Backbone"].iter().find_map(|end| class.strip_suffix(end)).unwrap_or(class)
+        }
     });
     let seq2seq = config.get("is_encoder_decoder").and_then(Value::as_bool) == Some(true);
     let ending = match head {
