@@ -13,6 +13,7 @@ mod encoders;
 mod generation;
 mod generation_config;
 mod gguf_blocks;
+mod gguf_files;
 mod loading;
 mod minilm;
 mod naming;
