@@ -12,6 +12,8 @@ mod door;
 mod encoders;
 mod generation;
 mod generation_config;
+mod gguf_blocks;
+mod gguf_files;
 mod loading;
 mod minilm;
 mod naming;
