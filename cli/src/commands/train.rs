@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::train::settings::{RunSettings, TaskName};
 use crate::train::start::Mode;
 use crate::train::yaml::Given;
-use crate::train::{detect, interrupt, memory};
+use crate::train::{detect, former, interrupt, memory};
 use crate::{classifier, language};
 
 /// Train the norms of a language model or of a classifier
@@ -41,7 +41,7 @@ pub struct Args {
 const EXAMPLE: &str = "\
 Example:
   ln-tuning train --sample language > lm.yaml
-  ln-tuning train lm.yaml --set optimizer.lr=1e-4 --dry-run
+  ln-tuning train lm.yaml --set optimizer.lr=1e-3 --dry-run
   ln-tuning train --set model=bert-base-uncased --set data.train=reviews.csv";
 
 pub fn run(args: &Args) -> Result<()> {
@@ -51,10 +51,14 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let given = Given::read(args.file.as_deref(), &args.set)?;
     let task = detect::task(&given)?;
-    let settings = given.over(sample(task))?;
+    let mut settings = given.over(sample(task))?;
+    let kept = former::keep(&given, &mut settings);
     if args.show {
         print!("{}", serde_yaml::to_string(&settings.all)?);
         return Ok(());
+    }
+    if let Some(kept) = kept.filter(|_| !args.json) {
+        println!("{kept}");
     }
     let mode = if args.dry_run { Mode::DryRun { json: args.json } } else { Mode::Train };
     if mode == Mode::Train {

@@ -1,11 +1,13 @@
 //! Training: everything but the data and the model of a task.
 
 pub mod batches;
+mod by_place;
 mod checkpoint;
 mod curves;
 pub mod data;
 pub mod detect;
 pub mod example;
+pub mod former;
 pub mod interrupt;
 pub mod memory;
 mod metrics;

@@ -33,8 +33,7 @@ pub fn start<T: Task, D>(
     let settings = &run.common;
     let options = settings.adapter_options();
     let mut tuned = LnTuningModel::with_options(vs, config, DEFAULT_ADAPTER, &options)?;
-    let mut optimizer = tuned.optimizer(settings.adamw(), settings.optimizer.lr)?;
-    optimizer.set_loss_scale(settings.loss_scale())?;
+    let mut optimizer = settings.optimizer(&tuned)?;
     let mut report = Report::new(mode == Mode::DryRun { json: true });
     describe(task, vs, &tuned, settings, &mut report)?;
     let tensors = measure(task, vs, &tuned, &mut optimizer, settings, &mut report)?;

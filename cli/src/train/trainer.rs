@@ -62,6 +62,7 @@ struct Pending {
     step: u64,
     /// Scalars: the loss, the gradient's norm and, with dynamic loss scaling, the steps skipped up to this one.
     figures: Vec<Tensor>,
+    /// That of what has none of its own.
     lr: f64,
     size: u64,
     sources: String,
@@ -130,8 +131,7 @@ impl<T: Task> Run<'_, T> {
                 if group.is_empty() {
                     break;
                 }
-                let lr = self.settings.optimizer.lr * schedule.factor(self.state.step);
-                let next = self.step(&group, lr)?;
+                let next = self.step(&group, schedule.factor(self.state.step))?;
                 self.pending.push(next);
                 self.state.batch += group.len();
                 self.state.step += 1;
@@ -162,9 +162,9 @@ impl<T: Task> Run<'_, T> {
     }
 
     /// One update from a group of batches. Nothing here waits for the device.
-    fn step(&mut self, group: &[Of<T>], lr: f64) -> Result<Pending> {
+    fn step(&mut self, group: &[Of<T>], factor: f64) -> Result<Pending> {
         tch::manual_seed(step_seed(self.settings.seed, self.state.step));
-        self.optimizer.set_lr(lr)?;
+        self.settings.set_rates(&mut self.optimizer, factor)?;
         self.optimizer.zero_grad()?;
         let targets = group.iter().map(|batch| batch.targets).sum::<i64>().max(1);
         let mut loss: Option<Tensor> = None;
@@ -189,7 +189,7 @@ impl<T: Task> Run<'_, T> {
         Ok(Pending {
             step: self.state.step + 1,
             figures,
-            lr,
+            lr: self.settings.lr() * factor,
             size: group.iter().map(|batch| batch.size).sum(),
             sources: sources.join("; "),
         })
