@@ -98,3 +98,66 @@ fn rates_and_decay_by_place_and_bands_of_layers_are_taken_or_refused_with_what_t
         report(&["plan", "--model", text(&crate::model("llama")), "--layers", "1..", "--json"]);
     assert_eq!(plan["modules"], json!(targets));
 }
+
+/// The arguments of a run, with more behind them.
+fn found(training: &crate::program::Training, settings: &[&str], more: &[&str]) -> String {
+    let output = training.command(settings).args(more).output().unwrap();
+    let (out, err) = crate::program::texts(&output);
+    assert!(output.status.success(), "{out}\n{err}");
+    out
+}
+
+#[test]
+fn a_run_after_a_search_for_its_rate_ends_as_one_without_bit_for_bit() {
+    let training = training().set(&["max_steps=3", "accumulation=2", "save_interval=3"]);
+    for (name, settings) in [
+        ("f32", &["seed=3"][..]),
+        ("bf16", &["kind=bf16", "precision=model", "optimizer.lr={default: 0.02, final: 0.01}"]),
+        ("f16", &["kind=f16", "loss_scale=dynamic", "checkpointing=all"]),
+    ] {
+        let out = |kind: &str| format!("out={name}-{kind}");
+        training.run(&[settings, &[&out("plain")]].concat());
+        let found =
+            found(&training, &[settings, &[&out("found")]].concat(), &["--find-lr=then-train"]);
+        assert!(found.contains("suggestion: optimizer.lr="), "{found}");
+        for file in
+            ["adapter/adapter_model.safetensors", "checkpoints/step-3/optimizer.safetensors"]
+        {
+            let bytes = |kind: &str| {
+                std::fs::read(training.path(&format!("{name}-{kind}")).join(file)).unwrap()
+            };
+            assert!(bytes("plain") == bytes("found"), "{name}: {file}");
+        }
+        let losses = |kind: &str| training.series(&format!("{name}-{kind}"), "loss");
+        assert_eq!(losses("plain"), losses("found"));
+    }
+}
+
+#[test]
+fn a_search_for_the_rate_writes_a_picture_and_numbers_and_trains_nothing() {
+    let training = training();
+    let said = found(&training, &["out=lm"], &["--find-lr"]);
+    for part in ["rate       loss   smoothed", "1.0e-5", "a tenth of the rate", "lm/lr_finder.svg"]
+    {
+        assert!(said.contains(part), "'{part}' is not in: {said}");
+    }
+    let mut left: Vec<_> =
+        std::fs::read_dir(training.path("lm")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["lr_finder.csv", "lr_finder.svg"]);
+    let csv = training.read("lm/lr_finder.csv");
+    let rows: Vec<Vec<f64>> = csv
+        .lines()
+        .skip(1)
+        .map(|row| row.split(',').map(|n| n.parse().unwrap()).collect())
+        .collect();
+    assert!(csv.starts_with("lr,loss,smoothed\n") && (20..=60).contains(&rows.len()), "{csv}");
+    assert!(
+        (rows[0][0] - 1e-5).abs() < 1e-12 && rows.windows(2).all(|pair| pair[0][0] < pair[1][0])
+    );
+    // The first loss is that of a run's first step.
+    training.run(&["out=run", "max_steps=1"]);
+    assert_eq!(rows[0][1], training.series("run", "loss")[0].1);
+    let svg = training.read("lm/lr_finder.svg");
+    assert!(svg.contains("loss over the learning rate") && svg.contains("<polyline"));
+}
