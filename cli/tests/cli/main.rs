@@ -27,6 +27,7 @@ mod outputs;
 mod padding;
 mod plan;
 mod program;
+mod rates;
 mod refusals;
 mod replies;
 mod resume;
