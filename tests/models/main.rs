@@ -12,6 +12,7 @@ mod door;
 mod encoders;
 mod generation;
 mod generation_config;
+mod gguf;
 mod gguf_blocks;
 mod gguf_files;
 mod loading;
