@@ -95,9 +95,9 @@ mod storage;
 
 pub use adapter::{
     merge, merge_with, AdapterDiff, AdapterOptions, DisabledAdapters, InterpolateOptions,
-    Interpolation, LayerStatus, LnTuningConfig, LnTuningModel, LoadOptions, LoadReport,
-    MergeOptions, MergeReport, ModelStatus, Modules, Norms, ParsedConfig, Precision, Role,
-    SaveKind, SaveOptions, SavedAdapter, SelectedModule, Selection, TaskType, TensorDiff,
+    Interpolation, LayerStatus, Layers, LnTuningConfig, LnTuningModel, LoadOptions, LoadReport,
+    MergeOptions, MergeReport, ModelStatus, Modules, NormPlace, Norms, ParsedConfig, Precision,
+    Role, SaveKind, SaveOptions, SavedAdapter, SelectedModule, Selection, TaskType, TensorDiff,
     TrainableParameters, DEFAULT_ADAPTER,
 };
 pub use autograd::{loss, recompute};

@@ -14,6 +14,7 @@ mod generation;
 mod generation_config;
 mod gguf;
 mod gguf_blocks;
+mod gguf_files;
 mod loading;
 mod minilm;
 mod naming;

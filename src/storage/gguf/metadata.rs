@@ -5,12 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::cursor::Cursor;
-use super::value::{MetadataArray, MetadataValue, Place};
+use super::value::{MetadataArray, MetadataValue, Place, Source};
 use crate::error::{refuse, Result};
 use crate::storage::mapped::MappedFile;
 
 /// The longest key, in bytes.
 const LONGEST: usize = (1 << 16) - 1;
+
+/// The alignment of tensors in a file that does not say another one.
+const ALIGNMENT: usize = 32;
 
 /// A key and the type of its value take so many bytes at least, with one of the value.
 const LEAST: u64 = 8 + 4 + 1;
@@ -30,18 +33,13 @@ impl Metadata {
         file: &Arc<MappedFile>,
         path: &Arc<Path>,
     ) -> Result<Self> {
+        let source = &Source::File(file.clone());
         let mut metadata =
             Metadata { path: path.clone(), entries: Vec::new(), places: HashMap::new() };
         for number in 0..count {
             let key = cursor.text(&format!("key {number} of the metadata"))?;
-            if key.is_empty() || key.len() > LONGEST {
-                return Err(cursor.refuse(format!(
-                    "key {number} of the metadata has {} bytes, expected 1 to {LONGEST}",
-                    key.len()
-                )));
-            }
-            let mut place = Place { file, path, depth: 0 };
-            let value = place.typed(cursor, &format!("'{key}'"))?;
+            check_key(key).map_err(|why| cursor.refuse(why))?;
+            let value = Place { source, path }.typed(cursor, &format!("'{key}'"))?;
             let place = metadata.entries.len();
             if metadata.places.insert(key.to_owned(), place).is_some() {
                 refuse!(
@@ -200,6 +198,28 @@ impl Metadata {
             self.path.display()
         )
     }
+}
+
+/// The alignment of tensors, by the value of `general.alignment`; otherwise the reason why it is none.
+pub(super) fn alignment(value: Option<&MetadataValue>) -> Result<usize, String> {
+    match value {
+        None => Ok(ALIGNMENT),
+        Some(MetadataValue::U32(alignment)) if alignment.is_power_of_two() => {
+            Ok(*alignment as usize)
+        }
+        Some(other) => {
+            Err(format!("'general.alignment' is {other:?}, expected a power of two as U32"))
+        }
+    }
+}
+
+/// The reason why a key cannot be one.
+pub(super) fn check_key(key: &str) -> Result<(), String> {
+    if key.is_empty() || key.len() > LONGEST {
+        let len = key.len();
+        return Err(format!("a key of the metadata has {len} bytes, expected 1 to {LONGEST}"));
+    }
+    Ok(())
 }
 
 fn integer(value: &MetadataValue) -> Option<i64> {

@@ -45,12 +45,6 @@ pub(super) fn read(cursor: &mut Cursor, count: u64) -> Result<Vec<GgufTensor>> {
 
 fn tensor(cursor: &mut Cursor, number: u64) -> Result<GgufTensor> {
     let name = cursor.text(&format!("the name of tensor {number}"))?;
-    if name.is_empty() || name.len() > LONGEST {
-        return Err(cursor.refuse(format!(
-            "the name of tensor {number} has {} bytes, expected 1 to {LONGEST}: '{name}'",
-            name.len()
-        )));
-    }
     let thing = format!("'{name}'");
     let dimensions = cursor.u32(&thing)?;
     if dimensions > DIMENSIONS {
@@ -70,24 +64,49 @@ fn tensor(cursor: &mut Cursor, number: u64) -> Result<GgufTensor> {
              quantise the model again, or take a file of another type such as Q8_0 or Q4_K_M"
         )
     })?;
-    let width = sizes.first().copied().unwrap_or(1);
-    let row = block_type.row_bytes(width).ok_or_else(|| {
-        cursor.refuse(format!(
-            "{thing} of type {block_type} has rows of {width} weights, expected a multiple of {}",
-            block_type.block_len()
-        ))
-    })?;
-    let rows = sizes.iter().skip(1).try_fold(1_u64, |all, size| all.checked_mul(*size));
-    let weights = rows.and_then(|rows| rows.checked_mul(width)).and_then(|w| i64::try_from(w).ok());
-    let len = rows.and_then(|rows| rows.checked_mul(row)).and_then(|len| usize::try_from(len).ok());
-    let shape: Vec<i64> = sizes.iter().rev().filter_map(|size| i64::try_from(*size).ok()).collect();
-    let (Some(len), Ok(start), Some(1..)) = (len, usize::try_from(start), weights) else {
-        return Err(cursor.refuse(format!(
-            "{thing} has sizes {sizes:?} from byte {start} of the data on, expected at least 1 each, and together what a \
-             file can hold"
-        )));
-    };
-    Ok(GgufTensor { name: name.to_owned(), block_type, shape, start, len })
+    let shape: Vec<i64> =
+        sizes.iter().rev().map(|size| i64::try_from(*size).unwrap_or(-1)).collect();
+    let tensor = GgufTensor::new(name, block_type, shape);
+    let mut tensor = tensor.map_err(|why| cursor.refuse(why))?;
+    tensor.start = usize::try_from(start).unwrap_or(usize::MAX);
+    Ok(tensor)
+}
+
+impl GgufTensor {
+    /// A tensor that a file can hold, at no place yet; otherwise the reason why it cannot.
+    pub(super) fn new(name: &str, block_type: BlockType, shape: Vec<i64>) -> Result<Self, String> {
+        if name.is_empty() || name.len() > LONGEST {
+            let len = name.len();
+            return Err(format!("the name '{name}' has {len} bytes, expected 1 to {LONGEST}"));
+        }
+        if shape.len() > DIMENSIONS as usize {
+            let found = shape.len();
+            return Err(format!("'{name}' has {found} dimensions, expected at most {DIMENSIONS}"));
+        }
+        let unfit = || {
+            format!(
+                "'{name}' of type {block_type} has shape {shape:?}, expected sizes of at least 1, and together what a file \
+                 can hold"
+            )
+        };
+        if shape.iter().any(|size| *size < 1) {
+            return Err(unfit());
+        }
+        let width = shape.last().copied().unwrap_or(1) as u64;
+        if !width.is_multiple_of(block_type.block_len() as u64) {
+            return Err(format!(
+                "'{name}' of type {block_type} has rows of {width} weights, expected a multiple of {}",
+                block_type.block_len()
+            ));
+        }
+        let product = |all: u64, size: &i64| all.checked_mul(*size as u64);
+        let weights = shape.iter().try_fold(1, product).and_then(|all| i64::try_from(all).ok());
+        let row = block_type.row_bytes(width);
+        let len = row.and_then(|row| shape.iter().rev().skip(1).try_fold(row, product));
+        let len = len.and_then(|len| isize::try_from(len).ok());
+        let len = len.filter(|_| weights.is_some()).ok_or_else(unfit)? as usize;
+        Ok(GgufTensor { name: name.to_owned(), block_type, shape, start: 0, len })
+    }
 }
 
 /// Moves the places to where the data starts, and checks that they are aligned, in the file, and apart.

@@ -1,11 +1,12 @@
 //! The values of metadata in a GGUF file.
 
 use std::fmt;
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::cursor::Cursor;
-use crate::error::Result;
+use crate::error::{refuse, Result};
 use crate::storage::mapped::MappedFile;
 
 /// The deepest arrays in arrays.
@@ -94,10 +95,28 @@ pub enum MetadataValue {
     F64(f64),
 }
 
-/// An array of metadata. It stays in the file: its values are read when they are asked for.
+/// The bytes that arrays are in.
+#[derive(Clone)]
+pub(super) enum Source {
+    File(Arc<MappedFile>),
+    Own(Arc<[u8]>),
+}
+
+impl Deref for Source {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Source::File(file) => file,
+            Source::Own(bytes) => bytes,
+        }
+    }
+}
+
+/// An array of metadata. That of a file stays there: its values are read when they are asked for.
 #[derive(Clone)]
 pub struct MetadataArray {
-    file: Arc<MappedFile>,
+    source: Source,
     path: Arc<Path>,
     value_type: ValueType,
     len: u64,
@@ -106,6 +125,31 @@ pub struct MetadataArray {
 }
 
 impl MetadataArray {
+    /// A new one, whose values are all of one type.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a value of another type; `CorruptFile` for arrays in arrays that are too deep to be read.
+    pub fn new(value_type: ValueType, values: &[MetadataValue]) -> Result<Self> {
+        let mut bytes = Vec::new();
+        for value in values {
+            if value.value_type() != value_type {
+                refuse!(InvalidArgument, "{value:?} in an array, expected type {value_type:?}");
+            }
+            value.encode(&mut bytes);
+        }
+        let (path, len): (Arc<Path>, _) = (Path::new("a new array").into(), values.len() as u64);
+        skip(&mut Cursor::new(&path, &bytes), value_type, len, 0, "an array")?;
+        let end = bytes.len();
+        Ok(MetadataArray {
+            source: Source::Own(bytes.into()),
+            path,
+            value_type,
+            len,
+            start: 0,
+            end,
+        })
+    }
+
     /// The type of its values.
     pub fn value_type(&self) -> ValueType {
         self.value_type
@@ -127,7 +171,7 @@ impl MetadataArray {
     /// # Errors
     /// The iterator gives `CorruptFile` for a string that is not UTF-8, and ends.
     pub fn iter(&self) -> impl Iterator<Item = Result<MetadataValue>> + '_ {
-        let mut place = Place { file: &self.file, path: &self.path, depth: 0 };
+        let place = Place { source: &self.source, path: &self.path };
         let mut cursor = Cursor::new(&self.path, self.raw());
         let mut left = self.len;
         std::iter::from_fn(move || {
@@ -143,7 +187,7 @@ impl MetadataArray {
 
     /// Its values as they are in the file.
     pub(super) fn raw(&self) -> &[u8] {
-        &self.file[self.start..self.end]
+        &self.source[self.start..self.end]
     }
 }
 
@@ -162,21 +206,20 @@ impl fmt::Debug for MetadataArray {
 
 /// The file that values are read from.
 pub(super) struct Place<'f> {
-    pub(super) file: &'f Arc<MappedFile>,
+    pub(super) source: &'f Source,
     pub(super) path: &'f Arc<Path>,
-    pub(super) depth: usize,
 }
 
 impl Place<'_> {
     /// A type and a value of it.
-    pub(super) fn typed(&mut self, cursor: &mut Cursor, thing: &str) -> Result<MetadataValue> {
+    pub(super) fn typed(&self, cursor: &mut Cursor, thing: &str) -> Result<MetadataValue> {
         let value_type = ValueType::read(cursor, thing)?;
         self.value(cursor, value_type, 0, thing)
     }
 
     /// The next value; `base` is the place in the file where the bytes of the cursor start.
     fn value(
-        &mut self,
+        &self,
         cursor: &mut Cursor,
         value_type: ValueType,
         base: usize,
@@ -198,12 +241,71 @@ impl Place<'_> {
             ValueType::Array => {
                 let (value_type, len) = array_head(cursor, thing)?;
                 let start = base + cursor.at();
-                skip(cursor, value_type, len, self.depth, thing)?;
+                skip(cursor, value_type, len, 0, thing)?;
                 let end = base + cursor.at();
-                let (file, path) = (self.file.clone(), self.path.clone());
-                MetadataValue::Array(MetadataArray { file, path, value_type, len, start, end })
+                let (source, path) = (self.source.clone(), self.path.clone());
+                MetadataValue::Array(MetadataArray { source, path, value_type, len, start, end })
             }
         })
+    }
+}
+
+impl MetadataValue {
+    /// Its type.
+    pub fn value_type(&self) -> ValueType {
+        match self {
+            MetadataValue::U8(_) => ValueType::U8,
+            MetadataValue::I8(_) => ValueType::I8,
+            MetadataValue::U16(_) => ValueType::U16,
+            MetadataValue::I16(_) => ValueType::I16,
+            MetadataValue::U32(_) => ValueType::U32,
+            MetadataValue::I32(_) => ValueType::I32,
+            MetadataValue::F32(_) => ValueType::F32,
+            MetadataValue::Bool(_) => ValueType::Bool,
+            MetadataValue::String(_) => ValueType::String,
+            MetadataValue::Array(_) => ValueType::Array,
+            MetadataValue::U64(_) => ValueType::U64,
+            MetadataValue::I64(_) => ValueType::I64,
+            MetadataValue::F64(_) => ValueType::F64,
+        }
+    }
+
+    /// Appends its bytes in a file, without its type.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            MetadataValue::U8(value) => out.push(*value),
+            MetadataValue::I8(value) => out.extend(value.to_le_bytes()),
+            MetadataValue::U16(value) => out.extend(value.to_le_bytes()),
+            MetadataValue::I16(value) => out.extend(value.to_le_bytes()),
+            MetadataValue::U32(value) => out.extend(value.to_le_bytes()),
+            MetadataValue::I32(value) => out.extend(value.to_le_bytes()),
+            MetadataValue::F32(value) => out.extend(value.to_le_bytes()),
+            MetadataValue::Bool(value) => out.push((*value).into()),
+            MetadataValue::String(text) => {
+                out.extend((text.len() as u64).to_le_bytes());
+                out.extend(text.as_bytes());
+            }
+            MetadataValue::Array(array) => {
+                out.extend(array.value_type.number().to_le_bytes());
+                out.extend(array.len.to_le_bytes());
+                out.extend(array.raw());
+            }
+            MetadataValue::U64(value) => out.extend(value.to_le_bytes()),
+            MetadataValue::I64(value) => out.extend(value.to_le_bytes()),
+            MetadataValue::F64(value) => out.extend(value.to_le_bytes()),
+        }
+    }
+}
+
+impl From<&str> for MetadataValue {
+    fn from(text: &str) -> Self {
+        MetadataValue::String(text.to_owned())
+    }
+}
+
+impl From<MetadataArray> for MetadataValue {
+    fn from(array: MetadataArray) -> Self {
+        MetadataValue::Array(array)
     }
 }
 
