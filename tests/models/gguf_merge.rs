@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ln_tuning::gguf::GgufFile;
 use ln_tuning::models::{Decoder, Load, Model};
+use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{merge, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions, DEFAULT_ADAPTER};
 use serde_json::Value;
 use tch::nn::VarStore;
@@ -136,7 +137,8 @@ fn llama_cpp_continues_with_a_merged_real_model_as_we_do() {
     let base = PathBuf::from(run_python("gguf_llama_cpp.py", &["where"]).trim());
     let dir = tempfile::tempdir().unwrap();
     let (adapter, out) = (dir.path().join("adapter"), dir.path().join("tuned.gguf"));
-    let (vs, _model) = open(&base);
+    let files = ModelFiles::open(&base).unwrap();
+    let vs = files.var_store(Device::Cpu, None, |name| name.contains("norm")).unwrap();
     let tuned = tuned(&vs, LnTuningConfig::default(), 0.03);
     tuned.save_pretrained(&adapter).unwrap();
     merge(&base, &adapter, &out, |_, _| ()).unwrap();
