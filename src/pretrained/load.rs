@@ -3,14 +3,15 @@
 use tch::nn::{Path, VarStore};
 use tch::{no_grad, Device, Kind, Tensor};
 
-use super::files::{is_parameter, ModelFiles};
+use super::files::ModelFiles;
 use super::origin::{self, TiedCopy};
+use super::tensor_file::is_parameter;
 use crate::error::{refuse, Result};
 use crate::storage::finite::check_cast;
 
 impl ModelFiles {
-    /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: the kind on
-    /// disk; integers keep theirs). Without model code, this suffices to attach adapters, to compare them with the base
+    /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: that of
+    /// [`variables`](Self::variables); integers keep theirs). Without model code, this suffices to attach adapters, to compare them with the base
     /// and to save. It remembers its `model_type`, so that adapters tune the modules of PEFT's table by default.
     ///
     /// On the CPU and in the kind of the file, a variable is a copy-on-write memory map of the file: data is read on
@@ -45,18 +46,15 @@ impl ModelFiles {
         for place in wanted {
             let name = &place.name;
             let shard = &self.shards()[place.shard];
-            let in_place =
-                device == Device::Cpu && kind.is_none_or(|kind| place.kind() == Some(kind));
+            let kind = kind.or(place.own_kind);
+            let in_place = device == Device::Cpu && kind.is_none_or(|kind| place.is_in(kind));
             let map = if in_place {
                 maps[place.shard].as_ref().map(Tensor::shallow_clone)
             } else {
                 // A map of its own, which is dropped with the tensor, so that the pages read do not accumulate.
                 shard.mapped()
             };
-            let on_disk = match &map {
-                Some(map) => shard.view(map, &place.stored)?,
-                None => shard.read(&place.stored)?,
-            };
+            let on_disk = place.read(shard, map.as_ref())?;
             let wanted_kind = match kind {
                 Some(kind) if on_disk.is_floating_point() => kind,
                 _ => on_disk.f_kind()?,

@@ -2,11 +2,15 @@
 
 pub(crate) mod files;
 mod generation;
+mod gguf;
+pub(crate) mod json;
 pub(crate) mod load;
 mod naming;
+pub(crate) mod opened;
 pub(crate) mod origin;
 pub(crate) mod other_files;
 mod save;
+pub(crate) mod tensor_file;
 
 pub use files::ModelFiles;
 pub(crate) use naming::head::with_class_of;
