@@ -15,8 +15,8 @@ use crate::progress;
     after_help = "Example:\n  ln-tuning merge --base Llama-3.2-1B --adapter tuned/adapter --out merged"
 )]
 pub struct Args {
-    /// The model: a directory with config.json and safetensors
-    #[arg(long, value_name = "MODEL_DIR")]
+    /// The model: a directory with config.json and safetensors, or a GGUF file
+    #[arg(long, value_name = "MODEL")]
     base: PathBuf,
     /// The adapter: a directory with adapter_config.json and adapter_model.safetensors
     #[arg(long, value_name = "ADAPTER_DIR")]
