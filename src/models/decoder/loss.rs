@@ -76,7 +76,7 @@ impl Decoder {
         let hidden = self.hidden_states_with(inputs, tape)?;
         let (weight, bias) = self.head.language_model()?;
         let loss = loss.logit_scale(self.config.logit_scale).logit_cap(self.config.logit_cap);
-        loss.compute_without(&hidden, weight, bias, &targets, left_out.as_ref())
+        loss.compute_without(&hidden, &weight.of_head()?, bias, &targets, left_out.as_ref())
     }
 
     /// The target at each place: the label of the next. And the places that begin no pair, where only a device knows
