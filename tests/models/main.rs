@@ -13,6 +13,8 @@ mod encoders;
 mod frozen;
 mod generation;
 mod generation_config;
+mod gguf_blocks;
+mod gguf_files;
 mod loading;
 mod minilm;
 mod naming;

@@ -18,7 +18,9 @@ mod weights;
 
 pub(in crate::models) use activation::Activation;
 pub(in crate::models) use attention::{capped, Attention, Qkv, Rotation, Scores};
-pub(in crate::models) use block::{run, run_all, Across, Block, Branch, Flow, Guard, Through};
+pub(in crate::models) use block::{
+    run, run_all, run_batches, Across, Block, Branch, Flow, Guard, Through,
+};
 pub(in crate::models) use cache::Cache;
 pub(in crate::models) use context::Context;
 pub(in crate::models) use head_norm::{HeadNorm, QkNorm};
