@@ -63,7 +63,13 @@ impl Quantised {
                 expected.map_or(String::new(), |bytes| format!(", expected {bytes}, contiguous"))
             );
         }
-        let data = data.shallow_clone();
+        let rows = shape.iter().rev().skip(1).product::<i64>();
+        let group = encoding.group(shape.last().copied().unwrap_or(1));
+        // A group may reach from one row into the next.
+        let data = match encoding {
+            Encoding::Nf4 => data.f_view([-1, group.bytes])?,
+            _ => data.f_view([rows, data.numel() as i64 / rows.max(1)])?,
+        };
         Ok(Quantised { data, shape: shape.to_vec(), encoding })
     }
 
@@ -102,7 +108,7 @@ impl Quantised {
         self.data.device()
     }
 
-    /// The bytes.
+    /// The bytes: a row each of the weights, or of the groups of `Nf4`, which may reach over the end of a row.
     pub fn data(&self) -> &Tensor {
         &self.data
     }

@@ -13,6 +13,7 @@ mod encoders;
 mod frozen;
 mod generation;
 mod generation_config;
+mod gguf;
 mod gguf_blocks;
 mod gguf_files;
 mod loading;
