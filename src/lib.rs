@@ -90,6 +90,7 @@ pub mod models;
 mod names;
 mod optim;
 pub mod pretrained;
+mod quantised;
 mod storage;
 
 pub use adapter::{

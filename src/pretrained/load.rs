@@ -4,6 +4,7 @@ use tch::nn::{Path, VarStore};
 use tch::{no_grad, Device, Kind, Tensor};
 
 use super::files::{is_parameter, ModelFiles};
+use super::kept::{copied, Keeping};
 use super::origin::{self, TiedCopy};
 use crate::error::{refuse, Result};
 use crate::storage::finite::check_cast;
@@ -35,13 +36,24 @@ impl ModelFiles {
         kind: impl Into<Option<Kind>>,
         wanted: impl Fn(&str) -> bool,
     ) -> Result<VarStore> {
-        let kind = kind.into();
+        self.var_store_keeping(device, kind.into(), wanted, &Keeping::default())
+    }
+
+    /// [`var_store`](Self::var_store) that keeps matrices in other forms and places.
+    pub(crate) fn var_store_keeping(
+        &self,
+        device: Device,
+        kind: Option<Kind>,
+        wanted: impl Fn(&str) -> bool,
+        keeping: &Keeping,
+    ) -> Result<VarStore> {
+        self.check_form(keeping.frozen)?;
         let vs = VarStore::new(device);
         let wanted = self.tensors().iter().filter(|place| wanted(&place.name));
         let wanted: Vec<_> = wanted.collect();
         let total: u64 = wanted.iter().map(|place| place.stored.len).sum();
         let maps: Vec<Option<Tensor>> = self.shards().iter().map(|shard| shard.mapped()).collect();
-        let mut done = 0;
+        let (mut done, mut all_kept) = (0, Vec::new());
         for place in wanted {
             let name = &place.name;
             let shard = &self.shards()[place.shard];
@@ -62,11 +74,23 @@ impl ModelFiles {
                 _ => on_disk.f_kind()?,
             };
             // Views of one map share a version counter: autograd would take a write to one for a write to all.
-            let parameter = is_parameter(name, wanted_kind);
+            let kept = keeping.kept(self, place, &on_disk, (device, kind))?;
+            let parameter = kept.is_none() && is_parameter(name, wanted_kind);
+            let wanted_kind = match &kept {
+                Some((_, kept)) => kept.f_kind()?,
+                None => wanted_kind,
+            };
             let mut tensor = Tensor::f_empty([0], (wanted_kind, device))?;
             no_grad(|| -> Result<()> {
+                if let Some((kept, data)) = kept {
+                    all_kept.push(kept);
+                    return Ok(tensor.f_set_data(&data)?);
+                }
                 let before = on_disk.f_to_device(device)?;
-                let after = before.f_to_kind(wanted_kind)?;
+                let mut after = before.f_to_kind(wanted_kind)?;
+                if in_place && keeping.is_copied(name) {
+                    after = copied(&after)?;
+                }
                 if parameter && before.f_kind()? != wanted_kind {
                     check_cast(
                         &format!("'{name}' in '{}'", self.dir().display()),
@@ -98,7 +122,7 @@ impl ModelFiles {
                 copies.push(TiedCopy { name, original, tensor });
             }
         }
-        origin::remember(&vs, self.model_type(), copies);
+        origin::remember(&vs, self.model_type(), copies, all_kept);
         Ok(vs)
     }
 }

@@ -1,7 +1,9 @@
 //! A Hugging Face model directory: `config.json` and `model.safetensors`, or shards with their index.
 
 pub(crate) mod files;
+mod frozen;
 mod generation;
+pub(crate) mod kept;
 pub(crate) mod load;
 mod naming;
 pub(crate) mod origin;
@@ -9,6 +11,7 @@ pub(crate) mod other_files;
 mod save;
 
 pub use files::ModelFiles;
+pub use frozen::{Form, Frozen, Place};
 pub(crate) use naming::head::with_class_of;
 pub use naming::head::Head;
 pub(crate) use naming::table::is_part_of;
