@@ -15,6 +15,7 @@ mod generation_config;
 mod gguf;
 mod gguf_blocks;
 mod gguf_files;
+mod gguf_metadata;
 mod loading;
 mod minilm;
 mod naming;
