@@ -17,6 +17,7 @@ mod gguf;
 mod gguf_blocks;
 mod gguf_files;
 mod gguf_merge;
+mod gguf_metadata;
 mod loading;
 mod minilm;
 mod naming;
