@@ -114,8 +114,9 @@ impl Decoder {
         let hidden = self.hidden_states_of(&inputs, tape)?;
         let (weight, bias) = self.head.language_model()?;
         let loss = loss.logit_scale(self.config.logit_scale).logit_cap(self.config.logit_cap);
+        let weight = weight.of_head()?;
         let losses = hidden.iter().zip(&targets).map(|(hidden, (targets, left_out))| {
-            loss.compute_without(hidden, weight, bias, targets, left_out.as_ref())
+            loss.compute_without(hidden, &weight, bias, targets, left_out.as_ref())
         });
         losses.collect()
     }

@@ -19,7 +19,7 @@ use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{
     dropped, run, run_batches, Block, Cache, Context, Linear, Norm, Places, RopeTables, Through,
-    Weights,
+    Weight, Weights,
 };
 use crate::pretrained;
 
@@ -41,7 +41,7 @@ use crate::pretrained;
 #[derive(Debug)]
 pub struct Decoder {
     pub(super) config: DecoderConfig,
-    embed: Tensor,
+    embed: Weight,
     positions: Option<Tensor>,
     embed_norm: Option<Norm>,
     /// Into and out of the blocks' width, where that of the embedding is another.
@@ -65,7 +65,7 @@ impl Model for Decoder {
             pretrained::Head::None => weights.clone(),
             _ => weights.at(names.base),
         };
-        let embed = base.at(names.embed).tensor("weight", &[config.vocab_size, width], init)?;
+        let embed = base.at(names.embed).rows("weight", [config.vocab_size, width], init)?;
         let head = Head::build(weights, config, &embed)?;
         let positions = match config.positions {
             Positions::Learned { offset, .. } => {
@@ -110,7 +110,7 @@ impl Model for Decoder {
     }
 
     fn kind(&self) -> Kind {
-        self.embed.kind()
+        self.embed.kind().unwrap_or(Kind::Float)
     }
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
@@ -177,7 +177,7 @@ impl Decoder {
         train: bool,
     ) -> Result<(Tensor, Context)> {
         let config = &self.config;
-        let mut hidden = Tensor::f_embedding(&self.embed, ids, -1, false, false)?;
+        let mut hidden = self.embed.lookup(ids, -1)?;
         if config.embedding_scale != 1. {
             // Rounded to the model's kind first, as the reference does.
             let factor = Tensor::from(config.embedding_scale).f_to_kind(hidden.f_kind()?)?;

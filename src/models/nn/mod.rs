@@ -13,6 +13,7 @@ mod norm;
 mod rope;
 mod rope_tables;
 mod tied;
+mod weight;
 mod weights;
 
 pub(in crate::models) use activation::Activation;
@@ -30,5 +31,6 @@ pub(in crate::models) use norm::{Norm, NormKind};
 pub(in crate::models) use rope::{powers, Beyond, Rope};
 pub(in crate::models) use rope_tables::RopeTables;
 pub(in crate::models) use tied::Tied;
+pub(in crate::models) use weight::Weight;
 pub(in crate::models) use weights::is_below;
 pub use weights::Weights;
