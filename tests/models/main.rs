@@ -10,6 +10,7 @@ mod decoder_loss;
 mod decoders;
 mod door;
 mod encoders;
+mod few_bits;
 mod frozen;
 mod generation;
 mod generation_config;

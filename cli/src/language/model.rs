@@ -24,7 +24,10 @@ impl LanguageModel {
     ) -> Result<(VarStore, Self)> {
         let (files, bar) = progress::loading(files)?;
         tch::manual_seed(step_seed(settings.seed, u64::MAX));
-        let load = Load::on(device).kind(settings.kind.on(device)).head(Head::LanguageModel);
+        let load = Load::on(device)
+            .kind(settings.kind.on(device))
+            .frozen(settings.base)
+            .head(Head::LanguageModel);
         let (vs, decoder) = Decoder::from_files(files, &load)?;
         bar.finish_and_clear();
         Ok((vs, LanguageModel { decoder }))
