@@ -167,22 +167,15 @@ impl<T: Task> Run<'_, T> {
         self.optimizer.set_lr(lr)?;
         self.optimizer.zero_grad()?;
         let targets = group.iter().map(|batch| batch.targets).sum::<i64>().max(1);
-        let mut loss: Option<Tensor> = None;
-        for batch in group {
-            let recompute = self.recompute.as_ref();
-            let part = backward(self.task, batch, targets, recompute, &mut self.optimizer)?;
-            loss = Some(match loss {
-                Some(loss) => loss.f_add(&part)?,
-                None => part,
-            });
-        }
+        let recompute = self.recompute.as_ref();
+        let loss = backward(self.task, group, targets, recompute, &mut self.optimizer)?;
         let grad_norm = match self.settings.clip_norm {
             Some(max) => self.optimizer.clip_grad_norm(max)?,
             None => self.optimizer.grad_norm()?,
         };
         self.optimizer.step()?;
         let sources: Vec<&str> = group.iter().map(|batch| batch.sources.as_str()).collect();
-        let mut figures = vec![loss.context("a step without batches")?, grad_norm];
+        let mut figures = vec![loss, grad_norm];
         if self.settings.scales_dynamically() {
             figures.push(self.optimizer.skipped_steps()?);
         }
