@@ -95,15 +95,16 @@ mod storage;
 
 pub use adapter::{
     merge, merge_with, AdapterDiff, AdapterOptions, DisabledAdapters, InterpolateOptions,
-    Interpolation, LayerStatus, LnTuningConfig, LnTuningModel, LoadOptions, LoadReport,
-    MergeOptions, MergeReport, ModelStatus, Modules, Norms, ParsedConfig, Precision, Role,
-    SaveKind, SaveOptions, SavedAdapter, SelectedModule, Selection, TaskType, TensorDiff,
+    Interpolation, LayerStatus, Layers, LnTuningConfig, LnTuningModel, LoadOptions, LoadReport,
+    MergeOptions, MergeReport, ModelStatus, Modules, NormPlace, Norms, ParsedConfig, Precision,
+    Role, SaveKind, SaveOptions, SavedAdapter, SelectedModule, Selection, TaskType, TensorDiff,
     TrainableParameters, DEFAULT_ADAPTER,
 };
 pub use autograd::{loss, recompute};
 pub use error::{Error, ErrorKind, Result};
 pub use names::natural::natural_cmp;
 pub use optim::{Algorithm, Decay, DynamicLossScale, Optimizer, Schedule};
+pub use storage::gguf;
 pub use storage::info::VariableInfo;
 #[doc(hidden)] // For the program.
 pub use storage::{atomic, regular, yaml};

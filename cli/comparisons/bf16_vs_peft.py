@@ -133,7 +133,7 @@ out: {out / "ours"}
 device: cpu
 data: {{train: {out / "train.jsonl"}, eval: {out / "eval.jsonl"}, shuffle: false, packing: false, max_length: {LENGTH}}}
 optimizer: {{lr: {LR}, weight_decay: {WEIGHT_DECAY}}}
-schedule: {{name: cosine}}
+schedule: {{name: cosine, warmup_ratio: 0}}
 clip_norm: {CLIP}
 batch_size: {BATCH}
 max_steps: {steps}

@@ -1,8 +1,9 @@
 //! `ln-tuning`: LayerNorm tuning on the command line.
 //!
 //! Commands stand on the tasks (`language`, `classifier`), these on the trainer (`train`), that on the ground (`text`,
-//! `records`, `device`, `progress`, `columns`).
+//! `records`, `device`, `progress`, `columns`, `chart`).
 
+mod chart;
 mod classifier;
 mod columns;
 mod commands;

@@ -68,6 +68,14 @@ pub fn merge_with(
     let out = &fs::canonicalize(out.as_ref()).unwrap_or_else(|_| out.as_ref().to_owned());
     let base = base.as_ref();
     let files = ModelFiles::open(base)?;
+    if files.gguf().is_some() {
+        refuse!(
+            Unsupported,
+            "'{}' is a GGUF file, which has no pieces of safetensors to copy: give the model directory that it was made \
+             from",
+            base.display()
+        );
+    }
     let (config, path) = located(adapter.as_ref())?;
     let model_config = model_config(adapter.as_ref())?;
     let mut adapter = StoredTensors::open(&path)?;

@@ -31,6 +31,6 @@ pub use model::{LnTuningModel, DEFAULT_ADAPTER};
 pub use options::{AdapterOptions, LoadOptions, MergeOptions, SaveKind, SaveOptions};
 pub use peft::directory::SavedAdapter;
 pub use peft::state_dict::LoadReport;
-pub use selection::{Norms, Role, SelectedModule, Selection};
+pub use selection::{Layers, NormPlace, Norms, Role, SelectedModule, Selection};
 pub use status::{LayerStatus, ModelStatus, TrainableParameters};
 pub use switching::DisabledAdapters;

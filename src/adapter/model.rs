@@ -56,7 +56,7 @@ pub const DEFAULT_ADAPTER: &str = "default";
 ///     tuned.trainable_parameters().to_string(),
 ///     "trainable params: 16 || all params: 72 || trainable%: 22.2222"
 /// );
-/// let mut opt = tuned.optimizer(AdamW::default(), 1e-3)?;
+/// let mut opt = tuned.optimizer(AdamW::default(), 5e-3)?;
 /// let x = Tensor::randn([2, 4], (Kind::Float, Device::Cpu));
 /// opt.backward_step(&net.forward(&x).square().mean(Kind::Float))?;
 /// let dir = tempfile::tempdir()?;
@@ -322,6 +322,7 @@ fn make_adapter(
             && other.selection.trained().count() == other.selection.modules().len()
             && other.options.model_type == options.model_type
             && other.options.norms == options.norms
+            && other.options.layers == options.layers
             && (&a.target_modules, &a.exclude_modules, &a.modules_to_save, a.task_type)
                 == (&b.target_modules, &b.exclude_modules, &b.modules_to_save, b.task_type)
     };
@@ -332,7 +333,10 @@ fn make_adapter(
             let model_type = options.model_type.as_deref().or(known);
             let infos = variables.infos()?;
             let select = if saved.is_some() { Selection::of_saved } else { Selection::new };
-            let selection = select(&infos, &config, model_type, options.norms)?;
+            let mut selection = select(&infos, &config, model_type, options.norms)?;
+            if let Some(layers) = options.layers {
+                selection = selection.in_layers(&infos, &config, layers)?;
+            }
             if selection.excludes_nothing() {
                 eprintln!("warning: `exclude_modules` matches no module: compare it with the names in the VarStore");
             }

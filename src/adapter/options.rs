@@ -1,7 +1,7 @@
 //! The options of attaching, loading and saving.
 
 use crate::adapter::flat::Precision;
-use crate::adapter::selection::Norms;
+use crate::adapter::selection::{Layers, Norms};
 
 /// The options of a new adapter. The default fits most models.
 ///
@@ -13,6 +13,7 @@ use crate::adapter::selection::Norms;
 pub struct AdapterOptions {
     pub(crate) model_type: Option<String>,
     pub(crate) norms: Norms,
+    pub(crate) layers: Option<Layers>,
     pub(crate) precision: Precision,
 }
 
@@ -28,6 +29,14 @@ impl AdapterOptions {
     /// The table of the norms of each `model_type`. Default: [`Norms::Peft`].
     pub fn norms(mut self, norms: Norms) -> Self {
         self.norms = norms;
+        self
+    }
+
+    /// Tunes the norms of these layers only, whatever selects them ([`Selection::in_layers`](crate::Selection::in_layers)).
+    /// Default: all, and those outside of layers.
+    #[doc(alias = "layers_to_transform")]
+    pub fn layers(mut self, layers: impl Into<Option<Layers>>) -> Self {
+        self.layers = layers.into();
         self
     }
 

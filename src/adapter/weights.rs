@@ -9,7 +9,7 @@ use crate::adapter::config::LnTuningConfig;
 use crate::adapter::flat::{copy_of, FlatParams, Precision};
 use crate::adapter::gradients::Gradients;
 use crate::adapter::options::AdapterOptions;
-use crate::adapter::selection::{SelectedTensor, Selection};
+use crate::adapter::selection::{NormPlace, SelectedTensor, Selection};
 use crate::adapter::variables::Variables;
 use crate::error::{refuse, Result};
 use crate::storage::finite::check_cast;
@@ -158,6 +158,20 @@ impl Adapter {
     pub(crate) fn storages(&self) -> impl Iterator<Item = (usize, &Tensor)> {
         let slots = self.slot_variables.iter().enumerate().map(|(s, v)| (*v, self.flat.view(s)));
         slots.chain(self.buffers.iter().map(|(v, tensor)| (*v, tensor)))
+    }
+
+    /// The place of each slot's norm; `None` for what is no norm.
+    pub(crate) fn slot_places(&self) -> Vec<Option<NormPlace>> {
+        let modules = self.selection.modules().iter();
+        let by_path: HashMap<&str, Option<NormPlace>> =
+            modules.map(|module| (module.path.as_str(), module.place)).collect();
+        let mut places = vec![None; self.slot_variables.len()];
+        for entry in self.entries.iter().rev() {
+            if let Place::Slot(slot) = entry.place {
+                places[slot] = by_path.get(entry.tensor.module.as_str()).copied().flatten();
+            }
+        }
+        places
     }
 
     /// The tensor of this entry in a checkpoint: the master of a parameter, or the buffer.

@@ -20,7 +20,7 @@
 //!     .collect();
 //!
 //! let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
-//! let mut opt = tuned.optimizer(AdamW::default(), 1e-3)?;
+//! let mut opt = tuned.optimizer(AdamW::default(), 5e-3)?;
 //! let recompute = Recompute::new(Blocks::All);
 //! for _step in 0..3 {
 //!     opt.zero_grad()?;

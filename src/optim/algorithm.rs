@@ -75,6 +75,15 @@ impl Algorithm {
         }
     }
 
+    /// True if the settings that may differ between groups are equal.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Algorithm::AdamW(a), Algorithm::AdamW(b)) => (a.wd, a.beta1) == (b.wd, b.beta1),
+            (Algorithm::Sgd(a), Algorithm::Sgd(b)) => (a.wd, a.momentum) == (b.wd, b.momentum),
+            _ => false,
+        }
+    }
+
     pub(super) fn set_weight_decay(&mut self, wd: f64) -> Result<()> {
         let mut changed = *self;
         match &mut changed {

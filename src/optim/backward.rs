@@ -74,7 +74,7 @@ impl Optimizer {
     /// # let block = nn::layer_norm(vs.root() / "norm", vec![4], Default::default());
     /// # let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
     /// # let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
-    /// # let mut opt = tuned.optimizer(AdamW::default(), 1e-3)?;
+    /// # let mut opt = tuned.optimizer(AdamW::default(), 5e-3)?;
     /// opt.zero_grad()?;
     /// let loss = opt.backward_recompute(&Recompute::default(), |tape| {
     ///     Ok(tape.run(&x, |x| Ok(block.forward(x)))?.square().mean(Kind::Float))

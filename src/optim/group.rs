@@ -1,13 +1,24 @@
 //! A parameter group: tensors that share settings.
 
 use super::algorithm::{check_range, Algorithm};
+use crate::adapter::NormPlace;
 use crate::error::Result;
 
-/// The settings of one parameter group (`Path::set_group` of tch).
+/// The number of a parameter group (`Path::set_group` of tch), and the place of its norms.
+pub(super) type Key = (usize, Option<NormPlace>);
+
+/// The settings of tensors that share them.
 #[derive(Debug, Clone)]
 pub(super) struct Group {
     pub(super) algorithm: Algorithm,
     pub(super) lr: f64,
+}
+
+impl Group {
+    /// True if both update in the same way, as all groups do at first.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.lr == other.lr && self.algorithm.is_same(&other.algorithm)
+    }
 }
 
 pub(super) fn check_lr(lr: f64) -> Result<()> {

@@ -1,12 +1,15 @@
 //! The settings of an optimiser that may change while it runs; some may differ between parameter groups.
 
+use std::collections::BTreeSet;
+
 use tch::{Device, Kind, Tensor};
 
 use super::group::{check_lr, Group};
 use super::loss_scale::{check_scale, DynamicLossScale, LossScale, Scaler};
 use super::optimizer::Optimizer;
 use crate::adapter::flat::copy_of;
-use crate::error::{refusal, refuse, Result};
+use crate::adapter::NormPlace;
+use crate::error::{refuse, Result};
 
 impl Optimizer {
     /// Accumulates `steps` backward passes for one update: each of the `backward_step…` methods then adds the gradient
@@ -97,7 +100,17 @@ impl Optimizer {
     /// `InvalidArgument` if no selected tensor is in that group, or the rate is negative or not finite.
     pub fn set_lr_group(&mut self, group: usize, lr: f64) -> Result<()> {
         check_lr(lr)?;
-        self.group(group)?.lr = lr;
+        self.group(group)?.for_each(|group| group.lr = lr);
+        Ok(())
+    }
+
+    /// Sets the learning rate of the tuned norms at one place. [`set_lr`](Self::set_lr) sets it for all again.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if no tuned norm is at that place, or the rate is negative or not finite.
+    pub fn set_lr_norms(&mut self, place: NormPlace, lr: f64) -> Result<()> {
+        check_lr(lr)?;
+        self.norms(place)?.for_each(|group| group.lr = lr);
         Ok(())
     }
 
@@ -116,7 +129,28 @@ impl Optimizer {
     /// # Errors
     /// `InvalidArgument` if no selected tensor is in that group, or the value is negative or not finite.
     pub fn set_weight_decay_group(&mut self, group: usize, weight_decay: f64) -> Result<()> {
-        self.group(group)?.algorithm.set_weight_decay(weight_decay)
+        self.group(group)?.try_for_each(|group| group.algorithm.set_weight_decay(weight_decay))
+    }
+
+    /// Sets the weight decay of the tuned norms at one place. Decay helps norms before linear layers and harms those
+    /// behind (arXiv 2605.26895).
+    ///
+    /// # Errors
+    /// `InvalidArgument` if no tuned norm is at that place, or the value is negative or not finite.
+    ///
+    /// ```
+    /// # use tch::{nn, Device};
+    /// use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel, NormPlace};
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # nn::layer_norm(vs.root() / "layers" / 0 / "norm", vec![4], Default::default());
+    /// # nn::layer_norm(vs.root() / "norm", vec![4], Default::default());
+    /// let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
+    /// let mut opt = tuned.optimizer(AdamW { wd: 0., ..AdamW::default() }, 5e-3)?;
+    /// opt.set_weight_decay_norms(NormPlace::Pre, 0.01)?;
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
+    pub fn set_weight_decay_norms(&mut self, place: NormPlace, weight_decay: f64) -> Result<()> {
+        self.norms(place)?.try_for_each(|group| group.algorithm.set_weight_decay(weight_decay))
     }
 
     /// Sets the momentum of every group: β₁ for AdamW.
@@ -133,16 +167,38 @@ impl Optimizer {
     /// # Errors
     /// As [`set_momentum`](Self::set_momentum), and `InvalidArgument` if no selected tensor is in that group.
     pub fn set_momentum_group(&mut self, group: usize, momentum: f64) -> Result<()> {
-        self.group(group)?.algorithm.set_momentum(momentum)
+        self.group(group)?.try_for_each(|group| group.algorithm.set_momentum(momentum))
     }
 
-    fn group(&mut self, group: usize) -> Result<&mut Group> {
-        let known: Vec<usize> = self.groups.keys().copied().collect();
-        self.groups.get_mut(&group).ok_or_else(|| {
-            refusal!(
+    /// The places of the tuned norms.
+    pub fn norm_places(&self) -> BTreeSet<NormPlace> {
+        self.groups.keys().filter_map(|(_, place)| *place).collect()
+    }
+
+    fn group(&mut self, group: usize) -> Result<impl Iterator<Item = &mut Group>> {
+        let known: BTreeSet<usize> = self.groups.keys().map(|(group, _)| *group).collect();
+        if !known.contains(&group) {
+            refuse!(
                 InvalidArgument,
                 "no selected tensor is in parameter group {group}; groups in use: {known:?}"
-            )
-        })
+            );
+        }
+        let own = self.groups.iter_mut().filter(move |((own, _), _)| *own == group);
+        Ok(own.map(|(_, group)| group))
+    }
+
+    fn norms(&mut self, place: NormPlace) -> Result<impl Iterator<Item = &mut Group>> {
+        let known = self.norm_places();
+        if !known.contains(&place) {
+            let known: Vec<&str> = known.into_iter().map(NormPlace::name).collect();
+            refuse!(
+                InvalidArgument,
+                "no tuned norm is at the place '{}'; places in use: {}",
+                place.name(),
+                known.join(", ")
+            );
+        }
+        let own = self.groups.iter_mut().filter(move |((_, own), _)| *own == Some(place));
+        Ok(own.map(|(_, group)| group))
     }
 }

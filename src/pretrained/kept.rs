@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use tch::{Device, Kind, Tensor};
 
-use super::files::{ModelFiles, TensorFile};
+use super::files::ModelFiles;
 use super::frozen::{Form, Frozen, Place};
+use super::tensor_file::TensorFile;
 use crate::error::{refusal, refuse, ErrorKind, Result};
 use crate::quantised::{Encoding, Quantised};
 
@@ -88,27 +89,22 @@ impl Keeping {
         &self,
         files: &ModelFiles,
         file: &TensorFile,
-        on_disk: &Tensor,
+        read: impl Fn() -> Result<Tensor>,
         (device, kind): (Device, Option<Kind>),
     ) -> Result<Option<(Kept, Tensor)>> {
         let name = &file.name;
         let (form, place, Some(of)) = self.of(name) else { return Ok(None) };
+        let turned = of == (Use::Linear { transposed: true });
         let kept = |shape: &[i64], encoding: Option<Encoding>| -> Result<Kept> {
-            let kind = match kind {
-                Some(kind) => kind,
-                None => on_disk.f_kind()?,
-            };
-            let transposed = encoding.is_some() && of == (Use::Linear { transposed: true });
+            let kind = kind.or_else(|| file.kind()).unwrap_or(Kind::Float);
+            let transposed = encoding.is_some() && turned;
             let (name, shape, streamed) = (name.clone(), shape.to_vec(), place == Place::Streamed);
             Ok(Kept { name, shape, transposed, encoding, kind, streamed })
         };
         let whole = match form.encoding() {
             Some(encoding) => {
-                let matrix = if of == (Use::Linear { transposed: true }) {
-                    on_disk.f_tr()?
-                } else {
-                    on_disk.shallow_clone()
-                };
+                let on_disk = read()?;
+                let matrix = if turned { on_disk.f_tr()? } else { on_disk };
                 // Faster there, and moved once.
                 let target = if place == Place::Streamed { Device::Cpu } else { device };
                 Some(Quantised::of(&matrix.f_to_device(target)?, encoding).map_err(|error| {
@@ -122,7 +118,7 @@ impl Keeping {
                     }
                 })?)
             }
-            None if form == Form::Gguf => files.quantised(name)?,
+            None if form == Form::Gguf => file.quantised(&files.shards()[file.shard], turned)?,
             None => None,
         };
         let to = |tensor: &Tensor| -> Result<Tensor> {
@@ -138,7 +134,8 @@ impl Keeping {
                 Ok(Some((kept(whole.shape(), Some(whole.encoding()))?, to(whole.data())?)))
             }
             None if place == Place::Streamed => {
-                Ok(Some((kept(&on_disk.size(), None)?, on_disk.shallow_clone())))
+                let on_disk = read()?;
+                Ok(Some((kept(&on_disk.size(), None)?, on_disk)))
             }
             None => Ok(None),
         }
@@ -153,15 +150,10 @@ pub(super) fn copied(tensor: &Tensor) -> Result<Tensor> {
 }
 
 impl ModelFiles {
-    /// The blocks of a tensor as the files have them; `None` if it is not quantised there.
-    pub(crate) fn quantised(&self, _name: &str) -> Result<Option<Quantised>> {
-        Ok(None)
-    }
-
     /// Refuses a form that the files do not have.
     pub(crate) fn check_form(&self, frozen: Frozen) -> Result<()> {
         let (form, _) = frozen.parts();
-        if form == Form::Gguf {
+        if form == Form::Gguf && self.gguf().is_none() {
             refuse!(
                 Unsupported,
                 "'{}' holds no blocks of GGUF, which 'gguf' keeps as they are: open a .gguf file, or choose int8 or nf4, \

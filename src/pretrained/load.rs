@@ -3,15 +3,16 @@
 use tch::nn::{Path, VarStore};
 use tch::{no_grad, Device, Kind, Tensor};
 
-use super::files::{is_parameter, ModelFiles};
+use super::files::ModelFiles;
 use super::kept::{copied, Keeping};
 use super::origin::{self, TiedCopy};
+use super::tensor_file::is_parameter;
 use crate::error::{refuse, Result};
 use crate::storage::finite::check_cast;
 
 impl ModelFiles {
-    /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: the kind on
-    /// disk; integers keep theirs). Without model code, this suffices to attach adapters, to compare them with the base
+    /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: that of
+    /// [`variables`](Self::variables); integers keep theirs). Without model code, this suffices to attach adapters, to compare them with the base
     /// and to save. It remembers its `model_type`, so that adapters tune the modules of PEFT's table by default.
     ///
     /// On the CPU and in the kind of the file, a variable is a copy-on-write memory map of the file: data is read on
@@ -57,35 +58,33 @@ impl ModelFiles {
         for place in wanted {
             let name = &place.name;
             let shard = &self.shards()[place.shard];
-            let in_place =
-                device == Device::Cpu && kind.is_none_or(|kind| place.kind() == Some(kind));
+            let kind = kind.or(place.own_kind);
+            let in_place = device == Device::Cpu && kind.is_none_or(|kind| place.is_in(kind));
             let map = if in_place {
                 maps[place.shard].as_ref().map(Tensor::shallow_clone)
             } else {
                 // A map of its own, which is dropped with the tensor, so that the pages read do not accumulate.
                 shard.mapped()
             };
-            let on_disk = match &map {
-                Some(map) => shard.view(map, &place.stored)?,
-                None => shard.read(&place.stored)?,
-            };
+            let read = || place.read(shard, map.as_ref());
+            if let Some((kept, data)) = keeping.kept(self, place, read, (device, kind))? {
+                let mut tensor = Tensor::f_empty([0], (data.f_kind()?, device))?;
+                no_grad(|| tensor.f_set_data(&data))?;
+                self.add(&vs, name, tensor, false)?;
+                all_kept.push(kept);
+                done += place.stored.len;
+                self.report(done, total);
+                continue;
+            }
+            let on_disk = read()?;
             let wanted_kind = match kind {
                 Some(kind) if on_disk.is_floating_point() => kind,
                 _ => on_disk.f_kind()?,
             };
             // Views of one map share a version counter: autograd would take a write to one for a write to all.
-            let kept = keeping.kept(self, place, &on_disk, (device, kind))?;
-            let parameter = kept.is_none() && is_parameter(name, wanted_kind);
-            let wanted_kind = match &kept {
-                Some((_, kept)) => kept.f_kind()?,
-                None => wanted_kind,
-            };
+            let parameter = is_parameter(name, wanted_kind);
             let mut tensor = Tensor::f_empty([0], (wanted_kind, device))?;
             no_grad(|| -> Result<()> {
-                if let Some((kept, data)) = kept {
-                    all_kept.push(kept);
-                    return Ok(tensor.f_set_data(&data)?);
-                }
                 let before = on_disk.f_to_device(device)?;
                 let mut after = before.f_to_kind(wanted_kind)?;
                 if in_place && keeping.is_copied(name) {
@@ -101,19 +100,9 @@ impl ModelFiles {
                 tensor.f_set_data(&after)?;
                 Ok(())
             })?;
-            let (path, last) = place_of(&vs.root(), name);
-            if path.get(last).is_some() {
-                refuse!(
-                    DuplicateKey,
-                    "two tensors in '{}' are both '{name}' in the model",
-                    self.dir().display()
-                );
-            }
-            let _ = path.add(last, tensor, parameter);
+            self.add(&vs, name, tensor, parameter)?;
             done += place.stored.len;
-            if let Some(progress) = &self.progress {
-                (progress.0)(done, total);
-            }
+            self.report(done, total);
         }
         let mut copies = Vec::new();
         for (name, original) in self.copies() {
@@ -124,6 +113,25 @@ impl ModelFiles {
         }
         origin::remember(&vs, self.model_type(), copies, all_kept);
         Ok(vs)
+    }
+
+    fn add(&self, vs: &VarStore, name: &str, tensor: Tensor, parameter: bool) -> Result<()> {
+        let (path, last) = place_of(&vs.root(), name);
+        if path.get(last).is_some() {
+            refuse!(
+                DuplicateKey,
+                "two tensors in '{}' are both '{name}' in the model",
+                self.dir().display()
+            );
+        }
+        let _ = path.add(last, tensor, parameter);
+        Ok(())
+    }
+
+    fn report(&self, done: u64, total: u64) {
+        if let Some(progress) = &self.progress {
+            (progress.0)(done, total);
+        }
     }
 }
 

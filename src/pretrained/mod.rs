@@ -3,12 +3,16 @@
 pub(crate) mod files;
 mod frozen;
 mod generation;
+mod gguf;
+pub(crate) mod json;
 pub(crate) mod kept;
 pub(crate) mod load;
 mod naming;
+pub(crate) mod opened;
 pub(crate) mod origin;
 pub(crate) mod other_files;
 mod save;
+pub(crate) mod tensor_file;
 
 pub use files::ModelFiles;
 pub use frozen::{Form, Frozen, Place};

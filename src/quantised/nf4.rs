@@ -7,7 +7,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::int8::check_finite;
+use super::int8::{check_finite, factors};
 use crate::error::Result;
 use crate::kernels::number::WithNumber;
 
@@ -82,15 +82,14 @@ pub(super) fn encoded(matrix: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
-/// The values of groups `[groups, 36]`.
-pub(super) fn values(groups: &Tensor) -> Result<Tensor> {
-    let count = groups.size2()?.0;
-    let factor = groups.f_narrow(1, 0, 4)?.f_contiguous()?.f_view_dtype(Kind::Float)?;
+/// Writes the values of groups `[groups, 36]`.
+pub(super) fn decode(groups: &Tensor, out: &Tensor) -> Result<()> {
+    let factor = factors(groups)?;
     let codes = groups.f_narrow(1, 4, GROUP / 2)?.f_to_kind(Kind::Int)?.f_view([-1])?;
-    let pairs = pairs()?.f_to_device(groups.device())?.f_index_select(0, &codes)?;
-    let mut values = pairs.f_view_dtype(Kind::Float)?.f_view([count, GROUP])?;
-    let _ = values.f_mul_(&factor)?;
-    Ok(values)
+    let pairs = pairs()?.f_to_device(groups.device())?;
+    let _ = pairs.f_index_select_out(&out.f_view([-1])?.f_view_dtype(Kind::Double)?, 0, &codes)?;
+    let _ = out.shallow_clone().f_mul_(&factor)?;
+    Ok(())
 }
 
 /// The two values of each byte, as one number of 64 bits, which one look-up finds.

@@ -4,6 +4,7 @@ pub mod atomic;
 #[cfg(target_os = "linux")]
 mod exchange;
 pub(crate) mod finite;
+pub mod gguf;
 pub(crate) mod info;
 mod mapped;
 #[cfg(all(target_os = "linux", feature = "models"))]

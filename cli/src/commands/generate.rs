@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{anyhow, ensure, Context, Result};
 use ln_tuning::models::{Decoder, GenerateOptions, Head, Load, Model};
-use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::pretrained::{Frozen, ModelFiles};
 use ln_tuning::LnTuningModel;
 use tch::{Device, Tensor};
 use tokenizers::Tokenizer;
@@ -14,6 +14,7 @@ use tokenizers::Tokenizer;
 use super::key_mapping::KeyMapping;
 use crate::device::{self, ModelKind};
 use crate::text::chat::{ChatTemplate, Conversation};
+use crate::text::files::TextFiles;
 use crate::text::{special, tokenizer};
 use crate::train::memory;
 use crate::{columns, progress};
@@ -22,7 +23,7 @@ use crate::{columns, progress};
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
-    /// The directory of a language model, with a tokenizer.json
+    /// A language model: a directory with a tokenizer.json, or a GGUF file
     #[arg(long)]
     model: PathBuf,
     /// A PEFT directory and a name for it; the answers of several are shown side by side
@@ -60,6 +61,10 @@ pub struct Args {
     /// The kind of the model's weights
     #[arg(long, value_enum, default_value_t)]
     kind: ModelKind,
+    /// The way in which the model's matrices are kept: mapped, device, gguf (the blocks of a GGUF file), int8, nf4 or
+    /// streamed; or two of them, as nf4,streamed
+    #[arg(long, value_name = "HOW", default_value_t)]
+    base_weights: Frozen,
     /// auto (a CUDA device if there is one), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
@@ -74,7 +79,7 @@ Example:
 
 /// Helps where memory is not enough.
 const SMALLER: &str =
-    "Give a shorter prompt, a smaller --max-new-tokens, --kind bf16, or another --device, such as cpu";
+    "Give a shorter prompt, a smaller --max-new-tokens, --kind bf16, --base-weights nf4, or another --device, such as cpu";
 
 pub fn run(args: &Args) -> Result<()> {
     generated(args).map_err(|error| memory::explained(error, SMALLER))
@@ -90,11 +95,15 @@ fn generated(args: &Args) -> Result<()> {
     let adapters = adapters.collect::<Result<Vec<_>>>()?;
     args.key_mapping.check(!adapters.is_empty())?;
     let device = if args.cpu { Device::Cpu } else { device::named(&args.device)? };
-    let tokenizer = tokenizer::open(&args.model, None)?;
-    let ids = prompt_ids(args, &tokenizer)?.f_to_device(device)?;
+    let words = TextFiles::open(&args.model)?;
+    let tokenizer = tokenizer::open(&words, None)?;
+    let ids = prompt_ids(args, &words, &tokenizer)?.f_to_device(device)?;
 
     let (files, bar) = progress::loading(ModelFiles::open(&args.model)?)?;
-    let wanted = Load::on(device).kind(args.kind.on(device)).head(Head::LanguageModel);
+    let wanted = Load::on(device)
+        .kind(args.kind.on(device))
+        .frozen(args.base_weights)
+        .head(Head::LanguageModel);
     let (vs, model) = Decoder::from_files(files, &wanted)?;
     bar.finish_and_clear();
     let load = args.key_mapping.load_options();
@@ -112,7 +121,7 @@ fn generated(args: &Args) -> Result<()> {
         .top_k(args.top_k)
         .top_p(args.top_p)
         .seed(args.seed)
-        .stop_tokens(special::eos_ids(&args.model, &tokenizer)?);
+        .stop_tokens(special::eos_ids(&words, &tokenizer)?);
     let answer = |stream: bool| generate(&model, &tokenizer, &ids, &options, stream);
     let Some(mut tuned) = tuned else {
         return answer(true).map(drop);
@@ -133,7 +142,7 @@ fn generated(args: &Args) -> Result<()> {
 }
 
 /// `[1, length]`.
-fn prompt_ids(args: &Args, tokenizer: &Tokenizer) -> Result<Tensor> {
+fn prompt_ids(args: &Args, words: &TextFiles, tokenizer: &Tokenizer) -> Result<Tensor> {
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
         None => {
@@ -146,7 +155,7 @@ fn prompt_ids(args: &Args, tokenizer: &Tokenizer) -> Result<Tensor> {
         }
     };
     let text = if args.chat {
-        let chat = ChatTemplate::open(&args.model)?.with_context(|| {
+        let chat = ChatTemplate::open(words)?.with_context(|| {
             format!("'{}' has no chat template: leave out --chat", args.model.display())
         })?;
         let message =

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{LnTuningConfig, Norms, Selection};
+use ln_tuning::{Layers, LnTuningConfig, Norms, Selection};
 use serde_json::json;
 
 /// Show which tensors of a model would train
@@ -20,6 +20,9 @@ pub struct Args {
     /// Without target_modules: the norms that PEFT tunes for this model type (peft), or every one (all)
     #[arg(long, value_name = "peft|all", default_value = "all", value_parser = norms)]
     norms: Norms,
+    /// The norms of these layers only, such as 8..24 (without 24) or 8..; those outside of layers are left out
+    #[arg(long, value_name = "BAND")]
+    layers: Option<Layers>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -36,7 +39,10 @@ pub fn run(args: &Args) -> Result<()> {
         None => LnTuningConfig::default(),
     };
     let variables = files.variables_with_copies();
-    let selection = Selection::new(&variables, &config, files.model_type(), args.norms)?;
+    let mut selection = Selection::new(&variables, &config, files.model_type(), args.norms)?;
+    if let Some(layers) = args.layers {
+        selection = selection.in_layers(&variables, &config, layers)?;
+    }
     let modules: Vec<&str> =
         selection.modules().iter().map(|module| module.path.as_str()).collect();
     let tensors: Vec<&str> = selection.variables().collect();

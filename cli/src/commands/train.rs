@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use clap::ValueEnum;
 
 use crate::train::settings::{RunSettings, TaskName};
 use crate::train::start::Mode;
 use crate::train::yaml::Given;
-use crate::train::{detect, interrupt, memory};
+use crate::train::{detect, former, interrupt, memory};
 use crate::{classifier, language};
 
 /// Train the norms of a language model or of a classifier
@@ -30,6 +31,11 @@ pub struct Args {
     /// Print the dry run as JSON
     #[arg(long, requires = "dry_run")]
     json: bool,
+    /// Try learning rates from 1e-5 to 1 on the first batches, in at most 60 steps, and suggest one: a table, and
+    /// lr_finder.svg and lr_finder.csv in 'out'. Nothing else changes. 'then-train' goes on with the rate of the settings
+    #[arg(long, value_name = "then-train", num_args = 0..=1, require_equals = true, default_missing_value = "only")]
+    #[arg(conflicts_with_all = ["dry_run", "show"])]
+    find_lr: Option<FindLr>,
     /// Print all settings as they would be used
     #[arg(long, conflicts_with = "dry_run")]
     show: bool,
@@ -38,10 +44,17 @@ pub struct Args {
     sample: Option<TaskName>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FindLr {
+    Only,
+    ThenTrain,
+}
+
 const EXAMPLE: &str = "\
 Example:
   ln-tuning train --sample language > lm.yaml
-  ln-tuning train lm.yaml --set optimizer.lr=1e-4 --dry-run
+  ln-tuning train lm.yaml --set optimizer.lr=1e-3 --dry-run
+  ln-tuning train lm.yaml --find-lr
   ln-tuning train --set model=bert-base-uncased --set data.train=reviews.csv";
 
 pub fn run(args: &Args) -> Result<()> {
@@ -51,13 +64,21 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let given = Given::read(args.file.as_deref(), &args.set)?;
     let task = detect::task(&given)?;
-    let settings = given.over(sample(task))?;
+    let mut settings = given.over(sample(task))?;
+    let kept = former::keep(&given, &mut settings);
     if args.show {
         print!("{}", serde_yaml::to_string(&settings.all)?);
         return Ok(());
     }
-    let mode = if args.dry_run { Mode::DryRun { json: args.json } } else { Mode::Train };
-    if mode == Mode::Train {
+    if let Some(kept) = kept.filter(|_| !args.json) {
+        println!("{kept}");
+    }
+    let mode = match args.find_lr {
+        Some(after) => Mode::FindLr { train: after == FindLr::ThenTrain },
+        None if args.dry_run => Mode::DryRun { json: args.json },
+        None => Mode::Train,
+    };
+    if !args.dry_run {
         interrupt::listen()?;
     }
     let done = match task {

@@ -15,6 +15,7 @@ mod turns;
 use anyhow::Result;
 use ln_tuning::TaskType;
 
+use crate::text::files::TextFiles;
 use crate::train::settings::RunSettings;
 use crate::train::start::{start, Mode};
 use corpus::Corpus;
@@ -30,13 +31,14 @@ pub fn train(run: &RunSettings<LanguageData>, mode: Mode) -> Result<()> {
     let settings = &run.common;
     let device = settings.device()?;
     // Before the model is loaded: bad lines are found first.
-    let encoder = TextEncoder::open(&settings.model, &run.data)?;
+    let words = TextFiles::open(&settings.model)?;
+    let encoder = TextEncoder::open(&words, &run.data)?;
     let open = |path: &_| Corpus::open(path, &encoder, run);
     let (train, eval) = run.files.open(settings.seed, open, Corpus::split)?;
     let (vs, model) = LanguageModel::open(settings, device)?;
     model.check_ids(train.largest_id().max(eval.as_ref().and_then(Corpus::largest_id)))?;
     let mut config = settings.adapter()?;
     config.task_type = config.task_type.or(Some(TaskType::CausalLm));
-    let task = LanguageTask::new(&model, device, encoder, train, eval, run);
+    let task = LanguageTask::new(&model, device, encoder, train, eval, words, run);
     start(&task, &vs, config, run, mode)
 }

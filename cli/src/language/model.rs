@@ -20,7 +20,10 @@ impl LanguageModel {
     pub fn open(settings: &Settings, device: Device) -> Result<(VarStore, Self)> {
         let (files, bar) = progress::loading(ModelFiles::open(&settings.model)?)?;
         tch::manual_seed(step_seed(settings.seed, u64::MAX));
-        let load = Load::on(device).kind(settings.kind.on(device)).head(Head::LanguageModel);
+        let load = Load::on(device)
+            .kind(settings.kind.on(device))
+            .frozen(settings.base)
+            .head(Head::LanguageModel);
         let (vs, decoder) = Decoder::from_files(files, &load)?;
         bar.finish_and_clear();
         Ok((vs, LanguageModel { decoder }))

@@ -95,6 +95,14 @@ pub fn steps(out: &Path) -> Result<Vec<u64>> {
     Ok(steps)
 }
 
+/// The settings of the run whose checkpoints are in `out`, if there are any.
+pub fn settings(out: &Path) -> Result<Option<Value>> {
+    let Some(step) = steps(out)?.pop() else { return Ok(None) };
+    let text = regular::read_text(&dir(out, step).join(STATE))?;
+    let state: State = serde_json::from_str(&text)?;
+    Ok(Some(state.settings))
+}
+
 /// The state that a run starts from: that of the newest checkpoint, which must be of a run with these settings (`all`)
 /// and data, or step 0. An epoch has this many `batches`.
 pub fn begin(settings: &Settings, all: Value, data: String, batches: usize) -> Result<State> {

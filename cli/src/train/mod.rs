@@ -1,12 +1,15 @@
 //! Training: everything but the data and the model of a task.
 
 pub mod batches;
+mod by_place;
 mod checkpoint;
 mod curves;
 pub mod data;
 pub mod detect;
 pub mod example;
+pub mod former;
 pub mod interrupt;
+mod lr_finder;
 pub mod memory;
 mod metrics;
 pub mod order;
@@ -18,4 +21,5 @@ pub mod start;
 pub mod task;
 mod tensorboard;
 mod trainer;
+mod update;
 pub mod yaml;

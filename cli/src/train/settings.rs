@@ -5,13 +5,18 @@ use std::path::PathBuf;
 use anyhow::{bail, ensure, Context, Result};
 use clap::ValueEnum;
 use ln_tuning::device::{allow_tf32, set_deterministic};
+use ln_tuning::pretrained::Frozen;
 use ln_tuning::recompute::{Blocks, Recompute};
-use ln_tuning::{AdamW, AdapterOptions, Decay, LnTuningConfig, Norms, Precision, Schedule};
+use ln_tuning::{
+    AdamW, AdapterOptions, Decay, Layers, LnTuningConfig, LnTuningModel, Norms, Optimizer,
+    Precision, Schedule,
+};
 use serde::de::DeserializeOwned;
 use serde::Deserialize;
 use serde_json::Value;
 use tch::Device;
 
+use super::by_place::ByPlace;
 use super::data::Data;
 use super::yaml::Tree;
 use crate::device::{self, ModelKind};
@@ -60,12 +65,14 @@ pub struct Settings {
     pub resume: Resume,
     pub device: String,
     pub kind: ModelKind,
+    pub base: Frozen,
     pub tf32: bool,
     pub deterministic: bool,
     pub threads: Option<i32>,
     pub seed: u64,
     pub adapter: Value,
     pub norms: Norms,
+    pub layers: Option<Layers>,
     pub precision: Precision,
     pub optimizer: OptimizerSettings,
     pub schedule: ScheduleSettings,
@@ -92,10 +99,10 @@ pub enum Resume {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct OptimizerSettings {
-    pub lr: f64,
+    pub lr: ByPlace,
     pub betas: [f64; 2],
     pub eps: f64,
-    pub weight_decay: f64,
+    pub weight_decay: ByPlace,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -104,6 +111,9 @@ pub struct ScheduleSettings {
     pub warmup_steps: Option<u64>,
     pub warmup_ratio: f64,
 }
+
+/// That of the samples. It gives way to `warmup_steps`.
+const WARMUP_RATIO: f64 = 0.03;
 
 /// `none`, `all`, or n: every n-th block.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -152,8 +162,12 @@ impl Settings {
         let ratio = self.schedule.warmup_ratio;
         ensure!((0. ..=1.).contains(&ratio), "'schedule.warmup_ratio' is {ratio}, expected 0 to 1");
         ensure!(
-            ratio == 0. || self.schedule.warmup_steps.is_none(),
+            [0., WARMUP_RATIO].contains(&ratio) || self.schedule.warmup_steps.is_none(),
             "both 'schedule.warmup_steps' and 'schedule.warmup_ratio' are set: leave out one"
+        );
+        ensure!(
+            self.optimizer.lr.default().is_some(),
+            "'optimizer.lr' has no 'default', expected one: the rate of all that has none of its own"
         );
         self.recompute().map(drop)
     }
@@ -169,7 +183,7 @@ impl Settings {
     }
 
     pub fn adapter_options(&self) -> AdapterOptions {
-        AdapterOptions::default().norms(self.norms).precision(self.precision)
+        AdapterOptions::default().norms(self.norms).layers(self.layers).precision(self.precision)
     }
 
     /// The device, with libtorch set up for it.
@@ -204,19 +218,53 @@ impl Settings {
         }
     }
 
-    pub fn adamw(&self) -> AdamW {
-        let OptimizerSettings { betas, eps, weight_decay, .. } = self.optimizer;
-        AdamW { beta1: betas[0], beta2: betas[1], wd: weight_decay, eps, ..AdamW::default() }
+    /// The optimiser of the first step.
+    pub fn optimizer(&self, tuned: &LnTuningModel) -> Result<Optimizer> {
+        let OptimizerSettings { betas, eps, lr, weight_decay } = &self.optimizer;
+        let (beta1, beta2, wd) = (betas[0], betas[1], weight_decay.default().unwrap_or(0.));
+        let adamw = AdamW { beta1, beta2, wd, eps: *eps, ..AdamW::default() };
+        let mut optimizer = tuned.optimizer(adamw, self.lr())?;
+        lr.check("optimizer.lr", optimizer.norm_places().into_iter())?;
+        weight_decay.check("optimizer.weight_decay", optimizer.norm_places().into_iter())?;
+        for (place, weight_decay) in weight_decay.places() {
+            optimizer.set_weight_decay_norms(place, weight_decay)?;
+        }
+        self.set_rates(&mut optimizer, 1.)?;
+        optimizer.set_loss_scale(self.loss_scale())?;
+        Ok(optimizer)
+    }
+
+    /// The learning rate, of what has none of its own.
+    pub fn lr(&self) -> f64 {
+        self.optimizer.lr.default().unwrap_or_default()
+    }
+
+    /// Sets all rates to `factor` times the settings.
+    pub fn set_rates(&self, optimizer: &mut Optimizer, factor: f64) -> Result<()> {
+        optimizer.set_lr(self.lr() * factor)?;
+        for (place, lr) in self.optimizer.lr.places() {
+            optimizer.set_lr_norms(place, lr * factor)?;
+        }
+        Ok(())
     }
 
     pub fn schedule(&self, total: u64) -> Schedule {
-        let ratio = (self.schedule.warmup_ratio * total as f64).ceil() as u64;
-        Schedule::new(self.schedule.name, self.schedule.warmup_steps.unwrap_or(ratio), total)
+        let ratio = self.schedule.warmup_ratio;
+        let mut warmup = (ratio * total as f64).ceil() as u64;
+        if ratio < 1. {
+            // The first step of a warm-up has a rate of 0: in a run of one step, nothing would be learned.
+            warmup = warmup.min(total.saturating_sub(1));
+        }
+        Schedule::new(self.schedule.name, self.schedule.warmup_steps.unwrap_or(warmup), total)
     }
 
-    /// The blocks that are run twice, if any.
+    /// The blocks that are run twice, if any: all of them beside a base in few bits, whose values would be kept with
+    /// their activations.
     pub fn recompute(&self) -> Result<Option<Recompute>> {
         match &self.checkpointing {
+            Checkpointing::Named(name) if name == "none" && self.base.is_quantised() => {
+                Ok(Some(Recompute::default()))
+            }
             Checkpointing::Named(name) if name == "none" => Ok(None),
             Checkpointing::Named(name) if name == "all" => Ok(Some(Recompute::default())),
             Checkpointing::Every(n) if *n > 0 => Ok(Some(Recompute::new(Blocks::EveryNth(*n)))),

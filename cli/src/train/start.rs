@@ -11,7 +11,7 @@ use super::report::Report;
 use super::settings::RunSettings;
 use super::task::Task;
 use super::trainer::Ready;
-use super::{checkpoint, trainer};
+use super::{checkpoint, lr_finder, trainer};
 
 /// Train, or only show what would happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,10 @@ pub enum Mode {
     /// Show it, write nothing.
     DryRun {
         json: bool,
+    },
+    /// Try learning rates first, and train afterwards or not.
+    FindLr {
+        train: bool,
     },
 }
 
@@ -33,8 +37,7 @@ pub fn start<T: Task, D>(
     let settings = &run.common;
     let options = settings.adapter_options();
     let mut tuned = LnTuningModel::with_options(vs, config, DEFAULT_ADAPTER, &options)?;
-    let mut optimizer = tuned.optimizer(settings.adamw(), settings.optimizer.lr)?;
-    optimizer.set_loss_scale(settings.loss_scale())?;
+    let mut optimizer = settings.optimizer(&tuned)?;
     let mut report = Report::new(mode == Mode::DryRun { json: true });
     describe(task, vs, &tuned, settings, &mut report)?;
     let tensors = measure(task, vs, &tuned, &mut optimizer, settings, &mut report)?;
@@ -46,6 +49,12 @@ pub fn start<T: Task, D>(
         size: settings.batch_size,
         seed: run.files.shuffle.then_some(settings.seed),
     };
+    if let Mode::FindLr { train } = mode {
+        lr_finder::find(task, &mut tuned, settings, &plan)?;
+        if !train {
+            return Ok(());
+        }
+    }
     let batches = plan.epoch(0).len();
     let state = checkpoint::begin(settings, run.all.clone(), task.digest(), batches)?;
     let epoch_steps = batches.div_ceil(settings.accumulation) as u64;
@@ -55,7 +64,7 @@ pub fn start<T: Task, D>(
     } else {
         report.line(format!("{total} steps, {epoch_steps} in an epoch"));
     }
-    if mode == Mode::Train {
+    if !matches!(mode, Mode::DryRun { .. }) {
         let tuned = &mut tuned;
         return trainer::train(Ready { task, vs, tuned, optimizer, settings, plan, state, total });
     }

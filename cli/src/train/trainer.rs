@@ -13,10 +13,10 @@ use tch::{no_grad, Device, Tensor};
 use super::batches::{self, Plan};
 use super::checkpoint::{self, State};
 use super::metrics::Metrics;
-use super::order::step_seed;
 use super::prefetch::Prefetch;
 use super::settings::Settings;
-use super::task::{backward, numbers, Of, Task};
+use super::task::{numbers, Of, Task};
+use super::update::update;
 use super::{curves, interrupt, memory};
 use crate::progress;
 
@@ -62,6 +62,7 @@ struct Pending {
     step: u64,
     /// Scalars: the loss, the gradient's norm and, with dynamic loss scaling, the steps skipped up to this one.
     figures: Vec<Tensor>,
+    /// That of what has none of its own.
     lr: f64,
     size: u64,
     sources: String,
@@ -130,8 +131,7 @@ impl<T: Task> Run<'_, T> {
                 if group.is_empty() {
                     break;
                 }
-                let lr = self.settings.optimizer.lr * schedule.factor(self.state.step);
-                let next = self.step(&group, lr)?;
+                let next = self.step(&group, schedule.factor(self.state.step))?;
                 self.pending.push(next);
                 self.state.batch += group.len();
                 self.state.step += 1;
@@ -162,27 +162,24 @@ impl<T: Task> Run<'_, T> {
     }
 
     /// One update from a group of batches. Nothing here waits for the device.
-    fn step(&mut self, group: &[Of<T>], lr: f64) -> Result<Pending> {
-        tch::manual_seed(step_seed(self.settings.seed, self.state.step));
-        self.optimizer.set_lr(lr)?;
-        self.optimizer.zero_grad()?;
-        let targets = group.iter().map(|batch| batch.targets).sum::<i64>().max(1);
-        let recompute = self.recompute.as_ref();
-        let loss = backward(self.task, group, targets, recompute, &mut self.optimizer)?;
-        let grad_norm = match self.settings.clip_norm {
-            Some(max) => self.optimizer.clip_grad_norm(max)?,
-            None => self.optimizer.grad_norm()?,
-        };
-        self.optimizer.step()?;
+    fn step(&mut self, group: &[Of<T>], factor: f64) -> Result<Pending> {
+        let figures = update(
+            self.task,
+            group,
+            self.settings,
+            self.recompute.as_ref(),
+            &mut self.optimizer,
+            (self.state.step, factor),
+        )?;
         let sources: Vec<&str> = group.iter().map(|batch| batch.sources.as_str()).collect();
-        let mut figures = vec![loss, grad_norm];
+        let mut figures = Vec::from(figures);
         if self.settings.scales_dynamically() {
             figures.push(self.optimizer.skipped_steps()?);
         }
         Ok(Pending {
             step: self.state.step + 1,
             figures,
-            lr,
+            lr: self.settings.lr() * factor,
             size: group.iter().map(|batch| batch.size).sum(),
             sources: sources.join("; "),
         })

@@ -25,6 +25,11 @@ pub(crate) fn has_bare_norms(model_type: &str) -> bool {
     names_of(ALL, model_type).is_some_and(str::is_empty)
 }
 
+/// True if the norms of this `model_type` are known by name.
+pub(super) fn has_norms(model_type: &str) -> bool {
+    names_of(ALL, model_type).is_some_and(|names| !names.is_empty())
+}
+
 /// The model types of a table, sorted.
 pub(crate) fn model_types(norms: Norms) -> Vec<&'static str> {
     let rows = table(norms).iter().filter(|(_, names)| !names.is_empty());
@@ -33,7 +38,7 @@ pub(crate) fn model_types(norms: Norms) -> Vec<&'static str> {
     types
 }
 
-type Table = &'static [(&'static str, &'static str)];
+pub(super) type Table = &'static [(&'static str, &'static str)];
 
 fn table(norms: Norms) -> Table {
     match norms {
@@ -42,7 +47,7 @@ fn table(norms: Norms) -> Table {
     }
 }
 
-fn names_of(table: Table, model_type: &str) -> Option<&'static str> {
+pub(super) fn names_of(table: Table, model_type: &str) -> Option<&'static str> {
     let row = table.iter().find(|(types, _)| types.split(' ').any(|known| known == model_type));
     row.map(|(_, names)| *names)
 }
@@ -65,7 +70,7 @@ const PEFT: Table = &[
 
 /// Every norm with parameters, as transformers 5 names them in memory.
 #[rustfmt::skip]
-const ALL: Table = &[
+pub(super) const ALL: Table = &[
     ("llama llama4_text mistral ministral mixtral phi3 qwen2 qwen2_moe granite granitemoe smollm3 glm gpt_oss gemma starcoder2 phimoe nemotron",
         "input_layernorm post_attention_layernorm norm"),
     ("qwen3 qwen3_moe qwen3_next", "q_norm k_norm input_layernorm post_attention_layernorm norm"),

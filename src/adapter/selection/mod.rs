@@ -2,6 +2,8 @@
 
 mod architectures;
 mod export;
+mod layers;
+mod place;
 mod rules;
 mod selected;
 mod tree;
@@ -11,6 +13,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 pub use architectures::Norms;
 use architectures::{has_bare_norms, model_types, norm_names};
 use export::{exportable, separable};
+use layers::layer_of;
+pub use layers::Layers;
+pub use place::NormPlace;
+use place::Places;
 use rules::{head_names, with_head_names, Rules, Verdict};
 pub(crate) use selected::SelectedTensor;
 pub use selected::{Role, SelectedModule};
@@ -154,6 +160,7 @@ impl Selection {
         }
         let inside =
             |path: &str| path.match_indices('.').any(|(at, _)| chosen.contains_key(&path[..at]));
+        let places = Places::of(&tree, model_type);
         let mut modules: Vec<SelectedModule> = chosen
             .iter()
             .filter(|(path, _)| !inside(path))
@@ -162,6 +169,7 @@ impl Selection {
                 role: *role,
                 wrapped: (*wrapped).to_owned(),
                 variables: tree.tensors_below(path).map(|v| v.name.clone()).collect(),
+                place: places.place(path).filter(|_| *role == Role::Tuned),
             })
             .collect();
         modules.sort_by(|a, b| natural_cmp(&a.path, &b.path));
@@ -199,8 +207,14 @@ impl Selection {
         for name in &names {
             let path = name.rsplit_once('.').map_or("", |(module, _)| module).to_owned();
             let wrapped = path.clone();
-            let variables = vec![name.clone()];
-            self.modules.push(SelectedModule { path, role: Role::Whole, variables, wrapped });
+            let (variables, place) = (vec![name.clone()], None);
+            self.modules.push(SelectedModule {
+                path,
+                role: Role::Whole,
+                variables,
+                place,
+                wrapped,
+            });
         }
         self.modules.sort_by(|a, b| natural_cmp(&a.path, &b.path));
         self.carried = names;
@@ -215,6 +229,51 @@ impl Selection {
     /// The modules that are trained.
     pub(crate) fn trained(&self) -> impl Iterator<Item = &SelectedModule> {
         self.modules.iter().filter(|module| !module.variables.iter().any(|v| self.is_carried(v)))
+    }
+
+    /// Of the tuned modules only those in these layers: in each stack of layers, which is counted by the first number in
+    /// its paths. As with `layers_to_transform` of PEFT's other methods, norms outside of layers are left out, such as
+    /// the final one. Modules in `modules_to_save` stay. `variables` and `config` are those of [`new`](Self::new).
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a band that is empty or reaches beyond the last layer; `NoMatchingModules` if no tuned
+    /// module is in it.
+    pub fn in_layers(
+        &self,
+        variables: &[VariableInfo],
+        config: &LnTuningConfig,
+        layers: Layers,
+    ) -> Result<Self> {
+        let tree = Tree::of(variables);
+        let tuned = self.modules.iter().filter(|module| module.role == Role::Tuned);
+        let stacks: BTreeSet<&str> =
+            tuned.clone().filter_map(|module| Some(layer_of(&module.path)?.0)).collect();
+        let numbers = stacks.iter().flat_map(|stack| tree.numbered(stack));
+        let last = numbers.filter_map(|number| number.parse::<usize>().ok()).max();
+        let Some(last) = last else {
+            refuse!(
+                NoMatchingModules,
+                "`layers` is {layers}, and no selected module is in a numbered layer: {}",
+                sample(tuned.map(|module| module.path.as_str()))
+            );
+        };
+        layers.check(last + 1)?;
+        let is_in = |path: &str| layer_of(path).is_some_and(|(_, layer)| layers.has(layer));
+        let mut modules = self.modules.clone();
+        modules.retain(|module| module.role == Role::Whole || is_in(&module.path));
+        if !modules.iter().any(|module| module.role == Role::Tuned) {
+            refuse!(
+                NoMatchingModules,
+                "no selected module is in the layers {layers} of {}: {}",
+                last + 1,
+                sample(tuned.map(|module| module.path.as_str()))
+            );
+        }
+        let config = &with_head_names(config);
+        let own = self.clone();
+        let (targets, excludes) =
+            exportable(&tree, &modules, config, own.targets, true, own.excludes)?;
+        Ok(Selection { modules, targets, excludes, ..self.clone() })
     }
 
     /// The selection of the same modules among more variables, which may match the settings too.

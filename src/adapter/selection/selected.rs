@@ -1,5 +1,7 @@
 //! Selected modules and their tensors.
 
+use super::place::NormPlace;
+
 /// The way in which a module is part of an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -18,6 +20,8 @@ pub struct SelectedModule {
     pub role: Role,
     /// The full names of its variables.
     pub variables: Vec<String>,
+    /// The place of a tuned norm; `None` for other modules.
+    pub place: Option<NormPlace>,
     /// The module that PEFT wraps: this one or, with `modules_to_save`, one around it.
     pub(crate) wrapped: String,
 }

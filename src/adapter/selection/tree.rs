@@ -113,7 +113,7 @@ impl<'a> Tree<'a> {
     }
 
     /// The numbers that follow `before`, which is empty or ends in a dot.
-    fn numbered(&self, before: &str) -> BTreeSet<&'a str> {
+    pub(crate) fn numbered(&self, before: &str) -> BTreeSet<&'a str> {
         self.modules
             .range::<str, _>((Bound::Included(before), Bound::Unbounded))
             .take_while(|(path, _)| path.starts_with(before))

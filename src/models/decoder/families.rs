@@ -265,3 +265,53 @@ pub(super) const FAMILIES: &[Family] = &[
         ..LLAMA
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use tch::Kind;
+
+    use super::*;
+    use crate::adapter::{LnTuningConfig, NormPlace, Norms, Selection};
+    use crate::storage::info::VariableInfo;
+
+    #[test]
+    fn every_norm_of_every_family_has_the_place_at_which_its_block_computes_it() {
+        let mut seen = 0;
+        for family in FAMILIES.iter().filter(|family| family.model_type != "olmo") {
+            let Names { norms, qk_norms, norm, embed_norm, layers, .. } = family.names;
+            let inner = |names: &[&str]| -> Vec<String> {
+                let there = names.iter().filter(|name| !name.is_empty());
+                there.map(|name| format!("{layers}.3.{name}")).collect()
+            };
+            let outer = |name: &str| Vec::from_iter((!name.is_empty()).then(|| name.to_owned()));
+            let qk = if family.qk_norm == QkNorm::None { Vec::new() } else { inner(&qk_norms) };
+            let mut expected = Vec::new();
+            for (names, place) in [
+                (inner(&[norms[0], norms[2]]), NormPlace::Pre),
+                (inner(&[norms[1], norms[3]]), NormPlace::Post),
+                (qk, NormPlace::Qk),
+                (outer(norm), NormPlace::Final),
+                (outer(embed_norm), NormPlace::Embeddings),
+            ] {
+                expected.extend(names.into_iter().map(|name| (name, place)));
+            }
+            expected.sort();
+            let variable = |(path, _): &(String, NormPlace)| VariableInfo {
+                name: format!("{path}.weight"),
+                shape: vec![4],
+                kind: Kind::Float,
+                is_parameter: true,
+            };
+            let variables: Vec<VariableInfo> = expected.iter().map(variable).collect();
+            let config = LnTuningConfig::default();
+            let all = Selection::new(&variables, &config, Some(family.model_type), Norms::All);
+            let all = all.unwrap();
+            let mut found: Vec<_> =
+                all.modules().iter().map(|m| (m.path.clone(), m.place.unwrap())).collect();
+            found.sort();
+            assert_eq!(found, expected, "{}", family.model_type);
+            seen += found.len();
+        }
+        assert!(seen > 60, "{seen}");
+    }
+}

@@ -1,0 +1,33 @@
+//! One update of the weights from a group of batches.
+
+use anyhow::Result;
+use ln_tuning::recompute::Recompute;
+use ln_tuning::Optimizer;
+use tch::Tensor;
+
+use super::order::step_seed;
+use super::settings::Settings;
+use super::task::{backward, Of, Task};
+
+/// Updates with `factor` times the rates of the settings. Random numbers are those of step `step`, from 0. Gives the
+/// loss and the gradient's norm before clipping, as scalars on the device. Nothing here waits for it.
+pub fn update<T: Task>(
+    task: &T,
+    group: &[Of<T>],
+    settings: &Settings,
+    recompute: Option<&Recompute>,
+    optimizer: &mut Optimizer,
+    (step, factor): (u64, f64),
+) -> Result<[Tensor; 2]> {
+    tch::manual_seed(step_seed(settings.seed, step));
+    settings.set_rates(optimizer, factor)?;
+    optimizer.zero_grad()?;
+    let targets = group.iter().map(|batch| batch.targets).sum::<i64>().max(1);
+    let loss = backward(task, group, targets, recompute, optimizer)?;
+    let grad_norm = match settings.clip_norm {
+        Some(max) => optimizer.clip_grad_norm(max)?,
+        None => optimizer.grad_norm()?,
+    };
+    optimizer.step()?;
+    Ok([loss, grad_norm])
+}
