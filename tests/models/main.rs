@@ -27,5 +27,7 @@ mod padding;
 mod ropes;
 mod seq2seq;
 mod sizes;
+#[cfg(target_os = "linux")]
+mod streamed;
 mod vision;
 mod vit;
