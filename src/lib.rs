@@ -90,6 +90,7 @@ pub mod models;
 mod names;
 mod optim;
 pub mod pretrained;
+mod quantised;
 mod storage;
 
 pub use adapter::{
@@ -103,6 +104,7 @@ pub use autograd::{loss, recompute};
 pub use error::{Error, ErrorKind, Result};
 pub use names::natural::natural_cmp;
 pub use optim::{Algorithm, Decay, DynamicLossScale, Optimizer, Schedule};
+pub use storage::gguf;
 pub use storage::info::VariableInfo;
 #[doc(hidden)] // For the program.
 pub use storage::{atomic, regular, yaml};

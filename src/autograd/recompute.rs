@@ -118,25 +118,49 @@ impl Recompute {
         inputs: &[Tensor],
         forward: impl FnOnce(&mut Tape<'a>) -> Result<Tensor>,
     ) -> Result<(Tensor, Vec<Tensor>)> {
+        let forward = |tape: &mut Tape<'a>| Ok(vec![forward(tape)?]);
+        let (mut losses, gradients) = self.gradients_of_many(inputs, forward)?;
+        Ok((losses.remove(0), gradients))
+    }
+
+    /// [`gradients`](Self::gradients) of the sum of several losses, those of the batches of one step. Where `forward`
+    /// runs each block for all batches before the next, as `Decoder::losses_with` does, the backward pass does so too,
+    /// and what a block needs is fetched once in each pass, not once per batch.
+    ///
+    /// Returns the losses, without their graphs, and the sums of their gradients, in f32 at least. These are added in
+    /// the order of the losses if `forward` ran the last batch first.
+    ///
+    /// # Errors
+    /// As [`gradients`](Self::gradients), for each loss; `NoGradient` if there is none.
+    pub fn gradients_of_many<'a>(
+        &self,
+        inputs: &[Tensor],
+        forward: impl FnOnce(&mut Tape<'a>) -> Result<Vec<Tensor>>,
+    ) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
         let mut tape = Tape { options: *self, count: 0, segments: Vec::new() };
-        let loss = forward(&mut tape)?;
-        if loss.numel() != 1 || !loss.requires_grad() {
-            refuse!(
-                NoGradient,
-                "the loss must be a scalar that depends on a trainable tensor, found shape {:?}{}",
-                loss.size(),
-                if loss.requires_grad() { "" } else { ", without a graph" }
-            );
+        let losses = forward(&mut tape)?;
+        if losses.is_empty() {
+            refuse!(NoGradient, "there is no loss to go backward from");
         }
-        let value = loss.f_detach()?;
+        for loss in &losses {
+            if loss.numel() != 1 || !loss.requires_grad() {
+                refuse!(
+                    NoGradient,
+                    "the loss must be a scalar that depends on a trainable tensor, found shape {:?}{}",
+                    loss.size(),
+                    if loss.requires_grad() { "" } else { ", without a graph" }
+                );
+            }
+        }
+        let values = losses.iter().map(|loss| Ok(loss.f_detach()?)).collect::<Result<_>>()?;
         // The seed for afterwards: the second runs reset the generators to states of the forward pass.
         let seed = tape.segments.iter().any(|segment| segment.seed.is_some());
         let seed = seed.then(draw_seed).transpose()?;
-        let gradients = tape.walk(loss, inputs);
+        let gradients = tape.walk(losses, inputs);
         if let Some(seed) = seed {
             tch::manual_seed(seed);
         }
-        Ok((value, gradients?))
+        Ok((values, gradients?))
     }
 
     /// Adds the [`gradients`](Self::gradients) to the `.grad()` of `inputs`, as `loss.backward()` would, for tch's
@@ -210,9 +234,41 @@ impl<'a> Tape<'a> {
         inputs: &[&Tensor],
         block: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + 'a,
     ) -> Result<Vec<Tensor>> {
-        let inputs: Vec<Tensor> = inputs.iter().map(|input| input.shallow_clone()).collect();
+        let recomputed = self.next()?;
+        self.record(recomputed, inputs, block)
+    }
+
+    /// [`run`](Self::run) for one block and several batches, each with a closure of its own. The last batch goes first,
+    /// so that the backward pass comes to the first one first.
+    pub(crate) fn run_batches<F: Fn(&Tensor) -> Result<Tensor> + 'a>(
+        &mut self,
+        inputs: &[Tensor],
+        blocks: impl DoubleEndedIterator<Item = F> + ExactSizeIterator,
+    ) -> Result<Vec<Tensor>> {
+        let recomputed = self.next()?;
+        let mut outputs = Vec::with_capacity(inputs.len());
+        for (input, block) in inputs.iter().zip(blocks).rev() {
+            let block = move |inputs: &[Tensor]| Ok(vec![block(&inputs[0])?]);
+            outputs.push(self.record(recomputed, &[input], block)?.swap_remove(0));
+        }
+        outputs.reverse();
+        Ok(outputs)
+    }
+
+    /// Counts a block; true if it will be run again.
+    fn next(&mut self) -> Result<bool> {
         let recomputed = self.options.blocks.include(self.count) && grad_is_enabled()?;
         self.count += 1;
+        Ok(recomputed)
+    }
+
+    fn record(
+        &mut self,
+        recomputed: bool,
+        inputs: &[&Tensor],
+        block: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + 'a,
+    ) -> Result<Vec<Tensor>> {
+        let inputs: Vec<Tensor> = inputs.iter().map(|input| input.shallow_clone()).collect();
         if !recomputed {
             return block(&inputs);
         }
@@ -245,15 +301,18 @@ impl<'a> Tape<'a> {
         Ok(given)
     }
 
-    /// The backward pass, from the loss through the blocks, last to first.
+    /// The backward pass, from the losses through the blocks, last to first.
     ///
     /// A block's second run starts from its inputs with their graphs, so that the engine continues below them to the
     /// leaves of earlier blocks, through any operations between. Graphs are retained, since blocks may share them.
-    fn walk(mut self, loss: Tensor, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+    fn walk(mut self, losses: Vec<Tensor>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let several = losses.len() > 1;
         let mut gradients: Vec<Option<Tensor>> = inputs.iter().map(|_| None).collect();
         let mut of_outputs: Vec<Vec<Option<Tensor>>> =
             self.segments.iter().map(|s| s.outputs.iter().map(|_| None).collect()).collect();
-        self.pull(loss, inputs, &mut gradients, &mut of_outputs)?;
+        for loss in losses {
+            self.pull(loss, inputs, several, &mut gradients, &mut of_outputs)?;
+        }
         while let (Some(segment), Some(given)) = (self.segments.pop(), of_outputs.pop()) {
             if given.iter().all(Option::is_none) {
                 continue;
@@ -269,31 +328,38 @@ impl<'a> Tape<'a> {
                 .collect();
             if !pairs.is_empty() {
                 let root = inner_product(&pairs)?;
-                self.pull(root, inputs, &mut gradients, &mut of_outputs)?;
+                self.pull(root, inputs, several, &mut gradients, &mut of_outputs)?;
             }
         }
         Ok(gradients.into_iter().map(Option::unwrap_or_default).collect())
     }
 
-    /// Adds the gradients of `root` with respect to the inputs and to the outputs of the remaining blocks.
+    /// Adds the gradients of `root` with respect to the inputs and to the outputs of the remaining blocks. Those of the
+    /// inputs are the sums of all batches if there are `several`, and then in f32 at least.
     fn pull(
         &self,
         root: Tensor,
         inputs: &[Tensor],
+        several: bool,
         gradients: &mut [Option<Tensor>],
         of_outputs: &mut [Vec<Option<Tensor>>],
     ) -> Result<()> {
         let leaves = self.segments.iter().flat_map(|segment| segment.outputs.iter().flatten());
         let all: Vec<&Tensor> = inputs.iter().chain(leaves).collect();
-        let found = Tensor::f_run_backward(&[root], &all, !self.segments.is_empty(), false)?;
+        let kept = several || !self.segments.is_empty();
+        let found = Tensor::f_run_backward(&[root], &all, kept, false)?;
         let of_leaves = of_outputs.iter_mut().zip(&self.segments).flat_map(|(sums, segment)| {
             sums.iter_mut().zip(&segment.outputs).filter(|(_, leaf)| leaf.is_some())
         });
         let sums = gradients.iter_mut().chain(of_leaves.map(|(sum, _)| sum));
-        for (sum, found) in sums.zip(found) {
+        for (at, (sum, found)) in sums.zip(found).enumerate() {
             if found.defined() {
+                let low = [Kind::Half, Kind::BFloat16].contains(&found.f_kind()?);
                 *sum = Some(match sum.take() {
                     None => found,
+                    Some(sum) if several && low && at < inputs.len() => {
+                        sum.f_to_kind(Kind::Float)?.f_add(&found)?
+                    }
                     Some(sum) => sum.f_add(&found)?,
                 });
             }

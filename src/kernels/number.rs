@@ -77,6 +77,9 @@ pub(crate) trait WithNumber {
     fn f_at_least(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
     fn f_at_most(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
 
+    /// The bits that are set in both.
+    fn f_and_number(&self, number: impl Into<Number>) -> Result<Tensor, TchError>;
+
     /// The Euclidean norms of the last dimension, which is 1 then.
     fn f_lengths(&self) -> Result<Tensor, TchError>;
 
@@ -120,6 +123,7 @@ impl WithNumber for Tensor {
     with_number!(f_ge_number, atg_ge);
     with_number!(f_at_least, atg_clamp_min);
     with_number!(f_at_most, atg_clamp_max);
+    with_number!(f_and_number, atg_bitwise_and);
 
     fn f_lengths(&self) -> Result<Tensor, TchError> {
         let two = Number::from(2_i64);

@@ -88,15 +88,33 @@ impl Optimizer {
         recompute: &Recompute,
         forward: impl FnOnce(&mut Tape<'a>) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        let forward = |tape: &mut Tape<'a>| Ok(vec![forward(tape)?]);
+        Ok(self.backward_recompute_many(recompute, forward)?.swap_remove(0))
+    }
+
+    /// [`backward_recompute`](Self::backward_recompute) of several losses at once, those of the batches of one step:
+    /// adds the gradient of their sum, and returns them. `Decoder::losses_with` computes them.
+    ///
+    /// # Errors
+    /// As [`backward_recompute`](Self::backward_recompute).
+    pub fn backward_recompute_many<'a>(
+        &mut self,
+        recompute: &Recompute,
+        forward: impl FnOnce(&mut Tape<'a>) -> Result<Vec<Tensor>>,
+    ) -> Result<Vec<Tensor>> {
         let factor = self.loss_scale.factor();
         let scaled = |tape: &mut Tape<'a>| {
-            let loss = forward(tape)?;
-            check_loss(&loss)?;
-            factor.scaled(&loss, 1)
+            let losses = forward(tape)?;
+            let scaled = losses.iter().map(|loss| {
+                check_loss(loss)?;
+                factor.scaled(loss, 1)
+            });
+            scaled.collect()
         };
-        let mut loss = self.add_gradients(&factor, |inputs| recompute.gradients(inputs, scaled))?;
-        no_grad(|| factor.unscale(&mut loss))?;
-        Ok(loss)
+        let mut losses =
+            self.add_gradients(&factor, |inputs| recompute.gradients_of_many(inputs, scaled))?;
+        no_grad(|| losses.iter_mut().try_for_each(|loss| factor.unscale(loss)))?;
+        Ok(losses)
     }
 
     /// Adds the gradients that `compute` returns for the selected tensors, in the given order, for backward passes

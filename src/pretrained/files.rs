@@ -1,37 +1,48 @@
 //! The files of a model: its configuration, and the tensors with their names and places.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use regex::{Captures, Regex};
-use serde_json::{json, Value};
+use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use super::naming::former::Renaming;
 use super::naming::head::Head;
 use super::naming::layout::Layout;
 use super::naming::ties::settled;
-use crate::error::{refusal, refuse, Result};
+use super::opened::{Opened, WEIGHTS};
+use super::tensor_file::{is_parameter, TensorFile};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::names::natural::natural_cmp;
-use crate::storage::info::{is_float, VariableInfo};
-use crate::storage::regular;
-use crate::storage::safetensors::kind_of;
-use crate::storage::stored::{Stored, StoredTensors};
+use crate::quantised::Quantised;
+use crate::storage::gguf::GgufFile;
+use crate::storage::info::VariableInfo;
+use crate::storage::stored::StoredTensors;
 
-const WEIGHTS: &str = "model.safetensors";
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
-
-/// An opened Hugging Face model directory: its configuration and the place of each tensor. No tensor is read yet.
+/// An opened Hugging Face model directory, or GGUF file: its configuration and the place of each tensor. No tensor is
+/// read yet.
 ///
 /// Tensors have the names of the Python model in memory in transformers 5, which PEFT's keys use: a model of the class
 /// in `architectures`, or of another class by [`with_head`](Self::with_head). Files with former names
 /// (`vit.encoder.layer.0…`, `gamma`, `beta`), or without the base model's prefix, are understood. Buffers that the
 /// model computes, tied copies and modules that the class lacks are no variables; [`left_out`](Self::left_out) lists
 /// them.
+///
+/// A GGUF file of llama.cpp is such a model too: its metadata are the [`config`](Self::config), and its tensors have the
+/// names and the form of transformers. Those in blocks are read as f32.
+///
+/// ```no_run
+/// use ln_tuning::pretrained::ModelFiles;
+/// let files = ModelFiles::open("SmolLM2-135M-Instruct.Q4_1.gguf")?;
+/// assert_eq!(files.model_type(), Some("llama"));
+/// let norm = files.tensor("model.layers.0.input_layernorm.weight")?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct ModelFiles {
     dir: PathBuf,
     config: Value,
+    /// `generation_config.json` of a GGUF file.
+    pub(super) generation: Option<Value>,
     shards: Vec<StoredTensors>,
     layout: Layout,
     /// All tensors of the files, by their present names, for any head.
@@ -39,12 +50,6 @@ pub struct ModelFiles {
     tensors: Vec<TensorFile>,
     by_name: BTreeMap<String, usize>,
     pub(super) progress: Option<Progress>,
-}
-
-impl TensorFile {
-    pub(crate) fn kind(&self) -> Option<Kind> {
-        kind_of(self.stored.dtype)
-    }
 }
 
 /// Called with the bytes loaded and the bytes to load.
@@ -56,39 +61,39 @@ impl std::fmt::Debug for Progress {
     }
 }
 
-/// The place of a tensor.
-#[derive(Debug, Clone)]
-pub(crate) struct TensorFile {
-    pub(crate) name: String,
-    pub(crate) shard: usize,
-    pub(crate) stored: Stored,
-}
-
 impl ModelFiles {
     /// Opens a directory with `config.json` and either `model.safetensors` or shards with
-    /// `model.safetensors.index.json`. Headers are read and checked against the files' lengths.
+    /// `model.safetensors.index.json`; or a GGUF file, by its own path or as the only one in a directory without
+    /// safetensors. Headers are read and checked against the files' lengths.
+    ///
+    /// Of a GGUF file, everything that changes what the model computes is understood, or it is an error: the
+    /// architecture, the metadata below it, each tensor.
     ///
     /// # Errors
     /// `MissingFile` for a missing file, shards of the index included; `Unsupported` if there is only a pickle
     /// (`pytorch_model.bin`); `InvalidConfig` for bad JSON; `CorruptFile` for a file that was cut off, or an index that
-    /// lists what the shards lack; `DuplicateKey` if two tensors have one name in memory.
+    /// lists what the shards lack; `DuplicateKey` if two tensors have one name in memory. For GGUF: those of
+    /// [`GgufFile::open`](crate::gguf::GgufFile::open); `Unsupported` for an architecture or metadata that are not
+    /// implemented; `UnexpectedKeys` for tensors without a place; `InvalidArgument` for a directory with several files.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let config = object(&dir.join("config.json"))?;
-        let (paths, index) = shards(dir)?;
-        let shards = paths.iter().map(|path| StoredTensors::open(path));
-        let shards = shards.collect::<Result<Vec<_>>>()?;
+        let Opened { config, generation, shards, stored } = Opened::at(dir)?;
         let model_type = config.get("model_type").and_then(Value::as_str);
         let class = config.get("architectures").and_then(|names| names.get(0)?.as_str());
-        if let Some(index) = &index {
-            check_index(index, &shards)?;
-        }
-        let stored = named(&shards, &Renaming::of(model_type)?)?;
         let layout = Layout::of(model_type, class, &names(&stored));
         let (tensors, by_name) = Default::default();
-        let dir = dir.to_owned();
-        let files =
-            ModelFiles { dir, config, shards, layout, stored, tensors, by_name, progress: None };
+        let (dir, progress) = (dir.to_owned(), None);
+        let files = ModelFiles {
+            dir,
+            config,
+            generation,
+            shards,
+            layout,
+            stored,
+            tensors,
+            by_name,
+            progress,
+        };
         files.placed()
     }
 
@@ -179,12 +184,17 @@ impl ModelFiles {
         Ok(())
     }
 
-    /// The directory.
+    /// The directory, or the GGUF file by its own path.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The parsed `config.json`.
+    /// The GGUF file, if it is one.
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        self.shards.iter().find_map(StoredTensors::gguf)
+    }
+
+    /// The parsed `config.json`; that of a GGUF file is made of its metadata, as transformers would have it.
     pub fn config(&self) -> &Value {
         &self.config
     }
@@ -196,12 +206,15 @@ impl ModelFiles {
 
     /// Every tensor, in natural order of the names, for [`Selection::new`](crate::Selection::new). A file does not mark
     /// buffers: integers, the statistics of BatchNorm and BART's `final_logits_bias` count as buffers.
+    ///
+    /// Kinds are those of the file. A GGUF file has one for all: f16 or bf16 if all its matrices are in that, otherwise
+    /// f32, as in transformers.
     pub fn variables(&self) -> Vec<VariableInfo> {
         let variable = |tensor: &TensorFile| {
             let kind = tensor.kind().unwrap_or(Kind::Uint8);
             VariableInfo {
                 name: tensor.name.clone(),
-                shape: tensor.stored.shape.clone(),
+                shape: tensor.shape(),
                 kind,
                 is_parameter: is_parameter(&tensor.name, kind),
             }
@@ -230,15 +243,27 @@ impl ModelFiles {
         copies
     }
 
-    /// Reads one tensor to the CPU, in the kind that it has on disk.
+    /// Reads one tensor to the CPU, in the kind that it has on disk; one in blocks in f32.
     ///
     /// # Errors
     /// `MissingKeys` if there is no tensor of this name; `KindMismatch` for a kind that libtorch lacks; `Io`.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let place = self.find(name).ok_or_else(|| {
-            refusal!(MissingKeys, "there is no tensor '{name}' in '{}'", self.dir.display())
-        })?;
-        self.shards[place.shard].read(&place.stored)
+        let place = self.find(name).ok_or_else(|| self.no_tensor(name))?;
+        place.read(&self.shards[place.shard], None)
+    }
+
+    /// The blocks of a quantised tensor, on the CPU, with its rows in their order in memory; `None` for a tensor that is
+    /// not quantised, or not in rows of blocks in memory (the matrices of GPT-2, which are transposed).
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn quantised(&self, name: &str) -> Result<Option<Quantised>> {
+        let place = self.find(name).ok_or_else(|| self.no_tensor(name))?;
+        place.quantised(&self.shards[place.shard], false)
+    }
+
+    fn no_tensor(&self, name: &str) -> Error {
+        refusal!(MissingKeys, "there is no tensor '{name}' in '{}'", self.dir.display())
     }
 
     /// Calls `progress` with the bytes loaded and the total, whenever variables are filled from these files. Tensors
@@ -272,7 +297,7 @@ impl ModelFiles {
 
     /// True if the weights are those that an index lists.
     pub(crate) fn has_index(&self) -> bool {
-        self.shards.iter().all(|shard| !shard.path.ends_with(WEIGHTS))
+        self.gguf().is_none() && self.shards.iter().all(|shard| !shard.path.ends_with(WEIGHTS))
     }
 
     /// True if this file holds weights.
@@ -281,119 +306,6 @@ impl ModelFiles {
     }
 }
 
-pub(crate) fn is_parameter(name: &str, kind: Kind) -> bool {
-    let last = name.rsplit('.').next().unwrap_or(name);
-    is_float(kind) && !["running_mean", "running_var", "final_logits_bias"].contains(&last)
-}
-
-pub(crate) fn json(path: &Path) -> Result<Value> {
-    let bytes = regular::read(path)?;
-    let read = serde_json::from_slice(&bytes).or_else(|e| finite(&bytes).ok_or(e));
-    read.map_err(|e| refusal!(InvalidConfig, "'{}' is not JSON", path.display()).caused_by(e))
-}
-
-/// The value with Python's `NaN` and `Infinity`, which JSON lacks, as transformers 5 writes them.
-fn finite(bytes: &[u8]) -> Option<Value> {
-    let words = Regex::new(r#""(?:[^"\\]|\\.)*"|NaN|-?Infinity"#).ok()?;
-    let text = std::str::from_utf8(bytes).ok()?;
-    let text = words.replace_all(text, |found: &Captures| match &found[0] {
-        string if string.starts_with('"') => string.to_owned(),
-        number => json!({ "__float__": number }).to_string(),
-    });
-    serde_json::from_str(&text).ok()
-}
-
-/// A configuration.
-pub(crate) fn object(path: &Path) -> Result<Value> {
-    let config = json(path)?;
-    if !config.is_object() {
-        refuse!(
-            InvalidConfig,
-            "'{}' is no JSON object: expected a model's configuration",
-            path.display()
-        );
-    }
-    Ok(config)
-}
-
-/// All tensors by their present names. Of those with one key in several shards it is the last, as in transformers.
-fn named(shards: &[StoredTensors], renaming: &Renaming) -> Result<Vec<TensorFile>> {
-    let mut last = HashMap::new();
-    for (shard, file) in shards.iter().enumerate() {
-        last.extend(file.tensors.iter().map(|stored| (stored.key.as_str(), shard)));
-    }
-    let mut tensors = Vec::new();
-    for (shard, file) in shards.iter().enumerate() {
-        for stored in file.tensors.iter().filter(|stored| last[stored.key.as_str()] == shard) {
-            let names = renaming.apply(&stored.key)?;
-            let parts = stored.parts(names.len(), &file.path)?;
-            let parts = names.into_iter().zip(parts);
-            tensors.extend(parts.map(|(name, stored)| TensorFile { name, shard, stored }));
-        }
-    }
-    Ok(tensors)
-}
-
 fn names(tensors: &[TensorFile]) -> Vec<&str> {
     tensors.iter().map(|tensor| tensor.name.as_str()).collect()
-}
-
-type Index = BTreeMap<String, String>;
-
-/// Refuses an index that lists a tensor that no shard has. Where in the shards it is, and what else they have, counts
-/// for nothing, as in transformers.
-fn check_index(index: &Index, shards: &[StoredTensors]) -> Result<()> {
-    let all = shards.iter().flat_map(|shard| &shard.tensors);
-    let all: HashSet<&String> = all.map(|stored| &stored.key).collect();
-    if let Some((key, file)) = index.iter().find(|(key, _)| !all.contains(key)) {
-        refuse!(
-            CorruptFile,
-            "{INDEX} says that '{key}' is in '{file}', and it is not: copy the shards again"
-        );
-    }
-    Ok(())
-}
-
-/// The files with weights, and the index if there is one.
-fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Option<Index>)> {
-    let single = dir.join(WEIGHTS);
-    if single.exists() {
-        return Ok((vec![single], None));
-    }
-    let path = dir.join(INDEX);
-    if !path.exists() {
-        let pickle = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
-        if let Some(pickle) = pickle.iter().find(|name| dir.join(name).exists()) {
-            refuse!(
-                Unsupported,
-                "'{}' has its weights in a pickle ({pickle}), which can run code when it is read. Convert it in \
-                 Python: `AutoModel.from_pretrained(dir).save_pretrained(new_dir)`",
-                dir.display()
-            );
-        }
-        refuse!(MissingFile, "'{}' holds neither {WEIGHTS} nor {INDEX}", dir.display());
-    }
-    let value = json(&path)?;
-    let map = value.get("weight_map").cloned().unwrap_or(Value::Null);
-    let index: Index = serde_json::from_value(map).map_err(|e| {
-        refusal!(InvalidConfig, "'{}' has no valid 'weight_map'", path.display()).caused_by(e)
-    })?;
-    let names: BTreeSet<&String> = index.values().collect();
-    let mut shards = Vec::new();
-    for name in names {
-        // A path could lead out of the directory.
-        if name.contains(['/', '\\']) || name.as_str() == ".." {
-            refuse!(
-                InvalidConfig,
-                "'{}' names the shard '{name}', expected a plain file name",
-                path.display()
-            );
-        }
-        let shard = dir.join(name);
-        if !shard.exists() {
-            refuse!(MissingFile, "the shard '{}' of {INDEX} does not exist", shard.display());
-        }
-        shards.push(shard);
-    }
-    Ok((shards, Some(index)))
 }

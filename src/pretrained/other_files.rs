@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::files::{json, ModelFiles, INDEX};
+use super::files::ModelFiles;
+use super::json::json;
+use super::opened::INDEX;
 use crate::error::{refuse, Error, Result};
 use crate::storage::regular;
 

@@ -1,7 +1,7 @@
 //! Files that are written completely or not at all.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -55,6 +55,35 @@ pub fn write(contents: &[(PathBuf, Vec<u8>)]) -> Result<()> {
             // Fails if another process has put files there meanwhile.
             let _ = fs::remove_dir(dir);
         }
+    }
+    result
+}
+
+/// Writes one file that is too large for memory: whole, at one instant, or not at all.
+///
+/// # Errors
+/// As [`write`].
+pub(crate) fn write_one(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+) -> Result<()> {
+    check_replaceable(path)?;
+    let failed = |e| Error::io("write", path, e);
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut made = Vec::new();
+    let result = make_dir(parent, &mut made).and_then(|()| {
+        staging::clear(parent);
+        let staging = Staging::new_in(parent).map_err(failed)?;
+        let new = staging.path().join("new");
+        let mut file = BufWriter::new(File::create(&new).map_err(failed)?);
+        fill(&mut file).map_err(failed)?;
+        file.into_inner().map_err(|e| failed(e.into_error()))?.sync_all().map_err(failed)?;
+        fs::rename(&new, path).map_err(failed)?;
+        sync(parent);
+        Ok(())
+    });
+    if result.is_err() {
+        made.iter().rev().for_each(|dir| drop(fs::remove_dir(dir)));
     }
     result
 }

@@ -4,6 +4,7 @@ pub mod atomic;
 #[cfg(target_os = "linux")]
 mod exchange;
 pub(crate) mod finite;
+pub mod gguf;
 pub(crate) mod info;
 mod mapped;
 pub mod regular;

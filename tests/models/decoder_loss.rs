@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use crate::nets;
-use ln_tuning::loss::LinearCrossEntropy;
+use ln_tuning::loss::{LinearCrossEntropy, Reduction};
 use ln_tuning::models::{Decoder, DecoderConfig, Inputs, Model, ModelConfig};
 use ln_tuning::recompute::{Blocks, Recompute};
-use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel};
+use ln_tuning::{AdamW, DynamicLossScale, ErrorKind, LnTuningConfig, LnTuningModel};
 use serde_json::{json, Value};
 use tch::{nn::VarStore, Device, Kind, Tensor};
 
@@ -141,6 +141,108 @@ fn checkpointing_changes_neither_loss_nor_training() {
                 assert!((found - expected).abs() <= 1e-4, "{family}: {found} {expected}");
             }
         }
+    }
+}
+
+/// Batches of several lengths: plain, padded on the left, packed. With their labels.
+fn step_of_three() -> Vec<[Tensor; 4]> {
+    let none = || Tensor::new();
+    let (plain, labels) = batch();
+    let padded = ids(2).narrow(1, 2, 7);
+    let mask = Tensor::ones([2, 7], (Kind::Int64, Device::Cpu));
+    let _ = mask.narrow(1, 0, 3).get(0).fill_(0);
+    let of_padded = padded.masked_fill(&mask.eq(0), -100);
+    let packed = ids(1) + 1;
+    let packed = packed.remainder(VOCAB);
+    let documents = Tensor::from_slice2(&[[0_i64, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2]]);
+    vec![
+        [plain, labels, none(), none()],
+        [padded, of_padded, mask, none()],
+        [packed.shallow_clone(), packed, none(), documents],
+    ]
+}
+
+fn some(tensor: &Tensor) -> Option<&Tensor> {
+    tensor.defined().then_some(tensor)
+}
+
+#[test]
+fn batches_that_go_through_each_block_together_train_as_one_after_the_other_bit_for_bit() {
+    for (family, more) in families() {
+        for blocks in [Blocks::All, Blocks::EveryNth(2), Blocks::First(1), Blocks::First(0)] {
+            let train = |together: bool| {
+                let (vs, model) = model(&config(family, more.clone()));
+                let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
+                let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+                opt.set_dynamic_loss_scale(DynamicLossScale::default()).unwrap();
+                let batches = step_of_three();
+                let batches: Vec<(Inputs, &Tensor)> = batches
+                    .iter()
+                    .map(|[ids, labels, mask, documents]| {
+                        let inputs = Inputs::new(ids).attention_mask(some(mask));
+                        (inputs.documents(some(documents)), labels)
+                    })
+                    .collect();
+                let cross_entropy = LinearCrossEntropy::default().reduction(Reduction::SumOver(40));
+                let recompute = Recompute::new(blocks);
+                let mut all = Vec::new();
+                for _ in 0..2 {
+                    opt.zero_grad().unwrap();
+                    let losses = if together {
+                        opt.backward_recompute_many(&recompute, |tape| {
+                            model.losses_with(&batches, &cross_entropy, tape)
+                        })
+                        .unwrap()
+                    } else {
+                        let one = |(inputs, labels): &(Inputs, &Tensor)| {
+                            opt.backward_recompute(&recompute, |tape| {
+                                model.loss_with(*inputs, labels, &cross_entropy, tape)
+                            })
+                            .unwrap()
+                        };
+                        batches.iter().map(one).collect()
+                    };
+                    all.push(format!("{:?}", opt.clip_grad_norm(0.5).unwrap()));
+                    all.extend(losses.iter().map(|loss| loss.double_value(&[]).to_string()));
+                    opt.step().unwrap();
+                }
+                (all, nets::named_bits(&tuned.state_dict("default").unwrap()))
+            };
+            let (found, expected) = (train(true), train(false));
+            assert!(found == expected, "{family}, {more}, {blocks:?}: {found:?} {expected:?}");
+        }
+    }
+}
+
+#[test]
+fn in_bf16_the_gradients_of_batches_that_go_together_are_summed_in_f32() {
+    let gradients = |together: bool| {
+        let (mut vs, model) = model(&config("llama", json!({})));
+        vs.bfloat16();
+        let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
+        let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+        let (ids, labels) = batch();
+        let cross_entropy = LinearCrossEntropy::default();
+        let recompute = Recompute::default();
+        let batches: Vec<(Inputs, &Tensor)> = vec![((&ids).into(), &labels); 5];
+        if together {
+            opt.backward_recompute_many(&recompute, |tape| {
+                model.losses_with(&batches, &cross_entropy, tape)
+            })
+            .unwrap();
+        } else {
+            for (inputs, labels) in &batches {
+                let loss = opt.backward_recompute(&recompute, |tape| {
+                    model.loss_with(*inputs, labels, &cross_entropy, tape)
+                });
+                assert!(loss.is_ok());
+            }
+        }
+        let gradients = opt.gradients().unwrap();
+        gradients.into_iter().map(|(name, gradient)| (name, gradient.unwrap())).collect::<Vec<_>>()
+    };
+    for ((name, found), (_, expected)) in gradients(true).iter().zip(gradients(false)) {
+        assert_eq!(found, &expected, "{name}");
     }
 }
 

@@ -19,6 +19,10 @@ const NEVER: &[(&str, &[&str])] = &[
             "optim",
         ],
     ),
+    (
+        "quantised",
+        &["storage", "names", "device", "autograd", "pretrained", "adapter", "models", "optim"],
+    ),
     ("storage", &["pretrained", "adapter", "models", "optim"]),
     ("names", &["pretrained", "adapter", "models", "optim"]),
     ("kernels", &["pretrained", "adapter", "models", "optim"]),

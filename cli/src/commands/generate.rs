@@ -14,6 +14,7 @@ use tokenizers::Tokenizer;
 use super::key_mapping::KeyMapping;
 use crate::device::{self, ModelKind};
 use crate::text::chat::{ChatTemplate, Conversation};
+use crate::text::files::TextFiles;
 use crate::text::{special, tokenizer};
 use crate::train::memory;
 use crate::{columns, progress};
@@ -22,7 +23,7 @@ use crate::{columns, progress};
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
-    /// The directory of a language model, with a tokenizer.json
+    /// A language model: a directory with a tokenizer.json, or a GGUF file
     #[arg(long)]
     model: PathBuf,
     /// A PEFT directory and a name for it; the answers of several are shown side by side
@@ -70,7 +71,8 @@ pub struct Args {
 
 const EXAMPLE: &str = "\
 Example:
-  ln-tuning generate --model Llama-3.2-1B --adapter mine=tuned/adapter --prompt 'Once upon a time'";
+  ln-tuning generate --model Llama-3.2-1B --adapter mine=tuned/adapter --prompt 'Once upon a time'
+  ln-tuning generate --model SmolLM2-135M-Instruct.Q4_1.gguf --chat --prompt 'What is the capital of France?'";
 
 /// Helps where memory is not enough.
 const SMALLER: &str =
@@ -90,10 +92,12 @@ fn generated(args: &Args) -> Result<()> {
     let adapters = adapters.collect::<Result<Vec<_>>>()?;
     args.key_mapping.check(!adapters.is_empty())?;
     let device = if args.cpu { Device::Cpu } else { device::named(&args.device)? };
-    let tokenizer = tokenizer::open(&args.model, None)?;
-    let ids = prompt_ids(args, &tokenizer)?.f_to_device(device)?;
+    let files = ModelFiles::open(&args.model)?;
+    let words = TextFiles::of(&files)?;
+    let tokenizer = tokenizer::open(&words, None)?;
+    let ids = prompt_ids(args, &words, &tokenizer)?.f_to_device(device)?;
 
-    let (files, bar) = progress::loading(ModelFiles::open(&args.model)?)?;
+    let (files, bar) = progress::loading(files)?;
     let wanted = Load::on(device).kind(args.kind.on(device)).head(Head::LanguageModel);
     let (vs, model) = Decoder::from_files(files, &wanted)?;
     bar.finish_and_clear();
@@ -112,7 +116,7 @@ fn generated(args: &Args) -> Result<()> {
         .top_k(args.top_k)
         .top_p(args.top_p)
         .seed(args.seed)
-        .stop_tokens(special::eos_ids(&args.model, &tokenizer)?);
+        .stop_tokens(special::eos_ids(&words, &tokenizer)?);
     let answer = |stream: bool| generate(&model, &tokenizer, &ids, &options, stream);
     let Some(mut tuned) = tuned else {
         return answer(true).map(drop);
@@ -133,7 +137,7 @@ fn generated(args: &Args) -> Result<()> {
 }
 
 /// `[1, length]`.
-fn prompt_ids(args: &Args, tokenizer: &Tokenizer) -> Result<Tensor> {
+fn prompt_ids(args: &Args, words: &TextFiles, tokenizer: &Tokenizer) -> Result<Tensor> {
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
         None => {
@@ -146,7 +150,7 @@ fn prompt_ids(args: &Args, tokenizer: &Tokenizer) -> Result<Tensor> {
         }
     };
     let text = if args.chat {
-        let chat = ChatTemplate::open(&args.model)?.with_context(|| {
+        let chat = ChatTemplate::open(words)?.with_context(|| {
             format!("'{}' has no chat template: leave out --chat", args.model.display())
         })?;
         let message =

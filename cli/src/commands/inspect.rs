@@ -28,7 +28,7 @@ const LESS_MEMORY: &str =
 pub struct Args {
     /// The directory that `save_pretrained` of PEFT or of this crate wrote
     adapter: PathBuf,
-    /// The base model: a directory with config.json and safetensors
+    /// The base model: a directory with config.json and safetensors, or a GGUF file
     #[arg(long)]
     base: Option<PathBuf>,
     /// Draw how far each norm moved: depth across, kinds of norms down (needs --base)
@@ -176,7 +176,7 @@ fn print(saved: &SavedAdapter, diff: Option<&AdapterDiff>) {
     match diff {
         Some(diff) => println!("\n{diff}"),
         None => println!(
-            "With --base MODEL_DIR this also says which norms moved, and how far; with --data, how much of that helps."
+            "With --base MODEL this also says which norms moved, and how far; with --data, how much of that helps."
         ),
     }
 }

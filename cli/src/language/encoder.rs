@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::Path;
 
 use anyhow::{anyhow, ensure, Context, Result};
 use serde_json::{json, Value};
@@ -14,6 +13,7 @@ use super::settings::{LanguageData, LossOn};
 use super::turns;
 use crate::records::keys::is_empty;
 use crate::text::chat::{ChatTemplate, Conversation, Rendered, THINKING};
+use crate::text::files::TextFiles;
 use crate::text::special::eos_ids;
 use crate::text::tokenizer;
 use crate::train::example::Example;
@@ -38,7 +38,7 @@ pub struct Tokens {
 }
 
 impl TextEncoder {
-    pub fn open(model: &Path, data: &LanguageData) -> Result<Self> {
+    pub fn open(model: &TextFiles, data: &LanguageData) -> Result<Self> {
         let tokenizer = tokenizer::open(model, None)?;
         let eos = eos_ids(model, &tokenizer)?.first().map(|id| *id as u32);
         let eos = eos.filter(|_| data.append_eos);
@@ -102,7 +102,8 @@ impl TextEncoder {
 
     fn chat(&self, conversation: &Conversation, replies: bool) -> Result<Tokens> {
         let chat = self.chat.as_ref().context(
-            "there are messages, and the model has no chat template (tokenizer_config.json, chat_template.jinja)",
+            "there are messages, and the model has no chat template (tokenizer_config.json, chat_template.jinja, or in a GGUF file \
+             'tokenizer.chat_template')",
         )?;
         let Conversation { messages, learned, .. } = conversation;
         let mut conversation = Cow::Borrowed(conversation);

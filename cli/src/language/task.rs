@@ -1,9 +1,11 @@
 //! Training a language model on the pieces of a corpus.
 
 use std::cmp::Reverse;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use ln_tuning::atomic;
 use ln_tuning::loss::{Reduction, IGNORE_INDEX};
 use ln_tuning::models::{DecoderConfig, Inputs};
 use ln_tuning::recompute::Tape;
@@ -14,6 +16,7 @@ use super::encoder::TextEncoder;
 use super::model::LanguageModel;
 use super::packing::{pack, ROWS};
 use super::settings::LanguageData;
+use crate::text::files::TextFiles;
 use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::order::Random;
@@ -25,6 +28,7 @@ pub struct LanguageTask<'m> {
     device: Device,
     packing: bool,
     loader: Arc<LanguageLoader>,
+    words: TextFiles,
 }
 
 pub struct LanguageLoader {
@@ -129,6 +133,7 @@ impl<'m> LanguageTask<'m> {
         encoder: TextEncoder,
         train: Corpus,
         eval: Option<Corpus>,
+        words: TextFiles,
         run: &RunSettings<LanguageData>,
     ) -> Self {
         let data = &run.data;
@@ -138,7 +143,7 @@ impl<'m> LanguageTask<'m> {
         let (config, multiple) = (model.config().clone(), run.files.multiple(device) as i64);
         let loader = LanguageLoader { encoder, config, device, multiple, train, eval };
         let loader = Arc::new(loader);
-        LanguageTask { model, device, packing: data.packing, loader }
+        LanguageTask { model, device, packing: data.packing, loader, words }
     }
 
     fn loss_of<'t>(
@@ -225,5 +230,12 @@ impl Task for LanguageTask<'_> {
     fn digest(&self) -> String {
         let eval = self.loader.eval.as_ref().map_or("", |eval| eval.corpus.digest());
         format!("{} {eval}", self.loader.train.corpus.digest())
+    }
+
+    /// The tokenizer of a GGUF file, which Python cannot read from it as it is.
+    fn add_files(&self, adapter: &Path) -> Result<()> {
+        let file = |(name, text): (&str, &str)| (adapter.join(name), text.as_bytes().to_vec());
+        let files: Vec<_> = self.words.for_adapter().into_iter().map(file).collect();
+        Ok(atomic::write(&files)?)
     }
 }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 
 use anyhow::{anyhow, bail, ensure, Context, Error, Result};
 use minijinja::{Environment, ErrorKind, OutputSpan, Value as Given};
 use serde_json::{Map, Value};
 
+use super::files::TextFiles;
 use super::jinja::{self, GENERATION};
 use super::replies::{Replies, Text};
 use super::{python, special};
@@ -69,7 +69,7 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// `None` where the model has none. A template that is broken is an error when a conversation needs it.
-    pub fn open(model: &Path) -> Result<Option<Self>> {
+    pub fn open(model: &TextFiles) -> Result<Option<Self>> {
         let mut environment = jinja::environment();
         let mut names = BTreeMap::new();
         for (name, text) in special::chat_templates(model)? {

@@ -1,7 +1,8 @@
-//! Tokenizers, special tokens and chat templates of model directories.
+//! Tokenizers, special tokens and chat templates of models: directories, or GGUF files.
 
 pub mod chat;
 pub mod files;
+pub mod gguf;
 mod jinja;
 mod methods;
 mod python;

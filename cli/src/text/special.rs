@@ -1,13 +1,12 @@
 //! Special tokens and chat templates, wherever the files of a tokenizer keep them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use anyhow::Result;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use super::files::{self, json};
+use super::files::{self, TextFiles, TOKENIZER};
 
 /// Those that every tokenizer may have, and that `config.json` may have as an id.
 const NAMES: [&str; 7] =
@@ -15,8 +14,8 @@ const NAMES: [&str; 7] =
 
 /// The special tokens by their names: `tokenizer_config.json` and `special_tokens_map.json`; for those that are in
 /// neither the ids of `config.json` and `generation_config.json`, and what `tokenizer.json` puts around a text.
-pub fn special_tokens(model: &Path) -> Result<Map<String, Value>> {
-    let config = json(&model.join("tokenizer_config.json"))?;
+pub fn special_tokens(model: &TextFiles) -> Result<Map<String, Value>> {
+    let config = model.json("tokenizer_config.json")?;
     let given = |config: &Value| -> Map<String, Value> {
         let more = config.get("extra_special_tokens").and_then(Value::as_object);
         let named =
@@ -27,7 +26,7 @@ pub fn special_tokens(model: &Path) -> Result<Map<String, Value>> {
     let mut tokens = given(&config);
     // As in transformers, the older file counts more, but nothing beside a list of the added tokens.
     let newer = config.get("added_tokens_decoder").is_some();
-    for (key, token) in given(&json(&model.join("special_tokens_map.json"))?) {
+    for (key, token) in given(&model.json("special_tokens_map.json")?) {
         if !newer || config.get(&key).is_none() {
             tokens.insert(key, token);
         }
@@ -36,7 +35,7 @@ pub fn special_tokens(model: &Path) -> Result<Map<String, Value>> {
     let open: Vec<&str> = NAMES.iter().filter(is_open).copied().collect();
     if open.iter().any(|name| ["bos_token", "eos_token"].contains(name)) {
         let files = configs(model)?;
-        let tokenizer = json(&model.join("tokenizer.json"))?;
+        let tokenizer = model.json(TOKENIZER)?;
         for name in open {
             let id = ids_of(&files, &format!("{name}_id")).first().copied();
             let token = id.and_then(|id| token_of(&tokenizer, id));
@@ -49,25 +48,21 @@ pub fn special_tokens(model: &Path) -> Result<Map<String, Value>> {
 }
 
 /// The chat templates by name. Files of their own count more than `tokenizer_config.json`, as in transformers.
-pub fn chat_templates(model: &Path) -> Result<BTreeMap<String, String>> {
+pub fn chat_templates(model: &TextFiles) -> Result<BTreeMap<String, String>> {
     let mut templates = BTreeMap::new();
-    let mut paths = vec![("default".to_owned(), model.join("chat_template.jinja"))];
-    for entry in model.join("additional_chat_templates").read_dir().into_iter().flatten() {
-        let path = entry?.path();
+    let default = model.text("chat_template.jinja")?;
+    templates.extend(default.map(|text| ("default".to_owned(), text)));
+    for path in model.below("additional_chat_templates")? {
         if let (Some(name), true) =
             (path.file_stem(), path.extension().is_some_and(|end| end == "jinja"))
         {
-            paths.push((name.to_string_lossy().into_owned(), path));
-        }
-    }
-    for (name, path) in paths {
-        if let Some(text) = files::text(&path)? {
-            templates.insert(name, text);
+            let text = files::text(&path)?;
+            templates.extend(text.map(|text| (name.to_string_lossy().into_owned(), text)));
         }
     }
     for config in ["tokenizer_config.json", "chat_template.json"] {
         if templates.is_empty() {
-            templates = named(json(&model.join(config))?.get("chat_template"));
+            templates = named(model.json(config)?.get("chat_template"));
         }
     }
     Ok(templates)
@@ -90,15 +85,15 @@ fn named(templates: Option<&Value>) -> BTreeMap<String, String> {
 }
 
 /// The ids that texts end with: the tokenizer's first, then those of `config.json` and `generation_config.json`.
-pub fn eos_ids(model: &Path, tokenizer: &Tokenizer) -> Result<Vec<i64>> {
+pub fn eos_ids(model: &TextFiles, tokenizer: &Tokenizer) -> Result<Vec<i64>> {
     let tokens = special_tokens(model)?;
     let own = tokens.get("eos_token").and_then(|token| tokenizer.token_to_id(token.as_str()?));
     let more = ids_of(&configs(model)?, "eos_token_id");
     Ok(own.map(i64::from).into_iter().chain(more).collect())
 }
 
-fn configs(model: &Path) -> Result<[Value; 2]> {
-    Ok([json(&model.join("config.json"))?, json(&model.join("generation_config.json"))?])
+fn configs(model: &TextFiles) -> Result<[Value; 2]> {
+    Ok([model.json("config.json")?, model.json("generation_config.json")?])
 }
 
 fn content(token: &Value) -> Option<&str> {

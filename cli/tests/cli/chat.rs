@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use crate::common::{root, run_python};
 use crate::program::texts;
 use crate::text::chat::{ChatTemplate, Conversation};
+use crate::text::files::TextFiles;
 use crate::training;
 
 /// Families of the README whose models chat, by the constructs of their templates.
@@ -75,7 +76,7 @@ impl Case {
     }
 
     pub fn ours(&self) -> Result<String, String> {
-        self.by(&ChatTemplate::open(&self.dir).unwrap().unwrap())
+        self.by(&ChatTemplate::open(&TextFiles::Directory(self.dir.clone())).unwrap().unwrap())
     }
 
     fn by(&self, template: &ChatTemplate) -> Result<String, String> {
@@ -100,9 +101,9 @@ pub fn theirs(cases: &[Case]) -> Vec<Value> {
 fn compare(cases: &[Case]) -> usize {
     let (mut texts, mut templates) = (0, HashMap::new());
     for (case, theirs) in cases.iter().zip(theirs(cases)) {
-        let template = templates
-            .entry(&case.dir)
-            .or_insert_with(|| ChatTemplate::open(&case.dir).unwrap().unwrap());
+        let template = templates.entry(&case.dir).or_insert_with(|| {
+            ChatTemplate::open(&TextFiles::Directory(case.dir.clone())).unwrap().unwrap()
+        });
         let (ours, about) =
             (case.by(template), format!("{} {}", case.dir.display(), case.conversation));
         match theirs["text"].as_str() {

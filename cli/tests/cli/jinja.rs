@@ -4,6 +4,7 @@ use serde_json::{json, Value};
 
 use crate::chat::{message, theirs, tokenizer, Case};
 use crate::text::chat::{ChatTemplate, Conversation};
+use crate::text::files::TextFiles;
 
 fn variables() -> Value {
     json!({
@@ -46,7 +47,7 @@ fn ours(template: &str) -> Result<String, String> {
     let dir = tokenizer(&[("chat_template.jinja", json!(template))]);
     let mut conversation = Conversation::new(vec![message("user", "x")]);
     conversation.kwargs = variables().as_object().unwrap().clone();
-    let chat = ChatTemplate::open(dir.path()).unwrap().unwrap();
+    let chat = ChatTemplate::open(&TextFiles::Directory(dir.path().to_owned())).unwrap().unwrap();
     chat.render(&conversation, false).map_err(|error| format!("{error:#}"))
 }
 

@@ -16,6 +16,8 @@ mod device;
 mod dry_run;
 mod formats;
 mod generate;
+mod gguf;
+mod gguf_words;
 mod images;
 mod jinja;
 mod key_mapping;

@@ -5,6 +5,7 @@ use serde_json::{json, Value};
 use crate::chat::{conversations, message, template, theirs, with_template, Case};
 use crate::program::texts;
 use crate::text::chat::ChatTemplate;
+use crate::text::files::TextFiles;
 use crate::training;
 
 fn learned_of(
@@ -18,7 +19,7 @@ fn learned_of(
     if let Some(learned) = learned {
         conversation.learned = learned.to_vec();
     }
-    let chat = ChatTemplate::open(dir.path()).unwrap().unwrap();
+    let chat = ChatTemplate::open(&TextFiles::Directory(dir.path().to_owned())).unwrap().unwrap();
     let rendered = chat.render_learned(&conversation).map_err(|error| format!("{error:#}"))?;
     assert_eq!(rendered.text, case.ours().unwrap());
     Ok(rendered.learned.into_iter().map(|range| rendered.text[range].to_owned()).collect())

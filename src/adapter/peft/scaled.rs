@@ -1,9 +1,9 @@
 //! A saved adapter with its learned shift scaled, without model code.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde_json::Value;
-use tch::{no_grad, Device, Kind, Tensor};
+use tch::{no_grad, Kind, Tensor};
 
 use super::base::Base;
 use super::directory::SavedAdapter;
@@ -38,13 +38,11 @@ impl SavedAdapter {
             let name = variable_of(key).filter(|name| !is_new(name))?;
             Some(originals.get(&name).cloned().unwrap_or(name))
         };
-        let wanted: HashSet<String> =
-            self.tensors.iter().filter_map(|(key, _)| start(key)).collect();
-        let vs = base.files.var_store(Device::Cpu, None, |name| wanted.contains(name))?;
-        let starts = vs.variables();
         let (mut tensors, mut whole) = (Vec::with_capacity(self.tensors.len()), Vec::new());
         for (key, tuned) in &self.tensors {
-            let value = match start(key).and_then(|name| starts.get(&name)) {
+            let start = start(key).filter(|name| base.files.find(name).is_some());
+            let start = start.map(|name| base.files.tensor(&name)).transpose()?;
+            let value = match start {
                 None => {
                     whole.push(key.clone());
                     tuned.shallow_clone()
@@ -57,7 +55,7 @@ impl SavedAdapter {
                 ),
                 Some(start) => no_grad(|| -> Result<Tensor> {
                     let kind = wider(start.f_kind()?, tuned.f_kind()?);
-                    let value = scaled(&start.f_detach()?, tuned, factor)?;
+                    let value = scaled(&start, tuned, factor)?;
                     check_finite(&[(key, &value, kind)])?;
                     Ok(if value.f_kind()? == Kind::Double { value.f_to_kind(kind)? } else { value })
                 })?,

@@ -9,7 +9,7 @@ use crate::models::config::not_implemented;
 use crate::models::generation::{generated, GenerateOptions, Prompt};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{Cache, Places, Through};
+use crate::models::nn::{Cache, Places};
 
 impl Decoder {
     /// Continues each row of `inputs`, which padding on the left brings to one length: the new tokens `[batch, new]`. A
@@ -105,8 +105,7 @@ impl Decoder {
                     Places { start, length, device, tokens: seen.as_ref(), documents: None };
                 let positions = ahead.positions(start, length)?;
                 let ahead = (length == 1).then_some(&mut ahead);
-                let through = Through::Cache(&mut cache);
-                let hidden = self.forward(ids, &places, &positions, ahead, false, through)?;
+                let hidden = self.continued(ids, &places, &positions, ahead, &mut cache)?;
                 cache.length += length;
                 let last = hidden.f_narrow(1, length - 1, 1)?;
                 Ok(self.head.forward(&last, &self.config, &inputs)?.f_squeeze_dim(1)?)

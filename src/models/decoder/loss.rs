@@ -9,7 +9,6 @@ use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
 use crate::kernels::number::{self, WithNumber};
 use crate::models::inputs::Inputs;
-use crate::models::model::Model;
 
 impl Decoder {
     /// The cross-entropy of each token given those before it. `labels` `[batch, length]` are the ids once more, with
@@ -71,12 +70,55 @@ impl Decoder {
         loss: &LinearCrossEntropy,
         tape: &mut Tape<'m>,
     ) -> Result<Tensor> {
-        let inputs = inputs.into();
-        let (targets, left_out) = self.targets(&inputs, labels, loss)?;
-        let hidden = self.hidden_states_with(inputs, tape)?;
+        Ok(self.losses_with(&[(inputs.into(), labels)], loss, tape)?.swap_remove(0))
+    }
+
+    /// [`loss_with`](Self::loss_with) of several batches, each with its labels: the batches of one step, for
+    /// [`Optimizer::backward_recompute_many`](crate::Optimizer::backward_recompute_many). All of them go through a block
+    /// before the next, and backward too, so that each block's weights are fetched twice in a step, however many
+    /// batches it has. Activations are held for one block and one batch, beside the inputs of each block for all
+    /// batches: `layers × tokens of the step × hidden_size` numbers.
+    ///
+    /// Losses and gradients are those of `loss_with` batch by batch, bit for bit in f32 if a weight has one place in the
+    /// model. Dropout draws other numbers.
+    ///
+    /// # Errors
+    /// As [`loss`](Self::loss), for each batch.
+    ///
+    /// ```no_run
+    /// # use ln_tuning::models::{Decoder, Model};
+    /// # use ln_tuning::loss::{LinearCrossEntropy, Reduction};
+    /// # use ln_tuning::{recompute::Recompute, AdamW, LnTuningConfig, LnTuningModel};
+    /// # let (a, b) = (tch::Tensor::from_slice2(&[[1_i64, 2, 3]]), tch::Tensor::from_slice2(&[[4_i64, 5]]));
+    /// # let (vs, model) = Decoder::from_pretrained("Llama-3.2-1B", tch::Device::Cpu, None)?;
+    /// # let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
+    /// # let mut opt = tuned.optimizer(AdamW::default(), 1e-4)?;
+    /// let targets = 3; // of both batches
+    /// let cross_entropy = LinearCrossEntropy::default().reduction(Reduction::SumOver(targets));
+    /// opt.zero_grad()?;
+    /// let losses = opt.backward_recompute_many(&Recompute::default(), |tape| {
+    ///     model.losses_with(&[((&a).into(), &a), ((&b).into(), &b)], &cross_entropy, tape)
+    /// })?;
+    /// opt.step()?;
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
+    pub fn losses_with<'m>(
+        &'m self,
+        batches: &[(Inputs, &Tensor)],
+        loss: &LinearCrossEntropy,
+        tape: &mut Tape<'m>,
+    ) -> Result<Vec<Tensor>> {
+        let targets = batches.iter().map(|(inputs, labels)| self.targets(inputs, labels, loss));
+        let targets = targets.collect::<Result<Vec<_>>>()?;
+        let inputs: Vec<Inputs> = batches.iter().map(|(inputs, _)| *inputs).collect();
+        let hidden = self.hidden_states_of(&inputs, tape)?;
         let (weight, bias) = self.head.language_model()?;
         let loss = loss.logit_scale(self.config.logit_scale).logit_cap(self.config.logit_cap);
-        loss.compute_without(&hidden, weight, bias, &targets, left_out.as_ref())
+        let weight = weight.of_head()?;
+        let losses = hidden.iter().zip(&targets).map(|(hidden, (targets, left_out))| {
+            loss.compute_without(hidden, &weight, bias, targets, left_out.as_ref())
+        });
+        losses.collect()
     }
 
     /// The target at each place: the label of the next. And the places that begin no pair, where only a device knows
@@ -134,7 +176,7 @@ mod tests {
     use super::*;
     use crate::models::nn::Places;
     use crate::models::nn::{run, Through};
-    use crate::models::{DecoderConfig, ModelConfig};
+    use crate::models::{DecoderConfig, Model, ModelConfig};
     use serde_json::json;
     use tch::nn::VarStore;
 

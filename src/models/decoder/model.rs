@@ -17,7 +17,10 @@ use crate::kernels::number::WithNumber;
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{dropped, run, Block, Linear, Norm, Places, RopeTables, Through, Weights};
+use crate::models::nn::{
+    dropped, run, run_batches, Block, Cache, Context, Linear, Norm, Places, RopeTables, Through,
+    Weight, Weights,
+};
 use crate::pretrained;
 
 /// A decoder-only language model: embeddings, blocks of attention and MLP, a head.
@@ -38,7 +41,7 @@ use crate::pretrained;
 #[derive(Debug)]
 pub struct Decoder {
     pub(super) config: DecoderConfig,
-    embed: Tensor,
+    embed: Weight,
     positions: Option<Tensor>,
     embed_norm: Option<Norm>,
     /// Into and out of the blocks' width, where that of the embedding is another.
@@ -62,7 +65,7 @@ impl Model for Decoder {
             pretrained::Head::None => weights.clone(),
             _ => weights.at(names.base),
         };
-        let embed = base.at(names.embed).tensor("weight", &[config.vocab_size, width], init)?;
+        let embed = base.at(names.embed).rows("weight", [config.vocab_size, width], init)?;
         let head = Head::build(weights, config, &embed)?;
         let positions = match config.positions {
             Positions::Learned { offset, .. } => {
@@ -107,22 +110,11 @@ impl Model for Decoder {
     }
 
     fn kind(&self) -> Kind {
-        self.embed.kind()
+        self.embed.kind().unwrap_or(Kind::Float)
     }
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
-        inputs.check(self.model_type(), &TAKEN)?;
-        let (ids, tokens) = (inputs.needed_ids()?, inputs.tokens()?);
-        let places = Places {
-            start: 0,
-            length: ids.size2()?.1,
-            device: ids.device(),
-            tokens: tokens.as_ref(),
-            documents: inputs.documents,
-        };
-        let by_tokens = matches!(self.config.positions, Positions::Learned { by_tokens: true, .. });
-        let positions = places.positions(by_tokens)?;
-        self.forward(ids, &places, &positions, None, inputs.train, Through::Tape(tape))
+        Ok(self.hidden_states_of(&[inputs], tape)?.swap_remove(0))
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
@@ -132,19 +124,60 @@ impl Model for Decoder {
 }
 
 impl Decoder {
-    /// Ids `[batch, length]` at these places and positions to the hidden states below the head. `ahead` has the masks
-    /// if there is one.
-    pub(super) fn forward<'m>(
+    /// The hidden states below the head of several batches, which go through each block together.
+    pub(super) fn hidden_states_of<'m>(
         &'m self,
+        batches: &[Inputs],
+        tape: &mut Tape<'m>,
+    ) -> Result<Vec<Tensor>> {
+        let (mut hidden, mut contexts) = (Vec::new(), Vec::new());
+        for inputs in batches {
+            inputs.check(self.model_type(), &TAKEN)?;
+            let (ids, tokens) = (inputs.needed_ids()?, inputs.tokens()?);
+            let places = Places {
+                start: 0,
+                length: ids.size2()?.1,
+                device: ids.device(),
+                tokens: tokens.as_ref(),
+                documents: inputs.documents,
+            };
+            let by_tokens =
+                matches!(self.config.positions, Positions::Learned { by_tokens: true, .. });
+            let positions = places.positions(by_tokens)?;
+            let (begun, context) = self.begun(ids, &places, &positions, None, inputs.train)?;
+            hidden.push(begun);
+            contexts.push(Rc::new(context));
+        }
+        let hidden = run_batches(&self.blocks, hidden, &contexts, tape)?;
+        hidden.into_iter().map(|hidden| self.finished(hidden)).collect()
+    }
+
+    /// Ids `[batch, length]` at these places and positions to the hidden states below the head, with a cache. `ahead`
+    /// has the masks.
+    pub(super) fn continued(
+        &self,
+        ids: &Tensor,
+        places: &Places,
+        positions: &Tensor,
+        ahead: Option<&mut Ahead>,
+        cache: &mut Cache,
+    ) -> Result<Tensor> {
+        let (hidden, context) = self.begun(ids, places, positions, ahead, false)?;
+        let mut through = Through::Cache(cache);
+        self.finished(run(&self.blocks, hidden, &Rc::new(context), None, 0., &mut through)?)
+    }
+
+    /// What the first block gets, and the context of all of them.
+    fn begun(
+        &self,
         ids: &Tensor,
         places: &Places,
         positions: &Tensor,
         ahead: Option<&mut Ahead>,
         train: bool,
-        mut through: Through<'_, 'm>,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Context)> {
         let config = &self.config;
-        let mut hidden = Tensor::f_embedding(&self.embed, ids, -1, false, false)?;
+        let mut hidden = self.embed.lookup(ids, -1)?;
         if config.embedding_scale != 1. {
             // Rounded to the model's kind first, as the reference does.
             let factor = Tensor::from(config.embedding_scale).f_to_kind(hidden.f_kind()?)?;
@@ -177,7 +210,11 @@ impl Decoder {
             None => masks(config, places, positions, &config.windows, kind)?,
         };
         let context = context(&self.ropes, places, positions, masks, kind, train)?;
-        let mut hidden = run(&self.blocks, hidden, &Rc::new(context), None, 0., &mut through)?;
+        Ok((hidden, context))
+    }
+
+    /// What the last block gives, behind the last norm.
+    fn finished(&self, mut hidden: Tensor) -> Result<Tensor> {
         if let Some(norm) = &self.norm {
             hidden = norm.forward(&hidden)?;
         }

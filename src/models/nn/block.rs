@@ -72,6 +72,24 @@ pub(in crate::models) enum Through<'t, 'm> {
     Cache(&'t mut Cache),
 }
 
+/// Runs blocks one after the other, and each for all batches before the next: what a block needs is then fetched once
+/// for all of them, here and, through the tape, in the backward pass.
+pub(in crate::models) fn run_batches<'m>(
+    blocks: &'m [Block],
+    mut hidden: Vec<Tensor>,
+    contexts: &[Rc<Context>],
+    tape: &mut Tape<'m>,
+) -> Result<Vec<Tensor>> {
+    for block in blocks {
+        let runs = contexts.iter().map(|context| {
+            let context = context.clone();
+            move |hidden: &Tensor| block.forward(hidden, &context, None, (None, None))
+        });
+        hidden = tape.run_batches(&hidden, runs)?;
+    }
+    Ok(hidden)
+}
+
 /// Runs blocks one after the other. `source` is the other sequence, `[batch, length, size]`.
 pub(in crate::models) fn run<'m>(
     blocks: &'m [Block],

@@ -40,7 +40,7 @@ impl Mlp {
         };
         let inner = dropped(inner, self.dropout, train)?;
         // T5's outer layer stays in f32 where the model is in f16.
-        self.outer.forward(&inner.f_to_kind(self.outer.weight.f_kind()?)?)
+        self.outer.forward(&inner.f_to_kind(self.outer.weight.kind()?)?)
     }
 }
 

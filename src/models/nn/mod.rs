@@ -13,11 +13,14 @@ mod norm;
 mod rope;
 mod rope_tables;
 mod tied;
+mod weight;
 mod weights;
 
 pub(in crate::models) use activation::Activation;
 pub(in crate::models) use attention::{capped, Attention, Qkv, Rotation, Scores};
-pub(in crate::models) use block::{run, run_all, Across, Block, Branch, Flow, Guard, Through};
+pub(in crate::models) use block::{
+    run, run_all, run_batches, Across, Block, Branch, Flow, Guard, Through,
+};
 pub(in crate::models) use cache::Cache;
 pub(in crate::models) use context::Context;
 pub(in crate::models) use head_norm::{HeadNorm, QkNorm};
@@ -28,5 +31,6 @@ pub(in crate::models) use norm::{Norm, NormKind};
 pub(in crate::models) use rope::{powers, Beyond, Rope};
 pub(in crate::models) use rope_tables::RopeTables;
 pub(in crate::models) use tied::Tied;
+pub(in crate::models) use weight::Weight;
 pub(in crate::models) use weights::is_below;
 pub use weights::Weights;

@@ -54,12 +54,12 @@ impl Model for Seq2Seq {
         let init = Init::Randn { mean: 0., stdev: config.init };
         let shape = [vocab, config.hidden_size];
         let [shared, encoder, decoder, head] = embedding_names(config.family);
-        let shared = weights.tensor(shared, &shape, init)?;
+        let shared = weights.rows(shared, shape, init)?;
         let embedding = |name: &str| {
             if config.tied {
                 return weights.tied(name, &shared);
             }
-            Ok(Tied::from(weights.tensor(name, &shape, init)?))
+            Ok(Tied::from(weights.rows(name, shape, init)?))
         };
         Ok(Seq2Seq {
             encoder: Stack::build(weights, config, false, embedding(encoder)?)?,
@@ -151,7 +151,7 @@ impl Seq2Seq {
             1. => hidden.shallow_clone(),
             scale => hidden.f_mul_number(scale)?,
         };
-        let logits = hidden.f_linear(self.head.get(), None::<&Tensor>)?;
+        let logits = self.head.get().logits(&hidden, None)?;
         match &self.logits_bias {
             Some(bias) => Ok(logits.f_add(&bias.f_to_kind(logits.f_kind()?)?)?),
             None => Ok(logits),

@@ -93,7 +93,7 @@ impl Stack {
     }
 
     pub(super) fn kind(&self) -> Kind {
-        self.embed.get().kind()
+        self.embed.get().kind().unwrap_or(Kind::Float)
     }
 
     /// The number of blocks.
@@ -124,7 +124,7 @@ impl Stack {
         };
         let (length, device) = (ids.size2()?.1, ids.device());
         let places = Places { start, length, device, tokens, documents: None };
-        let mut hidden = Tensor::f_embedding(self.embed.get(), ids, self.padding, false, false)?;
+        let mut hidden = self.embed.get().lookup(ids, self.padding)?;
         if self.embedding_scale != 1. {
             hidden = hidden.f_mul_number(self.embedding_scale)?;
         }

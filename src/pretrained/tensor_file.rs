@@ -1,0 +1,72 @@
+//! The place of a tensor in a model's files.
+
+use tch::{Kind, Tensor};
+
+use super::gguf::form::Form;
+use crate::error::Result;
+use crate::quantised::Quantised;
+use crate::storage::info::is_float;
+use crate::storage::safetensors::kind_of;
+use crate::storage::stored::{Stored, StoredTensors};
+
+/// The place of a tensor.
+#[derive(Debug, Clone)]
+pub(crate) struct TensorFile {
+    pub(crate) name: String,
+    pub(crate) shard: usize,
+    pub(crate) stored: Stored,
+    /// The way from there to memory.
+    pub(crate) form: Form,
+    /// The kind of all floating-point numbers of a GGUF file, where no other is asked for.
+    pub(crate) own_kind: Option<Kind>,
+}
+
+impl TensorFile {
+    /// The kind in memory where no other is asked for; `None` for one that libtorch lacks.
+    pub(crate) fn kind(&self) -> Option<Kind> {
+        let stored = kind_of(self.stored.dtype);
+        self.own_kind.filter(|_| stored.is_none_or(is_float)).or(stored)
+    }
+
+    /// True if its bytes are numbers of this kind, as they are in memory.
+    pub(crate) fn is_in(&self, kind: Kind) -> bool {
+        kind_of(self.stored.dtype) == Some(kind) && self.form == Form::AsStored
+    }
+
+    /// The shape in memory.
+    pub(crate) fn shape(&self) -> Vec<i64> {
+        self.form.shape(&self.stored.shape)
+    }
+
+    /// The tensor in memory, from the file or a map of it.
+    pub(crate) fn read(&self, file: &StoredTensors, map: Option<&Tensor>) -> Result<Tensor> {
+        let stored = match map {
+            Some(map) => file.view(map, &self.stored)?,
+            None => file.read(&self.stored)?,
+        };
+        self.form.applied(&self.stored.key, stored)
+    }
+
+    /// The blocks in memory; `None` if it is not quantised, or not in rows of blocks. `turned`: those of a matrix that is
+    /// transposed in memory, as the file has it.
+    pub(crate) fn quantised(
+        &self,
+        file: &StoredTensors,
+        turned: bool,
+    ) -> Result<Option<Quantised>> {
+        let fits = self.form.keeps_rows() && !turned || self.form == Form::Transposed && turned;
+        let Some(blocks) = file.quantised(&self.stored)?.filter(|_| fits) else {
+            return Ok(None);
+        };
+        let Some(rows) = self.form.rows(&self.stored.key, blocks.shape())? else {
+            return Ok(Some(blocks));
+        };
+        let data = blocks.data().f_index_select(0, &Tensor::f_from_slice(&rows)?)?;
+        Ok(Some(Quantised::new(&data, blocks.shape(), blocks.encoding())?))
+    }
+}
+
+pub(crate) fn is_parameter(name: &str, kind: Kind) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    is_float(kind) && !["running_mean", "running_var", "final_logits_bias"].contains(&last)
+}
