@@ -10,8 +10,8 @@ use crate::error::{refusal, refuse, Result};
 use crate::storage::gguf::{GgufFile, Metadata, MetadataValue};
 
 /// Keys below the architecture that change nothing here.
-const INFORMATION: [&str; 4] =
-    ["pooling_type", "rope.scaling.finetuned", "classifier.output_labels", "vocab_size"];
+const INFORMATION: [&str; 3] =
+    ["pooling_type", "rope.scaling.finetuned", "classifier.output_labels"];
 
 /// Keys that say nothing if they are 0.
 const NOTHING_IF_ZERO: [&str; 8] = [
@@ -110,6 +110,14 @@ impl<'f> Fields<'f> {
                 found.map_or("missing".to_owned(), |found| found.to_string()),
                 i32::MAX
             ),
+        }
+    }
+
+    /// A whole number above 0, which is `default` where it is not there.
+    pub(super) fn size_or(&self, key: &str, default: i64) -> Result<i64> {
+        match self.integer(key)? {
+            None => Ok(default),
+            Some(_) => self.size(key),
         }
     }
 
