@@ -18,6 +18,7 @@ mod gguf;
 mod gguf_blocks;
 mod gguf_files;
 mod gguf_merge;
+mod gguf_metadata;
 mod loading;
 mod minilm;
 mod naming;
@@ -26,5 +27,7 @@ mod padding;
 mod ropes;
 mod seq2seq;
 mod sizes;
+#[cfg(target_os = "linux")]
+mod streamed;
 mod vision;
 mod vit;

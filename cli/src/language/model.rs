@@ -48,6 +48,22 @@ impl LanguageModel {
         Ok(())
     }
 
+    /// True if the weights come when they are needed: best once for all batches of a step.
+    pub fn is_streamed(&self) -> bool {
+        self.decoder.is_streamed()
+    }
+
+    /// [`loss`](Self::loss) of several batches with their labels.
+    pub fn losses<'m>(
+        &'m self,
+        batches: &[(Inputs, &Tensor)],
+        reduction: Reduction,
+        tape: &mut Tape<'m>,
+    ) -> ln_tuning::Result<Vec<Tensor>> {
+        let loss = LinearCrossEntropy::default().reduction(reduction);
+        self.decoder.losses_with(batches, &loss, tape)
+    }
+
     /// The loss of next tokens. Inputs are on the model's device; labels stay on the CPU, so that what does not count
     /// is left out.
     pub fn loss<'m>(

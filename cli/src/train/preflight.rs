@@ -100,7 +100,8 @@ pub fn measure<T: Task>(
     tch::manual_seed(0);
     optimizer.zero_grad()?;
     let recompute = settings.recompute()?;
-    let loss = backward(task, &batch, batch.targets.max(1), recompute.as_ref(), optimizer)?;
+    let batches = std::slice::from_ref(&batch);
+    let loss = backward(task, batches, batch.targets.max(1), recompute.as_ref(), optimizer)?;
     let loss = loss.f_double_value(&[])?;
     ensure!(loss.is_finite(), "the loss of the largest batch is {loss}: {}", batch.sources);
     let (mut idle, mut tensors) = (Vec::new(), Vec::new());

@@ -9,6 +9,7 @@ use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
 use crate::kernels::number::{self, WithNumber};
 use crate::models::inputs::Inputs;
+use crate::models::nn::Stay;
 
 impl Decoder {
     /// The cross-entropy of each token given those before it. `labels` `[batch, length]` are the ids once more, with
@@ -112,6 +113,7 @@ impl Decoder {
         let targets = targets.collect::<Result<Vec<_>>>()?;
         let inputs: Vec<Inputs> = batches.iter().map(|(inputs, _)| *inputs).collect();
         let hidden = self.hidden_states_of(&inputs, tape)?;
+        self.head_stay.iter().try_for_each(Stay::enter)?;
         let (weight, bias) = self.head.language_model()?;
         let loss = loss.logit_scale(self.config.logit_scale).logit_cap(self.config.logit_cap);
         let weight = weight.of_head()?;
