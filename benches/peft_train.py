@@ -57,7 +57,9 @@ def random_model():
 
 
 before = used()
-if (directory / "model.safetensors").exists():
+if (directory / "model.gguf").exists():
+    model = AutoModelForCausalLM.from_pretrained(directory, gguf_file="model.gguf", dtype=kind).to(device)
+elif (directory / "model.safetensors").exists():
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=kind).to(device)
 else:
     model = random_model()

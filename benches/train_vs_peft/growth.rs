@@ -52,7 +52,7 @@ type Quantity = fn(&Measured) -> f64;
 
 fn row(shape: Shape, length: i64) -> Work {
     let (name, kind, device) = ("growth", "bfloat16", "cpu");
-    Work { name, shape, kind, batch: Batch::new(1, length), device, generates: false }
+    Work { name, shape, kind, batch: Batch::new(1, length), device, generates: false, real: false }
 }
 
 /// Of one of the contenders, at one place of an axis.

@@ -33,12 +33,15 @@ use measure::{measure, median};
 use options::Options;
 use report::{line, processor, table, Report};
 use serde_json::json;
-use work::{Batch, Shape, Work, LLAMA_3B, LLAMA_56M, LONG_VOCABULARY, SMALL, THREADS};
+use work::{
+    smollm2, Batch, Shape, Work, LLAMA_3B, LLAMA_56M, LONG_VOCABULARY, SMALL, SMOLLM2, THREADS,
+};
 
 const START_UP: &str = "start to first step";
 
 fn work(name: &'static str, shape: Shape, kind: &'static str, batch: i64, length: i64) -> Work {
-    Work { name, shape, kind, batch: Batch::new(batch, length), device: "cpu", generates: false }
+    let (batch, device) = (Batch::new(batch, length), "cpu");
+    Work { name, shape, kind, batch, device, generates: false, real: false }
 }
 
 fn rows() -> Vec<(Work, Vec<Who>)> {
@@ -50,6 +53,7 @@ fn rows() -> Vec<(Work, Vec<Who>)> {
         Work { generates: true, ..work("generation, bf16", LLAMA_56M, "bfloat16", 1, 16) };
     let cuda =
         |name, batch| Work { batch, device: "cuda", ..work(name, LLAMA_3B, "bfloat16", 1, 1) };
+    let real = |name, kind| Work { real: true, ..work(name, SMOLLM2, kind, 4, 256) };
     let varies = Batch { varies: true, ..Batch::new(4, 768) };
     let packed = Batch { documents: Some(300), ..Batch::new(4, 2048) };
     let generates = |work| Work { generates: true, ..work };
@@ -60,6 +64,8 @@ fn rows() -> Vec<(Work, Vec<Who>)> {
         (work("step, bf16, 4 x 1024", LLAMA_56M, "bfloat16", 4, 1024), long()),
         (work("step, f32, 4 x 1024", LLAMA_56M, "float32", 4, 1024), long()),
         (generation, vec![Ours, Eager]),
+        (real("step, the real SmolLM2-135M, bf16, 4 x 256", "bfloat16"), all()),
+        (real("step, the real SmolLM2-135M, f32, 4 x 256", "float32"), all()),
         (cuda("CUDA, 3B, bf16, 4 x 768", Batch::new(4, 768)), every()),
         (cuda("CUDA, 3B, bf16, 1 x 128", Batch::new(1, 128)), every()),
         (cuda("CUDA, 3B, bf16, varying lengths", varies), every()),
@@ -114,6 +120,11 @@ fn main() -> Result<()> {
         if work.device != "cpu" && !matches!(cuda, CudaStatus::Available { .. }) {
             println!("\n{}: not run. {cuda}", work.name);
             report.line(&json!({"row": work.name, "not_run": cuda.to_string()}))?;
+            continue;
+        }
+        if let Some(error) = work.real.then(smollm2).and_then(Result::err) {
+            println!("\n{}: not run. {error:#}", work.name);
+            report.line(&json!({"row": work.name, "not_run": format!("{error:#}")}))?;
             continue;
         }
         let who: Vec<Who> = who.iter().copied().filter(|who| options.take(*who)).collect();

@@ -15,7 +15,7 @@ use tch::{no_grad, Cuda, Device, Kind, Tensor};
 
 use crate::floor::floor;
 use crate::task::{Ready, Task};
-use crate::work::{kind, Batch};
+use crate::work::{kind, Batch, GGUF};
 
 /// A step, from its number to its loss.
 type Step = Box<dyn FnMut(i64) -> Result<Tensor>>;
@@ -96,6 +96,9 @@ fn prepare(task: &Task, device: Device) -> Result<(Step, u64)> {
 
 /// The model of a directory. Without weights there, they are those that benches/peft_train.py makes.
 fn open(dir: &Path, device: Device, kind: Kind) -> Result<(VarStore, Decoder)> {
+    if dir.join(GGUF).exists() {
+        return Ok(Decoder::from_pretrained(dir.join(GGUF), device, kind)?);
+    }
     if dir.join("model.safetensors").exists() {
         return Ok(Decoder::from_pretrained(dir, device, kind)?);
     }

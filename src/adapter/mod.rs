@@ -10,6 +10,7 @@ mod heat_map;
 mod interpolation;
 mod merge;
 mod merged;
+mod merged_gguf;
 mod model;
 mod options;
 mod peft;

@@ -99,8 +99,9 @@ pub trait Model: Sized {
         self.config().model_type()
     }
 
-    /// Opens a model directory of transformers and fills a `VarStore` with its weights, on `device` and in `kind`
-    /// (`None`: each as on disk). The head is the one of `architectures`.
+    /// Opens a model directory of transformers, or a GGUF file of llama.cpp (`"model.gguf"`), and fills a `VarStore` with
+    /// its weights, on `device` and in `kind` (`None`: each as on disk; those of a GGUF file in f32 if it has weights in
+    /// blocks). The head is the one of `architectures`.
     ///
     /// # Errors
     /// Those of [`ModelFiles::open`] and [`ModelConfig::from_value`]; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch`
@@ -193,7 +194,7 @@ impl Load {
         Load { device, kind: None, head: None, labels: None, frozen: Frozen::default() }
     }
 
-    /// In this kind. Default: each as on disk.
+    /// In this kind. Default: each as on disk; see [`ModelFiles::variables`] for GGUF.
     pub fn kind(mut self, kind: impl Into<Option<Kind>>) -> Self {
         self.kind = kind.into();
         self

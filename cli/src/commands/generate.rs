@@ -75,7 +75,8 @@ pub struct Args {
 
 const EXAMPLE: &str = "\
 Example:
-  ln-tuning generate --model Llama-3.2-1B --adapter mine=tuned/adapter --prompt 'Once upon a time'";
+  ln-tuning generate --model Llama-3.2-1B --adapter mine=tuned/adapter --prompt 'Once upon a time'
+  ln-tuning generate --model SmolLM2-135M-Instruct.Q4_1.gguf --chat --prompt 'What is the capital of France?'";
 
 /// Helps where memory is not enough.
 const SMALLER: &str =
@@ -95,11 +96,12 @@ fn generated(args: &Args) -> Result<()> {
     let adapters = adapters.collect::<Result<Vec<_>>>()?;
     args.key_mapping.check(!adapters.is_empty())?;
     let device = if args.cpu { Device::Cpu } else { device::named(&args.device)? };
-    let words = TextFiles::open(&args.model)?;
+    let files = ModelFiles::open(&args.model)?;
+    let words = TextFiles::of(&files)?;
     let tokenizer = tokenizer::open(&words, None)?;
     let ids = prompt_ids(args, &words, &tokenizer)?.f_to_device(device)?;
 
-    let (files, bar) = progress::loading(ModelFiles::open(&args.model)?)?;
+    let (files, bar) = progress::loading(files)?;
     let wanted = Load::on(device)
         .kind(args.kind.on(device))
         .frozen(args.base_weights)

@@ -18,7 +18,7 @@ use super::key_mapping::KeyMapping;
 pub struct Args {
     /// The directory that `save_pretrained` of PEFT or of this crate wrote
     adapter: PathBuf,
-    /// The base model: a directory with config.json and safetensors
+    /// The base model: a directory with config.json and safetensors, or a GGUF file
     #[arg(long)]
     base: Option<PathBuf>,
     /// Draw how far each norm moved: depth across, kinds of norms down (needs --base)
@@ -126,6 +126,6 @@ fn print(saved: &SavedAdapter, diff: Option<&AdapterDiff>) {
     println!("\n{} tensors, {numbers} numbers, {size} bytes", saved.tensors.len());
     match diff {
         Some(diff) => println!("\n{diff}"),
-        None => println!("With --base MODEL_DIR this also says which norms moved, and how far."),
+        None => println!("With --base MODEL this also says which norms moved, and how far."),
     }
 }

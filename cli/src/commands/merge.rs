@@ -1,4 +1,4 @@
-//! An adapter merged into a model directory, for one model without an adapter. No model code is needed.
+//! An adapter merged into a model directory or a GGUF file, for one model without an adapter. No model code is needed.
 
 use std::path::PathBuf;
 
@@ -9,20 +9,20 @@ use serde_json::json;
 use super::key_mapping::KeyMapping;
 use crate::progress;
 
-/// Merge an adapter into a model directory
+/// Merge an adapter into a model directory or a GGUF file
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  ln-tuning merge --base Llama-3.2-1B --adapter tuned/adapter --out merged"
+    after_help = "Example:\n  ln-tuning merge --base Llama-3.2-1B --adapter tuned/adapter --out merged\n  ln-tuning merge --base SmolLM2.Q4_1.gguf --adapter tuned/adapter --out tuned.gguf"
 )]
 pub struct Args {
-    /// The model: a directory with config.json and safetensors
-    #[arg(long, value_name = "MODEL_DIR")]
+    /// The model: a directory with config.json and safetensors, or a GGUF file, of which no quantised block changes
+    #[arg(long, value_name = "MODEL")]
     base: PathBuf,
     /// The adapter: a directory with adapter_config.json and adapter_model.safetensors
     #[arg(long, value_name = "ADAPTER_DIR")]
     adapter: PathBuf,
-    /// The directory for the merged model; it must not exist, or be empty
-    #[arg(long, value_name = "OUT_DIR")]
+    /// The directory for the merged model, which must not exist, or be empty; for a GGUF file, the new file
+    #[arg(long, value_name = "OUT")]
     out: PathBuf,
     #[command(flatten)]
     key_mapping: KeyMapping,

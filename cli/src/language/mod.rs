@@ -13,6 +13,7 @@ mod task;
 mod turns;
 
 use anyhow::Result;
+use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::TaskType;
 
 use crate::text::files::TextFiles;
@@ -31,11 +32,12 @@ pub fn train(run: &RunSettings<LanguageData>, mode: Mode) -> Result<()> {
     let settings = &run.common;
     let device = settings.device()?;
     // Before the model is loaded: bad lines are found first.
-    let words = TextFiles::open(&settings.model)?;
+    let files = ModelFiles::open(&settings.model)?;
+    let words = TextFiles::of(&files)?;
     let encoder = TextEncoder::open(&words, &run.data)?;
     let open = |path: &_| Corpus::open(path, &encoder, run);
     let (train, eval) = run.files.open(settings.seed, open, Corpus::split)?;
-    let (vs, model) = LanguageModel::open(settings, device)?;
+    let (vs, model) = LanguageModel::open(files, settings, device)?;
     model.check_ids(train.largest_id().max(eval.as_ref().and_then(Corpus::largest_id)))?;
     let mut config = settings.adapter()?;
     config.task_type = config.task_type.or(Some(TaskType::CausalLm));

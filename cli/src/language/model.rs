@@ -1,4 +1,4 @@
-//! The language model that is trained: opened from a directory, and its loss.
+//! The language model that is trained: opened from its files, and its loss.
 
 use anyhow::{ensure, Result};
 use ln_tuning::loss::{LinearCrossEntropy, Reduction};
@@ -17,8 +17,12 @@ pub struct LanguageModel {
 }
 
 impl LanguageModel {
-    pub fn open(settings: &Settings, device: Device) -> Result<(VarStore, Self)> {
-        let (files, bar) = progress::loading(ModelFiles::open(&settings.model)?)?;
+    pub fn open(
+        files: ModelFiles,
+        settings: &Settings,
+        device: Device,
+    ) -> Result<(VarStore, Self)> {
+        let (files, bar) = progress::loading(files)?;
         tch::manual_seed(step_seed(settings.seed, u64::MAX));
         let load = Load::on(device)
             .kind(settings.kind.on(device))

@@ -133,7 +133,10 @@ pub enum LossScale {
 
 impl Settings {
     pub fn check(&self) -> Result<()> {
-        ensure!(!self.model.as_os_str().is_empty(), "'model' is not set, expected a directory");
+        ensure!(
+            !self.model.as_os_str().is_empty(),
+            "'model' is not set, expected a directory or a GGUF file"
+        );
         for (name, value) in [
             ("batch_size", self.batch_size as u64),
             ("accumulation", self.accumulation as u64),

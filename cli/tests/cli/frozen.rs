@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::program::{output, refusal, texts};
+use crate::program::{output, texts};
 use crate::{model, training};
 
 #[test]
@@ -62,7 +62,9 @@ fn ways_that_are_not_known_or_not_possible_are_refused() {
     assert!(error.contains("holds no blocks of GGUF"), "{error}");
     let path = model("llama");
     let arguments = ["generate", "--model", path.to_str().unwrap(), "--prompt", "a"];
-    let error = refusal(&[&arguments[..], &["--base-weights", "nf4,int8"]].concat());
+    let output = output(&[&arguments[..], &["--base-weights", "nf4,int8"]].concat());
+    assert!(!output.status.success());
+    let error = texts(&output).1;
     assert!(error.contains("two forms"), "{error}");
     let head = ["base=int8", "adapter.modules_to_save=[lm_head]"];
     let error = training().refusal(&head);

