@@ -71,11 +71,38 @@ fn logits_of_a_gguf_file_are_those_of_transformers_in_every_architecture() {
             assert!(off <= 1e-4, "{file:?}: logits are {off} off {name}");
             assert!(expected.abs().max().double_value(&[]) > 0.1);
         }
+        blocks_are_those_of_the_tensors(&file);
         kept += usize::from(frozen::check_blocks_of(&file, &reference["input_ids"]));
         cases += 1;
     }
     assert_eq!(cases, 34);
     assert!(kept >= 20, "only {kept} files have blocks");
+}
+
+/// Blocks with their rows in order are the tensor; all numbers of a file have one kind in memory.
+fn blocks_are_those_of_the_tensors(file: &Path) {
+    let files = ModelFiles::open(file).unwrap();
+    let in_file = files.gguf().unwrap().tensors().iter();
+    let quantised = in_file.filter(|tensor| tensor.block_type.kind().is_none()).count();
+    let variables = files.variables();
+    let mut found = 0;
+    for variable in &variables {
+        let tensor = files.tensor(&variable.name).unwrap();
+        assert_eq!((tensor.size(), variable.kind), (variable.shape.clone(), variables[0].kind));
+        if let Some(blocks) = files.quantised(&variable.name).unwrap() {
+            assert_eq!(blocks.dequantise(Kind::Float).unwrap(), tensor, "{file:?}: {variable:?}");
+            found += 1;
+        }
+    }
+    // The matrices of GPT-2 are transposed, but for the embedding.
+    let expected = if files.model_type() == Some("gpt2") { quantised.min(1) } else { quantised };
+    assert_eq!(found, expected, "{file:?}");
+    let halves = [("llama_f16.gguf", Kind::Half), ("llama_linear.gguf", Kind::BFloat16)];
+    let half = halves.iter().find(|(name, _)| file.ends_with(name)).map(|(_, kind)| *kind);
+    if let Some(half) = half {
+        let vs = files.var_store(Device::Cpu, None, |_| true).unwrap();
+        assert!(vs.variables().values().all(|variable| variable.kind() == half));
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 1 added and taken away again.
 """
 
+import functools
 import json
 import re
 import sys
@@ -23,6 +24,8 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
+# transformers asks for it once per module.
+gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
 OUT = Path(sys.argv[1])
 TOKENS = dict(vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 SMALL = dict(
