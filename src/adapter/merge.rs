@@ -4,13 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::merged::Merged;
+use super::merged_gguf;
 use super::options::MergeOptions;
 use super::peft::base::{Base, Facts};
-use super::peft::directory::{located, model_config};
+use super::peft::directory::{located, model_config, SavedAdapter};
 use super::peft::keys::rename;
 use crate::error::{refuse, Error, Result};
 use crate::pretrained::files::ModelFiles;
 use crate::pretrained::other_files::OtherFiles;
+use crate::storage::safetensors;
 use crate::storage::shard::Shard;
 use crate::storage::staging::{self, Staging};
 use crate::storage::stored::StoredTensors;
@@ -25,6 +27,8 @@ pub struct MergeReport {
     pub files: usize,
     /// The number of bytes written.
     pub bytes: u64,
+    /// With a scale, the adapter's tensors that were merged whole, by their keys: those that the base lacks.
+    pub unscaled: Vec<String>,
     /// Weights in other forms, adapters and states of training, which were left out: they are those of the base.
     pub left_out: Vec<PathBuf>,
 }
@@ -35,6 +39,12 @@ pub struct MergeReport {
 /// All other files are copied, all other tensors are copied byte for byte, and each tensor keeps its kind. Weights are
 /// copied in pieces, so that memory does not grow with the model. `progress` gets the bytes written and the total.
 ///
+/// If the base is a GGUF file, so is the result: a copy in which the tensors that the adapter trains are its own, and
+/// every other byte of the tensors is the base's, quantised blocks included. What it computes is what the base and the
+/// adapter compute together, exactly: one in f16 or bf16 becomes f32 where it could not hold the new weights, and a
+/// tensor in blocks is refused, as is what would need other tensors or another configuration. The metadata
+/// `ln_tuning.adapter`, `ln_tuning.base` and `ln_tuning.tensors` say what was done.
+///
 /// If the adapter has a head that the base lacks, the result is the model with the head: its class, its labels and its
 /// tensors, without those of another head. If the adapter has one of two tied tensors, both are written, and
 /// `tie_word_embeddings` becomes false.
@@ -43,7 +53,8 @@ pub struct MergeReport {
 /// Those of [`ModelFiles::open`], [`SavedAdapter::open`](crate::SavedAdapter::open) and
 /// [`Selection::new`](crate::Selection::new); `MissingKeys`, `UnexpectedKeys` or `ShapeMismatch` if the adapter does
 /// not fit; `NonFinite` for weights that the model's kind cannot hold; `InvalidArgument` if `out` is in the model
-/// directory; `Io`, also if `out` exists and is not empty. Then no file is left behind.
+/// directory; `Io`, also if `out` exists and is not empty; `Unsupported` for what a copy of a GGUF file cannot hold
+/// exactly. Then no file is left behind.
 pub fn merge(
     base: impl AsRef<Path>,
     adapter: impl AsRef<Path>,
@@ -56,10 +67,10 @@ pub fn merge(
 /// [`merge`] with options.
 ///
 /// # Errors
-/// As [`merge`]; `InvalidPattern`.
+/// As [`merge`]; `InvalidPattern`; `InvalidArgument` for a scale that is not finite.
 pub fn merge_with(
     base: impl AsRef<Path>,
-    adapter: impl AsRef<Path>,
+    adapter_dir: impl AsRef<Path>,
     out: impl AsRef<Path>,
     options: &MergeOptions,
     mut progress: impl FnMut(u64, u64),
@@ -68,25 +79,47 @@ pub fn merge_with(
     let out = &fs::canonicalize(out.as_ref()).unwrap_or_else(|_| out.as_ref().to_owned());
     let base = base.as_ref();
     let files = ModelFiles::open(base)?;
-    if files.gguf().is_some() {
-        refuse!(
-            Unsupported,
-            "'{}' is a GGUF file, which has no pieces of safetensors to copy: give the model directory that it was made \
-             from",
-            base.display()
-        );
+    let (config, path) = located(adapter_dir.as_ref())?;
+    let model_config = model_config(adapter_dir.as_ref())?;
+    let (mut adapter, mut unscaled) = (StoredTensors::open(&path)?, Vec::new());
+    // Removed in the end.
+    let place = tempfile::tempdir().map_err(|e| Error::io("write to", &std::env::temp_dir(), e))?;
+    if options.scale == 1. {
+        rename(adapter.tensors.iter_mut().map(|stored| &mut stored.key), &options.key_mapping)?;
+    } else {
+        let saved = SavedAdapter::open(&adapter_dir)?.key_mapping(options.key_mapping.clone())?;
+        let (scaled, whole) = saved.scaled(ModelFiles::open(base)?, options.scale)?;
+        let path = place.path().join("scaled.safetensors");
+        fs::write(&path, safetensors::to_bytes(&scaled.tensors)?)
+            .map_err(|e| Error::io("write", &path, e))?;
+        (adapter, unscaled) = (StoredTensors::open(&path)?, whole);
     }
-    let (config, path) = located(adapter.as_ref())?;
-    let model_config = model_config(adapter.as_ref())?;
-    let mut adapter = StoredTensors::open(&path)?;
-    rename(adapter.tensors.iter_mut().map(|stored| &mut stored.key), &options.key_mapping)?;
-    check_out(base, out)?;
+    if files.gguf().is_some() {
+        check_new(out)?;
+    } else {
+        check_out(base, out)?;
+    }
     let shapes = adapter.tensors.iter().map(|stored| (stored.key.as_str(), stored.shape.clone()));
     let tensors = shapes.collect();
     let facts = Facts { config: &config, model_config: model_config.as_ref(), tensors };
     let whole = Base::of(files, &facts)?;
     let files = &whole.files;
     let merged = Merged::of(&whole, &config, &adapter)?;
+    if let Some(file) = files.gguf() {
+        let writer = merged_gguf::copy(files, file, &merged, adapter_dir.as_ref())?;
+        let (mut done, total) = (0, writer.len());
+        writer.write_with(out, |bytes| {
+            done += bytes;
+            progress(done, total);
+        })?;
+        return Ok(MergeReport {
+            merged: merged.names(),
+            files: 1,
+            bytes: total,
+            unscaled,
+            left_out: vec![],
+        });
+    }
     let shards = merged.shards()?;
     let OtherFiles { carried: others, left_out } = files.other_files()?;
 
@@ -122,7 +155,20 @@ pub fn merge_with(
     }
     dir.rename(out).map_err(|e| Error::io("create", out, e))?;
     let (merged, files) = (merged.names(), files.shards().len() + others.len());
-    Ok(MergeReport { merged, files, bytes: done, left_out })
+    Ok(MergeReport { merged, files, bytes: done, unscaled, left_out })
+}
+
+/// Refuses a place for a file where something stands.
+fn check_new(out: &Path) -> Result<()> {
+    if fs::symlink_metadata(out).is_ok() {
+        refuse!(
+            Io,
+            "'{}' exists, expected the name of a new file, since the base is a GGUF file: choose another name, or remove \
+             it",
+            out.display()
+        );
+    }
+    Ok(())
 }
 
 fn check_out(base: &Path, out: &Path) -> Result<()> {

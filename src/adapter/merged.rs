@@ -65,10 +65,11 @@ impl<'a> Merged<'a> {
         for (name, index) in found.chain(carried) {
             let original = originals.get(&name).unwrap_or(&name);
             let stored = &adapter.tensors[index];
-            let place = files.find(original).map(|place| &place.stored);
+            let place = files.find(original);
             if let Some(place) = place.filter(|_| !base.is_new(&name)) {
-                check_shape(stored, &place.shape)?;
+                check_shape(stored, &place.shape())?;
             }
+            let place = place.map(|place| &place.stored);
             adapter.check_finite(stored)?;
             let kind = place.map_or(Some(base.kind()), |place| kind_of(place.dtype));
             let (Some(kind), Some(own)) = (kind, kind_of(stored.dtype)) else {
@@ -172,6 +173,20 @@ impl<'a> Merged<'a> {
             );
         }
         Ok(())
+    }
+
+    /// The adapter's tensors by the names of the model's tensors that they replace.
+    pub(super) fn replaced(&self) -> impl Iterator<Item = (&str, &'a Stored)> + '_ {
+        self.replaced.iter().map(|(name, stored)| (name.as_str(), *stored))
+    }
+
+    pub(super) fn adapter(&self) -> &'a StoredTensors {
+        self.adapter
+    }
+
+    /// True if the result has the tensors and the configuration of the base.
+    pub(super) fn keeps_form(&self) -> bool {
+        self.untied.is_empty() && self.config.is_none() && !self.base.is_new_class
     }
 
     /// The tensors that were replaced, in natural order of their names.

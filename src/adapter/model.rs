@@ -347,6 +347,9 @@ fn make_adapter(
         Some(carried) => carried.settle(attachment, selection)?,
         None => selection,
     };
+    for index in selection.variables().filter_map(|name| variables.position(name)) {
+        variables.check_replaceable(index)?;
+    }
     Adapter::new(variables, |v| attachment.base_data(v), config, selection, options.clone())
 }
 

@@ -152,8 +152,12 @@ fn device(adapter: &Adapter) -> Device {
 fn base(attachment: &Attachment) -> u64 {
     let variables = attachment.variables.iter().enumerate();
     let own = |(index, v): &(usize, &Variable)| v.tied_to == *index && v.copy_of.is_none();
-    let counted = variables.filter(|(_, v)| v.is_parameter).filter(own);
-    counted.map(|(_, v)| v.tensor.numel() as u64).sum()
+    let counted = variables.filter(|(_, v)| v.is_parameter || v.kept.is_some()).filter(own);
+    let numel = |variable: &Variable| match &variable.kept {
+        Some((shape, ..)) => shape.iter().product::<i64>() as u64,
+        None => variable.tensor.numel() as u64,
+    };
+    counted.map(|(_, v)| numel(v)).sum()
 }
 
 fn total(attachment: &Attachment) -> u64 {

@@ -26,6 +26,9 @@ pub(crate) struct Variable {
     pub(crate) tied_to: usize,
     /// The variable of which this is a tied copy. It is empty, and not in the `VarStore`, until an adapter unties it.
     pub(crate) copy_of: Option<usize>,
+    /// A frozen matrix that is not kept as numbers of the model: the shape and the kind of its weights, and in words how
+    /// it is kept.
+    pub(crate) kept: Option<(Vec<i64>, Kind, String)>,
     /// True if it was made after an adapter was attached and is neither frozen nor part of an adapter: user code may
     /// change it.
     pub(crate) is_new: bool,
@@ -82,6 +85,12 @@ impl Variables {
         let mut variables = Variables { list, by_name, ties, stored };
         variables.follow();
         variables.list.iter_mut().for_each(|variable| variable.is_new = false);
+        for kept in origin::kept(vs) {
+            if let Some(index) = variables.position(&kept.name) {
+                let words = kept.in_words();
+                variables.list[index].kept = Some((kept.shape, kept.kind, words));
+            }
+        }
         variables.add_copies(origin::copies(vs));
         Ok(variables)
     }
@@ -103,6 +112,7 @@ impl Variables {
                 required_grad: variable.required_grad,
                 tied_to: index,
                 copy_of: Some(original),
+                kept: variable.kept.clone(),
                 is_new: false,
                 dense: true,
                 stamp: Stamp::of(&copy.tensor, true),
@@ -151,6 +161,7 @@ impl Variables {
                 required_grad: tensor.requires_grad(),
                 tied_to,
                 copy_of: None,
+                kept: None,
                 is_new: tensor.requires_grad() && tied_to >= known,
                 dense: is_dense(tensor),
                 stamp: Stamp::of(tensor, is_dense(tensor)),
@@ -179,6 +190,14 @@ impl Variables {
     pub(crate) fn infos(&self) -> Result<Vec<VariableInfo>> {
         let info = |variable: &Variable| {
             let present = variable.copy_of.map_or(variable, |original| &self.list[original]);
+            if let Some((shape, kind, _)) = &present.kept {
+                return Ok(VariableInfo {
+                    name: variable.name.clone(),
+                    shape: shape.clone(),
+                    kind: *kind,
+                    is_parameter: true,
+                });
+            }
             Ok(VariableInfo {
                 name: variable.name.clone(),
                 shape: present.tensor.size(),
@@ -204,6 +223,20 @@ impl Variables {
         }
         variable.is_new = false;
         variable.stamp = Stamp::of(&variable.tensor, variable.dense);
+        Ok(())
+    }
+
+    /// Refuses a variable that an adapter would replace, of which only a form in few bits is there, or none on the device.
+    pub(crate) fn check_replaceable(&self, index: usize) -> Result<()> {
+        let variable = &self.list[index];
+        if let Some((_, _, words)) = &variable.kept {
+            refuse!(
+                Unsupported,
+                "'{}' is frozen and kept as {words}, so no adapter can train it: load the model without it (`base: \
+                 mapped` or `device`), or leave the module out of `target_modules` and `modules_to_save`",
+                variable.name
+            );
+        }
         Ok(())
     }
 

@@ -28,4 +28,4 @@ pub use vision::{
     ViTConfig, ViTForImageClassification,
 };
 
-pub use crate::pretrained::Head;
+pub use crate::pretrained::{Form, Frozen, Head, Place};

@@ -1,5 +1,6 @@
 //! A model: how it is built, loaded and run.
 
+use std::collections::HashMap;
 use std::path::Path as FilePath;
 
 use serde_json::Value;
@@ -13,7 +14,8 @@ use crate::autograd::recompute::Tape;
 use crate::error::{refuse, Result};
 use crate::names::nearest::listed;
 use crate::names::wrappers::wrapper_of_all;
-use crate::pretrained::{origin, with_class_of, Head, ModelFiles};
+use crate::pretrained::kept::{Keeping, Use};
+use crate::pretrained::{origin, with_class_of, Frozen, Head, ModelFiles};
 
 /// A model under the variable names that transformers has in memory.
 ///
@@ -97,8 +99,9 @@ pub trait Model: Sized {
         self.config().model_type()
     }
 
-    /// Opens a model directory of transformers and fills a `VarStore` with its weights, on `device` and in `kind`
-    /// (`None`: each as on disk). The head is the one of `architectures`.
+    /// Opens a model directory of transformers, or a GGUF file of llama.cpp (`"model.gguf"`), and fills a `VarStore` with
+    /// its weights, on `device` and in `kind` (`None`: each as on disk; those of a GGUF file in f32 if it has weights in
+    /// blocks). The head is the one of `architectures`.
     ///
     /// # Errors
     /// Those of [`ModelFiles::open`] and [`ModelConfig::from_value`]; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch`
@@ -147,10 +150,20 @@ pub trait Model: Sized {
         let is_fresh = |name: &str| is_below(name, &fresh);
         // A head for labels of your own takes the place of the checkpoint's; what of it belongs to the base stays.
         let wanted = |name: &str| !(is_fresh(name) && files.layout().is_of_a_head(name));
-        let vs = files.var_store(load.device, load.kind, wanted)?;
+        let mut keeping = Keeping { frozen: load.frozen, ..Keeping::default() };
+        if Keeping::needs_matrices(load.frozen) {
+            keeping.matrices = matrices::<Self>(&config)?;
+            // Classifiers are small, and train.
+            let trains = config.head().has_labels();
+            keeping.matrices.retain(|name, _| !(trains && files.layout().is_of_a_head(name)));
+        }
+        let vs = files.var_store_keeping(load.device, load.kind, wanted, &keeping)?;
         let mut kinds = vs.trainable_variables().into_iter().map(|tensor| tensor.kind());
         let kind = kinds.next().unwrap_or(Kind::Float);
-        let weights = Weights::filled(&vs.root(), kind, origin::copies(&vs), fresh.clone());
+        let weights = {
+            let (copies, kept) = (origin::copies(&vs), origin::kept(&vs));
+            Weights::filled(&vs.root(), kind, copies, kept, fresh.clone())
+        };
         let model = Self::build(&weights, &config)?;
         origin::keep_copies(&vs, &weights.handed_out().0);
         check_all_used(&vs, &weights, &files, is_fresh)?;
@@ -172,17 +185,32 @@ pub struct Load {
     kind: Option<Kind>,
     head: Option<Head>,
     labels: Option<Vec<String>>,
+    frozen: Frozen,
 }
 
 impl Load {
     /// To this device, each tensor in the kind that it has on disk, with the head of `architectures`.
     pub fn on(device: Device) -> Self {
-        Load { device, kind: None, head: None, labels: None }
+        Load { device, kind: None, head: None, labels: None, frozen: Frozen::default() }
     }
 
-    /// In this kind. Default: each as on disk.
+    /// In this kind. Default: each as on disk; see [`ModelFiles::variables`] for GGUF.
     pub fn kind(mut self, kind: impl Into<Option<Kind>>) -> Self {
         self.kind = kind.into();
+        self
+    }
+
+    /// With the matrices kept in this way, so that adapters train beside them. Default: as numbers in memory, or a map
+    /// of the file.
+    ///
+    /// ```no_run
+    /// use ln_tuning::models::{Decoder, Form, Frozen, Load, Model};
+    /// let load = Load::on(tch::Device::Cpu).frozen(Frozen::default().form(Form::Nf4));
+    /// let (vs, model) = Decoder::from_pretrained_with("Llama-3.2-1B", &load)?;
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
+    pub fn frozen(mut self, frozen: Frozen) -> Self {
+        self.frozen = frozen;
         self
     }
 
@@ -200,6 +228,14 @@ impl Load {
         self.labels = Some(labels.into_iter().map(Into::into).collect());
         self
     }
+}
+
+/// The matrices of such a model, which is built without a variable for it.
+fn matrices<M: Model>(config: &M::Config) -> Result<HashMap<String, Use>> {
+    let none = VarStore::new(Device::Cpu);
+    let weights = Weights::only_names(&none.root());
+    M::build(&weights, config)?;
+    Ok(weights.matrices())
 }
 
 /// Refuses files that were saved from a wrapped model, all of whose tensors have other names.

@@ -259,7 +259,7 @@ impl ModelFiles {
     /// As [`tensor`](Self::tensor).
     pub fn quantised(&self, name: &str) -> Result<Option<Quantised>> {
         let place = self.find(name).ok_or_else(|| self.no_tensor(name))?;
-        place.quantised(&self.shards[place.shard])
+        place.quantised(&self.shards[place.shard], false)
     }
 
     fn no_tensor(&self, name: &str) -> Error {

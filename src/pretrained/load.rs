@@ -4,6 +4,7 @@ use tch::nn::{Path, VarStore};
 use tch::{no_grad, Device, Kind, Tensor};
 
 use super::files::ModelFiles;
+use super::kept::{copied, Keeping};
 use super::origin::{self, TiedCopy};
 use super::tensor_file::is_parameter;
 use crate::error::{refuse, Result};
@@ -36,13 +37,24 @@ impl ModelFiles {
         kind: impl Into<Option<Kind>>,
         wanted: impl Fn(&str) -> bool,
     ) -> Result<VarStore> {
-        let kind = kind.into();
+        self.var_store_keeping(device, kind.into(), wanted, &Keeping::default())
+    }
+
+    /// [`var_store`](Self::var_store) that keeps matrices in other forms and places.
+    pub(crate) fn var_store_keeping(
+        &self,
+        device: Device,
+        kind: Option<Kind>,
+        wanted: impl Fn(&str) -> bool,
+        keeping: &Keeping,
+    ) -> Result<VarStore> {
+        self.check_form(keeping.frozen)?;
         let vs = VarStore::new(device);
         let wanted = self.tensors().iter().filter(|place| wanted(&place.name));
         let wanted: Vec<_> = wanted.collect();
         let total: u64 = wanted.iter().map(|place| place.stored.len).sum();
         let maps: Vec<Option<Tensor>> = self.shards().iter().map(|shard| shard.mapped()).collect();
-        let mut done = 0;
+        let (mut done, mut all_kept) = (0, Vec::new());
         for place in wanted {
             let name = &place.name;
             let shard = &self.shards()[place.shard];
@@ -54,7 +66,17 @@ impl ModelFiles {
                 // A map of its own, which is dropped with the tensor, so that the pages read do not accumulate.
                 shard.mapped()
             };
-            let on_disk = place.read(shard, map.as_ref())?;
+            let read = || place.read(shard, map.as_ref());
+            if let Some((kept, data)) = keeping.kept(self, place, read, (device, kind))? {
+                let mut tensor = Tensor::f_empty([0], (data.f_kind()?, device))?;
+                no_grad(|| tensor.f_set_data(&data))?;
+                self.add(&vs, name, tensor, false)?;
+                all_kept.push(kept);
+                done += place.stored.len;
+                self.report(done, total);
+                continue;
+            }
+            let on_disk = read()?;
             let wanted_kind = match kind {
                 Some(kind) if on_disk.is_floating_point() => kind,
                 _ => on_disk.f_kind()?,
@@ -64,7 +86,10 @@ impl ModelFiles {
             let mut tensor = Tensor::f_empty([0], (wanted_kind, device))?;
             no_grad(|| -> Result<()> {
                 let before = on_disk.f_to_device(device)?;
-                let after = before.f_to_kind(wanted_kind)?;
+                let mut after = before.f_to_kind(wanted_kind)?;
+                if in_place && keeping.is_copied(name) {
+                    after = copied(&after)?;
+                }
                 if parameter && before.f_kind()? != wanted_kind {
                     check_cast(
                         &format!("'{name}' in '{}'", self.dir().display()),
@@ -75,19 +100,9 @@ impl ModelFiles {
                 tensor.f_set_data(&after)?;
                 Ok(())
             })?;
-            let (path, last) = place_of(&vs.root(), name);
-            if path.get(last).is_some() {
-                refuse!(
-                    DuplicateKey,
-                    "two tensors in '{}' are both '{name}' in the model",
-                    self.dir().display()
-                );
-            }
-            let _ = path.add(last, tensor, parameter);
+            self.add(&vs, name, tensor, parameter)?;
             done += place.stored.len;
-            if let Some(progress) = &self.progress {
-                (progress.0)(done, total);
-            }
+            self.report(done, total);
         }
         let mut copies = Vec::new();
         for (name, original) in self.copies() {
@@ -96,8 +111,27 @@ impl ModelFiles {
                 copies.push(TiedCopy { name, original, tensor });
             }
         }
-        origin::remember(&vs, self.model_type(), copies);
+        origin::remember(&vs, self.model_type(), copies, all_kept);
         Ok(vs)
+    }
+
+    fn add(&self, vs: &VarStore, name: &str, tensor: Tensor, parameter: bool) -> Result<()> {
+        let (path, last) = place_of(&vs.root(), name);
+        if path.get(last).is_some() {
+            refuse!(
+                DuplicateKey,
+                "two tensors in '{}' are both '{name}' in the model",
+                self.dir().display()
+            );
+        }
+        let _ = path.add(last, tensor, parameter);
+        Ok(())
+    }
+
+    fn report(&self, done: u64, total: u64) {
+        if let Some(progress) = &self.progress {
+            (progress.0)(done, total);
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! A Hugging Face model directory: `config.json` and `model.safetensors`, or shards with their index.
 
 pub(crate) mod files;
+mod frozen;
 mod generation;
 mod gguf;
 pub(crate) mod json;
+pub(crate) mod kept;
 pub(crate) mod load;
 mod naming;
 pub(crate) mod opened;
@@ -13,6 +15,7 @@ mod save;
 pub(crate) mod tensor_file;
 
 pub use files::ModelFiles;
+pub use frozen::{Form, Frozen, Place};
 pub(crate) use naming::head::with_class_of;
 pub use naming::head::Head;
 pub(crate) use naming::table::is_part_of;

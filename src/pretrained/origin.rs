@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tch::nn::{self, VarStore};
 use tch::Tensor;
 
+use super::kept::Kept;
+
 /// A tied copy of a variable: `lm_head.weight` of `embed_tokens.weight`.
 ///
 /// It is no variable of the `VarStore`. Its tensor is empty, and the model uses the original, until an adapter unties
@@ -22,6 +24,7 @@ struct Origin {
     variables: Weak<Mutex<nn::Variables>>,
     model_type: Option<String>,
     copies: Vec<TiedCopy>,
+    kept: Vec<Kept>,
 }
 
 impl TiedCopy {
@@ -35,11 +38,16 @@ impl TiedCopy {
 }
 
 /// Remembers the origin of a `VarStore` as long as the `VarStore` lives.
-pub(super) fn remember(vs: &VarStore, model_type: Option<&str>, copies: Vec<TiedCopy>) {
+pub(super) fn remember(
+    vs: &VarStore,
+    model_type: Option<&str>,
+    copies: Vec<TiedCopy>,
+    kept: Vec<Kept>,
+) {
     let mut origins = origins();
     origins.retain(|origin| origin.variables.strong_count() > 0);
     let (variables, model_type) = (Arc::downgrade(&vs.variables_), model_type.map(str::to_owned));
-    origins.push(Origin { variables, model_type, copies });
+    origins.push(Origin { variables, model_type, copies, kept });
 }
 
 /// The model type of a `VarStore`; `None` if it was not filled from a directory.
@@ -51,6 +59,11 @@ pub(crate) fn model_type(vs: &VarStore) -> Option<String> {
 pub(crate) fn copies(vs: &VarStore) -> Vec<TiedCopy> {
     let copies = |origin: &mut Origin| origin.copies.iter().map(TiedCopy::shallow_clone).collect();
     with_origin(vs, copies).unwrap_or_default()
+}
+
+/// The matrices of a `VarStore` that are not kept as numbers of the model's kind on its device.
+pub(crate) fn kept(vs: &VarStore) -> Vec<Kept> {
+    with_origin(vs, |origin| origin.kept.clone()).unwrap_or_default()
 }
 
 /// Forgets the copies that the model does not use.

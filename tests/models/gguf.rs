@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::common;
+use crate::{common, frozen};
 use ln_tuning::models::{Decoder, Load, Model};
+use ln_tuning::pretrained::ModelFiles;
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 fn difference(a: &Tensor, b: &Tensor) -> f64 {
@@ -16,18 +18,50 @@ fn tensors(path: &Path) -> HashMap<String, Tensor> {
     Tensor::read_safetensors(path).unwrap().into_iter().collect()
 }
 
+/// The settings of `own` that say another thing in `original`, which leaves some to defaults.
+fn differing(own: &Value, original: &Value) -> Vec<String> {
+    let same = |own: &Value, original: &Value| match (own.as_f64(), original.as_f64()) {
+        (Some(own), Some(original)) => (own - original).abs() <= 1e-6 * original.abs(),
+        _ => original.is_null() || own == original,
+    };
+    let mut found = Vec::new();
+    for (key, value) in own.as_object().unwrap() {
+        match original.get(key) {
+            Some(other) if value.is_object() && other.is_object() => {
+                found.extend(differing(value, other));
+            }
+            Some(other) if !same(value, other) => {
+                found.push(format!("'{key}': {value}, expected {other}"));
+            }
+            _ => (),
+        }
+    }
+    found
+}
+
 #[test]
 fn logits_of_a_gguf_file_are_those_of_transformers_in_every_architecture() {
     tch::set_num_threads(1);
     let dir = tempfile::tempdir().unwrap();
     common::run_python("gguf_bases.py", &[dir.path().to_str().unwrap()]);
-    let mut cases = 0;
+    let (mut cases, mut kept) = (0, 0);
     for file in std::fs::read_dir(dir.path()).unwrap() {
         let file = file.unwrap().path();
         if file.extension().is_none_or(|ending| ending != "gguf") {
             continue;
         }
         let reference = tensors(&file.with_extension("st"));
+        let original: Value =
+            serde_json::from_slice(&std::fs::read(file.with_extension("json")).unwrap()).unwrap();
+        let own = ModelFiles::open(&file).unwrap().config().clone();
+        let differing = differing(&own, &original);
+        // llama.cpp has one architecture for both, which differ in their windows only.
+        let expected = if file.ends_with("mistral.gguf") {
+            vec!["'model_type': \"llama\", expected \"mistral\""]
+        } else {
+            vec![]
+        };
+        assert_eq!(differing, expected, "{file:?}");
         let load = Load::on(Device::Cpu).kind(Kind::Float);
         let (_vs, model) = Decoder::from_pretrained_with(&file, &load)
             .unwrap_or_else(|error| panic!("{file:?}: {error}"));
@@ -37,7 +71,79 @@ fn logits_of_a_gguf_file_are_those_of_transformers_in_every_architecture() {
             assert!(off <= 1e-4, "{file:?}: logits are {off} off {name}");
             assert!(expected.abs().max().double_value(&[]) > 0.1);
         }
+        blocks_are_those_of_the_tensors(&file);
+        kept += usize::from(frozen::check_blocks_of(&file, &reference["input_ids"]));
         cases += 1;
     }
     assert_eq!(cases, 34);
+    llama_cpp_agrees(dir.path());
+    assert!(kept >= 20, "only {kept} files have blocks");
+}
+
+/// The likeliest tokens behind a row of ids, where transformers does not read the file. Products of llama.cpp with weights
+/// in blocks are in eight bits.
+fn llama_cpp_agrees(dir: &Path) {
+    let cases = ["llama3", "gemma3", "falcon_40b", "gptneox", "stablelm_options", "olmo2"];
+    let ids: Vec<i64> = (3..23).map(|id| id * 37 % 61 + 3).collect();
+    let files = cases.map(|case| dir.join(case).with_extension("gguf").display().to_string());
+    let prompt = serde_json::to_string(&ids).unwrap();
+    let mut arguments = vec!["complete", "1", &prompt];
+    arguments.extend(files.iter().map(String::as_str));
+    let answer = common::run_python("gguf_llama_cpp.py", &arguments);
+    let answers: Vec<Vec<(i64, Vec<(i64, f64)>)>> =
+        serde_json::from_str(answer.lines().last().unwrap()).unwrap();
+    for (file, steps) in files.iter().zip(answers) {
+        let (_vs, model) = Decoder::from_pretrained(file, Device::Cpu, None).unwrap();
+        let logits = model.logits(&Tensor::from_slice(&ids).unsqueeze(0)).unwrap();
+        let own = logits.get(0).get(-1).log_softmax(-1, Kind::Float);
+        let (_, likeliest) = &steps[0];
+        assert_eq!(likeliest.len(), 5);
+        for (token, expected) in likeliest {
+            let found = own.double_value(&[*token]);
+            assert!((found - expected).abs() < 0.05, "{file}: {token}: {found} {expected}");
+        }
+    }
+}
+
+/// Blocks with their rows in order are the tensor; all numbers of a file have one kind in memory.
+fn blocks_are_those_of_the_tensors(file: &Path) {
+    let files = ModelFiles::open(file).unwrap();
+    let in_file = files.gguf().unwrap().tensors().iter();
+    let quantised = in_file.filter(|tensor| tensor.block_type.kind().is_none()).count();
+    let variables = files.variables();
+    let mut found = 0;
+    for variable in &variables {
+        let tensor = files.tensor(&variable.name).unwrap();
+        assert_eq!((tensor.size(), variable.kind), (variable.shape.clone(), variables[0].kind));
+        if let Some(blocks) = files.quantised(&variable.name).unwrap() {
+            assert_eq!(blocks.dequantise(Kind::Float).unwrap(), tensor, "{file:?}: {variable:?}");
+            found += 1;
+        }
+    }
+    // The matrices of GPT-2 are transposed, but for the embedding.
+    let expected = if files.model_type() == Some("gpt2") { quantised.min(1) } else { quantised };
+    assert_eq!(found, expected, "{file:?}");
+    let halves = [("llama_f16.gguf", Kind::Half), ("llama_linear.gguf", Kind::BFloat16)];
+    let half = halves.iter().find(|(name, _)| file.ends_with(name)).map(|(_, kind)| *kind);
+    if let Some(half) = half {
+        let vs = files.var_store(Device::Cpu, None, |_| true).unwrap();
+        assert!(vs.variables().values().all(|variable| variable.kind() == half));
+    }
+}
+
+#[test]
+fn the_logits_of_a_real_model_are_those_of_transformers() {
+    tch::set_num_threads(1);
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.st");
+    let file = common::run_python("gguf_real.py", &["where"]);
+    common::run_python("gguf_real.py", &["logits", out.to_str().unwrap()]);
+    let reference = tensors(&out);
+    let (_vs, model) = Decoder::from_pretrained(file.trim(), Device::Cpu, None).unwrap();
+    assert_eq!((model.model_type(), model.kind()), ("llama", Kind::Float));
+    let logits = model.logits(&reference["input_ids"]).unwrap();
+    let off = difference(&logits, &reference["logits"]);
+    assert!(off <= 1e-4, "logits are {off} off");
+    let last = logits.select(1, 15).argmax(-1, false).int64_value(&[0]);
+    assert_eq!(last, reference["logits"].select(1, 15).argmax(-1, false).int64_value(&[0]));
 }

@@ -52,7 +52,7 @@ fn tiny(model_type: &str) -> Value {
 }
 
 /// Every model type with a tiny model of it in a directory.
-fn models(root: &Path) -> Vec<(&'static str, Value)> {
+pub(super) fn models(root: &Path) -> Vec<(&'static str, Value)> {
     let mut made = Vec::new();
     add::<Decoder>(root, &mut made);
     add::<Encoder>(root, &mut made);

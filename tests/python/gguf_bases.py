@@ -5,6 +5,7 @@
 1 added and taken away again.
 """
 
+import functools
 import json
 import re
 import sys
@@ -23,6 +24,8 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
+# transformers asks for it once per module.
+gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
 OUT = Path(sys.argv[1])
 TOKENS = dict(vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 SMALL = dict(
@@ -144,7 +147,12 @@ def metadata(writer, arch, config):
     for token in ("bos", "eos"):
         getattr(writer, f"add_{token}_token_id")(getattr(config, f"{token}_token_id"))
     writer.add_pad_token_id(config.pad_token_id)
+    # llama.cpp opens no file without a tokenizer.
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
     writer.add_token_list([f"<{token}>" for token in range(config.vocab_size)])
+    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (config.vocab_size - 3))
+    writer.add_token_merges(["< 1"])
     rope = getattr(config, "rope_parameters", None) or {}
     rope = rope.get("full_attention", rope)
     if arch not in ("gpt2", "bloom", "gemma", "gemma2"):

@@ -33,7 +33,7 @@ pub struct TextRows {
 impl Texts {
     pub fn open(model: &Path, config: &Value, max_length: usize, multiple: usize) -> Result<Self> {
         let truncation = TruncationParams { max_length, ..Default::default() };
-        let tokenizer = tokenizer::open(&TextFiles::open(model)?, Some(truncation))?;
+        let tokenizer = tokenizer::open(&TextFiles::Directory(model.to_owned()), Some(truncation))?;
         let id = |name: &str| tokenizer.token_to_id(name).map(i64::from);
         let pad = config["pad_token_id"].as_i64().or(id("[PAD]")).or(id("<pad>")).unwrap_or(0);
         let types = config["type_vocab_size"].as_i64().is_some_and(|count| count > 1);

@@ -11,8 +11,8 @@ use serde_json::json;
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  ln-tuning plan --model Llama-3.2-1B --norms all")]
 pub struct Args {
-    /// A directory with config.json and safetensors; weights are not read
-    #[arg(long, value_name = "MODEL_DIR")]
+    /// A directory with config.json and safetensors, or a GGUF file; weights are not read
+    #[arg(long)]
     model: PathBuf,
     /// An adapter's configuration, JSON or YAML. Default: no target_modules, so that the architecture decides
     #[arg(long, value_name = "FILE")]

@@ -25,8 +25,8 @@ use errors::Errors;
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
-    /// The model: a directory with config.json and safetensors
-    #[arg(long, value_name = "MODEL_DIR", required_unless_present = "script")]
+    /// The model: a directory with config.json and safetensors, or a GGUF file
+    #[arg(long, value_name = "MODEL", required_unless_present = "script")]
     model: Option<PathBuf>,
     /// Inputs: `input_ids` (`attention_mask`, `token_type_ids`; `decoder_input_ids` and `decoder_attention_mask` of an
     /// encoder-decoder) or `pixel_values`. Outputs: `logits` or `last_hidden_state`

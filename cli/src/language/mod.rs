@@ -13,10 +13,12 @@ mod task;
 mod turns;
 
 use anyhow::Result;
+use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::TaskType;
 
 use crate::text::files::TextFiles;
 use crate::train::settings::RunSettings;
+use crate::train::shift::{Asked, Shift};
 use crate::train::start::{start, Mode};
 use corpus::Corpus;
 use encoder::TextEncoder;
@@ -27,15 +29,30 @@ use task::LanguageTask;
 /// Every setting, explained.
 pub const SAMPLE: &str = include_str!("sample.yaml");
 
+/// The loss over the scale of what an adapter learned.
+pub fn shift(run: &RunSettings<LanguageData>, asked: &Asked) -> Result<Shift> {
+    let settings = &run.common;
+    let device = settings.device()?;
+    let files = ModelFiles::open(&settings.model)?;
+    let words = TextFiles::of(&files)?;
+    let encoder = TextEncoder::open(&words, &run.data)?;
+    let rows = Corpus::open(run.files.train()?, &encoder, run)?;
+    let (vs, model) = LanguageModel::open(files, settings, device)?;
+    model.check_ids(rows.largest_id())?;
+    let task = LanguageTask::new(&model, device, encoder, rows, None, words, run);
+    Shift::of(&task, &vs, asked, settings)
+}
+
 pub fn train(run: &RunSettings<LanguageData>, mode: Mode) -> Result<()> {
     let settings = &run.common;
     let device = settings.device()?;
     // Before the model is loaded: bad lines are found first.
-    let words = TextFiles::open(&settings.model)?;
+    let files = ModelFiles::open(&settings.model)?;
+    let words = TextFiles::of(&files)?;
     let encoder = TextEncoder::open(&words, &run.data)?;
     let open = |path: &_| Corpus::open(path, &encoder, run);
     let (train, eval) = run.files.open(settings.seed, open, Corpus::split)?;
-    let (vs, model) = LanguageModel::open(settings, device)?;
+    let (vs, model) = LanguageModel::open(files, settings, device)?;
     model.check_ids(train.largest_id().max(eval.as_ref().and_then(Corpus::largest_id)))?;
     let mut config = settings.adapter()?;
     config.task_type = config.task_type.or(Some(TaskType::CausalLm));

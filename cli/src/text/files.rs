@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail, Context, Result};
 use ln_tuning::gguf::GgufFile;
+use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{regular, ErrorKind};
 use serde_json::Value;
 
@@ -25,13 +26,19 @@ pub enum TextFiles {
 }
 
 impl TextFiles {
-    /// The words of a directory, or of a file. A tokenizer.json beside a GGUF file counts only where the file has no
-    /// tokenizer, or one that is not known: it may be that of another model.
-    pub fn open(model: &Path) -> Result<Self> {
-        if !is_gguf(model) {
-            return Ok(TextFiles::Directory(model.to_owned()));
+    /// The words of an opened model.
+    pub fn of(model: &ModelFiles) -> Result<Self> {
+        match model.gguf() {
+            Some(file) => Self::of_gguf(file),
+            None => Ok(TextFiles::Directory(model.dir().to_owned())),
         }
-        let words = Vocabulary::read(&GgufFile::open(model)?)?;
+    }
+
+    /// A tokenizer.json beside the file counts only where the file has no tokenizer, or one that is not known: it may be
+    /// that of another model.
+    pub fn of_gguf(file: &GgufFile) -> Result<Self> {
+        let model = file.path();
+        let words = Vocabulary::read(file)?;
         let folder = model.parent().unwrap_or(Path::new(""));
         let beside = folder.join(TOKENIZER);
         let cure = format!(
@@ -107,11 +114,6 @@ impl TextFiles {
         let kept = files.iter().filter(|(name, _)| !name.starts_with("generation"));
         kept.map(|(name, text)| (*name, text.as_str())).collect()
     }
-}
-
-/// A file is one that should be a GGUF file.
-pub fn is_gguf(model: &Path) -> bool {
-    model.is_file() || !model.is_dir() && model.extension().is_some_and(|end| end == "gguf")
 }
 
 /// `None` where there is no file.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail, Result};
 use ln_tuning::models::{DecoderConfig, Dinov2Config, EncoderConfig, ModelConfig, ViTConfig};
+use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::regular;
-use serde_json::Value;
 
 use super::settings::TaskName;
 use super::yaml::Given;
@@ -31,7 +31,7 @@ pub fn task(given: &Given) -> Result<TaskName> {
         ),
         (Some((task, _)), None) | (None, Some((task, _))) => Ok(task),
         (None, None) if given.text("model").is_none() => {
-            bail!("'model' is not set, expected a directory")
+            bail!("'model' is not set, expected a directory or a GGUF file")
         }
         (None, None) => bail!(
             "neither the model nor the data say which task this is: set 'task' to language or classifier"
@@ -41,8 +41,13 @@ pub fn task(given: &Given) -> Result<TaskName> {
 
 /// The task, and why.
 fn of_model(dir: &Path) -> Option<(TaskName, String)> {
-    let text = regular::read_text(&dir.join("config.json")).ok()?;
-    let config: Value = serde_json::from_str(&text).ok()?;
+    if dir.is_file() {
+        return Some((TaskName::Language, format!("'{}' is a language model", dir.display())));
+    }
+    let config = match regular::read_text(&dir.join("config.json")) {
+        Ok(text) => serde_json::from_str(&text).ok()?,
+        Err(_) => ModelFiles::open(dir).ok()?.config().clone(),
+    };
     let model_type = config["model_type"].as_str().unwrap_or_default();
     let class = config["architectures"][0].as_str().unwrap_or_default();
     let about = |words: &str| format!("'{}' is {words} ({model_type})", dir.display());

@@ -1,5 +1,6 @@
 //! The tokenizers of GGUF files beside those of transformers and of llama.cpp.
 
+use ln_tuning::gguf::GgufFile;
 use serde::Deserialize;
 
 use crate::common::{run_python, shared};
@@ -20,7 +21,7 @@ struct Case {
 impl Case {
     /// The texts whose ids are not the same.
     fn faults(&self) -> Vec<String> {
-        let words = TextFiles::open(self.file.as_ref()).unwrap();
+        let words = TextFiles::of_gguf(&GgufFile::open(&self.file).unwrap()).unwrap();
         let tokenizer = tokenizer::open(&words, None).unwrap();
         let mut faults = Vec::new();
         for (special, all) in [(true, &self.around), (false, &self.bare)] {

@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::head::Head;
+use super::head_weight::HeadWeight;
 use super::linear_cross_entropy::LinearCrossEntropy;
 use super::targets::Targets;
 use crate::error::Result;
@@ -36,12 +37,12 @@ impl LinearCrossEntropy {
     pub(super) fn sums(
         &self,
         hidden: &Tensor,
-        weight: &Tensor,
+        weight: &HeadWeight,
         bias: Option<&Tensor>,
         targets: &Targets,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
-        let (vocab, _) = weight.size2()?;
+        let vocab = weight.size2()?.0;
         let (kind, device) = (logits_kind(hidden)?, hidden.device());
         let tokens = targets.len();
         if tokens == 0 {
@@ -51,7 +52,7 @@ impl LinearCrossEntropy {
         // Chunks of about equal length.
         let chunks = (tokens + chunk - 1) / chunk;
         let chunk = (tokens + chunks - 1) / chunks;
-        let mut head = Head::new(weight, bias, kind, chunk)?;
+        let mut head = Head::new(weight, bias, (kind, device), chunk)?;
         let input_kind = head.input_kind(kind)?;
         let block = match device {
             Device::Cpu if input_kind != kind => (CACHED / vocab).clamp(1, chunk),

@@ -3,6 +3,7 @@
 use tch::{no_grad, Kind, Tensor};
 
 use super::chunks::{logits_kind, Gradients};
+use super::head_weight::HeadWeight;
 use super::linear_cross_entropy::{LinearCrossEntropy, Reduction};
 use super::targets::{Count, Targets};
 use crate::autograd::known_gradient::{inner_product, is_recorded, with_value};
@@ -24,7 +25,13 @@ impl LinearCrossEntropy {
         bias: Option<&Tensor>,
         targets: &Tensor,
     ) -> Result<Tensor> {
-        self.compute_without(hidden, weight, bias, targets, None)
+        self.compute_without(
+            hidden,
+            &HeadWeight::Plain(weight.shallow_clone()),
+            bias,
+            targets,
+            None,
+        )
     }
 
     /// [`compute`](Self::compute) that also ignores the tokens where `left_out`, Bool, of the targets' shape and on the
@@ -32,7 +39,7 @@ impl LinearCrossEntropy {
     pub(crate) fn compute_without(
         &self,
         hidden: &Tensor,
-        weight: &Tensor,
+        weight: &HeadWeight,
         bias: Option<&Tensor>,
         targets: &Tensor,
         left_out: Option<&Tensor>,
@@ -40,9 +47,10 @@ impl LinearCrossEntropy {
         self.check()?;
         check_tensors(hidden, weight, bias, targets)?;
         let (vocab, size) = weight.size2()?;
+        let trained = weight.plain();
         let kind = logits_kind(hidden)?;
         let device = hidden.device();
-        let wanted = [Some(hidden), Some(weight), bias].map(|t| t.map_or(Ok(false), is_recorded));
+        let wanted = [Some(hidden), trained, bias].map(|t| t.map_or(Ok(false), is_recorded));
         let [train_hidden, train_weight, train_bias] = wanted;
         let wanted = [train_hidden?, train_weight?, train_bias?];
         let targets =
@@ -67,7 +75,7 @@ impl LinearCrossEntropy {
             Ok((self.reduced(&loss, &targets.count)?, sums))
         })?;
         let rows = Some(&rows);
-        let pairs = [(rows, &sums.hidden), (Some(weight), &sums.weight), (bias, &sums.bias)];
+        let pairs = [(rows, &sums.hidden), (trained, &sums.weight), (bias, &sums.bias)];
         let pairs: Vec<_> =
             pairs.iter().filter_map(|(t, gradient)| Some((*t)?).zip(gradient.as_ref())).collect();
         if pairs.is_empty() {
@@ -88,7 +96,7 @@ impl LinearCrossEntropy {
 
 fn check_tensors(
     hidden: &Tensor,
-    weight: &Tensor,
+    weight: &HeadWeight,
     bias: Option<&Tensor>,
     targets: &Tensor,
 ) -> Result<()> {
@@ -114,9 +122,9 @@ fn check_tensors(
     if !is_float(kind) {
         refuse!(KindMismatch, "hidden states in {kind:?}, expected a floating-point kind");
     }
-    for (name, tensor) in [("weight", Some(weight)), ("bias", bias)] {
-        if let Some(found) = tensor.map(Tensor::f_kind).transpose()?.filter(|found| *found != kind)
-        {
+    let bias = bias.map(Tensor::f_kind).transpose()?;
+    for (name, found) in [("weight", Some(weight.kind()?)), ("bias", bias)] {
+        if let Some(found) = found.filter(|found| *found != kind) {
             refuse!(
                 KindMismatch,
                 "the head's {name} is in {found:?}, the hidden states in {kind:?}"
@@ -165,7 +173,13 @@ mod tests {
                 ] {
                     let all = |targets: &Tensor, left_out: Option<&Tensor>| {
                         let loss = loss
-                            .compute_without(&hidden, &weight, Some(&bias), targets, left_out)
+                            .compute_without(
+                                &hidden,
+                                &HeadWeight::Plain(weight.shallow_clone()),
+                                Some(&bias),
+                                targets,
+                                left_out,
+                            )
                             .unwrap();
                         let mut all = vec![loss.detach()];
                         let inputs = [&hidden, &weight, &bias];

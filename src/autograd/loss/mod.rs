@@ -8,7 +8,9 @@
 mod chunks;
 mod compute;
 mod head;
+mod head_weight;
 mod linear_cross_entropy;
 mod targets;
 
+pub(crate) use head_weight::HeadWeight;
 pub use linear_cross_entropy::{LinearCrossEntropy, Reduction, IGNORE_INDEX};

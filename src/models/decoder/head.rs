@@ -8,7 +8,7 @@ use crate::error::{refusal, refuse, Error, Result};
 use crate::kernels::number::{self, WithNumber};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
-use crate::models::nn::{capped, Linear, Tied, Weights};
+use crate::models::nn::{capped, Linear, Matrix, Tied, Weight, Weights};
 use crate::pretrained;
 
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) enum Head {
 }
 
 impl Head {
-    pub(super) fn build(weights: &Weights, config: &DecoderConfig, embed: &Tensor) -> Result<Self> {
+    pub(super) fn build(weights: &Weights, config: &DecoderConfig, embed: &Weight) -> Result<Self> {
         let init = Init::Randn { mean: 0., stdev: config.initializer_range };
         let (vocab, size) = (config.vocab_size, config.embed_size);
         match config.head() {
@@ -31,7 +31,7 @@ impl Head {
                 weight: if config.tied {
                     weights.tied("lm_head.weight", embed)?
                 } else {
-                    weights.tensor("lm_head.weight", &[vocab, size], init)?.into()
+                    weights.rows("lm_head.weight", [vocab, size], init)?.into()
                 },
                 bias: config
                     .head_bias
@@ -51,8 +51,18 @@ impl Head {
         }
     }
 
+    /// The matrix of a language model's head.
+    pub(super) fn matrix(&self) -> Option<Matrix> {
+        match self {
+            Head::LanguageModel { weight, .. } => {
+                Some(("lm_head.weight".to_owned(), weight.get().variable().shallow_clone()))
+            }
+            _ => None,
+        }
+    }
+
     /// The weight and the bias of a language model's head.
-    pub(super) fn language_model(&self) -> Result<(&Tensor, Option<&Tensor>)> {
+    pub(super) fn language_model(&self) -> Result<(&Weight, Option<&Tensor>)> {
         match self {
             Head::LanguageModel { weight, bias } => Ok((weight.get(), bias.as_ref())),
             _ => Err(refusal!(
@@ -73,7 +83,7 @@ impl Head {
             return score.forward(&last_tokens(hidden, config, inputs)?);
         }
         let (weight, bias) = self.language_model()?;
-        let logits = hidden.f_linear(weight, bias)?;
+        let logits = weight.logits(hidden, bias)?;
         let logits = match config.logit_scale {
             1. => logits,
             scale => logits.f_mul_number(scale)?,

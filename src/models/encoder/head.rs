@@ -7,7 +7,7 @@ use super::config::EncoderConfig;
 use crate::error::{refusal, Result};
 use crate::kernels::product::linear as product;
 use crate::models::config::ModelConfig;
-use crate::models::nn::{Activation, Linear, Norm, NormKind, Tied, Weights};
+use crate::models::nn::{Activation, Linear, Norm, NormKind, Tied, Weight, Weights};
 use crate::pretrained;
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(super) enum Head {
 
 impl Head {
     /// `words` is the word embedding, which the decoder may be tied to.
-    pub(super) fn build(weights: &Weights, config: &EncoderConfig, words: &Tensor) -> Result<Self> {
+    pub(super) fn build(weights: &Weights, config: &EncoderConfig, words: &Weight) -> Result<Self> {
         let init = Init::Randn { mean: 0., stdev: config.initializer_range };
         let size = config.hidden_size;
         let linear = |name: &str, to: i64| Linear::build(&weights.at(name), (size, to), true, init);
@@ -45,6 +45,7 @@ impl Head {
                 let bias = weights.tensor(names.bias, &[config.vocab_size], Init::Const(0.))?;
                 let decoder = if config.tied {
                     let decoder = weights.at(names.decoder);
+                    let bias = Weight::from(bias);
                     let bias = match names.bias == format!("{}.bias", names.decoder) {
                         true => Tied::from(bias),
                         false => decoder.tied("bias", &bias)?,
@@ -53,7 +54,7 @@ impl Head {
                 } else {
                     // transformers keeps the other bias and does not use it.
                     let decoder = linear(names.decoder, config.vocab_size)?;
-                    let bias = decoder.bias.unwrap_or(bias);
+                    let bias = Weight::from(decoder.bias.unwrap_or(bias));
                     [decoder.weight, bias].map(Tied::from)
                 };
                 Head::MaskedLm {
@@ -95,8 +96,10 @@ impl Head {
             )),
             Head::MaskedLm { dense, activation, norm, decoder } => {
                 let hidden = activation.apply(&dense.forward(hidden)?)?;
+                let hidden = norm.forward(&hidden)?;
+                let values = |tied: &Tied| tied.get().values(hidden.device());
                 let [weight, bias] = decoder;
-                product(&norm.forward(&hidden)?, weight.get(), Some(bias.get()))
+                product(&hidden, &values(weight)?, Some(&values(bias)?))
             }
             Head::Sequence { dense, activation, output, dropout, dropout_first } => {
                 let first = hidden.f_select(1, 0)?;

@@ -14,7 +14,7 @@ use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{
-    dropped, run_all, Activation, Block, Linear, Mask, Norm, NormKind, Weights,
+    dropped, run_all, stream, Activation, Block, Linear, Mask, Norm, NormKind, Weight, Weights,
 };
 use crate::pretrained;
 
@@ -37,7 +37,7 @@ use crate::pretrained;
 #[derive(Debug)]
 pub struct Encoder {
     config: EncoderConfig,
-    words: Tensor,
+    words: Weight,
     positions: Tensor,
     token_types: Option<Tensor>,
     norm: Norm,
@@ -61,13 +61,16 @@ impl Model for Encoder {
         let embeddings = base.at("embeddings");
         let embedding =
             |name: &str, count: i64| embeddings.at(name).tensor("weight", &[count, size], init);
-        let words = embedding("word_embeddings", config.vocab_size)?;
+        let words =
+            embeddings.at("word_embeddings").rows("weight", [config.vocab_size, size], init)?;
         let pooler = base.at(POOLER);
         // Files may lack a pooler where nothing stands on it.
         let has_pooler = config.may_have_pooler()
             && (config.head() != pretrained::Head::None || pooler.may_have("weight"));
         let layers = base.at(config.family.names.layers);
         let blocks = (0..config.layers).map(|at| block(&layers.at(at), config));
+        let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
+        stream(&mut blocks, None, weights.device())?;
         let norm = embeddings.at("LayerNorm");
         Ok(Encoder {
             positions: embedding("position_embeddings", config.positions)?,
@@ -76,7 +79,7 @@ impl Model for Encoder {
                 .map(|count| embedding("token_type_embeddings", count))
                 .transpose()?,
             norm: Norm::build(&norm, NormKind::Layer, size, config.norm_eps)?,
-            blocks: blocks.collect::<Result<_>>()?,
+            blocks,
             pooler: has_pooler
                 .then(|| Linear::build(&pooler, (size, size), true, init))
                 .transpose()?,
@@ -91,7 +94,7 @@ impl Model for Encoder {
     }
 
     fn kind(&self) -> Kind {
-        self.words.kind()
+        self.words.kind().unwrap_or(Kind::Float)
     }
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
@@ -143,7 +146,7 @@ impl Encoder {
     fn embedded(&self, input_ids: &Tensor, token_type_ids: Option<&Tensor>) -> Result<Tensor> {
         // No gradient for the padding's row, as in transformers.
         let padding = self.config.padding_id.unwrap_or(-1);
-        let words = Tensor::f_embedding(&self.words, input_ids, padding, false, false)?;
+        let words = self.words.lookup(input_ids, padding)?;
         let positions = match self.config.family.positions_from_padding {
             true => {
                 let tokens = input_ids.f_ne_number(padding)?.f_to_kind(Kind::Int64)?;

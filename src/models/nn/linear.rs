@@ -3,15 +3,17 @@
 use tch::nn::Init;
 use tch::Tensor;
 
+use super::streamed::Matrix;
+use super::weight::Weight;
 use super::weights::Weights;
 use crate::error::Result;
 use crate::kernels::product::{linear, linear_transposed};
 
 #[derive(Debug)]
 pub(in crate::models) struct Linear {
-    pub(in crate::models) weight: Tensor,
+    pub(in crate::models) weight: Weight,
     pub(in crate::models) bias: Option<Tensor>,
-    /// The weight is `[in, out]`, as GPT-2 has it.
+    /// The weight is kept as `[in, out]`, as GPT-2 has it.
     transposed: bool,
 }
 
@@ -23,8 +25,8 @@ impl Linear {
         bias: bool,
         init: Init,
     ) -> Result<Self> {
-        let weight = weights.tensor("weight", &[to, from], init)?;
-        Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed: false })
+        let (weight, transposed) = weights.matrix("weight", [to, from], false, init)?;
+        Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed })
     }
 
     /// `weight` `[in, out]`, and `bias` `[out]` if there is one.
@@ -34,15 +36,21 @@ impl Linear {
         bias: bool,
         init: Init,
     ) -> Result<Self> {
-        let weight = weights.tensor("weight", &[from, to], init)?;
-        Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed: true })
+        let (weight, transposed) = weights.matrix("weight", [from, to], true, init)?;
+        Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed })
+    }
+
+    /// The weight, if it comes when it is needed.
+    pub(super) fn streamed(&self) -> Option<Matrix> {
+        self.weight.streamed()
     }
 
     pub(in crate::models) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let weight = self.weight.values(x.device())?;
         if self.transposed {
-            return linear_transposed(x, &self.weight, self.bias.as_ref());
+            return linear_transposed(x, &weight, self.bias.as_ref());
         }
-        linear(x, &self.weight, self.bias.as_ref())
+        linear(x, &weight, self.bias.as_ref())
     }
 }
 

@@ -1,16 +1,18 @@
 //! The variables of a model: those that a `VarStore` holds already, or new ones.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::rc::Rc;
 
 use tch::nn::{f_init, Init, Path};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::tied::Tied;
+use super::weight::Weight;
 use crate::error::{refuse, Result};
 use crate::pretrained::is_part_of;
+use crate::pretrained::kept::{Kept, Use};
 use crate::pretrained::load::{path_of, place_of};
 use crate::pretrained::origin::TiedCopy;
 
@@ -33,6 +35,12 @@ struct Record {
     fresh: Option<Vec<String>>,
     /// Handles of the tied copies in those files.
     copies: Vec<TiedCopy>,
+    /// The matrices that are kept in another form or place, by their names.
+    kept: HashMap<String, Kept>,
+    /// True if no variable is made: only the names of matrices are wanted.
+    only_names: bool,
+    /// The matrices that were handed out.
+    matrices: RefCell<HashMap<String, Use>>,
     taken: RefCell<HashSet<String>>,
     made: RefCell<Vec<String>>,
 }
@@ -46,7 +54,12 @@ const MOST_MISSING: usize = 100;
 impl<'a> Weights<'a> {
     /// The variables below `path`; new ones have the kind of the path.
     pub fn new(path: &Path<'a>) -> Self {
-        Self::with(path, path.kind(), Vec::new(), None)
+        Self::with(path, path.kind(), Vec::new(), Vec::new(), None, false)
+    }
+
+    /// None: each variable that is asked for is a number that is repeated, and only its name is noted.
+    pub(in crate::models) fn only_names(path: &Path<'a>) -> Self {
+        Self::with(path, path.kind(), Vec::new(), Vec::new(), None, true)
     }
 
     /// The variables of a `VarStore` that was filled from files, with its tied copies. Below `fresh` new ones are made,
@@ -55,20 +68,29 @@ impl<'a> Weights<'a> {
         path: &Path<'a>,
         kind: Kind,
         copies: Vec<TiedCopy>,
+        kept: Vec<Kept>,
         fresh: Vec<String>,
     ) -> Self {
-        Self::with(path, kind, copies, Some(fresh))
+        Self::with(path, kind, copies, kept, Some(fresh), false)
     }
 
     fn with(
         path: &Path<'a>,
         kind: Kind,
         copies: Vec<TiedCopy>,
+        kept: Vec<Kept>,
         fresh: Option<Vec<String>>,
+        only_names: bool,
     ) -> Self {
-        let (taken, made) = Default::default();
-        let record = Record { kind, copies, fresh, taken, made };
+        let (taken, made, matrices) = Default::default();
+        let kept = kept.into_iter().map(|kept| (kept.name.clone(), kept)).collect();
+        let record = Record { kind, copies, kept, only_names, fresh, taken, made, matrices };
         Weights { path: path.clone(), record: Rc::new(record) }
+    }
+
+    /// The device of new variables.
+    pub(in crate::models) fn device(&self) -> Device {
+        self.path.device()
     }
 
     /// Those below `name`, whose dots lead further down; an empty name leads nowhere.
@@ -84,15 +106,81 @@ impl<'a> Weights<'a> {
         self.found_or_made(name, shape, init, true)
     }
 
+    /// The matrix of a linear layer, `[in, out]` if it is transposed, else `[out, in]`; and whether it is transposed
+    /// as it is kept.
+    pub(in crate::models) fn matrix(
+        &self,
+        name: &str,
+        shape: [i64; 2],
+        transposed: bool,
+        init: Init,
+    ) -> Result<(Weight, bool)> {
+        if let Some(kept) = self.kept(name, Use::Linear { transposed })? {
+            // Encoded by rows of outputs.
+            let turned = transposed && kept.is_encoded();
+            let expected = if turned { [shape[1], shape[0]] } else { shape };
+            self.check_shape(name, kept.size(), &expected)?;
+            return Ok((kept, transposed && !turned));
+        }
+        Ok((Weight::from(self.tensor(name, &shape, init)?), transposed))
+    }
+
+    /// A matrix whose rows are looked up, or are multiplied with as a head.
+    pub(in crate::models) fn rows(
+        &self,
+        name: &str,
+        shape: [i64; 2],
+        init: Init,
+    ) -> Result<Weight> {
+        if let Some(kept) = self.kept(name, Use::Rows)? {
+            self.check_shape(name, kept.size(), &shape)?;
+            return Ok(kept);
+        }
+        Ok(Weight::from(self.tensor(name, &shape, init)?))
+    }
+
+    /// Notes the use of a matrix, and gives it if it is kept in another form or place.
+    fn kept(&self, name: &str, of: Use) -> Result<Option<Weight>> {
+        let (path, last) = place_of(&self.path, name);
+        let full = full_name(&path, last);
+        let kept = match (self.record.kept.get(&full), path.get(last)) {
+            (Some(kept), Some(data)) => Some(Weight::kept(data, kept)),
+            _ => None,
+        };
+        if kept.is_some() {
+            self.record.taken.borrow_mut().insert(full.clone());
+        }
+        self.record.matrices.borrow_mut().insert(full, of);
+        Ok(kept)
+    }
+
+    fn check_shape(&self, name: &str, found: Vec<i64>, expected: &[i64]) -> Result<()> {
+        if found != expected {
+            let (path, last) = place_of(&self.path, name);
+            let full = full_name(&path, last);
+            refuse!(ShapeMismatch, "'{full}' has shape {found:?}, the model's is {expected:?}");
+        }
+        Ok(())
+    }
+
+    /// The matrices that were handed out, by their full names.
+    pub(in crate::models) fn matrices(&self) -> HashMap<String, Use> {
+        self.record.matrices.borrow().clone()
+    }
+
     /// The buffer of this name if it is there, else zeros. A checkpoint may lack it.
     pub(in crate::models) fn buffer(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
         self.found_or_made(name, shape, Init::Const(0.), false)
     }
 
     /// The variable of this name if it is there, else `other`, which it is tied to.
-    pub(in crate::models) fn tied(&self, name: &str, other: &Tensor) -> Result<Tied> {
+    pub(in crate::models) fn tied(&self, name: &str, other: &Weight) -> Result<Tied> {
+        if let Some(kept) = self.kept(name, Use::Rows)? {
+            self.check_shape(name, kept.size(), &other.size())?;
+            return Ok(Tied::from(kept));
+        }
         if let Some(tensor) = self.found(name, &other.size())? {
-            return Ok(Tied::from(tensor));
+            return Ok(Tied::from(Weight::from(tensor)));
         }
         let (path, last) = place_of(&self.path, name);
         let full = full_name(&path, last);
@@ -129,6 +217,10 @@ impl<'a> Weights<'a> {
             refuse!(InvalidConfig, "'{full}' has shape {shape:?}: no memory can hold that");
         }
         self.record.taken.borrow_mut().insert(full.clone());
+        if self.record.only_names {
+            let none = Tensor::f_zeros([0; 0], (self.record.kind, path.device()))?;
+            return Ok(none.f_expand(shape, false)?);
+        }
         let missing = self.record.fresh.as_ref().is_some_and(|fresh| !is_below(&full, fresh));
         let mut made = self.record.made.borrow_mut();
         if parameter {

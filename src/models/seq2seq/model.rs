@@ -12,7 +12,7 @@ use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{Through, Tied, Weights};
-use crate::pretrained::ModelFiles;
+use crate::pretrained::{origin, ModelFiles};
 
 /// An encoder-decoder language model.
 ///
@@ -54,12 +54,12 @@ impl Model for Seq2Seq {
         let init = Init::Randn { mean: 0., stdev: config.init };
         let shape = [vocab, config.hidden_size];
         let [shared, encoder, decoder, head] = embedding_names(config.family);
-        let shared = weights.tensor(shared, &shape, init)?;
+        let shared = weights.rows(shared, shape, init)?;
         let embedding = |name: &str| {
             if config.tied {
                 return weights.tied(name, &shared);
             }
-            Ok(Tied::from(weights.tensor(name, &shape, init)?))
+            Ok(Tied::from(weights.rows(name, shape, init)?))
         };
         Ok(Seq2Seq {
             encoder: Stack::build(weights, config, false, embedding(encoder)?)?,
@@ -151,7 +151,7 @@ impl Seq2Seq {
             1. => hidden.shallow_clone(),
             scale => hidden.f_mul_number(scale)?,
         };
-        let logits = hidden.f_linear(self.head.get(), None::<&Tensor>)?;
+        let logits = self.head.get().logits(&hidden, None)?;
         match &self.logits_bias {
             Some(bias) => Ok(logits.f_add(&bias.f_to_kind(logits.f_kind()?)?)?),
             None => Ok(logits),
@@ -181,10 +181,23 @@ fn embedding_names(family: Family) -> [&'static str; 4] {
     }
 }
 
+/// The end of the names of T5's outer layers.
+const WIDE: &str = ".DenseReluDense.wo.weight";
+
 /// transformers reads the outer layers of T5's MLPs in f32 where the model is in f16, which they would leave.
 fn keep_in_f32(vs: &VarStore, files: &ModelFiles) -> Result<()> {
+    let kept = origin::kept(vs);
+    let low = kept.iter().find(|kept| kept.name.ends_with(WIDE) && kept.kind == Kind::Half);
+    if let Some(kept) = low {
+        refuse!(
+            Unsupported,
+            "'{}' is kept as {}, and a T5 in f16 needs it in f32: choose the kind f32 or bf16, or keep the base plain",
+            kept.name,
+            kept.in_words()
+        );
+    }
     for (name, variable) in vs.variables() {
-        if name.ends_with(".DenseReluDense.wo.weight") && variable.f_kind()? == Kind::Half {
+        if name.ends_with(WIDE) && variable.f_kind()? == Kind::Half {
             let read = files.tensor(&name)?.f_to_kind(Kind::Float)?.f_to_device(vs.device())?;
             let mut variable = variable;
             no_grad(|| variable.f_set_data(&read))?;

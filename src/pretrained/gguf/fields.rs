@@ -10,8 +10,8 @@ use crate::error::{refusal, refuse, Result};
 use crate::storage::gguf::{GgufFile, Metadata, MetadataValue};
 
 /// Keys below the architecture that change nothing here.
-const INFORMATION: [&str; 4] =
-    ["pooling_type", "rope.scaling.finetuned", "classifier.output_labels", "vocab_size"];
+const INFORMATION: [&str; 3] =
+    ["pooling_type", "rope.scaling.finetuned", "classifier.output_labels"];
 
 /// Keys that say nothing if they are 0.
 const NOTHING_IF_ZERO: [&str; 8] = [
@@ -41,10 +41,18 @@ impl<'f> Fields<'f> {
     pub(super) fn of(file: &'f GgufFile) -> Result<Self> {
         let (metadata, path) = (file.metadata(), file.path());
         let kind = metadata.str("general.type")?.unwrap_or("model");
+        let vision = metadata.str("general.architecture")? == Some("clip");
+        let kind = if kind == "model" && vision { "mmproj" } else { kind };
         if kind != "model" {
+            let (about, cure) = match kind {
+                "adapter" => (" of llama.cpp, such as LoRA", "give the file of its base model"),
+                "mmproj" => (", which sees images", "give the file of the language model"),
+                "imatrix" => (", statistics for quantising", "give the file of the model"),
+                _ => ("", "give the file of a model"),
+            };
             refuse!(
                 Unsupported,
-                "'{}' holds '{kind}' by its 'general.type', expected a model",
+                "'{}' holds no model, but '{kind}'{about} ('general.type'): {cure}",
                 path.display()
             );
         }
@@ -102,6 +110,14 @@ impl<'f> Fields<'f> {
                 found.map_or("missing".to_owned(), |found| found.to_string()),
                 i32::MAX
             ),
+        }
+    }
+
+    /// A whole number above 0, which is `default` where it is not there.
+    pub(super) fn size_or(&self, key: &str, default: i64) -> Result<i64> {
+        match self.integer(key)? {
+            None => Ok(default),
+            Some(_) => self.size(key),
         }
     }
 

@@ -37,8 +37,8 @@ impl Form {
         !matches!(self, Form::Transposed | Form::PlusOne)
     }
 
-    /// Per row in memory, the row of the file; `None` if they are the same. `key` names the tensor in messages.
-    pub(crate) fn rows(self, key: &str, shape: &[i64]) -> Result<Option<Vec<i64>>> {
+    /// Per row in memory, the row of the file; `None` if they are the same. `place` names the tensor in messages.
+    pub(crate) fn rows(self, place: &str, shape: &[i64]) -> Result<Option<Vec<i64>>> {
         let rows = shape.first().copied().unwrap_or(0);
         let (heads, even) = match self {
             Form::Paired { heads } => (heads, 2),
@@ -48,7 +48,7 @@ impl Form {
         if heads <= 0 || rows % (heads * even) != 0 {
             refuse!(
                 ShapeMismatch,
-                "'{key}' has shape {shape:?}, expected rows of {heads} heads of equal size"
+                "{place} has shape {shape:?}, expected rows of {heads} heads of equal size"
             );
         }
         let size = rows / heads;
@@ -71,8 +71,8 @@ impl Form {
     }
 
     /// The tensor in memory.
-    pub(crate) fn applied(self, key: &str, stored: Tensor) -> Result<Tensor> {
-        if let Some(rows) = self.rows(key, &stored.size())? {
+    pub(crate) fn applied(self, place: &str, stored: Tensor) -> Result<Tensor> {
+        if let Some(rows) = self.rows(place, &stored.size())? {
             return Ok(stored.f_index_select(0, &Tensor::f_from_slice(&rows)?)?);
         }
         Ok(match self {
@@ -80,6 +80,19 @@ impl Form {
             // 1 less in a half kind would lose what the file holds.
             Form::PlusOne => stored.f_to_kind(Kind::Float)?.f_sub_number(1.)?,
             _ => stored,
+        })
+    }
+
+    /// The tensor of the file, for one in memory: the inverse of [`applied`](Self::applied).
+    pub(crate) fn stored(self, key: &str, memory: &Tensor) -> Result<Tensor> {
+        if let Some(rows) = self.rows(key, &memory.size())? {
+            let stored = Tensor::f_empty_like(memory)?;
+            return Ok(stored.f_index_copy(0, &Tensor::f_from_slice(&rows)?, memory)?);
+        }
+        Ok(match self {
+            Form::Transposed => memory.f_transpose(0, 1)?.f_contiguous()?,
+            Form::PlusOne => memory.f_add_number(1.)?,
+            _ => memory.shallow_clone(),
         })
     }
 }
@@ -99,14 +112,21 @@ mod tests {
         let memory = ramp(heads * 2 * half);
         let stored = memory.view([heads, 2, half]).transpose(1, 2).contiguous().view([-1]);
         let form = Form::Paired { heads };
-        assert_eq!(form.applied("k", stored).unwrap(), memory);
+        assert_eq!(form.applied("k", stored.copy()).unwrap(), memory);
+        assert_eq!(form.stored("k", &memory).unwrap(), stored);
         // Groups of 2 queries, a key and a value, in 3 key-value heads of 5 rows.
         let memory = ramp(3 * 4 * 5);
         let groups = memory.view([3, 4, 5]);
         let part = |start, length| groups.narrow(1, start, length).contiguous().view([-1]);
         let stored = Tensor::cat(&[part(0, 2), part(2, 1), part(3, 1)], 0);
         let form = Form::Grouped { kv_heads: 3, queries: 2 };
-        assert_eq!(form.applied("qkv", stored).unwrap(), memory);
+        assert_eq!(form.applied("qkv", stored.copy()).unwrap(), memory);
+        assert_eq!(form.stored("qkv", &memory).unwrap(), stored);
+        let memory = memory.view([12, 5]);
+        for form in [Form::Transposed, Form::PlusOne, Form::AsStored] {
+            let stored = form.stored("w", &memory).unwrap();
+            assert_eq!(form.applied("w", stored).unwrap(), memory);
+        }
     }
 
     #[test]

@@ -185,6 +185,9 @@ fn scores(fields: &Fields, config: &mut Config) -> Result<()> {
     let large = LARGE_GEMMA.contains(&config.layers);
     let own = if large { config.width / config.heads } else { config.head_dim } as f64;
     let scale = fields.number("attention.scale")?.filter(|scale| *scale != 0.);
+    if let Some(scale) = scale.filter(|scale| !(1e-6..1e6).contains(scale)) {
+        return fields.refuse("attention.scale", scale, "a number from 1e-6 to 1e6");
+    }
     config.set("query_pre_attn_scalar", scale.map_or(own, |scale| scale.powi(-2)));
     Ok(())
 }

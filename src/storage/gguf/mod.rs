@@ -26,4 +26,4 @@ pub use self::metadata::Metadata;
 pub use self::tensors::GgufTensor;
 pub use self::value::{MetadataArray, MetadataValue, ValueType};
 pub use self::writer::GgufWriter;
-pub use crate::quantised::{BlockType, Quantised};
+pub use crate::quantised::{BlockType, Encoding, Quantised};

@@ -115,6 +115,30 @@ impl<'f> GgufWriter<'f> {
         Ok(())
     }
 
+    /// Replaces a tensor by one of another type and the same name, shape and place in the list.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if there is no such tensor, its shape is none of the type, or the bytes are of another number.
+    pub fn retype(
+        &mut self,
+        name: &str,
+        block_type: BlockType,
+        bytes: impl Into<Cow<'f, [u8]>>,
+    ) -> Result<()> {
+        let Some((tensor, former)) = self.tensors.iter_mut().find(|(known, _)| known.name == name)
+        else {
+            refuse!(InvalidArgument, "there is no tensor '{name}' to replace");
+        };
+        let new = match GgufTensor::new(name, block_type, tensor.shape.clone()) {
+            Ok(new) => new,
+            Err(why) => refuse!(InvalidArgument, "{why}"),
+        };
+        let bytes = bytes.into();
+        check_len(&new, new.len, bytes.len())?;
+        (*tensor, *former) = (new, bytes);
+        Ok(())
+    }
+
     /// Writes the file, whole or not at all: a file that stands there is replaced at once. `wrote` gets numbers of bytes
     /// as they are written.
     ///

@@ -1,12 +1,14 @@
 """Makes a reference for `ln-tuning verify`: what transformers and PEFT compute, and what is exact.
 
-    python reference.py MODEL_DIR OUT.safetensors [--adapter DIR] [--dtype float16] [--device cuda] [--steps 3]
+    python reference.py MODEL OUT.safetensors [--adapter DIR] [--dtype float16] [--device cuda] [--steps 3]
 
-The file has random inputs and the model's outputs; with an adapter also the loss, its gradients and the weights after
-steps of AdamW. `exact.` stands before the same computed in f64, from weights in the same dtype.
+MODEL is a directory, or a GGUF file. The reference has random inputs and the model's outputs; with an adapter also the
+loss, its gradients and the weights after steps of AdamW. `exact.` stands before the same computed in f64, from weights in
+the same dtype.
 """
 
 import argparse
+import os
 import warnings
 
 import torch
@@ -30,8 +32,12 @@ parser.add_argument("--lr", type=float, default=1e-3)
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
 
-config = AutoConfig.from_pretrained(args.model)
-kind = getattr(transformers, config.architectures[0])
+folder, source, kind = args.model, {}, None
+if os.path.isfile(args.model):
+    folder, source = os.path.dirname(args.model) or ".", {"gguf_file": os.path.basename(args.model)}
+    kind = transformers.AutoModelForCausalLM
+config = AutoConfig.from_pretrained(folder, **source)
+kind = kind or getattr(transformers, config.architectures[0])
 torch.manual_seed(args.seed)
 shape = args.batch, args.length
 
@@ -67,7 +73,7 @@ def some_labels(logits):
 
 
 def opened(exact):
-    model = kind.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
+    model = kind.from_pretrained(folder, dtype=getattr(torch, args.dtype), **source).to(args.device)
     model = model.double() if exact else model
     if args.adapter:
         model = PeftModel.from_pretrained(model, args.adapter, is_trainable=True)

@@ -41,7 +41,7 @@ const PUNCTUATION: &str =
 const DIGIT: &str = r"\p{N}";
 const THREE_DIGITS: &str = r"[0-9][0-9][0-9]";
 
-const SPLITS: [Split; 20] = [
+const SPLITS: [Split; 21] = [
     split(
         &[
             "gpt-2",
@@ -90,7 +90,8 @@ const SPLITS: [Split; 20] = [
         ignore_merges: true,
         add_bos: true,
     },
-    split(&["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"], &[LLAMA3]),
+    split(&["dbrx", "smaug-bpe", "chatglm-bpe"], &[LLAMA3]),
+    Split { names: &["glm4"], patterns: &[LLAMA3], ignore_merges: true, add_bos: false },
     split(
         &[
             "qwen2",
