@@ -17,6 +17,7 @@ mod dry_run;
 mod formats;
 mod generate;
 mod gguf;
+mod gguf_export;
 mod gguf_words;
 mod images;
 mod jinja;
