@@ -77,6 +77,7 @@ fn logits_of_a_gguf_file_are_those_of_transformers_in_every_architecture() {
     }
     assert_eq!(cases, 34);
     llama_cpp_agrees(dir.path());
+    transformers_opens_what_is_saved(dir.path());
     assert!(kept >= 20, "only {kept} files have blocks");
 }
 
@@ -103,6 +104,21 @@ fn llama_cpp_agrees(dir: &Path) {
             assert!((found - expected).abs() < 0.05, "{file}: {token}: {found} {expected}");
         }
     }
+}
+
+/// The configuration and the weights are a directory of transformers.
+fn transformers_opens_what_is_saved(dir: &Path) {
+    let cases = ["gemma2_caps", "gemma3", "falcon_40b", "phi3_long", "stablelm_options", "gpt2"];
+    for case in cases {
+        let files = ModelFiles::open(dir.join(case).with_extension("gguf")).unwrap();
+        let vs = files.var_store(Device::Cpu, None, |_| true).unwrap();
+        std::fs::create_dir(dir.join(case)).unwrap();
+        let config = files.config().to_string();
+        ln_tuning::pretrained::save(&vs, dir.join(case), &config).unwrap();
+    }
+    let mut arguments = vec![dir.to_str().unwrap(), "--saved"];
+    arguments.extend(cases);
+    common::run_python("gguf_bases.py", &arguments);
 }
 
 /// Blocks with their rows in order are the tensor; all numbers of a file have one kind in memory.

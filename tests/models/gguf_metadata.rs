@@ -68,6 +68,15 @@ impl Gguf {
         self
     }
 
+    /// The same as another architecture with the same tensors.
+    fn granite() -> Self {
+        let mut gguf = Self::llama().with("general.architecture", Text("granite"));
+        for (key, _) in &mut gguf.entries {
+            *key = key.replace("llama.", "granite.");
+        }
+        gguf
+    }
+
     fn without(mut self, name: &str) -> Self {
         self.entries.retain(|(key, _)| key != name);
         self.tensors.retain(|(known, _)| known != name);
@@ -232,6 +241,8 @@ fn what_a_file_says_counts() {
     ] {
         assert_eq!(config(gguf).0, plain);
     }
+    let wide = |window| Gguf::granite().with("granite.attention.sliding_window", Whole(window));
+    assert_eq!(config(wide(32)).0, config(wide(0)).0);
     let (mistral, _) = config(llama().with("llama.attention.sliding_window", Whole(7)));
     assert_eq!(
         (&mistral["model_type"], &mistral["sliding_window"]),
@@ -260,6 +271,11 @@ fn what_is_not_understood_is_refused_by_name() {
             llama().with("llama.attention.scale", Number(0.3)),
             ErrorKind::Unsupported,
             "attention.scale",
+        ),
+        (
+            Gguf::granite().with("granite.attention.sliding_window", Whole(31)),
+            ErrorKind::Unsupported,
+            "sliding_window",
         ),
         (llama().with("llama.logit_scale", Number(2.)), ErrorKind::Unsupported, "logit_scale"),
         (llama().without("llama.block_count"), ErrorKind::InvalidConfig, "block_count"),

@@ -1,8 +1,10 @@
-"""`gguf_bases.py DIR`: tiny random decoders of transformers as GGUF files, in the way of llama.cpp's converter, and logits.
+"""`gguf_bases.py DIR [CASE …]`: tiny random decoders of transformers as GGUF files, in the way of llama.cpp's converter, and logits.
 
 `DIR/CASE.gguf`, `DIR/CASE.st` (`input_ids`, `logits`, and `gguf.logits` where transformers reads the file itself) and
 `DIR/CASE.json`, the configuration. Logits are those of the weights that the file holds: dequantised ones, norms that had
 1 added and taken away again.
+
+`gguf_bases.py DIR --saved CASE …`: opens the directories `DIR/CASE`, and compares their logits.
 """
 
 import functools
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 from gguf import GGMLQuantizationType as T
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CONFIG_MAPPING
 
 transformers.logging.set_verbosity_error()
@@ -255,6 +257,16 @@ def convert(case, arch, model, block_type):
     writer.write_tensors_to_file()
     writer.close()
 
+
+if "--saved" in sys.argv:
+    for case in sys.argv[3:]:
+        reference = load_file(OUT / f"{case}.st")
+        model, info = AutoModelForCausalLM.from_pretrained(OUT / case, attn_implementation="eager", output_loading_info=True)
+        assert not any(info.values()), (case, info)
+        with torch.no_grad():
+            off = (model.eval()(reference["input_ids"]).logits - reference["logits"]).abs().max().item()
+        assert off <= 1e-4, (case, off)
+    sys.exit()
 
 for case in [name for name in sys.argv[2:] if name in CASES] or CASES:
     arch, model_type, arguments, block_type, is_read = CASES[case]
