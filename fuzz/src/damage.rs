@@ -52,6 +52,7 @@ pub fn file(path: &Path, rng: &mut Rng) -> Result<()> {
         "json" => json_text(&bytes, rng),
         "jsonl" => lines(&bytes, rng, json_text),
         "safetensors" => safetensors(&bytes, rng),
+        "gguf" => gguf(bytes, rng),
         "txt" | "csv" | "jinja" | "yaml" => lines(&bytes, rng, words),
         _ => self::bytes(bytes, rng),
     };
@@ -227,6 +228,27 @@ fn safetensors(bytes: &[u8], rng: &mut Rng) -> Vec<u8> {
         _ => rest.to_vec(),
     };
     [&length.to_le_bytes()[..], &header, &rest].concat()
+}
+
+/// A number in the header of a GGUF file becomes another one; or a byte does.
+fn gguf(mut bytes: Vec<u8>, rng: &mut Rng) -> Vec<u8> {
+    // Headers of small files are in their first half.
+    let at = rng.usize(..bytes.len() / 2 + 1);
+    let width = if rng.bool() { 8 } else { 4 };
+    let Some(number) = bytes.get_mut(at..at + width) else { return self::bytes(bytes, rng) };
+    let own = number.iter().rev().fold(0_u64, |all, byte| all << 8 | u64::from(*byte));
+    let other = match rng.u8(..10) {
+        0 => 0,
+        1 => own.wrapping_add(1),
+        2 => own.wrapping_sub(1),
+        3 => own.wrapping_mul(2),
+        4 => 1 << rng.u8(..64),
+        5 => u64::MAX >> rng.u8(..34),
+        6 => u64::from(rng.u8(..45)),
+        _ => return self::bytes(bytes, rng),
+    };
+    number.copy_from_slice(&other.to_le_bytes()[..width]);
+    bytes
 }
 
 /// Damages lines, or one of them in its own way.

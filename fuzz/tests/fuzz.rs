@@ -21,7 +21,7 @@ fn damaged_files_are_accepted_or_refused_and_nothing_else() {
     let output = fuzz(&["--rounds", "30"], out.path());
     assert!(output.status.success(), "{output:?}");
     let rows = rows(&output);
-    assert_eq!(rows.len(), 7, "{output:?}");
+    assert_eq!(rows.len(), 8, "{output:?}");
     for row in rows {
         // Name, rounds, accepted, refused, findings.
         let [rounds, accepted, refused, findings] =

@@ -10,6 +10,7 @@ mod decoder_loss;
 mod decoders;
 mod door;
 mod encoders;
+mod few_bits;
 mod frozen;
 mod generation;
 mod generation_config;
@@ -26,5 +27,7 @@ mod padding;
 mod ropes;
 mod seq2seq;
 mod sizes;
+#[cfg(target_os = "linux")]
+mod streamed;
 mod vision;
 mod vit;

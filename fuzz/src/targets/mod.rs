@@ -2,6 +2,7 @@
 
 mod adapter;
 mod faulty;
+mod gguf;
 mod model;
 mod pattern;
 mod program;
@@ -14,7 +15,8 @@ use fastrand::Rng;
 use crate::{damage, worker};
 
 /// The targets that run if none is named.
-pub const NAMES: [&str; 7] = ["adapter", "model", "config", "pattern", "settings", "chat", "rows"];
+pub const NAMES: [&str; 8] =
+    ["adapter", "model", "gguf", "config", "pattern", "settings", "chat", "rows"];
 
 /// A target.
 pub trait Target {
@@ -30,6 +32,7 @@ pub fn open(name: &str) -> Result<Box<dyn Target>> {
     Ok(match name {
         "adapter" => Box::new(adapter::Adapter::new()?),
         "config" => Box::new(adapter::Config::new()?),
+        "gguf" => Box::new(gguf::Gguf::new()?),
         "model" => Box::new(model::Model::new()?),
         "pattern" => Box::new(pattern::Pattern),
         "settings" | "chat" | "rows" => Box::new(program::Program::new(name)?),

@@ -40,10 +40,18 @@ impl<'f> Fields<'f> {
     pub(super) fn of(file: &'f GgufFile) -> Result<Self> {
         let (metadata, path) = (file.metadata(), file.path());
         let kind = metadata.str("general.type")?.unwrap_or("model");
+        let vision = metadata.str("general.architecture")? == Some("clip");
+        let kind = if kind == "model" && vision { "mmproj" } else { kind };
         if kind != "model" {
+            let (about, cure) = match kind {
+                "adapter" => (" of llama.cpp, such as LoRA", "give the file of its base model"),
+                "mmproj" => (", which sees images", "give the file of the language model"),
+                "imatrix" => (", statistics for quantising", "give the file of the model"),
+                _ => ("", "give the file of a model"),
+            };
             refuse!(
                 Unsupported,
-                "'{}' holds '{kind}' by its 'general.type', expected a model",
+                "'{}' holds no model, but '{kind}'{about} ('general.type'): {cure}",
                 path.display()
             );
         }
