@@ -21,7 +21,7 @@ pub(super) fn attention_bias(_: &Fields, tensors: &Tensors, config: &mut Config)
 
 pub(super) fn llama(fields: &Fields, tensors: &Tensors, config: &mut Config) -> Result<()> {
     if let Some(window) = window(fields)? {
-        // llama.cpp has one architecture for both.
+        // llama.cpp has one architecture for both, and computes without the window.
         config.become_a("mistral", "MistralForCausalLM");
         config.set("sliding_window", window);
         return Ok(());
