@@ -12,6 +12,7 @@
 //! | open a model of Hugging Face | [`models`]; [`pretrained`] reads and writes their directories, [`merge`] puts an adapter into one |
 //! | train with a large vocabulary | [`loss::LinearCrossEntropy`]: no logits of the whole batch |
 //! | train on long inputs | [`recompute`]: block checkpointing |
+//! | keep a large base in few bits | [`pretrained::Frozen`]: GGUF blocks, int8, NF4; chosen by [`models::Load::frozen`] |
 //! | read an adapter without a model | [`SavedAdapter`] |
 //!
 //! Every fallible operation returns an [`Error`]. Match on its [`kind`](Error::kind).
@@ -65,6 +66,7 @@
 //! | `key_mapping`, `ignore_mismatched_sizes` | [`LoadOptions`], [`SaveOptions`] |
 //! | `low_cpu_mem_usage`, `autocast_adapter_dtype` | not needed: an adapter is one small buffer, and [`Precision`] says its kind |
 //! | `transformers.get_scheduler` | [`Schedule`] |
+//! | `layers_to_transform` (PEFT has it for other methods) | [`AdapterOptions::layers`] |
 //!
 //! These differ on purpose:
 //! - The weights that train are in f32.
