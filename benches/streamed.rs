@@ -1,8 +1,10 @@
 //! Training steps of a model whose weights come from disk, beside those of one that is merely mapped, or in memory.
 //!
-//! `cargo bench --bench streamed -- [LAYERS] [HIDDEN] [BATCHES] [TOKENS]`, best where memory is limited to a quarter of
-//! the weights: `systemd-run --scope -p MemoryMax=500M -p MemorySwapMax=0 cargo bench --bench streamed`. Each way runs in
-//! a process of its own, which starts with nothing of the file in the machine's memory.
+//! `cargo bench --bench streamed -- [LAYERS] [HIDDEN] [BATCHES] [TOKENS]` prints a table. Each way runs in a process of
+//! its own, which starts with nothing of the file in the machine's memory.
+//!
+//! Under a limit of memory, the model is written before: `… -- write DIR 24 1280`, then `… -- streamed DIR 4 16` in
+//! `systemd-run --scope -p MemoryMax=256M -p MemorySwapMax=0`, and the same with `mapped`.
 
 use std::io::Write;
 use std::path::Path;
@@ -23,12 +25,17 @@ const STEPS: usize = 3;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
-    if let [way, dir, batches, tokens] = &arguments[..] {
-        if let Ok(batches) = batches.parse() {
-            if Path::new(dir).is_dir() {
-                return train(way, Path::new(dir), batches, tokens.parse()?);
-            }
+    match &arguments[..] {
+        [way, dir, layers, hidden] if way == "write" => {
+            std::fs::create_dir_all(dir)?;
+            let bytes = write(Path::new(dir), layers.parse()?, hidden.parse()?)?;
+            println!("{:.0} MB", mb(bytes));
+            return Ok(());
         }
+        [way, dir, batches, tokens] if Path::new(dir).is_dir() => {
+            return train(way, Path::new(dir), batches.parse()?, tokens.parse()?);
+        }
+        _ => (),
     }
     let number = |at: usize, default: i64| match arguments.get(at) {
         Some(text) => text.parse::<i64>().with_context(|| format!("'{text}' is no number")),

@@ -66,6 +66,7 @@
 //! | `key_mapping`, `ignore_mismatched_sizes` | [`LoadOptions`], [`SaveOptions`] |
 //! | `low_cpu_mem_usage`, `autocast_adapter_dtype` | not needed: an adapter is one small buffer, and [`Precision`] says its kind |
 //! | `transformers.get_scheduler` | [`Schedule`] |
+//! | `layers_to_transform` (PEFT has it for other methods) | [`AdapterOptions::layers`] |
 //!
 //! These differ on purpose:
 //! - The weights that train are in f32.

@@ -8,6 +8,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::int8::{check_finite, factors};
+use crate::device::transfer::sent;
 use crate::error::Result;
 use crate::kernels::number::WithNumber;
 
@@ -86,7 +87,7 @@ pub(super) fn encoded(matrix: &Tensor) -> Result<Tensor> {
 pub(super) fn decode(groups: &Tensor, out: &Tensor) -> Result<()> {
     let factor = factors(groups)?;
     let codes = groups.f_narrow(1, 4, GROUP / 2)?.f_to_kind(Kind::Int)?.f_view([-1])?;
-    let pairs = pairs()?.f_to_device(groups.device())?;
+    let pairs = sent(&pairs()?, groups.device())?;
     let _ = pairs.f_index_select_out(&out.f_view([-1])?.f_view_dtype(Kind::Double)?, 0, &codes)?;
     let _ = out.shallow_clone().f_mul_(&factor)?;
     Ok(())

@@ -102,6 +102,10 @@ fn a_step_fetches_each_block_once_in_each_pass_in_order_and_waits_for_nothing() 
             }
         }
 
+        let error = model.loss(&ids[0], &labels[0], &LinearCrossEntropy::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidState);
+        assert!(error.to_string().contains("Recompute"), "{error}");
+
         // Batch by batch, the same order holds.
         for _ in 0..2 {
             counting::reset();
@@ -141,7 +145,7 @@ fn a_step_fetches_each_block_once_in_each_pass_in_order_and_waits_for_nothing() 
 fn blocks_in_few_bits_travel_so_and_what_replaces_a_matrix_is_refused() {
     Gpu { devices: 2, ..Gpu::default() }.run(|| {
         let dir = saved();
-        for base in ["streamed, int8"] {
+        for base in ["streamed, int8", "streamed, nf4"] {
             let (vs, model) = loaded(&dir, base);
             let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
             let mut opt = tuned.optimizer(AdamW::default(), 1e-3).unwrap();

@@ -76,7 +76,33 @@ fn logits_of_a_gguf_file_are_those_of_transformers_in_every_architecture() {
         cases += 1;
     }
     assert_eq!(cases, 34);
+    llama_cpp_agrees(dir.path());
     assert!(kept >= 20, "only {kept} files have blocks");
+}
+
+/// The likeliest tokens behind a row of ids, where transformers does not read the file. Products of llama.cpp with weights
+/// in blocks are in eight bits.
+fn llama_cpp_agrees(dir: &Path) {
+    let cases = ["llama3", "gemma3", "falcon_40b", "gptneox", "stablelm_options", "olmo2"];
+    let ids: Vec<i64> = (3..23).map(|id| id * 37 % 61 + 3).collect();
+    let files = cases.map(|case| dir.join(case).with_extension("gguf").display().to_string());
+    let prompt = serde_json::to_string(&ids).unwrap();
+    let mut arguments = vec!["complete", "1", &prompt];
+    arguments.extend(files.iter().map(String::as_str));
+    let answer = common::run_python("gguf_llama_cpp.py", &arguments);
+    let answers: Vec<Vec<(i64, Vec<(i64, f64)>)>> =
+        serde_json::from_str(answer.lines().last().unwrap()).unwrap();
+    for (file, steps) in files.iter().zip(answers) {
+        let (_vs, model) = Decoder::from_pretrained(file, Device::Cpu, None).unwrap();
+        let logits = model.logits(&Tensor::from_slice(&ids).unsqueeze(0)).unwrap();
+        let own = logits.get(0).get(-1).log_softmax(-1, Kind::Float);
+        let (_, likeliest) = &steps[0];
+        assert_eq!(likeliest.len(), 5);
+        for (token, expected) in likeliest {
+            let found = own.double_value(&[*token]);
+            assert!((found - expected).abs() < 0.05, "{file}: {token}: {found} {expected}");
+        }
+    }
 }
 
 /// Blocks with their rows in order are the tensor; all numbers of a file have one kind in memory.

@@ -147,7 +147,12 @@ def metadata(writer, arch, config):
     for token in ("bos", "eos"):
         getattr(writer, f"add_{token}_token_id")(getattr(config, f"{token}_token_id"))
     writer.add_pad_token_id(config.pad_token_id)
+    # llama.cpp opens no file without a tokenizer.
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
     writer.add_token_list([f"<{token}>" for token in range(config.vocab_size)])
+    writer.add_token_types([gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (config.vocab_size - 3))
+    writer.add_token_merges(["< 1"])
     rope = getattr(config, "rope_parameters", None) or {}
     rope = rope.get("full_attention", rope)
     if arch not in ("gpt2", "bloom", "gemma", "gemma2"):

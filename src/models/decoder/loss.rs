@@ -84,7 +84,8 @@ impl Decoder {
     /// model. Dropout draws other numbers.
     ///
     /// # Errors
-    /// As [`loss`](Self::loss), for each batch.
+    /// As [`loss`](Self::loss), for each batch; `InvalidState` for a model that is streamed to a device, without block
+    /// checkpointing of all blocks.
     ///
     /// ```no_run
     /// # use ln_tuning::models::{Decoder, Model};
@@ -109,6 +110,16 @@ impl Decoder {
         loss: &LinearCrossEntropy,
         tape: &mut Tape<'m>,
     ) -> Result<Vec<Tensor>> {
+        if self.is_streamed()
+            && self.embed.variable().device() != Device::Cpu
+            && !tape.keeps_nothing()?
+        {
+            refuse!(
+                InvalidState,
+                "the weights are streamed: by the time of a plain backward pass those of most blocks have left the device. \
+                 Train with Recompute of all blocks, which fetches them again, or evaluate under no_grad"
+            );
+        }
         let targets = batches.iter().map(|(inputs, labels)| self.targets(inputs, labels, loss));
         let targets = targets.collect::<Result<Vec<_>>>()?;
         let inputs: Vec<Inputs> = batches.iter().map(|(inputs, _)| *inputs).collect();

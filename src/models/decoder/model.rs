@@ -41,7 +41,7 @@ use crate::pretrained;
 #[derive(Debug)]
 pub struct Decoder {
     pub(super) config: DecoderConfig,
-    embed: Weight,
+    pub(super) embed: Weight,
     positions: Option<Tensor>,
     embed_norm: Option<Norm>,
     /// Into and out of the blocks' width, where that of the embedding is another.
