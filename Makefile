@@ -13,10 +13,10 @@ TEST_PYTHON = $${LN_TUNING_PYTHON:-.venv/bin/python}
 export PROPTEST_RNG_SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit examples doc finetune-demo finetune-vs-peft bf16-vs-peft minilm bench fuzz gpu-bundle test-tch-0.26 clean
+.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit examples doc finetune-demo bf16-vs-peft minilm bench fuzz gpu-bundle test-tch-0.26 clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## Find or install libtorch and tell cargo where it is
 	$(PYTHON) scripts/libtorch
@@ -66,13 +66,9 @@ doc: ## The documentation, with warnings as errors
 # These write what README.md, docs/recipes.md and BENCHMARKS.md show.
 PROGRAM := $${CARGO_TARGET_DIR:-target}/release/ln-tuning
 
-finetune-demo: setup-tests ## A chat adapter for the real SmolLM2, before and after, beside PEFT: about ten minutes
+finetune-demo: setup-tests ## A chat adapter for the real SmolLM2, beside PEFT: ten minutes; ARGS=--all: twenty
 	$(CARGO) build --locked --release --package ln-tuning-cli
 	$(TEST_PYTHON) cli/comparisons/finetune_demo.py --out target/finetune-demo --binary $(PROGRAM) $(ARGS)
-
-finetune-vs-peft: setup-tests ## The same with all rates of all of them: about half an hour
-	$(CARGO) build --locked --release --package ln-tuning-cli
-	$(TEST_PYTHON) cli/comparisons/finetune_demo.py --rates --out target/finetune-vs-peft --binary $(PROGRAM) $(ARGS)
 
 bf16-vs-peft: setup-tests ## bf16 language models tuned here and by PEFT, side by side
 	$(CARGO) build --locked --release --package ln-tuning-cli

@@ -112,7 +112,7 @@ def real(args):
     train, evaluation = smollm2.chats(data / "train.jsonl"), smollm2.chats(data / "eval.jsonl")
     for lr in (1e-4, 1e-3):
         steps = args.real_steps
-        settings = Settings(lr=lr, steps=steps, batch=8, interval=max(steps // 2, 1), warmup=min(2, steps - 1))
+        settings = Settings(lr=lr, steps=steps, batch=4, interval=max(steps // 2, 1), warmup=min(2, steps - 1))
         norms = smollm2.model(torch.bfloat16).state_dict()
         own = versus.ours(args.binary, smollm2.where(), norms, "bf16", data, args.out / f"real-{lr}", settings)
         theirs = versus.peft(smollm2.model(torch.bfloat16), "norms", train, evaluation, settings)

@@ -1,10 +1,10 @@
 """A chat adapter on the real SmolLM2-135M-Instruct, by `ln-tuning` on its GGUF file, beside PEFT's LN tuning and LoRA.
 
-`python finetune_demo.py --binary target/release/ln-tuning --out DIR [--rates] [--steps N]`
+`python finetune_demo.py --binary target/release/ln-tuning --out DIR [--all]`
 
 The model learns to answer what a Python function does as its documentation does, from the chats of chats.py. All see the
-same tokens in the same batches. PEFT's LN tuning trains in bf16, as it does on a bf16 model, and in f32; LoRA has rank 8
-on q and v. Each has the best of its three rates; --rates runs all of them, and is the proof. Writes curves.svg, demo.json,
+same tokens in the same batches, in bf16. PEFT's LN tuning trains in bf16, too; LoRA has rank 8 on q and v, in f32. Both
+run at three rates. --all also runs ours at three, and PEFT's LN tuning of an f32 model. Writes curves.svg, demo.json,
 answers.txt and the adapter to DIR.
 """
 
@@ -22,14 +22,12 @@ import versus
 
 import torch
 
-# The best rate is the first.
-OURS = "ln-tuning, f32 masters", (1e-2, 3e-3, 1e-3)
-PEFT = {
-    "PEFT LN tuning, bf16": ("norms", torch.bfloat16, (1e-2, 3e-3, 1e-3)),
-    "PEFT LN tuning, f32": ("norms", torch.float32, (1e-2, 3e-3, 1e-3)),
-    "PEFT LoRA, r = 8": ("lora", torch.bfloat16, (1e-2, 3e-3, 1e-3)),
-}
-# None of these functions is in the chats to train on; the last one is of another package.
+RATES = (3e-3, 1e-3, 1e-2)
+OURS = "ln-tuning, f32 masters"
+PEFT = {"PEFT LN tuning, bf16": ("norms", torch.bfloat16), "PEFT LoRA, r = 8": ("lora", torch.bfloat16)}
+MORE = {"PEFT LN tuning, f32": ("norms", torch.float32)}
+STEPS, BATCH = 40, 4
+# None of these functions is in the chats to train on; pandas is in none of them.
 QUESTIONS = [
     "What does the Python function scipy.linalg.solve_triangular(a, b, trans, lower) do?",
     "What does the Python function networkx.algorithms.flow.utils.build_residual_network(G, capacity) do?",
@@ -38,12 +36,16 @@ QUESTIONS = [
 ]
 
 
+def smooth(losses, width=8):
+    parts = [losses[max(0, step - width) : step] for step in range(1, len(losses) + 1)]
+    return [(step, sum(part) / len(part)) for step, part in enumerate(parts, 1)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", required=True, help="ln-tuning")
     parser.add_argument("--out", type=Path, default=Path("target/finetune-demo"))
-    parser.add_argument("--rates", action="store_true", help="all three rates of each")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--all", action="store_true", help="also the runs that only confirm the others")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     begun = time.perf_counter()
@@ -53,14 +55,13 @@ def main():
     train, evaluation = smollm2.chats(data / "train.jsonl"), smollm2.chats(data / "eval.jsonl")
     base = smollm2.model(torch.bfloat16)
     before = versus.evaluate(base, evaluation, 8)
-    first = float(base(**versus.padded(train[:8])).loss)
+    first = float(base(**versus.padded(train[:BATCH])).loss)
     norms = base.state_dict()
     print(f"evaluation loss of the base: {before:.3f}", flush=True)
     results = {}
 
     def settings(lr):
-        interval, warmup = max(args.steps // 4, 1), min(2, args.steps - 1)
-        return versus.Settings(lr=lr, steps=args.steps, batch=8, interval=interval, warmup=warmup)
+        return versus.Settings(lr=lr, steps=STEPS, batch=BATCH, interval=STEPS, warmup=2)
 
     def keep(name, lr, result):
         # The first step's loss is that of the base: the tokens that are learned are the same ones.
@@ -72,26 +73,26 @@ def main():
         )
         results.setdefault(name, {})[lr] = result
 
-    name, rates = OURS
-    for lr in rates if args.rates else rates[:1]:
-        out = args.out / ("ours" if lr == rates[0] else f"ours-{lr:.0e}")
-        keep(name, lr, versus.ours(args.binary, file, norms, "bf16", data, out, settings(lr)))
+    for lr in RATES if args.all else RATES[:1]:
+        out = args.out / ("ours" if lr == RATES[0] else f"ours-{lr:.0e}")
+        keep(OURS, lr, versus.ours(args.binary, file, norms, "bf16", data, out, settings(lr)))
     generate = [args.binary, "generate", "--model", file, "--adapter", f"tuned={args.out / 'ours' / 'adapter'}"]
     answers = ""
     for question in QUESTIONS:
-        command = [*generate, "--base", "--kind", "bf16", "--chat", "--max-new-tokens", "48", "--prompt", question]
+        command = [*generate, "--base", "--chat", "--max-new-tokens", "48", "--prompt", question]
         said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         answers += f"{question}\n\n{said}\n"
     print(answers, flush=True)
     (args.out / "answers.txt").write_text(answers)
-    for name, (method, kind, rates) in PEFT.items():
-        for lr in rates if args.rates else rates[:1]:
+    for name, (method, kind) in {**PEFT, **(MORE if args.all else {})}.items():
+        for lr in RATES:
             keep(name, lr, versus.peft(smollm2.model(kind), method, train, evaluation, settings(lr)))
-    best = {name: min(runs.items(), key=lambda run: run[1].last) for name, runs in results.items()}
-    curves = {
-        f"{name}, lr {lr:.0e}: {result.last:.3f}": [(0, before), *result.curve] for name, (lr, result) in best.items()
-    }
-    versus.draw(args.out / "curves.svg", "Evaluation loss of SmolLM2-135M-Instruct", curves)
+    curves = {}
+    for name, runs in results.items():
+        lr, result = min(runs.items(), key=lambda run: run[1].last)
+        curves[f"{name}, lr {lr:.0e}: {before:.2f} → {result.last:.2f}"] = smooth(result.losses)
+    title = "Loss of each step (mean of the last 8), and evaluation loss before → after"
+    versus.draw(args.out / "curves.svg", title, curves)
     report = {name: {f"{lr:.0e}": dataclasses.asdict(r) for lr, r in runs.items()} for name, runs in results.items()}
     (args.out / "demo.json").write_text(json.dumps({"before": before, **report}, indent=1) + "\n")
     print(f"{time.perf_counter() - begun:.0f} s; everything is in {args.out}")

@@ -34,12 +34,14 @@ def model(kind):
 
 
 def chats(path):
-    """(tokens, number of the first ones that are not learned) of each chat: a reply is learned, and its end."""
+    """(tokens, number of the first ones that are not learned) of each chat: the reply is learned, with its end."""
     made, rows = tokenizer(), []
     for line in Path(path).read_text().splitlines():
-        *before, reply = json.loads(line)["messages"]
-        prompt = made(made.apply_chat_template(before, tokenize=False, add_generation_prompt=True))["input_ids"]
-        rows.append((prompt + made(reply["content"] + made.eos_token)["input_ids"], len(prompt)))
+        messages = json.loads(line)["messages"]
+        before = made.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        whole = made.apply_chat_template(messages, tokenize=False)
+        first = len(made(before)["input_ids"])
+        rows.append((made(whole)["input_ids"], first))
     return rows
 
 

@@ -7,6 +7,7 @@ use tch::{no_grad, Kind, Tensor};
 use crate::adapter::attachment::Attachment;
 use crate::adapter::config::{LnTuningConfig, Modules};
 use crate::adapter::model::LnTuningModel;
+use crate::adapter::scaling::scaled;
 use crate::adapter::selection::{Norms, Role, Selection};
 use crate::adapter::weights::Adapter;
 use crate::error::{refuse, Result};
@@ -50,6 +51,9 @@ impl InterpolateOptions {
 impl LnTuningModel {
     /// Adds an adapter with the weighted sum of the others' differences from the base: their mean if the weights sum to
     /// 1.
+    ///
+    /// One adapter alone is scaled: for a weight of 0 the new one is the base and for 1 the adapter, bit for bit (arXiv
+    /// 2508.07577).
     ///
     /// Computed in f64 and rounded once. Call [`set_adapter`](Self::set_adapter) to use the new adapter.
     ///
@@ -154,7 +158,15 @@ fn combine(
             .iter()
             .map(|(source, entries)| entries.get(&name).map(|e| source.value(e)).transpose());
         let found: Vec<Option<Tensor>> = found.collect::<Result<_>>()?;
-        let value = if base.is_floating_point() {
+        let one = match weights.as_slice() {
+            [weight] => found[0].as_ref().map(|tuned| (tuned, *weight)),
+            _ => None,
+        };
+        let value = if let Some((tuned, weight)) = one {
+            let value = scaled(&base, tuned, weight)?;
+            check_finite(&[(&name, &value, made.model_kind(&entry)?)])?;
+            Some(value)
+        } else if base.is_floating_point() {
             let base = base.f_to_kind(Kind::Double)?;
             let learnt = found.iter().map(|value| match value {
                 Some(value) => Ok(value.f_to_kind(Kind::Double)?.f_sub(&base)?),

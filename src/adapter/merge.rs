@@ -7,11 +7,12 @@ use super::merged::Merged;
 use super::merged_gguf;
 use super::options::MergeOptions;
 use super::peft::base::{Base, Facts};
-use super::peft::directory::{located, model_config};
+use super::peft::directory::{located, model_config, SavedAdapter};
 use super::peft::keys::rename;
 use crate::error::{refuse, Error, Result};
 use crate::pretrained::files::ModelFiles;
 use crate::pretrained::other_files::OtherFiles;
+use crate::storage::safetensors;
 use crate::storage::shard::Shard;
 use crate::storage::staging::{self, Staging};
 use crate::storage::stored::StoredTensors;
@@ -26,6 +27,8 @@ pub struct MergeReport {
     pub files: usize,
     /// The number of bytes written.
     pub bytes: u64,
+    /// With a scale, the adapter's tensors that were merged whole, by their keys: those that the base lacks.
+    pub unscaled: Vec<String>,
     /// Weights in other forms, adapters and states of training, which were left out: they are those of the base.
     pub left_out: Vec<PathBuf>,
 }
@@ -64,7 +67,7 @@ pub fn merge(
 /// [`merge`] with options.
 ///
 /// # Errors
-/// As [`merge`]; `InvalidPattern`.
+/// As [`merge`]; `InvalidPattern`; `InvalidArgument` for a scale that is not finite.
 pub fn merge_with(
     base: impl AsRef<Path>,
     adapter_dir: impl AsRef<Path>,
@@ -78,8 +81,19 @@ pub fn merge_with(
     let files = ModelFiles::open(base)?;
     let (config, path) = located(adapter_dir.as_ref())?;
     let model_config = model_config(adapter_dir.as_ref())?;
-    let mut adapter = StoredTensors::open(&path)?;
-    rename(adapter.tensors.iter_mut().map(|stored| &mut stored.key), &options.key_mapping)?;
+    let (mut adapter, mut unscaled) = (StoredTensors::open(&path)?, Vec::new());
+    // Removed in the end.
+    let place = tempfile::tempdir().map_err(|e| Error::io("write to", &std::env::temp_dir(), e))?;
+    if options.scale == 1. {
+        rename(adapter.tensors.iter_mut().map(|stored| &mut stored.key), &options.key_mapping)?;
+    } else {
+        let saved = SavedAdapter::open(&adapter_dir)?.key_mapping(options.key_mapping.clone())?;
+        let (scaled, whole) = saved.scaled(ModelFiles::open(base)?, options.scale)?;
+        let path = place.path().join("scaled.safetensors");
+        fs::write(&path, safetensors::to_bytes(&scaled.tensors)?)
+            .map_err(|e| Error::io("write", &path, e))?;
+        (adapter, unscaled) = (StoredTensors::open(&path)?, whole);
+    }
     if files.gguf().is_some() {
         check_new(out)?;
     } else {
@@ -102,6 +116,7 @@ pub fn merge_with(
             merged: merged.names(),
             files: 1,
             bytes: total,
+            unscaled,
             left_out: vec![],
         });
     }
@@ -140,7 +155,7 @@ pub fn merge_with(
     }
     dir.rename(out).map_err(|e| Error::io("create", out, e))?;
     let (merged, files) = (merged.names(), files.shards().len() + others.len());
-    Ok(MergeReport { merged, files, bytes: done, left_out })
+    Ok(MergeReport { merged, files, bytes: done, unscaled, left_out })
 }
 
 /// Refuses a place for a file where something stands.

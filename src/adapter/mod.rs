@@ -16,6 +16,7 @@ mod options;
 mod peft;
 mod registry;
 mod samples;
+mod scaling;
 mod selection;
 mod status;
 mod switching;

@@ -112,14 +112,30 @@ pub enum SaveKind {
 }
 
 /// The options of saving adapters.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct SaveOptions {
     pub(crate) kind: SaveKind,
+    pub(crate) scale: f64,
     pub(crate) selected_adapters: Option<Vec<String>>,
     pub(crate) key_mapping: Vec<(String, String)>,
 }
 
+impl Default for SaveOptions {
+    fn default() -> Self {
+        let (kind, selected_adapters, key_mapping) = Default::default();
+        SaveOptions { kind, scale: 1., selected_adapters, key_mapping }
+    }
+}
+
 impl SaveOptions {
+    /// Writes base + `scale` · (tuned − base), rounded once (arXiv 2508.07577): for 0 the base, for 1, the default, the
+    /// adapter. Modules in `modules_to_save` are scaled from the values that they had when the adapter was attached. The
+    /// adapter in memory stays as it is.
+    pub fn scale(mut self, scale: f64) -> Self {
+        self.scale = scale;
+        self
+    }
+
     /// The kind of the tensors in the file. Default: [`SaveKind::Master`].
     pub fn kind(mut self, kind: SaveKind) -> Self {
         self.kind = kind;
@@ -148,12 +164,26 @@ impl SaveOptions {
 }
 
 /// The options of [`merge_with`](crate::merge_with).
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MergeOptions {
+    pub(crate) scale: f64,
     pub(crate) key_mapping: Vec<(String, String)>,
 }
 
+impl Default for MergeOptions {
+    fn default() -> Self {
+        MergeOptions { scale: 1., key_mapping: Vec::new() }
+    }
+}
+
 impl MergeOptions {
+    /// Merges base + `scale` · (tuned − base), rounded once (arXiv 2508.07577): for 0 the base, for 1, the default, the
+    /// adapter. Tensors that the base lacks, such as those of a new head, are merged whole, and reported.
+    pub fn scale(mut self, scale: f64) -> Self {
+        self.scale = scale;
+        self
+    }
+
     /// Renames the adapter's keys first, as [`LoadOptions::key_mapping`] does.
     pub fn key_mapping(
         mut self,

@@ -182,6 +182,14 @@ impl Adapter {
         }
     }
 
+    /// The variable at a place.
+    pub(crate) fn variable(&self, place: Place) -> usize {
+        match place {
+            Place::Slot(slot) => self.slot_variables[slot],
+            Place::Buffer(buffer) => self.buffers[buffer].0,
+        }
+    }
+
     /// The entries by the names of their variables.
     pub(crate) fn by_name(&self) -> HashMap<String, &Entry> {
         self.entries.iter().map(|entry| (entry.tensor.variable(), entry)).collect()

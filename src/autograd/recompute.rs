@@ -255,6 +255,12 @@ impl<'a> Tape<'a> {
         Ok(outputs)
     }
 
+    /// True if nothing that a block computes is kept for the backward pass.
+    pub(crate) fn keeps_nothing(&self) -> Result<bool> {
+        let all = matches!(self.options.blocks, Blocks::All | Blocks::EveryNth(0 | 1));
+        Ok(all || !grad_is_enabled()?)
+    }
+
     /// Counts a block; true if it will be run again.
     fn next(&mut self) -> Result<bool> {
         let recomputed = self.options.blocks.include(self.count) && grad_is_enabled()?;

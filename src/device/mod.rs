@@ -10,6 +10,8 @@
 //! `CUDA_VISIBLE_DEVICES` empty or `-1` it is left out.
 
 mod context;
+#[cfg(all(target_os = "linux", feature = "models"))]
+pub(crate) mod copies;
 #[cfg(target_os = "linux")]
 mod dynamic;
 mod settings;

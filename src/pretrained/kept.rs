@@ -9,6 +9,7 @@ use super::frozen::{Form, Frozen, Place};
 use super::tensor_file::TensorFile;
 use crate::error::{refusal, refuse, ErrorKind, Result};
 use crate::quantised::{Encoding, Quantised};
+use crate::storage::finite::check_cast;
 
 /// One of them.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub(crate) struct Kept {
     pub(crate) encoding: Option<Encoding>,
     /// The kind of the values that the model computes with.
     pub(crate) kind: Kind,
+    /// Its storage comes to the device when it is needed.
+    pub(crate) streamed: bool,
 }
 
 impl Kept {
@@ -96,7 +99,8 @@ impl Keeping {
         let kept = |shape: &[i64], encoding: Option<Encoding>| -> Result<Kept> {
             let kind = kind.or_else(|| file.kind()).unwrap_or(Kind::Float);
             let transposed = encoding.is_some() && turned;
-            Ok(Kept { name: name.clone(), shape: shape.to_vec(), transposed, encoding, kind })
+            let (name, shape, streamed) = (name.clone(), shape.to_vec(), place == Place::Streamed);
+            Ok(Kept { name, shape, transposed, encoding, kind, streamed })
         };
         let whole = match form.encoding() {
             Some(encoding) => {
@@ -128,6 +132,14 @@ impl Keeping {
         };
         match whole {
             Some(whole) => {
+                if kind == Some(Kind::Half) {
+                    let values = whole.dequantise(Kind::Float)?;
+                    check_cast(
+                        &format!("'{name}' in '{}'", files.dir().display()),
+                        &values,
+                        &values.f_to_kind(Kind::Half)?,
+                    )?;
+                }
                 Ok(Some((kept(whole.shape(), Some(whole.encoding()))?, to(whole.data())?)))
             }
             None if place == Place::Streamed => {

@@ -44,7 +44,11 @@ impl TensorFile {
             Some(map) => file.view(map, &self.stored)?,
             None => file.read(&self.stored)?,
         };
-        self.form.applied(&self.stored.key, stored)
+        self.form.applied(&self.place_in(file), stored)
+    }
+
+    fn place_in(&self, file: &StoredTensors) -> String {
+        format!("'{}' in '{}'", self.stored.key, file.path.display())
     }
 
     /// The blocks in memory; `None` if it is not quantised, or not in rows of blocks. `turned`: those of a matrix that is
@@ -58,7 +62,7 @@ impl TensorFile {
         let Some(blocks) = file.quantised(&self.stored)?.filter(|_| fits) else {
             return Ok(None);
         };
-        let Some(rows) = self.form.rows(&self.stored.key, blocks.shape())? else {
+        let Some(rows) = self.form.rows(&self.place_in(file), blocks.shape())? else {
             return Ok(Some(blocks));
         };
         let data = blocks.data().f_index_select(0, &Tensor::f_from_slice(&rows)?)?;

@@ -6,7 +6,7 @@ use crate::error::{refuse, Result};
 use crate::kernels::number::WithNumber;
 
 /// The number of weights that are converted at a time.
-const AT_ONCE: i64 = 1 << 22;
+const AT_ONCE: i64 = 1 << 18;
 
 /// The bytes of a matrix. Rounds half to even.
 pub(super) fn encoded(matrix: &Tensor) -> Result<Tensor> {
@@ -32,11 +32,20 @@ pub(super) fn encoded(matrix: &Tensor) -> Result<Tensor> {
 /// Writes the values of rows `[rows, 4 + columns]`.
 pub(super) fn decode(groups: &Tensor, out: &Tensor) -> Result<()> {
     let columns = groups.size2()?.1 - 4;
-    let factor = groups.f_narrow(1, 0, 4)?.f_contiguous()?.f_view_dtype(Kind::Float)?;
+    let factor = factors(groups)?;
     let mut out = out.shallow_clone();
     out.f_copy_(&groups.f_narrow(1, 4, columns)?.f_view_dtype(Kind::Int8)?)?;
     let _ = out.f_mul_(&factor)?;
     Ok(())
+}
+
+/// The f32 that each group begins with, `[groups, 1]`.
+pub(super) fn factors(groups: &Tensor) -> Result<Tensor> {
+    // Always a copy: a single group is contiguous at any place, and f32 are not.
+    let bytes = (Kind::Uint8, groups.device());
+    let mut first = Tensor::f_empty([groups.size2()?.0, 4], bytes)?;
+    first.f_copy_(&groups.f_narrow(1, 0, 4)?)?;
+    Ok(first.f_view_dtype(Kind::Float)?)
 }
 
 /// Refuses largest absolute values that are NaN or infinite.

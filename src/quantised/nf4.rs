@@ -7,14 +7,15 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::int8::check_finite;
+use super::int8::{check_finite, factors};
+use crate::device::transfer::sent;
 use crate::error::Result;
 use crate::kernels::number::WithNumber;
 
 /// The weights of a group.
 const GROUP: i64 = 64;
 /// The number of groups that are converted at a time.
-const AT_ONCE: i64 = 1 << 16;
+const AT_ONCE: i64 = 1 << 12;
 
 const VALUES: [f32; 16] = [
     -1.0,
@@ -84,9 +85,9 @@ pub(super) fn encoded(matrix: &Tensor) -> Result<Tensor> {
 
 /// Writes the values of groups `[groups, 36]`.
 pub(super) fn decode(groups: &Tensor, out: &Tensor) -> Result<()> {
-    let factor = groups.f_narrow(1, 0, 4)?.f_contiguous()?.f_view_dtype(Kind::Float)?;
+    let factor = factors(groups)?;
     let codes = groups.f_narrow(1, 4, GROUP / 2)?.f_to_kind(Kind::Int)?.f_view([-1])?;
-    let pairs = pairs()?.f_to_device(groups.device())?;
+    let pairs = sent(&pairs()?, groups.device())?;
     let _ = pairs.f_index_select_out(&out.f_view([-1])?.f_view_dtype(Kind::Double)?, 0, &codes)?;
     let _ = out.shallow_clone().f_mul_(&factor)?;
     Ok(())

@@ -7,7 +7,47 @@ use std::path::Path;
 use crate::common;
 use crate::trees::{self, paths, Row};
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{LnTuningConfig, Norms, Selection};
+use ln_tuning::{Layers, LnTuningConfig, NormPlace, Norms, Selection};
+
+/// Architectures of which a band of layers is tried in PEFT: each takes a second.
+const BANDS: [&str; 6] = ["llama", "gpt2", "t5", "bert", "stablelm qk", "modernbert"];
+
+/// The norms at each place, for two layers in each stack: (pre, post, qk, final, embeddings).
+const PLACES: [(&str, [usize; 5]); 24] = [
+    ("llama", [4, 0, 0, 1, 0]),
+    ("gemma2", [4, 4, 0, 1, 0]),
+    ("gemma3_text", [4, 4, 4, 1, 0]),
+    ("olmo2", [0, 4, 4, 1, 0]),
+    ("glm4", [4, 4, 0, 1, 0]),
+    ("cohere qk", [2, 0, 4, 1, 0]),
+    ("gpt2", [4, 0, 0, 1, 0]),
+    ("bloom", [4, 0, 0, 1, 1]),
+    ("falcon new", [4, 0, 0, 1, 0]),
+    ("opt", [4, 0, 0, 1, 0]),
+    ("t5", [10, 0, 0, 2, 0]),
+    ("bart", [0, 10, 0, 0, 2]),
+    ("mbart", [10, 0, 0, 2, 2]),
+    ("marian", [0, 10, 0, 0, 0]),
+    ("whisper", [10, 0, 0, 2, 0]),
+    // With the norm of the head for masked tokens.
+    ("bert", [0, 4, 0, 1, 1]),
+    ("roberta", [0, 4, 0, 1, 1]),
+    ("distilbert", [0, 4, 0, 1, 1]),
+    ("albert", [0, 2, 0, 1, 1]),
+    // Its first layer has no norm before attention.
+    ("modernbert", [3, 0, 0, 2, 1]),
+    ("vit", [4, 0, 0, 1, 0]),
+    ("beit", [4, 0, 0, 1, 0]),
+    ("dinov2", [4, 0, 0, 1, 0]),
+    ("clip", [8, 0, 0, 2, 1]),
+];
+
+fn counted(selection: &Selection) -> [usize; 5] {
+    let at = |place: NormPlace| {
+        selection.modules().iter().filter(|module| module.place == Some(place)).count()
+    };
+    NormPlace::ALL.map(at)
+}
 
 /// The names on disk lead to the same modules as those of the live model.
 fn directory_agrees(row: &Row, dir: &Path) {
@@ -83,9 +123,25 @@ fn selections_agree_with_transformers_and_peft_on_every_architecture() {
         let rest =
             row.norms.iter().filter(|path| *path != first && !path.ends_with(&format!(".{first}")));
         check("all but one", paths(&others), &rest.cloned().collect());
-        for (choice, selection) in
-            [("all", all), ("found", found), ("peft", peft), ("one", one), ("others", others)]
-        {
+        let mut choices = vec![("found", found), ("peft", peft), ("one", one), ("others", others)];
+        if BANDS.contains(&row.name.as_str()) {
+            // A second layer: PEFT's other methods number layers so, and leave out what is in none.
+            let band = all.in_layers(&row.variables(), &anything, Layers::new(1..2)).unwrap();
+            let is_second = |path: &&String| {
+                path.split('.').find(|part| part.parse::<usize>().is_ok()) == Some("1")
+            };
+            check(
+                "in a band of layers",
+                paths(&band),
+                &row.norms.iter().filter(is_second).cloned().collect(),
+            );
+            choices.push(("band", band));
+        }
+        if let Some((_, places)) = PLACES.iter().find(|(name, _)| *name == row.name) {
+            assert_eq!(counted(&all), *places, "{}", row.name);
+        }
+        choices.push(("all", all));
+        for (choice, selection) in choices {
             let config =
                 serde_json::from_str(&selection.export_config(&anything).to_json()).unwrap();
             configs.entry(&row.name).or_default().insert(choice, config);

@@ -27,6 +27,7 @@ mod peft_faults;
 mod peft_interop;
 #[cfg(feature = "models")]
 mod resized;
+mod scaling;
 mod selection;
 mod special_files;
 #[cfg(feature = "models")]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::{common, nets};
-use ln_tuning::{merge, pretrained::ModelFiles};
+use ln_tuning::{merge, merge_with, pretrained::ModelFiles, MergeOptions};
 use ln_tuning::{Error, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions};
 use tch::{Device, Tensor};
 
@@ -70,6 +70,24 @@ fn merging_gives_what_peft_gives_bit_for_bit() {
         assert!(error.to_string().contains("not empty"), "{error}");
         assert_eq!(std::fs::metadata(out.join("config.json")).unwrap().modified().unwrap(), before);
     }
+    for case in &cases {
+        for scale in [0., 0.7, -0.5] {
+            let (base, adapter) = (case.join("base"), case.join("adapter"));
+            let options = MergeOptions::default().scale(scale);
+            let out = case.join(format!("scaled_{scale}"));
+            let report = merge_with(&base, &adapter, &out, &options, |_, _| ()).unwrap();
+            assert!(report.unscaled.is_empty() && !report.merged.is_empty(), "{report:?}");
+            if scale == 0. {
+                let (ours, base) =
+                    (ModelFiles::open(&out).unwrap(), ModelFiles::open(&base).unwrap());
+                for variable in base.variables() {
+                    let [ours, base] =
+                        [&ours, &base].map(|files| files.tensor(&variable.name).unwrap());
+                    assert_eq!(nets::bits(&ours), nets::bits(&base), "{case:?} {}", variable.name);
+                }
+            }
+        }
+    }
     let checked = common::run_python("merge.py", &["check", root]);
     assert_eq!(checked.lines().filter(|line| line.ends_with(" ok")).count(), 4, "{checked}");
     refusals(&cases[0], dir.path());
@@ -83,13 +101,23 @@ fn refusals(case: &Path, dir: &Path) {
         refusal(merge(dir.join("nowhere"), &adapter, &out, silent)),
         refusal(merge(&base, dir.join("nowhere"), &out, silent)),
         refusal(merge(&base, &adapter, base.join("inside"), silent)),
+        refusal(merge_with(
+            &base,
+            &adapter,
+            &out,
+            &MergeOptions::default().scale(f64::NAN),
+            silent,
+        )),
         refusal(merge(&base, &adapter, base.join("config.json"), silent)),
         // An adapter for another architecture.
         refusal(merge(&base, dir.join("llama_bf16_shards/adapter"), &out, silent)),
     ]
     .map(|error| error.kind());
     use ErrorKind::*;
-    assert_eq!(kinds, [MissingFile, MissingFile, InvalidArgument, Io, NoMatchingModules]);
+    assert_eq!(
+        kinds,
+        [MissingFile, MissingFile, InvalidArgument, InvalidArgument, Io, NoMatchingModules]
+    );
 
     // Shards: one that is missing, one that is cut off, an index that is not theirs.
     let sharded = dir.join("llama_bf16_shards");

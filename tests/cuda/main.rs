@@ -25,4 +25,6 @@ mod models;
 mod out_of_memory;
 mod quiet;
 mod runtime_itself;
+mod runtime_order;
+mod streamed;
 mod training_step;

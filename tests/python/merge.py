@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 from peft import LNTuningConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import (
     BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification,
 )
@@ -88,6 +89,15 @@ def check(root):
             assert torch.equal(tensor, other[name]), (case, name)
             changed += not torch.equal(tensor, before[name])
         assert 0 < changed < len(mine), case
+        for scale in (0.7, -0.5):
+            scaled = kind.from_pretrained(folder / f"scaled_{scale}", dtype="auto").state_dict()
+            expected = dict(before)
+            for key, tensor in load_file(folder / "adapter" / "adapter_model.safetensors").items():
+                name = key.removeprefix("base_model.model.").replace("ln_tuning_layers.", "")
+                start = before[name].double()
+                expected[name] = (start + scale * (tensor.double() - start)).to(dtype)
+            for name, tensor in scaled.items():
+                assert tensor.dtype == dtype and torch.equal(tensor, expected[name]), (case, scale, name)
         print(case, "ok")
 
 

@@ -1,10 +1,12 @@
 //! Labels and what they stand for: classes, of the model's own head or of a new one, or numbers.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 
 use anyhow::{anyhow, ensure, Context, Result};
-use ln_tuning::natural_cmp;
-use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::pretrained::{Head, ModelFiles};
+use ln_tuning::{natural_cmp, regular};
+use serde_json::{json, Value};
 use tch::{Kind, Tensor};
 
 use super::problem::{number, problem_type, Own, ProblemType};
@@ -46,9 +48,45 @@ impl Labels {
         files: &ModelFiles,
         data: &ClassifierData,
     ) -> Result<Self> {
-        let found: BTreeSet<&str> = train.rows.iter().map(|row| row.label.as_str()).collect();
         let own = Own::of(files.config())?;
-        let mut labels = Self::chosen(&found, own, data, train.are_images())?;
+        Self::chosen(&distinct(train), own, data, train.are_images())?.with_targets(train, eval)
+    }
+
+    /// Those of the head that an adapter was trained with: a `new` one, which is in the adapter, or the model's own.
+    pub fn of_adapter(
+        rows: &Rows,
+        files: &ModelFiles,
+        new: Option<&(Head, Vec<String>)>,
+        adapter: &Path,
+        data: &ClassifierData,
+    ) -> Result<Self> {
+        let beside = regular::read_text(&adapter.join("config.json")).unwrap_or_default();
+        let mut config: Value = serde_json::from_str(&beside).unwrap_or_default();
+        if let (Some((head, names)), Value::Null) = (new, &config["id2label"]) {
+            let id2label = names.iter().enumerate().map(|(id, name)| (id.to_string(), json!(name)));
+            config = json!({"id2label": Value::Object(id2label.collect())});
+            config["architectures"] = json!([format!("{head:?}")]);
+        }
+        if config["id2label"].is_null() {
+            config = files.config().clone();
+        }
+        let own = Own::of(&config)?;
+        let names = own.as_ref().map(|own| shown(own.names.iter().map(String::as_str)));
+        let found = distinct(rows);
+        let mut labels = Self::chosen(&found, own, data, rows.are_images())?;
+        ensure!(
+            labels.of_model,
+            "the labels of the data ({}) are not those of the adapter ({})",
+            shown(found.iter().copied().collect::<Vec<_>>().into_iter()),
+            names.unwrap_or_else(|| "it has none".into())
+        );
+        let of_base = Own::of(files.config())?.map(|own| own.names);
+        labels.of_model = new.is_none() && of_base.as_ref() == Some(&labels.names);
+        labels.with_targets(rows, None)
+    }
+
+    fn with_targets(self, train: &Rows, eval: Option<&Rows>) -> Result<Self> {
+        let mut labels = self;
         for rows in [Some(train), eval].into_iter().flatten() {
             for (place, row) in rows.rows.iter().enumerate() {
                 if !labels.targets.contains_key(&row.label) {
@@ -224,6 +262,10 @@ impl Written {
     }
 }
 
+fn distinct(rows: &Rows) -> BTreeSet<&str> {
+    rows.rows.iter().map(|row| row.label.as_str()).collect()
+}
+
 /// The first ten.
 fn shown<'n>(names: impl ExactSizeIterator<Item = &'n str>) -> String {
     let more = if names.len() > 10 { ", …" } else { "" };
@@ -232,8 +274,6 @@ fn shown<'n>(names: impl ExactSizeIterator<Item = &'n str>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{json, Value};
-
     use super::*;
 
     fn chosen(found: &[&str], config: &Value, data: &str, images: bool) -> Result<Labels> {

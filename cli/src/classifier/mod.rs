@@ -18,6 +18,7 @@ use anyhow::Result;
 use ln_tuning::pretrained::ModelFiles;
 
 use crate::train::settings::RunSettings;
+use crate::train::shift::{Asked, Shift};
 use crate::train::start::{start, Mode};
 use labels::Labels;
 use model::Classifier;
@@ -27,6 +28,20 @@ use task::ClassifierTask;
 
 /// Every setting, explained.
 pub const SAMPLE: &str = include_str!("sample.yaml");
+
+/// The loss over the scale of what an adapter learned. Labels are those that the adapter was trained for.
+pub fn shift(run: &RunSettings<ClassifierData>, asked: &Asked) -> Result<Shift> {
+    let settings = &run.common;
+    let device = settings.device()?;
+    let rows = Rows::open(run.files.train()?, run)?;
+    let files = ModelFiles::open(&settings.model)?;
+    let new = asked.saved.new_head(ModelFiles::open(&settings.model)?)?;
+    let labels = Labels::of_adapter(&rows, &files, new.as_ref(), asked.adapter, &run.data)?;
+    let images = rows.are_images();
+    let (vs, model) = Classifier::open(files, &labels, images, settings, device)?;
+    let task = ClassifierTask::new(&model, device, rows, None, labels, run)?;
+    Shift::of(&task, &vs, asked, settings)
+}
 
 pub fn train(run: &RunSettings<ClassifierData>, mode: Mode) -> Result<()> {
     let settings = &run.common;

@@ -60,7 +60,7 @@ impl Classifier {
                 );
             }
         };
-        let mut load = Load::on(device).kind(settings.kind.on(device));
+        let mut load = Load::on(device).kind(settings.kind.on(device)).frozen(settings.base);
         load = if labels.of_model {
             let classifier =
                 if images { Head::ImageClassification } else { Head::SequenceClassification };

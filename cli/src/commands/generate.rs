@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{anyhow, ensure, Context, Result};
 use ln_tuning::models::{Decoder, GenerateOptions, Head, Load, Model};
-use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::pretrained::{Frozen, ModelFiles};
 use ln_tuning::LnTuningModel;
 use tch::{Device, Tensor};
 use tokenizers::Tokenizer;
@@ -61,6 +61,10 @@ pub struct Args {
     /// The kind of the model's weights
     #[arg(long, value_enum, default_value_t)]
     kind: ModelKind,
+    /// The way in which the model's matrices are kept: mapped, device, gguf (the blocks of a GGUF file), int8, nf4 or
+    /// streamed; or two of them, as nf4,streamed
+    #[arg(long, value_name = "HOW", default_value_t)]
+    base_weights: Frozen,
     /// auto (a CUDA device if there is one), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
@@ -76,7 +80,7 @@ Example:
 
 /// Helps where memory is not enough.
 const SMALLER: &str =
-    "Give a shorter prompt, a smaller --max-new-tokens, --kind bf16, or another --device, such as cpu";
+    "Give a shorter prompt, a smaller --max-new-tokens, --kind bf16, --base-weights nf4, or another --device, such as cpu";
 
 pub fn run(args: &Args) -> Result<()> {
     generated(args).map_err(|error| memory::explained(error, SMALLER))
@@ -98,7 +102,10 @@ fn generated(args: &Args) -> Result<()> {
     let ids = prompt_ids(args, &words, &tokenizer)?.f_to_device(device)?;
 
     let (files, bar) = progress::loading(files)?;
-    let wanted = Load::on(device).kind(args.kind.on(device)).head(Head::LanguageModel);
+    let wanted = Load::on(device)
+        .kind(args.kind.on(device))
+        .frozen(args.base_weights)
+        .head(Head::LanguageModel);
     let (vs, model) = Decoder::from_files(files, &wanted)?;
     bar.finish_and_clear();
     let load = args.key_mapping.load_options();

@@ -1,6 +1,6 @@
 //! The contents of an adapter directory, and how far it moved from its base.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use ln_tuning::pretrained::ModelFiles;
@@ -9,11 +9,21 @@ use serde_json::{json, Value};
 use tch::{Kind, Tensor};
 
 use super::key_mapping::KeyMapping;
+use super::train::sample;
+use crate::train::settings::{RunSettings, TaskName};
+use crate::train::shift::{Asked, Shift};
+use crate::train::yaml::Given;
+use crate::train::{detect, memory};
+use crate::{classifier, language};
+
+/// Helps where the evaluation lacks memory.
+const LESS_MEMORY: &str =
+    "Use --set with a smaller 'batch_size' or 'data.max_length', or with 'kind' bf16";
 
 /// Show the contents of an adapter directory, and how far its norms moved
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  ln-tuning inspect tuned/adapter --base Llama-3.2-1B --heatmap moved.svg"
+    after_help = "Example:\n  ln-tuning inspect tuned/adapter --base Llama-3.2-1B --heatmap moved.svg\n  ln-tuning inspect tuned/adapter --base Llama-3.2-1B --data eval.jsonl --loss-curve loss.svg"
 )]
 pub struct Args {
     /// The directory that `save_pretrained` of PEFT or of this crate wrote
@@ -24,6 +34,15 @@ pub struct Args {
     /// Draw how far each norm moved: depth across, kinds of norms down (needs --base)
     #[arg(long, requires = "base", value_name = "OUT.svg")]
     heatmap: Option<PathBuf>,
+    /// Show the loss on these data over the scale of what was learned, from 0 (the base) to 1.5 (needs --base)
+    #[arg(long, requires = "base", value_name = "DATA")]
+    data: Option<PathBuf>,
+    /// With --data: a setting as for `train`, such as data.label=stars; may be given many times
+    #[arg(long = "set", requires = "data", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// With --data: draw the loss over the scale
+    #[arg(long, requires = "data", value_name = "OUT.svg")]
+    loss_curve: Option<PathBuf>,
     #[command(flatten)]
     key_mapping: KeyMapping,
     /// Print JSON
@@ -37,6 +56,13 @@ pub fn run(args: &Args) -> Result<()> {
     if let (Some(path), Some(diff)) = (&args.heatmap, &diff) {
         atomic::write(&[(path.clone(), diff.heat_map()?.into_bytes())])?;
     }
+    let shift = match (&args.base, &args.data) {
+        (Some(base), Some(data)) => Some(shift(&saved, args, base, data)?),
+        _ => None,
+    };
+    if let (Some(path), Some(shift)) = (&args.loss_curve, &shift) {
+        atomic::write(&[(path.clone(), shift.picture()?)])?;
+    }
     if args.json {
         let tensors: Vec<Value> = saved.tensors.iter().map(|(key, t)| tensor(key, t)).collect();
         let config: Value = serde_json::from_str(&saved.config.to_json())?;
@@ -46,11 +72,15 @@ pub fn run(args: &Args) -> Result<()> {
             "parameters": saved.tensors.iter().map(|(_, t)| t.numel()).sum::<usize>(),
             "bytes": saved.tensors.iter().map(|(_, t)| bytes(t)).sum::<usize>(),
             "moved": diff.as_ref().map(moved),
+            "shift": shift.as_ref().map(Shift::to_json),
         });
         println!("{report:#}");
         return Ok(());
     }
     print(&saved, diff.as_ref());
+    if let Some(shift) = &shift {
+        print!("\n{}", shift.table());
+    }
     Ok(())
 }
 
@@ -63,6 +93,25 @@ fn compare(saved: &SavedAdapter, args: &Args, base: &PathBuf) -> Result<AdapterD
     let mut diff = model.diff("default", None)?;
     diff.adapter = args.adapter.display().to_string();
     Ok(diff)
+}
+
+/// The loss over the scale of what was learned. Rows come in the order of the file.
+fn shift(saved: &SavedAdapter, args: &Args, base: &Path, data: &Path) -> Result<Shift> {
+    let mut settings = vec!["data.shuffle=false".to_owned()];
+    for (key, path) in [("model", base), ("data.train", data)] {
+        settings.push(format!("{key}={}", serde_json::to_string(&path.display().to_string())?));
+    }
+    settings.extend(args.set.iter().cloned());
+    let given = Given::read(None, &settings)?;
+    let task = detect::task(&given)?;
+    let settings = given.over(sample(task))?;
+    let load = args.key_mapping.load_options();
+    let asked = Asked { adapter: &args.adapter, saved, load: &load };
+    let done = match task {
+        TaskName::Language => language::shift(&RunSettings::new(&settings)?, &asked),
+        TaskName::Classifier => classifier::shift(&RunSettings::new(&settings)?, &asked),
+    };
+    done.map_err(|error| memory::explained(error, LESS_MEMORY))
 }
 
 fn bytes(tensor: &Tensor) -> usize {
@@ -126,6 +175,8 @@ fn print(saved: &SavedAdapter, diff: Option<&AdapterDiff>) {
     println!("\n{} tensors, {numbers} numbers, {size} bytes", saved.tensors.len());
     match diff {
         Some(diff) => println!("\n{diff}"),
-        None => println!("With --base MODEL this also says which norms moved, and how far."),
+        None => println!(
+            "With --base MODEL this also says which norms moved, and how far; with --data, how much of that helps."
+        ),
     }
 }

@@ -17,7 +17,7 @@ use crate::text::gguf::write::set_words;
 /// Merge an adapter into a model directory or a GGUF file
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  ln-tuning merge --base Llama-3.2-1B --adapter tuned/adapter --out merged\n  ln-tuning merge --base SmolLM2.Q4_1.gguf --adapter tuned/adapter --out tuned.gguf\n  ln-tuning merge --base Qwen3-0.6B --adapter tuned/adapter --out tuned.gguf --type q8_0"
+    after_help = "Examples:\n  ln-tuning merge --base Llama-3.2-1B --adapter tuned/adapter --out merged --scale 0.7\n  ln-tuning merge --base SmolLM2.Q4_1.gguf --adapter tuned/adapter --out tuned.gguf\n  ln-tuning merge --base Qwen3-0.6B --adapter tuned/adapter --out tuned.gguf --type q8_0"
 )]
 pub struct Args {
     /// The model: a directory with config.json and safetensors, or a GGUF file, of which no quantised block changes
@@ -32,6 +32,10 @@ pub struct Args {
     /// Make a GGUF file of a directory (llama, mistral, qwen2, qwen3), with matrices of this type
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<Type>,
+    /// Merge base + SCALE · (tuned − base): 0 is the base, 1 the adapter. Tensors that the base lacks, such as a new
+    /// head, stay whole
+    #[arg(long, default_value_t = 1., allow_negative_numbers = true)]
+    scale: f64,
     #[command(flatten)]
     key_mapping: KeyMapping,
     /// Print JSON
@@ -60,6 +64,10 @@ impl Type {
     }
 }
 
+fn options(args: &Args) -> MergeOptions {
+    MergeOptions::default().scale(args.scale).key_mapping(args.key_mapping.rules.clone())
+}
+
 /// A directory, with the adapter if there is one, as a GGUF file.
 fn convert(args: &Args, matrices: BlockType) -> Result<()> {
     ensure!(
@@ -72,6 +80,10 @@ fn convert(args: &Args, matrices: BlockType) -> Result<()> {
         "'{}' exists, expected the name of a new file: choose another name, or remove it",
         args.out.display()
     );
+    ensure!(
+        args.adapter.is_some() || (args.scale == 1. && args.key_mapping.rules.is_empty()),
+        "`--scale` and `--key-mapping` are about an adapter: give one with `--adapter`, or leave them out"
+    );
     let parent = args.out.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).with_context(|| format!("'{}'", parent.display()))?;
@@ -79,7 +91,7 @@ fn convert(args: &Args, matrices: BlockType) -> Result<()> {
     let beside = tempfile::tempdir_in(parent)?;
     let dir = match &args.adapter {
         Some(adapter) => {
-            let options = MergeOptions::default().key_mapping(args.key_mapping.rules.clone());
+            let options = options(args);
             let merged =
                 beside.path().join(args.base.canonicalize()?.file_name().unwrap_or_default());
             merge_with(&args.base, adapter, &merged, &options, |_, _| ())?;
@@ -133,7 +145,7 @@ pub fn run(args: &Args) -> Result<()> {
         args.out.display()
     );
     let bar = progress::bytes("merging", 0)?;
-    let options = MergeOptions::default().key_mapping(args.key_mapping.rules.clone());
+    let options = options(args);
     let report = merge_with(&args.base, adapter, &args.out, &options, |done, total| {
         bar.set_length(total);
         bar.set_position(done);
@@ -145,6 +157,8 @@ pub fn run(args: &Args) -> Result<()> {
             "merged": report.merged,
             "files": report.files,
             "bytes": report.bytes,
+            "scale": args.scale,
+            "unscaled": report.unscaled,
             "left_out": report.left_out,
         });
         println!("{report:#}");
@@ -153,6 +167,9 @@ pub fn run(args: &Args) -> Result<()> {
     println!("{:<10} {}", "merged", report.merged.len());
     for name in &report.merged {
         println!("           {name}");
+    }
+    for key in &report.unscaled {
+        println!("{:<10} {key} (not in the base)", "not scaled");
     }
     println!("{:<10} {} ({} bytes)", "files", report.files, report.bytes);
     for path in &report.left_out {

@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
     done.map_err(|error| memory::explained(error, memory::SETTINGS))
 }
 
-fn sample(task: TaskName) -> &'static str {
+pub(super) fn sample(task: TaskName) -> &'static str {
     match task {
         TaskName::Language => language::SAMPLE,
         TaskName::Classifier => classifier::SAMPLE,

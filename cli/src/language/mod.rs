@@ -18,6 +18,7 @@ use ln_tuning::TaskType;
 
 use crate::text::files::TextFiles;
 use crate::train::settings::RunSettings;
+use crate::train::shift::{Asked, Shift};
 use crate::train::start::{start, Mode};
 use corpus::Corpus;
 use encoder::TextEncoder;
@@ -27,6 +28,20 @@ use task::LanguageTask;
 
 /// Every setting, explained.
 pub const SAMPLE: &str = include_str!("sample.yaml");
+
+/// The loss over the scale of what an adapter learned.
+pub fn shift(run: &RunSettings<LanguageData>, asked: &Asked) -> Result<Shift> {
+    let settings = &run.common;
+    let device = settings.device()?;
+    let files = ModelFiles::open(&settings.model)?;
+    let words = TextFiles::of(&files)?;
+    let encoder = TextEncoder::open(&words, &run.data)?;
+    let rows = Corpus::open(run.files.train()?, &encoder, run)?;
+    let (vs, model) = LanguageModel::open(files, settings, device)?;
+    model.check_ids(rows.largest_id())?;
+    let task = LanguageTask::new(&model, device, encoder, rows, None, words, run);
+    Shift::of(&task, &vs, asked, settings)
+}
 
 pub fn train(run: &RunSettings<LanguageData>, mode: Mode) -> Result<()> {
     let settings = &run.common;

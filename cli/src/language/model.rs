@@ -24,7 +24,10 @@ impl LanguageModel {
     ) -> Result<(VarStore, Self)> {
         let (files, bar) = progress::loading(files)?;
         tch::manual_seed(step_seed(settings.seed, u64::MAX));
-        let load = Load::on(device).kind(settings.kind.on(device)).head(Head::LanguageModel);
+        let load = Load::on(device)
+            .kind(settings.kind.on(device))
+            .frozen(settings.base)
+            .head(Head::LanguageModel);
         let (vs, decoder) = Decoder::from_files(files, &load)?;
         bar.finish_and_clear();
         Ok((vs, LanguageModel { decoder }))
@@ -43,6 +46,22 @@ impl LanguageModel {
             "the tokenizer gives the id {id}, and the model has a vocabulary of {vocabulary}"
         );
         Ok(())
+    }
+
+    /// True if the weights come when they are needed: best once for all batches of a step.
+    pub fn is_streamed(&self) -> bool {
+        self.decoder.is_streamed()
+    }
+
+    /// [`loss`](Self::loss) of several batches with their labels.
+    pub fn losses<'m>(
+        &'m self,
+        batches: &[(Inputs, &Tensor)],
+        reduction: Reduction,
+        tape: &mut Tape<'m>,
+    ) -> ln_tuning::Result<Vec<Tensor>> {
+        let loss = LinearCrossEntropy::default().reduction(reduction);
+        self.decoder.losses_with(batches, &loss, tape)
     }
 
     /// The loss of next tokens. Inputs are on the model's device; labels stay on the CPU, so that what does not count

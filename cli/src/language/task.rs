@@ -192,6 +192,25 @@ impl Task for LanguageTask<'_> {
         self.loss_of(batch, true, Reduction::SumOver(over), tape)
     }
 
+    fn losses<'t>(
+        &'t self,
+        batches: &[Of<Self>],
+        over: i64,
+        tape: &mut Tape<'t>,
+    ) -> ln_tuning::Result<Vec<Tensor>> {
+        let batches: Vec<(Inputs, &Tensor)> = batches
+            .iter()
+            .map(|Batch { inputs: Tokens { ids, documents }, labels, .. }| {
+                (Inputs::new(ids).documents(documents.as_ref()).train(true), labels)
+            })
+            .collect();
+        self.model.losses(&batches, Reduction::SumOver(over), tape)
+    }
+
+    fn goes_block_by_block(&self) -> bool {
+        self.model.is_streamed()
+    }
+
     fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores> {
         let (mut sum, mut targets) = (Tensor::f_zeros([], (Kind::Double, self.device))?, 0);
         for batch in batches {

@@ -23,7 +23,7 @@ pub fn peak() -> Option<u64> {
 /// Helps where training lacks memory.
 pub const SETTINGS: &str =
     "Set 'checkpointing' to all, which keeps less and changes no result, a smaller 'batch_size' with more \
-     'accumulation', a smaller 'data.max_length', or 'kind' to bf16. Checkpoints are kept: the same command resumes, \
+     'accumulation', a smaller 'data.max_length', 'kind' to bf16, or 'base' to nf4. Checkpoints are kept: the same command resumes, \
      with another 'checkpointing' too";
 
 /// The error with what helps, if memory was not enough.

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::batches::Job;
 use super::memory;
 use super::report::Report;
-use super::settings::Settings;
+use super::settings::{Checkpointing, Settings};
 use super::task::{backward, Load, Task};
 
 /// Reports what trains, on which data and where.
@@ -32,6 +32,7 @@ pub fn describe<T: Task>(
     report.line(format!("{} modules train: {}{more}", status.len(), names.join(", ")));
     task.describe().into_iter().for_each(|line| report.line(line));
     report.line(kernels(vs, settings)?);
+    base(vs, settings, report)?;
     if vs.device() == Device::Cpu && settings.device == "auto" {
         report.line(cuda_status());
     }
@@ -54,6 +55,37 @@ fn kernels(vs: &VarStore, settings: &Settings) -> Result<String> {
     ))
 }
 
+/// Reports the way in which the base is kept, and its bytes.
+fn base(vs: &VarStore, settings: &Settings, report: &mut Report) -> Result<()> {
+    let (mut matrices, mut kept, mut all) = (0, 0, 0);
+    for tensor in vs.variables().values() {
+        let bytes = tensor.numel() as u64 * tensor.f_kind()?.elt_size_in_bytes() as u64;
+        all += bytes;
+        if tensor.f_kind()? == Kind::Uint8 {
+            matrices += 1;
+            kept += bytes;
+        }
+    }
+    let base = settings.base;
+    report.set("base", json!({"kept": base, "bytes": all, "matrices": matrices}));
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let mut line = format!("base: {base}, {:.1} MB", megabytes(all));
+    if base.is_quantised() {
+        line += &format!(", {matrices} matrices in {:.1} MB", megabytes(kept));
+    }
+    let none = matches!(&settings.checkpointing, Checkpointing::Named(name) if name == "none");
+    if none && base.is_streamed() {
+        line += "; blocks are checkpointed, since their weights are fetched again for the backward pass";
+    } else if none && base.is_quantised() {
+        line += "; blocks are checkpointed, which their values in memory would otherwise undo";
+    }
+    if base.is_streamed() && settings.accumulation > 1 {
+        line += "; the batches of a step go through each block together";
+    }
+    report.line(line);
+    Ok(())
+}
+
 /// Runs the largest batch forwards and backwards, which changes nothing, and reports what that takes. Gives the names
 /// and shapes of the tensors that train.
 pub fn measure<T: Task>(
@@ -70,7 +102,8 @@ pub fn measure<T: Task>(
     tch::manual_seed(0);
     optimizer.zero_grad()?;
     let recompute = settings.recompute()?;
-    let loss = backward(task, &batch, batch.targets.max(1), recompute.as_ref(), optimizer)?;
+    let batches = std::slice::from_ref(&batch);
+    let loss = backward(task, batches, batch.targets.max(1), recompute.as_ref(), optimizer)?;
     let loss = loss.f_double_value(&[])?;
     ensure!(loss.is_finite(), "the loss of the largest batch is {loss}: {}", batch.sources);
     let (mut idle, mut tensors) = (Vec::new(), Vec::new());

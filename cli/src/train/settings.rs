@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{bail, ensure, Context, Result};
 use clap::ValueEnum;
 use ln_tuning::device::{allow_tf32, set_deterministic};
+use ln_tuning::pretrained::Frozen;
 use ln_tuning::recompute::{Blocks, Recompute};
 use ln_tuning::{
     AdamW, AdapterOptions, Decay, Layers, LnTuningConfig, LnTuningModel, Norms, Optimizer,
@@ -64,6 +65,7 @@ pub struct Settings {
     pub resume: Resume,
     pub device: String,
     pub kind: ModelKind,
+    pub base: Frozen,
     pub tf32: bool,
     pub deterministic: bool,
     pub threads: Option<i32>,
@@ -259,9 +261,17 @@ impl Settings {
         Schedule::new(self.schedule.name, self.schedule.warmup_steps.unwrap_or(warmup), total)
     }
 
-    /// The blocks that are run twice, if any.
+    /// The blocks that are run twice, if any: all of them beside a base in few bits, whose values would be kept with
+    /// their activations, or one that is streamed, whose weights are elsewhere by the time of the backward pass.
     pub fn recompute(&self) -> Result<Option<Recompute>> {
+        let needed = self.base.is_quantised() || self.base.is_streamed();
         match &self.checkpointing {
+            Checkpointing::Named(name) if name == "none" && needed => Ok(Some(Recompute::default())),
+            Checkpointing::Every(n) if *n > 1 && self.base.is_streamed() => bail!(
+                "'checkpointing' is {n} and 'base' {}: a base that is streamed needs all blocks checkpointed. Set \
+                 'checkpointing' to all",
+                self.base
+            ),
             Checkpointing::Named(name) if name == "none" => Ok(None),
             Checkpointing::Named(name) if name == "all" => Ok(Some(Recompute::default())),
             Checkpointing::Every(n) if *n > 0 => Ok(Some(Recompute::new(Blocks::EveryNth(*n)))),

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ln_tuning::recompute::{Recompute, Tape};
 use ln_tuning::Optimizer;
 use tch::{Device, Kind, TchError, Tensor};
@@ -56,6 +56,21 @@ pub trait Task {
         tape: &mut Tape<'t>,
     ) -> ln_tuning::Result<Tensor>;
 
+    /// [`loss`](Self::loss) of each of the batches of a step.
+    fn losses<'t>(
+        &'t self,
+        batches: &[Of<Self>],
+        over: i64,
+        tape: &mut Tape<'t>,
+    ) -> ln_tuning::Result<Vec<Tensor>> {
+        batches.iter().map(|batch| self.loss(batch, over, tape)).collect()
+    }
+
+    /// True if all batches of a step go through a block of the model before the next one.
+    fn goes_block_by_block(&self) -> bool {
+        false
+    }
+
     fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores>;
 
     /// The unit of a batch's size.
@@ -78,20 +93,38 @@ pub trait Task {
 
 pub type Of<T> = Batch<<<T as Task>::Loader as Load>::Inputs>;
 
-/// Adds the gradient of a batch's summed loss divided by `over`, and gives that share of the loss.
+/// Adds the gradient of the batches' summed loss divided by `over`, and gives that loss.
 pub fn backward<T: Task>(
     task: &T,
-    batch: &Of<T>,
+    batches: &[Of<T>],
     over: i64,
     recompute: Option<&Recompute>,
     optimizer: &mut Optimizer,
 ) -> Result<Tensor> {
-    if let Some(recompute) = recompute {
-        return Ok(optimizer.backward_recompute(recompute, |tape| task.loss(batch, over, tape))?);
+    let mut losses = Vec::new();
+    match recompute {
+        Some(recompute) if task.goes_block_by_block() => {
+            losses = optimizer
+                .backward_recompute_many(recompute, |tape| task.losses(batches, over, tape))?;
+        }
+        Some(recompute) => {
+            for batch in batches {
+                losses.push(
+                    optimizer.backward_recompute(recompute, |tape| task.loss(batch, over, tape))?,
+                );
+            }
+        }
+        None => {
+            for batch in batches {
+                let loss = task.loss(batch, over, &mut Tape::off())?;
+                optimizer.backward(&loss)?;
+                losses.push(loss.f_detach()?);
+            }
+        }
     }
-    let loss = task.loss(batch, over, &mut Tape::off())?;
-    optimizer.backward(&loss)?;
-    Ok(loss.f_detach()?)
+    let mut losses = losses.into_iter();
+    let first = losses.next().context("a step without batches")?;
+    Ok(losses.try_fold(first, |sum, loss| sum.f_add(&loss))?)
 }
 
 /// To the device, from memory that it can read while the CPU goes on. For loaders: what workers have sent is there

@@ -1,6 +1,6 @@
 //! One update of the weights from a group of batches.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ln_tuning::recompute::Recompute;
 use ln_tuning::Optimizer;
 use tch::Tensor;
@@ -23,18 +23,11 @@ pub fn update<T: Task>(
     settings.set_rates(optimizer, factor)?;
     optimizer.zero_grad()?;
     let targets = group.iter().map(|batch| batch.targets).sum::<i64>().max(1);
-    let mut loss: Option<Tensor> = None;
-    for batch in group {
-        let part = backward(task, batch, targets, recompute, optimizer)?;
-        loss = Some(match loss {
-            Some(loss) => loss.f_add(&part)?,
-            None => part,
-        });
-    }
+    let loss = backward(task, group, targets, recompute, optimizer)?;
     let grad_norm = match settings.clip_norm {
         Some(max) => optimizer.clip_grad_norm(max)?,
         None => optimizer.grad_norm()?,
     };
     optimizer.step()?;
-    Ok([loss.context("a step without batches")?, grad_norm])
+    Ok([loss, grad_norm])
 }

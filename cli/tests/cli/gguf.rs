@@ -5,13 +5,14 @@ use std::sync::OnceLock;
 
 use serde_json::{json, Value};
 
+use ln_tuning::gguf::GgufFile;
 use ln_tuning::pretrained::ModelFiles;
 
 use crate::common::run_python;
 use crate::program::{printed, refusal, report, text, Training};
 use crate::text::chat::{ChatTemplate, Conversation};
 use crate::text::files::TextFiles;
-use crate::text::tokenizer;
+use crate::text::{special, tokenizer};
 
 fn smollm2() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
@@ -73,6 +74,9 @@ fn a_real_model_answers_through_the_template_in_its_file() {
     let answer = printed(&[&common[..], &["--chat", "--prompt", question]].concat());
     // It ends by itself, at the end of its turn.
     assert_eq!(answer, "The capital of France is Paris.\n");
+    // Its blocks can stay in the file until they are needed, but for those whose rows get another order.
+    let streamed = ["--chat", "--prompt", question, "--base-weights", "gguf, streamed"];
+    assert_eq!(printed(&[&common[..], &streamed].concat()), answer);
 }
 
 #[test]
@@ -135,6 +139,83 @@ fn plan_and_inspect_take_a_file() {
 }
 
 #[test]
-fn a_file_that_is_no_language_model_is_refused_with_a_cure() {
-    let _ = refusal;
+fn a_file_that_holds_no_language_model_is_refused_with_a_cure() {
+    let dir = tempfile::tempdir().unwrap();
+    run_python("gguf_words.py", &["odd", text(dir.path())]);
+    std::fs::write(dir.path().join("text.gguf"), "once upon a time").unwrap();
+    for (name, parts) in [
+        ("architecture", ["'zebra'", "llama"]),
+        ("vision", ["sees images", "the language model"]),
+        ("mmproj", ["sees images", "the language model"]),
+        ("adapter", ["LoRA", "its base model"]),
+        ("imatrix", ["statistics", "the file of the model"]),
+        ("text", ["GGUF", "another kind of file"]),
+        ("absent", ["cannot read", "No such file"]),
+    ] {
+        let path = dir.path().join(format!("{name}.gguf"));
+        let model = text(&path);
+        for command in [
+            &["generate", "--cpu", "--prompt", "a", "--model"][..],
+            &["plan", "--model"],
+            &["train", "--set", "data.train=x.txt", "--set", "out=out", "--set"],
+        ] {
+            let setting = format!("model={model}");
+            let last = if command[0] == "train" { &setting } else { model };
+            let error = refusal(&[command, &[last]].concat());
+            assert!(error.contains(model), "{error}");
+            assert!(parts.iter().all(|part| error.contains(part)), "{command:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_tokenizer_that_cannot_be_read_is_named_and_one_beside_the_file_is_the_cure() {
+    let dir = tempfile::tempdir().unwrap();
+    run_python("gguf_words.py", &["odd", text(dir.path())]);
+    let open = |name: &str| {
+        let path = dir.path().join(format!("{name}.gguf"));
+        let words = TextFiles::of_gguf(&GgufFile::open(path).unwrap())?;
+        tokenizer::open(&words, None).map(|tokenizer| (words, tokenizer))
+    };
+    for (name, part) in [
+        ("without", "holds no tokenizer"),
+        ("rule", "'tokenizer.ggml.pre' = 'zebra'"),
+        ("kind", "'tokenizer.ggml.model' = 'rwkv'"),
+        ("merge", "'tokenizer.ggml.merges' holds \"ab\""),
+        ("parts", "`x`"),
+        ("merges", "no 'tokenizer.ggml.merges'"),
+        ("twice", "holds \"a\" twice"),
+        ("types", "'tokenizer.ggml.token_type' has 2 values, expected 4"),
+        ("id", "'tokenizer.ggml.eos_token_id' is 4"),
+        ("scores", "'tokenizer.ggml.scores'"),
+    ] {
+        let error = format!("{:#}", open(name).map(drop).unwrap_err());
+        assert!(error.contains(&format!("{name}.gguf")) && error.contains(part), "{error}");
+    }
+    let (words, good) = open("none").unwrap();
+    assert_eq!(good.encode("abba", true).unwrap().get_ids(), [2, 1, 0]);
+
+    std::fs::write(
+        dir.path().join("tokenizer.json"),
+        words.text("tokenizer.json").unwrap().unwrap(),
+    )
+    .unwrap();
+    for name in ["without", "rule", "kind", "merge", "twice"] {
+        let (_, beside) = open(name).unwrap();
+        assert_eq!(beside.encode("abba", true).unwrap().get_ids(), [2, 1, 0], "{name}");
+    }
+    // The rest is still that of the file.
+    assert_eq!(special::eos_ids(&open("rule").unwrap().0, &good).unwrap()[..1], [3]);
+}
+
+#[test]
+fn a_file_with_several_templates_gives_each_by_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    run_python("gguf_words.py", &["odd", text(dir.path())]);
+    let file = GgufFile::open(dir.path().join("named.gguf")).unwrap();
+    let chat = ChatTemplate::open(&TextFiles::of_gguf(&file).unwrap()).unwrap().unwrap();
+    let mut talk = Conversation::new(vec![json!({"role": "user", "content": "Hi"})]);
+    assert_eq!(chat.render(&talk, false).unwrap(), "Hi<e>");
+    talk.tools = Some(json!([{}, {}]));
+    assert_eq!(chat.render(&talk, false).unwrap(), "tools: 2");
 }

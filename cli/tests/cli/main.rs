@@ -15,6 +15,7 @@ mod data;
 mod device;
 mod dry_run;
 mod formats;
+mod frozen;
 mod generate;
 mod gguf;
 mod gguf_export;

@@ -161,3 +161,88 @@ fn a_search_for_the_rate_writes_a_picture_and_numbers_and_trains_nothing() {
     let svg = training.read("lm/lr_finder.svg");
     assert!(svg.contains("loss over the learning rate") && svg.contains("<polyline"));
 }
+
+/// The loss at each scale, of `inspect`.
+fn shift(adapter: &std::path::Path, base: &std::path::Path, more: &[&str]) -> Value {
+    let data = ["inspect", text(adapter), "--base", text(base), "--json"];
+    report(
+        &[&data[..], &["--set", "device=cpu", "--set", "threads=1", "--set", "workers=1"], more]
+            .concat(),
+    )["shift"]
+        .take()
+}
+
+fn at(shift: &Value, scale: f64, name: &str) -> f64 {
+    let rows = shift["rows"].as_array().unwrap();
+    rows.iter().find(|row| row["scale"] == scale).unwrap()[name].as_f64().unwrap()
+}
+
+#[test]
+fn the_loss_over_the_scale_begins_at_the_base_and_passes_the_adapter() {
+    let training = training().set(&["max_steps=12", "data.eval=eval.txt", "eval_interval=12"]);
+    training.write("eval.txt", &crate::text(9));
+    training.run(&[]);
+    training.run(&["out=still", "max_steps=1", "eval_interval=1", "optimizer.lr=0"]);
+    let (adapter, base) = (training.path("out/adapter"), crate::model("llama"));
+    let (data, svg) = (training.path("eval.txt"), training.path("loss.svg"));
+    let settings = ["--set", "data.max_length=64", "--set", "batch_size=4"];
+    let more = [&["--data", text(&data), "--loss-curve", text(&svg)][..], &settings].concat();
+    let found = shift(&adapter, &base, &more);
+    assert_eq!(found["rows"].as_array().unwrap().len(), 7);
+    assert_eq!(at(&found, 0., "eval_loss"), training.series("still", "eval_loss")[0].1);
+    assert_eq!(at(&found, 1., "eval_loss"), training.series("out", "eval_loss")[0].1);
+    assert_eq!(at(&found, 1., "perplexity"), at(&found, 1., "eval_loss").exp());
+    let svg = std::fs::read_to_string(svg).unwrap();
+    assert!(svg.contains("scale of the learned shift") && svg.contains("<polyline"));
+    let arguments = ["inspect", text(&adapter), "--base", text(&base), "--set", "device=cpu"];
+    let table = printed(&[&arguments[..], &["--data", text(&data)], &settings].concat());
+    for part in ["scale    eval_loss   perplexity", "  the base", "  the adapter", "  lowest"] {
+        assert!(table.contains(part), "'{part}' is not in: {table}");
+    }
+
+    // What is merged at a scale is what was evaluated.
+    let merged = training.path("merged");
+    let arguments =
+        ["merge", "--base", text(&base), "--adapter", text(&adapter), "--out", text(&merged)];
+    let report = report(&[&arguments[..], &["--scale", "0.5", "--json"]].concat());
+    assert_eq!((&report["scale"], &report["unscaled"]), (&json!(0.5), &json!([])));
+    let merged = format!("model={}", merged.display());
+    training.run(&[&merged, "out=merged-run", "max_steps=1", "eval_interval=1", "optimizer.lr=0"]);
+    assert_eq!(at(&found, 0.5, "eval_loss"), training.series("merged-run", "eval_loss")[0].1);
+}
+
+#[test]
+fn a_new_head_stays_whole_at_every_scale_and_is_named() {
+    let training =
+        crate::classifier::training("bert").set(&["data.train=train.csv", "max_steps=20"]);
+    let rows = crate::classifier::rows(16);
+    training.write("train.csv", &crate::classifier::csv(&rows, ["10 foxes", "9 pennies"]));
+    training.write("eval.csv", &crate::classifier::csv(&rows[..6], ["10 foxes", "9 pennies"]));
+    training.write("other.csv", &crate::classifier::csv(&rows, ["fox", "penny"]));
+    let said =
+        found(&training, &["data.eval=eval.csv", "eval_interval=20"], &["--find-lr=then-train"]);
+    assert!(said.contains("suggestion: optimizer.lr="), "{said}");
+    let (adapter, base) = (training.path("out/adapter"), crate::classifier::model("bert"));
+    let data = training.path("eval.csv");
+    let found = shift(&adapter, &base, &["--data", text(&data), "--set", "batch_size=8"]);
+    for (name, of) in [("eval_loss", 1e-6), ("accuracy", 0.)] {
+        let expected = training.series("out", name)[0].1;
+        assert!((at(&found, 1., name) - expected).abs() <= of, "{name}: {found:#}");
+    }
+    let heads: Vec<&str> =
+        found["unscaled"].as_array().unwrap().iter().map(|key| key.as_str().unwrap()).collect();
+    assert!(heads.len() == 2 && heads.iter().all(|key| key.contains("classifier.")), "{heads:?}");
+    assert!(at(&found, 0., "eval_loss") != at(&found, 1., "eval_loss"));
+    let other = training.path("other.csv");
+    let error = crate::program::refusal(&[
+        "inspect",
+        text(&adapter),
+        "--base",
+        text(&base),
+        "--data",
+        text(&other),
+        "--set",
+        "device=cpu",
+    ]);
+    assert!(error.contains("the labels of the data (fox, penny) are not those of the adapter (9 pennies, 10 foxes)"), "{error}");
+}

@@ -32,7 +32,7 @@ pub struct SavedAdapter {
     /// The keys and tensors, on the CPU, sorted by key.
     pub tensors: Vec<(String, Tensor)>,
     /// The `config.json` beside the adapter, which says the labels of its head.
-    model_config: Option<Value>,
+    pub(super) model_config: Option<Value>,
 }
 
 /// The directory of an adapter: PEFT writes `default` to the root and any other to a folder of its name.
@@ -137,7 +137,7 @@ impl SavedAdapter {
         Ok(Some((head, (0..).map_while(label).collect())))
     }
 
-    fn facts(&self) -> Facts<'_> {
+    pub(super) fn facts(&self) -> Facts<'_> {
         let shapes = self.tensors.iter().map(|(key, tensor)| (key.as_str(), tensor.size()));
         let tensors = shapes.collect();
         Facts { config: &self.config, model_config: self.model_config.as_ref(), tensors }

@@ -6,4 +6,5 @@ pub(crate) mod carried;
 pub(crate) mod directory;
 pub(crate) mod keys;
 pub(crate) mod mismatch;
+mod scaled;
 pub(crate) mod state_dict;

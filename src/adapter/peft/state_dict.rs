@@ -13,6 +13,7 @@ use crate::adapter::attachment::Attachment;
 use crate::adapter::config::{LnTuningConfig, Modules, TaskType};
 use crate::adapter::flat::copy_of;
 use crate::adapter::options::{LoadOptions, SaveKind, SaveOptions};
+use crate::adapter::scaling::{check_scale, scaled};
 use crate::adapter::selection::{Role, SelectedTensor};
 use crate::adapter::status::TrainableParameters;
 use crate::adapter::weights::{Adapter, Place};
@@ -144,12 +145,20 @@ pub(crate) fn files(
     let all = || attachment.adapters.keys().cloned().collect();
     let names: Vec<String> = options.selected_adapters.clone().unwrap_or_else(all);
     let mapping = KeyMapping::new(&options.key_mapping)?;
+    check_scale(options.scale)?;
     let mut contents = Contents::new();
     for name in &names {
         let adapter = attachment.current(name)?;
         let mut tensors = Vec::with_capacity(adapter.entries.len());
         for (entry, key) in adapter.entries.iter().zip(keys(adapter, &mapping)?) {
-            let value = adapter.value(entry)?;
+            let mut value = adapter.value(entry)?;
+            if options.scale != 1. {
+                let kind = value.f_kind()?;
+                let base = attachment.base_data(adapter.variable(entry.place))?;
+                let sum = scaled(&base, &value, options.scale)?;
+                check_finite(&[(&key, &sum, kind)])?;
+                value = sum.f_to_kind(kind)?;
+            }
             let value = match options.kind {
                 SaveKind::Master => value,
                 SaveKind::Model => {

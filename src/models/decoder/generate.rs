@@ -9,7 +9,7 @@ use crate::models::config::not_implemented;
 use crate::models::generation::{generated, GenerateOptions, Prompt};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{Cache, Places};
+use crate::models::nn::{Cache, Places, Stay};
 
 impl Decoder {
     /// Continues each row of `inputs`, which padding on the left brings to one length: the new tokens `[batch, new]`. A
@@ -108,6 +108,7 @@ impl Decoder {
                 let hidden = self.continued(ids, &places, &positions, ahead, &mut cache)?;
                 cache.length += length;
                 let last = hidden.f_narrow(1, length - 1, 1)?;
+                self.head_stay.iter().try_for_each(Stay::enter)?;
                 Ok(self.head.forward(&last, &self.config, &inputs)?.f_squeeze_dim(1)?)
             })
         })

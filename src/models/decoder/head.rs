@@ -8,7 +8,7 @@ use crate::error::{refusal, refuse, Error, Result};
 use crate::kernels::number::{self, WithNumber};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
-use crate::models::nn::{capped, Linear, Tied, Weight, Weights};
+use crate::models::nn::{capped, Linear, Matrix, Tied, Weight, Weights};
 use crate::pretrained;
 
 #[derive(Debug)]
@@ -48,6 +48,16 @@ impl Head {
                 )?))
             }
             _ => Ok(Head::None),
+        }
+    }
+
+    /// The matrix of a language model's head.
+    pub(super) fn matrix(&self) -> Option<Matrix> {
+        match self {
+            Head::LanguageModel { weight, .. } => {
+                Some(("lm_head.weight".to_owned(), weight.get().variable().shallow_clone()))
+            }
+            _ => None,
         }
     }
 

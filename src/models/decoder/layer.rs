@@ -81,5 +81,6 @@ pub(super) fn block(weights: &Weights, config: &DecoderConfig, layer: usize) -> 
         flow: config.flow,
         branches: config.residual_dropout.map(branch),
         guard: Guard::None,
+        stay: None,
     })
 }

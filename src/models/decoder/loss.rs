@@ -9,6 +9,7 @@ use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
 use crate::kernels::number::{self, WithNumber};
 use crate::models::inputs::Inputs;
+use crate::models::nn::Stay;
 
 impl Decoder {
     /// The cross-entropy of each token given those before it. `labels` `[batch, length]` are the ids once more, with
@@ -83,7 +84,8 @@ impl Decoder {
     /// model. Dropout draws other numbers.
     ///
     /// # Errors
-    /// As [`loss`](Self::loss), for each batch.
+    /// As [`loss`](Self::loss), for each batch; `InvalidState` for a model that is streamed to a device, without block
+    /// checkpointing of all blocks.
     ///
     /// ```no_run
     /// # use ln_tuning::models::{Decoder, Model};
@@ -108,10 +110,21 @@ impl Decoder {
         loss: &LinearCrossEntropy,
         tape: &mut Tape<'m>,
     ) -> Result<Vec<Tensor>> {
+        if self.is_streamed()
+            && self.embed.variable().device() != Device::Cpu
+            && !tape.keeps_nothing()?
+        {
+            refuse!(
+                InvalidState,
+                "the weights are streamed: by the time of a plain backward pass those of most blocks have left the device. \
+                 Train with Recompute of all blocks, which fetches them again, or evaluate under no_grad"
+            );
+        }
         let targets = batches.iter().map(|(inputs, labels)| self.targets(inputs, labels, loss));
         let targets = targets.collect::<Result<Vec<_>>>()?;
         let inputs: Vec<Inputs> = batches.iter().map(|(inputs, _)| *inputs).collect();
         let hidden = self.hidden_states_of(&inputs, tape)?;
+        self.head_stay.iter().try_for_each(Stay::enter)?;
         let (weight, bias) = self.head.language_model()?;
         let loss = loss.logit_scale(self.config.logit_scale).logit_cap(self.config.logit_cap);
         let weight = weight.of_head()?;

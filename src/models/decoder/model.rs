@@ -18,8 +18,8 @@ use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{
-    dropped, run, run_batches, Block, Cache, Context, Linear, Norm, Places, RopeTables, Through,
-    Weight, Weights,
+    dropped, run, run_batches, stream, Block, Cache, Context, Linear, Norm, Places, RopeTables,
+    Stay, Through, Weight, Weights,
 };
 use crate::pretrained;
 
@@ -41,7 +41,7 @@ use crate::pretrained;
 #[derive(Debug)]
 pub struct Decoder {
     pub(super) config: DecoderConfig,
-    embed: Weight,
+    pub(super) embed: Weight,
     positions: Option<Tensor>,
     embed_norm: Option<Norm>,
     /// Into and out of the blocks' width, where that of the embedding is another.
@@ -49,6 +49,8 @@ pub struct Decoder {
     pub(super) blocks: Vec<Block>,
     norm: Option<Norm>,
     pub(super) head: Head,
+    /// Where the head's matrix comes when it is needed.
+    pub(super) head_stay: Option<Stay>,
     pub(super) ropes: Vec<RopeTables>,
 }
 
@@ -86,6 +88,8 @@ impl Model for Decoder {
         let side_by_side = config.positions == (Positions::Rope { side_by_side: true });
         let layers = base.at(names.layers);
         let blocks = (0..config.layers as usize).map(|at| block(&layers.at(at), config, at));
+        let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
+        let head_stay = stream(&mut blocks, head.matrix(), weights.device())?;
         Ok(Decoder {
             positions,
             embed_norm: norm(names.embed_norm)?,
@@ -96,9 +100,10 @@ impl Model for Decoder {
                     projection("project_out", size, width)?,
                 ]),
             },
-            blocks: blocks.collect::<Result<_>>()?,
+            blocks,
             norm: norm(names.norm)?,
             head,
+            head_stay,
             ropes: config.ropes.iter().map(|rope| RopeTables::new(rope, side_by_side)).collect(),
             embed,
             config: config.clone(),
@@ -119,11 +124,21 @@ impl Model for Decoder {
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         let hidden = self.hidden_states_with(inputs, tape)?;
+        self.head_stay.iter().try_for_each(Stay::enter)?;
         self.head.forward(&hidden, &self.config, &inputs)
     }
 }
 
 impl Decoder {
+    /// True if the matrices of the blocks come when they are needed.
+    pub fn is_streamed(&self) -> bool {
+        self.stay().is_some()
+    }
+
+    fn stay(&self) -> Option<&Stay> {
+        self.blocks.iter().find_map(|block| block.stay.as_ref())
+    }
+
     /// The hidden states below the head of several batches, which go through each block together.
     pub(super) fn hidden_states_of<'m>(
         &'m self,
@@ -178,6 +193,7 @@ impl Decoder {
     ) -> Result<(Tensor, Context)> {
         let config = &self.config;
         let mut hidden = self.embed.lookup(ids, -1)?;
+        self.stay().map_or(Ok(()), |stay| stay.give_back(self.embed.variable()))?;
         if config.embedding_scale != 1. {
             // Rounded to the model's kind first, as the reference does.
             let factor = Tensor::from(config.embedding_scale).f_to_kind(hidden.f_kind()?)?;

@@ -42,5 +42,6 @@ pub(super) fn block(weights: &Weights, config: &EncoderConfig) -> Result<Block> 
         flow: Flow::NormedSums,
         branches: [attention_dropout, config.dropout].map(Branch::with_dropout),
         guard: Guard::None,
+        stay: None,
     })
 }

@@ -14,7 +14,7 @@ use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{
-    dropped, run_all, Activation, Block, Linear, Mask, Norm, NormKind, Weight, Weights,
+    dropped, run_all, stream, Activation, Block, Linear, Mask, Norm, NormKind, Weight, Weights,
 };
 use crate::pretrained;
 
@@ -69,6 +69,8 @@ impl Model for Encoder {
             && (config.head() != pretrained::Head::None || pooler.may_have("weight"));
         let layers = base.at(config.family.names.layers);
         let blocks = (0..config.layers).map(|at| block(&layers.at(at), config));
+        let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
+        stream(&mut blocks, None, weights.device())?;
         let norm = embeddings.at("LayerNorm");
         Ok(Encoder {
             positions: embedding("position_embeddings", config.positions)?,
@@ -77,7 +79,7 @@ impl Model for Encoder {
                 .map(|count| embedding("token_type_embeddings", count))
                 .transpose()?,
             norm: Norm::build(&norm, NormKind::Layer, size, config.norm_eps)?,
-            blocks: blocks.collect::<Result<_>>()?,
+            blocks,
             pooler: has_pooler
                 .then(|| Linear::build(&pooler, (size, size), true, init))
                 .transpose()?,

@@ -85,6 +85,14 @@ impl Attention {
         }
     }
 
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let qkv = match &self.qkv {
+            Qkv::Apart(all) => &all[..],
+            Qkv::Parts(one) | Qkv::Groups(one) => std::slice::from_ref(one),
+        };
+        qkv.iter().chain([&self.o])
+    }
+
     /// Hidden states `[batch, length, size]` look at themselves and at what the slot has kept.
     pub(in crate::models) fn forward(
         &self,

@@ -7,9 +7,11 @@ use tch::{Device, Kind, Tensor};
 use super::attention::Attention;
 use super::cache::{Cache, Slot};
 use super::context::Context;
+use super::linear::Linear;
 use super::mask::Mask;
 use super::mlp::{dropped, Mlp};
 use super::norm::Norm;
+use super::streamed::{Matrix, Stay};
 use crate::autograd::recompute::Tape;
 use crate::error::Result;
 use crate::kernels::number::{self, WithNumber};
@@ -26,6 +28,8 @@ pub(in crate::models) struct Block {
     /// On what attention and MLP add.
     pub(in crate::models) branches: [Branch; 2],
     pub(in crate::models) guard: Guard,
+    /// Where its matrices come when it is entered.
+    pub(in crate::models) stay: Option<Stay>,
 }
 
 /// Attention to another sequence, with the norms before and behind it.
@@ -136,7 +140,31 @@ pub(in crate::models) fn run_all<'m>(
     run(blocks, hidden, &context, None, 0., &mut Through::Tape(tape))
 }
 
+/// Lets the matrices of blocks come when they are needed, if they are kept so. Then `behind`, which is used behind the
+/// last block, comes so as well if it is a part of a file's map; gives its stay.
+pub(in crate::models) fn stream(
+    blocks: &mut [Block],
+    behind: Option<Matrix>,
+    device: Device,
+) -> Result<Option<Stay>> {
+    let matrices = blocks.iter().map(|block| block.linears().filter_map(Linear::streamed));
+    let mut parts: Vec<Vec<Matrix>> = matrices.map(Iterator::collect).collect();
+    if parts.iter().all(Vec::is_empty) {
+        return Ok(None);
+    }
+    parts.extend(behind.filter(Stay::is_possible).map(|matrix| vec![matrix]));
+    let mut stays = Stay::of_parts(parts, device)?.into_iter();
+    blocks.iter_mut().zip(&mut stays).for_each(|(block, stay)| block.stay = Some(stay));
+    Ok(stays.next())
+}
+
 impl Block {
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let across = self.across.as_ref().map(|across| &across.attention);
+        let attentions = [Some(&self.attention), across].into_iter().flatten();
+        attentions.flat_map(Attention::linears).chain(self.mlp.linears())
+    }
+
     fn forward(
         &self,
         hidden: &Tensor,
@@ -144,6 +172,7 @@ impl Block {
         source: Option<&Tensor>,
         (own, across): (Option<Slot>, Option<Slot>),
     ) -> Result<Tensor> {
+        self.stay.iter().try_for_each(Stay::enter)?;
         let [before_attention, after_attention, before_mlp, after_mlp] = &self.norms;
         let train = context.train;
         let normed = optional(before_attention, hidden)?;

@@ -3,6 +3,7 @@
 use tch::nn::Init;
 use tch::Tensor;
 
+use super::streamed::Matrix;
 use super::weight::Weight;
 use super::weights::Weights;
 use crate::error::Result;
@@ -37,6 +38,11 @@ impl Linear {
     ) -> Result<Self> {
         let (weight, transposed) = weights.matrix("weight", [from, to], true, init)?;
         Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed })
+    }
+
+    /// The weight, if it comes when it is needed.
+    pub(super) fn streamed(&self) -> Option<Matrix> {
+        self.weight.streamed()
     }
 
     pub(in crate::models) fn forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -28,6 +28,14 @@ pub(in crate::models) enum Inner {
 }
 
 impl Mlp {
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let inner = match &self.inner {
+            Inner::Plain(one) | Inner::GatedInOne(one) => [Some(one), None],
+            Inner::Gated { gate, up } => [Some(gate), Some(up)],
+        };
+        inner.into_iter().flatten().chain([&self.outer])
+    }
+
     pub(in crate::models) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let act = self.activation;
         let inner = match &self.inner {

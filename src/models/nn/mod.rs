@@ -10,8 +10,15 @@ mod linear;
 mod mask;
 mod mlp;
 mod norm;
+#[cfg(target_os = "linux")]
+mod order;
 mod rope;
 mod rope_tables;
+#[cfg(target_os = "linux")]
+mod streamed;
+#[cfg(not(target_os = "linux"))]
+#[path = "streamed_elsewhere.rs"]
+mod streamed;
 mod tied;
 mod weight;
 mod weights;
@@ -19,7 +26,7 @@ mod weights;
 pub(in crate::models) use activation::Activation;
 pub(in crate::models) use attention::{capped, Attention, Qkv, Rotation, Scores};
 pub(in crate::models) use block::{
-    run, run_all, run_batches, Across, Block, Branch, Flow, Guard, Through,
+    run, run_all, run_batches, stream, Across, Block, Branch, Flow, Guard, Through,
 };
 pub(in crate::models) use cache::Cache;
 pub(in crate::models) use context::Context;
@@ -30,6 +37,7 @@ pub(in crate::models) use mlp::{dropped, Inner, Mlp};
 pub(in crate::models) use norm::{Norm, NormKind};
 pub(in crate::models) use rope::{powers, Beyond, Rope};
 pub(in crate::models) use rope_tables::RopeTables;
+pub(in crate::models) use streamed::{Matrix, Stay};
 pub(in crate::models) use tied::Tied;
 pub(in crate::models) use weight::Weight;
 pub(in crate::models) use weights::is_below;

@@ -2,6 +2,7 @@
 
 use tch::{no_grad, Device, Kind, Tensor};
 
+use super::streamed::Matrix;
 use crate::autograd::loss::HeadWeight;
 use crate::device::transfer::sent;
 use crate::error::Result;
@@ -16,7 +17,7 @@ const TILE: i64 = 1 << 22;
 pub(in crate::models) struct Weight {
     /// The variable: the weights, or what is kept of them.
     variable: Tensor,
-    elsewhere: Option<Elsewhere>,
+    elsewhere: Option<Box<Elsewhere>>,
 }
 
 /// The weights of a variable that cannot be multiplied with as it is.
@@ -25,6 +26,8 @@ struct Elsewhere {
     shape: Vec<i64>,
     encoding: Option<Encoding>,
     kind: Kind,
+    /// The variable's name, if its storage comes when it is needed.
+    streamed: Option<String>,
 }
 
 /// One that is used as it is.
@@ -36,9 +39,11 @@ impl From<Tensor> for Weight {
 
 impl Weight {
     pub(super) fn kept(variable: Tensor, kept: &Kept) -> Self {
-        let Kept { shape, encoding, kind, .. } = kept;
-        let elsewhere = Elsewhere { shape: shape.clone(), encoding: *encoding, kind: *kind };
-        Weight { variable, elsewhere: Some(elsewhere) }
+        let Kept { name, shape, encoding, kind, streamed, .. } = kept;
+        let streamed = streamed.then(|| name.clone());
+        let (shape, encoding, kind) = (shape.clone(), *encoding, *kind);
+        let elsewhere = Elsewhere { shape, encoding, kind, streamed };
+        Weight { variable, elsewhere: Some(Box::new(elsewhere)) }
     }
 
     pub(in crate::models) fn shallow_clone(&self) -> Self {
@@ -57,6 +62,17 @@ impl Weight {
         })
     }
 
+    /// The variable: the weights, or what is kept of them.
+    pub(in crate::models) fn variable(&self) -> &Tensor {
+        &self.variable
+    }
+
+    /// The variable, if its storage comes when it is needed.
+    pub(super) fn streamed(&self) -> Option<Matrix> {
+        let name = self.elsewhere.as_ref()?.streamed.clone()?;
+        Some((name, self.variable.shallow_clone()))
+    }
+
     /// True if there is no weight: a tied one.
     pub(super) fn is_empty(&self) -> bool {
         self.elsewhere.is_none() && self.variable.numel() == 0
@@ -73,7 +89,9 @@ impl Weight {
 
     /// The weights in few bits; `None` if they are not kept so.
     fn quantised(&self) -> Result<Option<(Quantised, Kind)>> {
-        let Some(Elsewhere { shape, encoding: Some(encoding), kind }) = &self.elsewhere else {
+        let Some(Elsewhere { shape, encoding: Some(encoding), kind, .. }) =
+            self.elsewhere.as_deref()
+        else {
             return Ok(None);
         };
         Ok(Some((Quantised::new(&self.variable, shape, *encoding)?, *kind)))

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::rc::Rc;
 
 use tch::nn::{f_init, Init, Path};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::tied::Tied;
 use super::weight::Weight;
@@ -86,6 +86,11 @@ impl<'a> Weights<'a> {
         let kept = kept.into_iter().map(|kept| (kept.name.clone(), kept)).collect();
         let record = Record { kind, copies, kept, only_names, fresh, taken, made, matrices };
         Weights { path: path.clone(), record: Rc::new(record) }
+    }
+
+    /// The device of new variables.
+    pub(in crate::models) fn device(&self) -> Device {
+        self.path.device()
     }
 
     /// Those below `name`, whose dots lead further down; an empty name leads nowhere.

@@ -95,6 +95,7 @@ impl Builder<'_> {
             norms: [before, behind, before_mlp, behind_mlp],
             flow: if bart { Flow::NormedSums } else { Flow::Sequential },
             branches: [config.dropout; 2].map(Branch::with_dropout),
+            stay: None,
             guard: match (config.family, decoder) {
                 (Family::T5, _) => Guard::EachSum,
                 (Family::Bart, false) => Guard::Output,

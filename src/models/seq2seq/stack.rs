@@ -10,7 +10,9 @@ use super::distance::distance_bias;
 use super::layer::Builder;
 use crate::error::{refuse, Result};
 use crate::kernels::number::WithNumber;
-use crate::models::nn::{dropped, run, Block, Context, Mask, Norm, Places, Through, Tied, Weights};
+use crate::models::nn::{
+    dropped, run, stream, Block, Context, Mask, Norm, Places, Through, Tied, Weights,
+};
 
 /// BART's table of positions starts here.
 const OFFSET: i64 = 2;
@@ -76,6 +78,8 @@ impl Stack {
             Builder { config, shape: if decoder { config.decoder } else { config.encoder } };
         let layers = base.at(if bart { "layers" } else { "block" });
         let blocks = (0..builder.shape.layers).map(|at| builder.block(&layers.at(at), decoder));
+        let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
+        stream(&mut blocks, None, weights.device())?;
         let norm =
             |name: &str, there: bool| there.then(|| builder.norm(&base.at(name))).transpose();
         Ok(Stack {
@@ -84,7 +88,7 @@ impl Stack {
             embedding_scale: config.embedding_scale,
             positions: Positions::build(&base, config, builder.shape.heads)?,
             first_norm: norm("layernorm_embedding", bart)?,
-            blocks: blocks.collect::<Result<_>>()?,
+            blocks,
             last_norm: norm("final_layer_norm", !bart)?,
             causal: decoder,
             dropout: config.dropout,

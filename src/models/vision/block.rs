@@ -5,7 +5,8 @@ use tch::nn::Init;
 use crate::error::Result;
 use crate::models::config::{check_divides, check_sizes};
 use crate::models::nn::{
-    Activation, Attention, Block, Branch, Flow, Guard, Inner, Linear, Mlp, Norm, NormKind, Weights,
+    stream, Activation, Attention, Block, Branch, Flow, Guard, Inner, Linear, Mlp, Norm, NormKind,
+    Weights,
 };
 
 /// Names below the block.
@@ -58,7 +59,10 @@ impl BlockShape {
         names: &BlockNames,
         layers: i64,
     ) -> Result<Vec<Block>> {
-        (0..layers).map(|layer| self.block(&weights.at(layer), names)).collect()
+        let blocks = (0..layers).map(|layer| self.block(&weights.at(layer), names));
+        let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
+        stream(&mut blocks, None, weights.device())?;
+        Ok(blocks)
     }
 
     fn block(&self, weights: &Weights, names: &BlockNames) -> Result<Block> {
@@ -98,6 +102,7 @@ impl BlockShape {
             flow: Flow::Sequential,
             branches: [branch(0)?, branch(1)?],
             guard: Guard::None,
+            stay: None,
         })
     }
 }

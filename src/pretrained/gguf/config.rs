@@ -20,10 +20,13 @@ pub(super) fn config(
 ) -> Result<Config> {
     let keys = &architecture.keys;
     let (width, layers) = (fields.size("embedding_length")?, fields.size("block_count")?);
+    if layers > tensors.count() as i64 {
+        let expected = format!("at most the number of tensors, {}", tensors.count());
+        return fields.refuse("block_count", layers, &expected);
+    }
     let heads = fields.size("attention.head_count")?;
-    let kv_heads = fields.integer("attention.head_count_kv")?.filter(|heads| *heads != 0);
-    let kv_heads = kv_heads.unwrap_or(heads);
-    let head_dim = fields.integer("attention.key_length")?.unwrap_or(width / heads);
+    let kv_heads = fields.size_or("attention.head_count_kv", heads)?;
+    let head_dim = fields.size_or("attention.key_length", width / heads)?;
     let positions = fields.size("context_length")?;
     let mut config = Config {
         value: json!({}),
@@ -37,6 +40,14 @@ pub(super) fn config(
     };
     config.become_a(architecture.model_type, architecture.class);
     let intermediate = fields.size("feed_forward_length")?;
+    let vocab_size = tensors.vocabulary()?;
+    match fields.integer("vocab_size")? {
+        Some(said) if said != vocab_size => {
+            let expected = format!("{vocab_size}, the rows of 'token_embd.weight'");
+            return fields.refuse("vocab_size", said, &expected);
+        }
+        _ => (),
+    }
     let mut settings: Map<String, Value> = [
         (keys.hidden, width),
         (keys.layers, layers),
@@ -44,7 +55,7 @@ pub(super) fn config(
         (keys.kv_heads, kv_heads),
         (keys.intermediate, intermediate),
         (keys.positions, positions),
-        ("vocab_size", tensors.rows("token_embd.weight")),
+        ("vocab_size", vocab_size),
     ]
     .into_iter()
     .filter(|(key, _)| !key.is_empty())
@@ -63,11 +74,9 @@ pub(super) fn config(
     } else {
         settings.insert("head_dim".into(), head_dim.into());
     }
-    match fields.integer("attention.value_length")? {
-        Some(length) if length != head_dim => {
-            return fields.refuse("attention.value_length", length, "that of keys");
-        }
-        _ => (),
+    let value_length = fields.integer("attention.value_length")?.unwrap_or(width / heads);
+    if value_length != head_dim {
+        return fields.refuse("attention.value_length", value_length, "that of keys");
     }
     settings.insert("tie_word_embeddings".into(), tensors.is_tied()?.into());
     fields.tokens(&mut settings)?;
@@ -106,7 +115,7 @@ fn rotary(
         return Ok(());
     }
     let dims = fields.integer("rope.dimension_count")?.unwrap_or(config.head_dim);
-    let mut parameters = rope::parameters(fields, tensors, config)?;
+    let mut parameters = rope::parameters(fields, tensors, config, dims)?;
     if architecture.rotary == Rotary::Part && (1..=config.head_dim).contains(&dims) {
         parameters.insert("partial_rotary_factor".into(), part(dims, config.head_dim).into());
     } else if dims != config.head_dim {

@@ -10,11 +10,11 @@ use crate::error::{refusal, refuse, Result};
 use crate::storage::gguf::{GgufFile, Metadata, MetadataValue};
 
 /// Keys below the architecture that change nothing here.
-const INFORMATION: [&str; 4] =
-    ["pooling_type", "rope.scaling.finetuned", "classifier.output_labels", "vocab_size"];
+const INFORMATION: [&str; 3] =
+    ["pooling_type", "rope.scaling.finetuned", "classifier.output_labels"];
 
 /// Keys that say nothing if they are 0.
-const NOTHING_IF_ZERO: [&str; 8] = [
+const NOTHING_IF_ZERO: [&str; 7] = [
     "expert_count",
     "expert_used_count",
     "expert_shared_count",
@@ -22,7 +22,6 @@ const NOTHING_IF_ZERO: [&str; 8] = [
     "expert_group_used_count",
     "nextn_predict_layers",
     "leading_dense_block_count",
-    "attention.sliding_window",
 ];
 
 /// Ids of tokens, and their keys in `config.json`.
@@ -41,10 +40,18 @@ impl<'f> Fields<'f> {
     pub(super) fn of(file: &'f GgufFile) -> Result<Self> {
         let (metadata, path) = (file.metadata(), file.path());
         let kind = metadata.str("general.type")?.unwrap_or("model");
+        let vision = metadata.str("general.architecture")? == Some("clip");
+        let kind = if kind == "model" && vision { "mmproj" } else { kind };
         if kind != "model" {
+            let (about, cure) = match kind {
+                "adapter" => (" of llama.cpp, such as LoRA", "give the file of its base model"),
+                "mmproj" => (", which sees images", "give the file of the language model"),
+                "imatrix" => (", statistics for quantising", "give the file of the model"),
+                _ => ("", "give the file of a model"),
+            };
             refuse!(
                 Unsupported,
-                "'{}' holds '{kind}' by its 'general.type', expected a model",
+                "'{}' holds no model, but '{kind}'{about} ('general.type'): {cure}",
                 path.display()
             );
         }
@@ -102,6 +109,14 @@ impl<'f> Fields<'f> {
                 found.map_or("missing".to_owned(), |found| found.to_string()),
                 i32::MAX
             ),
+        }
+    }
+
+    /// A whole number above 0, which is `default` where it is not there.
+    pub(super) fn size_or(&self, key: &str, default: i64) -> Result<i64> {
+        match self.integer(key)? {
+            None => Ok(default),
+            Some(_) => self.size(key),
         }
     }
 
@@ -184,9 +199,23 @@ impl<'f> Fields<'f> {
         Ok((ends.len() > 1).then(|| json!({ "eos_token_id": ends })))
     }
 
+    /// Counts a window as read that is off, or sees all places that there are.
+    fn no_use_for_wide_window(&self) -> Result<()> {
+        let key = format!("{}.attention.sliding_window", self.architecture);
+        if self.used.borrow().contains(&key) || self.metadata.get(&key).is_none() {
+            return Ok(());
+        }
+        let (window, places) = (self.metadata.integer(&key)?, self.integer("context_length")?);
+        if window <= Some(0) || (places.is_some() && window >= places) {
+            self.used.borrow_mut().insert(key);
+        }
+        Ok(())
+    }
+
     /// Refuses a key below the architecture that was not read, for it may change what the model computes.
     pub(super) fn check_all_used(&self) -> Result<()> {
         self.no_use_for(&INFORMATION);
+        self.no_use_for_wide_window()?;
         for key in NOTHING_IF_ZERO {
             let full = format!("{}.{key}", self.architecture);
             if self.metadata.get(&full).is_some() && !self.used.borrow().contains(&full) {

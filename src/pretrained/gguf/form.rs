@@ -37,8 +37,8 @@ impl Form {
         !matches!(self, Form::Transposed | Form::PlusOne)
     }
 
-    /// Per row in memory, the row of the file; `None` if they are the same. `key` names the tensor in messages.
-    pub(crate) fn rows(self, key: &str, shape: &[i64]) -> Result<Option<Vec<i64>>> {
+    /// Per row in memory, the row of the file; `None` if they are the same. `place` names the tensor in messages.
+    pub(crate) fn rows(self, place: &str, shape: &[i64]) -> Result<Option<Vec<i64>>> {
         let rows = shape.first().copied().unwrap_or(0);
         let (heads, even) = match self {
             Form::Paired { heads } => (heads, 2),
@@ -48,7 +48,7 @@ impl Form {
         if heads <= 0 || rows % (heads * even) != 0 {
             refuse!(
                 ShapeMismatch,
-                "'{key}' has shape {shape:?}, expected rows of {heads} heads of equal size"
+                "{place} has shape {shape:?}, expected rows of {heads} heads of equal size"
             );
         }
         let size = rows / heads;
@@ -71,8 +71,8 @@ impl Form {
     }
 
     /// The tensor in memory.
-    pub(crate) fn applied(self, key: &str, stored: Tensor) -> Result<Tensor> {
-        if let Some(rows) = self.rows(key, &stored.size())? {
+    pub(crate) fn applied(self, place: &str, stored: Tensor) -> Result<Tensor> {
+        if let Some(rows) = self.rows(place, &stored.size())? {
             return Ok(stored.f_index_select(0, &Tensor::f_from_slice(&rows)?)?);
         }
         Ok(match self {

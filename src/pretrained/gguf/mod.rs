@@ -38,7 +38,7 @@ pub(super) fn described(file: &GgufFile, stored: &[Stored]) -> Result<Descriptio
     let Some(architecture) = Architecture::of(&fields.architecture) else {
         refuse!(
             Unsupported,
-            "'{}' has the architecture '{}', expected one of {}",
+            "'{}' has the architecture '{}', which is not implemented: choose a model of {}",
             file.path().display(),
             fields.architecture,
             Architecture::known().join(", ")

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::error::{refuse, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::storage::gguf::GgufFile;
 
 /// The tensors by their names in the file.
@@ -24,9 +24,20 @@ impl<'f> Tensors<'f> {
         self.has(&format!("blk.0.{name}"))
     }
 
-    /// The number of rows; 0 if there is no such tensor.
-    pub(super) fn rows(&self, name: &str) -> i64 {
-        self.file.find(name).and_then(|tensor| tensor.shape.first().copied()).unwrap_or(0)
+    pub(super) fn count(&self) -> usize {
+        self.file.tensors().len()
+    }
+
+    /// The number of tokens: the rows of the embedding.
+    pub(super) fn vocabulary(&self) -> Result<i64> {
+        let found = self.file.find("token_embd.weight").and_then(|tensor| tensor.shape.first());
+        found.copied().ok_or_else(|| {
+            refusal!(
+                MissingKeys,
+                "'{}' lacks the tensor 'token_embd.weight': is it a language model?",
+                self.file.path().display()
+            )
+        })
     }
 
     /// True if there is no head, or one that is the embedding byte for byte.

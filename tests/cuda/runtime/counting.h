@@ -29,6 +29,16 @@ void launched_by_name(const char *name);
 /* The mangled name of the latest kernel. */
 const char *last_launched(void);
 
+/* The order of work on streams: handles of their own, and what is read and written there. */
+void *new_handle(void);
+void order_new_stream(void *handle, int blocking);
+void order_record(const void *event, const void *stream);
+void order_wait(const void *stream, const void *event);
+void order_copy(const void *to, size_t size, const void *stream);
+void order_read(const void *from);
+void order_forget(const void *start, size_t size);
+void order_settle(void);
+
 /* The device that this thread has chosen. */
 int current_device(void);
 int device_count(void);

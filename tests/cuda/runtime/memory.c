@@ -19,6 +19,8 @@ struct block {
     char *start;
     size_t size;
     int device;
+    /* Memory of others, which is pinned. */
+    int registered;
     struct block *next;
 };
 static struct block *blocks;
@@ -69,7 +71,7 @@ static cudaError_t allocate(void **start, size_t size, int device) {
     if (size == 0) size = 512;
     void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (block == NULL || mapped == MAP_FAILED) abort();
-    *block = (struct block){mapped, size, device, blocks};
+    *block = (struct block){mapped, size, device, 0, blocks};
     blocks = block;
     if (device != HOST) {
         devices[device].held += size;
@@ -89,7 +91,8 @@ static cudaError_t release(void *start) {
         if (block->start != start) continue;
         *link = block->next;
         if (block->device != HOST) devices[block->device].held -= block->size;
-        munmap(block->start, block->size);
+        if (!block->registered) munmap(block->start, block->size);
+        order_forget(block->start, block->size);
         free(block);
         break;
     }
@@ -129,6 +132,28 @@ cudaError_t cudaHostAlloc(void **start, size_t size, unsigned flags) {
 
 cudaError_t cudaFreeHost(void *start) {
     count("cudaFreeHost");
+    return release(start);
+}
+
+/* As a real device has it, memory is pinned once, and unpinned by the address that it was pinned by. */
+cudaError_t cudaHostRegister(void *start, size_t size, unsigned flags) {
+    struct block there;
+    if (find(start, &there) || find((char *)start + size - 1, &there)) return cudaErrorHostMemoryAlreadyRegistered;
+    if (setting("COUNTING_PINS", 1) == 0) return cudaErrorNotSupported;
+    count("cudaHostRegister");
+    struct block *block = malloc(sizeof *block);
+    if (block == NULL) abort();
+    pthread_mutex_lock(&lock);
+    *block = (struct block){start, size, HOST, 1, blocks};
+    blocks = block;
+    pthread_mutex_unlock(&lock);
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostUnregister(void *start) {
+    struct block there;
+    if (!find(start, &there) || !there.registered || there.start != start) return cudaErrorHostMemoryNotRegistered;
+    count("cudaHostUnregister");
     return release(start);
 }
 
@@ -179,6 +204,7 @@ static cudaError_t copy(void *to, const void *from, size_t size) {
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind, cudaStream_t stream) {
+    order_copy(to, size, stream);
     return copy(to, from, size);
 }
 

@@ -12,10 +12,12 @@ typedef struct {
 #include <cublas_v2.h>
 #include <stdlib.h>
 
-static void product(const char *f32, const char *f16, const char *bf16, const char *other, cudaDataType kind) {
+static void product(const void *a, const void *b, const char *f32, const char *f16, const char *bf16, const char *other, cudaDataType kind) {
+    order_read(a);
+    order_read(b);
     count(kind == CUDA_R_32F ? f32 : kind == CUDA_R_16F ? f16 : kind == CUDA_R_16BF ? bf16 : other);
 }
-#define PRODUCT(name, kind) product(name " f32", name " f16", name " bf16", name, kind)
+#define PRODUCT(name, kind) product(a, b, name " f32", name " f16", name " bf16", name, kind)
 
 cublasStatus_t cublasCreate_v2(cublasHandle_t *handle) {
     *handle = malloc(1);

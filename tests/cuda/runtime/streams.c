@@ -2,23 +2,35 @@
 #include "counting.h"
 
 #include <cuda_runtime_api.h>
-#include <stdatomic.h>
-#include <stdint.h>
-
-static void *handle(void) {
-    static atomic_uintptr_t next = 0x1000;
-    return (void *)atomic_fetch_add(&next, 16);
-}
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority) {
-    *stream = handle();
+    *stream = new_handle();
+    order_new_stream(*stream, !(flags & cudaStreamNonBlocking));
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
+    return cudaStreamCreateWithPriority(stream, flags, 0);
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) { return cudaSuccess; }
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+    order_wait(stream, event);
     return cudaSuccess;
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t *event) {
-    *event = handle();
+    *event = new_handle();
     return cudaSuccess;
 }
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    order_record(event, stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) { return cudaSuccess; }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) { return cudaEventCreate(event); }
 
@@ -42,6 +54,7 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, enum cudaStreamCapture
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     count_wait("cudaStreamSynchronize");
+    order_settle();
     return cudaSuccess;
 }
 
@@ -52,5 +65,6 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 
 cudaError_t cudaDeviceSynchronize(void) {
     count_wait("cudaDeviceSynchronize");
+    order_settle();
     return cudaSuccess;
 }
