@@ -74,6 +74,9 @@ fn a_real_model_answers_through_the_template_in_its_file() {
     let answer = printed(&[&common[..], &["--chat", "--prompt", question]].concat());
     // It ends by itself, at the end of its turn.
     assert_eq!(answer, "The capital of France is Paris.\n");
+    // Its blocks can stay in the file until they are needed, but for those whose rows get another order.
+    let streamed = ["--chat", "--prompt", question, "--base-weights", "gguf, streamed"];
+    assert_eq!(printed(&[&common[..], &streamed].concat()), answer);
 }
 
 #[test]
