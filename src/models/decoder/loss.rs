@@ -19,7 +19,7 @@ impl Decoder {
     /// The head's bias, its scale and its cap are the model's; keep the labels on the CPU ([`LinearCrossEntropy`]).
     ///
     /// # Errors
-    /// As [`hidden_states`](Model::hidden_states); `ShapeMismatch` for labels of another shape than the ids';
+    /// As [`hidden_states`](crate::models::Model::hidden_states); `ShapeMismatch` for labels of another shape than the ids';
     /// `InvalidArgument` if `loss` sets `logit_scale` or `logit_cap`; what [`LinearCrossEntropy::compute`] says.
     ///
     /// ```no_run
