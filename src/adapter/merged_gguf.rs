@@ -59,7 +59,7 @@ pub(super) fn copy<'f>(
     keys.sort_by(|a, b| natural_cmp(a, b));
     for key in &keys {
         let Some(tensor) = file.find(key) else { continue };
-        let (block_type, bytes) = no_grad(|| replaced(file, tensor, merged, &by_key[key]))?;
+        let (block_type, bytes) = no_grad(|| replaced(files, file, tensor, merged, &by_key[key]))?;
         if block_type == tensor.block_type {
             writer.replace(key, 0, &bytes)?;
         } else {
@@ -100,6 +100,7 @@ fn check_tied(
 
 /// The type and the bytes of a tensor with the adapter's weights in it: its own type if that holds them, otherwise f32.
 fn replaced(
+    files: &ModelFiles,
     file: &GgufFile,
     tensor: &GgufTensor,
     merged: &Merged,
@@ -111,6 +112,11 @@ fn replaced(
     let whole = former.f_to_kind(wide)?.f_contiguous()?.f_view([-1])?;
     for (place, stored) in parts {
         let memory = merged.adapter().read(stored)?.f_to_kind(wide)?;
+        // What did not change keeps its bytes, which the way to memory and back may round.
+        let before = place.read(&files.shards()[place.shard], None)?.f_to_kind(wide)?;
+        if bytes_of(&before)? == bytes_of(&memory)? {
+            continue;
+        }
         let value = place.form.stored(&place.stored.key, &memory)?.f_contiguous()?;
         let size = own.elt_size_in_bytes() as i64;
         let start = (place.stored.start as i64 - tensor.start as i64) / size;

@@ -9,6 +9,7 @@ use super::frozen::{Form, Frozen, Place};
 use super::tensor_file::TensorFile;
 use crate::error::{refusal, refuse, ErrorKind, Result};
 use crate::quantised::{Encoding, Quantised};
+use crate::storage::finite::check_cast;
 
 /// One of them.
 #[derive(Debug, Clone)]
@@ -132,6 +133,14 @@ impl Keeping {
         };
         match whole {
             Some(whole) => {
+                if kind == Some(Kind::Half) {
+                    let values = whole.dequantise(Kind::Float)?;
+                    check_cast(
+                        &format!("'{name}' in '{}'", files.dir().display()),
+                        &values,
+                        &values.f_to_kind(Kind::Half)?,
+                    )?;
+                }
                 Ok(Some((kept(whole.shape(), Some(whole.encoding()))?, to(whole.data())?)))
             }
             None if place == Place::Streamed => {

@@ -6,7 +6,7 @@ use crate::error::{refuse, Result};
 use crate::kernels::number::WithNumber;
 
 /// The number of weights that are converted at a time.
-const AT_ONCE: i64 = 1 << 22;
+const AT_ONCE: i64 = 1 << 18;
 
 /// The bytes of a matrix. Rounds half to even.
 pub(super) fn encoded(matrix: &Tensor) -> Result<Tensor> {

@@ -15,7 +15,7 @@ use crate::kernels::number::WithNumber;
 /// The weights of a group.
 const GROUP: i64 = 64;
 /// The number of groups that are converted at a time.
-const AT_ONCE: i64 = 1 << 16;
+const AT_ONCE: i64 = 1 << 12;
 
 const VALUES: [f32; 16] = [
     -1.0,

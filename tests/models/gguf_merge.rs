@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use ln_tuning::gguf::GgufFile;
 use ln_tuning::models::{Decoder, Load, Model};
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{merge, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions, DEFAULT_ADAPTER};
+use ln_tuning::{
+    merge, merge_with, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions, MergeOptions,
+    DEFAULT_ADAPTER,
+};
 use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -73,6 +76,20 @@ fn a_merged_file_computes_what_base_and_adapter_do_and_keeps_every_byte_of_other
         let file = GgufFile::open(&out).unwrap();
         expected.push(file.metadata().strings("ln_tuning.tensors").unwrap().unwrap());
         assert!(!report.merged.is_empty() && report.files == 1);
+        // A scale of 0 leaves every byte of every tensor.
+        let still = path(&format!("{name}.still"));
+        let options = MergeOptions::default().scale(0.);
+        merge_with(&base, &adapter, &still, &options, |_, _| ()).unwrap();
+        let (base, still) = (GgufFile::open(&base).unwrap(), GgufFile::open(&still).unwrap());
+        for tensor in base.tensors() {
+            let other = still.find(&tensor.name).unwrap();
+            assert_eq!(other.block_type, tensor.block_type, "{name} {}", tensor.name);
+            assert!(
+                still.bytes(other).unwrap() == base.bytes(tensor).unwrap(),
+                "{name} {}",
+                tensor.name
+            );
+        }
     }
     // The gguf package finds the same tensors changed and no other, all in f32.
     let compared =

@@ -68,6 +68,15 @@ impl Gguf {
         self
     }
 
+    /// The same as another architecture with the same tensors.
+    fn granite() -> Self {
+        let mut gguf = Self::llama().with("general.architecture", Text("granite"));
+        for (key, _) in &mut gguf.entries {
+            *key = key.replace("llama.", "granite.");
+        }
+        gguf
+    }
+
     fn without(mut self, name: &str) -> Self {
         self.entries.retain(|(key, _)| key != name);
         self.tensors.retain(|(known, _)| known != name);
@@ -117,7 +126,11 @@ impl Gguf {
             out.extend(0_u32.to_le_bytes());
             out.extend((data.len() as u64).to_le_bytes());
             let count = shape.iter().product::<i64>();
-            let values = (0..count).map(|i| ((i * 7919 % 101) as f32 - 50.) / 100.);
+            let is_factor = name.starts_with("rope_");
+            let values = (0..count).map(|i| match (i * 7919 % 101) as f32 {
+                _ if is_factor => 1. + i as f32,
+                number => (number - 50.) / 100.,
+            });
             data.extend(values.flat_map(f32::to_le_bytes));
             data.resize(data.len().next_multiple_of(32), 0);
         }
@@ -165,15 +178,13 @@ fn a_gguf_file_is_a_model_by_its_path_and_as_the_only_one_in_a_directory() {
 fn heads_progress_kinds_and_adapters_are_those_of_a_directory() {
     let dir = tempfile::tempdir().unwrap();
     let gguf = Gguf::llama().tensor("rope_freqs.weight", &[2]).tensor("output.weight", &[10, 8]);
-    // All numbers of this are above 0.
-    let gguf = gguf.without("rope_freqs.weight");
     let file = gguf.write(dir.path(), "tiny.gguf");
     let last = Rc::new(Cell::new((0, 0)));
     let seen = last.clone();
     let files = ModelFiles::open(&file).unwrap();
     // The head is the embedding, byte for byte.
     assert_eq!(files.config()["tie_word_embeddings"], true);
-    assert_eq!(files.left_out(), ["output.weight"]);
+    assert_eq!(files.left_out(), ["rope_freqs.weight", "output.weight"]);
     let files = files.with_progress(move |done, total| seen.set((done, total)));
     let load = Load::on(Device::Cpu).kind(Kind::BFloat16).labels(["ham", "spam", "eggs"]);
     let (vs, model) = Decoder::from_files(files, &load).unwrap();
@@ -197,10 +208,10 @@ fn heads_progress_kinds_and_adapters_are_those_of_a_directory() {
     let _tuned = LnTuningModel::from_pretrained(&vs, &adapter).unwrap();
     assert_eq!(model.logits(&ids()).unwrap(), after);
 
-    let out = dir.path().join("merged");
-    let error = ln_tuning::merge(&file, &adapter, &out, |_, _| ()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-    assert!(!out.exists());
+    let out = dir.path().join("merged.gguf");
+    ln_tuning::merge(&file, &adapter, &out, |_, _| ()).unwrap();
+    let (_vs, merged) = Decoder::from_pretrained(&out, Device::Cpu, None).unwrap();
+    assert_eq!(merged.logits(&ids()).unwrap(), after);
 }
 
 #[test]
@@ -232,6 +243,8 @@ fn what_a_file_says_counts() {
     ] {
         assert_eq!(config(gguf).0, plain);
     }
+    let wide = |window| Gguf::granite().with("granite.attention.sliding_window", Whole(window));
+    assert_eq!(config(wide(32)).0, config(wide(0)).0);
     let (mistral, _) = config(llama().with("llama.attention.sliding_window", Whole(7)));
     assert_eq!(
         (&mistral["model_type"], &mistral["sliding_window"]),
@@ -239,6 +252,10 @@ fn what_a_file_says_counts() {
     );
     let (_, ends) = config(llama().with("tokenizer.ggml.eot_token_id", Whole(5)));
     assert_eq!(ends.unwrap()["eos_token_id"], serde_json::json!([2, 5]));
+    // Frequencies that are those of no known rope are kept as they are.
+    let (factors, _) =
+        config(llama().tensor("rope_freqs.weight", &[2]).with("llama.rope.freq_base", Number(2.)));
+    assert_eq!(factors["rope_parameters"]["long_factor"], serde_json::json!([1., 2.]));
     let linear = llama().with("llama.rope.scale_linear", Number(4.));
     assert_eq!(config(linear).0["rope_parameters"]["factor"], 4.);
 }
@@ -260,6 +277,11 @@ fn what_is_not_understood_is_refused_by_name() {
             llama().with("llama.attention.scale", Number(0.3)),
             ErrorKind::Unsupported,
             "attention.scale",
+        ),
+        (
+            Gguf::granite().with("granite.attention.sliding_window", Whole(31)),
+            ErrorKind::Unsupported,
+            "sliding_window",
         ),
         (llama().with("llama.logit_scale", Number(2.)), ErrorKind::Unsupported, "logit_scale"),
         (llama().without("llama.block_count"), ErrorKind::InvalidConfig, "block_count"),
@@ -298,7 +320,7 @@ fn what_is_not_understood_is_refused_by_name() {
         ),
         (llama().with("llama.tensor_data_layout", Text("mine")), ErrorKind::Unsupported, "is mine"),
         (llama().with("llama.vocab_size", Whole(11)), ErrorKind::Unsupported, "vocab_size"),
-        (llama().tensor("rope_freqs.weight", &[2]), ErrorKind::InvalidConfig, "rope_freqs.weight"),
+        (llama().tensor("rope_freqs.weight", &[3]), ErrorKind::Unsupported, "rope_freqs.weight"),
         (
             llama().tensor("blk.0.attn_sinks.weight", &[2]),
             ErrorKind::UnexpectedKeys,

@@ -12,7 +12,7 @@ use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{Through, Tied, Weights};
-use crate::pretrained::ModelFiles;
+use crate::pretrained::{origin, ModelFiles};
 
 /// An encoder-decoder language model.
 ///
@@ -181,10 +181,23 @@ fn embedding_names(family: Family) -> [&'static str; 4] {
     }
 }
 
+/// The end of the names of T5's outer layers.
+const WIDE: &str = ".DenseReluDense.wo.weight";
+
 /// transformers reads the outer layers of T5's MLPs in f32 where the model is in f16, which they would leave.
 fn keep_in_f32(vs: &VarStore, files: &ModelFiles) -> Result<()> {
+    let kept = origin::kept(vs);
+    let low = kept.iter().find(|kept| kept.name.ends_with(WIDE) && kept.kind == Kind::Half);
+    if let Some(kept) = low {
+        refuse!(
+            Unsupported,
+            "'{}' is kept as {}, and a T5 in f16 needs it in f32: choose the kind f32 or bf16, or keep the base plain",
+            kept.name,
+            kept.in_words()
+        );
+    }
     for (name, variable) in vs.variables() {
-        if name.ends_with(".DenseReluDense.wo.weight") && variable.f_kind()? == Kind::Half {
+        if name.ends_with(WIDE) && variable.f_kind()? == Kind::Half {
             let read = files.tensor(&name)?.f_to_kind(Kind::Float)?.f_to_device(vs.device())?;
             let mut variable = variable;
             no_grad(|| variable.f_set_data(&read))?;

@@ -131,3 +131,58 @@ impl Vocabulary {
         self.id("eos_token").is_some() && self.add_eos == Some(true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+    use tokenizers::Tokenizer;
+
+    use super::*;
+
+    /// Few letters, so that tokens and merges meet; of every kind that is treated apart.
+    fn token() -> impl Strategy<Value = String> {
+        "[ab \u{2581}\u{120}<é]{0,3}"
+    }
+
+    fn words() -> impl Strategy<Value = Vocabulary> {
+        let models = prop_oneof!["gpt2", "llama", "bert"];
+        let lists = (vec(token(), 0..12), vec(0..8_i64, 0..12), vec(-9_f32..0., 0..12));
+        let merges = option::of(vec("[ab ]{0,2} [ab ]{0,2}", 0..6));
+        let ids = (option::of(0..14_usize), option::of(0..14_usize), vec(0..14_usize, 0..2));
+        let flags = (any::<Option<bool>>(), any::<Option<bool>>(), any::<Option<bool>>());
+        let names = (prop_oneof!["gemma2", "phi3", "llama"], option::of("(gpt-2|llama-bpe|none)"));
+        (models, lists, merges, ids, flags, names).prop_map(|all| {
+            let (model, (tokens, mut types, mut scores), merges, ids, flags, names) = all;
+            let ((bos, unk, ends), (architecture, pre)) = (ids, names);
+            // Mostly of one length.
+            types.resize(if types.len() == 3 { 3 } else { tokens.len() }, 1);
+            scores.resize(if scores.len() == 3 { 3 } else { tokens.len() }, -1.);
+            let special = [("bos_token", bos), ("eos_token", bos), ("unk_token", unk)];
+            let special = special.into_iter().filter_map(|(name, id)| Some((name, id?))).collect();
+            let (add_bos, add_eos, add_space_prefix) = flags;
+            let name = architecture.clone();
+            #[rustfmt::skip]
+            let words = Vocabulary {
+                architecture, name, model, pre, tokens, scores, types, merges, special, ends, add_bos, add_eos,
+                add_space_prefix, templates: Vec::new(),
+            };
+            words
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_vocabulary_is_a_tokenizer_that_keeps_its_ids_or_it_is_refused(words in words()) {
+            let _ = (words.tokenizer_config(), words.generation_config());
+            let Ok(json) = words.tokenizer() else { return Ok(()) };
+            let Ok(tokenizer) = Tokenizer::from_bytes(json.to_string()) else { return Ok(()) };
+            for (id, token) in words.tokens.iter().enumerate().filter(|(_, token)| token.trim() != "") {
+                prop_assert_eq!(tokenizer.token_to_id(token), Some(id as u32));
+            }
+            let encoded = tokenizer.encode("ab <a é", true).unwrap();
+            prop_assert!(encoded.get_ids().iter().all(|id| (*id as usize) < words.tokens.len()));
+        }
+    }
+}
