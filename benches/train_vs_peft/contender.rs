@@ -92,7 +92,7 @@ impl Contender {
             );
             let mut command = Command::new(python);
             command.arg(place::data().join("benches/peft_train.py"));
-            command.env("HF_HUB_OFFLINE", "1");
+            command.env("HF_HUB_OFFLINE", "1").env("TQDM_DISABLE", "1");
             if work.device == "cpu" {
                 command.env("TORCHINDUCTOR_COMPILE_THREADS", "1");
             }

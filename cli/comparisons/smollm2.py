@@ -5,7 +5,11 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
+
+# transformers draws a bar while it reads a GGUF file.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
