@@ -240,6 +240,7 @@ impl<'a> Tape<'a> {
 
     /// [`run`](Self::run) for one block and several batches, each with a closure of its own. The last batch goes first,
     /// so that the backward pass comes to the first one first.
+    #[cfg(feature = "models")]
     pub(crate) fn run_batches<F: Fn(&Tensor) -> Result<Tensor> + 'a>(
         &mut self,
         inputs: &[Tensor],
@@ -256,6 +257,7 @@ impl<'a> Tape<'a> {
     }
 
     /// True if nothing that a block computes is kept for the backward pass.
+    #[cfg(feature = "models")]
     pub(crate) fn keeps_nothing(&self) -> Result<bool> {
         let all = matches!(self.options.blocks, Blocks::All | Blocks::EveryNth(0 | 1));
         Ok(all || !grad_is_enabled()?)

@@ -60,7 +60,16 @@ pub enum Place {
     Mapped,
     /// Memory of the device; on the CPU, of the process.
     Device,
-    /// On the host or in the file, from where they come to the device when a layer needs them.
+    /// On the host or in the file, from where they come when a block needs them, one block ahead of use; those of other
+    /// blocks are in no memory. Train with [`recompute`](crate::recompute) of all blocks, and let the batches of a step
+    /// go through each block together
+    /// ([`backward_recompute_many`](crate::Optimizer::backward_recompute_many)).
+    ///
+    /// On the CPU they are pages of the file's map, so the files must have the wanted form: `int8` and `nf4`, which are
+    /// computed when a model is loaded, are refused, and matrices of a GGUF file whose rows get another order (llama's
+    /// `q` and `k`) stay in memory. A matrix that was written to stays too. On CUDA they are copied from pinned memory of
+    /// the host, which holds all of them, to memory for two blocks; embeddings and heads stay on the device. Elsewhere,
+    /// and on other systems than Linux, nothing is streamed: an error says so.
     Streamed,
 }
 
@@ -79,6 +88,11 @@ impl Frozen {
 
     pub(crate) fn parts(self) -> (Form, Place) {
         (self.form, self.place)
+    }
+
+    /// True if matrices come when a layer needs them.
+    pub fn is_streamed(&self) -> bool {
+        self.place == Place::Streamed
     }
 
     /// True if matrices are kept in few bits.

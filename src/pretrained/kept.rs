@@ -25,6 +25,7 @@ pub(crate) struct Kept {
     /// The kind of the values that the model computes with.
     pub(crate) kind: Kind,
     /// Its storage comes to the device when it is needed.
+    #[cfg_attr(not(feature = "models"), allow(dead_code))]
     pub(crate) streamed: bool,
 }
 

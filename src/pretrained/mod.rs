@@ -16,6 +16,7 @@ pub(crate) mod tensor_file;
 
 pub use files::ModelFiles;
 pub use frozen::{Form, Frozen, Place};
+pub use gguf::export::to_gguf;
 pub(crate) use naming::head::with_class_of;
 pub use naming::head::Head;
 pub(crate) use naming::table::is_part_of;

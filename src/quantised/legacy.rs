@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::blocks::{float, masks, product, sum, units, Blocks};
+use super::int8::check_finite;
 use crate::error::Result;
 use crate::kernels::number::WithNumber;
 
@@ -40,6 +41,23 @@ pub(super) fn q5_1(blocks: &Blocks, out: &Tensor) -> Result<()> {
 pub(super) fn q8_0(blocks: &Blocks, out: &Tensor) -> Result<()> {
     let whole = float(&blocks.bytes.f_view_dtype(Kind::Int8)?)?;
     product(out, &whole.f_narrow(1, 2, 32)?, &blocks.half(0)?)
+}
+
+/// The bytes of rows of whole blocks in Q8_0, as llama.cpp makes them: rounded half away from zero.
+pub(super) fn to_q8_0(matrix: &Tensor) -> Result<Tensor> {
+    let (rows, columns) = matrix.size2()?;
+    let blocks = float(matrix)?.f_contiguous()?.f_view([-1, 32])?;
+    let scale = blocks.f_abs()?.f_amax([1_i64], true)?.f_div_number(127)?;
+    check_finite(&scale)?;
+    // Where the scale is 0, so are all weights.
+    let inverse = scale.f_reciprocal()?.f_nan_to_num(0., 0., 0.)?;
+    let whole = blocks.f_mul(&inverse)?;
+    let least = whole.f_abs()?.f_floor()?;
+    let rest = whole.f_abs()?.f_sub(&least)?.f_mul_scalar_(2)?.f_floor()?;
+    let whole = whole.f_sign()?.f_mul_(&least.f_add(&rest)?)?.f_to_kind(Kind::Int8)?;
+    let scale = scale.f_to_kind(Kind::Half)?.f_view_dtype(Kind::Uint8)?;
+    let bytes = Tensor::f_cat(&[scale, whole.f_view_dtype(Kind::Uint8)?], 1)?;
+    Ok(bytes.f_view([rows, columns / 32 * 34])?)
 }
 
 /// The fifth bits of 32 weights from byte `start` on, and their four lower bits after them, together.

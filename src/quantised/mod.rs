@@ -73,7 +73,8 @@ impl Quantised {
         Ok(Quantised { data, shape: shape.to_vec(), encoding })
     }
 
-    /// The matrix, `[rows, columns]` in any floating-point kind, in `Int8` or `Nf4`: `Int8` rounds half to even.
+    /// The matrix, `[rows, columns]` in any floating-point kind, in `Int8`, `Nf4` or blocks of `Q8_0`: `Int8` rounds half to
+    /// even, `Q8_0` away from zero, as llama.cpp does.
     ///
     /// # Errors
     /// `Unsupported` for an encoding that is only read; `ShapeMismatch` if it is no matrix; `NonFinite` for one that
@@ -86,6 +87,10 @@ impl Quantised {
         let data = match encoding {
             Encoding::Int8 => int8::encoded(matrix)?,
             Encoding::Nf4 => nf4::encoded(matrix)?,
+            Encoding::Block(BlockType::Q8_0) if shape[1] % 32 == 0 => legacy::to_q8_0(matrix)?,
+            Encoding::Block(BlockType::Q8_0) => {
+                refuse!(ShapeMismatch, "rows of {} weights, expected a multiple of 32", shape[1])
+            }
             Encoding::Block(block_type) => {
                 refuse!(Unsupported, "{block_type} can be read, and not be made of other weights")
             }

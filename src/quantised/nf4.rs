@@ -8,7 +8,6 @@
 use tch::{Device, Kind, Tensor};
 
 use super::int8::{check_finite, factors};
-use crate::device::transfer::sent;
 use crate::error::Result;
 use crate::kernels::number::WithNumber;
 
@@ -87,14 +86,21 @@ pub(super) fn encoded(matrix: &Tensor) -> Result<Tensor> {
 pub(super) fn decode(groups: &Tensor, out: &Tensor) -> Result<()> {
     let factor = factors(groups)?;
     let codes = groups.f_narrow(1, 4, GROUP / 2)?.f_to_kind(Kind::Int)?.f_view([-1])?;
-    let pairs = sent(&pairs()?, groups.device())?;
+    let pairs = pairs(groups.device())?;
     let _ = pairs.f_index_select_out(&out.f_view([-1])?.f_view_dtype(Kind::Double)?, 0, &codes)?;
     let _ = out.shallow_clone().f_mul_(&factor)?;
     Ok(())
 }
 
-/// The two values of each byte, as one number of 64 bits, which one look-up finds.
-fn pairs() -> Result<Tensor> {
+/// The two values of each byte, as one number of 64 bits, which one look-up finds. Nothing waits for the copy to a GPU:
+/// it is from pinned memory.
+fn pairs(device: Device) -> Result<Tensor> {
     let both: Vec<f32> = (0..256).flat_map(|byte| [VALUES[byte >> 4], VALUES[byte & 15]]).collect();
-    Ok(Tensor::f_from_slice(&both)?.f_to_device(Device::Cpu)?.f_view_dtype(Kind::Double)?)
+    let pairs =
+        Tensor::f_from_slice(&both)?.f_to_device(Device::Cpu)?.f_view_dtype(Kind::Double)?;
+    if !device.is_cuda() {
+        return Ok(pairs.f_to_device(device)?);
+    }
+    let pinned = pairs.f_internal_pin_memory(device)?;
+    Ok(pinned.f_to_device_(device, Kind::Double, true, false)?)
 }

@@ -59,29 +59,34 @@ pub fn write(contents: &[(PathBuf, Vec<u8>)]) -> Result<()> {
     result
 }
 
-/// Writes one file that is too large for memory: whole, at one instant, or not at all.
+/// Writes one file that is too large for memory: whole, at one instant, or not at all. `check` gets the new one at
+/// another path before.
 ///
 /// # Errors
-/// As [`write`].
-pub(crate) fn write_one(
+/// As [`write`], and those of `fill` and `check`.
+pub(crate) fn write_one<E: From<Error>>(
     path: &Path,
-    fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
-) -> Result<()> {
+    fill: impl FnOnce(&mut dyn io::Write) -> Result<()>,
+    check: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
     check_replaceable(path)?;
     let failed = |e| Error::io("write", path, e);
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut made = Vec::new();
-    let result = make_dir(parent, &mut made).and_then(|()| {
+    let written = |made: &mut Vec<PathBuf>| -> Result<(), E> {
+        make_dir(parent, made)?;
         staging::clear(parent);
         let staging = Staging::new_in(parent).map_err(failed)?;
         let new = staging.path().join("new");
         let mut file = BufWriter::new(File::create(&new).map_err(failed)?);
-        fill(&mut file).map_err(failed)?;
+        fill(&mut file)?;
         file.into_inner().map_err(|e| failed(e.into_error()))?.sync_all().map_err(failed)?;
+        check(&new)?;
         fs::rename(&new, path).map_err(failed)?;
         sync(parent);
         Ok(())
-    });
+    };
+    let result = written(&mut made);
     if result.is_err() {
         made.iter().rev().for_each(|dir| drop(fs::remove_dir(dir)));
     }

@@ -74,7 +74,12 @@ impl Pages {
         self.each_run(|state, start, length| {
             if state == OF_A_FILE {
                 // SAFETY: these pages are those of a file, as it was mapped: they come again with the same content.
-                let given = unsafe { madvise(start as *mut _, length, Advice::LinuxDontNeed) };
+                let given = unsafe {
+                    // The system keeps them as long as it has room, and takes them first when it has none; not those
+                    // that have just been read ahead.
+                    let _ = madvise(start as *mut _, length, Advice::LinuxCold);
+                    madvise(start as *mut _, length, Advice::LinuxDontNeed)
+                };
                 given.map_err(|e| failed("give back memory", e.into()))?;
             }
             Ok(())

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use tch::Tensor;
 
 use super::pages::{file_maps, Pages};
-use crate::error::{refusal, Result};
+use crate::error::{refusal, refuse, Result};
 
 const NONE: usize = usize::MAX;
 
@@ -39,25 +39,30 @@ impl Wanted {
 }
 
 impl ReadAhead {
-    /// The parts, each of several tensors with their names.
+    /// The parts, each of several tensors with their names. A tensor that is no part of a file's map, such as one whose
+    /// rows were brought to another order, stays in memory.
     ///
     /// # Errors
-    /// `Unsupported` for a tensor that is no part of a file's map; `Io` where the system does not tell pages of files
+    /// `Unsupported` if all are such; `Io` where the system does not tell pages of files
     /// from others.
     pub(crate) fn of(parts: &[Vec<(String, Tensor)>]) -> Result<Self> {
         let maps = file_maps()?;
-        let pages = |(name, tensor): &(String, Tensor)| {
-            let pages = Pages::of(tensor)?.filter(|pages| pages.is_in(&maps));
-            pages.ok_or_else(|| {
-                refusal!(
-                    Unsupported,
-                    "'{name}' cannot be streamed from disk: it is not in memory as the file has it. Load it in the kind of \
-                     the file, or leave out 'streamed'"
-                )
-            })
+        let pages = |(_, tensor): &(String, Tensor)| {
+            Ok(Pages::of(tensor)?.filter(|pages| pages.is_in(&maps)))
         };
-        let of_part = |part: &Vec<_>| part.iter().map(pages).collect::<Result<Vec<_>>>();
-        let parts: Arc<[Vec<Pages>]> = parts.iter().map(of_part).collect::<Result<_>>()?;
+        let of_part = |part: &Vec<_>| {
+            part.iter().filter_map(|matrix| pages(matrix).transpose()).collect::<Result<Vec<_>>>()
+        };
+        let found = parts.iter().map(of_part).collect::<Result<Arc<[_]>>>()?;
+        if found.iter().all(Vec::is_empty) {
+            let name = parts.iter().flatten().next().map_or("", |(name, _)| name.as_str());
+            refuse!(
+                Unsupported,
+                "'{name}' cannot be streamed from disk, and no other matrix can: they are in memory in another form than \
+                 in the file. Leave out 'streamed', or choose a form that the file has"
+            );
+        }
+        let parts: Arc<[Vec<Pages>]> = found;
         // Where the page table cannot be read, memory could never be given back.
         parts.iter().flatten().take(1).try_for_each(Pages::give_back)?;
         let wanted = Arc::new(Wanted([NONE, NONE].map(AtomicUsize::new)));

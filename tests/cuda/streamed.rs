@@ -165,11 +165,20 @@ fn blocks_in_few_bits_travel_so_and_what_replaces_a_matrix_is_refused() {
             is_in_order(base, &counts);
             counting::only_device(0);
         }
+        // Memory that cannot be pinned where it is, is copied to memory that can.
+        std::env::set_var("COUNTING_PINS", "0");
+        counting::reset();
         let (vs, model) = loaded(&dir, "streamed");
+        let ids = sent(&Tensor::ones([1, 4], (Kind::Int64, Device::Cpu)), best_device());
+        let pass = || tch::no_grad(|| drop(model.logits(&ids).unwrap()));
+        pass();
+        assert_eq!(counting::counts().calls_with("cudaHostRegister"), 0);
+        counting::reset();
+        pass();
+        is_in_order("pinned copies", &counting::counts());
         let name = "model.layers.2.mlp.up_proj.weight";
         let mut variable = vs.variables()[name].shallow_clone();
         variable.set_data(&variable.copy());
-        let ids = Tensor::ones([1, 4], (Kind::Int64, best_device()));
         let error = model.logits(&ids).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BaseChanged);
         assert!(error.to_string().contains(name), "{error}");

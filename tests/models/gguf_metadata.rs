@@ -1,133 +1,15 @@
 //! A GGUF file is a model wherever a directory is one, and what is not understood in it is refused.
 
 use std::cell::Cell;
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use ln_tuning::models::{AnyModel, Decoder, Head, Load, Model};
+use crate::gguf_tiny::Entry::{self, Flags, Number, Text, Whole, Wholes};
+use crate::gguf_tiny::Gguf;
+use ln_tuning::models::{AnyModel, Decoder, DecoderConfig, Head, Load, Model, ModelConfig};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel};
+use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
-
-/// A value of the metadata.
-#[derive(Clone)]
-enum Entry {
-    Text(&'static str),
-    Whole(u32),
-    Number(f32),
-    Flags(Vec<bool>),
-    Wholes(Vec<u32>),
-}
-use Entry::{Flags, Number, Text, Whole, Wholes};
-
-/// A GGUF file in the making: tensors are in f32, of random numbers.
-#[derive(Clone)]
-struct Gguf {
-    entries: Vec<(String, Entry)>,
-    tensors: Vec<(String, Vec<i64>)>,
-}
-
-impl Gguf {
-    /// Two blocks of width 8, with 2 heads and 1 key-value head.
-    fn llama() -> Self {
-        let entries = [
-            ("general.architecture", Text("llama")),
-            ("general.name", Text("tiny")),
-            ("llama.block_count", Whole(2)),
-            ("llama.context_length", Whole(32)),
-            ("llama.embedding_length", Whole(8)),
-            ("llama.feed_forward_length", Whole(12)),
-            ("llama.attention.head_count", Whole(2)),
-            ("llama.attention.head_count_kv", Whole(1)),
-            ("llama.attention.layer_norm_rms_epsilon", Number(1e-5)),
-            ("tokenizer.ggml.eos_token_id", Whole(2)),
-        ];
-        let mut tensors = vec![("token_embd.weight".to_owned(), vec![10, 8])];
-        for block in 0..2 {
-            for (name, shape) in [
-                ("attn_norm", &[8][..]),
-                ("attn_q", &[8, 8]),
-                ("attn_k", &[4, 8]),
-                ("attn_v", &[4, 8]),
-                ("attn_output", &[8, 8]),
-                ("ffn_norm", &[8]),
-                ("ffn_gate", &[12, 8]),
-                ("ffn_up", &[12, 8]),
-                ("ffn_down", &[8, 12]),
-            ] {
-                tensors.push((format!("blk.{block}.{name}.weight"), shape.to_vec()));
-            }
-        }
-        tensors.push(("output_norm.weight".to_owned(), vec![8]));
-        Gguf { entries: entries.map(|(key, entry)| (key.to_owned(), entry)).to_vec(), tensors }
-    }
-
-    fn with(mut self, key: &str, entry: Entry) -> Self {
-        self.entries.retain(|(known, _)| known != key);
-        self.entries.push((key.to_owned(), entry));
-        self
-    }
-
-    fn without(mut self, name: &str) -> Self {
-        self.entries.retain(|(key, _)| key != name);
-        self.tensors.retain(|(known, _)| known != name);
-        self
-    }
-
-    fn tensor(mut self, name: &str, shape: &[i64]) -> Self {
-        self.tensors.retain(|(known, _)| known != name);
-        self.tensors.push((name.to_owned(), shape.to_vec()));
-        self
-    }
-
-    fn write(&self, dir: &Path, name: &str) -> PathBuf {
-        let text = |out: &mut Vec<u8>, text: &str| {
-            out.extend((text.len() as u64).to_le_bytes());
-            out.extend(text.as_bytes());
-        };
-        let mut out = b"GGUF\x03\0\0\0".to_vec();
-        out.extend((self.tensors.len() as u64).to_le_bytes());
-        out.extend((self.entries.len() as u64).to_le_bytes());
-        for (key, entry) in &self.entries {
-            text(&mut out, key);
-            match entry {
-                Whole(value) => out.extend([4, *value].map(u32::to_le_bytes).concat()),
-                Number(value) => out.extend([[6, 0, 0, 0], value.to_le_bytes()].concat()),
-                Text(value) => {
-                    out.extend(8_u32.to_le_bytes());
-                    text(&mut out, value);
-                }
-                Flags(values) => {
-                    out.extend([9_u32, 7].map(u32::to_le_bytes).concat());
-                    out.extend((values.len() as u64).to_le_bytes());
-                    out.extend(values.iter().map(|value| u8::from(*value)));
-                }
-                Wholes(values) => {
-                    out.extend([9_u32, 4].map(u32::to_le_bytes).concat());
-                    out.extend((values.len() as u64).to_le_bytes());
-                    out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-                }
-            }
-        }
-        let mut data = Vec::new();
-        for (name, shape) in &self.tensors {
-            text(&mut out, name);
-            out.extend((shape.len() as u32).to_le_bytes());
-            out.extend(shape.iter().rev().flat_map(|size| size.to_le_bytes()));
-            out.extend(0_u32.to_le_bytes());
-            out.extend((data.len() as u64).to_le_bytes());
-            let count = shape.iter().product::<i64>();
-            let values = (0..count).map(|i| ((i * 7919 % 101) as f32 - 50.) / 100.);
-            data.extend(values.flat_map(f32::to_le_bytes));
-            data.resize(data.len().next_multiple_of(32), 0);
-        }
-        out.resize(out.len().next_multiple_of(32), 0);
-        out.extend(data);
-        let path = dir.join(name);
-        std::fs::write(&path, out).unwrap();
-        path
-    }
-}
 
 fn ids() -> Tensor {
     Tensor::arange(8, (Kind::Int64, Device::Cpu)).view([2, 4])
@@ -165,15 +47,13 @@ fn a_gguf_file_is_a_model_by_its_path_and_as_the_only_one_in_a_directory() {
 fn heads_progress_kinds_and_adapters_are_those_of_a_directory() {
     let dir = tempfile::tempdir().unwrap();
     let gguf = Gguf::llama().tensor("rope_freqs.weight", &[2]).tensor("output.weight", &[10, 8]);
-    // All numbers of this are above 0.
-    let gguf = gguf.without("rope_freqs.weight");
     let file = gguf.write(dir.path(), "tiny.gguf");
     let last = Rc::new(Cell::new((0, 0)));
     let seen = last.clone();
     let files = ModelFiles::open(&file).unwrap();
     // The head is the embedding, byte for byte.
     assert_eq!(files.config()["tie_word_embeddings"], true);
-    assert_eq!(files.left_out(), ["output.weight"]);
+    assert_eq!(files.left_out(), ["rope_freqs.weight", "output.weight"]);
     let files = files.with_progress(move |done, total| seen.set((done, total)));
     let load = Load::on(Device::Cpu).kind(Kind::BFloat16).labels(["ham", "spam", "eggs"]);
     let (vs, model) = Decoder::from_files(files, &load).unwrap();
@@ -232,6 +112,8 @@ fn what_a_file_says_counts() {
     ] {
         assert_eq!(config(gguf).0, plain);
     }
+    let wide = |window| Gguf::granite().with("granite.attention.sliding_window", Whole(window));
+    assert_eq!(config(wide(32)).0, config(wide(0)).0);
     let (mistral, _) = config(llama().with("llama.attention.sliding_window", Whole(7)));
     assert_eq!(
         (&mistral["model_type"], &mistral["sliding_window"]),
@@ -239,6 +121,10 @@ fn what_a_file_says_counts() {
     );
     let (_, ends) = config(llama().with("tokenizer.ggml.eot_token_id", Whole(5)));
     assert_eq!(ends.unwrap()["eos_token_id"], serde_json::json!([2, 5]));
+    // Frequencies that are those of no known rope are kept as they are.
+    let (factors, _) =
+        config(llama().tensor("rope_freqs.weight", &[2]).with("llama.rope.freq_base", Number(2.)));
+    assert_eq!(factors["rope_parameters"]["long_factor"], serde_json::json!([1., 2.]));
     let linear = llama().with("llama.rope.scale_linear", Number(4.));
     assert_eq!(config(linear).0["rope_parameters"]["factor"], 4.);
 }
@@ -260,6 +146,11 @@ fn what_is_not_understood_is_refused_by_name() {
             llama().with("llama.attention.scale", Number(0.3)),
             ErrorKind::Unsupported,
             "attention.scale",
+        ),
+        (
+            Gguf::granite().with("granite.attention.sliding_window", Whole(31)),
+            ErrorKind::Unsupported,
+            "sliding_window",
         ),
         (llama().with("llama.logit_scale", Number(2.)), ErrorKind::Unsupported, "logit_scale"),
         (llama().without("llama.block_count"), ErrorKind::InvalidConfig, "block_count"),
@@ -298,7 +189,7 @@ fn what_is_not_understood_is_refused_by_name() {
         ),
         (llama().with("llama.tensor_data_layout", Text("mine")), ErrorKind::Unsupported, "is mine"),
         (llama().with("llama.vocab_size", Whole(11)), ErrorKind::Unsupported, "vocab_size"),
-        (llama().tensor("rope_freqs.weight", &[2]), ErrorKind::InvalidConfig, "rope_freqs.weight"),
+        (llama().tensor("rope_freqs.weight", &[3]), ErrorKind::Unsupported, "rope_freqs.weight"),
         (
             llama().tensor("blk.0.attn_sinks.weight", &[2]),
             ErrorKind::UnexpectedKeys,
@@ -319,5 +210,114 @@ fn what_is_not_understood_is_refused_by_name() {
         assert!(error.to_string().contains(named), "{named}: {error}");
         let of_the_file = kind != ErrorKind::ShapeMismatch || named == "attn_q";
         assert!(!of_the_file || error.to_string().contains("tiny.gguf"), "{named}: {error}");
+    }
+}
+
+/// Keys that some architecture reads.
+const KEYS: [&str; 36] = [
+    "attention.causal",
+    "attention.clamp_kqv",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+    "attention.max_alibi_bias",
+    "attention.scale",
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "attention.value_length",
+    "attn_logit_softcapping",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "embedding_scale",
+    "expert_count",
+    "feed_forward_length",
+    "final_logit_softcapping",
+    "logit_scale",
+    "residual_scale",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.freq_base_swa",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_ext_factor",
+    "tensor_data_layout",
+    "use_parallel_residual",
+    "vocab_size",
+];
+
+const ARCHITECTURES: [&str; 19] = [
+    "bloom",
+    "command-r",
+    "falcon",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gptneox",
+    "granite",
+    "llama",
+    "olmo",
+    "olmo2",
+    "phi2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+];
+
+fn entry() -> impl Strategy<Value = Entry> {
+    let sizes = prop_oneof![0..40_u32, any::<u32>()];
+    let texts = prop::sample::select(vec!["none", "linear", "yarn", "longrope", "jploski", "?"]);
+    prop_oneof![
+        4 => sizes.clone().prop_map(Whole),
+        3 => prop_oneof![any::<f32>(), -2_f32..9.].prop_map(Number),
+        2 => texts.prop_map(Text),
+        1 => prop::collection::vec(any::<bool>(), 0..4).prop_map(Flags),
+        1 => prop::collection::vec(sizes, 0..4).prop_map(Wholes),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn any_metadata_is_a_configuration_or_an_error(
+        architecture in prop::sample::select(ARCHITECTURES.to_vec()),
+        changes in prop::collection::vec((prop::sample::select(KEYS.to_vec()), entry()), 0..4),
+        factors in prop::option::of(0_i64..5),
+    ) {
+        let mut gguf = Gguf::llama().with("general.architecture", Text(architecture));
+        for (key, _) in &mut gguf.entries {
+            *key = key.replace("llama.", &format!("{architecture}."));
+        }
+        let eps = format!("{architecture}.attention.layer_norm_epsilon");
+        gguf = gguf.with(&eps, Number(1e-5));
+        for (key, entry) in changes {
+            gguf = gguf.with(&format!("{architecture}.{key}"), entry);
+        }
+        for name in ["rope_freqs", "rope_factors_long", "rope_factors_short"] {
+            if let Some(factors) = factors {
+                gguf = gguf.tensor(&format!("{name}.weight"), &[factors]);
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = gguf.write(dir.path(), "tiny.gguf");
+        if let Ok(files) = ModelFiles::open(&file) {
+            let _ = DecoderConfig::from_value(files.config());
+            for variable in files.variables() {
+                let _ = files.tensor(&variable.name);
+                let _ = files.quantised(&variable.name);
+            }
+        }
     }
 }

@@ -19,6 +19,7 @@ mod gguf_blocks;
 mod gguf_files;
 mod gguf_merge;
 mod gguf_metadata;
+mod gguf_tiny;
 mod loading;
 mod minilm;
 mod naming;

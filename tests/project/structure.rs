@@ -19,10 +19,7 @@ const NEVER: &[(&str, &[&str])] = &[
             "optim",
         ],
     ),
-    (
-        "quantised",
-        &["storage", "names", "device", "autograd", "pretrained", "adapter", "models", "optim"],
-    ),
+    ("quantised", &["storage", "names", "autograd", "pretrained", "adapter", "models", "optim"]),
     ("storage", &["pretrained", "adapter", "models", "optim"]),
     ("names", &["pretrained", "adapter", "models", "optim"]),
     ("kernels", &["pretrained", "adapter", "models", "optim"]),

@@ -1,8 +1,10 @@
-"""`gguf_bases.py DIR`: tiny random decoders of transformers as GGUF files, in the way of llama.cpp's converter, and logits.
+"""`gguf_bases.py DIR [CASE …]`: tiny random decoders of transformers as GGUF files, in the way of llama.cpp's converter, and logits.
 
 `DIR/CASE.gguf`, `DIR/CASE.st` (`input_ids`, `logits`, and `gguf.logits` where transformers reads the file itself) and
 `DIR/CASE.json`, the configuration. Logits are those of the weights that the file holds: dequantised ones, norms that had
 1 added and taken away again.
+
+`gguf_bases.py DIR --saved CASE …`: opens the directories `DIR/CASE`, and compares their logits.
 """
 
 import functools
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 from gguf import GGMLQuantizationType as T
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CONFIG_MAPPING
 
 transformers.logging.set_verbosity_error()
@@ -81,6 +83,7 @@ CASES = {
         ), T.Q8_0, False,
     ),
     "phi": ("phi2", "phi", dict(num_key_value_heads=4, intermediate_size=256), T.Q4_1, False),
+    "phi_fused": ("phi2", "phi", dict(num_key_value_heads=4, intermediate_size=256), T.Q8_0, False),
     "starcoder2": ("starcoder2", "starcoder2", dict(sliding_window=None), T.Q8_0, True),
     "gpt2": ("gpt2", "gpt2", dict(n_embd=64, n_positions=1024, **OLD), T.Q8_0, True),
     "gpt2_untied": ("gpt2", "gpt2", dict(n_embd=64, n_positions=128, tie_word_embeddings=False, **OLD), T.F16, False),
@@ -224,7 +227,7 @@ def convert(case, arch, model, block_type):
     writer = gguf.GGUFWriter(OUT / f"{case}.gguf", arch)
     metadata(writer, arch, config)
     names = gguf.get_tensor_name_map(ARCHITECTURES[arch], config.num_hidden_layers)
-    norms = {}
+    norms, fused = {}, {}
     with torch.no_grad():
         for name, tensor in state.items():
             tied = name == "lm_head.weight" and config.tie_word_embeddings
@@ -242,6 +245,11 @@ def convert(case, arch, model, block_type):
             if listed := re.fullmatch(r"(.*_layernorm)\.norms\.(\d+)\.weight", name):
                 norms.setdefault(listed[1], []).append(array)
                 continue
+            if case == "phi_fused" and (part := re.fullmatch(r"model\.layers\.(\d+)\.self_attn\.[qkv]_proj\.(.*)", name)):
+                # As in the first files of Phi 2.
+                parts = fused.setdefault(f"blk.{part[1]}.attn_qkv.{part[2]}", [])
+                parts.append((gguf.quants.quantize(array, own), own))
+                continue
             stem, ending = name.rsplit(".", 1)
             # Bloom's names are those of the model without a head.
             stem = names.get_name(stem) or names.get_name(stem.removeprefix("transformer."))
@@ -250,11 +258,23 @@ def convert(case, arch, model, block_type):
             writer.add_tensor(f"{stem}.{ending}", data, raw_dtype=own)
         for name, arrays in norms.items():
             writer.add_tensor(f"{names.get_name(name)}.weight", np.stack(arrays))
+        for name, parts in fused.items():
+            writer.add_tensor(name, np.concatenate([part for part, _ in parts]), raw_dtype=parts[0][1])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
+
+if "--saved" in sys.argv:
+    for case in sys.argv[3:]:
+        reference = load_file(OUT / f"{case}.st")
+        model, info = AutoModelForCausalLM.from_pretrained(OUT / case, attn_implementation="eager", output_loading_info=True)
+        assert not any(info.values()), (case, info)
+        with torch.no_grad():
+            off = (model.eval()(reference["input_ids"]).logits - reference["logits"]).abs().max().item()
+        assert off <= 1e-4, (case, off)
+    sys.exit()
 
 for case in [name for name in sys.argv[2:] if name in CASES] or CASES:
     arch, model_type, arguments, block_type, is_read = CASES[case]

@@ -118,7 +118,7 @@ def pieces_file(path, architecture, gemma=False, name="", more=lambda writer: No
     known = lambda token: all(ord(letter) < 0x3000 for letter in token)  # noqa: E731
     letters = [token for token in tokens if token not in set(merged) and known(token)]
     merged = [token for token in merged if known(token)]
-    control = ["<unk>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>"]
+    control = ["<unk>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>", "<|endoftext|>"]
     codes = [f"<0x{byte:02X}>" for byte in range(256)]
     user = ["[unused1]", "<b>"]
     if gemma:
@@ -127,9 +127,9 @@ def pieces_file(path, architecture, gemma=False, name="", more=lambda writer: No
     else:
         spaces = []
     pieces = merged + letters
-    types = [2] + [3] * 4 + [6] * 256 + [4] * len(user)
-    types += [4 if token.strip() == "" else 1 for token in pieces]
-    start = 5 + 256 + len(user)
+    types = [2] + [3] * (len(control) - 1) + [6] * 256 + [4] * len(user)
+    types += [4 if gemma and token.strip() == "" else 1 for token in pieces]
+    start = len(control) + 256 + len(user)
     scores = [0.0] * start + [-1000.0 if gemma else -float(place) for place in range(len(pieces))]
 
     def rest(writer):
@@ -226,7 +226,8 @@ def make(folder):
         special = pieces_file(path, architecture, name == "gemma", more=more)
         answers.append(answer(path, "transformers", texts(special)))
     path = f"{folder}/no-prefix.gguf"
-    special = pieces_file(path, "llama", more=lambda writer: writer.add_add_space_prefix(False))
+    # By its name, spaces behind special tokens go.
+    special = pieces_file(path, "llama", name="Phi-3 mini", more=lambda writer: writer.add_add_space_prefix(False))
     answers.append(answer(path, "llama.cpp", texts(special)))
     return answers
 

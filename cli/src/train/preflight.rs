@@ -69,18 +69,20 @@ fn base(vs: &VarStore, settings: &Settings, report: &mut Report) -> Result<()> {
     let base = settings.base;
     report.set("base", json!({"kept": base, "bytes": all, "matrices": matrices}));
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
-    let few_bits = match settings.checkpointing {
-        _ if !base.is_quantised() => String::new(),
-        Checkpointing::Named(ref name) if name == "none" => {
-            format!(
-                ", {matrices} matrices in {:.1} MB; blocks are checkpointed, which their values in memory would \
-                 otherwise undo",
-                megabytes(kept)
-            )
-        }
-        _ => format!(", {matrices} matrices in {:.1} MB", megabytes(kept)),
-    };
-    report.line(format!("base: {base}, {:.1} MB{few_bits}", megabytes(all)));
+    let mut line = format!("base: {base}, {:.1} MB", megabytes(all));
+    if base.is_quantised() {
+        line += &format!(", {matrices} matrices in {:.1} MB", megabytes(kept));
+    }
+    let none = matches!(&settings.checkpointing, Checkpointing::Named(name) if name == "none");
+    if none && base.is_streamed() {
+        line += "; blocks are checkpointed, since their weights are fetched again for the backward pass";
+    } else if none && base.is_quantised() {
+        line += "; blocks are checkpointed, which their values in memory would otherwise undo";
+    }
+    if base.is_streamed() && settings.accumulation > 1 {
+        line += "; the batches of a step go through each block together";
+    }
+    report.line(line);
     Ok(())
 }
 

@@ -262,12 +262,16 @@ impl Settings {
     }
 
     /// The blocks that are run twice, if any: all of them beside a base in few bits, whose values would be kept with
-    /// their activations.
+    /// their activations, or one that is streamed, whose weights are elsewhere by the time of the backward pass.
     pub fn recompute(&self) -> Result<Option<Recompute>> {
+        let needed = self.base.is_quantised() || self.base.is_streamed();
         match &self.checkpointing {
-            Checkpointing::Named(name) if name == "none" && self.base.is_quantised() => {
-                Ok(Some(Recompute::default()))
-            }
+            Checkpointing::Named(name) if name == "none" && needed => Ok(Some(Recompute::default())),
+            Checkpointing::Every(n) if *n > 1 && self.base.is_streamed() => bail!(
+                "'checkpointing' is {n} and 'base' {}: a base that is streamed needs all blocks checkpointed. Set \
+                 'checkpointing' to all",
+                self.base
+            ),
             Checkpointing::Named(name) if name == "none" => Ok(None),
             Checkpointing::Named(name) if name == "all" => Ok(Some(Recompute::default())),
             Checkpointing::Every(n) if *n > 0 => Ok(Some(Recompute::new(Blocks::EveryNth(*n)))),

@@ -55,6 +55,31 @@ fn a_dry_run_tells_how_the_base_is_kept_and_that_blocks_are_checkpointed_for_it(
 }
 
 #[test]
+fn a_streamed_base_trains_as_one_in_memory_bit_for_bit_with_its_batches_block_by_block() {
+    let adapter = |base: &str, checkpointing: &str| {
+        let training = training().set(&["max_steps=4", "accumulation=3", "batch_size=2"]);
+        training.run(&[
+            "out=o",
+            &format!("base={base}"),
+            &format!("checkpointing={checkpointing}"),
+        ]);
+        std::fs::read(training.path("o/adapter/adapter_model.safetensors")).unwrap()
+    };
+    assert!(adapter("streamed", "none") == adapter("device", "all"));
+    let training = training().set(&["base=streamed", "accumulation=3"]);
+    let output = training.command(&[]).arg("--dry-run").output().unwrap();
+    let (text, errors) = texts(&output);
+    assert!(output.status.success(), "{errors}");
+    for part in ["base: streamed, ", "blocks are checkpointed", "each block together"] {
+        assert!(text.contains(part), "'{part}' is not in: {text}");
+    }
+    let error = training.refusal(&["checkpointing=2"]);
+    assert!(error.contains("needs all blocks checkpointed"), "{error}");
+    let error = training.refusal(&["base=streamed, nf4"]);
+    assert!(error.contains("cannot be streamed from disk"), "{error}");
+}
+
+#[test]
 fn ways_that_are_not_known_or_not_possible_are_refused() {
     let error = training().refusal(&["base=int4"]);
     assert!(error.contains("'base' is int4") && error.contains("gguf, int8, nf4"), "{error}");

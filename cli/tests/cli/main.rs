@@ -18,6 +18,7 @@ mod formats;
 mod frozen;
 mod generate;
 mod gguf;
+mod gguf_export;
 mod gguf_words;
 mod images;
 mod jinja;

@@ -48,7 +48,9 @@ impl LinearCrossEntropy {
         if tokens == 0 {
             return Ok(Tensor::f_zeros([0; 0], (kind, device))?);
         }
-        let chunk = self.chunk_size.unwrap_or_else(|| suggested_chunk(vocab, device));
+        // Each chunk computes the values of a head in few bits anew.
+        let more = if weight.plain().is_some() { 1 } else { 2 };
+        let chunk = self.chunk_size.unwrap_or_else(|| more * suggested_chunk(vocab, device));
         // Chunks of about equal length.
         let chunks = (tokens + chunk - 1) / chunk;
         let chunk = (tokens + chunks - 1) / chunks;

@@ -72,6 +72,29 @@ pub struct DecoderConfig {
 }
 
 impl DecoderConfig {
+    /// The first setting in which two configurations of one computation differ: this one's and the other's, in words;
+    /// `None` if they compute the same. What they declare, such as labels and tokens, how a new model begins, and what
+    /// counts in training alone are left out.
+    pub fn difference(&self, other: &Self) -> Option<(String, String)> {
+        let settings = |config: &Self| -> Vec<String> {
+            let config = DecoderConfig {
+                declared: self.declared.clone(),
+                generation: self.generation.clone(),
+                pad_token_id: self.pad_token_id,
+                initializer_range: self.initializer_range,
+                embedding_dropout: self.embedding_dropout,
+                attention_dropout: self.attention_dropout,
+                residual_dropout: self.residual_dropout,
+                ..config.clone()
+            };
+            // Fields begin behind four spaces, what is in them behind more.
+            let text = format!("{config:#?}").replace("\n     ", " ");
+            text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+        };
+        let (own, its) = (settings(self), settings(other));
+        own.into_iter().zip(its).find(|(own, its)| own != its)
+    }
+
     /// Number of tokens that the model knows.
     pub fn vocab_size(&self) -> i64 {
         self.vocab_size

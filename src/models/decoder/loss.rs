@@ -19,8 +19,8 @@ impl Decoder {
     /// The head's bias, its scale and its cap are the model's; keep the labels on the CPU ([`LinearCrossEntropy`]).
     ///
     /// # Errors
-    /// As [`hidden_states`](Model::hidden_states); `ShapeMismatch` for labels of another shape than the ids';
-    /// `InvalidArgument` if `loss` sets `logit_scale` or `logit_cap`; what [`LinearCrossEntropy::compute`] says.
+    /// As [`hidden_states`](crate::models::Model::hidden_states); `ShapeMismatch` for labels of another shape than the
+    /// ids'; `InvalidArgument` if `loss` sets `logit_scale` or `logit_cap`; what [`LinearCrossEntropy::compute`] says.
     ///
     /// ```no_run
     /// use ln_tuning::models::{Decoder, Model};
@@ -116,7 +116,7 @@ impl Decoder {
         {
             refuse!(
                 InvalidState,
-                "the weights are streamed: by the time of a plain backward pass those of most blocks have left the device. \
+                "the weights are streamed: before a plain backward pass, those of most blocks have left the device. \
                  Train with Recompute of all blocks, which fetches them again, or evaluate under no_grad"
             );
         }

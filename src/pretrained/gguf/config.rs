@@ -115,7 +115,7 @@ fn rotary(
         return Ok(());
     }
     let dims = fields.integer("rope.dimension_count")?.unwrap_or(config.head_dim);
-    let mut parameters = rope::parameters(fields, tensors, config)?;
+    let mut parameters = rope::parameters(fields, tensors, config, dims)?;
     if architecture.rotary == Rotary::Part && (1..=config.head_dim).contains(&dims) {
         parameters.insert("partial_rotary_factor".into(), part(dims, config.head_dim).into());
     } else if dims != config.head_dim {

@@ -14,7 +14,7 @@ const INFORMATION: [&str; 3] =
     ["pooling_type", "rope.scaling.finetuned", "classifier.output_labels"];
 
 /// Keys that say nothing if they are 0.
-const NOTHING_IF_ZERO: [&str; 8] = [
+const NOTHING_IF_ZERO: [&str; 7] = [
     "expert_count",
     "expert_used_count",
     "expert_shared_count",
@@ -22,7 +22,6 @@ const NOTHING_IF_ZERO: [&str; 8] = [
     "expert_group_used_count",
     "nextn_predict_layers",
     "leading_dense_block_count",
-    "attention.sliding_window",
 ];
 
 /// Ids of tokens, and their keys in `config.json`.
@@ -200,9 +199,23 @@ impl<'f> Fields<'f> {
         Ok((ends.len() > 1).then(|| json!({ "eos_token_id": ends })))
     }
 
+    /// Counts a window as read that is off, or sees all places that there are.
+    fn no_use_for_wide_window(&self) -> Result<()> {
+        let key = format!("{}.attention.sliding_window", self.architecture);
+        if self.used.borrow().contains(&key) || self.metadata.get(&key).is_none() {
+            return Ok(());
+        }
+        let (window, places) = (self.metadata.integer(&key)?, self.integer("context_length")?);
+        if window <= Some(0) || (places.is_some() && window >= places) {
+            self.used.borrow_mut().insert(key);
+        }
+        Ok(())
+    }
+
     /// Refuses a key below the architecture that was not read, for it may change what the model computes.
     pub(super) fn check_all_used(&self) -> Result<()> {
         self.no_use_for(&INFORMATION);
+        self.no_use_for_wide_window()?;
         for key in NOTHING_IF_ZERO {
             let full = format!("{}.{key}", self.architecture);
             if self.metadata.get(&full).is_some() && !self.used.borrow().contains(&full) {

@@ -2,6 +2,7 @@
 
 mod architecture;
 mod config;
+pub(super) mod export;
 mod fields;
 pub(crate) mod form;
 mod names;

@@ -18,6 +18,7 @@ pub(super) fn parameters(
     fields: &Fields,
     tensors: &Tensors,
     config: &Config,
+    dims: i64,
 ) -> Result<Map<String, Value>> {
     let theta = fields.number("rope.freq_base")?.unwrap_or(THETA);
     let mut rope = scaling(fields, config)?;
@@ -29,6 +30,10 @@ pub(super) fn parameters(
                 &rope["rope_type"],
                 "none beside the tensor 'rope_freqs.weight'",
             );
+        }
+        if factors.len() as i64 != dims / 2 {
+            let expected = format!("twice the {} values of 'rope_freqs.weight'", factors.len());
+            return fields.refuse("rope.dimension_count", dims, &expected);
         }
         rope.extend(slowed(&factors, theta, config.positions));
     }

@@ -21,7 +21,7 @@ pub(super) fn attention_bias(_: &Fields, tensors: &Tensors, config: &mut Config)
 
 pub(super) fn llama(fields: &Fields, tensors: &Tensors, config: &mut Config) -> Result<()> {
     if let Some(window) = window(fields)? {
-        // llama.cpp has one architecture for both.
+        // llama.cpp has one architecture for both, and computes without the window.
         config.become_a("mistral", "MistralForCausalLM");
         config.set("sliding_window", window);
         return Ok(());
@@ -180,14 +180,17 @@ fn layers_with_windows(fields: &Fields, config: &mut Config, every: i64) -> Resu
     Ok(())
 }
 
-/// Gemma scales scores by a number of its own, of which files say nothing: what llama.cpp takes.
+/// Gemma scales scores by one over the root of a whole number, of which files say nothing: what llama.cpp takes.
 fn scores(fields: &Fields, config: &mut Config) -> Result<()> {
     let large = LARGE_GEMMA.contains(&config.layers);
-    let own = if large { config.width / config.heads } else { config.head_dim } as f64;
+    let own = if large { config.width / config.heads } else { config.head_dim };
     let scale = fields.number("attention.scale")?.filter(|scale| *scale != 0.);
-    if let Some(scale) = scale.filter(|scale| !(1e-6..1e6).contains(scale)) {
-        return fields.refuse("attention.scale", scale, "a number from 1e-6 to 1e6");
+    let scalar = scale.map_or(own as f64, |scale| scale.powi(-2));
+    let whole = scalar.round();
+    if !(1. ..1e9).contains(&whole) || (scalar / whole - 1.).abs() > 1e-5 {
+        let expected = "one over the root of a whole number";
+        return fields.refuse("attention.scale", scale.unwrap_or_default(), expected);
     }
-    config.set("query_pre_attn_scalar", scale.map_or(own, |scale| scale.powi(-2)));
+    config.set("query_pre_attn_scalar", whole as i64);
     Ok(())
 }

@@ -8,7 +8,7 @@ use super::file::GgufFile;
 use super::metadata::{alignment, check_key};
 use super::tensors::GgufTensor;
 use super::value::MetadataValue;
-use crate::error::{refuse, Result};
+use crate::error::{refusal, refuse, Error, Result};
 use crate::quantised::BlockType;
 use crate::storage::atomic;
 
@@ -31,7 +31,32 @@ use crate::storage::atomic;
 #[doc(alias = "GGUFWriter")]
 pub struct GgufWriter<'f> {
     metadata: Vec<(String, MetadataValue)>,
-    tensors: Vec<(GgufTensor, Cow<'f, [u8]>)>,
+    tensors: Vec<(GgufTensor, Bytes<'f>)>,
+}
+
+/// The bytes of a tensor.
+enum Bytes<'f> {
+    Here(Cow<'f, [u8]>),
+    /// Made when they are written, so that a model need not fit into memory.
+    Later(Box<dyn Fn() -> Result<Vec<u8>> + 'f>),
+}
+
+impl std::fmt::Debug for Bytes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Bytes::Here(bytes) => write!(f, "{} bytes", bytes.len()),
+            Bytes::Later(_) => f.write_str("bytes made later"),
+        }
+    }
+}
+
+impl<'f> Bytes<'f> {
+    fn get(&self) -> Result<Cow<'_, [u8]>> {
+        match self {
+            Bytes::Here(bytes) => Ok(Cow::Borrowed(bytes)),
+            Bytes::Later(make) => make().map(Cow::Owned),
+        }
+    }
 }
 
 impl<'f> GgufWriter<'f> {
@@ -48,7 +73,8 @@ impl<'f> GgufWriter<'f> {
         let metadata = file.metadata().iter();
         let metadata = metadata.map(|(key, value)| (key.to_owned(), value.clone())).collect();
         let tensors = file.tensors().iter();
-        let tensors = tensors.map(|tensor| Ok((tensor.clone(), file.bytes(tensor)?.into())));
+        let tensors =
+            tensors.map(|tensor| Ok((tensor.clone(), Bytes::Here(file.bytes(tensor)?.into()))));
         Ok(GgufWriter { metadata, tensors: tensors.collect::<Result<_>>()? })
     }
 
@@ -85,17 +111,34 @@ impl<'f> GgufWriter<'f> {
         shape: &[i64],
         bytes: impl Into<Cow<'f, [u8]>>,
     ) -> Result<()> {
-        let tensor = match GgufTensor::new(name, block_type, shape.to_vec()) {
-            Ok(tensor) => tensor,
-            Err(why) => refuse!(InvalidArgument, "{why}"),
-        };
+        let (tensor, bytes) = (self.new_tensor(name, block_type, shape)?, bytes.into());
+        check_len(&tensor, tensor.len, bytes.len())?;
+        self.tensors.push((tensor, Bytes::Here(bytes)));
+        Ok(())
+    }
+
+    /// [`add`](Self::add) with bytes that are made when the file is written, one tensor after the other.
+    ///
+    /// # Errors
+    /// As there; writing gives the error of `make`, and refuses another number of bytes.
+    pub fn add_later(
+        &mut self,
+        name: &str,
+        block_type: BlockType,
+        shape: &[i64],
+        make: impl Fn() -> Result<Vec<u8>> + 'f,
+    ) -> Result<()> {
+        let tensor = self.new_tensor(name, block_type, shape)?;
+        self.tensors.push((tensor, Bytes::Later(Box::new(make))));
+        Ok(())
+    }
+
+    fn new_tensor(&self, name: &str, block_type: BlockType, shape: &[i64]) -> Result<GgufTensor> {
         if self.tensors.iter().any(|(known, _)| known.name == name) {
             refuse!(InvalidArgument, "'{name}' is there already: use `replace`");
         }
-        let bytes = bytes.into();
-        check_len(&tensor, tensor.len, bytes.len())?;
-        self.tensors.push((tensor, bytes));
-        Ok(())
+        GgufTensor::new(name, block_type, shape.to_vec())
+            .map_err(|why| refusal!(InvalidArgument, "{why}"))
     }
 
     /// Replaces bytes of a tensor, from the byte `start` of it on. Its name, type and shape stay.
@@ -111,7 +154,9 @@ impl<'f> GgufWriter<'f> {
         let Some(end) = end else {
             return check_len(tensor, tensor.len.saturating_sub(start), bytes.len());
         };
-        former.to_mut()[start..end].copy_from_slice(bytes);
+        let mut whole = former.get()?.into_owned();
+        whole[start..end].copy_from_slice(bytes);
+        *former = Bytes::Here(whole.into());
         Ok(())
     }
 
@@ -135,7 +180,7 @@ impl<'f> GgufWriter<'f> {
         };
         let bytes = bytes.into();
         check_len(&new, new.len, bytes.len())?;
-        (*tensor, *former) = (new, bytes);
+        (*tensor, *former) = (new, Bytes::Here(bytes));
         Ok(())
     }
 
@@ -144,8 +189,23 @@ impl<'f> GgufWriter<'f> {
     ///
     /// # Errors
     /// `Io`, `MissingFile`, as [`SavedAdapter`](crate::SavedAdapter)'s files.
-    pub fn write_with(&self, path: impl AsRef<Path>, mut wrote: impl FnMut(u64)) -> Result<()> {
-        atomic::write_one(path.as_ref(), |out| self.write_to(out, &mut wrote))
+    pub fn write_with(&self, path: impl AsRef<Path>, wrote: impl FnMut(u64)) -> Result<()> {
+        self.write_if(path, wrote, |_| Ok(()))
+    }
+
+    /// [`write_with`](Self::write_with) if `check` accepts the whole file, which gets it at another path.
+    ///
+    /// # Errors
+    /// As there, and that of `check`.
+    pub fn write_if<E: From<Error>>(
+        &self,
+        path: impl AsRef<Path>,
+        mut wrote: impl FnMut(u64),
+        check: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let path = path.as_ref();
+        let failed = |e| Error::io("write", path, e);
+        atomic::write_one(path, |out| self.write_to(out, &mut wrote, &failed), check)
     }
 
     /// [`write_with`](Self::write_with) without progress.
@@ -174,18 +234,25 @@ impl<'f> GgufWriter<'f> {
         alignment(value.map(|(_, value)| value)).unwrap_or(1) as u64
     }
 
-    fn write_to(&self, out: &mut dyn Write, wrote: &mut dyn FnMut(u64)) -> io::Result<()> {
+    fn write_to(
+        &self,
+        out: &mut dyn Write,
+        wrote: &mut dyn FnMut(u64),
+        failed: &dyn Fn(io::Error) -> Error,
+    ) -> Result<()> {
         const PIECE: usize = 4 << 20;
         let (header, alignment) = (self.header(), self.alignment());
-        out.write_all(&header)?;
+        out.write_all(&header).map_err(failed)?;
         wrote(header.len() as u64);
         let mut at = header.len() as u64;
-        for (_, bytes) in &self.tensors {
+        for (tensor, bytes) in &self.tensors {
             let padding = at.next_multiple_of(alignment) - at;
-            io::copy(&mut io::Read::take(io::repeat(0), padding), out)?;
+            io::copy(&mut io::Read::take(io::repeat(0), padding), out).map_err(failed)?;
             wrote(padding);
+            let bytes = bytes.get()?;
+            check_len(tensor, tensor.len, bytes.len())?;
             for piece in bytes.chunks(PIECE) {
-                out.write_all(piece)?;
+                out.write_all(piece).map_err(failed)?;
                 wrote(piece.len() as u64);
             }
             at += padding + bytes.len() as u64;

@@ -8,3 +8,4 @@ mod sentence_piece;
 mod splits;
 mod tokenizer;
 pub mod vocabulary;
+pub mod write;

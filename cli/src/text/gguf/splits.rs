@@ -18,7 +18,8 @@ const fn split(names: &'static [&'static str], patterns: &'static [&'static str]
     Split { names, patterns, ignore_merges: false, add_bos: false }
 }
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -146,6 +147,13 @@ impl Split {
                 known.join(", ")
             )
         })
+    }
+
+    /// The name of the rule with these patterns.
+    pub fn of(patterns: &[&str], ignore_merges: bool) -> Option<&'static str> {
+        let alike = || SPLITS.iter().filter(|split| split.patterns == patterns);
+        let exact = alike().find(|split| split.ignore_merges == ignore_merges);
+        exact.or(alike().next()).map(|split| split.names[0])
     }
 
     /// Of `tokenizer.json`. Words are bytes in the end.
