@@ -3,6 +3,7 @@
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io::Read;
 use std::path::Path;
+use std::time::SystemTime;
 
 use crate::error::{refusal, refuse, Error, Result};
 
@@ -28,6 +29,16 @@ pub fn open(path: &Path) -> Result<File> {
     let file = options.read(true).open(path).map_err(failed)?;
     check(path, file.metadata().map_err(failed)?.file_type())?;
     Ok(file)
+}
+
+/// The place and the time of a file, which one that takes its place does not have.
+pub(crate) fn identity(path: &Path) -> Option<(u64, SystemTime)> {
+    let found = fs::metadata(path).ok()?;
+    #[cfg(unix)]
+    let place = std::os::unix::fs::MetadataExt::ino(&found);
+    #[cfg(not(unix))]
+    let place = 0;
+    Some((place, found.modified().ok()?))
 }
 
 /// The bytes of a regular file of at most [`LIMIT`].

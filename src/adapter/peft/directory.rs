@@ -76,7 +76,11 @@ impl SavedAdapter {
     /// [`LnTuningConfig::from_file`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let there = || regular::read(&dir.join(CONFIG)).ok();
+        let there = || {
+            let path = dir.join(CONFIG);
+            // The bytes alone would be those of before where two saves came in between.
+            (regular::identity(&path), regular::read(&path).ok())
+        };
         let mut before = there();
         loop {
             let (config, path) = located(dir)?;
