@@ -112,7 +112,7 @@ fn replaced(
     let whole = former.f_to_kind(wide)?.f_contiguous()?.f_view([-1])?;
     for (place, stored) in parts {
         let memory = merged.adapter().read(stored)?.f_to_kind(wide)?;
-        // What did not change keeps its bytes, which the way to memory and back may round.
+        // A tensor that did not change keeps its bytes, which the way to memory and back may round.
         let before = place.read(&files.shards()[place.shard], None)?.f_to_kind(wide)?;
         if bytes_of(&before)? == bytes_of(&memory)? {
             continue;

@@ -19,7 +19,7 @@ use crate::storage::stored::StoredTensors;
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// What is found.
+/// The files that are found, and their configuration.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) config: Value,

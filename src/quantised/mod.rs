@@ -63,8 +63,8 @@ impl Quantised {
                 expected.map_or(String::new(), |bytes| format!(", expected {bytes}, contiguous"))
             );
         }
-        let rows = shape.iter().rev().skip(1).product::<i64>();
-        let group = encoding.group(shape.last().copied().unwrap_or(1));
+        let (rows, columns) = matrix(shape);
+        let group = encoding.group(columns);
         // A group may reach from one row into the next.
         let data = match encoding {
             Encoding::Nf4 => data.f_view([-1, group.bytes])?,
@@ -141,16 +141,19 @@ impl Quantised {
 
     /// The rows, and the weights in each: of more dimensions than two, all but the last count rows.
     fn matrix(&self) -> (i64, i64) {
-        let columns = self.shape.last().copied().unwrap_or(1);
-        (self.shape.iter().rev().skip(1).product(), columns)
+        matrix(&self.shape)
     }
 
     /// [`dequantise`](Self::dequantise) for `count` rows from row `start` on.
     ///
     /// # Errors
-    /// `Torch`.
+    /// `InvalidArgument` for rows that are not there; `Torch`.
     pub fn rows(&self, start: i64, count: i64, kind: Kind) -> Result<Tensor> {
-        let out = Tensor::f_empty([count, self.matrix().1], (kind, self.device()))?;
+        let (rows, columns) = self.matrix();
+        if !(0..=rows).contains(&start) || !(0..=rows - start).contains(&count) {
+            refuse!(InvalidArgument, "{count} rows from row {start} on, of {rows}");
+        }
+        let out = Tensor::f_empty([count, columns], (kind, self.device()))?;
         self.rows_into(start, &out)?;
         Ok(out)
     }
@@ -261,4 +264,10 @@ impl Quantised {
             other => Err(refusal!(Unsupported, "{other} is not implemented")),
         }
     }
+}
+
+/// The rows and columns of weights in this shape, whose sizes have a product.
+fn matrix(shape: &[i64]) -> (i64, i64) {
+    // The first sizes first: a 0 among them keeps the product small, as it does for the whole shape.
+    shape.split_last().map_or((1, 1), |(columns, before)| (before.iter().product(), *columns))
 }

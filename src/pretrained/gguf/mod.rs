@@ -21,7 +21,7 @@ use crate::error::{refuse, Result};
 use crate::storage::gguf::GgufFile;
 use crate::storage::stored::Stored;
 
-/// What a GGUF file says about its model.
+/// The model of a GGUF file, as its metadata tells.
 #[derive(Debug)]
 pub(super) struct Description {
     /// As transformers would have it in `config.json`.

@@ -7,7 +7,7 @@ use super::settings::Config;
 use super::tensors::Tensors;
 use crate::error::Result;
 
-/// What llama.cpp takes where a file has no `rope.freq_base`.
+/// The base that llama.cpp takes if a file has no `rope.freq_base`.
 const THETA: f64 = 10_000.;
 
 /// The ratio of waves between which Llama 3 blends, and the lengths that its models were first trained on.

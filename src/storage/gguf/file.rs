@@ -84,7 +84,7 @@ impl GgufFile {
         self.version
     }
 
-    /// What the places of tensors are multiples of, in bytes.
+    /// The number of bytes that places of tensors are multiples of.
     pub fn alignment(&self) -> usize {
         self.alignment
     }
