@@ -117,7 +117,7 @@ fn replaced(
         if bytes_of(&before)? == bytes_of(&memory)? {
             continue;
         }
-        let value = place.form.stored(&place.stored.key, &memory)?.f_contiguous()?;
+        let value = place.conversion.stored(&place.stored.key, &memory)?.f_contiguous()?;
         let size = own.elt_size_in_bytes() as i64;
         let start = (place.stored.start as i64 - tensor.start as i64) / size;
         whole.f_narrow(0, start, value.numel() as i64)?.f_copy_(&value.f_view([-1])?)?;
