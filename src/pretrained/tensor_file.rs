@@ -51,8 +51,8 @@ impl TensorFile {
         format!("'{}' in '{}'", self.stored.key, file.path.display())
     }
 
-    /// The blocks in memory; `None` if it is not quantised, or not in rows of blocks. `turned`: those of a matrix that is
-    /// transposed in memory, as the file has it.
+    /// The blocks in memory; `None` if it is not quantised, or not in rows of blocks. `turned`: those of a matrix that
+    /// is transposed in memory, as the file has it.
     pub(crate) fn quantised(
         &self,
         file: &StoredTensors,

@@ -1,7 +1,7 @@
 //! Weights that are kept in few bits, as bytes, and their values.
 //!
-//! A tensor is a row of groups, each so many bytes for so many weights. Values are computed by operations of libtorch on
-//! the device of the bytes, a few rows at a time, so that numbers in f32 stay in the cache.
+//! A tensor is a row of groups, each so many bytes for so many weights. Values are computed by operations of libtorch
+//! on the device of the bytes, a few rows at a time, so that numbers in f32 stay in the cache.
 
 mod block_type;
 mod blocks;
@@ -38,8 +38,8 @@ impl Quantised {
     /// The weights of these bytes, a contiguous tensor of any shape. `shape` is that of the weights.
     ///
     /// # Errors
-    /// `ShapeMismatch` if weights of this shape have another number of bytes, or rows that are no whole number of blocks;
-    /// `KindMismatch` for another kind than `Uint8`; `Unsupported` for blocks whose type is not implemented.
+    /// `ShapeMismatch` if weights of this shape have another number of bytes, or rows that are no whole number of
+    /// blocks; `KindMismatch` for another kind than `Uint8`; `Unsupported` for blocks whose type is not implemented.
     pub fn new(data: &Tensor, shape: &[i64], encoding: impl Into<Encoding>) -> Result<Self> {
         let encoding = encoding.into();
         if let Encoding::Block(block_type) = encoding {
@@ -73,8 +73,8 @@ impl Quantised {
         Ok(Quantised { data, shape: shape.to_vec(), encoding })
     }
 
-    /// The matrix, `[rows, columns]` in any floating-point kind, in `Int8`, `Nf4` or blocks of `Q8_0`: `Int8` rounds half to
-    /// even, `Q8_0` away from zero, as llama.cpp does.
+    /// The matrix, `[rows, columns]` in any floating-point kind, in `Int8`, `Nf4` or blocks of `Q8_0`: `Int8` rounds
+    /// half to even, `Q8_0` away from zero, as llama.cpp does.
     ///
     /// # Errors
     /// `Unsupported` for an encoding that is only read; `ShapeMismatch` if it is no matrix; `NonFinite` for one that
