@@ -203,6 +203,7 @@ impl Quantised {
     ///
     /// # Errors
     /// `Torch`, also for numbers of rows that are not there.
+    #[cfg_attr(not(feature = "models"), allow(dead_code))]
     pub(crate) fn gather(&self, rows: &Tensor, kind: Kind) -> Result<Tensor> {
         let columns = self.matrix().1;
         let group = self.encoding.group(columns);
