@@ -1,5 +1,6 @@
 //! The PEFT directory: `adapter_config.json`, `adapter_model.safetensors` and a model card.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -76,7 +77,13 @@ impl SavedAdapter {
     /// [`LnTuningConfig::from_file`].
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let there = || regular::read(&dir.join(CONFIG)).ok();
+        let there = || {
+            let path = dir.join(CONFIG);
+            // The bytes alone would be those of before where two saves came in between.
+            let place = std::fs::metadata(&path).ok();
+            let place = place.map(|file| (file.dev(), file.ino(), file.mtime(), file.mtime_nsec()));
+            (place, regular::read(&path).ok())
+        };
         let mut before = there();
         loop {
             let (config, path) = located(dir)?;
