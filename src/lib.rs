@@ -39,8 +39,9 @@
 //! or of another shape is an error that names it, and so is an option of `config.json` that is not implemented. On the
 //! CPU and in the file's own kind, weights are used where they are on disk, as a copy-on-write memory map.
 //!
-//! A GGUF file of llama.cpp is a model wherever a directory is one: `Decoder::from_pretrained("model.gguf", device, kind)`.
-//! Its tensors have the names of transformers, so that adapters of PEFT fit.
+//! A GGUF file of llama.cpp is a model wherever a directory is one:
+//! `Decoder::from_pretrained("model.gguf", device, kind)`. Its tensors have the names of transformers, so that adapters
+//! of PEFT fit.
 //!
 //! `Decoder::generate` continues text (greedy, temperature, top-k, top-p, stop tokens, batches with padding on the
 //! left). `Inputs::documents` packs several documents into a row; none sees another. `Decoder::loss` takes the

@@ -1,6 +1,7 @@
 """LN tuning of a bf16 model by `ln-tuning train` and by PEFT, side by side: the same model, rows, order and batches.
 
-`python bf16_vs_peft.py --binary target/release/ln-tuning --out DIR [--steps N] [--base-steps N] [--real-steps N]`
+`python bf16_vs_peft.py --binary target/release/ln-tuning --out DIR [--steps N] [--base-steps N] [--real-steps N]
+[--eval-rows N]`
 
 First a model whose norms are near 1, with the settings of PEFT's own benchmark (AdamW with lr 1e-4 and weight decay 0.1,
 cosine schedule, clipping at 1.0): a small Llama that was trained on documentation strings of torch and numpy is tuned to
@@ -91,18 +92,20 @@ def near_one(args):
         lr=1e-4, steps=args.steps, batch=4, interval=max(args.steps // 20, 1), weight_decay=0.1, max_length=LENGTH
     )
     if not (directory / "model.safetensors").exists():
-        make_base(directory, strings("torch", 1500) + strings("numpy", 500), args.base_steps)
+        count = min(16 * args.base_steps, 2000)
+        make_base(directory, strings("torch", count * 3 // 4) + strings("numpy", count // 4), args.base_steps)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     # Those that fit into a row as a whole.
-    rows = {text: row(tokenizer, text) for text in strings("sympy", 4000)}
-    texts = [text for text, ids in rows.items() if len(ids) <= LENGTH][:1100]
-    for name, part in [("train", texts[:-100]), ("eval", texts[-100:])]:
+    count = min(settings.steps * settings.batch, 1000) + args.eval_rows
+    rows = {text: row(tokenizer, text) for text in strings("sympy", 4 * count)}
+    texts = [text for text, ids in rows.items() if len(ids) <= LENGTH][:count]
+    for name, part in [("train", texts[: -args.eval_rows]), ("eval", texts[-args.eval_rows :])]:
         (args.out / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
     norms = load_file(directory / "model.safetensors")
     own = versus.ours(args.binary, directory, norms, "bf16", args.out, args.out / "ours", settings)
     rows = [(rows[text], 0) for text in texts]
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
-    return own, versus.peft(model, "norms", rows[:-100], rows[-100:], settings)
+    return own, versus.peft(model, "norms", rows[: -args.eval_rows], rows[-args.eval_rows :], settings)
 
 
 def real(args):
@@ -136,6 +139,7 @@ def main():
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--base-steps", type=int, default=1500)
     parser.add_argument("--real-steps", type=int, default=40)
+    parser.add_argument("--eval-rows", type=int, default=100, help="of the small Llama")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

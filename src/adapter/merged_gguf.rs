@@ -112,12 +112,12 @@ fn replaced(
     let whole = former.f_to_kind(wide)?.f_contiguous()?.f_view([-1])?;
     for (place, stored) in parts {
         let memory = merged.adapter().read(stored)?.f_to_kind(wide)?;
-        // What did not change keeps its bytes, which the way to memory and back may round.
+        // A tensor that did not change keeps its bytes, which the way to memory and back may round.
         let before = place.read(&files.shards()[place.shard], None)?.f_to_kind(wide)?;
         if bytes_of(&before)? == bytes_of(&memory)? {
             continue;
         }
-        let value = place.form.stored(&place.stored.key, &memory)?.f_contiguous()?;
+        let value = place.conversion.stored(&place.stored.key, &memory)?.f_contiguous()?;
         let size = own.elt_size_in_bytes() as i64;
         let start = (place.stored.start as i64 - tensor.start as i64) / size;
         whole.f_narrow(0, start, value.numel() as i64)?.f_copy_(&value.f_view([-1])?)?;

@@ -32,8 +32,8 @@ impl AdapterOptions {
         self
     }
 
-    /// Tunes the norms of these layers only, whatever selects them ([`Selection::in_layers`](crate::Selection::in_layers)).
-    /// Default: all, and those outside of layers.
+    /// Tunes the norms of these layers only, whatever selects them
+    /// ([`Selection::in_layers`](crate::Selection::in_layers)). Default: all, and those outside of layers.
     #[doc(alias = "layers_to_transform")]
     pub fn layers(mut self, layers: impl Into<Option<Layers>>) -> Self {
         self.layers = layers.into();
@@ -129,8 +129,8 @@ impl Default for SaveOptions {
 
 impl SaveOptions {
     /// Writes base + `scale` · (tuned − base), rounded once (arXiv 2508.07577): for 0 the base, for 1, the default, the
-    /// adapter. Modules in `modules_to_save` are scaled from the values that they had when the adapter was attached. The
-    /// adapter in memory stays as it is.
+    /// adapter. Modules in `modules_to_save` are scaled from the values that they had when the adapter was attached.
+    /// The adapter in memory stays as it is.
     pub fn scale(mut self, scale: f64) -> Self {
         self.scale = scale;
         self

@@ -26,8 +26,8 @@ pub(crate) struct Variable {
     pub(crate) tied_to: usize,
     /// The variable of which this is a tied copy. It is empty, and not in the `VarStore`, until an adapter unties it.
     pub(crate) copy_of: Option<usize>,
-    /// A frozen matrix that is not kept as numbers of the model: the shape and the kind of its weights, and in words how
-    /// it is kept.
+    /// A frozen matrix that is not kept as numbers of the model: the shape and the kind of its weights, and in words
+    /// how it is kept.
     pub(crate) kept: Option<(Vec<i64>, Kind, String)>,
     /// True if it was made after an adapter was attached and is neither frozen nor part of an adapter: user code may
     /// change it.
@@ -226,7 +226,8 @@ impl Variables {
         Ok(())
     }
 
-    /// Refuses a variable that an adapter would replace, of which only a form in few bits is there, or none on the device.
+    /// Refuses a variable that an adapter would replace, of which only a form in few bits is there, or none on the
+    /// device.
     pub(crate) fn check_replaceable(&self, index: usize) -> Result<()> {
         let variable = &self.list[index];
         if let Some((_, _, words)) = &variable.kept {

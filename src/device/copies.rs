@@ -1,8 +1,8 @@
 //! Copies to a CUDA device on a stream of their own, beside what libtorch computes there.
 //!
 //! Tiles of the host's memory take turns in two places of the device: while one is computed with, the next is on its
-//! way to the other. Events keep the order, on the device: a kernel waits for the copy, and the copy for the last kernel
-//! that used its place. The host waits for neither.
+//! way to the other. Events keep the order, on the device: a kernel waits for the copy, and the copy for the last
+//! kernel that used its place. The host waits for neither.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, c_uint, CStr};
@@ -207,8 +207,8 @@ impl Copies {
         &self.tiles[tile].bytes
     }
 
-    /// Brings a tile to the device unless it is there or on its way, and lets everything that libtorch is asked for from
-    /// now on wait for it, on the device. `keep` is the tile whose place is left alone. Gives the bytes there.
+    /// Brings a tile to the device unless it is there or on its way, and lets everything that libtorch is asked for
+    /// from now on wait for it, on the device. `keep` is the tile whose place is left alone. Gives the bytes there.
     pub(crate) fn enter(&mut self, tile: usize, keep: Option<usize>) -> Result<&Tensor> {
         self.bring(tile, keep)?;
         let place = self.place_of(tile).unwrap_or(0);

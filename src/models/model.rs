@@ -99,9 +99,9 @@ pub trait Model: Sized {
         self.config().model_type()
     }
 
-    /// Opens a model directory of transformers, or a GGUF file of llama.cpp (`"model.gguf"`), and fills a `VarStore` with
-    /// its weights, on `device` and in `kind` (`None`: each as on disk; those of a GGUF file in f32 if it has weights in
-    /// blocks). The head is the one of `architectures`.
+    /// Opens a model directory of transformers, or a GGUF file of llama.cpp (`"model.gguf"`), and fills a `VarStore`
+    /// with its weights, on `device` and in `kind` (`None`: each as on disk; those of a GGUF file in f32 if it has
+    /// weights in blocks). The head is the one of `architectures`.
     ///
     /// # Errors
     /// Those of [`ModelFiles::open`] and [`ModelConfig::from_value`]; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch`

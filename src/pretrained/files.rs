@@ -27,8 +27,8 @@ use crate::storage::stored::StoredTensors;
 /// model computes, tied copies and modules that the class lacks are no variables; [`left_out`](Self::left_out) lists
 /// them.
 ///
-/// A GGUF file of llama.cpp is such a model too: its metadata are the [`config`](Self::config), and its tensors have the
-/// names and the form of transformers. Those in blocks are read as f32.
+/// A GGUF file of llama.cpp is such a model too: its metadata are the [`config`](Self::config), and its tensors have
+/// the names and the form of transformers. Those in blocks are read as f32.
 ///
 /// ```no_run
 /// use ln_tuning::pretrained::ModelFiles;
@@ -252,8 +252,8 @@ impl ModelFiles {
         place.read(&self.shards[place.shard], None)
     }
 
-    /// The blocks of a quantised tensor, on the CPU, with its rows in their order in memory; `None` for a tensor that is
-    /// not quantised, or not in rows of blocks in memory (the matrices of GPT-2, which are transposed).
+    /// The blocks of a quantised tensor, on the CPU, with its rows in their order in memory; `None` for a tensor that
+    /// is not quantised, or not in rows of blocks in memory (the matrices of GPT-2, which are transposed).
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor).

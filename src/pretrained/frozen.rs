@@ -46,8 +46,8 @@ pub enum Form {
     Gguf,
     /// A byte per weight, from -127 to 127, with a factor per output channel: half the memory of bf16.
     Int8,
-    /// Four bits per weight, with a factor per 64 weights, as bitsandbytes computes them (QLoRA, arXiv 2305.14314): 0.28
-    /// times the memory of bf16.
+    /// Four bits per weight, with a factor per 64 weights, as bitsandbytes computes them (QLoRA, arXiv 2305.14314):
+    /// 0.28 times the memory of bf16.
     Nf4,
 }
 
@@ -67,9 +67,9 @@ pub enum Place {
     ///
     /// On the CPU they are pages of the file's map, so the files must have the wanted form: `int8` and `nf4`, which are
     /// computed when a model is loaded, are refused, and matrices of a GGUF file whose rows get another order (llama's
-    /// `q` and `k`) stay in memory. A matrix that was written to stays too. On CUDA they are copied from pinned memory of
-    /// the host, which holds all of them, to memory for two blocks; embeddings and heads stay on the device. Elsewhere,
-    /// and on other systems than Linux, nothing is streamed: an error says so.
+    /// `q` and `k`) stay in memory. A matrix that was written to stays too. On CUDA they are copied from pinned memory
+    /// of the host, which holds all of them, to memory for two blocks; embeddings and heads stay on the device.
+    /// Elsewhere, and on other systems than Linux, nothing is streamed: an error says so.
     Streamed,
 }
 

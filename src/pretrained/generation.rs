@@ -7,8 +7,8 @@ use super::json::json;
 use crate::error::{ErrorKind, Result};
 
 impl ModelFiles {
-    /// The parsed `generation_config.json`; `None` if there is no such file. That of a GGUF file has all tokens that end
-    /// a text or a turn, if they are several.
+    /// The parsed `generation_config.json`; `None` if there is no such file. That of a GGUF file has all tokens that
+    /// end a text or a turn, if they are several.
     ///
     /// # Errors
     /// `Io`; `InvalidConfig` for bad JSON.

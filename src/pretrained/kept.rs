@@ -52,6 +52,7 @@ pub(crate) enum Use {
         transposed: bool,
     },
     /// As a table of rows: embeddings, and the head of a language model.
+    #[cfg_attr(not(feature = "models"), allow(dead_code))]
     Rows,
 }
 
@@ -64,6 +65,7 @@ pub(crate) struct Keeping {
 
 impl Keeping {
     /// True if the matrices must be known.
+    #[cfg(feature = "models")]
     pub(crate) fn needs_matrices(frozen: Frozen) -> bool {
         let (form, place) = frozen.parts();
         form != Form::Plain || place == Place::Streamed

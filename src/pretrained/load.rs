@@ -12,8 +12,9 @@ use crate::storage::finite::check_cast;
 
 impl ModelFiles {
     /// A `VarStore` with one variable per tensor that `wanted` accepts, on `device` and in `kind` (`None`: that of
-    /// [`variables`](Self::variables); integers keep theirs). Without model code, this suffices to attach adapters, to compare them with the base
-    /// and to save. It remembers its `model_type`, so that adapters tune the modules of PEFT's table by default.
+    /// [`variables`](Self::variables); integers keep theirs). Without model code, this suffices to attach adapters, to
+    /// compare them with the base and to save. It remembers its `model_type`, so that adapters tune the modules of
+    /// PEFT's table by default.
     ///
     /// On the CPU and in the kind of the file, a variable is a copy-on-write memory map of the file: data is read on
     /// first use, processes share it, and a write to a variable stays in this process. So do not overwrite the files of

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tch::Kind;
 
-use super::gguf::form::Form;
+use super::gguf::conversion::Conversion;
 use super::gguf::{described, Description};
 use super::json::{json, object};
 use super::naming::former::Renaming;
@@ -19,7 +19,7 @@ use crate::storage::stored::StoredTensors;
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// What is found.
+/// The files that are found, and their configuration.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) config: Value,
@@ -57,7 +57,13 @@ impl Opened {
         let Description { config, generation, tensors } = described(file, &shard.tensors)?;
         let matrices = file.tensors().iter().filter(|tensor| tensor.shape.len() > 1);
         let own_kind = Some(common_kind(matrices.map(|tensor| tensor.block_type)));
-        let place = |(name, stored, form)| TensorFile { name, shard: 0, stored, form, own_kind };
+        let place = |(name, stored, conversion)| TensorFile {
+            name,
+            shard: 0,
+            stored,
+            conversion,
+            own_kind,
+        };
         let stored = tensors.into_iter().map(place).collect();
         Ok(Opened { config, generation, shards: vec![shard], stored })
     }
@@ -122,7 +128,7 @@ fn named(shards: &[StoredTensors], renaming: &Renaming) -> Result<Vec<TensorFile
                 name,
                 shard,
                 stored,
-                form: Form::AsStored,
+                conversion: Conversion::AsStored,
                 own_kind: None,
             }));
         }

@@ -13,7 +13,8 @@ use crate::storage::safetensors::to_bytes;
 
 /// Writes the variables and a configuration as a directory that transformers loads: `config.json`, and
 /// `model.safetensors` with the metadata that transformers requires. Tied tensors are written under each of their
-/// names, and matrices that are kept in few bits ([`Frozen`](super::Frozen)) with their values. Either both files are written or, on an error, none.
+/// names, and matrices that are kept in few bits ([`Frozen`](super::Frozen)) with their values. Either both files are
+/// written or, on an error, none.
 ///
 /// # Errors
 /// `Io` or `MissingFile` if the operating system refuses; `KindMismatch` for a kind that the format lacks.

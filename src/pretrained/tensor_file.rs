@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::gguf::form::Form;
+use super::gguf::conversion::Conversion;
 use crate::error::Result;
 use crate::quantised::Quantised;
 use crate::storage::info::is_float;
@@ -16,7 +16,7 @@ pub(crate) struct TensorFile {
     pub(crate) shard: usize,
     pub(crate) stored: Stored,
     /// The way from there to memory.
-    pub(crate) form: Form,
+    pub(crate) conversion: Conversion,
     /// The kind of all floating-point numbers of a GGUF file, where no other is asked for.
     pub(crate) own_kind: Option<Kind>,
 }
@@ -30,12 +30,12 @@ impl TensorFile {
 
     /// True if its bytes are numbers of this kind, as they are in memory.
     pub(crate) fn is_in(&self, kind: Kind) -> bool {
-        kind_of(self.stored.dtype) == Some(kind) && self.form == Form::AsStored
+        kind_of(self.stored.dtype) == Some(kind) && self.conversion == Conversion::AsStored
     }
 
     /// The shape in memory.
     pub(crate) fn shape(&self) -> Vec<i64> {
-        self.form.shape(&self.stored.shape)
+        self.conversion.shape(&self.stored.shape)
     }
 
     /// The tensor in memory, from the file or a map of it.
@@ -44,25 +44,26 @@ impl TensorFile {
             Some(map) => file.view(map, &self.stored)?,
             None => file.read(&self.stored)?,
         };
-        self.form.applied(&self.place_in(file), stored)
+        self.conversion.applied(&self.place_in(file), stored)
     }
 
     fn place_in(&self, file: &StoredTensors) -> String {
         format!("'{}' in '{}'", self.stored.key, file.path.display())
     }
 
-    /// The blocks in memory; `None` if it is not quantised, or not in rows of blocks. `turned`: those of a matrix that is
-    /// transposed in memory, as the file has it.
+    /// The blocks in memory; `None` if it is not quantised, or not in rows of blocks. `turned`: those of a matrix that
+    /// is transposed in memory, as the file has it.
     pub(crate) fn quantised(
         &self,
         file: &StoredTensors,
         turned: bool,
     ) -> Result<Option<Quantised>> {
-        let fits = self.form.keeps_rows() && !turned || self.form == Form::Transposed && turned;
+        let fits = self.conversion.keeps_rows() && !turned
+            || self.conversion == Conversion::Transposed && turned;
         let Some(blocks) = file.quantised(&self.stored)?.filter(|_| fits) else {
             return Ok(None);
         };
-        let Some(rows) = self.form.rows(&self.place_in(file), blocks.shape())? else {
+        let Some(rows) = self.conversion.rows(&self.place_in(file), blocks.shape())? else {
             return Ok(Some(blocks));
         };
         let data = blocks.data().f_index_select(0, &Tensor::f_from_slice(&rows)?)?;

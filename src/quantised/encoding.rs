@@ -33,7 +33,7 @@ impl Encoding {
                 bytes: block_type.block_bytes() as i64,
                 weights: block_type.block_len() as i64,
             },
-            Encoding::Int8 => Group { bytes: columns + 4, weights: columns.max(1) },
+            Encoding::Int8 => Group { bytes: columns.saturating_add(4), weights: columns.max(1) },
             Encoding::Nf4 => Group { bytes: 36, weights: 64 },
         }
     }

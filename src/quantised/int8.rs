@@ -19,7 +19,7 @@ pub(super) fn encoded(matrix: &Tensor) -> Result<Tensor> {
         let largest = part.f_abs()?.f_amax([1_i64], true)?;
         check_finite(&largest)?;
         let factor = largest.f_div_number(127.)?;
-        // Where a factor is 0, so are all weights.
+        // All weights of a row are 0 if its factor is.
         let whole = part.f_div(&factor)?.f_round()?.f_nan_to_num(0., 127., -127.)?;
         let whole = whole.f_bound(-127., 127.)?.f_to_kind(Kind::Int8)?;
         let out = out.f_narrow(0, start, count)?;

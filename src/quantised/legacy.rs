@@ -49,7 +49,7 @@ pub(super) fn to_q8_0(matrix: &Tensor) -> Result<Tensor> {
     let blocks = float(matrix)?.f_contiguous()?.f_view([-1, 32])?;
     let scale = blocks.f_abs()?.f_amax([1_i64], true)?.f_div_number(127)?;
     check_finite(&scale)?;
-    // Where the scale is 0, so are all weights.
+    // All weights are 0 if the scale is.
     let inverse = scale.f_reciprocal()?.f_nan_to_num(0., 0., 0.)?;
     let whole = blocks.f_mul(&inverse)?;
     let least = whole.f_abs()?.f_floor()?;

@@ -1,7 +1,7 @@
 //! Weights that are kept in few bits, as bytes, and their values.
 //!
-//! A tensor is a row of groups, each so many bytes for so many weights. Values are computed by operations of libtorch on
-//! the device of the bytes, a few rows at a time, so that numbers in f32 stay in the cache.
+//! A tensor is a row of groups, each so many bytes for so many weights. Values are computed by operations of libtorch
+//! on the device of the bytes, a few rows at a time, so that numbers in f32 stay in the cache.
 
 mod block_type;
 mod blocks;
@@ -38,8 +38,8 @@ impl Quantised {
     /// The weights of these bytes, a contiguous tensor of any shape. `shape` is that of the weights.
     ///
     /// # Errors
-    /// `ShapeMismatch` if weights of this shape have another number of bytes, or rows that are no whole number of blocks;
-    /// `KindMismatch` for another kind than `Uint8`; `Unsupported` for blocks whose type is not implemented.
+    /// `ShapeMismatch` if weights of this shape have another number of bytes, or rows that are no whole number of
+    /// blocks; `KindMismatch` for another kind than `Uint8`; `Unsupported` for blocks whose type is not implemented.
     pub fn new(data: &Tensor, shape: &[i64], encoding: impl Into<Encoding>) -> Result<Self> {
         let encoding = encoding.into();
         if let Encoding::Block(block_type) = encoding {
@@ -63,8 +63,8 @@ impl Quantised {
                 expected.map_or(String::new(), |bytes| format!(", expected {bytes}, contiguous"))
             );
         }
-        let rows = shape.iter().rev().skip(1).product::<i64>();
-        let group = encoding.group(shape.last().copied().unwrap_or(1));
+        let (rows, columns) = matrix(shape);
+        let group = encoding.group(columns);
         // A group may reach from one row into the next.
         let data = match encoding {
             Encoding::Nf4 => data.f_view([-1, group.bytes])?,
@@ -73,8 +73,8 @@ impl Quantised {
         Ok(Quantised { data, shape: shape.to_vec(), encoding })
     }
 
-    /// The matrix, `[rows, columns]` in any floating-point kind, in `Int8`, `Nf4` or blocks of `Q8_0`: `Int8` rounds half to
-    /// even, `Q8_0` away from zero, as llama.cpp does.
+    /// The matrix, `[rows, columns]` in any floating-point kind, in `Int8`, `Nf4` or blocks of `Q8_0`: `Int8` rounds
+    /// half to even, `Q8_0` away from zero, as llama.cpp does.
     ///
     /// # Errors
     /// `Unsupported` for an encoding that is only read; `ShapeMismatch` if it is no matrix; `NonFinite` for one that
@@ -141,16 +141,19 @@ impl Quantised {
 
     /// The rows, and the weights in each: of more dimensions than two, all but the last count rows.
     fn matrix(&self) -> (i64, i64) {
-        let columns = self.shape.last().copied().unwrap_or(1);
-        (self.shape.iter().rev().skip(1).product(), columns)
+        matrix(&self.shape)
     }
 
     /// [`dequantise`](Self::dequantise) for `count` rows from row `start` on.
     ///
     /// # Errors
-    /// `Torch`.
+    /// `InvalidArgument` for rows that are not there; `Torch`.
     pub fn rows(&self, start: i64, count: i64, kind: Kind) -> Result<Tensor> {
-        let out = Tensor::f_empty([count, self.matrix().1], (kind, self.device()))?;
+        let (rows, columns) = self.matrix();
+        if !(0..=rows).contains(&start) || !(0..=rows - start).contains(&count) {
+            refuse!(InvalidArgument, "{count} rows from row {start} on, of {rows}");
+        }
+        let out = Tensor::f_empty([count, columns], (kind, self.device()))?;
         self.rows_into(start, &out)?;
         Ok(out)
     }
@@ -200,6 +203,7 @@ impl Quantised {
     ///
     /// # Errors
     /// `Torch`, also for numbers of rows that are not there.
+    #[cfg_attr(not(feature = "models"), allow(dead_code))]
     pub(crate) fn gather(&self, rows: &Tensor, kind: Kind) -> Result<Tensor> {
         let columns = self.matrix().1;
         let group = self.encoding.group(columns);
@@ -261,4 +265,10 @@ impl Quantised {
             other => Err(refusal!(Unsupported, "{other} is not implemented")),
         }
     }
+}
+
+/// The rows and columns of weights in this shape, whose sizes have a product.
+fn matrix(shape: &[i64]) -> (i64, i64) {
+    // The first sizes first: a 0 among them keeps the product small, as it does for the whole shape.
+    shape.split_last().map_or((1, 1), |(columns, before)| (before.iter().product(), *columns))
 }

@@ -1,7 +1,7 @@
 //! Parts of files' maps that are read ahead of use, on a thread of its own, and dropped behind it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{channel, Sender};
+use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -21,6 +21,8 @@ pub(crate) struct ReadAhead {
     held: Vec<usize>,
     /// The parts to fetch. The thread ends with it.
     jobs: Option<Sender<usize>>,
+    /// The parts that were left while they were fetched, so that some of their pages came late.
+    late: Receiver<usize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -63,10 +65,10 @@ impl ReadAhead {
             );
         }
         let parts: Arc<[Vec<Pages>]> = found;
-        // Where the page table cannot be read, memory could never be given back.
+        // Memory could never be given back if the page table cannot be read.
         parts.iter().flatten().take(1).try_for_each(Pages::give_back)?;
         let wanted = Arc::new(Wanted([NONE, NONE].map(AtomicUsize::new)));
-        let (jobs, asked) = channel::<usize>();
+        let ((jobs, asked), (left, late)) = (channel::<usize>(), channel());
         let (all, known) = (parts.clone(), wanted.clone());
         let work = move || {
             for part in asked {
@@ -74,8 +76,8 @@ impl ReadAhead {
                     pages.fetch(|| known.holds(part));
                 }
                 if !known.holds(part) {
-                    // It was left meanwhile. Failure only means more memory.
-                    all.get(part).into_iter().flatten().for_each(|pages| drop(pages.give_back()));
+                    // Not given back here, where another thread may write to it. There is nobody to tell at the end.
+                    let _ = left.send(part);
                 }
             }
         };
@@ -83,7 +85,7 @@ impl ReadAhead {
         let thread =
             thread.map_err(|e| refusal!(Unsupported, "no thread to read ahead on").caused_by(e))?;
         let held = (0..parts.len()).collect();
-        Ok(ReadAhead { parts, wanted, held, jobs: Some(jobs), thread: Some(thread) })
+        Ok(ReadAhead { parts, wanted, held, jobs: Some(jobs), late, thread: Some(thread) })
     }
 
     /// A part is in use from now on, and another one comes next: it is fetched, and nothing waits for it. All others
@@ -93,8 +95,9 @@ impl ReadAhead {
         self.wanted.set([part, next.unwrap_or(NONE)]);
         let held = std::mem::replace(&mut self.held, wanted.clone());
         // First, so that memory is there for the one to come.
-        let left = held.iter().filter(|held| !wanted.contains(held));
-        let left = left.filter_map(|left| self.parts.get(*left));
+        let left = held.iter().copied().chain(self.late.try_iter());
+        let left = left.filter(|left| !wanted.contains(left));
+        let left = left.filter_map(|left| self.parts.get(left));
         left.flatten().try_for_each(Pages::give_back)?;
         // At first, parts are held of which a little has been read.
         let first = held.len() > 2;

@@ -85,3 +85,9 @@ pub fn run_python(name: &str, args: &[&str]) -> String {
     assert!(status == 0, "{name} failed with status {status}\n{out}\n{err}");
     out
 }
+
+/// A real model in a GGUF file, SmolLM2-135M-Instruct.
+pub fn smollm2() -> &'static Path {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    FILE.get_or_init(|| run_python("smollm2.py", &[]).trim().into())
+}

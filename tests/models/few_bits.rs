@@ -77,7 +77,7 @@ fn int8_rounds_half_to_even_by_rows_and_keeps_the_largest_value() {
     let expected = Tensor::from_slice2(&[expected, expected.map(|x| x * 2.), [0.; 8]]);
     assert_eq!(own.dequantise(Kind::Float).unwrap(), expected);
     assert_eq!(own.bytes(), 3 * (8 + 4));
-    // What is quantised once stays as it is.
+    // A matrix that was quantised once stays as it is.
     for encoding in [Encoding::Int8, Encoding::Nf4] {
         let once = Quantised::of(&nets::noise(&[5, 70], 9), encoding).unwrap();
         let values = once.dequantise(Kind::Float).unwrap();
@@ -113,11 +113,20 @@ fn what_is_no_matrix_and_bytes_that_are_not_those_of_the_shape_are_refused() {
     let bytes = Tensor::zeros([3, 12], (Kind::Uint8, Device::Cpu));
     let refused = |result: Result<Quantised, ln_tuning::Error>| result.unwrap_err().kind();
     assert!(Quantised::new(&bytes, &[3, 8], Encoding::Int8).is_ok());
-    for shape in [&[3, 9][..], &[8], &[-3, 8], &[i64::MAX, 8], &[]] {
+    for shape in [&[3, 9][..], &[8], &[-3, 8], &[i64::MAX, 8], &[1, i64::MAX], &[]] {
         assert_eq!(
             refused(Quantised::new(&bytes, shape, Encoding::Int8)),
             ErrorKind::ShapeMismatch
         );
+    }
+    let none = Tensor::zeros([0], (Kind::Uint8, Device::Cpu));
+    for shape in [&[0, i64::MAX][..], &[0, i64::MAX, i64::MAX, 5]] {
+        assert_eq!(Quantised::new(&none, shape, Encoding::Int8).unwrap().bytes(), 0);
+    }
+    let whole = Quantised::new(&bytes, &[3, 8], Encoding::Int8).unwrap();
+    for (start, count) in [(-1, 1), (0, -1), (0, 4), (3, 1), (i64::MAX, 1), (1, i64::MAX)] {
+        let error = whole.rows(start, count, Kind::Float).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     }
     let cast = bytes.to_kind(Kind::Float);
     assert_eq!(refused(Quantised::new(&cast, &[3, 8], Encoding::Int8)), ErrorKind::KindMismatch);

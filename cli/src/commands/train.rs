@@ -32,7 +32,8 @@ pub struct Args {
     #[arg(long, requires = "dry_run")]
     json: bool,
     /// Try learning rates from 1e-5 to 1 on the first batches, in at most 60 steps, and suggest one: a table, and
-    /// lr_finder.svg and lr_finder.csv in 'out'. Nothing else changes. 'then-train' goes on with the rate of the settings
+    /// lr_finder.svg and lr_finder.csv in 'out'. Nothing else changes. 'then-train' goes on with the rate of the
+    /// settings
     #[arg(long, value_name = "then-train", num_args = 0..=1, require_equals = true, default_missing_value = "only")]
     #[arg(conflicts_with_all = ["dry_run", "show"])]
     find_lr: Option<FindLr>,

@@ -34,8 +34,8 @@ impl TextFiles {
         }
     }
 
-    /// A tokenizer.json beside the file counts only where the file has no tokenizer, or one that is not known: it may be
-    /// that of another model.
+    /// A tokenizer.json beside the file counts only where the file has no tokenizer, or one that is not known: it may
+    /// be that of another model.
     pub fn of_gguf(file: &GgufFile) -> Result<Self> {
         let model = file.path();
         let words = Vocabulary::read(file)?;

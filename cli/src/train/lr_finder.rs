@@ -38,7 +38,7 @@ struct Point {
     smoothed: f64,
 }
 
-/// What the steps say.
+/// The result of the steps.
 #[derive(Debug, PartialEq)]
 struct Found {
     points: Vec<Point>,

@@ -9,6 +9,7 @@ fn in_bf16_our_weights_move_and_those_of_peft_do_not() {
     let mut command = python();
     command.arg(script).arg("--binary").arg(crate::program::path()).arg("--out").arg(out.path());
     command.args(["--steps", "40", "--base-steps", "20", "--real-steps", "0", "--threads", "1"]);
+    command.args(["--eval-rows", "20"]);
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));

@@ -1,23 +1,15 @@
 //! A GGUF file wherever a command takes a model: the real SmolLM2-135M-Instruct, as llama.cpp runs it.
 
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-
 use serde_json::{json, Value};
 
 use ln_tuning::gguf::GgufFile;
 use ln_tuning::pretrained::ModelFiles;
 
-use crate::common::run_python;
+use crate::common::{run_python, smollm2};
 use crate::program::{printed, refusal, report, text, Training};
 use crate::text::chat::{ChatTemplate, Conversation};
 use crate::text::files::TextFiles;
 use crate::text::{special, tokenizer};
-
-fn smollm2() -> &'static Path {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| run_python("gguf_words.py", &["smollm2"]).trim().into())
-}
 
 fn words() -> TextFiles {
     TextFiles::of(&ModelFiles::open(smollm2()).unwrap()).unwrap()

@@ -54,7 +54,7 @@ fn a_run_that_began_with_former_defaults_goes_on_with_them() {
         std::fs::read(training.path(out).join("adapter/adapter_model.safetensors")).unwrap()
     };
     assert!(bytes("out") == bytes("whole"));
-    // What is given counts.
+    // A setting that is given counts.
     let error = training.refusal(&["max_steps=4", "optimizer.weight_decay=0"]);
     assert!(error.contains("'optimizer.weight_decay': 0.01, and it is 0 now"), "{error}");
 }
@@ -200,7 +200,7 @@ fn the_loss_over_the_scale_begins_at_the_base_and_passes_the_adapter() {
         assert!(table.contains(part), "'{part}' is not in: {table}");
     }
 
-    // What is merged at a scale is what was evaluated.
+    // The model merged at a scale is the one that was evaluated.
     let merged = training.path("merged");
     let arguments =
         ["merge", "--base", text(&base), "--adapter", text(&adapter), "--out", text(&merged)];

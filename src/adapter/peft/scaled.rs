@@ -15,9 +15,9 @@ use crate::storage::finite::check_finite;
 
 impl SavedAdapter {
     /// The adapter with the tensors base + `factor` · (tuned − base), computed in f64 and rounded once to the wider
-    /// kind of the two: for 0 the base's values and for 1 those of the adapter, bit for bit (arXiv 2508.07577). Also the
-    /// keys of those that stay whole, since the base has no tensor that they started from: a new head, also one that has
-    /// the shape of the base's and, by the `config.json` beside the adapter, other labels.
+    /// kind of the two: for 0 the base's values and for 1 those of the adapter, bit for bit (arXiv 2508.07577). Also
+    /// the keys of those that stay whole, since the base has no tensor that they started from: a new head, also one
+    /// that has the shape of the base's and, by the `config.json` beside the adapter, other labels.
     ///
     /// In memory, [`LnTuningModel::interpolate`](crate::LnTuningModel::interpolate) with one adapter does the same.
     ///

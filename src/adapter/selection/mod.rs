@@ -231,9 +231,9 @@ impl Selection {
         self.modules.iter().filter(|module| !module.variables.iter().any(|v| self.is_carried(v)))
     }
 
-    /// Of the tuned modules only those in these layers: in each stack of layers, which is counted by the first number in
-    /// its paths. As with `layers_to_transform` of PEFT's other methods, norms outside of layers are left out, such as
-    /// the final one. Modules in `modules_to_save` stay. `variables` and `config` are those of [`new`](Self::new).
+    /// Of the tuned modules only those in these layers: in each stack of layers, which is counted by the first number
+    /// in its paths. As with `layers_to_transform` of PEFT's other methods, norms outside of layers are left out, such
+    /// as the final one. Modules in `modules_to_save` stay. `variables` and `config` are those of [`new`](Self::new).
     ///
     /// # Errors
     /// `InvalidArgument` for a band that is empty or reaches beyond the last layer; `NoMatchingModules` if no tuned

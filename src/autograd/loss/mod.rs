@@ -12,5 +12,6 @@ mod head_weight;
 mod linear_cross_entropy;
 mod targets;
 
+#[cfg(feature = "models")]
 pub(crate) use head_weight::HeadWeight;
 pub use linear_cross_entropy::{LinearCrossEntropy, Reduction, IGNORE_INDEX};

@@ -75,13 +75,13 @@ impl Decoder {
     }
 
     /// [`loss_with`](Self::loss_with) of several batches, each with its labels: the batches of one step, for
-    /// [`Optimizer::backward_recompute_many`](crate::Optimizer::backward_recompute_many). All of them go through a block
-    /// before the next, and backward too, so that each block's weights are fetched twice in a step, however many
+    /// [`Optimizer::backward_recompute_many`](crate::Optimizer::backward_recompute_many). All of them go through a
+    /// block before the next, and backward too, so that each block's weights are fetched twice in a step, however many
     /// batches it has. Activations are held for one block and one batch, beside the inputs of each block for all
     /// batches: `layers × tokens of the step × hidden_size` numbers.
     ///
-    /// Losses and gradients are those of `loss_with` batch by batch, bit for bit in f32 if a weight has one place in the
-    /// model. Dropout draws other numbers.
+    /// Losses and gradients are those of `loss_with` batch by batch, bit for bit in f32 if a weight has one place in
+    /// the model. Dropout draws other numbers.
     ///
     /// # Errors
     /// As [`loss`](Self::loss), for each batch; `InvalidState` for a model that is streamed to a device, without block

@@ -49,7 +49,7 @@ pub struct Decoder {
     pub(super) blocks: Vec<Block>,
     norm: Option<Norm>,
     pub(super) head: Head,
-    /// Where the head's matrix comes when it is needed.
+    /// The place where the head's matrix comes when it is needed.
     pub(super) head_stay: Option<Stay>,
     pub(super) ropes: Vec<RopeTables>,
 }
@@ -182,7 +182,7 @@ impl Decoder {
         self.finished(run(&self.blocks, hidden, &Rc::new(context), None, 0., &mut through)?)
     }
 
-    /// What the first block gets, and the context of all of them.
+    /// The input of the first block, and the context of all of them.
     fn begun(
         &self,
         ids: &Tensor,
@@ -229,7 +229,7 @@ impl Decoder {
         Ok((hidden, context))
     }
 
-    /// What the last block gives, behind the last norm.
+    /// The output of the last block, behind the last norm.
     fn finished(&self, mut hidden: Tensor) -> Result<Tensor> {
         if let Some(norm) = &self.norm {
             hidden = norm.forward(&hidden)?;

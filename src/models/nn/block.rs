@@ -28,7 +28,7 @@ pub(in crate::models) struct Block {
     /// On what attention and MLP add.
     pub(in crate::models) branches: [Branch; 2],
     pub(in crate::models) guard: Guard,
-    /// Where its matrices come when it is entered.
+    /// The place where its matrices come when it is entered.
     pub(in crate::models) stay: Option<Stay>,
 }
 

@@ -127,7 +127,7 @@ const NEOX_NAMES: Names = &[
     ("blk.ffn_up", "gpt_neox.layers.{}.mlp.dense_h_to_4h"),
     ("blk.ffn_down", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
 ];
-/// Where one architecture has two forms, `config` says which: norms named by the MLP go with one for attention.
+/// `config` tells two forms of one architecture apart: norms named by the MLP go with one for attention.
 const FALCON_NAMES: Names = &[("blk.attn_norm_2", "transformer.h.{}.ln_attn")];
 
 const LLAMA: Architecture = Architecture {

@@ -4,7 +4,7 @@ use serde_json::Value;
 use tch::no_grad;
 
 use super::architecture::Architecture;
-use super::form::Form;
+use super::conversion::Conversion;
 use crate::error::{refuse, Result};
 use crate::pretrained::files::ModelFiles;
 use crate::pretrained::naming::head::Head;
@@ -29,10 +29,10 @@ const TYPES: [(BlockType, u32); 4] =
 /// The tokenizer is not in it: llama.cpp needs its metadata too.
 ///
 /// # Errors
-/// `Unsupported` for other types of models than llama, mistral, qwen2 and qwen3, for other heads than that of a language
-/// model, and for what such a file cannot say: other ropes than the default one, windows, other activations than SiLU;
-/// `UnexpectedKeys` for a tensor without a name there; `InvalidConfig` for a missing size. Writing gives `NonFinite` for
-/// a weight that the new type cannot hold.
+/// `Unsupported` for other types of models than llama, mistral, qwen2 and qwen3, for other heads than that of a
+/// language model, and for what such a file cannot say: other ropes than the default one, windows, other activations
+/// than SiLU; `UnexpectedKeys` for a tensor without a name there; `InvalidConfig` for a missing size. Writing gives
+/// `NonFinite` for a weight that the new type cannot hold.
 pub fn to_gguf(files: &ModelFiles, matrices: BlockType) -> Result<GgufWriter<'_>> {
     let source = Source { files, config: files.config() };
     let architecture = source.architecture()?;
@@ -49,7 +49,7 @@ pub fn to_gguf(files: &ModelFiles, matrices: BlockType) -> Result<GgufWriter<'_>
     writer.set("general.quantization_version", MetadataValue::U32(2))?;
     let heads = source.settings(architecture, &mut writer)?;
     for place in files.tensors() {
-        let (name, form) = named(architecture, heads, &place.name).ok_or_else(|| {
+        let (name, conversion) = named(architecture, heads, &place.name).ok_or_else(|| {
             crate::error::refusal!(
                 UnexpectedKeys,
                 "'{}' in '{}' has no name in a GGUF file of the architecture '{}'",
@@ -65,8 +65,9 @@ pub fn to_gguf(files: &ModelFiles, matrices: BlockType) -> Result<GgufWriter<'_>
             2 => BlockType::F16,
             _ => BlockType::F32,
         };
-        writer
-            .add_later(&name, block_type, &shape, move || bytes(files, place, form, block_type))?;
+        writer.add_later(&name, block_type, &shape, move || {
+            bytes(files, place, conversion, block_type)
+        })?;
     }
     Ok(writer)
 }
@@ -75,11 +76,11 @@ pub fn to_gguf(files: &ModelFiles, matrices: BlockType) -> Result<GgufWriter<'_>
 fn bytes(
     files: &ModelFiles,
     place: &TensorFile,
-    form: Form,
+    conversion: Conversion,
     block_type: BlockType,
 ) -> Result<Vec<u8>> {
     no_grad(|| {
-        let stored = form.stored(&place.name, &files.tensor(&place.name)?)?;
+        let stored = conversion.stored(&place.name, &files.tensor(&place.name)?)?;
         match block_type.kind() {
             Some(kind) => {
                 let cast = stored.f_to_kind(kind)?;
@@ -91,12 +92,12 @@ fn bytes(
     })
 }
 
-/// The name in the file of a tensor in memory, and its form there.
+/// The name in the file of a tensor in memory, and its conversion there.
 fn named(
     architecture: &Architecture,
     (heads, kv_heads): (i64, i64),
     name: &str,
-) -> Option<(String, Form)> {
+) -> Option<(String, Conversion)> {
     let (module, last) = name.rsplit_once('.')?;
     let mut block = "";
     let mut parts: Vec<&str> = module.split('.').collect();
@@ -106,12 +107,12 @@ fn named(
     let module = parts.join(".");
     let all = architecture.names.iter().copied().flatten();
     let (stem, _) = all.into_iter().find(|(_, known)| *known == module)?;
-    let form = match *stem {
-        "blk.attn_q" if architecture.paired => Form::Paired { heads },
-        "blk.attn_k" if architecture.paired => Form::Paired { heads: kv_heads },
-        _ => Form::AsStored,
+    let conversion = match *stem {
+        "blk.attn_q" if architecture.paired => Conversion::Paired { heads },
+        "blk.attn_k" if architecture.paired => Conversion::Paired { heads: kv_heads },
+        _ => Conversion::AsStored,
     };
-    Some((format!("{}.{last}", stem.replacen("blk.", &format!("blk.{block}."), 1)), form))
+    Some((format!("{}.{last}", stem.replacen("blk.", &format!("blk.{block}."), 1)), conversion))
 }
 
 /// The directory that is read.

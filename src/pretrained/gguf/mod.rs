@@ -2,9 +2,9 @@
 
 mod architecture;
 mod config;
+pub(crate) mod conversion;
 pub(super) mod export;
 mod fields;
-pub(crate) mod form;
 mod names;
 mod rope;
 mod settings;
@@ -14,14 +14,14 @@ mod tensors;
 use serde_json::Value;
 
 use self::architecture::Architecture;
+use self::conversion::Conversion;
 use self::fields::Fields;
-use self::form::Form;
 use self::tensors::Tensors;
 use crate::error::{refuse, Result};
 use crate::storage::gguf::GgufFile;
 use crate::storage::stored::Stored;
 
-/// What a GGUF file says about its model.
+/// The model of a GGUF file, as its metadata tells.
 #[derive(Debug)]
 pub(super) struct Description {
     /// As transformers would have it in `config.json`.
@@ -29,7 +29,7 @@ pub(super) struct Description {
     /// As it would be in `generation_config.json`, if that says more.
     pub(super) generation: Option<Value>,
     /// Each tensor with its name in memory and its way there.
-    pub(super) tensors: Vec<(String, Stored, Form)>,
+    pub(super) tensors: Vec<(String, Stored, Conversion)>,
 }
 
 /// Reads the metadata. Every key that changes the computation is understood, or it is an error.

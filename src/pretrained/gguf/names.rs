@@ -1,7 +1,7 @@
-//! The names of a GGUF file's tensors in memory, and their forms.
+//! The names of a GGUF file's tensors in memory, and their conversions.
 
 use super::architecture::Architecture;
-use super::form::Form;
+use super::conversion::Conversion;
 use super::settings::Config;
 use crate::error::{refuse, Result};
 use crate::names::nearest::listed;
@@ -12,13 +12,13 @@ use crate::storage::stored::Stored;
 const COMPUTED: [&str; 4] =
     ["rope_freqs", "rope_factors_long", "rope_factors_short", "blk.attn_rot_embd"];
 
-/// Each tensor with its name in memory and its form.
+/// Each tensor with its name in memory and its conversion.
 pub(super) fn named(
     architecture: &Architecture,
     config: &Config,
     file: &GgufFile,
     stored: &[Stored],
-) -> Result<Vec<(String, Stored, Form)>> {
+) -> Result<Vec<(String, Stored, Conversion)>> {
     let mut named = Vec::new();
     let mut unknown = Vec::new();
     for tensor in stored {
@@ -29,14 +29,18 @@ pub(super) fn named(
         };
         let (stem, block) = stem_of(stem);
         if COMPUTED.contains(&stem.as_str()) {
-            named.push((format!("{key}.rotary_emb.inv_freq"), tensor.clone(), Form::AsStored));
+            named.push((
+                format!("{key}.rotary_emb.inv_freq"),
+                tensor.clone(),
+                Conversion::AsStored,
+            ));
             continue;
         }
         let Some(name) = architecture.name_of(&stem).filter(|_| !last.is_empty()) else {
             unknown.push(key.to_owned());
             continue;
         };
-        let form = form(architecture, config, &stem, &format!("{stem}.{last}"));
+        let conversion = conversion(architecture, config, &stem, &format!("{stem}.{last}"));
         let name = format!("{}.{last}", name.replace("{}", block));
         let name =
             if architecture.name == "falcon" && file.find("blk.0.attn_norm_2.weight").is_some() {
@@ -45,8 +49,9 @@ pub(super) fn named(
             } else {
                 name
             };
-        named
-            .extend(parts(&name, tensor, file)?.into_iter().map(|(name, part)| (name, part, form)));
+        named.extend(
+            parts(&name, tensor, file)?.into_iter().map(|(name, part)| (name, part, conversion)),
+        );
     }
     if !unknown.is_empty() {
         refuse!(
@@ -82,21 +87,21 @@ fn stem_of(stem: &str) -> (String, &str) {
     }
 }
 
-fn form(architecture: &Architecture, config: &Config, stem: &str, name: &str) -> Form {
+fn conversion(architecture: &Architecture, config: &Config, stem: &str, name: &str) -> Conversion {
     let (heads, kv_heads) = (config.heads, config.kv_heads);
     match stem {
-        "blk.attn_q" if architecture.paired => Form::Paired { heads },
-        "blk.attn_k" if architecture.paired => Form::Paired { heads: kv_heads },
+        "blk.attn_q" if architecture.paired => Conversion::Paired { heads },
+        "blk.attn_k" if architecture.paired => Conversion::Paired { heads: kv_heads },
         "blk.attn_qkv" if architecture.grouped => {
-            Form::Grouped { kv_heads, queries: heads / kv_heads.max(1) }
+            Conversion::Grouped { kv_heads, queries: heads / kv_heads.max(1) }
         }
         "blk.attn_qkv" | "blk.attn_output" | "blk.ffn_up" | "blk.ffn_down"
             if architecture.transposed && name.ends_with(".weight") =>
         {
-            Form::Transposed
+            Conversion::Transposed
         }
-        _ if architecture.plus_one && name.ends_with("norm.weight") => Form::PlusOne,
-        _ => Form::AsStored,
+        _ if architecture.plus_one && name.ends_with("norm.weight") => Conversion::PlusOne,
+        _ => Conversion::AsStored,
     }
 }
 

@@ -7,7 +7,7 @@ use super::settings::Config;
 use super::tensors::Tensors;
 use crate::error::Result;
 
-/// What llama.cpp takes where a file has no `rope.freq_base`.
+/// The base that llama.cpp takes if a file has no `rope.freq_base`.
 const THETA: f64 = 10_000.;
 
 /// The ratio of waves between which Llama 3 blends, and the lengths that its models were first trained on.
@@ -94,8 +94,8 @@ fn scaling(fields: &Fields, config: &Config) -> Result<Map<String, Value>> {
     Ok(rope)
 }
 
-/// The rope whose frequencies are divided by `factors`: that of Llama 3.1, if it is that one, or one in the same form as
-/// LongRoPE with one list for all lengths.
+/// The rope whose frequencies are divided by `factors`: that of Llama 3.1, if it is that one, or one in the same form
+/// as LongRoPE with one list for all lengths.
 fn slowed(factors: &[f32], theta: f64, positions: i64) -> Map<String, Value> {
     let largest = f64::from(factors.iter().copied().fold(1., f32::max));
     let (low, high) = LLAMA3;

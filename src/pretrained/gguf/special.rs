@@ -1,4 +1,4 @@
-//! What only one architecture has.
+//! Settings and tensors that only one architecture has.
 
 use serde_json::{json, Value};
 

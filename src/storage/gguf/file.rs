@@ -33,9 +33,9 @@ impl GgufFile {
     /// Maps a file and reads its header.
     ///
     /// # Errors
-    /// `CorruptFile` for a file that is no whole GGUF file, `DuplicateKey` for two entries of one name, `Unsupported` for
-    /// other versions than 2 and 3, big-endian files, parts of a split one and types that are not known; `MissingFile`,
-    /// `Io`.
+    /// `CorruptFile` for a file that is no whole GGUF file, `DuplicateKey` for two entries of one name, `Unsupported`
+    /// for other versions than 2 and 3, big-endian files, parts of a split one and types that are not known;
+    /// `MissingFile`, `Io`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path: Arc<Path> = path.as_ref().into();
         let file = Arc::new(MappedFile::open(&path)?);
@@ -84,7 +84,7 @@ impl GgufFile {
         self.version
     }
 
-    /// What the places of tensors are multiples of, in bytes.
+    /// The number of bytes that places of tensors are multiples of.
     pub fn alignment(&self) -> usize {
         self.alignment
     }

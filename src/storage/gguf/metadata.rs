@@ -130,7 +130,7 @@ impl Metadata {
     /// As [`str`](Self::str), and `CorruptFile` for a string that is not UTF-8.
     pub fn strings(&self, key: &str) -> Result<Option<Vec<String>>> {
         self.all(key, "strings", |value| match value {
-            MetadataValue::String(text) => Some(text),
+            MetadataValue::String(text) => Some(text.clone()),
             _ => None,
         })
     }
@@ -140,7 +140,7 @@ impl Metadata {
     /// # Errors
     /// As [`integer`](Self::integer).
     pub fn integers(&self, key: &str) -> Result<Option<Vec<i64>>> {
-        self.all(key, "whole numbers below 2^63", |value| integer(&value))
+        self.all(key, "whole numbers below 2^63", integer)
     }
 
     /// An array of numbers of any type.
@@ -148,7 +148,7 @@ impl Metadata {
     /// # Errors
     /// As [`str`](Self::str).
     pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
-        self.all(key, "numbers", |value| number(&value))
+        self.all(key, "numbers", number)
     }
 
     /// An array of true and false.
@@ -156,7 +156,7 @@ impl Metadata {
     /// # Errors
     /// As [`str`](Self::str).
     pub fn flags(&self, key: &str) -> Result<Option<Vec<bool>>> {
-        self.all(key, "true and false", |value| flag(&value))
+        self.all(key, "true and false", flag)
     }
 
     fn one<'m, T>(
@@ -176,16 +176,15 @@ impl Metadata {
         &self,
         key: &str,
         expected: &str,
-        read: impl Fn(MetadataValue) -> Option<T>,
+        read: impl Fn(&MetadataValue) -> Option<T>,
     ) -> Result<Option<Vec<T>>> {
         let Some(array) = self.array(key)? else { return Ok(None) };
         let mut all = Vec::with_capacity(array.len());
         for value in array.iter() {
             let value = value?;
-            let shown = format!("{value:?}");
-            match read(value) {
+            match read(&value) {
                 Some(value) => all.push(value),
-                None => return self.refuse(key, &format!("an array of {expected}"), shown),
+                None => return self.refuse(key, &format!("an array of {expected}"), value),
             }
         }
         Ok(Some(all))

@@ -184,8 +184,8 @@ impl<'f> GgufWriter<'f> {
         Ok(())
     }
 
-    /// Writes the file, whole or not at all: a file that stands there is replaced at once. `wrote` gets numbers of bytes
-    /// as they are written.
+    /// Writes the file, whole or not at all: a file that stands there is replaced at once. `wrote` gets numbers of
+    /// bytes as they are written.
     ///
     /// # Errors
     /// `Io`, `MissingFile`, as [`SavedAdapter`](crate::SavedAdapter)'s files.

@@ -135,7 +135,7 @@ impl<'f> Words<'f> {
                 }
                 "Digits" if is("individual_digits") => patterns.push(r"\p{N}"),
                 "ByteLevel" if !is("add_prefix_space") => {
-                    // Where it is not said, it is so.
+                    // True unless it is said.
                     if step.get("use_regex") != Some(&Value::Bool(false)) {
                         patterns.push(super::splits::GPT2);
                     }

@@ -1,4 +1,4 @@
-//! The form of a tensor in a GGUF file, where it is not that of transformers.
+//! The conversion of a tensor of a GGUF file to that of transformers, and back.
 
 use tch::{Kind, Tensor};
 
@@ -7,7 +7,7 @@ use crate::kernels::number::WithNumber;
 
 /// The way from a tensor of a file to that in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum Conversion {
     /// The same.
     #[default]
     AsStored,
@@ -22,11 +22,11 @@ pub(crate) enum Form {
     PlusOne,
 }
 
-impl Form {
+impl Conversion {
     /// The shape in memory.
     pub(crate) fn shape(self, stored: &[i64]) -> Vec<i64> {
         let mut shape = stored.to_vec();
-        if self == Form::Transposed {
+        if self == Conversion::Transposed {
             shape.reverse();
         }
         shape
@@ -34,15 +34,15 @@ impl Form {
 
     /// True if only the order of the rows differs, or nothing.
     pub(crate) fn keeps_rows(self) -> bool {
-        !matches!(self, Form::Transposed | Form::PlusOne)
+        !matches!(self, Conversion::Transposed | Conversion::PlusOne)
     }
 
     /// Per row in memory, the row of the file; `None` if they are the same. `place` names the tensor in messages.
     pub(crate) fn rows(self, place: &str, shape: &[i64]) -> Result<Option<Vec<i64>>> {
         let rows = shape.first().copied().unwrap_or(0);
         let (heads, even) = match self {
-            Form::Paired { heads } => (heads, 2),
-            Form::Grouped { kv_heads, queries } => (kv_heads * (queries + 2), 1),
+            Conversion::Paired { heads } => (heads, 2),
+            Conversion::Grouped { kv_heads, queries } => (kv_heads * (queries + 2), 1),
             _ => return Ok(None),
         };
         if heads <= 0 || rows % (heads * even) != 0 {
@@ -55,7 +55,7 @@ impl Form {
         let row = |row: i64| {
             let (head, within) = (row / size, row % size);
             match self {
-                Form::Grouped { kv_heads, queries } => {
+                Conversion::Grouped { kv_heads, queries } => {
                     let (group, part) = (head / (queries + 2), head % (queries + 2));
                     let from = match part - queries {
                         0 => kv_heads * queries + group,
@@ -76,9 +76,9 @@ impl Form {
             return Ok(stored.f_index_select(0, &Tensor::f_from_slice(&rows)?)?);
         }
         Ok(match self {
-            Form::Transposed => stored.f_transpose(0, 1)?.f_contiguous()?,
+            Conversion::Transposed => stored.f_transpose(0, 1)?.f_contiguous()?,
             // 1 less in a half kind would lose what the file holds.
-            Form::PlusOne => stored.f_to_kind(Kind::Float)?.f_sub_number(1.)?,
+            Conversion::PlusOne => stored.f_to_kind(Kind::Float)?.f_sub_number(1.)?,
             _ => stored,
         })
     }
@@ -90,8 +90,8 @@ impl Form {
             return Ok(stored.f_index_copy(0, &Tensor::f_from_slice(&rows)?, memory)?);
         }
         Ok(match self {
-            Form::Transposed => memory.f_transpose(0, 1)?.f_contiguous()?,
-            Form::PlusOne => memory.f_add_number(1.)?,
+            Conversion::Transposed => memory.f_transpose(0, 1)?.f_contiguous()?,
+            Conversion::PlusOne => memory.f_add_number(1.)?,
             _ => memory.shallow_clone(),
         })
     }
@@ -111,28 +111,30 @@ mod tests {
         let (heads, half) = (3, 4);
         let memory = ramp(heads * 2 * half);
         let stored = memory.view([heads, 2, half]).transpose(1, 2).contiguous().view([-1]);
-        let form = Form::Paired { heads };
-        assert_eq!(form.applied("k", stored.copy()).unwrap(), memory);
-        assert_eq!(form.stored("k", &memory).unwrap(), stored);
+        let conversion = Conversion::Paired { heads };
+        assert_eq!(conversion.applied("k", stored.copy()).unwrap(), memory);
+        assert_eq!(conversion.stored("k", &memory).unwrap(), stored);
         // Groups of 2 queries, a key and a value, in 3 key-value heads of 5 rows.
         let memory = ramp(3 * 4 * 5);
         let groups = memory.view([3, 4, 5]);
         let part = |start, length| groups.narrow(1, start, length).contiguous().view([-1]);
         let stored = Tensor::cat(&[part(0, 2), part(2, 1), part(3, 1)], 0);
-        let form = Form::Grouped { kv_heads: 3, queries: 2 };
-        assert_eq!(form.applied("qkv", stored.copy()).unwrap(), memory);
-        assert_eq!(form.stored("qkv", &memory).unwrap(), stored);
+        let conversion = Conversion::Grouped { kv_heads: 3, queries: 2 };
+        assert_eq!(conversion.applied("qkv", stored.copy()).unwrap(), memory);
+        assert_eq!(conversion.stored("qkv", &memory).unwrap(), stored);
         let memory = memory.view([12, 5]);
-        for form in [Form::Transposed, Form::PlusOne, Form::AsStored] {
-            let stored = form.stored("w", &memory).unwrap();
-            assert_eq!(form.applied("w", stored).unwrap(), memory);
+        for conversion in [Conversion::Transposed, Conversion::PlusOne, Conversion::AsStored] {
+            let stored = conversion.stored("w", &memory).unwrap();
+            assert_eq!(conversion.applied("w", stored).unwrap(), memory);
         }
     }
 
     #[test]
     fn rows_that_are_no_heads_are_refused() {
-        for form in [Form::Paired { heads: 4 }, Form::Grouped { kv_heads: 0, queries: 1 }] {
-            let error = form.applied("blk.0.attn_q.weight", ramp(12)).unwrap_err();
+        for conversion in
+            [Conversion::Paired { heads: 4 }, Conversion::Grouped { kv_heads: 0, queries: 1 }]
+        {
+            let error = conversion.applied("blk.0.attn_q.weight", ramp(12)).unwrap_err();
             assert_eq!(error.kind(), crate::ErrorKind::ShapeMismatch, "{error}");
         }
     }
