@@ -75,6 +75,16 @@ fn convert(args: &Args, matrices: BlockType) -> Result<()> {
         "'{}' is no directory, and `--type` makes a GGUF file of one: leave it out, and a GGUF file keeps its types",
         args.base.display()
     );
+    let base = ModelFiles::open(&args.base)?;
+    if let Some(file) = base.gguf() {
+        bail!(
+            "'{}' is a GGUF file already, and `--type` makes one of a directory with safetensors: leave it out, and the \
+             file keeps its types",
+            file.path().display()
+        );
+    }
+    // What no file can say is said before an adapter is merged.
+    to_gguf(&base, matrices)?;
     ensure!(
         std::fs::symlink_metadata(&args.out).is_err(),
         "'{}' exists, expected the name of a new file: choose another name, or remove it",
@@ -140,7 +150,7 @@ pub fn run(args: &Args) -> Result<()> {
     let adapter = args.adapter.as_ref().context("give an adapter with `--adapter`")?;
     ensure!(
         !args.base.join("config.json").exists()
-            || args.out.extension().is_none_or(|ending| ending != "gguf"),
+            || args.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("gguf")),
         "'{}' is to be a GGUF file, and the base is a directory: say of which type, such as `--type f16`",
         args.out.display()
     );
