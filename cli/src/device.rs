@@ -2,7 +2,9 @@
 
 use anyhow::{bail, ensure, Result};
 use clap::ValueEnum;
-use ln_tuning::device::{best_device, cuda_status, load_cuda};
+use ln_tuning::device::{best_device, cuda_status, load_cuda, memory_info};
+use ln_tuning::gguf::GgufFile;
+use ln_tuning::pretrained::ModelFiles;
 use serde::Deserialize;
 use tch::{Device, Kind};
 
@@ -60,5 +62,25 @@ impl ModelKind {
             ModelKind::Bf16 => Some(Kind::BFloat16),
             ModelKind::F16 => Some(Kind::Half),
         }
+    }
+
+    /// That in which a model answers. The blocks of a GGUF file hold more than bf16, and what bf16 drops can change the
+    /// answer of a small model: on a GPU, they become f32 if that takes at most half of the free memory.
+    pub fn answering(self, device: Device, files: &ModelFiles) -> Option<Kind> {
+        let in_blocks = |file: &GgufFile| {
+            file.tensors().iter().any(|tensor| tensor.block_type.kind().is_none())
+        };
+        let asked = self != ModelKind::Auto || device == Device::Cpu;
+        if asked || !files.gguf().is_some_and(in_blocks) {
+            return self.on(device);
+        }
+        let variables = files.variables();
+        let weights =
+            variables.iter().map(|variable| variable.shape.iter().product::<i64>() as u64);
+        let bytes = 4 * weights.sum::<u64>();
+        if memory_info(device).is_ok_and(|memory| bytes <= memory.free / 2) {
+            return Some(Kind::Float);
+        }
+        self.on(device)
     }
 }

@@ -43,7 +43,7 @@ pub struct MergeReport {
 /// every other byte of the tensors is the base's, quantised blocks included. What it computes is what the base and the
 /// adapter compute together, exactly: one in f16 or bf16 becomes f32 where it could not hold the new weights, and a
 /// tensor in blocks is refused, as is what would need other tensors or another configuration. The metadata
-/// `ln_tuning.adapter`, `ln_tuning.base` and `ln_tuning.tensors` say what was done.
+/// `ln_tuning.adapter`, `ln_tuning.base`, `ln_tuning.tensors` and, if it is not 1, `ln_tuning.scale` say what was done.
 ///
 /// If the adapter has a head that the base lacks, the result is the model with the head: its class, its labels and its
 /// tensors, without those of another head. If the adapter has one of two tied tensors, both are written, and
@@ -106,7 +106,8 @@ pub fn merge_with(
     let files = &whole.files;
     let merged = Merged::of(&whole, &config, &adapter)?;
     if let Some(file) = files.gguf() {
-        let writer = merged_gguf::copy(files, file, &merged, adapter_dir.as_ref())?;
+        let writer =
+            merged_gguf::copy(files, file, &merged, (adapter_dir.as_ref(), options.scale))?;
         let (mut done, total) = (0, writer.len());
         writer.write_with(out, |bytes| {
             done += bytes;
@@ -160,6 +161,13 @@ pub fn merge_with(
 
 /// Refuses a place for a file where something stands.
 fn check_new(out: &Path) -> Result<()> {
+    if out.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        refuse!(
+            InvalidArgument,
+            "'{}' is the name of a directory, expected that of a new file, since the base is a GGUF file",
+            out.display()
+        );
+    }
     if fs::symlink_metadata(out).is_ok() {
         refuse!(
             Io,

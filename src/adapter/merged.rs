@@ -184,6 +184,11 @@ impl<'a> Merged<'a> {
         self.adapter
     }
 
+    /// True for one of two tied tensors that are no longer tied.
+    pub(super) fn is_untied(&self, name: &str) -> bool {
+        self.untied.iter().any(|(copy, original)| copy == name || original == name)
+    }
+
     /// True if the result has the tensors and the configuration of the base.
     pub(super) fn keeps_form(&self) -> bool {
         self.untied.is_empty() && self.config.is_none() && !self.base.is_new_class

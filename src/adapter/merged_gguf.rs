@@ -6,7 +6,7 @@ use std::path::Path;
 use tch::{no_grad, Kind};
 
 use super::merged::Merged;
-use crate::error::{refuse, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::names::natural::natural_cmp;
 use crate::pretrained::files::ModelFiles;
 use crate::pretrained::tensor_file::TensorFile;
@@ -21,22 +21,26 @@ pub(super) fn copy<'f>(
     files: &'f ModelFiles,
     file: &'f GgufFile,
     merged: &Merged,
-    adapter: &Path,
+    (adapter, scale): (&Path, f64),
 ) -> Result<GgufWriter<'f>> {
     let mut by_key: BTreeMap<&str, Vec<(&TensorFile, &Stored)>> = BTreeMap::new();
+    let refused = |brought: &str| {
+        refusal!(
+            Unsupported,
+            "the adapter brings {brought}, which '{}' has no tensor of its own for (a new head, tied embeddings, another \
+             vocabulary): merge it into the model directory that the file was made from, and convert that",
+            file.path().display()
+        )
+    };
     for (name, stored) in merged.replaced() {
         let place = files.find(name).filter(|place| place.shape() == stored.shape);
-        let Some(place) = place.filter(|_| merged.keeps_form()) else {
-            refuse!(
-                Unsupported,
-                "the adapter brings '{name}' of shape {:?}, which '{}' has no tensor of its own for (a new head, tied \
-                 embeddings, another vocabulary): merge it into the model directory that the file was made from, and \
-                 convert that",
-                stored.shape,
-                file.path().display()
-            );
+        let Some(place) = place.filter(|_| !merged.is_untied(name)) else {
+            return Err(refused(&format!("'{name}' of shape {:?}", stored.shape)));
         };
         by_key.entry(place.stored.key.as_str()).or_default().push((place, stored));
+    }
+    if !merged.keeps_form() {
+        return Err(refused("another configuration"));
     }
     check_tied(files, file, &by_key)?;
     let quantised: Vec<String> = by_key
@@ -73,6 +77,10 @@ pub(super) fn copy<'f>(
     let keys: Vec<MetadataValue> = keys.into_iter().map(MetadataValue::from).collect();
     writer.set("ln_tuning.adapter", name(adapter).as_str())?;
     writer.set("ln_tuning.base", name(file.path()).as_str())?;
+    // A base that is a merged file itself may say another one.
+    if scale != 1. || file.metadata().get("ln_tuning.scale").is_some() {
+        writer.set("ln_tuning.scale", MetadataValue::F64(scale))?;
+    }
     writer.set("ln_tuning.tensors", MetadataArray::new(ValueType::String, &keys)?)?;
     Ok(writer)
 }

@@ -58,7 +58,8 @@ pub struct Args {
     /// The same seed gives the same text
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// The kind of the model's weights
+    /// The kind of the model's weights. On a GPU, auto is f32 for a GGUF file in blocks if half of the free memory holds
+    /// that
     #[arg(long, value_enum, default_value_t)]
     kind: ModelKind,
     /// The way in which the model's matrices are kept: mapped, device, gguf (the blocks of a GGUF file), int8, nf4 or
@@ -101,11 +102,9 @@ fn generated(args: &Args) -> Result<()> {
     let tokenizer = tokenizer::open(&words, None)?;
     let ids = prompt_ids(args, &words, &tokenizer)?.f_to_device(device)?;
 
+    let kind = args.kind.answering(device, &files);
     let (files, bar) = progress::loading(files)?;
-    let wanted = Load::on(device)
-        .kind(args.kind.on(device))
-        .frozen(args.base_weights)
-        .head(Head::LanguageModel);
+    let wanted = Load::on(device).kind(kind).frozen(args.base_weights).head(Head::LanguageModel);
     let (vs, model) = Decoder::from_files(files, &wanted)?;
     bar.finish_and_clear();
     let load = args.key_mapping.load_options();

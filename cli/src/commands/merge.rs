@@ -17,7 +17,7 @@ use crate::text::gguf::write::set_words;
 /// Merge an adapter into a model directory or a GGUF file
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  ln-tuning merge --base Llama-3.2-1B --adapter tuned/adapter --out merged --scale 0.7\n  ln-tuning merge --base SmolLM2.Q4_1.gguf --adapter tuned/adapter --out tuned.gguf\n  ln-tuning merge --base Qwen3-0.6B --adapter tuned/adapter --out tuned.gguf --type q8_0"
+    after_help = "Example:\n  ln-tuning merge --base Llama-3.2-1B --adapter tuned/adapter --out merged --scale 0.7\n  ln-tuning merge --base SmolLM2.Q4_1.gguf --adapter tuned/adapter --out tuned.gguf\n  ln-tuning merge --base Qwen3-0.6B --adapter tuned/adapter --out tuned.gguf --type q8_0"
 )]
 pub struct Args {
     /// The model: a directory with config.json and safetensors, or a GGUF file, of which no quantised block changes
@@ -75,6 +75,16 @@ fn convert(args: &Args, matrices: BlockType) -> Result<()> {
         "'{}' is no directory, and `--type` makes a GGUF file of one: leave it out, and a GGUF file keeps its types",
         args.base.display()
     );
+    let base = ModelFiles::open(&args.base)?;
+    if let Some(file) = base.gguf() {
+        bail!(
+            "'{}' is a GGUF file already, and `--type` makes one of a directory with safetensors: leave it out, and the \
+             file keeps its types",
+            file.path().display()
+        );
+    }
+    // What no file can say is said before an adapter is merged.
+    to_gguf(&base, matrices)?;
     ensure!(
         std::fs::symlink_metadata(&args.out).is_err(),
         "'{}' exists, expected the name of a new file: choose another name, or remove it",
@@ -140,7 +150,7 @@ pub fn run(args: &Args) -> Result<()> {
     let adapter = args.adapter.as_ref().context("give an adapter with `--adapter`")?;
     ensure!(
         !args.base.join("config.json").exists()
-            || args.out.extension().is_none_or(|ending| ending != "gguf"),
+            || args.out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("gguf")),
         "'{}' is to be a GGUF file, and the base is a directory: say of which type, such as `--type f16`",
         args.out.display()
     );

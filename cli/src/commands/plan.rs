@@ -80,8 +80,15 @@ pub fn run(args: &Args) -> Result<()> {
     let model_type = files.model_type().unwrap_or("unknown model type");
     println!("\n{model_type}: {} modules, {} tensors", modules.len(), tensors.len());
     println!("trainable: {trainable} of {total} ({percent:.4} %)");
+    let place = files.gguf().map_or("as in the files".to_owned(), |file| {
+        let blocks: usize = file.tensors().iter().map(|tensor| tensor.len).sum();
+        format!(
+            "as numbers ({:.1} MB in the file's blocks, with `base: gguf`)",
+            blocks as f64 / 1e6
+        )
+    });
     println!(
-        "memory: weights {:.1} MB as in the files, what trains and its optimiser {:.1} MB, and activations",
+        "memory: weights {:.1} MB {place}, what trains and its optimiser {:.1} MB, and activations",
         weights as f64 / 1e6,
         trained as f64 / 1e6
     );

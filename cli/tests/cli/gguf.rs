@@ -6,7 +6,7 @@ use ln_tuning::gguf::GgufFile;
 use ln_tuning::pretrained::ModelFiles;
 
 use crate::common::{run_python, smollm2};
-use crate::program::{printed, refusal, report, text, Training};
+use crate::program::{best_device, printed, refusal, report, text, Training};
 use crate::text::chat::{ChatTemplate, Conversation};
 use crate::text::files::TextFiles;
 use crate::text::{special, tokenizer};
@@ -66,6 +66,12 @@ fn a_real_model_answers_through_the_template_in_its_file() {
     let answer = printed(&[&common[..], &["--chat", "--prompt", question]].concat());
     // It ends by itself, at the end of its turn.
     assert_eq!(answer, "The capital of France is Paris.\n");
+    // On a GPU, auto is not bf16, in which it says something else.
+    if best_device("the answer of a GGUF file") == "device=cuda" {
+        let device = ["generate", "--model", text(smollm2()), "--max-new-tokens", "16"];
+        let there = printed(&[&device[..], &["--chat", "--prompt", question]].concat());
+        assert_eq!(there, answer);
+    }
     // Its blocks can stay in the file until they are needed, but for those whose rows get another order.
     let streamed = ["--base-weights", "gguf, streamed", "--max-new-tokens", "2"];
     let short = [&common[..4], &["--chat", "--prompt", question], &streamed].concat();
@@ -129,6 +135,10 @@ fn plan_and_inspect_take_a_file() {
     assert_eq!(plan["model_type"], "llama");
     assert_eq!(plan["modules"].as_array().unwrap().len(), 61);
     assert_eq!(plan["trainable"], 61 * 576);
+    let said = printed(&["plan", "--model", text(smollm2())]);
+    assert!(said.contains("538.1 MB as numbers (96.6 MB in the file's blocks"), "{said}");
+    let error = refusal(&["inspect", text(smollm2())]);
+    assert!(error.contains("a GGUF file, which is a model, expected an adapter"), "{error}");
 }
 
 #[test]

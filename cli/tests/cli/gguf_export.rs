@@ -71,6 +71,25 @@ fn a_directory_becomes_a_gguf_file_that_transformers_and_llama_cpp_read_as_the_s
     }
     write("tokenizer.json", &words);
     refused(&["--adapter", &path("qwen3.adapter")], "--type f16");
+    let error = refusal(&[
+        "merge",
+        "--base",
+        &base,
+        "--adapter",
+        &path("qwen3.adapter"),
+        "--out",
+        &path("new.GGUF"),
+    ]);
+    assert!(error.contains("--type f16"), "{error}");
+    // A directory that holds a GGUF file alone.
+    let with = std::fs::create_dir(path("with"));
+    with.and_then(|()| std::fs::copy(path("llama.gguf"), path("with/llama.gguf"))).unwrap();
+    let adapter = path("qwen3.adapter");
+    for more in [&[][..], &["--adapter", &adapter]] {
+        let all = [&["merge", "--base", &path("with"), "--out", &out, "--type", "f16"], more];
+        let error = refusal(&all.concat());
+        assert!(error.contains("with/llama.gguf' is a GGUF file already"), "{error}");
+    }
     let there = path("llama.gguf");
     let error = refusal(&["merge", "--base", &base, "--out", &there, "--type", "f16"]);
     assert!(error.contains("exists"), "{error}");

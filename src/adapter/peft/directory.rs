@@ -160,6 +160,12 @@ pub(crate) fn located(dir: &Path) -> Result<(LnTuningConfig, PathBuf)> {
     if !config_path.exists() {
         let shown = dir.display();
         if dir.is_file() {
+            if dir.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+                refuse!(
+                    MissingFile,
+                    "'{shown}' is a GGUF file, which is a model, expected an adapter: give the directory with its {CONFIG}"
+                );
+            }
             refuse!(MissingFile, "'{shown}' is a file, expected the directory that it is in");
         }
         let mut below = Vec::new();

@@ -29,7 +29,7 @@ impl<'f> Cursor<'f> {
 
     /// The next bytes; `thing` names them in an error.
     pub(super) fn take(&mut self, len: u64, thing: &str) -> Result<&'f [u8]> {
-        let left = &self.bytes[self.at..];
+        let left = self.rest();
         match usize::try_from(len).ok().and_then(|len| left.get(..len)) {
             Some(taken) => {
                 self.at += taken.len();
@@ -83,8 +83,18 @@ impl<'f> Cursor<'f> {
         })
     }
 
+    /// The bytes that follow.
+    pub(super) fn rest(&self) -> &'f [u8] {
+        &self.bytes[self.at..]
+    }
+
     /// An error about this file.
     pub(super) fn refuse(&self, message: impl std::fmt::Display) -> Error {
         refusal!(CorruptFile, "'{}': {message}", self.path.display())
+    }
+
+    /// An error about something in this file that is well formed and not known here.
+    pub(super) fn unsupported(&self, message: impl std::fmt::Display) -> Error {
+        refusal!(Unsupported, "'{}': {message}", self.path.display())
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 use super::cursor::Cursor;
+use super::magic;
 use super::metadata::{self, Metadata};
 use super::tensors::{self, GgufTensor};
 use crate::error::{refusal, refuse, Result};
@@ -40,6 +41,7 @@ impl GgufFile {
         let path: Arc<Path> = path.as_ref().into();
         let file = Arc::new(MappedFile::open(&path)?);
         let mut cursor = Cursor::new(&path, &file);
+        magic::check(&mut cursor)?;
         let version = version(&mut cursor)?;
         let tensor_count = tensors::count(&mut cursor)?;
         let entries = Metadata::count(&mut cursor)?;
@@ -160,26 +162,15 @@ impl GgufFile {
     }
 }
 
-/// The version after the first four bytes, which all GGUF files have.
+/// The version after the first four bytes.
 fn version(cursor: &mut Cursor) -> Result<u32> {
-    let magic: [u8; 4] = cursor.array("the start of a GGUF file")?;
-    if &magic != b"GGUF" {
-        return Err(cursor.refuse(format!(
-            "it starts with {magic:?}, expected {:?} (\"GGUF\"): is it another kind of file?",
-            b"GGUF"
-        )));
-    }
     let version = cursor.u32("the version")?;
-    let unsupported = |found: &str| {
-        let message = cursor.refuse(found).to_string();
-        refusal!(Unsupported, "{message}")
-    };
     match version {
         2 | 3 => Ok(version),
-        _ if matches!(version.swap_bytes(), 1..=3) => Err(unsupported(
+        _ if matches!(version.swap_bytes(), 1..=3) => Err(cursor.unsupported(
             "a big-endian GGUF file, expected a little-endian one: convert it with `gguf-convert-endian FILE little`",
         )),
-        _ => Err(unsupported(&format!(
+        _ => Err(cursor.unsupported(format!(
             "version {version} of GGUF, expected 2 or 3: make the file again with a present llama.cpp"
         ))),
     }

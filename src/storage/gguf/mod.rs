@@ -16,6 +16,7 @@
 
 mod cursor;
 mod file;
+mod magic;
 mod metadata;
 mod tensors;
 mod value;

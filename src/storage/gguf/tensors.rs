@@ -1,7 +1,7 @@
 //! The tensors that a GGUF file lists: names, types, shapes and places, checked against the file.
 
 use super::cursor::Cursor;
-use crate::error::{refusal, Result};
+use crate::error::Result;
 use crate::quantised::BlockType;
 
 /// The longest name of a tensor, in bytes.
@@ -58,11 +58,10 @@ fn tensor(cursor: &mut Cursor, number: u64) -> Result<GgufTensor> {
     }
     let (type_number, start) = (cursor.u32(&thing)?, cursor.u64(&thing)?);
     let block_type = BlockType::from_number(type_number).ok_or_else(|| {
-        refusal!(
-            Unsupported,
+        cursor.unsupported(format!(
             "{thing} has type {type_number}, which is not known here (later than this version, or removed from llama.cpp): \
              quantise the model again, or take a file of another type such as Q8_0 or Q4_K_M"
-        )
+        ))
     })?;
     let shape: Vec<i64> =
         sizes.iter().rev().map(|size| i64::try_from(*size).unwrap_or(-1)).collect();
