@@ -26,8 +26,6 @@ const REDRAW: u64 = 5;
 const READ: Duration = Duration::from_secs(1);
 /// Steps in a row that dynamic loss scaling may skip: the scale is 2^-30 of the first by then.
 const MOST_SKIPPED: u64 = 30;
-/// Seconds between two lines where there is no terminal for a bar, such as in a job's log.
-const REPEAT: u64 = 30;
 
 struct Run<'a, T: Task> {
     task: &'a T,
@@ -250,7 +248,7 @@ impl<T: Task> Run<'_, T> {
         let unit = self.task.unit();
         let shown = format!("loss {loss:.4} {speed:.0} {unit}/s {memory_mb:.0} MB");
         self.bar.set_position(*step);
-        if self.bar.is_hidden() && self.said.elapsed().as_secs() >= REPEAT {
+        if self.bar.is_hidden() && self.said.elapsed().as_secs() >= progress::REPEAT {
             self.said = Instant::now();
             let left = indicatif::HumanDuration(self.bar.eta());
             println!("step {step} of {}: {shown}, {left} left", self.total);
