@@ -1,6 +1,7 @@
 //! Bars for what takes long.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,9 +16,50 @@ pub fn steps(total: u64, done: u64) -> Result<ProgressBar> {
     Ok(bar)
 }
 
+/// Seconds between two lines where there is no terminal for a bar, such as in a job's log.
+pub const REPEAT: u64 = 30;
+
 /// Work that is counted in pieces.
-pub fn counted(what: &'static str, total: u64) -> Result<ProgressBar> {
-    Ok(bar(total, "{msg} {bar:30} {human_pos}/{human_len} {eta} left")?.with_message(what))
+pub fn counted(what: &'static str, total: u64) -> Result<Counted> {
+    let bar = bar(total, "{msg} {bar:30} {human_pos}/{human_len} {eta} left")?.with_message(what);
+    Ok(Counted { bar, what, every: Duration::from_secs(REPEAT), said: Mutex::new(Instant::now()) })
+}
+
+/// A bar; without a terminal, a line on the error output now and then.
+pub struct Counted {
+    bar: ProgressBar,
+    what: &'static str,
+    every: Duration,
+    said: Mutex<Instant>,
+}
+
+impl Counted {
+    pub fn inc(&self, done: u64) {
+        self.bar.inc(done);
+        if let Some(line) = self.bar.is_hidden().then(|| self.line()).flatten() {
+            eprintln!("{line}");
+        }
+    }
+
+    pub fn set_length(&self, total: u64) {
+        self.bar.set_length(total);
+    }
+
+    pub fn finish_and_clear(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    /// A line, if it is time for one.
+    fn line(&self) -> Option<String> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.elapsed() < self.every {
+            return None;
+        }
+        *said = Instant::now();
+        let (done, total) = (self.bar.position(), self.bar.length().unwrap_or_default());
+        let of = if total > 0 { format!(" of {total}") } else { String::new() };
+        Some(format!("{}: {done}{of}", self.what))
+    }
 }
 
 /// Files that are read.
@@ -39,4 +81,18 @@ pub fn loading(files: ModelFiles) -> Result<(ModelFiles, ProgressBar)> {
 
 fn bar(total: u64, style: &str) -> Result<ProgressBar> {
     Ok(ProgressBar::new(total).with_style(ProgressStyle::with_template(style)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_without_a_bar_says_now_and_then_how_far_it_is() {
+        let mut work = counted("evaluating", 7).unwrap();
+        work.bar.inc(2);
+        assert_eq!(work.line(), None);
+        work.every = Duration::ZERO;
+        assert_eq!(work.line().as_deref(), Some("evaluating: 2 of 7"));
+    }
 }

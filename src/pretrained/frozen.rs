@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer};
+use serde::{de, Deserialize, Deserializer};
 
 use crate::error::{refuse, Error, Result};
 use crate::quantised::Encoding;
@@ -119,7 +119,7 @@ impl FromStr for Frozen {
                 _ => refuse!(
                     InvalidArgument,
                     "frozen weights cannot be kept as '{word}', expected a form (gguf, int8, nf4), a place (mapped, \
-                     device, streamed), or one of each, as 'nf4, streamed'"
+                     device, streamed), or one of each, as 'gguf, streamed'"
                 ),
             };
             if twice {
@@ -148,7 +148,19 @@ impl fmt::Display for Frozen {
 
 impl<'de> Deserialize<'de> for Frozen {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        struct Words;
+        impl de::Visitor<'_> for Words {
+            type Value = Frozen;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the words of a form (gguf, int8, nf4), of a place (mapped, device, streamed), or of both")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Frozen, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Words)
     }
 }
 

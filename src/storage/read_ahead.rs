@@ -61,7 +61,8 @@ impl ReadAhead {
             refuse!(
                 Unsupported,
                 "'{name}' cannot be streamed from disk, and no other matrix can: they are in memory in another form than \
-                 in the file. Leave out 'streamed', or choose a form that the file has"
+                 in the file. Leave out 'streamed', or choose a form that the file has: 'streamed' alone, or 'gguf, \
+                 streamed' for a GGUF file"
             );
         }
         let parts: Arc<[Vec<Pages>]> = found;

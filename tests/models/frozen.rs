@@ -339,11 +339,14 @@ fn what_cannot_be_kept_is_refused_by_name() {
     assert!(error.to_string().contains(&format!("'{name}'")), "{error}");
 
     let dir = decoder("llama", json!({}));
-    let (mut vs, model) = Decoder::from_pretrained_with(dir.path(), &load(Form::Int8)).unwrap();
-    vs.set_kind(Kind::Half);
-    let error = model.logits(&ids()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::KindMismatch);
-    assert!(error.to_string().contains("cast after loading"), "{error}");
+    let streamed = Load::on(Device::Cpu).frozen(Frozen::default().place(Place::Streamed));
+    for load in [load(Form::Int8), streamed] {
+        let (mut vs, model) = Decoder::from_pretrained_with(dir.path(), &load).unwrap();
+        vs.set_kind(Kind::Half);
+        let error = model.logits(&ids()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::KindMismatch);
+        assert!(error.to_string().contains("cast after loading"), "{error}");
+    }
 }
 
 #[test]

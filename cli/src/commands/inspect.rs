@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{ensure, Result};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{atomic, AdapterDiff, LnTuningModel, SavedAdapter};
 use serde_json::{json, Value};
@@ -97,6 +97,13 @@ fn compare(saved: &SavedAdapter, args: &Args, base: &PathBuf) -> Result<AdapterD
 
 /// The loss over the scale of what was learned. Rows come in the order of the file.
 fn shift(saved: &SavedAdapter, args: &Args, base: &Path, data: &Path) -> Result<Shift> {
+    let given = Given::read(None, &args.set)?;
+    for key in ["model", "data.train", "data.eval", "data.eval_fraction"] {
+        ensure!(
+            !given.has(key),
+            "'{key}' cannot be set here: the model is that of `--base`, and all rows of `--data` are evaluated"
+        );
+    }
     let mut settings = vec!["data.shuffle=false".to_owned()];
     for (key, path) in [("model", base), ("data.train", data)] {
         settings.push(format!("{key}={}", serde_json::to_string(&path.display().to_string())?));

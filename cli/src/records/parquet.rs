@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::panic::{self, AssertUnwindSafe};
 
+use crate::progress::Counted;
 use anyhow::{bail, Context, Result};
-use indicatif::ProgressBar;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{json, Value};
@@ -22,7 +22,7 @@ const CONTENT: &str = "content";
 type Spooled = (File, Vec<Span>, Digest);
 
 /// Of a damaged file the reader may panic.
-pub fn spool(file: File, most: usize, bar: &ProgressBar) -> Result<Spooled> {
+pub fn spool(file: File, most: usize, bar: &Counted) -> Result<Spooled> {
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| {}));
     let spooled = panic::catch_unwind(AssertUnwindSafe(|| read(file, most, bar)));
@@ -30,7 +30,7 @@ pub fn spool(file: File, most: usize, bar: &ProgressBar) -> Result<Spooled> {
     spooled.unwrap_or_else(|_| bail!("the Parquet file is damaged"))
 }
 
-fn read(file: File, most: usize, bar: &ProgressBar) -> Result<Spooled> {
+fn read(file: File, most: usize, bar: &Counted) -> Result<Spooled> {
     let reader = SerializedFileReader::new(file)
         .context("this is not a Parquet file that can be read, or it is cut off")?;
     bar.set_length(reader.metadata().file_metadata().num_rows().max(0) as u64);
@@ -124,7 +124,8 @@ mod tests {
     fn spooled(bytes: &[u8]) -> Result<String> {
         let mut file = tempfile::tempfile()?;
         file.write_all(bytes)?;
-        let (mut file, spans, _) = spool(file, usize::MAX, &ProgressBar::hidden())?;
+        let (mut file, spans, _) =
+            spool(file, usize::MAX, &crate::progress::counted("reading", 0).unwrap())?;
         let mut text = String::new();
         std::io::Seek::rewind(&mut file)?;
         file.read_to_string(&mut text)?;

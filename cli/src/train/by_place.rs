@@ -25,6 +25,18 @@ impl ByPlace {
         self.places.iter().copied()
     }
 
+    /// The setting with all numbers `factor` times as large, to a digit.
+    pub fn times(&self, factor: f64) -> String {
+        let number = |number: f64| format!("{:.0e}", number * factor);
+        let default = number(self.default.unwrap_or_default());
+        if self.places.is_empty() {
+            return default;
+        }
+        let place =
+            |(place, own): &(NormPlace, f64)| format!(", {}: {}", place.name(), number(*own));
+        format!("{{default: {default}{}}}", self.places.iter().map(place).collect::<String>())
+    }
+
     /// Refuses a number for a place at which nothing trains, which would do nothing.
     pub fn check(&self, key: &str, there: impl Iterator<Item = NormPlace>) -> Result<()> {
         let there: Vec<NormPlace> = there.collect();
@@ -98,6 +110,8 @@ mod tests {
         assert_eq!((number("0.5").default(), number("2").default()), (Some(0.5), Some(2.)));
         let both = number("{default: 0.0, pre: 0.01, qk: 1}");
         assert_eq!(both.default(), Some(0.));
+        assert_eq!(number("0.5").times(0.1), "5e-2");
+        assert_eq!(number("{default: 0.02, pre: 0.01}").times(4.), "{default: 8e-2, pre: 4e-2}");
         assert_eq!(Vec::from_iter(both.places()), [(NormPlace::Pre, 0.01), (NormPlace::Qk, 1.)]);
         assert_eq!(number("{pre: 1}").default(), None);
         for (text, words) in [

@@ -7,6 +7,7 @@ use anyhow::{bail, ensure, Context, Result};
 use ln_tuning::{atomic, DynamicLossScale, LnTuningModel, LoadOptions, Optimizer, DEFAULT_ADAPTER};
 
 use super::batches::Plan;
+use super::by_place::ByPlace;
 use super::interrupt;
 use super::prefetch::Prefetch;
 use super::settings::Settings;
@@ -57,6 +58,10 @@ pub fn find<T: Task>(
 ) -> Result<()> {
     let before = tuned.state_dict(DEFAULT_ADAPTER)?;
     let mut optimizer = settings.optimizer(tuned)?;
+    let (lr, out) = (settings.lr(), &settings.out);
+    ensure!(lr > 0., "'optimizer.lr' is {lr}, and the rates of the test are multiples of it");
+    // Before the work, not behind it.
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make '{}'", out.display()))?;
     let found = steps(task, &mut optimizer, settings, plan);
     // Whatever happened.
     optimizer.zero_grad()?;
@@ -64,7 +69,7 @@ pub fn find<T: Task>(
     let found = found?;
     write(&settings.out, &found)?;
     print!("{}", found.table());
-    println!("{}", found.advice(settings.lr())?);
+    println!("{}", found.advice(&settings.optimizer.lr)?);
     for name in [PICTURE, NUMBERS] {
         println!("{}", settings.out.join(name).display());
     }
@@ -78,7 +83,6 @@ fn steps<T: Task>(
     plan: &Plan,
 ) -> Result<Found> {
     let lr = settings.lr();
-    ensure!(lr > 0., "'optimizer.lr' is {lr}, and the rates of the test are multiples of it");
     if settings.scales_dynamically() {
         optimizer.set_dynamic_loss_scale(DynamicLossScale::default())?;
     }
@@ -173,18 +177,20 @@ impl Found {
         falls.then_some(lowest.lr / SAFETY)
     }
 
-    fn advice(&self, lr: f64) -> Result<String> {
+    fn advice(&self, rates: &ByPlace) -> Result<String> {
         let suggestion = self.suggestion().with_context(|| {
             format!(
                 "the loss did not fall at any rate in {} steps: check the data",
                 self.points.len()
             )
         })?;
+        let lr = rates.default().unwrap_or_default();
         let steepest = self.steepest().map_or("nowhere".into(), |lr| format!("{lr:.1e}"));
         Ok(format!(
-            "suggestion: optimizer.lr={suggestion:.0e}, a tenth of the rate at the lowest smoothed loss ({:.1e}); it falls \
+            "suggestion: optimizer.lr={}, a tenth of the rate at the lowest smoothed loss ({:.1e}); it falls \
              the fastest at {steepest}. The settings have {lr:e}; nothing was changed",
-            suggestion * SAFETY
+            rates.times(suggestion / lr),
+            suggestion * SAFETY,
         ))
     }
 }
@@ -206,7 +212,6 @@ fn write(out: &Path, found: &Found) -> Result<()> {
     for Point { lr, loss, smoothed } in &found.points {
         let _ = writeln!(csv, "{lr},{loss},{smoothed}");
     }
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make '{}'", out.display()))?;
     Ok(atomic::write(&[(out.join(PICTURE), svg), (out.join(NUMBERS), csv.into_bytes())])?)
 }
 
@@ -225,6 +230,10 @@ mod tests {
         found
     }
 
+    fn rates(text: &str) -> ByPlace {
+        serde_yaml::from_str(text).unwrap()
+    }
+
     #[test]
     fn the_suggestion_is_a_tenth_of_the_rate_at_the_lowest_loss() {
         // Falls until 0.1, and rises then.
@@ -241,7 +250,13 @@ mod tests {
         let suggestion = valley.suggestion().unwrap();
         assert!((0.008..0.025).contains(&suggestion), "{suggestion}");
         assert!(valley.diverged.is_some() && valley.points.len() < STEPS, "{valley:?}");
-        assert!(valley.advice(5e-3).unwrap().starts_with("suggestion: optimizer.lr=1e-2"));
+        assert!(valley
+            .advice(&rates("0.005"))
+            .unwrap()
+            .starts_with("suggestion: optimizer.lr=1e-2"));
+        // Rates of places stay in proportion, as they were in the test.
+        let advice = valley.advice(&rates("{default: 0.1, pre: 0.2}")).unwrap();
+        assert!(advice.contains("optimizer.lr={default: 1e-2, pre: 2e-2}, "), "{advice}");
     }
 
     #[test]
@@ -253,7 +268,7 @@ mod tests {
         for (losses, word) in
             [((|_| f64::INFINITY) as fn(f64) -> f64, "in 0 steps"), (|lr| 1. + lr, "did not fall")]
         {
-            let error = found(losses).advice(1e-3).unwrap_err().to_string();
+            let error = found(losses).advice(&rates("0.001")).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
         // A loss near 0 may double without harm.

@@ -226,11 +226,13 @@ impl Settings {
         let OptimizerSettings { betas, eps, lr, weight_decay } = &self.optimizer;
         let (beta1, beta2, wd) = (betas[0], betas[1], weight_decay.default().unwrap_or(0.));
         let adamw = AdamW { beta1, beta2, wd, eps: *eps, ..AdamW::default() };
-        let mut optimizer = tuned.optimizer(adamw, self.lr())?;
+        let mut optimizer = tuned.optimizer(adamw, self.lr()).context("'optimizer'")?;
         lr.check("optimizer.lr", optimizer.norm_places().into_iter())?;
         weight_decay.check("optimizer.weight_decay", optimizer.norm_places().into_iter())?;
         for (place, weight_decay) in weight_decay.places() {
-            optimizer.set_weight_decay_norms(place, weight_decay)?;
+            optimizer
+                .set_weight_decay_norms(place, weight_decay)
+                .with_context(|| format!("'optimizer.weight_decay.{}'", place.name()))?;
         }
         self.set_rates(&mut optimizer, 1.)?;
         optimizer.set_loss_scale(self.loss_scale())?;
@@ -246,7 +248,9 @@ impl Settings {
     pub fn set_rates(&self, optimizer: &mut Optimizer, factor: f64) -> Result<()> {
         optimizer.set_lr(self.lr() * factor)?;
         for (place, lr) in self.optimizer.lr.places() {
-            optimizer.set_lr_norms(place, lr * factor)?;
+            optimizer
+                .set_lr_norms(place, lr * factor)
+                .with_context(|| format!("'optimizer.lr.{}'", place.name()))?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure, Context, Result};
 use indicatif::ProgressBar;
 use ln_tuning::recompute::Recompute;
-use ln_tuning::{LnTuningModel, Optimizer};
+use ln_tuning::{LnTuningModel, Optimizer, DEFAULT_ADAPTER};
 use tch::nn::VarStore;
 use tch::{no_grad, Device, Tensor};
 
@@ -26,8 +26,6 @@ const REDRAW: u64 = 5;
 const READ: Duration = Duration::from_secs(1);
 /// Steps in a row that dynamic loss scaling may skip: the scale is 2^-30 of the first by then.
 const MOST_SKIPPED: u64 = 30;
-/// Seconds between two lines where there is no terminal for a bar, such as in a job's log.
-const REPEAT: u64 = 30;
 
 struct Run<'a, T: Task> {
     task: &'a T,
@@ -47,6 +45,8 @@ struct Run<'a, T: Task> {
     in_a_row: u64,
     /// Steps whose figures have not been read yet.
     pending: Vec<Pending>,
+    /// Those of the last step.
+    sources: String,
     /// The time between two readings, each of which waits for the device.
     read_interval: Duration,
     /// The time of the last reading.
@@ -96,6 +96,7 @@ pub fn train<T: Task>(ready: Ready<T>) -> Result<()> {
         skipped: u64::try_from(optimizer.skipped_steps()?.f_int64_value(&[])?)?,
         in_a_row: 0,
         pending: Vec::new(),
+        sources: String::new(),
         // A CPU has done its work when it comes back.
         read_interval: if vs.device() == Device::Cpu { Duration::ZERO } else { READ },
         clock: Instant::now(),
@@ -172,6 +173,7 @@ impl<T: Task> Run<'_, T> {
             (self.state.step, factor),
         )?;
         let sources: Vec<&str> = group.iter().map(|batch| batch.sources.as_str()).collect();
+        self.sources = sources.join("; ");
         let mut figures = Vec::from(figures);
         if self.settings.scales_dynamically() {
             figures.push(self.optimizer.skipped_steps()?);
@@ -181,7 +183,7 @@ impl<T: Task> Run<'_, T> {
             figures,
             lr: self.settings.lr() * factor,
             size: group.iter().map(|batch| batch.size).sum(),
-            sources: sources.join("; "),
+            sources: self.sources.clone(),
         })
     }
 
@@ -216,13 +218,7 @@ impl<T: Task> Run<'_, T> {
              scale, from {sources}. Try 'kind' bf16 or f32"
         );
         if !loss.is_finite() || !(grad_norm.is_finite() || was_skipped) {
-            let good = match checkpoint::steps(&self.settings.out)?.pop() {
-                Some(step) => {
-                    let dir = checkpoint::dir(&self.settings.out, step);
-                    format!("the last good checkpoint is '{}'", dir.display())
-                }
-                None => "there is no checkpoint yet".into(),
-            };
+            let good = self.last_good()?;
             bail!(
                 "step {step}: the loss is {loss} and the gradient norm {grad_norm}, from {sources}; {good}. Check these \
                  lines, or try a lower 'optimizer.lr'"
@@ -250,7 +246,7 @@ impl<T: Task> Run<'_, T> {
         let unit = self.task.unit();
         let shown = format!("loss {loss:.4} {speed:.0} {unit}/s {memory_mb:.0} MB");
         self.bar.set_position(*step);
-        if self.bar.is_hidden() && self.said.elapsed().as_secs() >= REPEAT {
+        if self.bar.is_hidden() && self.said.elapsed().as_secs() >= progress::REPEAT {
             self.said = Instant::now();
             let left = indicatif::HumanDuration(self.bar.eta());
             println!("step {step} of {}: {shown}, {left} left", self.total);
@@ -297,7 +293,28 @@ impl<T: Task> Run<'_, T> {
         Ok(better)
     }
 
+    fn last_good(&self) -> Result<String> {
+        Ok(match checkpoint::steps(&self.settings.out)?.pop() {
+            Some(step) => {
+                let dir = checkpoint::dir(&self.settings.out, step);
+                format!("the last good checkpoint is '{}'", dir.display())
+            }
+            None => "there is no checkpoint yet".into(),
+        })
+    }
+
     fn save(&mut self) -> Result<()> {
+        // No loss has seen the last update, and such weights could not be read again.
+        for (key, weights) in self.tuned.state_dict(DEFAULT_ADAPTER)? {
+            ensure!(
+                weights.f_isfinite()?.f_all()?.f_int64_value(&[])? == 1,
+                "step {}: '{key}' is NaN or infinite behind the update, from {}; {}. Try a lower 'optimizer.lr' or \
+                 'optimizer.weight_decay'",
+                self.state.step,
+                self.sources,
+                self.last_good()?
+            );
+        }
         let out = &self.settings.out;
         checkpoint::save(out, &self.state, self.tuned, &mut self.optimizer)?;
         checkpoint::rotate(out, self.settings.keep_last, self.state.best.map(|best| best.0))?;

@@ -79,13 +79,22 @@ fn a_streamed_base_trains_as_one_in_memory_bit_for_bit_with_its_batches_block_by
     let error = training.refusal(&["checkpointing=2"]);
     assert!(error.contains("needs all blocks checkpointed"), "{error}");
     let error = training.refusal(&["base=streamed, nf4"]);
-    assert!(error.contains("cannot be streamed from disk"), "{error}");
+    for part in
+        ["cannot be streamed from disk", "'streamed' alone, or 'gguf, streamed' for a GGUF file"]
+    {
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 #[test]
 fn ways_that_are_not_known_or_not_possible_are_refused() {
     let error = training().refusal(&["base=int4"]);
     assert!(error.contains("'base' is int4") && error.contains("gguf, int8, nf4"), "{error}");
+    let error = training().refusal(&["base=null"]);
+    assert!(
+        error.contains("'base' is null") && error.contains("a form (gguf, int8, nf4)"),
+        "{error}"
+    );
     let error = training().refusal(&["base=gguf"]);
     assert!(error.contains("holds no blocks of GGUF"), "{error}");
     let path = model("llama");

@@ -46,6 +46,11 @@ fn a_run_that_began_with_former_defaults_goes_on_with_them() {
     training.run(&[&["max_steps=4", "out=whole"][..], &former].concat());
     training.run(&[&["max_steps=4", "save_interval=2"][..], &former].concat());
     std::fs::remove_dir_all(training.path("out/checkpoints/step-4")).unwrap();
+    // Former versions had no 'base'.
+    let state = "out/checkpoints/step-2/state.json";
+    let mut before: Value = serde_json::from_str(&training.read(state)).unwrap();
+    assert_eq!(before["settings"].as_object_mut().unwrap().remove("base"), Some(json!("mapped")));
+    training.write(state, &before.to_string());
     let printed = training.run(&["max_steps=4", "save_interval=2"]);
     let line = "'out' holds a run with the defaults of its time, which it keeps: 'optimizer.weight_decay' 0.01 (now 0), \
                 'schedule.warmup_ratio' 0 (now 0.03)";
@@ -67,7 +72,8 @@ fn rates_and_decay_by_place_and_bands_of_layers_are_taken_or_refused_with_what_t
         ("optimizer.weight_decay.behind=1", "'behind' is no place of norms"),
         ("optimizer.weight_decay.qk=1", "no norm that trains is there; there are: pre, final"),
         ("optimizer.lr={pre: 0.1}", "'optimizer.lr' has no 'default'"),
-        ("optimizer.lr={default: 0.1, final: -1}", "the learning rate is -1"),
+        ("optimizer.lr={default: 0.1, final: -1}", "'optimizer.lr.final': the learning rate is -1"),
+        ("optimizer.weight_decay=-1", "'optimizer': wd is -1"),
         ("layers=2..3", "the model has 2 layers, counted from 0: give a band up to ..2"),
         ("layers=1..1", "which holds none: the model has 2 layers"),
         ("layers=8", "a band of layers such as 8..24"),
@@ -198,6 +204,13 @@ fn the_loss_over_the_scale_begins_at_the_base_and_passes_the_adapter() {
     let table = printed(&[&arguments[..], &["--data", text(&data)], &settings].concat());
     for part in ["scale    eval_loss   perplexity", "  the base", "  the adapter", "  lowest"] {
         assert!(table.contains(part), "'{part}' is not in: {table}");
+    }
+
+    for setting in ["model=other", "data.train=other.txt"] {
+        let error = crate::program::refusal(
+            &[&arguments[..], &["--data", text(&data), "--set", setting]].concat(),
+        );
+        assert!(error.contains("the model is that of `--base`"), "{error}");
     }
 
     // The model merged at a scale is the one that was evaluated.

@@ -1,6 +1,5 @@
 //! Settings and data that cannot be trained with are refused before training starts.
 
-use std::path::Path;
 use std::process::Command;
 
 use crate::program::Training;
@@ -143,17 +142,12 @@ fn same_keys(sample: &serde_json::Value, all: &serde_json::Value, above: &str) {
 #[test]
 fn pipes_and_text_without_bounds_are_refused_and_not_waited_for() {
     let made = training();
-    let pipe = |path: &Path| {
-        let _ = std::fs::remove_file(path);
-        assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
-    };
     let model = made.path("model");
     std::fs::create_dir(&model).unwrap();
     for entry in std::fs::read_dir(crate::model("llama")).unwrap() {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
     }
-    // The last one that is made a pipe is the first that is read.
     for (file, setting) in [
         ("train.jsonl", "data.train=train.jsonl"),
         ("model/config.json", "model=model"),
@@ -161,10 +155,13 @@ fn pipes_and_text_without_bounds_are_refused_and_not_waited_for() {
         ("model/tokenizer.json", "model=model"),
         ("settings.yaml", "model=model"),
     ] {
-        pipe(&made.path(file));
+        let (path, before) = (made.path(file), std::fs::read(made.path(file)));
+        let _ = std::fs::remove_file(&path);
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
         refused(&made, &[setting, "task=language"], &[file, "a pipe (FIFO)"]);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, before.unwrap_or_default()).unwrap();
     }
-    std::fs::remove_file(made.path("settings.yaml")).unwrap();
     for text in ["[".repeat(100_000), format!("a: &a [{}]", "*a, ".repeat(100_000))] {
         made.write("settings.yaml", &text);
         refused(&made, &[], &["settings.yaml"]);

@@ -167,4 +167,12 @@ fn a_loss_that_is_not_finite_stops_with_the_lines_and_the_last_good_checkpoint()
     for part in ["step ", "train.txt:", "the last good checkpoint is 'out/checkpoints/step-"] {
         assert!(error.contains(part), "'{part}' is not in: {error}");
     }
+    // No loss sees the last update.
+    let last =
+        ["out=last", "max_steps=1", "schedule.warmup_steps=0", "optimizer.weight_decay=1e300"];
+    let error = training.refusal(&last);
+    for part in ["step 1: 'base_model.", "is NaN or infinite", "there is no checkpoint yet"] {
+        assert!(error.contains(part), "'{part}' is not in: {error}");
+    }
+    assert!(!training.path("last/adapter").exists() && !training.path("last/checkpoints").exists());
 }

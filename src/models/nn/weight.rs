@@ -5,7 +5,7 @@ use tch::{no_grad, Device, Kind, Tensor};
 use super::streamed::Matrix;
 use crate::autograd::loss::HeadWeight;
 use crate::device::transfer::sent;
-use crate::error::Result;
+use crate::error::{refuse, Result};
 use crate::kernels::product::linear;
 use crate::pretrained::kept::Kept;
 use crate::quantised::{Encoding, Quantised};
@@ -26,6 +26,8 @@ struct Elsewhere {
     shape: Vec<i64>,
     encoding: Option<Encoding>,
     kind: Kind,
+    /// The kind of the variable when the model was loaded.
+    stored: Option<Kind>,
     /// The variable's name, if its storage comes when it is needed.
     streamed: Option<String>,
 }
@@ -42,7 +44,8 @@ impl Weight {
         let Kept { name, shape, encoding, kind, streamed, .. } = kept;
         let streamed = streamed.then(|| name.clone());
         let (shape, encoding, kind) = (shape.clone(), *encoding, *kind);
-        let elsewhere = Elsewhere { shape, encoding, kind, streamed };
+        let stored = variable.f_kind().ok();
+        let elsewhere = Elsewhere { shape, encoding, kind, stored, streamed };
         Weight { variable, elsewhere: Some(Box::new(elsewhere)) }
     }
 
@@ -106,7 +109,18 @@ impl Weight {
                 let there = sent(quantised.data(), device)?;
                 Quantised::new(&there, &kept.shape, quantised.encoding())?.dequantise(kind)
             }
-            None => Ok(sent(&self.variable, device)?.f_to_kind(kept.kind)?),
+            None => {
+                let found = self.variable.f_kind()?;
+                if kept.stored.is_some_and(|stored| stored != found) {
+                    refuse!(
+                        KindMismatch,
+                        "'{}' is streamed and has the kind {found:?}, expected that of the file: was the VarStore cast \
+                         after loading? Choose the kind when the model is loaded",
+                        kept.streamed.as_deref().unwrap_or_default()
+                    );
+                }
+                Ok(sent(&self.variable, device)?.f_to_kind(kept.kind)?)
+            }
         })
     }
 
