@@ -8,7 +8,6 @@ use ln_tuning::{regular, LnTuningModel, LoadOptions, Optimizer, SavedAdapter, DE
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::former;
 use super::settings::{Resume, Settings, FREE};
 
 /// The position of a run. Weights and moments are files beside it; random numbers follow from the seed and the step.
@@ -115,7 +114,10 @@ pub fn begin(settings: &Settings, all: Value, data: String, batches: usize) -> R
     let place = || format!("the checkpoint '{}' cannot be read", path.display());
     let text = regular::read_text(&path).with_context(place)?;
     let mut state: State = serde_json::from_str(&text).with_context(place)?;
-    former::complete(&mut state.settings);
+    if let Value::Object(before) = &mut state.settings {
+        // Former versions had no other.
+        before.entry("base").or_insert("mapped".into());
+    }
     let (holds, cure) =
         (format!("'{}' holds", out.display()), "choose another 'out', or undo the change");
     if let Some((key, before, now)) = difference(&state.settings, &all, "") {

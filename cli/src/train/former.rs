@@ -10,13 +10,6 @@ use super::yaml::{Given, Tree};
 const DEFAULTS: [(&str, f64); 3] =
     [("optimizer.lr", 0.001), ("optimizer.weight_decay", 0.01), ("schedule.warmup_ratio", 0.)];
 
-/// Adds the settings that former versions lacked to those of a run, as they did it.
-pub fn complete(settings: &mut serde_json::Value) {
-    if let serde_json::Value::Object(settings) = settings {
-        settings.entry("base").or_insert("mapped".into());
-    }
-}
-
 /// Puts the former defaults into settings that were not given, where `out` holds a run with them. Gives a line about
 /// those that differ from today's.
 pub fn keep(given: &Given, all: &mut Tree) -> Option<String> {
