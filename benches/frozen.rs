@@ -156,7 +156,7 @@ fn processor_seconds() -> f64 {
 /// Trains a step for each line of the input: its seconds, loss and memory are a line of the output.
 fn train(path: &Path, base: &str, rows: i64, length: i64) -> Result<()> {
     tch::set_num_threads(threads());
-    // What libtorch takes once does not count.
+    // Memory that libtorch takes once does not count.
     let a = Tensor::ones([64, 64], (Kind::BFloat16, Device::Cpu));
     let _ = a.matmul(&a);
     let before = status("RssAnon");

@@ -7,7 +7,7 @@ use crate::kernels::number::WithNumber;
 use crate::storage::info::is_float;
 
 /// Computed in f64, for the caller to round once. For 0 it is `base` and for 1 `tuned`, bit for bit and in its kind.
-/// What is no floating-point number, such as a counter, is not scaled otherwise.
+/// Anything but floating-point numbers, such as a counter, is not scaled otherwise.
 pub(crate) fn scaled(base: &Tensor, tuned: &Tensor, factor: f64) -> Result<Tensor> {
     if factor == 0. {
         return Ok(base.shallow_clone());

@@ -15,7 +15,7 @@ use crate::training_step::{built, step};
 const GPU: Gpu = Gpu { sm: 90, devices: 1, memory: 80 << 30, fill: Some(1) };
 
 fn at_every_allocation(name: &str, mut work: impl FnMut() -> Result<()>) {
-    // What is kept is made first.
+    // Tensors that are kept are made first.
     work().unwrap_or_else(|error| panic!("{name}: {error}"));
     for allocations in 0.. {
         counting::fail_after(Some(allocations));

@@ -83,7 +83,7 @@ fn convert(args: &Args, matrices: BlockType) -> Result<()> {
             file.path().display()
         );
     }
-    // What no file can say is said before an adapter is merged.
+    // Refusals that need no file come before an adapter is merged.
     to_gguf(&base, matrices)?;
     ensure!(
         std::fs::symlink_metadata(&args.out).is_err(),
