@@ -92,20 +92,9 @@ def make():
 
 
 def steps(file, prompt, count):
-    import xllamacpp
+    from llama_cpp import greedy
 
-    params = xllamacpp.CommonParams()
-    params.model.path = str(file)
-    params.n_ctx = 128
-    params.n_parallel = 1
-    params.n_gpu_layers = 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.warmup = False
-    params.verbosity = -1
-    asked = {"prompt": prompt, "n_predict": count, "temperature": 0, "n_probs": 1, "ignore_eos": True}
-    answer = xllamacpp.Server(params).handle_completions(asked)
-    assert "choices" in answer, answer
-    return [(s["id"], s["logprob"]) for s in answer["choices"][0]["logprobs"]["content"]]
+    return [(s["id"], s["logprob"]) for s in greedy(file, prompt, count)]
 
 
 def check():
