@@ -27,6 +27,7 @@ mod nesting;
 mod padding;
 mod ropes;
 mod seq2seq;
+mod siglip;
 mod sizes;
 #[cfg(target_os = "linux")]
 mod streamed;

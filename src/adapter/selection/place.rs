@@ -59,7 +59,7 @@ const POST: &[(&str, &str)] = &[
 /// Norms outside of layers that are neither behind the last one nor have `embed` in their path.
 #[rustfmt::skip]
 const ELSEWHERE: &[(&str, &str, NormPlace)] = &[
-    ("clip llava", "pre_layrnorm", NormPlace::Embeddings),
+    ("clip clip_vision_model llava", "pre_layrnorm", NormPlace::Embeddings),
     // Of the relative positions, and of the convolution beside the first layer.
     ("deberta-v2", "encoder.LayerNorm", NormPlace::Embeddings),
     ("deberta-v2", "conv.LayerNorm", NormPlace::Post),

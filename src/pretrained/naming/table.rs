@@ -230,15 +230,21 @@ const VIT: Row = Row {
     ..LLAMA
 };
 
+/// Both towers, and with CLIP the projections, are at the top level. A classifier has the tower for images alone.
 const CLIP: Row = Row {
     model_types: "clip",
-    heads: &[],
-    kept_by: &[],
+    heads: &[top(IMAGE, "", &["classifier"])],
+    kept_by: &[
+        ("text_model", &[Head::None]),
+        ("text_projection", &[Head::None]),
+        ("visual_projection", &[Head::None]),
+        ("logit_scale", &[Head::None]),
+    ],
     computed: &["embeddings.position_ids"],
     ..VIT
 };
 
-pub(super) static ROWS: [Row; 24] = [
+pub(super) static ROWS: [Row; 25] = [
     LLAMA,
     MISTRAL,
     Row {
@@ -321,17 +327,27 @@ pub(super) static ROWS: [Row; 24] = [
         kept_by: &[],
         ..VIT
     },
-    // Both towers and the projections are at the top level.
     CLIP,
+    Row {
+        model_types: "siglip",
+        kept_by: &[
+            ("text_model", &[Head::None]),
+            ("logit_scale", &[Head::None]),
+            ("logit_bias", &[Head::None]),
+        ],
+        ..CLIP
+    },
     // A tower with a projection is below a prefix, and so are the towers in files of former versions.
     Row {
-        model_types: "clip_text_model",
+        model_types: "clip_text_model siglip_text_model",
         heads: &[top(Head::Other, "text_model", &["text_projection"])],
+        kept_by: &[],
         ..CLIP
     },
     Row {
-        model_types: "clip_vision_model",
+        model_types: "clip_vision_model siglip_vision_model",
         heads: &[top(Head::Other, "vision_model", &["visual_projection"])],
+        kept_by: &[],
         ..CLIP
     },
 ];
