@@ -11,6 +11,7 @@ use super::decoder::{Decoder, DecoderConfig};
 use super::encoder::{Encoder, EncoderConfig};
 use super::inputs::Inputs;
 use super::model::{Load, Model};
+use super::multimodal::{ImageTextToText, ImageTextToTextConfig};
 use super::seq2seq::{Seq2Seq, Seq2SeqConfig};
 use super::vision::{
     Clip, ClipConfig, ClipVision, ClipVisionConfig, Dinov2, Dinov2Config, Siglip, SiglipConfig,
@@ -137,6 +138,7 @@ models! {
     SiglipVision, "The tower for images of a SigLIP.", SiglipVision, SiglipVisionConfig;
     TowerClassifier, "The tower for images of a CLIP or a SigLIP as a classifier.", TowerClassifier,
         TowerClassifierConfig;
+    ImageTextToText, "A model of images and texts.", ImageTextToText, ImageTextToTextConfig;
 }
 
 impl AnyModel {

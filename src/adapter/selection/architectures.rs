@@ -114,5 +114,6 @@ pub(super) const ALL: Table = &[
     ("wav2vec2 hubert", "layer_norm final_layer_norm"),
     ("blip-2", "layernorm LayerNorm final_layer_norm self_attn_layer_norm layer_norm layer_norm1 layer_norm2 post_layernorm"),
     ("llava", "input_layernorm post_attention_layernorm norm pre_layrnorm layer_norm1 layer_norm2 post_layernorm"),
+    ("idefics3 smolvlm", "input_layernorm post_attention_layernorm norm layer_norm1 layer_norm2 post_layernorm"),
     ("qwen2_vl qwen2_5_vl", "input_layernorm post_attention_layernorm norm norm1 norm2 ln_q"),
 ];

@@ -324,8 +324,14 @@ mod tests {
             };
             let tokens = tokens.narrow(1, 0, total);
             let documents = documents.narrow(1, 0, total);
-            let whole =
-                Places { start, length, device: Device::Cpu, tokens: None, documents: None };
+            let whole = Places {
+                start,
+                length,
+                device: Device::Cpu,
+                tokens: None,
+                documents: None,
+                blocks: None,
+            };
             let padded = Places { tokens: Some(&tokens), ..whole };
             let packed = Places { documents: Some(&documents), ..whole };
             let slopes = || Tensor::randn([1, heads, 1, total], options);

@@ -10,7 +10,7 @@ use crate::autograd::recompute::Tape;
 use crate::error::{refusal, Result};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{run_all, Block, Mask, Norm, Places, Weights};
+use crate::models::nn::{run_all, run_to, Block, Mask, Norm, Places, Weights};
 
 pub(super) const NAMES: BlockNames = BlockNames {
     norms: ["layer_norm1", "layer_norm2"],
@@ -74,6 +74,7 @@ impl Model for ClipText {
             device: ids.device(),
             tokens: tokens.as_ref(),
             documents: None,
+            blocks: None,
         };
         let mask = Mask::causal(&places, None)?;
         let hidden = run_all(&self.blocks, hidden, mask, inputs.train, tape)?;
@@ -110,15 +111,32 @@ impl Model for ClipVision {
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("CLIP's image tower", &["pixel_values"])?;
-        let images = inputs.needed_images()?;
-        self.config.grid.check_images(images)?;
-        let hidden = self.patches.forward(images, &self.patches.positions)?;
-        let hidden = self.norm.forward(&hidden)?;
+        let hidden = self.embedded(inputs.needed_images()?)?;
         run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)
     }
 
     fn logits_with<'m>(&'m self, _: Inputs, _: &mut Tape<'m>) -> Result<Tensor> {
         no_logits()
+    }
+}
+
+impl ClipVision {
+    /// The hidden states behind so many blocks each, in this order; none stands for the first block's input. Blocks
+    /// above the highest are not run.
+    pub(super) fn hidden_states_at<'m>(
+        &'m self,
+        images: &Tensor,
+        depths: &[usize],
+        train: bool,
+        tape: &mut Tape<'m>,
+    ) -> Result<Vec<Tensor>> {
+        run_to(&self.blocks, self.embedded(images)?, depths, train, tape)
+    }
+
+    /// The input of the first block.
+    fn embedded(&self, images: &Tensor) -> Result<Tensor> {
+        self.config.grid.check_images(images)?;
+        self.norm.forward(&self.patches.forward(images, &self.patches.positions)?)
     }
 }
 

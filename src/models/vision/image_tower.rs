@@ -6,6 +6,7 @@ use tch::{Kind, Tensor};
 use super::block::BlockShape;
 use super::clip_config::ClipVisionConfig;
 use super::clip_tower::ClipVision;
+use super::patches::Grid;
 use super::siglip_config::SiglipVisionConfig;
 use super::siglip_tower::SiglipVision;
 use crate::autograd::recompute::Tape;
@@ -27,15 +28,22 @@ pub(in crate::models) enum ImageTowerConfig {
     Siglip(SiglipVisionConfig),
 }
 
+/// The names of Idefics3's tower, in files of all versions.
+const OF_IDEFICS3: [&str; 4] = ["idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"];
+
 impl ImageTowerConfig {
-    /// Reads the settings of a tower of this `model_type`.
-    pub(in crate::models) fn read(model_type: &str, settings: &Value) -> Result<Self> {
+    /// Reads the settings of a tower, by their `model_type`.
+    pub(in crate::models) fn read(settings: &Value) -> Result<Self> {
+        let model_type = settings.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let is = |types: Vec<&str>| types.contains(&model_type);
         if is(ClipVisionConfig::model_types()) {
             return Ok(ImageTowerConfig::Clip(ClipVisionConfig::from_value(settings)?));
         }
         if is(SiglipVisionConfig::model_types()) {
             return Ok(ImageTowerConfig::Siglip(SiglipVisionConfig::from_value(settings)?));
+        }
+        if OF_IDEFICS3.contains(&model_type) {
+            return Ok(ImageTowerConfig::Siglip(SiglipVisionConfig::of_idefics3(settings)?));
         }
         refuse!(
             Unsupported,
@@ -45,11 +53,44 @@ impl ImageTowerConfig {
         )
     }
 
-    pub(in crate::models) fn block(&self) -> &BlockShape {
+    fn parts(&self) -> (&BlockShape, &Grid, i64) {
         match self {
-            ImageTowerConfig::Clip(config) => &config.block,
-            ImageTowerConfig::Siglip(config) => &config.block,
+            ImageTowerConfig::Clip(config) => (&config.block, &config.grid, config.layers),
+            ImageTowerConfig::Siglip(config) => (&config.block, &config.grid, config.layers),
         }
+    }
+
+    /// Width of the hidden states.
+    pub(in crate::models) fn width(&self) -> i64 {
+        self.parts().0.size
+    }
+
+    pub(in crate::models) fn norm_eps(&self) -> f64 {
+        self.parts().0.norm_eps
+    }
+
+    pub(in crate::models) fn layers(&self) -> i64 {
+        self.parts().2
+    }
+
+    /// The patches on each side of an image.
+    pub(in crate::models) fn side(&self) -> i64 {
+        self.parts().1.side()
+    }
+
+    /// The number of places of an image: those of the patches, and of a class token.
+    pub(in crate::models) fn places(&self) -> i64 {
+        i64::from(matches!(self, ImageTowerConfig::Clip(_))) + self.side().pow(2)
+    }
+
+    /// True if images may be padded.
+    pub(in crate::models) fn pads(&self) -> bool {
+        matches!(self, ImageTowerConfig::Siglip(SiglipVisionConfig { pads: true, .. }))
+    }
+
+    /// Images must have the shape of the configuration.
+    pub(in crate::models) fn check_images(&self, images: &Tensor) -> Result<()> {
+        self.parts().1.check_images(images)
     }
 }
 
@@ -69,6 +110,20 @@ impl ImageTower {
         match self {
             ImageTower::Clip(tower) => tower.kind(),
             ImageTower::Siglip(tower) => tower.kind(),
+        }
+    }
+
+    /// The hidden states behind so many blocks each, in this order; none stands for the first block's input.
+    pub(in crate::models) fn hidden_states_at<'m>(
+        &'m self,
+        images: &Tensor,
+        depths: &[usize],
+        train: bool,
+        tape: &mut Tape<'m>,
+    ) -> Result<Vec<Tensor>> {
+        match self {
+            ImageTower::Clip(tower) => tower.hidden_states_at(images, depths, train, tape),
+            ImageTower::Siglip(tower) => tower.hidden_states_at(images, depths, train, tape),
         }
     }
 

@@ -59,6 +59,12 @@ impl Grid {
         let (shape, patch, channels) = (images.size(), self.patch_size, self.channels);
         let fits = |size: i64| size > 0 && size % patch == 0;
         match shape[..] {
+            // Pixels beyond the last whole patch are not seen.
+            [_, found, height, width]
+                if found == channels && [height, width] == [self.image_size; 2] =>
+            {
+                Ok((self.side(), self.side()))
+            }
             [_, found, height, width] if found == channels && fits(height) && fits(width) => {
                 Ok((height / patch, width / patch))
             }
@@ -137,6 +143,11 @@ impl Patches {
         let Some(class) = &self.class else { return Ok(patches.f_add(positions)?) };
         let class = class.f_view([1, 1, -1])?.f_expand([images.size()[0], -1, -1], false)?;
         Ok(Tensor::f_cat(&[class, patches], 1)?.f_add(positions)?)
+    }
+
+    /// The position embeddings of these numbers, `[images, patches]`.
+    pub(super) fn positions_at(&self, numbers: &Tensor) -> Result<Tensor> {
+        Ok(Tensor::f_embedding(&self.positions, numbers, -1, false, false)?)
     }
 
     /// The positions of images of this shape, interpolated where it is not that of the configuration.

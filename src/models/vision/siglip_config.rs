@@ -37,6 +37,8 @@ pub struct SiglipVisionConfig {
     pub(super) grid: Grid,
     /// True if there is a head that pools the patches.
     pub(super) pools: bool,
+    /// True if images may be padded, and positions are those of their parts.
+    pub(super) pads: bool,
 }
 
 const BLOCK: BlockDefaults = BlockDefaults {
@@ -111,8 +113,25 @@ impl ModelConfig for SiglipVisionConfig {
             layers: layers_or(config, "num_hidden_layers", 12)?,
             grid: Grid::read(config, 16)?,
             pools: flag(config, "vision_use_head", true)?,
+            pads: false,
         })
     }
 
     declared!();
+}
+
+impl SiglipVisionConfig {
+    /// The tower of an Idefics3: one without a head, for images that may be padded.
+    pub(super) fn of_idefics3(config: &Value) -> Result<Self> {
+        let mut config = config.clone();
+        for (key, value) in [("hidden_size", 1152), ("num_attention_heads", 16), ("patch_size", 32)]
+        {
+            if config.get(key).is_none_or(Value::is_null) {
+                config[key] = value.into();
+            }
+        }
+        config["model_type"] = Self::model_types()[0].into();
+        config["vision_use_head"] = false.into();
+        Ok(SiglipVisionConfig { pads: true, ..Self::from_value(&config)? })
+    }
 }

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::clip_tower::NAMES;
+use super::patch_mask::PatchMask;
 use super::patches::Patches;
 use super::pooling::Pooling;
 use super::siglip_config::{SiglipTextConfig, SiglipVisionConfig};
@@ -11,7 +12,7 @@ use crate::autograd::recompute::Tape;
 use crate::error::{refusal, Result};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{run_all, Block, Linear, Mask, Norm, Weights};
+use crate::models::nn::{run_all, run_to, Block, Linear, Mask, Norm, Weights};
 
 /// The tower for texts. Its hidden states are those behind the last norm.
 ///
@@ -110,10 +111,11 @@ impl Model for SiglipVision {
     }
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
-        inputs.check("SigLIP's image tower", &["pixel_values"])?;
-        let images = inputs.needed_images()?;
-        let hidden = self.patches.forward(images, &self.patches.positions_for(images)?)?;
-        let hidden = run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)?;
+        let mut taken = vec!["pixel_values"];
+        taken.extend(self.config.pads.then_some("pixel_attention_mask"));
+        inputs.check("SigLIP's image tower", &taken)?;
+        let (hidden, mask) = self.embedded(&inputs)?;
+        let hidden = run_all(&self.blocks, hidden, mask, inputs.train, tape)?;
         self.norm.forward(&hidden)
     }
 
@@ -123,6 +125,30 @@ impl Model for SiglipVision {
 }
 
 impl SiglipVision {
+    /// The hidden states behind so many blocks each, in this order; none stands for the first block's input. Blocks
+    /// above the highest are not run.
+    pub(super) fn hidden_states_at<'m>(
+        &'m self,
+        images: &Tensor,
+        depths: &[usize],
+        train: bool,
+        tape: &mut Tape<'m>,
+    ) -> Result<Vec<Tensor>> {
+        let (hidden, _) = self.embedded(&Inputs::images(images))?;
+        run_to(&self.blocks, hidden, depths, train, tape)
+    }
+
+    /// The input of the first block, and the patches that are seen.
+    fn embedded(&self, inputs: &Inputs) -> Result<(Tensor, Mask)> {
+        let images = inputs.needed_images()?;
+        if !self.config.pads {
+            let positions = self.patches.positions_for(images)?;
+            return Ok((self.patches.forward(images, &positions)?, Mask::Everything));
+        }
+        let seen = PatchMask::of(inputs, &self.config.grid)?;
+        let positions = self.patches.positions_at(&seen.positions(&self.config.grid)?)?;
+        Ok((self.patches.forward(images, &positions)?, seen.mask()?))
+    }
     /// Images to features `[batch, hidden_size]`, by the head that pools the patches.
     ///
     /// # Errors

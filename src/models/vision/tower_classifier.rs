@@ -38,9 +38,10 @@ impl ModelConfig for TowerClassifierConfig {
     fn from_value(config: &Value) -> Result<Self> {
         let (heads, head) = (&[Head::ImageClassification], Head::ImageClassification);
         let declared = Declared::read(config, &Self::model_types(), heads, head)?;
-        let model_type = format!("{}_vision_model", declared.model_type());
+        let mut settings = tower(config, clip_config::VISION)?;
+        settings["model_type"] = format!("{}_vision_model", declared.model_type()).into();
         Ok(TowerClassifierConfig {
-            tower: ImageTowerConfig::read(&model_type, &tower(config, clip_config::VISION)?)?,
+            tower: ImageTowerConfig::read(&settings)?,
             initializer_factor: number(config, "initializer_factor", 1.)?,
             declared,
         })
@@ -69,7 +70,7 @@ impl Model for TowerClassifier {
     type Config = TowerClassifierConfig;
 
     fn build(weights: &Weights, config: &TowerClassifierConfig) -> Result<Self> {
-        let size = config.tower.block().size;
+        let size = config.tower.width();
         let classes = (size, config.labels().len() as i64);
         let stdev = config.initializer_factor / (size as f64).sqrt();
         let init = Init::Randn { mean: 0., stdev };

@@ -39,6 +39,10 @@ pub(super) enum Tied {
     Always,
     /// If `tie_word_embeddings`, with its default.
     Default(bool),
+    /// If `tie_word_embeddings` of the model, with its default; that of its language model says nothing.
+    Own(bool),
+    /// If `tie_word_embeddings` of the model, or of its language model with that one's default.
+    ByEither,
 }
 
 const fn top(head: Head, base: &'static str, modules: &'static [&'static str]) -> Top {
@@ -244,7 +248,23 @@ const CLIP: Row = Row {
     ..VIT
 };
 
-pub(super) static ROWS: [Row; 25] = [
+/// A language model below a larger one.
+const LLAVA: Row = Row {
+    model_types: "llava",
+    heads: &[top(LANGUAGE, "model", &["lm_head"])],
+    ties: &[("lm_head.weight", "language_model.embed_tokens.weight")],
+    tied: Tied::ByEither,
+    ..LLAMA
+};
+
+const IDEFICS3: Row = Row {
+    model_types: "idefics3 smolvlm",
+    ties: &[("lm_head.weight", "text_model.embed_tokens.weight")],
+    tied: Tied::Own(false),
+    ..LLAVA
+};
+
+pub(super) static ROWS: [Row; 28] = [
     LLAMA,
     MISTRAL,
     Row {
@@ -350,6 +370,9 @@ pub(super) static ROWS: [Row; 25] = [
         kept_by: &[],
         ..CLIP
     },
+    LLAVA,
+    Row { model_types: "gemma3", tied: Tied::Own(true), ..LLAVA },
+    IDEFICS3,
 ];
 
 impl Row {
