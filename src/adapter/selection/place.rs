@@ -59,7 +59,7 @@ const POST: &[(&str, &str)] = &[
 /// Norms outside of layers that are neither behind the last one nor have `embed` in their path.
 #[rustfmt::skip]
 const ELSEWHERE: &[(&str, &str, NormPlace)] = &[
-    ("clip llava llava_next llava_next_video llava_onevision vipllava video_llava", "pre_layrnorm", NormPlace::Embeddings),
+    ("clip clip_vision_model llava llava_next llava_next_video llava_onevision vipllava video_llava", "pre_layrnorm", NormPlace::Embeddings),
     // Of a tower that passes its patches on.
     ("mistral3 llava", "vision_tower.ln_pre", NormPlace::Embeddings),
     ("mistral3", "multi_modal_projector.norm", NormPlace::Pre),
