@@ -11,6 +11,7 @@ use super::decoder::{Decoder, DecoderConfig};
 use super::encoder::{Encoder, EncoderConfig};
 use super::inputs::Inputs;
 use super::model::{Load, Model};
+use super::multimodal::{ImageTextToText, ImageTextToTextConfig};
 use super::seq2seq::{Seq2Seq, Seq2SeqConfig};
 use super::vision::{Clip, ClipConfig, Dinov2, Dinov2Config, ViTConfig, ViTForImageClassification};
 use crate::autograd::recompute::Tape;
@@ -122,6 +123,7 @@ models! {
     ViT, "An image classifier.", ViTForImageClassification, ViTConfig;
     Dinov2, "A DINOv2, with or without a classifier.", Dinov2, Dinov2Config;
     Clip, "A CLIP.", Clip, ClipConfig;
+    ImageTextToText, "A model of images and texts.", ImageTextToText, ImageTextToTextConfig;
 }
 
 impl AnyModel {

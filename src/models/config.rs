@@ -199,7 +199,7 @@ impl Declared {
         self.fields.get("model_type").and_then(Value::as_str).unwrap_or_default()
     }
 
-    fn set_head(&mut self, head: Head) -> Result<()> {
+    pub(super) fn set_head(&mut self, head: Head) -> Result<()> {
         if !self.known.contains(&head) {
             refuse!(
                 Unsupported,

@@ -20,6 +20,7 @@ mod gguf_files;
 mod gguf_merge;
 mod gguf_metadata;
 mod gguf_tiny;
+mod llava;
 mod loading;
 mod minilm;
 mod naming;

@@ -28,6 +28,7 @@ mod loss_scale;
 mod merge;
 mod outputs;
 mod padding;
+mod pictures;
 mod plan;
 mod program;
 mod rates;

@@ -105,12 +105,26 @@ impl Decoder {
                     Places { start, length, device, tokens: seen.as_ref(), documents: None };
                 let positions = ahead.positions(start, length)?;
                 let ahead = (length == 1).then_some(&mut ahead);
-                let hidden = self.continued(ids, &places, &positions, ahead, &mut cache)?;
+                let embedded = match inputs.inputs_embeds.filter(|_| start == 0) {
+                    Some(prompt) => self.behind(prompt, ids)?,
+                    None => self.embedded(ids)?,
+                };
+                let hidden = self.continued(embedded, &places, &positions, ahead, &mut cache)?;
                 cache.length += length;
                 let last = hidden.f_narrow(1, length - 1, 1)?;
                 self.head_stay.iter().try_for_each(Stay::enter)?;
                 Ok(self.head.forward(&last, &self.config, &inputs)?.f_squeeze_dim(1)?)
             })
         })
+    }
+
+    /// The embeddings of a prompt, and those of the tokens behind it.
+    fn behind(&self, prompt: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        let (length, total) = (prompt.size3()?.1, ids.size2()?.1);
+        if total == length {
+            return Ok(prompt.shallow_clone());
+        }
+        let new = self.embedded(&ids.f_narrow(1, length, total - length)?)?;
+        Ok(Tensor::f_cat(&[prompt, &new], 1)?)
     }
 }

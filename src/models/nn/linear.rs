@@ -29,6 +29,17 @@ impl Linear {
         Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed })
     }
 
+    /// [`build`](Self::build) of a layer that trains: its weight is kept as numbers, whatever is done with others.
+    pub(in crate::models) fn build_plain(
+        weights: &Weights,
+        (from, to): (i64, i64),
+        bias: bool,
+        init: Init,
+    ) -> Result<Self> {
+        let weight = Weight::from(weights.tensor("weight", &[to, from], init)?);
+        Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed: false })
+    }
+
     /// `weight` `[in, out]`, and `bias` `[out]` if there is one.
     pub(in crate::models) fn build_transposed(
         weights: &Weights,

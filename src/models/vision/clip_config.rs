@@ -53,6 +53,22 @@ impl ClipConfig {
     }
 }
 
+impl ClipVisionConfig {
+    /// The number of places of an image: the class token's and the patches'.
+    pub(in crate::models) fn places(&self) -> i64 {
+        1 + self.grid.side().pow(2)
+    }
+
+    /// Width of the hidden states.
+    pub(in crate::models) fn width(&self) -> i64 {
+        self.block.size
+    }
+
+    pub(in crate::models) fn layers(&self) -> i64 {
+        self.layers
+    }
+}
+
 impl ModelConfig for ClipConfig {
     fn model_types() -> Vec<&'static str> {
         vec!["clip"]

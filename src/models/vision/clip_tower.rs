@@ -9,7 +9,7 @@ use crate::autograd::recompute::Tape;
 use crate::error::{refusal, refuse, Result};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{run_all, Block, Mask, Norm, Places, Weights};
+use crate::models::nn::{run_all, run_to, Block, Mask, Norm, Places, Weights};
 
 const NAMES: BlockNames = BlockNames {
     norms: ["layer_norm1", "layer_norm2"],
@@ -122,15 +122,32 @@ impl Model for ClipVision {
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("CLIP's image tower", &["pixel_values"])?;
-        let images = inputs.needed_images()?;
-        self.config.grid.check_images(images)?;
-        let hidden = self.patches.forward(images, &self.patches.positions)?;
-        let hidden = self.norm.forward(&hidden)?;
+        let hidden = self.embedded(inputs.needed_images()?)?;
         run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)
     }
 
     fn logits_with<'m>(&'m self, _: Inputs, _: &mut Tape<'m>) -> Result<Tensor> {
         no_logits()
+    }
+}
+
+impl ClipVision {
+    /// The hidden states behind so many blocks each, in this order; none stands for the first block's input. Blocks
+    /// above the highest are not run.
+    pub(in crate::models) fn hidden_states_at<'m>(
+        &'m self,
+        images: &Tensor,
+        depths: &[usize],
+        train: bool,
+        tape: &mut Tape<'m>,
+    ) -> Result<Vec<Tensor>> {
+        run_to(&self.blocks, self.embedded(images)?, depths, train, tape)
+    }
+
+    /// The input of the first block.
+    fn embedded(&self, images: &Tensor) -> Result<Tensor> {
+        self.config.grid.check_images(images)?;
+        self.norm.forward(&self.patches.forward(images, &self.patches.positions)?)
     }
 }
 

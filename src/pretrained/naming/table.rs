@@ -39,6 +39,8 @@ pub(super) enum Tied {
     Always,
     /// If `tie_word_embeddings`, with its default.
     Default(bool),
+    /// If `tie_word_embeddings` of the model, or of its language model with that one's default.
+    ByEither,
 }
 
 const fn top(head: Head, base: &'static str, modules: &'static [&'static str]) -> Top {
@@ -238,7 +240,16 @@ const CLIP: Row = Row {
     ..VIT
 };
 
-pub(super) static ROWS: [Row; 24] = [
+/// A language model below a larger one.
+const LLAVA: Row = Row {
+    model_types: "llava",
+    heads: &[top(LANGUAGE, "model", &["lm_head"])],
+    ties: &[("lm_head.weight", "language_model.embed_tokens.weight")],
+    tied: Tied::ByEither,
+    ..LLAMA
+};
+
+pub(super) static ROWS: [Row; 25] = [
     LLAMA,
     MISTRAL,
     Row {
@@ -334,6 +345,7 @@ pub(super) static ROWS: [Row; 24] = [
         heads: &[top(Head::Other, "vision_model", &["visual_projection"])],
         ..CLIP
     },
+    LLAVA,
 ];
 
 impl Row {

@@ -1,0 +1,142 @@
+"""`llava.py DIR`: tiny random LLaVAs of transformers, what they compute for texts with images, and all gradients."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForImageTextToText
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+IMAGE, PAD, EOS = 60, 0, 59
+TOWER = dict(
+    model_type="clip_vision_model", hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3,
+    image_size=12, patch_size=4,
+)
+TEXT = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=64,
+    max_position_embeddings=128, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=1,
+)
+# Of the text, of the tower, of the whole.
+CASES = {
+    "llama": (dict(model_type="llama"), {}, {}),
+    "mistral": (
+        dict(model_type="mistral", sliding_window=20), dict(hidden_act="gelu"),
+        dict(vision_feature_layer=-1, vision_feature_select_strategy="full", multimodal_projector_bias=False),
+    ),
+    "qwen2": (dict(model_type="qwen2", tie_word_embeddings=True), {}, dict(vision_feature_layer=[-2, 0, 3, -4])),
+    # Embeddings of tokens are scaled, those of images are not; logits are not capped.
+    "gemma2": (
+        dict(model_type="gemma2", head_dim=8, query_pre_attn_scalar=8), {},
+        dict(vision_feature_layer=[1], projector_hidden_act="quick_gelu"),
+    ),
+    # Everything is scaled but the logits.
+    "granite": (
+        dict(model_type="granite", embedding_multiplier=3.0, logits_scaling=5.0, residual_multiplier=0.5), {},
+        dict(vision_feature_layer=2, projector_hidden_act="relu", tie_word_embeddings=True),
+    ),
+}
+
+
+def shaken(model):
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.add_(torch.randn_like(tensor) * 0.15)
+    return model.eval()
+
+
+def rows(model):
+    """Rows of ids, one with an image, one with two, one with none, one with an image at the end."""
+    config = model.config
+    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    each = patches + (config.vision_feature_select_strategy == "full")
+    image = [IMAGE] * each
+    words = lambda count: torch.randint(2, EOS, (count,)).tolist()
+    return [
+        words(2) + image + words(4), words(1) + image + words(2) + image + words(3), words(5), words(6) + image + words(1),
+    ]
+
+
+def padded(rows, side):
+    length = max(map(len, rows))
+    ids, mask = torch.full((len(rows), length), PAD), torch.zeros(len(rows), length, dtype=torch.long)
+    for at, row in enumerate(rows):
+        place = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
+        ids[at, place], mask[at, place] = torch.tensor(row), 1
+    return ids, mask
+
+
+def computed(model, reference, prefix, ids, mask, images):
+    # The first token of a row has nothing before it but padding, whose states are nobody's.
+    first = mask.cumsum(1) <= 1
+    labels = ids.masked_fill((ids == IMAGE) | (mask == 0) | first, -100)
+    model.zero_grad()
+    inputs = dict(pixel_values=images) if len(images) else {}
+    result = model(input_ids=ids, attention_mask=mask, labels=labels, **inputs)
+    result.loss.backward()
+    reference |= {
+        f"{prefix}.ids": ids, f"{prefix}.mask": mask, f"{prefix}.labels": labels, f"{prefix}.images": images,
+        f"{prefix}.logits": result.logits.detach().clone(), f"{prefix}.loss": result.loss.detach().clone(),
+    }
+    for name, tensor in model.named_parameters():
+        if tensor.grad is not None:
+            reference[f"{prefix}.grad.{name}"] = tensor.grad.clone()
+
+
+def renamed(state, *rules):
+    for before, after in rules:
+        state = {name.replace(before, after, 1) if name.startswith(before) else name: state[name] for name in state}
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def layouts(model, root):
+    """The same weights under the names of each version, and what this one reads of them."""
+    state = dict(model.state_dict())
+    tower = "model.vision_tower."
+    former = [("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")]
+    outer = [("model.multi_modal_projector.", "multi_modal_projector.")]
+    named = {
+        "layout_a": renamed(state, *former, *outer, (tower, "vision_tower.vision_model.")),
+        "layout_b": renamed(state, (tower, tower + "vision_model.")),
+        "layout_c": renamed(state),
+        "layout_d": renamed(state, *former, *outer, (tower, "vision_tower.")),
+    }
+    for name, tensors in named.items():
+        model.config.save_pretrained(root / name)
+        save_file(tensors, root / name / "model.safetensors", metadata={"format": "pt"})
+        again, found = AutoModelForImageTextToText.from_pretrained(root / name, output_loading_info=True)
+        assert not any(found.values()), (name, found)
+        assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in state.items()), name
+
+
+root = Path(sys.argv[1])
+for case, (text, tower, whole) in CASES.items():
+    torch.manual_seed(len(case))
+    config = CONFIG_MAPPING["llava"](
+        text_config=TEXT | text, vision_config=TOWER | tower, image_token_index=IMAGE, **whole,
+    )
+    model = shaken(AutoModelForImageTextToText.from_config(config, attn_implementation="eager"))
+    model.save_pretrained(root / case)
+    given = rows(model)
+    images = torch.randn(4, 3, 12, 12)
+    reference = {}
+    for side in ("right", "left"):
+        computed(model, reference, side, *padded(given, side), images)
+    computed(model, reference, "none", *padded(given[2:3], "right"), images[:0])
+    computed(model, reference, "one", *padded(given[:1], "right"), images[:1])
+    ids, mask = padded(given, "left")
+    with torch.no_grad():
+        new = model.generate(
+            input_ids=ids, attention_mask=mask, pixel_values=images, do_sample=False, max_new_tokens=12, pad_token_id=PAD,
+        )
+    reference["new"] = new[:, ids.shape[1]:]
+    save_file({name: tensor.clone() for name, tensor in reference.items()}, root / case / "reference.st")
+    if case == "llama":
+        layouts(model, root)
+        # The model without a head.
+        model.model.save_pretrained(root / "base")
