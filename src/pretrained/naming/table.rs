@@ -67,6 +67,9 @@ const OF_ATTENTION: &[&str] = &[
     "rotary_emb.inv_freq",
 ];
 
+/// Those of a language model and of a tower for images.
+const OF_PARTS: &[&str] = &["rotary_emb.inv_freq", "embeddings.position_ids"];
+
 const LLAMA: Row = Row {
     model_types: "llama ministral nemotron exaone4 qwen2 qwen3 qwen3_moe",
     heads: &[
@@ -252,6 +255,7 @@ const CLIP: Row = Row {
 const LLAVA: Row = Row {
     model_types: "llava",
     heads: &[top(LANGUAGE, "model", &["lm_head"])],
+    computed: OF_PARTS,
     ties: &[("lm_head.weight", "language_model.embed_tokens.weight")],
     tied: Tied::ByEither,
     ..LLAMA
