@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use anyhow::{anyhow, bail, Result};
-use ln_tuning::models::{DecoderConfig, Dinov2Config, EncoderConfig, ModelConfig, ViTConfig};
+use ln_tuning::models::{
+    DecoderConfig, Dinov2Config, EncoderConfig, ModelConfig, TowerClassifierConfig, ViTConfig,
+};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::regular;
 
@@ -79,7 +81,13 @@ fn of_model(dir: &Path) -> Option<(TaskName, String)> {
         Some((TaskName::Language, about("a language model")))
     } else if is(EncoderConfig::model_types()) {
         Some((TaskName::Classifier, about("an encoder of texts")))
-    } else if is(ViTConfig::model_types()) || is(Dinov2Config::model_types()) {
+    } else if is([
+        ViTConfig::model_types(),
+        Dinov2Config::model_types(),
+        TowerClassifierConfig::model_types(),
+    ]
+    .concat())
+    {
         Some((TaskName::Classifier, about("a model of images")))
     } else {
         None

@@ -28,8 +28,6 @@ fn an_adapter_on_a_tower_for_images_has_the_same_loss_in_peft_as_here() {
     for name in names {
         let printed = training.run(&[&format!("model={dir}/{name}"), &format!("out={name}")]);
         assert!(printed.contains("2 labels, a new head: seven, three"), "{printed}");
-        let losses = training.series(name, "loss");
-        assert!(losses[11].1 < 0.8 * losses[0].1, "{name} learned nothing: {losses:?}");
     }
     let adapters = training.path("");
     let theirs = run_python("image_classifiers.py", &["losses", dir, adapters.to_str().unwrap()]);
@@ -38,6 +36,7 @@ fn an_adapter_on_a_tower_for_images_has_the_same_loss_in_peft_as_here() {
         let ours = training.series(name, "eval_loss").last().unwrap().1;
         let loss = theirs[name]["loss"].as_f64().unwrap();
         assert!((ours - loss).abs() < 1e-4, "{name}: {ours}, PEFT {loss}");
+        assert!(ours < 2_f64.ln() - 0.05, "{name} learned nothing: {ours}");
         let trained = theirs[name]["trained"].as_array().unwrap();
         let has = |part: &str| trained.iter().any(|name| name.as_str().unwrap().contains(part));
         assert!(has("modules_to_save.default.weight") && !has("text_model"), "{trained:?}");
