@@ -1,16 +1,23 @@
 //! Language models: plain text, prompts with completions, or chats.
 
 mod alpaca;
-mod columns;
+mod batch;
+pub mod columns;
 mod corpus;
-mod document;
-mod encoder;
-mod model;
+pub mod document;
+pub mod encoder;
+mod features;
+mod image_tokens;
+pub mod mentions;
+pub mod model;
 mod packing;
+pub mod pictures;
 pub mod settings;
 mod shape;
+mod takes;
 mod task;
 mod turns;
+pub mod vision;
 
 use anyhow::Result;
 use ln_tuning::pretrained::ModelFiles;
@@ -35,7 +42,7 @@ pub fn shift(run: &RunSettings<LanguageData>, asked: &Asked) -> Result<Shift> {
     let device = settings.device()?;
     let files = ModelFiles::open(&settings.model)?;
     let words = TextFiles::of(&files)?;
-    let encoder = TextEncoder::open(&words, &run.data)?;
+    let encoder = encoder(&files, &words, &run.data)?;
     let rows = Corpus::open(run.files.train()?, &encoder, run)?;
     let (vs, model) = LanguageModel::open(files, settings, device)?;
     model.check_ids(rows.largest_id())?;
@@ -49,7 +56,7 @@ pub fn train(run: &RunSettings<LanguageData>, mode: Mode) -> Result<()> {
     // Before the model is loaded: bad lines are found first.
     let files = ModelFiles::open(&settings.model)?;
     let words = TextFiles::of(&files)?;
-    let encoder = TextEncoder::open(&words, &run.data)?;
+    let encoder = encoder(&files, &words, &run.data)?;
     let open = |path: &_| Corpus::open(path, &encoder, run);
     let (train, eval) = run.files.open(settings.seed, open, Corpus::split)?;
     let (vs, model) = LanguageModel::open(files, settings, device)?;
@@ -58,4 +65,8 @@ pub fn train(run: &RunSettings<LanguageData>, mode: Mode) -> Result<()> {
     config.task_type = config.task_type.or(Some(TaskType::CausalLm));
     let task = LanguageTask::new(&model, device, encoder, train, eval, words, run);
     start(&task, &vs, config, run, mode)
+}
+
+fn encoder(files: &ModelFiles, words: &TextFiles, data: &LanguageData) -> Result<TextEncoder> {
+    TextEncoder::open(files, words, data.append_eos, data.loss_on)
 }

@@ -7,6 +7,7 @@
 //! Files without loss give the bytes that PIL gives. Decoders of JPEG and of WebP with loss differ by a few levels.
 
 pub mod class;
+pub mod head;
 pub mod options;
 pub mod picture;
 pub mod processor;

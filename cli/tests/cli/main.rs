@@ -29,6 +29,7 @@ mod merge;
 mod outputs;
 mod padding;
 mod pictures;
+mod pictures_ids;
 mod plan;
 mod program;
 mod rates;
