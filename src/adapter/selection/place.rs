@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::architectures::{has_norms, names_of};
+use super::architectures::{has_norms, is_named};
 use super::layers::layer_of;
 use super::tree::Tree;
 
@@ -59,7 +59,13 @@ const POST: &[(&str, &str)] = &[
 /// Norms outside of layers that are neither behind the last one nor have `embed` in their path.
 #[rustfmt::skip]
 const ELSEWHERE: &[(&str, &str, NormPlace)] = &[
-    ("clip llava", "pre_layrnorm", NormPlace::Embeddings),
+    ("clip llava llava_next llava_next_video llava_onevision vipllava video_llava", "pre_layrnorm", NormPlace::Embeddings),
+    // Of a tower that passes its patches on.
+    ("mistral3 llava", "vision_tower.ln_pre", NormPlace::Embeddings),
+    ("mistral3", "multi_modal_projector.norm", NormPlace::Pre),
+    ("internvl", "multi_modal_projector.layer_norm", NormPlace::Pre),
+    ("qwen2_vl qwen2_5_vl", "visual.merger.ln_q", NormPlace::Pre),
+    ("qwen3_vl qwen3_vl_moe", "visual.merger.norm", NormPlace::Pre),
     // Of the relative positions, and of the convolution beside the first layer.
     ("deberta-v2", "encoder.LayerNorm", NormPlace::Embeddings),
     ("deberta-v2", "conv.LayerNorm", NormPlace::Post),
@@ -124,9 +130,11 @@ impl<'t> Places<'t> {
         }
         let is_behind = match POST.iter().find(|(types, _)| of(types)) {
             Some((_, names)) => names.split(' ').any(|name| name == last),
-            // Its smallest size norms the sums, and has no norm behind the last layer.
-            None if known.is_some_and(|known| known != "opt") => false,
-            None => !self.ended || self.begins_with_post(path, last),
+            None => {
+                // The smallest size of opt norms the sums, and has no norm behind the last layer.
+                let may_norm_sums = known.is_none_or(|known| known == "opt");
+                (may_norm_sums && !self.ended) || self.begins_with_post(path, last)
+            }
         };
         Some(if is_behind { NormPlace::Post } else { NormPlace::Pre })
     }
@@ -145,11 +153,6 @@ impl<'t> Places<'t> {
 
 fn is_of_embeddings(path: &str) -> bool {
     path.to_ascii_lowercase().contains("embed")
-}
-
-fn is_named(model_type: &str, path: &str) -> bool {
-    let names = names_of(super::architectures::ALL, model_type).unwrap_or_default();
-    names.split(' ').any(|name| path == name || path.ends_with(&format!(".{name}")))
 }
 
 #[cfg(test)]
