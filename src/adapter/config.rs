@@ -376,7 +376,9 @@ fn read(mut map: Map<String, Value>, format: Format, place: &str) -> Result<Pars
 
 /// The words about a recipe beside `target_modules`.
 pub(crate) fn both(recipe: Recipe) -> String {
-    format!("both 'recipe' ({recipe}) and 'target_modules' are set, which name the same: leave out one")
+    format!(
+        "both 'recipe' ({recipe}) and 'target_modules' are set, which name the same: leave out one"
+    )
 }
 
 fn describe(value: &Value) -> String {

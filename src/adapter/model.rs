@@ -328,7 +328,13 @@ fn make_adapter(
             && other.options.layers == options.layers
             && other.selection.is_without_unused() == saved.is_none()
             && (&a.target_modules, &a.exclude_modules, &a.modules_to_save, a.task_type, a.recipe)
-                == (&b.target_modules, &b.exclude_modules, &b.modules_to_save, b.task_type, b.recipe)
+                == (
+                    &b.target_modules,
+                    &b.exclude_modules,
+                    &b.modules_to_save,
+                    b.task_type,
+                    b.recipe,
+                )
     };
     let selection = match attachment.adapters.values().rev().take(8).find(asked) {
         Some(other) => other.selection.clone(),

@@ -54,12 +54,7 @@ impl TiedCopy {
 }
 
 /// Remembers the origin of a `VarStore` as long as the `VarStore` lives.
-pub(super) fn remember(
-    vs: &VarStore,
-    model: Described,
-    copies: Vec<TiedCopy>,
-    kept: Vec<Kept>,
-) {
+pub(super) fn remember(vs: &VarStore, model: Described, copies: Vec<TiedCopy>, kept: Vec<Kept>) {
     let mut origins = origins();
     origins.retain(|origin| origin.variables.strong_count() > 0);
     let (variables, model) = (Arc::downgrade(&vs.variables_), Arc::new(model));

@@ -14,10 +14,13 @@ mod packing;
 pub mod pictures;
 pub mod settings;
 mod shape;
+mod stages;
 mod takes;
 mod task;
 mod turns;
 pub mod vision;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use ln_tuning::pretrained::ModelFiles;
@@ -50,7 +53,8 @@ pub fn shift(run: &RunSettings<LanguageData>, asked: &Asked) -> Result<Shift> {
     Shift::of(&task, &vs, asked, settings)
 }
 
-pub fn train(run: &RunSettings<LanguageData>, mode: Mode) -> Result<()> {
+/// Trains, on the base with the adapters of `before` in it.
+pub fn train(run: &RunSettings<LanguageData>, mode: Mode, before: &[PathBuf]) -> Result<()> {
     let settings = &run.common;
     let device = settings.device()?;
     // Before the model is loaded: bad lines are found first.
@@ -61,10 +65,18 @@ pub fn train(run: &RunSettings<LanguageData>, mode: Mode) -> Result<()> {
     let (train, eval) = run.files.open(settings.seed, open, Corpus::split)?;
     let (vs, model) = LanguageModel::open(files, settings, device)?;
     model.check_ids(train.largest_id().max(eval.as_ref().and_then(Corpus::largest_id)))?;
+    stages::carry(&vs, before)?;
     let mut config = settings.adapter()?;
     config.task_type = config.task_type.or(Some(TaskType::CausalLm));
     let task = LanguageTask::new(&model, device, encoder, train, eval, words, run);
     start(&task, &vs, config, run, mode)
+}
+
+/// Writes all that the adapters of some stages trained as one adapter; of what several trained, the last counts.
+pub fn combine(run: &RunSettings<LanguageData>, adapters: &[PathBuf], out: &Path) -> Result<()> {
+    stages::combine(&run.common, adapters, out)?;
+    println!("the adapter of all stages is in '{}'", out.display());
+    Ok(())
 }
 
 fn encoder(files: &ModelFiles, words: &TextFiles, data: &LanguageData) -> Result<TextEncoder> {

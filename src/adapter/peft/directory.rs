@@ -155,7 +155,8 @@ impl SavedAdapter {
 
     /// The same in the names of a model's files, if it has those of another layout.
     pub(super) fn in_names_of(&self, files: &ModelFiles) -> Result<Self> {
-        let tensors = self.tensors.iter().map(|(key, tensor)| (key.clone(), tensor.shallow_clone()));
+        let tensors =
+            self.tensors.iter().map(|(key, tensor)| (key.clone(), tensor.shallow_clone()));
         let (tensors, config) = (tensors.collect(), self.config.clone());
         let copy = SavedAdapter { config, tensors, model_config: self.model_config.clone() };
         let keys: Vec<&str> = self.tensors.iter().map(|(key, _)| key.as_str()).collect();

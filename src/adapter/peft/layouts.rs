@@ -67,7 +67,10 @@ const LAYOUTS: &[Layout] = &[
     Layout { rules: &[(r"^(model\.)?(language_model|text_model)\.", "model.")], only: TEXT },
     Layout { rules: &[(r"^(model\.)?(language_model|text_model)\.", "")], only: BARE_TEXT },
     // The image tower alone, then and now.
-    Layout { rules: &[(r"^(model\.)?(vision_tower|vision_model)\.", "vision_model.")], only: TOWER },
+    Layout {
+        rules: &[(r"^(model\.)?(vision_tower|vision_model)\.", "vision_model.")],
+        only: TOWER,
+    },
     Layout { rules: &[(r"^(model\.)?(vision_tower|vision_model)\.", "")], only: TOWER },
     // Here the text model alone, there one of images and texts.
     all(&[(r"^model\.", "model.language_model.")]),
@@ -134,10 +137,13 @@ impl Known<'_> {
         adapter: &str,
         mapping: &KeyMapping,
     ) -> Result<Fit> {
-        let find = |variables: &[VariableInfo]| self.found(variables, keys, config, adapter, mapping);
+        let find =
+            |variables: &[VariableInfo]| self.found(variables, keys, config, adapter, mapping);
         let here: HashSet<&str> = self.variables.iter().map(|v| v.name.as_str()).collect();
         if all_known(keys, mapping, |name| here.contains(name))?
-            || find(self.variables)?.is_some_and(|found| found.matched.missing.is_empty() && found.matched.unexpected.is_empty())
+            || find(self.variables)?.is_some_and(|found| {
+                found.matched.missing.is_empty() && found.matched.unexpected.is_empty()
+            })
         {
             return Ok(Fit::AsItIs);
         }
@@ -168,10 +174,7 @@ impl Known<'_> {
 
     /// The variables under the names of a layout, and the names here; `None` if none differs.
     #[allow(clippy::type_complexity)]
-    fn there(
-        &self,
-        layout: &Layout,
-    ) -> Result<Option<(Vec<VariableInfo>, HashMap<String, &str>)>> {
+    fn there(&self, layout: &Layout) -> Result<Option<(Vec<VariableInfo>, HashMap<String, &str>)>> {
         let rules = KeyMapping::new(layout.rules)?;
         let is_there = |name: &str| {
             layout.only.is_empty() || layout.only.iter().any(|start| name.starts_with(start))
@@ -203,7 +206,8 @@ impl Known<'_> {
         let wanted: Vec<&SelectedTensor> = wanted.iter().collect();
         let Ok(mut matched) = match_keys(&wanted, keys, adapter, mapping) else { return Ok(None) };
         let names: HashSet<&str> = variables.iter().map(|v| v.name.as_str()).collect();
-        let places: HashMap<&str, usize> = keys.iter().enumerate().map(|(i, key)| (*key, i)).collect();
+        let places: HashMap<&str, usize> =
+            keys.iter().enumerate().map(|(i, key)| (*key, i)).collect();
         let mut brought = Vec::new();
         for key in std::mem::take(&mut matched.unexpected) {
             match carried(&key, mapping)?.filter(|name| names.contains(name.as_str())) {

@@ -154,7 +154,8 @@ impl Selection {
         let saves = config.modules_to_save.as_deref();
         let rules = Rules::new(&self.targets, None, saves)?;
         let saved: BTreeSet<&str> = tree.paths().filter(|path| rules.is_saved(path)).collect();
-        let is_outer = |path: &&&str| !around(path).any(|outer| outer != **path && saved.contains(outer));
+        let is_outer =
+            |path: &&&str| !around(path).any(|outer| outer != **path && saved.contains(outer));
         if !saved.iter().filter(is_outer).eq(&whole) {
             config.modules_to_save = Some(whole.into_iter().map(str::to_owned).collect());
         }

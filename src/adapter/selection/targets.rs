@@ -51,7 +51,8 @@ pub(super) fn default_targets(
     if let Some(names) = known {
         // Without the names of other variants of the architecture.
         let used = |name: &&str| tree.paths().any(|path| matches_suffix(path, name));
-        let (mut used, unused): (BTreeSet<&str>, BTreeSet<&str>) = names.into_iter().partition(used);
+        let (mut used, unused): (BTreeSet<&str>, BTreeSet<&str>) =
+            names.into_iter().partition(used);
         if norms == Norms::All {
             // A model in a model, such as a tower, may be of any type.
             let is_used = |path: &str| used.iter().any(|name| matches_suffix(path, name));
@@ -104,7 +105,8 @@ pub(super) fn recipe_targets(
         );
     }
     if recipe != Recipe::Connector {
-        let is_norm = |path: &str| tree.is_norm(path) || model_type.is_some_and(|t| is_named(t, path));
+        let is_norm =
+            |path: &str| tree.is_norm(path) || model_type.is_some_and(|t| is_named(t, path));
         let norms = tree.paths().filter(|path| is_norm(path) && !in_tower(path));
         let norms: Vec<&str> = norms.collect();
         if norms.is_empty() {

@@ -27,8 +27,7 @@ const STATES: &[(&str, &str, &[i64])] = &[
 const PATCHES: &str = "gemma3 paligemma";
 
 /// Classifiers that take the mean over the patches, and the modules that stand behind them.
-const MEANS: &[(&str, &str)] =
-    &[("clip", "post_layernorm"), ("siglip siglip2", "head")];
+const MEANS: &[(&str, &str)] = &[("clip", "post_layernorm"), ("siglip siglip2", "head")];
 
 /// Segments of the paths of image towers.
 const TOWERS: [&str; 4] = ["vision_tower", "vision_model", "image_tower", "video_tower"];
@@ -75,7 +74,9 @@ impl Usage {
         match self {
             Usage::All => None,
             Usage::Without(module) => is_in(module).then(|| {
-                format!("the model reads the states of all patches, and '{module}' stands behind them")
+                format!(
+                    "the model reads the states of all patches, and '{module}' stands behind them"
+                )
             }),
             Usage::States(key, layers) => {
                 let shown = match &layers[..] {
@@ -84,7 +85,8 @@ impl Usage {
                 };
                 if let Some((stack, layer)) = layer_of(path) {
                     let numbers = tree.numbered(stack);
-                    let last = numbers.iter().filter_map(|number| number.parse::<i64>().ok()).max()?;
+                    let last =
+                        numbers.iter().filter_map(|number| number.parse::<i64>().ok()).max()?;
                     let read = |layer: i64| if layer < 0 { last + 2 + layer } else { layer };
                     let used = layers.iter().map(|layer| read(*layer)).max()?;
                     return (layer as i64 >= used).then(|| {
