@@ -1,223 +1,133 @@
-"""Tiny models of images and texts for the tests of the program (cli/tests), and what transformers and PEFT make of them.
+"""`seeing.py DIR`: tiny random models of images and texts with a tower of SigLIP: what they compute, and all gradients."""
 
-`make DIR`                          models with their processors, by their families' names, and pictures/
-`ids DIR`                           the token ids of the conversations in each MODEL/rows.jsonl of the folder
-`logits MODEL ADAPTER ROW`          the logits of a conversation with PEFT's adapter
-`answers MODEL ADAPTER NEW ROWS`    the answers to the prompts of a JSON list; an empty ADAPTER is none
-"""
-
-import json
 import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
-from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Gemma3ImageProcessor,
-    Gemma3Processor,
-    Idefics3Config,
-    Idefics3ForConditionalGeneration,
-    Idefics3ImageProcessorPil,
-    Idefics3Processor,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
+from images_and_texts import PAD, EOS, computed, padded, renamed, rows, shaken
+from safetensors.torch import save_file
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
-TEXT = [
-    "the quick brown fox jumps over the lazy dog",
-    "What is in the picture? USER: ASSISTANT: a cat and a dog",
-    "Here is the original image and here are some crops to help you see better",
-]
-# Those of the checkpoints on the Hub, in their own words.
-TEMPLATES = {
-    "llava": (
-        "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
-        "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
-        "{% if message['role'] != 'assistant' %}"
-        "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}{% endfor %}"
-        "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-        "{% generation %}{{ content['text'] + ' ' }}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-    ),
+TOWER = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3, image_size=12, patch_size=2)
+SIGLIP = TOWER | dict(model_type="siglip_vision_model")
+TEXT = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=64,
+    max_position_embeddings=128, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=1,
+)
+# Images are longer than the window.
+GEMMA = TEXT | dict(head_dim=8, query_pre_attn_scalar=16, num_hidden_layers=4, sliding_window=6)
+# name -> (model type, text, tower, further configuration, tokens of an image)
+CASES = {
     "gemma3": (
-        "{{ bos_token }}{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
-        "{{ '<start_of_turn>' + role + '\n' }}{% if message['content'] is string %}{{ message['content'] | trim }}"
-        "{% else %}{% for item in message['content'] %}{% if item['type'] == 'image' %}{{ '<start_of_image>' }}"
-        "{% elif item['type'] == 'text' %}{{ item['text'] | trim }}{% endif %}{% endfor %}{% endif %}{{ '<end_of_turn>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+        "gemma3", GEMMA | dict(sliding_window_pattern=2, rope_scaling=dict(rope_type="linear", factor=8.0)),
+        SIGLIP | dict(vision_use_head=False), dict(mm_tokens_per_image=9, image_token_index=60), 9,
     ),
-    "idefics3": (
-        "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
-        "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
-        "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
-        "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    # Patches that are left over, a token without an embedding, a head in the tower that nothing uses, and one of its own.
+    "gemma3_odd": (
+        "gemma3", GEMMA | dict(layer_types=["full_attention", "sliding_attention"] * 2),
+        SIGLIP | dict(image_size=15, layer_norm_eps=1e-3),
+        dict(mm_tokens_per_image=10, image_token_index=70, tie_word_embeddings=False), 9,
     ),
-    # A text model's, which takes strings.
-    "text": (
-        "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    "idefics3": ("idefics3", TEXT | dict(model_type="llama"), TOWER, dict(image_token_id=60, scale_factor=2), 9),
+    # Pixels beyond the last whole patch; a head that is tied by the model's word alone.
+    "smolvlm": (
+        "smolvlm", TEXT | dict(model_type="llama", tie_word_embeddings=False), TOWER | dict(image_size=13),
+        dict(image_token_id=60, scale_factor=3, tie_word_embeddings=True), 4,
+    ),
+    "llava": (
+        "llava", TEXT | dict(model_type="qwen2"), SIGLIP | dict(image_size=6, vision_use_head=False),
+        dict(image_token_index=60, vision_feature_layer=-1, vision_feature_select_strategy="full"), 9,
+    ),
+    "llava_middle": (
+        "llava", TEXT | dict(model_type="llama"), SIGLIP | dict(image_size=6),
+        dict(image_token_index=60, vision_feature_layer=[-2, 0]), 8,
     ),
 }
-SPECIAL = {
-    "llava": ["<image>"],
-    "gemma3": ["<start_of_image>", "<image_soft_token>", "<end_of_image>", "<start_of_turn>", "<end_of_turn>"],
-    "idefics3": [
-        "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>",
-        *(f"<row_{i + 1}_col_{j + 1}>" for i in range(2) for j in range(6)),
-    ],
-}
+COUNTS = [1, 2, 0, 1]
 
 
-def tokenizer(family):
-    of_text = Tokenizer(models.BPE())
-    of_text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    of_text.decoder = decoders.ByteLevel()
-    special = ["<s>", "</s>", *(AddedToken(token, normalized=False, special=True) for token in SPECIAL[family])]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, initial_alphabet=alphabet)
-    of_text.train_from_iterator(TEXT * 4, trainer)
-    of_text.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    own = {}
-    if family == "gemma3":
-        own = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=of_text, bos_token="<s>", eos_token="</s>", pad_token="</s>", extra_special_tokens=own
-    )
-    return fast
+def nested(flat, counts):
+    """One list of images per row, filled up with zeros."""
+    batch = torch.zeros(len(counts), max(counts), *flat.shape[1:], dtype=flat.dtype)
+    for row, images in enumerate(flat.split(counts)):
+        batch[row, : len(images)] = images
+    return batch
 
 
-def make(directory, family):
-    torch.manual_seed(0)
-    of_text = tokenizer(family)
-    image = of_text.convert_tokens_to_ids("<image_soft_token>" if family == "gemma3" else "<image>")
-    common = {
-        "vocab_size": len(of_text), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "initializer_range": 0.2,
-        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+def of_images(model, images, counts, ids, image, mask=None):
+    """The inputs of these images, as each family takes them."""
+    if not len(images):
+        return {}
+    kind = model.config.model_type
+    if kind in ("idefics3", "smolvlm"):
+        masks = {} if mask is None else dict(pixel_attention_mask=nested(mask, counts))
+        return dict(pixel_values=nested(images, counts)) | masks
+    return dict(pixel_values=images) | (dict(token_type_ids=(ids == image).long()) if kind == "gemma3" else {})
+
+
+def layouts(model, case, root):
+    """The same weights under the names of each version, and the model without a head."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    tower = "model.vision_tower."
+    former = [("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")]
+    outer = [("model.multi_modal_projector.", "multi_modal_projector.")]
+    named = {
+        "a": renamed(state, *former, *outer, (tower, "vision_tower.vision_model.")),
+        "b": renamed(state, (tower, tower + "vision_model.")),
+        "c": renamed(state),
+        "d": renamed(state, *former, *outer, (tower, "vision_tower.")),
     }
-    vision = {
-        "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28,
-        "patch_size": 7, "initializer_range": 0.2,
-    }
-    template = TEMPLATES[family]
-    if family == "llava":
-        config = LlavaConfig(
-            vision_config=CLIPVisionConfig(**vision), text_config=LlamaConfig(**common), image_token_index=image,
-            image_seq_length=16,
+    for name, tensors in named.items():
+        folder = root / f"{case}_{name}"
+        model.config.save_pretrained(folder)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        again, found = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+        assert not any(found.values()), (name, found)
+        assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in state.items()), name
+
+
+root = Path(sys.argv[1])
+for case, (kind, text, tower, whole, each) in CASES.items():
+    torch.manual_seed(len(case))
+    config = CONFIG_MAPPING[kind](text_config=text, vision_config=tower, **whole)
+    model = shaken(AutoModelForImageTextToText.from_config(config, attn_implementation="eager"))
+    model.save_pretrained(root / case)
+    image = whole.get("image_token_id", whole.get("image_token_index"))
+    given = rows([image] * each)
+    size = tower["image_size"]
+    images = torch.randn(4, 3, size, size)
+    reference = {"images": images}
+    for side in ("right", "left"):
+        ids, mask = padded(given, side)
+        computed(model, reference, side, ids, mask, image, **of_images(model, images, COUNTS, ids, image))
+    # Two images without a word between them.
+    joined = given[1][: 1 + each] + given[1][3 + each :]
+    for name, row, count in (("none", given[2], 0), ("one", given[0], 1), ("two", given[1], 2), ("joined", joined, 2)):
+        ids, mask = padded([row], "right")
+        computed(model, reference, name, ids, mask, image, **of_images(model, images[:count], [count], ids, image))
+    ids, mask = padded(given, "left")
+    inputs = of_images(model, images, COUNTS, ids, image)
+    if kind in ("idefics3", "smolvlm"):
+        # Images of several sizes, padded to one.
+        pixels = torch.zeros(4, size, size, dtype=torch.long)
+        for at, (height, width) in enumerate(((size, size), (5, 12), (8, 3), (size, 6))):
+            pixels[at, :height, :width] = 1
+        reference["padded.pixels"] = pixels
+        computed(model, reference, "padded", ids, mask, image, **of_images(model, images, COUNTS, ids, image, pixels))
+    with torch.no_grad():
+        new = model.generate(
+            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=12, pad_token_id=PAD, **inputs,
         )
-        model = LlavaForConditionalGeneration(config)
-        pixels = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-        processor = LlavaProcessor(
-            pixels, of_text, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-            chat_template=template,
-        )
-    elif family == "gemma3":
-        config = Gemma3Config(
-            vision_config=vision, text_config={**common, "head_dim": 8, "sliding_window": 512, "query_pre_attn_scalar": 8},
-            image_token_index=image, mm_tokens_per_image=4, boi_token_index=of_text.convert_tokens_to_ids("<start_of_image>"),
-            eoi_token_index=of_text.convert_tokens_to_ids("<end_of_image>"),
-        )
-        model = Gemma3ForConditionalGeneration(config)
-        pixels = Gemma3ImageProcessor(size={"height": 28, "width": 28})
-        processor = Gemma3Processor(pixels, of_text, image_seq_length=4, chat_template=template)
-    else:
-        config = Idefics3Config(
-            vision_config=vision, text_config=LlamaConfig(**common), image_token_id=image, scale_factor=2, pad_token_id=1
-        )
-        model = Idefics3ForConditionalGeneration(config)
-        pixels = Idefics3ImageProcessorPil(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
-        processor = Idefics3Processor(pixels, of_text, image_seq_len=4, chat_template=template)
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)
-
-
-def pictures(directory):
-    random = np.random.default_rng(0)
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    for name, size, kind in [
-        ("square.png", (28, 28), "RGB"), ("wide.png", (64, 30), "RGB"), ("tall.png", (21, 80), "RGB"),
-        ("grey.png", (40, 28), "L"), ("alpha.png", (30, 33), "RGBA"), ("small.bmp", (9, 7), "RGB"),
-    ]:
-        channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[kind]
-        values = random.integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, *channels), dtype=np.uint8)
-        Image.fromarray(values, kind).resize(size).save(Path(directory) / name)
-
-
-def opened(row):
-    """The messages of a row with its pictures in the places of the parts that have none."""
-    listed = iter(row.get("images", []))
-    for message in row["messages"]:
-        for part in message["content"] if isinstance(message["content"], list) else []:
-            if part["type"] == "image" and not {"path", "image", "url"} & part.keys():
-                part["path"] = next(listed)
-    return row["messages"], list(listed)
-
-
-def inputs(processor, row):
-    if "text" in row:
-        images = [Image.open(path) for path in row["images"]] or None
-        return processor(text=row["text"], images=images, return_tensors="pt")
-    messages, rest = opened(row)
-    more = {"processor_kwargs": {"images": [Image.open(path) for path in rest]}} if rest else {}
-    return processor.apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=row.get("open", False), **more
-    )
-
-
-def model_of(directory, adapter):
-    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32)
-    if adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter)
-    return model.eval(), AutoProcessor.from_pretrained(directory)
-
-
-def main(command, directory, *arguments):
-    if command == "make":
-        for family in ["llava", "gemma3", "idefics3"]:
-            make(f"{directory}/{family}", family)
-        pictures(f"{directory}/pictures")
-        result = None
-    elif command == "ids":
-        result = {}
-        for path in Path(directory).glob("*/rows.jsonl"):
-            processor = AutoProcessor.from_pretrained(path.parent)
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            result[path.parent.name] = [inputs(processor, row)["input_ids"][0].tolist() for row in rows]
-    elif command == "logits":
-        adapter, row = arguments
-        model, processor = model_of(directory, adapter)
-        with torch.no_grad():
-            result = model(**inputs(processor, json.loads(row))).logits.flatten().tolist()
-    elif command == "answers":
-        adapter, new, rows = arguments
-        model, processor = model_of(directory, adapter)
-        result = []
-        for row in json.loads(rows):
-            given = inputs(processor, row)
-            ids = model.generate(**given, do_sample=False, max_new_tokens=int(new))[0, given["input_ids"].shape[1] :]
-            result.append(processor.tokenizer.decode(ids, skip_special_tokens=True))
-    print(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    reference["new"] = new[:, ids.shape[1]:]
+    reference = {name: tensor.detach().clone() for name, tensor in reference.items()}
+    save_file(reference, root / case / "reference.st")
+    if case == "gemma3":
+        layouts(model, case, root)
+    if case in ("gemma3", "idefics3"):
+        model.model.save_pretrained(root / f"{case}_base")

@@ -17,9 +17,9 @@ use crate::text::files::TextFiles;
 pub fn models() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
-        let dir = shared("seeing");
+        let dir = shared("picture-chats");
         let _ = std::fs::remove_dir_all(&dir);
-        run_python("seeing.py", &["make", dir.to_str().unwrap()]);
+        run_python("picture_chats.py", &["make", dir.to_str().unwrap()]);
         dir
     })
 }
@@ -121,7 +121,7 @@ fn conversations_with_pictures_have_the_ids_of_transformers_processors() {
         let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
         std::fs::write(dir.path().join(name).join("rows.jsonl"), lines).unwrap();
     }
-    let theirs = run_python("seeing.py", &["ids", dir.path().to_str().unwrap()]);
+    let theirs = run_python("picture_chats.py", &["ids", dir.path().to_str().unwrap()]);
     let theirs: Value = serde_json::from_str(&theirs).unwrap();
     for (name, rows) in &cases {
         let encoder = encoder(&dir.path().join(name)).unwrap();

@@ -120,7 +120,7 @@ fn two_stages_that_are_killed_end_in_one_adapter_with_which_peft_answers_the_sam
     ]);
     let theirs = |adapter: &str| -> Vec<String> {
         let printed =
-            run_python("seeing.py", &["answers", text(&llava), adapter, "8", &rows.to_string()]);
+            run_python("picture_chats.py", &["answers", text(&llava), adapter, "8", &rows.to_string()]);
         serde_json::from_str(&printed).unwrap()
     };
     let (base, theirs) = (theirs(""), theirs(text(&tuned)));
