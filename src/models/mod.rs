@@ -27,7 +27,8 @@ pub use nn::Weights;
 pub use seq2seq::{Seq2Seq, Seq2SeqConfig};
 pub use vision::{
     Clip, ClipConfig, ClipText, ClipTextConfig, ClipVision, ClipVisionConfig, Dinov2, Dinov2Config,
-    ViTConfig, ViTForImageClassification,
+    Siglip, SiglipConfig, SiglipText, SiglipTextConfig, SiglipVision, SiglipVisionConfig,
+    TowerClassifier, TowerClassifierConfig, ViTConfig, ViTForImageClassification,
 };
 
 pub use crate::pretrained::{Form, Frozen, Head, Place};

@@ -27,7 +27,9 @@ mod naming;
 mod nesting;
 mod padding;
 mod ropes;
+mod seeing;
 mod seq2seq;
+mod siglip;
 mod sizes;
 #[cfg(target_os = "linux")]
 mod streamed;

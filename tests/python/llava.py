@@ -1,5 +1,7 @@
-"""`llava.py DIR`: tiny random LLaVAs of transformers, what they compute for texts with images, and all gradients."""
+"""`llava.py DIR`: tiny random LLaVAs of transformers, what they compute for texts with images, and all gradients; and
+configurations with what is missing in them. `llava.py DIR CASE:MODEL…`: the models load and compute what the cases do."""
 
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import CONFIG_MAPPING, AutoModel, AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForImageTextToText, GenerationConfig
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -106,15 +108,58 @@ def layouts(model, root):
         "layout_c": renamed(state),
         "layout_d": renamed(state, *former, *outer, (tower, "vision_tower.")),
     }
+    # Buffers that former versions wrote.
+    positions = {"vision_tower.vision_model.embeddings.position_ids": torch.arange(10)[None]}
+    angles = {"language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     for name, tensors in named.items():
         model.config.save_pretrained(root / name)
-        save_file(tensors, root / name / "model.safetensors", metadata={"format": "pt"})
+        buffers = positions | angles if name == "layout_a" else {}
+        save_file(tensors | buffers, root / name / "model.safetensors", metadata={"format": "pt"})
         again, found = AutoModelForImageTextToText.from_pretrained(root / name, output_loading_info=True)
         assert not any(found.values()), (name, found)
         assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in state.items()), name
 
 
+def configurations():
+    """Those of files, what they mean in full, and the tokens that end a text and fill a row."""
+    types = "cohere gemma gemma2 gemma3_text granite llama mistral olmo olmo2 phi phi3 qwen2 qwen3 smollm3 stablelm starcoder2"
+    texts = [dict(model_type=kind) | given for kind in types.split() for given in ({}, dict(num_attention_heads=64))]
+    vicuna = dict(
+        _name_or_path="lmsys/vicuna-7b-v1.5", architectures=["LlamaForCausalLM"], max_position_embeddings=4096,
+        model_type="llama", rms_norm_eps=1e-05, torch_dtype="float16", vocab_size=32064,
+    )
+    large = dict(
+        hidden_size=1024, image_size=336, intermediate_size=4096, model_type="clip_vision_model", num_attention_heads=16,
+        num_hidden_layers=24, patch_size=14, projection_dim=768, vocab_size=32000,
+    )
+    given = [
+        {}, dict(text_config=None, vision_config=None), dict(text_config={}, vision_config={}),
+        dict(text_config=vicuna, vision_config=large, pad_token_id=32001, image_token_index=32000),
+        dict(text_config=dict(vicuna, eos_token_id=[2, 7], pad_token_id=5), vision_config=dict(hidden_size=96)),
+        dict(vision_config=dict(large, architectures=["CLIPModel"]), image_token_index=7, eos_token_id=3),
+        dict(image_token_id=11), dict(text_config=dict(tie_word_embeddings=True)), dict(tie_word_embeddings=True),
+        dict(text_config=dict(model_type="gemma"), tie_word_embeddings=False),
+        dict(text_config=dict(model_type="gemma", tie_word_embeddings=False)),
+        dict(text_config=dict(model_type="gemma", tie_word_embeddings=False), tie_word_embeddings=True),
+        *(dict(text_config=text) for text in texts),
+    ]
+    for fields in given:
+        config = CONFIG_MAPPING["llava"].from_dict(dict(fields, model_type="llava"))
+        rules = GenerationConfig.from_model_config(config)
+        yield dict(fields, model_type="llava"), json.loads(config.to_json_string(use_diff=False)), rules.eos_token_id, rules.pad_token_id
+
+
 root = Path(sys.argv[1])
+if len(sys.argv) > 2:
+    for argument in sys.argv[2:]:
+        case, path = argument.split(":", 1)
+        reference = load_file(root / case / "reference.st")
+        model, found = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True)
+        assert not any(found.values()), (path, found)
+        logits = model(input_ids=reference["one.ids"], pixel_values=reference["one.images"]).logits
+        torch.testing.assert_close(logits, reference["one.logits"], rtol=1e-4, atol=1e-4)
+    sys.exit()
+(root / "configurations.json").write_text(json.dumps(list(configurations())))
 for case, (text, tower, whole) in CASES.items():
     torch.manual_seed(len(case))
     config = CONFIG_MAPPING["llava"](
@@ -138,5 +183,7 @@ for case, (text, tower, whole) in CASES.items():
     save_file({name: tensor.clone() for name, tensor in reference.items()}, root / case / "reference.st")
     if case == "llama":
         layouts(model, root)
-        # The model without a head.
+        # The model without a head, and what it says of the last batch.
         model.model.save_pretrained(root / "base")
+        hidden = model.model(input_ids=padded(given[:1], "right")[0], pixel_values=images[:1]).last_hidden_state
+        save_file({"hidden": hidden.detach().clone()}, root / "base" / "reference.st")

@@ -25,7 +25,8 @@ const SWITCHES: [&str; 4] = ["do_convert_rgb", "do_resize", "do_rescale", "do_no
 const HARMLESS: [&str; 3] = ["do_reduce_labels", "do_sample_frames", "do_convert_annotations"];
 
 /// Settings of other processors that change pixels, and are no switches.
-const OTHERS: [&str; 4] = ["rescale_offset", "crop_pct", "size_divisor", "normalize_factor"];
+const OTHERS: [&str; 5] =
+    ["rescale_offset", "crop_pct", "size_divisor", "normalize_factor", "use_square_size"];
 
 impl Options {
     /// Those of a model's directory; a file of the newer name wins.

@@ -86,21 +86,37 @@ impl Filter {
 
 impl Raster {
     pub fn resized(&self, width: usize, height: usize, filter: Filter) -> Self {
-        let mut image = self.clone();
-        // Neighbours in a row, then in a column.
-        if width != image.width {
-            let weights = filter.weights(image.width, width);
-            image.bytes = match image.channels {
-                1 => across::<1>(&image, &weights),
-                _ => across::<3>(&image, &weights),
-            };
-            image.width = width;
+        // Each direction rounds to bytes, so that their order counts. It is that of Pillow 13; before, rows always came
+        // first.
+        let (narrower, lower) =
+            (self.width.saturating_sub(width), self.height.saturating_sub(height));
+        if lower > 2 * narrower {
+            self.down(height, filter).across(width, filter)
+        } else {
+            self.across(width, filter).down(height, filter)
         }
-        if height != image.height {
-            image.bytes = down(&image, &filter.weights(image.height, height));
-            image.height = height;
+    }
+
+    /// Neighbours in each row make those of a row of another width.
+    fn across(&self, width: usize, filter: Filter) -> Self {
+        if width == self.width {
+            return self.clone();
         }
-        image
+        let weights = filter.weights(self.width, width);
+        let bytes = if self.channels == 1 {
+            across::<1>(self, &weights)
+        } else {
+            across::<3>(self, &weights)
+        };
+        Raster { bytes, width, ..*self }
+    }
+
+    /// Neighbours in each column make those of a column of another height.
+    fn down(&self, height: usize, filter: Filter) -> Self {
+        if height == self.height {
+            return self.clone();
+        }
+        Raster { bytes: down(self, &filter.weights(self.height, height)), height, ..*self }
     }
 }
 

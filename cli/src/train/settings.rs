@@ -54,6 +54,9 @@ impl<D: DataSettings> RunSettings<D> {
 #[serde(rename_all = "snake_case")]
 pub enum TaskName {
     Language,
+    /// Also by the names of transformers' pipelines.
+    #[serde(alias = "image-classification", alias = "text-classification")]
+    #[value(aliases = ["image-classification", "text-classification"])]
     Classifier,
 }
 

@@ -20,6 +20,7 @@ mod generate;
 mod gguf;
 mod gguf_export;
 mod gguf_words;
+mod image_classifiers;
 mod images;
 mod jinja;
 mod key_mapping;

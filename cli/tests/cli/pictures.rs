@@ -90,7 +90,10 @@ fn pictures_are_read_as_pil_reads_them_and_those_with_loss_are_near() {
             let far = (ours.to_kind(Kind::Float) - theirs.to_kind(Kind::Float)).abs();
             let (most, mean) =
                 (far.max().double_value(&[]), far.mean(Kind::Float).double_value(&[]));
-            println!("{folder}/{name}: {most} {mean:.3}");
+            // libjpeg and the decoder here round brightness and colour in their own ways.
+            let limits =
+                if path.extension() == Some("jpg".as_ref()) { (3., 0.4) } else { (0., 0.) };
+            assert!(most <= limits.0 && mean <= limits.1, "{folder}/{name}: {most}, mean {mean}");
             count += 1;
         }
     }

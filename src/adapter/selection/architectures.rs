@@ -117,8 +117,8 @@ const ALL: Table = &[
     ("beit", "layernorm_before layernorm_after pooler.layernorm"),
     ("swin", "layernorm_before layernorm_after layernorm norm"),
     ("dinov2", "norm1 norm2 layernorm"),
-    ("clip", "layer_norm1 layer_norm2 final_layer_norm pre_layrnorm post_layernorm"),
-    ("siglip siglip2", "layer_norm1 layer_norm2 final_layer_norm post_layernorm head.layernorm"),
+    ("clip clip_vision_model", "layer_norm1 layer_norm2 final_layer_norm pre_layrnorm post_layernorm"),
+    ("siglip siglip2 siglip_vision_model", "layer_norm1 layer_norm2 final_layer_norm post_layernorm head.layernorm"),
     ("wav2vec2 hubert", "layer_norm final_layer_norm"),
     ("blip-2", "layernorm LayerNorm final_layer_norm self_attn_layer_norm layer_norm layer_norm1 layer_norm2 post_layernorm"),
     // Models of images and texts: the text model may be of several types, and so may the image tower.

@@ -11,7 +11,7 @@ use super::tree::Tree;
 /// layers and harms those behind (arXiv 2605.26895). In settings: `pre`, `post`, `qk`, `final` or `embeddings`.
 ///
 /// For a known `model_type` it follows from a table. For others, a norm outside of numbered layers is `Final`, or
-/// `Embeddings` if `embed` is in its path. In a layer it is `Qk` by names such as `q_norm`, `Post` if its name begins
+/// `Embeddings` if `embed` is in its path or its name is `ln_pre` (OpenAI's CLIP and open_clip) or `norm_pre` (timm). In a layer it is `Qk` by names such as `q_norm`, `Post` if its name begins
 /// with `post` or if no norm stands behind the last layer, as in networks that norm their sums; else `Pre`. Without
 /// numbered layers every norm is `Pre`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -59,7 +59,7 @@ const POST: &[(&str, &str)] = &[
 /// Norms outside of layers that are neither behind the last one nor have `embed` in their path.
 #[rustfmt::skip]
 const ELSEWHERE: &[(&str, &str, NormPlace)] = &[
-    ("clip llava llava_next llava_next_video llava_onevision vipllava video_llava", "pre_layrnorm", NormPlace::Embeddings),
+    ("clip clip_vision_model llava llava_next llava_next_video llava_onevision vipllava video_llava", "pre_layrnorm", NormPlace::Embeddings),
     // Of a tower that passes its patches on.
     ("mistral3 llava", "vision_tower.ln_pre", NormPlace::Embeddings),
     ("mistral3", "multi_modal_projector.norm", NormPlace::Pre),
@@ -73,6 +73,9 @@ const ELSEWHERE: &[(&str, &str, NormPlace)] = &[
     ("wav2vec2 hubert", "feature_projection.layer_norm", NormPlace::Pre),
     ("gemma3", "mm_soft_emb_norm", NormPlace::Pre),
 ];
+
+/// Norms between the embeddings and the first layer, in models that no `model_type` names.
+const FIRST: [&str; 4] = ["ln_pre", "norm_pre", "pre_layernorm", "pre_layrnorm"];
 
 const QK: [&str; 10] = [
     "q_norm",
@@ -100,7 +103,9 @@ impl<'t> Places<'t> {
     pub(super) fn of(tree: &'t Tree<'t>, model_type: Option<&'t str>) -> Self {
         let norms = || tree.paths().filter(|path| tree.is_norm(path));
         let layered = norms().any(|path| layer_of(path).is_some());
-        let ended = norms().any(|path| layer_of(path).is_none() && !is_of_embeddings(path));
+        let is_first = |path: &str| FIRST.contains(&path.rsplit('.').next().unwrap_or(path));
+        let before = |path: &str| is_of_embeddings(path) || is_first(path);
+        let ended = norms().any(|path| layer_of(path).is_none() && !before(path));
         Places { tree, model_type, layered, ended }
     }
 
@@ -122,7 +127,8 @@ impl<'t> Places<'t> {
         {
             return Some(*place);
         }
-        if is_of_embeddings(path) {
+        let is_first = || known.is_none() && layer_of(path).is_none() && FIRST.contains(&last);
+        if is_of_embeddings(path) || is_first() {
             return Some(NormPlace::Embeddings);
         }
         if layer_of(path).is_none() {
@@ -196,6 +202,18 @@ mod tests {
         assert_eq!(places(None, &["norms.0", "norms.1"]), ["pre", "pre"]);
         let llama = ["h.0.input_layernorm", "h.0.post_attention_layernorm", "norm"];
         assert_eq!(places(None, &llama), ["pre", "pre", "final"]);
+        // OpenAI's CLIP and open_clip: transformers has other names, and no model_type for these.
+        let clip = [
+            "visual.ln_pre",
+            "visual.transformer.resblocks.0.ln_1",
+            "visual.transformer.resblocks.0.ln_2",
+            "visual.ln_post",
+            "transformer.resblocks.0.ln_1",
+            "ln_final",
+        ];
+        assert_eq!(places(None, &clip), ["embeddings", "pre", "pre", "final", "pre", "final"]);
+        let timm = ["visual.trunk.norm_pre", "visual.trunk.blocks.0.norm1", "visual.trunk.norm"];
+        assert_eq!(places(None, &timm), ["embeddings", "pre", "final"]);
         let gemma = ["h.0.post_attention_layernorm", "h.0.post_feedforward_layernorm", "norm"];
         assert_eq!(places(None, &gemma), ["post", "post", "final"]);
     }

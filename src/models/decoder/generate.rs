@@ -83,8 +83,14 @@ impl Decoder {
             None => None,
         };
         let total = length.saturating_add(options.max_new);
-        let places =
-            Places { start: 0, length: total, device, tokens: tokens.as_ref(), documents: None };
+        let places = Places {
+            start: 0,
+            length: total,
+            device,
+            tokens: tokens.as_ref(),
+            documents: None,
+            blocks: None,
+        };
         let mut ahead = Ahead::new(&self.config, places)?;
         let mut cache = Cache::new(self.blocks.len(), total);
         let prompt = Prompt { ids, config: rules };
@@ -101,8 +107,18 @@ impl Decoder {
                 let (start, length) = (cache.length, ids.size2()?.1);
                 let seen = tokens.as_ref().map(|tokens| tokens.f_narrow(1, 0, start + length));
                 let seen = seen.transpose()?;
-                let places =
-                    Places { start, length, device, tokens: seen.as_ref(), documents: None };
+                // Blocks are those of the prompt.
+                let behind =
+                    |blocks: &Tensor| blocks.f_constant_pad_nd([0, length - blocks.size2()?.1]);
+                let blocks = inputs.blocks.filter(|_| start == 0).map(behind).transpose()?;
+                let places = Places {
+                    start,
+                    length,
+                    device,
+                    tokens: seen.as_ref(),
+                    documents: None,
+                    blocks: blocks.as_ref(),
+                };
                 let positions = ahead.positions(start, length)?;
                 let ahead = (length == 1).then_some(&mut ahead);
                 let embedded = match inputs.inputs_embeds.filter(|_| start == 0) {

@@ -170,6 +170,7 @@ impl Decoder {
                 device: ids.device(),
                 tokens: tokens.as_ref(),
                 documents: inputs.documents,
+                blocks: inputs.blocks,
             };
             let by_tokens =
                 matches!(self.config.positions, Positions::Learned { by_tokens: true, .. });

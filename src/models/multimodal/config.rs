@@ -4,26 +4,29 @@ use serde_json::Value;
 
 use super::connector::ConnectorConfig;
 use super::families::FAMILIES;
-use super::family::{Names, Part};
-use super::tower::{Taken, TowerConfig};
+use super::family::{Family, Names, Part};
+use super::tower::Taken;
 use crate::error::{refuse, Result};
 use crate::models::config::{declared, integer, Declared, ModelConfig};
 use crate::models::decoder::DecoderConfig;
+use crate::models::vision::ImageTowerConfig;
 use crate::pretrained::{is_tied, Head};
 
 /// The shape and the options of a model of images and texts, read from a `config.json` of transformers.
 ///
 /// Families: `llava` (1.5), whose language model is of any family of [`DecoderConfig`], and whose tower is that of a
-/// CLIP.
+/// CLIP or of a SigLIP; `gemma3` (4b and larger); `idefics3` and `smolvlm`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageTextToTextConfig {
     declared: Declared,
     pub(super) names: Names,
     pub(super) text: DecoderConfig,
-    pub(super) tower: TowerConfig,
+    pub(super) tower: ImageTowerConfig,
     pub(super) taken: Taken,
     pub(super) connector: ConnectorConfig,
     image_token_id: i64,
+    /// True if the tokens of an image look at each other.
+    pub(super) looks_both_ways: bool,
 }
 
 impl ImageTextToTextConfig {
@@ -46,7 +49,7 @@ impl ImageTextToTextConfig {
 
     /// The number of hidden states of an image that the connector takes, and their width.
     pub(super) fn features(&self) -> (i64, i64) {
-        self.tower.taken(&self.taken)
+        self.taken.shape(&self.tower)
     }
 }
 
@@ -63,15 +66,15 @@ impl ModelConfig for ImageTextToTextConfig {
         let is_read = |model_type: &str| model_type == declared.model_type();
         let family = FAMILIES.iter().find(|family| is_read(family.model_type));
         let family = family.unwrap_or(&FAMILIES[0]);
-        let tower = TowerConfig::read(&part(config, &family.vision)?)?;
+        let tower = ImageTowerConfig::read(&part(config, &family.vision)?)?;
         let text = DecoderConfig::of_part(&part(config, &family.text)?)?;
         let text = text.within(declared.head(), is_tied(config))?.with_generation(config)?;
         let (taken, connector) = (family.connector)(config, &tower, &text)?;
         let ([key, former], default) = family.image_token;
         let key = [key, former].into_iter().find(|key| config.get(*key).is_some());
         let image_token_id = key.map_or(Ok(default), |key| integer(config, key))?;
-        let names = family.names;
-        Ok(Self { declared, names, text, tower, taken, connector, image_token_id })
+        let Family { names, looks_both_ways, .. } = *family;
+        Ok(Self { declared, names, text, tower, taken, connector, image_token_id, looks_both_ways })
     }
 
     declared!();

@@ -3,9 +3,10 @@
 use serde_json::Value;
 
 use super::connector::ConnectorConfig;
-use super::tower::{Taken, TowerConfig};
+use super::tower::Taken;
 use crate::error::Result;
 use crate::models::decoder::DecoderConfig;
+use crate::models::vision::ImageTowerConfig;
 
 /// One family. What its connector needs is read by `connector`.
 #[derive(Debug)]
@@ -17,7 +18,9 @@ pub(super) struct Family {
     /// The key of the image token's id, its former one, and the id where neither is there.
     pub(super) image_token: ([&'static str; 2], i64),
     pub(super) connector:
-        fn(&Value, &TowerConfig, &DecoderConfig) -> Result<(Taken, ConnectorConfig)>,
+        fn(&Value, &ImageTowerConfig, &DecoderConfig) -> Result<(Taken, ConnectorConfig)>,
+    /// True if the tokens of an image look at each other.
+    pub(super) looks_both_ways: bool,
 }
 
 /// Names of the parts, below the base model.

@@ -7,6 +7,8 @@ mod family;
 mod generate;
 mod loss;
 mod model;
+mod pixel_shuffle;
+mod pooled_projector;
 mod projector;
 mod tower;
 

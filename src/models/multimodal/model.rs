@@ -5,7 +5,6 @@ use tch::{Kind, Tensor};
 
 use super::config::ImageTextToTextConfig;
 use super::connector::Connector;
-use super::tower::Tower;
 use crate::autograd::recompute::Tape;
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
@@ -15,6 +14,7 @@ use crate::models::decoder::Decoder;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::Weights;
+use crate::models::vision::ImageTower;
 use crate::pretrained::Head;
 
 /// A language model that sees: a tower for images, a connector, a [`Decoder`].
@@ -39,7 +39,7 @@ use crate::pretrained::Head;
 #[doc(alias = "LlavaForConditionalGeneration")]
 pub struct ImageTextToText {
     config: ImageTextToTextConfig,
-    tower: Tower,
+    tower: ImageTower,
     connector: Connector,
     pub(super) text: Decoder,
 }
@@ -49,12 +49,21 @@ pub(super) struct Merged {
     ids: Tensor,
     attention_mask: Option<Tensor>,
     documents: Option<Tensor>,
+    /// Of images whose tokens look at each other.
+    blocks: Option<Tensor>,
     embeds: Tensor,
     train: bool,
 }
 
-const TAKEN: [&str; 5] =
-    ["input_ids", "attention_mask", "documents", "pixel_values", "image_features"];
+/// The last only where images may be padded.
+const TAKEN: [&str; 6] = [
+    "input_ids",
+    "attention_mask",
+    "documents",
+    "pixel_values",
+    "image_features",
+    "pixel_attention_mask",
+];
 
 impl Model for ImageTextToText {
     type Config = ImageTextToTextConfig;
@@ -67,7 +76,7 @@ impl Model for ImageTextToText {
         let names = &config.names;
         let init = Init::Randn { mean: 0., stdev: 0.02 };
         Ok(ImageTextToText {
-            tower: Tower::build(&base.at(names.tower), &config.tower)?,
+            tower: ImageTower::build(&base.at(names.tower), &config.tower)?,
             connector: Connector::build(&base.at(names.connector), &config.connector, init)?,
             text: Decoder::build_at(&base.at(names.text), weights, &config.text)?,
             config: config.clone(),
@@ -114,22 +123,36 @@ impl ImageTextToText {
     ///
     /// # Errors
     /// `ShapeMismatch` for images of another shape; `Torch` for another kind or device than the model's.
-    pub fn image_features(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        self.tower.forward(pixel_values, &self.config.taken, false, &mut Tape::off())
+    pub fn image_features<'a>(&self, images: impl Into<Inputs<'a>>) -> Result<Tensor> {
+        let images = images.into();
+        let pads = self.config.tower.pads();
+        let taken = ["pixel_values", "pixel_attention_mask"];
+        images.check(self.model_type(), &taken[..1 + usize::from(pads)])?;
+        self.features(&images, &mut Tape::off())
+    }
+
+    fn features<'m>(&'m self, inputs: &Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        self.config.tower.check_images(inputs.needed_images()?)?;
+        let images = Inputs {
+            pixel_values: inputs.pixel_values,
+            pixel_attention_mask: inputs.pixel_attention_mask,
+            train: inputs.train,
+            ..Inputs::default()
+        };
+        self.config.taken.of(&self.tower, images, tape)
     }
 
     /// Puts the embeddings of images into the places of their tokens.
     pub(super) fn merged<'m>(&'m self, inputs: &Inputs, tape: &mut Tape<'m>) -> Result<Merged> {
-        inputs.check(self.model_type(), &TAKEN)?;
+        let pads = self.config.tower.pads();
+        inputs.check(self.model_type(), &TAKEN[..TAKEN.len() - usize::from(!pads)])?;
         let ids = inputs.needed_ids()?;
         self.check_count(inputs, ids)?;
         let device = self.text.device();
         let there = |tensor: Option<&Tensor>| tensor.map(|tensor| sent(tensor, device)).transpose();
         let ids = sent(ids, device)?;
         let features = match (inputs.pixel_values, inputs.image_features) {
-            (Some(images), _) => {
-                Some(self.tower.forward(images, &self.config.taken, inputs.train, tape)?)
-            }
+            (Some(_), _) => Some(self.features(inputs, tape)?),
             (None, features) => features.map(Tensor::shallow_clone),
         };
         let shown = ids.f_eq_number(self.image_token_id())?;
@@ -137,7 +160,9 @@ impl ImageTextToText {
         let unknown = self.image_token_id() >= self.config.text.vocab_size();
         let known = if unknown { ids.f_fill_where(&shown, 0)? } else { ids.shallow_clone() };
         let mut embeds = self.text.embedded(&known)?;
+        let mut blocks = None;
         if let Some(features) = features {
+            blocks = self.config.looks_both_ways.then(|| runs(&shown)).transpose()?;
             let images = self.connector.forward(&features)?.f_to_kind(embeds.f_kind()?)?;
             embeds = embeds.f_masked_scatter(&shown.f_unsqueeze(-1)?, &images)?;
         }
@@ -145,6 +170,7 @@ impl ImageTextToText {
             ids,
             attention_mask: there(inputs.attention_mask)?,
             documents: there(inputs.documents)?,
+            blocks,
             embeds,
             train: inputs.train,
         })
@@ -183,11 +209,19 @@ impl ImageTextToText {
     }
 }
 
+/// The numbers of the runs of places that are `shown`, `[batch, length]` both, from 1 on; 0 elsewhere.
+fn runs(shown: &Tensor) -> Result<Tensor> {
+    let before = shown.f_narrow(1, 0, shown.size2()?.1 - 1)?.f_constant_pad_nd([1, 0])?;
+    let starts = shown.f_logical_and(&before.f_logical_not()?)?;
+    Ok(starts.f_cumsum(1, Kind::Int64)?.f_mul(shown)?)
+}
+
 impl Merged {
     /// The inputs of the language model.
     pub(super) fn inputs(&self) -> Inputs<'_> {
         Inputs {
             inputs_embeds: Some(&self.embeds),
+            blocks: self.blocks.as_ref(),
             ..Inputs::new(&self.ids)
                 .attention_mask(self.attention_mask.as_ref())
                 .documents(self.documents.as_ref())

@@ -4,11 +4,12 @@ use serde_json::Value;
 use tch::nn::Init;
 use tch::Tensor;
 
-use super::tower::{Taken, TowerConfig};
+use super::tower::Taken;
 use crate::error::{refuse, Result};
 use crate::models::config::{flag, text};
 use crate::models::decoder::DecoderConfig;
 use crate::models::nn::{Activation, Linear, Weights};
+use crate::models::vision::ImageTowerConfig;
 
 #[derive(Debug)]
 pub(super) struct Projector {
@@ -27,7 +28,7 @@ pub(super) struct ProjectorConfig {
 /// Reads what a LLaVA says of its connector, and of the hidden states that it takes.
 pub(super) fn read(
     config: &Value,
-    tower: &TowerConfig,
+    tower: &ImageTowerConfig,
     decoder: &DecoderConfig,
 ) -> Result<(Taken, ProjectorConfig)> {
     let without_first = match text(config, "vision_feature_select_strategy", "default")? {
@@ -39,7 +40,7 @@ pub(super) fn read(
         ),
     };
     let taken = Taken::Behind { depths: depths(config, tower.layers())?, without_first };
-    let (places, width) = tower.taken(&taken);
+    let (places, width) = taken.shape(tower);
     if places < 1 {
         refuse!(InvalidConfig, "the tower gives one hidden state, and 'default' leaves it out");
     }

@@ -1,7 +1,7 @@
 //! A linear layer.
 
 use tch::nn::Init;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::streamed::Matrix;
 use super::weight::Weight;
@@ -49,6 +49,18 @@ impl Linear {
     ) -> Result<Self> {
         let (weight, transposed) = weights.matrix("weight", [from, to], true, init)?;
         Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed })
+    }
+
+    /// One of these tensors, `[out, in]` and `[out]`.
+    pub(in crate::models) fn of(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Linear { weight: Weight::from(weight), bias, transposed: false }
+    }
+
+    /// The part that gives `count` outputs from the one numbered `start` on, of a weight `[out, in]`.
+    pub(super) fn rows(&self, start: i64, count: i64, device: Device) -> Result<Self> {
+        let part = |x: &Tensor| x.f_narrow(0, start, count);
+        let bias = self.bias.as_ref().map(part).transpose()?;
+        Ok(Linear::of(part(&self.weight.values(device)?)?, bias))
     }
 
     /// The weight, if it comes when it is needed.

@@ -205,6 +205,7 @@ fn row_is_tied(row: &Row, config: &Value) -> bool {
     match row.tied {
         Tied::Always => true,
         Tied::Default(default) => said(config).or_else(|| said(text?)).unwrap_or(default),
+        Tied::Own(default) => said(config).unwrap_or(default),
         Tied::ByEither => {
             let by_default = || row_of(text?).map(|row| row.tied == Tied::Default(true));
             said(config) == Some(true) || text.and_then(said).or_else(by_default) == Some(true)
