@@ -119,8 +119,10 @@ fn two_stages_that_are_killed_end_in_one_adapter_with_which_peft_answers_the_sam
         {"open": true, "messages": [{"role": "user", "content": parts}]},
     ]);
     let theirs = |adapter: &str| -> Vec<String> {
-        let printed =
-            run_python("picture_chats.py", &["answers", text(&llava), adapter, "8", &rows.to_string()]);
+        let printed = run_python(
+            "picture_chats.py",
+            &["answers", text(&llava), adapter, "8", &rows.to_string()],
+        );
         serde_json::from_str(&printed).unwrap()
     };
     let (base, theirs) = (theirs(""), theirs(text(&tuned)));
