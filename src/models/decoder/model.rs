@@ -89,7 +89,7 @@ impl Model for Decoder {
         let layers = base.at(names.layers);
         let blocks = (0..config.layers as usize).map(|at| block(&layers.at(at), config, at));
         let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
-        let head_stay = stream(&mut blocks, head.matrix(), weights.device())?;
+        let head_stay = stream(&mut blocks, head.matrix(), weights)?;
         Ok(Decoder {
             positions,
             embed_norm: norm(names.embed_norm)?,
