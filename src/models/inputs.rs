@@ -20,6 +20,12 @@ use crate::error::{refusal, refuse, Error, Result};
 pub struct Inputs<'a> {
     pub(super) ids: Option<&'a Tensor>,
     pub(super) pixel_values: Option<&'a Tensor>,
+    pub(super) image_features: Option<&'a Tensor>,
+    /// In the place of the ids' embeddings, `[batch, length, size]`.
+    pub(super) inputs_embeds: Option<&'a Tensor>,
+    pub(super) pixel_attention_mask: Option<&'a Tensor>,
+    /// `[batch, length]`, the number of the block that a place belongs to, whose places look at each other; 0: none.
+    pub(super) blocks: Option<&'a Tensor>,
     pub(super) attention_mask: Option<&'a Tensor>,
     pub(super) token_type_ids: Option<&'a Tensor>,
     pub(super) documents: Option<&'a Tensor>,
@@ -47,9 +53,23 @@ impl<'a> Inputs<'a> {
         self
     }
 
-    /// Images beside the ids.
+    /// Images beside the ids: all images of the batch, in the order of the rows that they belong to.
     pub fn pixel_values(mut self, pixel_values: impl Into<Option<&'a Tensor>>) -> Self {
         self.pixel_values = pixel_values.into();
+        self
+    }
+
+    /// `[images, height, width]`: 1 for the pixels of an image and 0 for what pads it, on the right and below. Default:
+    /// no padding.
+    pub fn pixel_attention_mask(mut self, mask: impl Into<Option<&'a Tensor>>) -> Self {
+        self.pixel_attention_mask = mask.into();
+        self
+    }
+
+    /// In the place of images: what [`ImageTextToText::image_features`](super::ImageTextToText::image_features) gave for
+    /// them.
+    pub fn image_features(mut self, features: impl Into<Option<&'a Tensor>>) -> Self {
+        self.image_features = features.into();
         self
     }
 
@@ -98,6 +118,8 @@ impl<'a> Inputs<'a> {
         let given = [
             ("input_ids", self.ids),
             ("pixel_values", self.pixel_values),
+            ("pixel_attention_mask", self.pixel_attention_mask),
+            ("image_features", self.image_features),
             ("attention_mask", self.attention_mask),
             ("token_type_ids", self.token_type_ids),
             ("documents", self.documents),

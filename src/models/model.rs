@@ -129,8 +129,7 @@ pub trait Model: Sized {
     /// As [`from_pretrained`](Self::from_pretrained).
     fn from_files(files: ModelFiles, load: &Load) -> Result<(VarStore, Self)> {
         check_unwrapped(&files)?;
-        let classifier = load.labels.as_ref().map(|_| Self::Config::CLASSIFIER);
-        let mut config = match load.head.or(classifier) {
+        let mut config = match load.chosen_head::<Self::Config>() {
             Some(head) => Self::Config::from_value(&with_class_of(files.config(), head))?,
             None => Self::Config::from_value(files.config())?,
         };
@@ -219,6 +218,16 @@ impl Load {
     pub fn head(mut self, head: Head) -> Self {
         self.head = Some(head);
         self
+    }
+
+    /// The head that is asked for.
+    fn chosen_head<C: ModelConfig>(&self) -> Option<Head> {
+        self.head.or(self.labels.as_ref().map(|_| C::CLASSIFIER))
+    }
+
+    /// The head that is asked for, else that of the files.
+    pub(super) fn head_of<C: ModelConfig>(&self, files: &ModelFiles) -> Head {
+        self.chosen_head::<C>().unwrap_or(files.head())
     }
 
     /// With a classifier for labels of your own, whose weights are initialised anew (after `tch::manual_seed`, the same

@@ -19,5 +19,7 @@ pub use frozen::{Form, Frozen, Place};
 pub use gguf::export::to_gguf;
 pub(crate) use naming::head::with_class_of;
 pub use naming::head::Head;
+#[cfg(feature = "models")]
+pub(crate) use naming::layout::is_tied;
 pub(crate) use naming::table::is_part_of;
 pub use save::save;

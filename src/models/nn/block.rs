@@ -145,6 +145,30 @@ pub(in crate::models) fn run_all<'m>(
     run(blocks, hidden, &context, None, 0., &mut Through::Tape(tape))
 }
 
+/// The hidden states behind so many blocks each, in this order, of blocks that share one mask. Blocks above the highest
+/// are not run.
+pub(in crate::models) fn run_to<'m>(
+    blocks: &'m [Block],
+    mut hidden: Tensor,
+    depths: &[usize],
+    train: bool,
+    tape: &mut Tape<'m>,
+) -> Result<Vec<Tensor>> {
+    let _pass = Pass::begin();
+    let context = Rc::new(Context::new(train, hidden.f_kind()?, Mask::Everything)?);
+    let mut at: Vec<Option<Tensor>> = depths.iter().map(|_| None).collect();
+    let highest = depths.iter().copied().max().unwrap_or(0).min(blocks.len());
+    for depth in 0..=highest {
+        if depth > 0 {
+            let block = &blocks[depth - 1..depth];
+            hidden = run(block, hidden, &context, None, 0., &mut Through::Tape(tape))?;
+        }
+        let here = at.iter_mut().zip(depths).filter(|(_, wanted)| **wanted == depth);
+        here.for_each(|(at, _)| *at = Some(hidden.shallow_clone()));
+    }
+    Ok(at.into_iter().flatten().collect())
+}
+
 /// Lets the matrices of blocks come when they are needed, if they are kept so, but for blocks that are resident. Then
 /// `behind`, which is used behind the last block, comes so as well if it is a part of a file's map; gives its stay.
 pub(in crate::models) fn stream(

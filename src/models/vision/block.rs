@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::models::config::{check_divides, check_sizes};
 use crate::models::nn::{
     stream, Activation, Attention, Block, Branch, Flow, Guard, Inner, Linear, Mlp, Norm, NormKind,
-    Weights,
+    Qkv, Weights,
 };
 
 /// Names below the block.
@@ -80,7 +80,7 @@ impl BlockShape {
         };
         Ok(Block {
             attention: Attention::plain(
-                [qkv(names.qkv[0])?, qkv(names.qkv[1])?, qkv(names.qkv[2])?],
+                Qkv::Apart([qkv(names.qkv[0])?, qkv(names.qkv[1])?, qkv(names.qkv[2])?]),
                 linear(names.o, size, size, true)?,
                 (size, self.heads),
                 self.attention_dropout,
