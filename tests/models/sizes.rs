@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ln_tuning::models::{
-    AnyModel, Clip, ClipVision, Decoder, DecoderConfig, Dinov2, Encoder, Inputs, Load, Model,
-    ModelConfig, Seq2Seq, Siglip, SiglipVision, ViTConfig, ViTForImageClassification,
+    AnyModel, Clip, ClipVision, Decoder, DecoderConfig, Dinov2, Encoder, ImageTextToText, Inputs,
+    Load, Model, ModelConfig, Seq2Seq, Siglip, SiglipVision, ViTConfig, ViTForImageClassification,
 };
 use ln_tuning::pretrained::{self, ModelFiles};
 use ln_tuning::ErrorKind;
@@ -36,6 +36,29 @@ fn tiny(model_type: &str) -> Value {
     let mut config: Value = serde_json::from_str(TINY).unwrap();
     config["model_type"] = json!(model_type);
     let tower = config.clone();
+    let text = if model_type == "gemma3" { "gemma3_text" } else { "llama" };
+    let vision = match model_type {
+        "gemma3" => "siglip_vision_model",
+        "idefics3" | "smolvlm" => "idefics3_vision",
+        _ => "clip_vision_model",
+    };
+    if ["llava", "gemma3", "idefics3", "smolvlm"].contains(&model_type) {
+        for (key, part) in [("text_config", text), ("vision_config", vision)] {
+            config[key] = tower.clone();
+            config[key]["model_type"] = json!(part);
+        }
+        config["text_config"]["head_dim"] = json!(4);
+        config["text_config"]["num_key_value_heads"] = json!(1);
+        for (key, number) in [
+            ("image_token_index", 9),
+            ("image_token_id", 9),
+            ("mm_tokens_per_image", 4),
+            ("scale_factor", 2),
+            ("vision_feature_layer", -1),
+        ] {
+            config[key] = json!(number);
+        }
+    }
     if ["clip", "siglip"].contains(&model_type) {
         for key in ["text_config", "vision_config"] {
             config[key] = tower.clone();
@@ -63,6 +86,7 @@ pub(super) fn models(root: &Path) -> Vec<(&'static str, Value)> {
     add::<ClipVision>(root, &mut made);
     add::<Siglip>(root, &mut made);
     add::<SiglipVision>(root, &mut made);
+    add::<ImageTextToText>(root, &mut made);
     assert_eq!(made.len(), AnyModel::model_types().len());
     made
 }

@@ -106,8 +106,10 @@ for case, (kind, text, tower, whole, each) in CASES.items():
     for side in ("right", "left"):
         ids, mask = padded(given, side)
         computed(model, reference, side, ids, mask, image, **of_images(model, images, COUNTS, ids, image))
-    for name, row, count in (("none", 2, 0), ("one", 0, 1), ("two", 1, 2)):
-        ids, mask = padded(given[row : row + 1], "right")
+    # Two images without a word between them.
+    joined = given[1][: 1 + each] + given[1][3 + each :]
+    for name, row, count in (("none", given[2], 0), ("one", given[0], 1), ("two", given[1], 2), ("joined", joined, 2)):
+        ids, mask = padded([row], "right")
         computed(model, reference, name, ids, mask, image, **of_images(model, images[:count], [count], ids, image))
     ids, mask = padded(given, "left")
     inputs = of_images(model, images, COUNTS, ids, image)

@@ -11,6 +11,7 @@
 //! PIL uses.
 
 pub mod class;
+pub mod head;
 mod jpeg;
 pub mod options;
 pub mod picture;

@@ -16,12 +16,15 @@ pub struct UnusedModule {
     pub reason: String,
 }
 
-/// The setting that says which hidden states of an image tower a model reads, and its default.
-const STATES: &[(&str, &str, &[i64])] = &[
-    ("llava llava_next llava_next_video video_llava", "vision_feature_layer", &[-2]),
-    ("llava_onevision aya_vision", "vision_feature_layer", &[-1]),
-    ("vipllava", "vision_feature_layers", &[-2, -5, -8, -11, 6]),
+/// Models that read hidden states of an image tower, and the layers if the configuration names none.
+const STATES: &[(&str, &[i64])] = &[
+    ("llava llava_next llava_next_video video_llava", &[-2]),
+    ("llava_onevision aya_vision", &[-1]),
+    ("vipllava", &[-2, -5, -8, -11, 6]),
 ];
+
+/// The setting that names the layers, in its two spellings.
+const LAYERS: [&str; 2] = ["vision_feature_layer", "vision_feature_layers"];
 
 /// Models that read what an image tower gives for each patch, behind its last norm.
 const PATCHES: &str = "gemma3 paligemma";
@@ -45,8 +48,10 @@ impl Usage {
     pub(super) fn of(config: &Value, head: Head) -> Self {
         let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let is = |types: &str| types.split(' ').any(|known| known == model_type);
-        if let Some((_, key, default)) = STATES.iter().find(|(types, ..)| is(types)) {
-            let layers = match config.get(*key) {
+        if let Some((_, default)) = STATES.iter().find(|(types, _)| is(types)) {
+            let set = LAYERS.iter().find(|key| config.get(**key).is_some_and(|v| !v.is_null()));
+            let key = set.unwrap_or(&LAYERS[0]);
+            let layers: Vec<i64> = match config.get(*key) {
                 Some(Value::Array(layers)) => layers.iter().filter_map(Value::as_i64).collect(),
                 Some(layer) => layer.as_i64().into_iter().collect(),
                 None => Vec::new(),
@@ -56,6 +61,8 @@ impl Usage {
         if is(PATCHES) {
             return Usage::Without("head");
         }
+        let class = config.get("architectures").and_then(|classes| classes.get(0)?.as_str());
+        let head = class.filter(|_| head == Head::Other).map_or(head, Head::of_class);
         let mean = MEANS.iter().find(|(types, _)| is(types) && head == Head::ImageClassification);
         mean.map_or(Usage::All, |(_, behind)| Usage::Without(behind))
     }
