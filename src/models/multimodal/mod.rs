@@ -12,5 +12,6 @@ mod pooled_projector;
 mod projector;
 mod tower;
 
+pub(super) use config::refuse_original;
 pub use config::ImageTextToTextConfig;
 pub use model::ImageTextToText;

@@ -147,8 +147,8 @@ impl ImageTextToText {
         let pads = self.config.tower.pads();
         inputs.check(self.model_type(), &TAKEN[..TAKEN.len() - usize::from(!pads)])?;
         let ids = inputs.needed_ids()?;
-        self.check_count(inputs, ids)?;
         let device = self.text.device();
+        let places = sent(&self.image_places(inputs, ids)?, device)?;
         let there = |tensor: Option<&Tensor>| tensor.map(|tensor| sent(tensor, device)).transpose();
         let ids = sent(ids, device)?;
         let features = match (inputs.pixel_values, inputs.image_features) {
@@ -164,7 +164,11 @@ impl ImageTextToText {
         if let Some(features) = features {
             blocks = self.config.looks_both_ways.then(|| runs(&shown)).transpose()?;
             let images = self.connector.forward(&features)?.f_to_kind(embeds.f_kind()?)?;
-            embeds = embeds.f_masked_scatter(&shown.f_unsqueeze(-1)?, &images)?;
+            // Not by a mask, whose places a GPU would have to count once more.
+            let (shape, size) = (embeds.size(), self.config.text.hidden_size());
+            let rows = embeds.f_reshape([-1, size])?;
+            let images = images.f_reshape([-1, size])?;
+            embeds = rows.f_index_copy(0, &places, &images)?.f_view(&shape[..])?;
         }
         Ok(Merged {
             ids,
@@ -176,9 +180,12 @@ impl ImageTextToText {
         })
     }
 
-    /// The number of image tokens must be that of what images give.
-    fn check_count(&self, inputs: &Inputs, ids: &Tensor) -> Result<()> {
+    /// The places of image tokens among the ids, which must be as many as images take.
+    fn image_places(&self, inputs: &Inputs, ids: &Tensor) -> Result<Tensor> {
         let (places, width) = self.config.features();
+        if let Some(images) = inputs.pixel_values {
+            self.config.tower.check_images(images)?;
+        }
         let images = match (inputs.pixel_values, inputs.image_features) {
             (Some(_), Some(_)) => refuse!(
                 InvalidArgument,
@@ -196,7 +203,8 @@ impl ImageTextToText {
             (None, None) => 0,
         };
         let (id, each) = (self.image_token_id(), self.tokens_per_image());
-        let found = ids.f_eq_number(id)?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+        let at = ids.f_eq_number(id)?.f_reshape([-1])?.f_nonzero()?.f_squeeze_dim(1)?;
+        let found = at.size1()?;
         if found != images * each {
             refuse!(
                 ShapeMismatch,
@@ -205,7 +213,7 @@ impl ImageTextToText {
                 images * each
             );
         }
-        Ok(())
+        Ok(at)
     }
 }
 
