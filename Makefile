@@ -13,7 +13,7 @@ TEST_PYTHON = $${LN_TUNING_PYTHON:-.venv/bin/python}
 export PROPTEST_RNG_SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit examples doc finetune-demo bf16-vs-peft minilm paper fashion-mnist bench fuzz gpu-bundle test-tch-0.26 clean
+.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit unit-b-and-c unit-others examples doc finetune-demo bf16-vs-peft minilm paper fashion-mnist bench fuzz gpu-bundle test-tch-0.26 clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,7 +42,16 @@ clippy:
 # Tests run beside each other: threads of libtorch that wait must not keep the processors busy.
 unit: export OMP_WAIT_POLICY ?= passive
 unit: # unit, integration (real PEFT among them) and documentation tests; one builds the documentation
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --no-run
+	$(TEST_PYTHON) tests/python/serve.py $(MAKE) --no-print-directory --jobs=2 unit-b-and-c unit-others
+
+# Two halves beside each other, since tests wait: for Python, for a program's start, for the last of their kind.
+unit-b-and-c:
+	$(CARGO) test --locked --workspace --test '[bc]*'
+
+unit-others:
+	$(CARGO) test --locked --workspace --lib --bins --test '[!bc]*'
+	$(CARGO) test --locked --workspace --doc
 
 # Every example is run. The quickstart comes first.
 RUN := target/examples

@@ -103,8 +103,8 @@ pub use adapter::{
     merge, merge_with, AdapterDiff, AdapterOptions, DisabledAdapters, InterpolateOptions,
     Interpolation, LayerStatus, Layers, LnTuningConfig, LnTuningModel, LoadOptions, LoadReport,
     MergeOptions, MergeReport, ModelStatus, Modules, NormPlace, Norms, ParsedConfig, Precision,
-    Role, SaveKind, SaveOptions, SavedAdapter, SelectedModule, Selection, TaskType, TensorDiff,
-    TrainableParameters, DEFAULT_ADAPTER,
+    Recipe, Role, SaveKind, SaveOptions, SavedAdapter, SelectedModule, Selection, TaskType,
+    TensorDiff, TrainableParameters, UnusedModule, DEFAULT_ADAPTER,
 };
 pub use autograd::{loss, recompute};
 pub use error::{Error, ErrorKind, Result};

@@ -33,7 +33,7 @@ LENGTH = 96
 
 def strings(package, count):
     """The first documentation strings of a package, in the order of its files."""
-    found = []
+    found = {}
     for path in sorted((Path(sysconfig.get_paths()["purelib"]) / package).rglob("*.py")):
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -42,11 +42,11 @@ def strings(package, count):
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                 text = " ".join((ast.get_docstring(node) or "").split())[:400]
-                if len(text) >= 80 and text not in found:
-                    found.append(text)
+                if len(text) >= 80:
+                    found[text] = None
         if len(found) >= count:
             break
-    return found[:count]
+    return list(found)[:count]
 
 
 def make_base(directory, texts, steps):

@@ -1,14 +1,17 @@
 //! `ln-tuning`: LayerNorm tuning on the command line.
 //!
 //! Commands stand on the tasks (`language`, `classifier`), these on the trainer (`train`), that on the ground (`text`,
-//! `records`, `device`, `progress`, `columns`, `chart`).
+//! `pictures`, `records`, `device`, `progress`, `columns`, `chart`).
 
 mod chart;
 mod classifier;
 mod columns;
 mod commands;
 mod device;
-mod language;
+#[doc(hidden)]
+pub mod language;
+#[doc(hidden)]
+pub mod pictures;
 mod progress;
 mod records;
 #[doc(hidden)]

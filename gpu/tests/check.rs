@@ -22,15 +22,11 @@ fn python(name: &str, args: &[&str]) -> String {
 
 /// The rows of a comparison, and whether it found everything right.
 fn compared(models: &str, out: &Path) -> (Vec<Value>, bool) {
-    let mut command = common::python();
-    command.arg(script("compare.py")).args([models, "--out", out.to_str().unwrap()]);
-    let output = command.output().unwrap();
-    print!("{}", String::from_utf8_lossy(&output.stdout));
+    let arguments = [models, "--out", out.to_str().unwrap()];
+    let (status, said, _) = common::try_python(&script("compare.py"), &arguments);
+    print!("{said}");
     let text = std::fs::read_to_string(out).unwrap();
-    (
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
-        output.status.success(),
-    )
+    (text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), status == 0)
 }
 
 /// The models that are not all right.

@@ -1,23 +1,25 @@
 //! Adapters attached to variables: the storage that each variable uses now.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, Tensor};
 
 use crate::adapter::gradients::undefine;
+use crate::adapter::options::AdapterOptions;
 use crate::adapter::samples::Samples;
 use crate::adapter::variables::{Variable, Variables};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, Result};
 use crate::names::nearest::listed;
+use crate::pretrained::origin::Described;
 
 /// The state that a model handle and its optimisers share.
 #[derive(Debug)]
 pub(crate) struct Attachment {
     pub(crate) variables: Variables,
-    /// The model type of the directory from which the variables were loaded, if any.
-    pub(crate) model_type: Option<String>,
+    /// The model of the directory from which the variables were loaded, if any.
+    pub(crate) model: Option<Arc<Described>>,
     /// The storage without adapters, for every variable that an adapter replaces.
     pub(super) base: HashMap<usize, Tensor>,
     /// A few elements of every frozen variable, as they were when an adapter was attached.
@@ -35,10 +37,10 @@ pub(crate) struct Attachment {
 }
 
 impl Attachment {
-    pub(crate) fn new(variables: Variables, model_type: Option<String>) -> Self {
+    pub(crate) fn new(variables: Variables, model: Option<Arc<Described>>) -> Self {
         Attachment {
             variables,
-            model_type,
+            model,
             base: HashMap::new(),
             samples: Samples::default(),
             adapters: BTreeMap::new(),
@@ -48,6 +50,12 @@ impl Attachment {
             shown: None,
             graphs_of: None,
         }
+    }
+
+    /// The model type that these options name, or that of the directory.
+    pub(crate) fn model_type<'a>(&'a self, options: &'a AdapterOptions) -> Option<&'a str> {
+        let known = self.model.as_ref().and_then(|model| model.model_type());
+        options.model_type.as_deref().or(known)
     }
 
     /// Removes every adapter. The variables keep the storage that they use now.

@@ -1,4 +1,4 @@
-//! PEFT's `LNTuningConfig`: ten fields, read from JSON or YAML, written byte for byte as PEFT does.
+//! PEFT's `LNTuningConfig`: ten fields, read from JSON or YAML, written byte for byte as PEFT does; and a recipe.
 
 use std::fmt;
 use std::path::Path;
@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::adapter::recipe::Recipe;
 use crate::error::{refusal, refuse, Result};
 use crate::names::nearest::listed;
 use crate::storage::regular;
@@ -49,6 +50,9 @@ pub struct LnTuningConfig {
     ///
     /// A string in a file is read as one name; PEFT iterates over its characters.
     pub modules_to_save: Option<Vec<String>>,
+    /// A setting of the method's paper, in place of `target_modules`. PEFT has no such field: a saved adapter names the
+    /// modules that it selected.
+    pub recipe: Option<Recipe>,
 }
 
 /// A choice of modules by their paths: PEFT's "string or list".
@@ -128,6 +132,12 @@ impl LnTuningConfig {
     /// Trains and saves these modules as a whole.
     pub fn modules_to_save<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.modules_to_save = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Tunes the modules of a setting of the method's paper.
+    pub fn recipe(mut self, recipe: Recipe) -> Self {
+        self.recipe = Some(recipe);
         self
     }
 
@@ -211,6 +221,9 @@ impl LnTuningConfig {
         map.insert("modules_to_save".into(), self.modules_to_save.clone().into());
         map.insert("peft_type".into(), PEFT_TYPE.into());
         map.insert("peft_version".into(), self.peft_version.clone().into());
+        if let Some(recipe) = self.recipe {
+            map.insert("recipe".into(), recipe.name().into());
+        }
         map.insert("revision".into(), self.revision.clone().into());
         map.insert("target_modules".into(), list(&self.target_modules));
         map.insert("task_type".into(), self.task_type.map(|task| task.to_string()).into());
@@ -348,10 +361,24 @@ fn read(mut map: Map<String, Value>, format: Format, place: &str) -> Result<Pars
             Some(Modules::List(names)) => Some(names),
             None => None,
         },
+        recipe: match text("recipe", take("recipe"))? {
+            None => None,
+            Some(name) => Some(name.parse().map_err(|e| invalid(format!("{e}")))?),
+        },
     };
+    if let Some(recipe) = config.recipe.filter(|_| config.target_modules.is_some()) {
+        return Err(invalid(both(recipe)));
+    }
     let mut unknown_keys: Vec<String> = map.into_iter().map(|(key, _)| key).collect();
     unknown_keys.sort();
     Ok(ParsedConfig { config, unknown_keys })
+}
+
+/// The words about a recipe beside `target_modules`.
+pub(crate) fn both(recipe: Recipe) -> String {
+    format!(
+        "both 'recipe' ({recipe}) and 'target_modules' are set, which name the same: leave out one"
+    )
 }
 
 fn describe(value: &Value) -> String {

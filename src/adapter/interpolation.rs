@@ -225,6 +225,7 @@ fn union(attachment: &Attachment, sources: &[&Adapter]) -> Result<(LnTuningConfi
     let config = LnTuningConfig {
         target_modules: Some(Modules::Pattern(Vec::from_iter(tuned).join("|"))),
         exclude_modules: None,
+        recipe: None,
         modules_to_save: Some(Vec::from_iter(saved)).filter(|saved| !saved.is_empty()),
         ..sources[0].config.clone()
     };

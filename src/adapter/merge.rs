@@ -7,8 +7,9 @@ use super::merged::Merged;
 use super::merged_gguf;
 use super::options::MergeOptions;
 use super::peft::base::{Base, Facts};
-use super::peft::directory::{located, model_config, SavedAdapter};
+use super::peft::directory::{fit_files, located, model_config, SavedAdapter};
 use super::peft::keys::rename;
+use super::peft::layouts::Renamed;
 use crate::error::{refuse, Error, Result};
 use crate::pretrained::files::ModelFiles;
 use crate::pretrained::other_files::OtherFiles;
@@ -79,7 +80,7 @@ pub fn merge_with(
     let out = &fs::canonicalize(out.as_ref()).unwrap_or_else(|_| out.as_ref().to_owned());
     let base = base.as_ref();
     let files = ModelFiles::open(base)?;
-    let (config, path) = located(adapter_dir.as_ref())?;
+    let (mut config, path) = located(adapter_dir.as_ref())?;
     let model_config = model_config(adapter_dir.as_ref())?;
     let (mut adapter, mut unscaled) = (StoredTensors::open(&path)?, Vec::new());
     // Removed in the end.
@@ -98,6 +99,11 @@ pub fn merge_with(
         check_new(out)?;
     } else {
         check_out(base, out)?;
+    }
+    let keys: Vec<&str> = adapter.tensors.iter().map(|stored| stored.key.as_str()).collect();
+    if let Some(Renamed { keys, config: own }) = fit_files(&files, &keys, &config)? {
+        config = own;
+        adapter.tensors.iter_mut().zip(keys).for_each(|(stored, key)| stored.key = key);
     }
     let shapes = adapter.tensors.iter().map(|stored| (stored.key.as_str(), stored.shape.clone()));
     let tensors = shapes.collect();

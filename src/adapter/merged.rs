@@ -335,9 +335,9 @@ fn check_shape(stored: &Stored, shape: &[i64]) -> Result<()> {
 
 /// Says that no tensor is tied.
 fn set_untied(config: &mut Value) {
-    let inner = config.get_mut("text_config").and_then(Value::as_object_mut);
-    if let Some(tied) = inner.and_then(|inner| inner.get_mut("tie_word_embeddings")) {
-        *tied = false.into();
+    // What a language model within another does not say is its default, which may be true.
+    if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {
+        text.insert("tie_word_embeddings".into(), false.into());
     }
     config["tie_word_embeddings"] = false.into();
 }

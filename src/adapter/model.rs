@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{no_grad, Tensor};
 
@@ -12,13 +13,15 @@ use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::options::{AdapterOptions, LoadOptions, SaveOptions};
 use crate::adapter::peft::carried::Carried;
+use crate::adapter::peft::keys::KeyMapping;
+use crate::adapter::peft::layouts::{all_known, Fit, Known};
 use crate::adapter::peft::state_dict::{self, LoadReport};
 use crate::adapter::selection::Selection;
 use crate::adapter::status::{self, LayerStatus, ModelStatus, TrainableParameters};
 use crate::adapter::variables::Variables;
 use crate::adapter::weights::Adapter;
 use crate::error::Result;
-use crate::pretrained::origin;
+use crate::pretrained::{origin, Head};
 use crate::storage::atomic;
 
 /// The name of an adapter without a given name, as in PEFT.
@@ -141,7 +144,7 @@ impl LnTuningModel {
         check_adapter_name(name)?;
         let mut registry = Registry::lock();
         registry.check_free(vs)?;
-        let mut attachment = Attachment::new(Variables::of(vs)?, origin::model_type(vs));
+        let mut attachment = Attachment::new(Variables::of(vs)?, origin::model(vs));
         no_grad(|| {
             let adapter = make(&attachment)?;
             attachment.remember_base()?;
@@ -323,19 +326,32 @@ fn make_adapter(
             && other.options.model_type == options.model_type
             && other.options.norms == options.norms
             && other.options.layers == options.layers
-            && (&a.target_modules, &a.exclude_modules, &a.modules_to_save, a.task_type)
-                == (&b.target_modules, &b.exclude_modules, &b.modules_to_save, b.task_type)
+            && other.selection.is_without_unused() == saved.is_none()
+            && (&a.target_modules, &a.exclude_modules, &a.modules_to_save, a.task_type, a.recipe)
+                == (
+                    &b.target_modules,
+                    &b.exclude_modules,
+                    &b.modules_to_save,
+                    b.task_type,
+                    b.recipe,
+                )
     };
     let selection = match attachment.adapters.values().rev().take(8).find(asked) {
         Some(other) => other.selection.clone(),
         None => {
-            let known = attachment.model_type.as_deref();
-            let model_type = options.model_type.as_deref().or(known);
+            let model_type = attachment.model_type(options);
             let infos = variables.infos()?;
             let select = if saved.is_some() { Selection::of_saved } else { Selection::new };
             let mut selection = select(&infos, &config, model_type, options.norms)?;
             if let Some(layers) = options.layers {
                 selection = selection.in_layers(&infos, &config, layers)?;
+            }
+            if saved.is_none() {
+                let (model_config, head) = match &attachment.model {
+                    Some(model) => (&model.config, model.head),
+                    None => (&Value::Null, Head::None),
+                };
+                selection = selection.used_by(&infos, &config, model_config, head)?;
             }
             if selection.excludes_nothing() {
                 eprintln!("warning: `exclude_modules` matches no module: compare it with the names in the VarStore");
@@ -360,10 +376,41 @@ fn load(
     options: &LoadOptions,
     report: &mut LoadReport,
 ) -> Result<Adapter> {
+    let (files, options) = fitted(attachment, files, name, options)?;
     let config = LnTuningConfig { inference_mode: !options.is_trainable, ..files.config };
     let mut carried = Carried::among(files.tensors, &options.key_mapping)?;
     let mut adapter = make_adapter(attachment, config, &options.adapter, Some(&mut carried))?;
-    *report = state_dict::load(&mut adapter, name, &carried.tensors, options)?;
+    *report = state_dict::load(&mut adapter, name, &carried.tensors, &options)?;
     report.foreign_keys.extend(carried.of_the_base);
     Ok(adapter)
+}
+
+/// An adapter in the names of the variables, if it has those of another layout of the model.
+fn fitted(
+    attachment: &Attachment,
+    files: SavedAdapter,
+    name: &str,
+    options: &LoadOptions,
+) -> Result<(SavedAdapter, LoadOptions)> {
+    let mapping = KeyMapping::new(&options.key_mapping)?;
+    let keys: Vec<&str> = files.tensors.iter().map(|(key, _)| key.as_str()).collect();
+    let variables = &attachment.variables;
+    let mut options = options.clone();
+    if all_known(&keys, &mapping, |name| variables.position(name).is_some())? {
+        return Ok((files, options));
+    }
+    let known = Known {
+        variables: &variables.infos()?,
+        model_type: attachment.model_type(&options.adapter),
+        norms: options.adapter.norms,
+        of_one_class: true,
+        may_lack: options.allow_missing,
+    };
+    let renamed = match known.fit(&keys, &files.config, name, &mapping)? {
+        Fit::AsItIs => return Ok((files, options)),
+        Fit::InPart(_, error) if !options.allow_unexpected => return Err(error),
+        Fit::Renamed(renamed) | Fit::InPart(renamed, _) => renamed,
+    };
+    options.key_mapping.clear();
+    Ok((files.renamed(renamed), options))
 }

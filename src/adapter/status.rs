@@ -6,7 +6,7 @@ use std::fmt;
 use tch::Device;
 
 use crate::adapter::attachment::Attachment;
-use crate::adapter::selection::Role;
+use crate::adapter::selection::{Role, UnusedModule};
 use crate::adapter::variables::Variable;
 use crate::adapter::weights::Adapter;
 use crate::error::Result;
@@ -104,6 +104,9 @@ pub struct ModelStatus {
     pub available_adapters: Vec<String>,
     /// The device of each adapter's weights.
     pub devices: BTreeMap<String, Device>,
+    /// Per adapter: the modules that its settings name, and that were left out because they get no gradient in this
+    /// model. Known for models from a directory.
+    pub unused: BTreeMap<String, Vec<UnusedModule>>,
 }
 
 pub(crate) fn layers(attachment: &Attachment) -> Vec<LayerStatus> {
@@ -141,7 +144,8 @@ pub(crate) fn model(attachment: &Attachment) -> ModelStatus {
         merged_adapter: attachment.merged.clone(),
         requires_grad: adapters.clone().map(|(n, a)| (n.clone(), a.trainable)).collect(),
         available_adapters: attachment.adapters.keys().cloned().collect(),
-        devices: adapters.map(|(name, adapter)| (name.clone(), device(adapter))).collect(),
+        devices: adapters.clone().map(|(name, a)| (name.clone(), device(a))).collect(),
+        unused: adapters.map(|(name, a)| (name.clone(), a.selection.unused().to_vec())).collect(),
     }
 }
 

@@ -176,16 +176,30 @@ pub(crate) fn full(
     Tensor::f_empty(shape.as_ref(), options)?.f_fill_(number)
 }
 
-/// The whole numbers from `start` to below `end`.
-pub(crate) fn arange(start: i64, end: i64, device: Device) -> Result<Tensor, TchError> {
-    // As tch numbers them for libtorch.
-    let device = match device {
+/// As tch numbers kinds and devices for libtorch.
+const INT64: c_int = 4;
+const FLOAT: c_int = 6;
+
+fn number_of(device: Device) -> c_int {
+    match device {
         Device::Cpu => -1,
         Device::Cuda(index) => index as c_int,
         Device::Mps => -2,
         Device::Vulkan => -3,
-    };
-    const INT64: c_int = 4;
+    }
+}
+
+/// The numbers from `start` to below `end`, so far apart, in f32.
+pub(crate) fn steps(start: f64, end: f64, apart: f64, device: Device) -> Result<Tensor, TchError> {
+    let device = number_of(device);
+    let (start, end, apart) = (Number::from(start), Number::from(end), Number::from(apart));
+    // SAFETY: libtorch reads the numbers, which live longer than the call.
+    made(|out| unsafe { calls::atg_arange_start_step(out, start.0, end.0, apart.0, FLOAT, device) })
+}
+
+/// The whole numbers from `start` to below `end`.
+pub(crate) fn arange(start: i64, end: i64, device: Device) -> Result<Tensor, TchError> {
+    let device = number_of(device);
     let (start, end) = (Number::from(start), Number::from(end));
     // SAFETY: libtorch reads the numbers, which live longer than the call.
     made(|out| unsafe { calls::atg_arange_start(out, start.0, end.0, INT64, device) })

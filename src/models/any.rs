@@ -11,11 +11,16 @@ use super::decoder::{Decoder, DecoderConfig};
 use super::encoder::{Encoder, EncoderConfig};
 use super::inputs::Inputs;
 use super::model::{Load, Model};
+use super::multimodal::{refuse_original, ImageTextToText, ImageTextToTextConfig};
 use super::seq2seq::{Seq2Seq, Seq2SeqConfig};
-use super::vision::{Clip, ClipConfig, Dinov2, Dinov2Config, ViTConfig, ViTForImageClassification};
+use super::vision::{
+    Clip, ClipConfig, ClipVision, ClipVisionConfig, Dinov2, Dinov2Config, Siglip, SiglipConfig,
+    SiglipVision, SiglipVisionConfig, TowerClassifier, TowerClassifierConfig, ViTConfig,
+    ViTForImageClassification,
+};
 use crate::autograd::recompute::Tape;
-use crate::error::{refuse, Result};
-use crate::pretrained::ModelFiles;
+use crate::error::{refusal, Error, Result};
+use crate::pretrained::{BaseBytes, ModelFiles};
 
 /// The models, a row each: the variant, a line about it, its type and its configuration's.
 macro_rules! models {
@@ -42,6 +47,7 @@ macro_rules! models {
                 let mut all = Vec::new();
                 $(all.extend(<$config>::model_types());)*
                 all.sort_unstable();
+                all.dedup();
                 all
             }
 
@@ -51,16 +57,33 @@ macro_rules! models {
             /// `Unsupported` for a `model_type` that is none of [`model_types`](Self::model_types); otherwise as the
             /// model's own.
             pub fn from_files(files: ModelFiles, load: &Load) -> Result<(VarStore, Self)> {
-                let config = files.config();
-                let model_type = config.get("model_type").and_then(Value::as_str);
-                let model_type = model_type.unwrap_or_default().to_owned();
-                $(if <$config>::model_types().contains(&model_type.as_str()) {
-                    let (vs, model) = <$model>::from_files(files, load)?;
-                    return Ok((vs, AnyModel::$variant(Box::new(model))));
-                })*
-                refuse!(Unsupported, "'{}' has the model_type '{model_type}', expected one of {}",
-                    files.dir().display(),
-                    Self::model_types().join(", "))
+                let model_type = files.model_type().unwrap_or_default().to_owned();
+                // Of those that share a model type, the one with the head; the first says what heads there are.
+                for any_head in [false, true] {
+                    $(if <$config>::model_types().contains(&model_type.as_str())
+                        && (any_head || <$config>::has_head(load.head_of::<$config>(&files)))
+                    {
+                        let (vs, model) = <$model>::from_files(files, load)?;
+                        return Ok((vs, AnyModel::$variant(Box::new(model))));
+                    })*
+                }
+                Err(Self::unknown(&files))
+            }
+
+            /// As [`Model::base_bytes`], for whichever model it is.
+            ///
+            /// # Errors
+            /// As [`from_files`](Self::from_files).
+            pub fn base_bytes(files: ModelFiles, load: &Load) -> Result<BaseBytes> {
+                let model_type = files.model_type().unwrap_or_default().to_owned();
+                for any_head in [false, true] {
+                    $(if <$config>::model_types().contains(&model_type.as_str())
+                        && (any_head || <$config>::has_head(load.head_of::<$config>(&files)))
+                    {
+                        return <$model>::base_bytes(files, load);
+                    })*
+                }
+                Err(Self::unknown(&files))
             }
 
             /// The `model_type`, such as `llama`.
@@ -122,6 +145,12 @@ models! {
     ViT, "An image classifier.", ViTForImageClassification, ViTConfig;
     Dinov2, "A DINOv2, with or without a classifier.", Dinov2, Dinov2Config;
     Clip, "A CLIP.", Clip, ClipConfig;
+    ClipVision, "The tower for images of a CLIP.", ClipVision, ClipVisionConfig;
+    Siglip, "A SigLIP.", Siglip, SiglipConfig;
+    SiglipVision, "The tower for images of a SigLIP.", SiglipVision, SiglipVisionConfig;
+    TowerClassifier, "The tower for images of a CLIP or a SigLIP as a classifier.", TowerClassifier,
+        TowerClassifierConfig;
+    ImageTextToText, "A model of images and texts.", ImageTextToText, ImageTextToTextConfig;
 }
 
 impl AnyModel {
@@ -135,6 +164,19 @@ impl AnyModel {
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
         Self::from_files(ModelFiles::open(dir)?, &Load::on(device).kind(kind))
+    }
+
+    fn unknown(files: &ModelFiles) -> Error {
+        if let Err(error) = refuse_original(files.config()) {
+            return error;
+        }
+        refusal!(
+            Unsupported,
+            "'{}' has the model_type '{}', expected one of {}",
+            files.dir().display(),
+            files.model_type().unwrap_or_default(),
+            Self::model_types().join(", ")
+        )
     }
 
     /// As [`Model::hidden_states`].

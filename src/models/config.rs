@@ -16,6 +16,11 @@ pub trait ModelConfig: Sized + Clone + std::fmt::Debug {
     /// The `model_type`s that are known.
     fn model_types() -> Vec<&'static str>;
 
+    /// True if files with this head are of this model, where models share a `model_type`. Default: all.
+    fn has_head(_head: Head) -> bool {
+        true
+    }
+
     /// Reads the parsed `config.json`. The head is the one of `architectures`.
     ///
     /// # Errors
@@ -199,7 +204,7 @@ impl Declared {
         self.fields.get("model_type").and_then(Value::as_str).unwrap_or_default()
     }
 
-    fn set_head(&mut self, head: Head) -> Result<()> {
+    pub(super) fn set_head(&mut self, head: Head) -> Result<()> {
         if !self.known.contains(&head) {
             refuse!(
                 Unsupported,

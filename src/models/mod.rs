@@ -10,6 +10,7 @@ mod generation;
 mod generation_config;
 mod inputs;
 mod model;
+mod multimodal;
 mod nn;
 mod seq2seq;
 mod vision;
@@ -21,11 +22,13 @@ pub use encoder::{Encoder, EncoderConfig};
 pub use generation::GenerateOptions;
 pub use inputs::Inputs;
 pub use model::{Load, Model};
+pub use multimodal::{ImageTextToText, ImageTextToTextConfig};
 pub use nn::Weights;
 pub use seq2seq::{Seq2Seq, Seq2SeqConfig};
 pub use vision::{
     Clip, ClipConfig, ClipText, ClipTextConfig, ClipVision, ClipVisionConfig, Dinov2, Dinov2Config,
-    ViTConfig, ViTForImageClassification,
+    Siglip, SiglipConfig, SiglipText, SiglipTextConfig, SiglipVision, SiglipVisionConfig,
+    TowerClassifier, TowerClassifierConfig, ViTConfig, ViTForImageClassification,
 };
 
 pub use crate::pretrained::{Form, Frozen, Head, Place};

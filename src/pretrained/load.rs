@@ -5,7 +5,7 @@ use tch::{no_grad, Device, Kind, Tensor};
 
 use super::files::ModelFiles;
 use super::kept::{copied, Keeping};
-use super::origin::{self, TiedCopy};
+use super::origin::{self, Described, TiedCopy};
 use super::tensor_file::is_parameter;
 use crate::error::{refuse, Result};
 use crate::storage::finite::check_cast;
@@ -112,7 +112,8 @@ impl ModelFiles {
                 copies.push(TiedCopy { name, original, tensor });
             }
         }
-        origin::remember(&vs, self.model_type(), copies, all_kept);
+        let model = Described { config: self.config().clone(), head: self.head() };
+        origin::remember(&vs, model, copies, all_kept);
         Ok(vs)
     }
 

@@ -1,5 +1,6 @@
 //! A Hugging Face model directory: `config.json` and `model.safetensors`, or shards with their index.
 
+mod base_bytes;
 pub(crate) mod files;
 mod frozen;
 mod generation;
@@ -14,10 +15,13 @@ pub(crate) mod other_files;
 mod save;
 pub(crate) mod tensor_file;
 
+pub use base_bytes::BaseBytes;
 pub use files::ModelFiles;
 pub use frozen::{Form, Frozen, Place};
 pub use gguf::export::to_gguf;
 pub(crate) use naming::head::with_class_of;
 pub use naming::head::Head;
+#[cfg(feature = "models")]
+pub(crate) use naming::layout::is_tied;
 pub(crate) use naming::table::is_part_of;
 pub use save::save;

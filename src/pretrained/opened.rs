@@ -39,6 +39,7 @@ impl Opened {
     }
 
     fn directory(dir: &Path) -> Result<Self> {
+        refuse_open_clip(dir)?;
         let config = object(&dir.join("config.json"))?;
         let (paths, index) = shards(dir)?;
         let shards = paths.iter().map(|path| StoredTensors::open(path));
@@ -67,6 +68,28 @@ impl Opened {
         let stored = tensors.into_iter().map(place).collect();
         Ok(Opened { config, generation, shards: vec![shard], stored })
     }
+}
+
+/// Pickles of weights, which may run code when they are read.
+const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// Repositories of open_clip often hold the form of transformers as well, which is the one to use.
+fn refuse_open_clip(dir: &Path) -> Result<()> {
+    let has = |name: &&str| dir.join(name).exists();
+    let own =
+        ["open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"];
+    let weights = [WEIGHTS, INDEX, PICKLES[0], PICKLES[1]];
+    let Some(own) = own.iter().find(|name| has(name)) else { return Ok(()) };
+    if !has(&"config.json") || !weights.iter().any(has) {
+        refuse!(
+            Unsupported,
+            "'{}' is a checkpoint of open_clip ({own}), which has other names than transformers, and no model_type. Take \
+             config.json and {WEIGHTS} of the same model, which most repositories hold beside it. A `VarStore` of your \
+             own with open_clip's names (ln_1, ln_pre, …) can be tuned as it is: `LnTuningModel::new` finds its norms",
+            dir.display()
+        );
+    }
+    Ok(())
 }
 
 /// The kind that all matrices have, or f32: blocks hold more than a half kind can.
@@ -160,8 +183,7 @@ fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Option<Index>)> {
     }
     let path = dir.join(INDEX);
     if !path.exists() {
-        let pickle = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
-        if let Some(pickle) = pickle.iter().find(|name| dir.join(name).exists()) {
+        if let Some(pickle) = PICKLES.iter().find(|name| dir.join(name).exists()) {
             refuse!(
                 Unsupported,
                 "'{}' has its weights in a pickle ({pickle}), which can run code when it is read. Convert it in \
@@ -194,4 +216,26 @@ fn shards(dir: &Path) -> Result<(Vec<PathBuf>, Option<Index>)> {
         shards.push(shard);
     }
     Ok((shards, Some(index)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_of_open_clip_is_refused_with_the_cure_unless_it_has_the_form_of_transformers_too(
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let add = |name: &str| std::fs::write(dir.path().join(name), "{}").unwrap();
+        add("open_clip_model.safetensors");
+        for name in ["open_clip_config.json", "config.json"] {
+            add(name);
+            let error = Opened::at(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("is a checkpoint of open_clip (open_clip_config"), "{error}");
+            assert!(error.contains("Take config.json and model.safetensors"), "{error}");
+        }
+        add(INDEX);
+        let error = Opened::at(dir.path()).unwrap_err().to_string();
+        assert!(!error.contains("open_clip"), "{error}");
+    }
 }

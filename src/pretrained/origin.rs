@@ -1,11 +1,13 @@
-//! The directories from which `VarStore`s were filled: the model type, and the tied tensors.
+//! The directories from which `VarStore`s were filled: the model, and the tied tensors.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use serde_json::Value;
 use tch::nn::{self, VarStore};
 use tch::Tensor;
 
 use super::kept::Kept;
+use super::naming::head::Head;
 
 /// A tied copy of a variable: `lm_head.weight` of `embed_tokens.weight`.
 ///
@@ -19,10 +21,24 @@ pub(crate) struct TiedCopy {
     pub(crate) tensor: Tensor,
 }
 
+/// The model that a directory describes.
+#[derive(Debug)]
+pub(crate) struct Described {
+    /// Its `config.json`.
+    pub(crate) config: Value,
+    pub(crate) head: Head,
+}
+
+impl Described {
+    pub(crate) fn model_type(&self) -> Option<&str> {
+        self.config.get("model_type").and_then(Value::as_str)
+    }
+}
+
 /// The origin of one `VarStore`, whose variables are not kept alive by it.
 struct Origin {
     variables: Weak<Mutex<nn::Variables>>,
-    model_type: Option<String>,
+    model: Arc<Described>,
     copies: Vec<TiedCopy>,
     kept: Vec<Kept>,
 }
@@ -38,21 +54,16 @@ impl TiedCopy {
 }
 
 /// Remembers the origin of a `VarStore` as long as the `VarStore` lives.
-pub(super) fn remember(
-    vs: &VarStore,
-    model_type: Option<&str>,
-    copies: Vec<TiedCopy>,
-    kept: Vec<Kept>,
-) {
+pub(super) fn remember(vs: &VarStore, model: Described, copies: Vec<TiedCopy>, kept: Vec<Kept>) {
     let mut origins = origins();
     origins.retain(|origin| origin.variables.strong_count() > 0);
-    let (variables, model_type) = (Arc::downgrade(&vs.variables_), model_type.map(str::to_owned));
-    origins.push(Origin { variables, model_type, copies, kept });
+    let (variables, model) = (Arc::downgrade(&vs.variables_), Arc::new(model));
+    origins.push(Origin { variables, model, copies, kept });
 }
 
-/// The model type of a `VarStore`; `None` if it was not filled from a directory.
-pub(crate) fn model_type(vs: &VarStore) -> Option<String> {
-    with_origin(vs, |origin| origin.model_type.clone()).flatten()
+/// The model of a `VarStore`; `None` if it was not filled from a directory.
+pub(crate) fn model(vs: &VarStore) -> Option<Arc<Described>> {
+    with_origin(vs, |origin| origin.model.clone())
 }
 
 /// The tied copies of a `VarStore` that was filled from a directory.

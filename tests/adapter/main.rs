@@ -16,6 +16,8 @@ mod config;
 mod foreign_writes;
 #[cfg(feature = "models")]
 mod heads;
+#[cfg(feature = "models")]
+mod image_text;
 mod invariants;
 mod many_variables;
 mod merge;

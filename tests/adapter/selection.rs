@@ -166,6 +166,53 @@ fn without_targets_every_norm_is_found_by_name_and_shape_and_nothing_else() {
 }
 
 #[test]
+fn the_norms_of_an_open_clip_are_found_without_a_model_type_and_exported_by_name() {
+    let mut variables = Vec::new();
+    let norms = [
+        "ln_final",
+        "transformer.resblocks.0.ln_1",
+        "transformer.resblocks.0.ln_2",
+        "visual.ln_post",
+        "visual.ln_pre",
+        "visual.transformer.resblocks.0.ln_1",
+        "visual.transformer.resblocks.0.ln_2",
+    ];
+    for norm in norms {
+        variables.extend(["weight", "bias"].map(|name| variable(&format!("{norm}.{name}"), &[8])));
+    }
+    for tower in ["", "visual."] {
+        let block = format!("{tower}transformer.resblocks.0");
+        for (name, shape) in [
+            ("attn.in_proj_weight", vec![24, 8]),
+            ("attn.in_proj_bias", vec![24]),
+            ("attn.out_proj.weight", vec![8, 8]),
+            ("attn.out_proj.bias", vec![8]),
+            ("mlp.c_fc.weight", vec![32, 8]),
+            ("mlp.c_fc.bias", vec![32]),
+            ("mlp.c_proj.weight", vec![8, 32]),
+        ] {
+            variables.push(variable(&format!("{block}.{name}"), &shape));
+        }
+    }
+    variables.extend([
+        variable("logit_scale", &[]),
+        variable("text_projection", &[8, 8]),
+        variable("token_embedding.weight", &[9, 8]),
+        variable("visual.class_embedding", &[8]),
+        variable("visual.conv1.weight", &[8, 3, 4, 4]),
+        variable("visual.positional_embedding", &[5, 8]),
+        variable("visual.proj", &[8, 8]),
+    ]);
+    let selection =
+        Selection::new(&variables, &LnTuningConfig::default(), None, Norms::Peft).unwrap();
+    let found: Vec<&str> = selection.modules().iter().map(|module| &*module.path).collect();
+    assert_eq!(found, norms);
+    let exported = selection.export_config(&LnTuningConfig::default());
+    let again = Selection::new(&variables, &exported, None, Norms::Peft).unwrap();
+    assert_eq!(again.modules(), selection.modules());
+}
+
+#[test]
 fn the_norms_of_one_path_are_tuned_together_under_the_names_that_tch_gives_them() {
     let vs = nn::VarStore::new(Device::Cpu);
     for size in [4, 6, 4] {

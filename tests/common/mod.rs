@@ -43,33 +43,43 @@ pub fn python() -> Command {
 struct Server {
     socket: PathBuf,
     /// It ends when its standard input is closed: with the tests.
-    _process: Child,
+    _process: Option<Child>,
 }
 
 impl Server {
-    /// The one of this process.
+    /// The one of `make unit`, which serves all tests, or that of this process.
     fn get() -> &'static Server {
         static SERVER: OnceLock<Server> = OnceLock::new();
         SERVER.get_or_init(|| {
+            if let Some(socket) = std::env::var_os("LN_TUNING_PYTHON_SERVER") {
+                return Server { socket: socket.into(), _process: None };
+            }
             let mut command = python();
             command.arg(script("serve.py")).stdin(Stdio::piped()).stdout(Stdio::piped());
             let mut process = command.spawn().expect("Python starts");
             let mut socket = String::new();
             BufReader::new(process.stdout.take().unwrap()).read_line(&mut socket).unwrap();
             assert!(!socket.is_empty(), "tests/python/serve.py does not start: see above");
-            Server { socket: socket.trim_end().into(), _process: process }
+            Server { socket: socket.trim_end().into(), _process: Some(process) }
         })
     }
 
     /// The exit status of a script, its standard output and its standard error.
     fn run(&self, command: &[&str]) -> (i32, String, String) {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
-        writeln!(stream, "{}", serde_json::to_string(command).unwrap()).unwrap();
+        let directory = std::env::current_dir().unwrap();
+        let request: Vec<&str> =
+            [directory.to_str().unwrap()].iter().chain(command).copied().collect();
+        writeln!(stream, "{}", serde_json::to_string(&request).unwrap()).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        serde_json::from_str(&answer)
-            .unwrap_or_else(|error| panic!("{command:?}: {error}: {answer}"))
+        let read = stream.read_to_string(&mut answer);
+        let answered = read.map_err(|error| error.to_string()).and_then(|_| {
+            serde_json::from_str(&answer).map_err(|error| format!("{error}: {answer}"))
+        });
+        answered.unwrap_or_else(|error| {
+            panic!("{command:?} has no answer of tests/python/serve.py: {error}")
+        })
     }
 }
 
@@ -79,11 +89,16 @@ fn script(name: &str) -> PathBuf {
 
 /// Runs a script of `tests/python` and gives what it printed; a failure shows all of its output.
 pub fn run_python(name: &str, args: &[&str]) -> String {
-    let script = script(name);
-    let command: Vec<&str> = [script.to_str().unwrap()].iter().chain(args).copied().collect();
-    let (status, out, err) = Server::get().run(&command);
+    let (status, out, err) = try_python(name, args);
     assert!(status == 0, "{name} failed with status {status}\n{out}\n{err}");
     out
+}
+
+/// Runs a script of `tests/python`, or one of this path, and gives its exit status, standard output and standard error.
+pub fn try_python(name: &str, args: &[&str]) -> (i32, String, String) {
+    let script = script(name);
+    let command: Vec<&str> = [script.to_str().unwrap()].iter().chain(args).copied().collect();
+    Server::get().run(&command)
 }
 
 /// A real model in a GGUF file, SmolLM2-135M-Instruct.

@@ -20,13 +20,16 @@ mod gguf_files;
 mod gguf_merge;
 mod gguf_metadata;
 mod gguf_tiny;
+mod llava;
 mod loading;
 mod minilm;
 mod naming;
 mod nesting;
 mod padding;
 mod ropes;
+mod seeing;
 mod seq2seq;
+mod siglip;
 mod sizes;
 #[cfg(target_os = "linux")]
 mod streamed;

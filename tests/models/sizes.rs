@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ln_tuning::models::{
-    AnyModel, Clip, Decoder, DecoderConfig, Dinov2, Encoder, Inputs, Load, Model, ModelConfig,
-    Seq2Seq, ViTConfig, ViTForImageClassification,
+    AnyModel, Clip, ClipVision, Decoder, DecoderConfig, Dinov2, Encoder, ImageTextToText, Inputs,
+    Load, Model, ModelConfig, Seq2Seq, Siglip, SiglipVision, ViTConfig, ViTForImageClassification,
 };
 use ln_tuning::pretrained::{self, ModelFiles};
 use ln_tuning::ErrorKind;
@@ -36,7 +36,30 @@ fn tiny(model_type: &str) -> Value {
     let mut config: Value = serde_json::from_str(TINY).unwrap();
     config["model_type"] = json!(model_type);
     let tower = config.clone();
-    if model_type == "clip" {
+    let text = if model_type == "gemma3" { "gemma3_text" } else { "llama" };
+    let vision = match model_type {
+        "gemma3" => "siglip_vision_model",
+        "idefics3" | "smolvlm" => "idefics3_vision",
+        _ => "clip_vision_model",
+    };
+    if ["llava", "gemma3", "idefics3", "smolvlm"].contains(&model_type) {
+        for (key, part) in [("text_config", text), ("vision_config", vision)] {
+            config[key] = tower.clone();
+            config[key]["model_type"] = json!(part);
+        }
+        config["text_config"]["head_dim"] = json!(4);
+        config["text_config"]["num_key_value_heads"] = json!(1);
+        for (key, number) in [
+            ("image_token_index", 9),
+            ("image_token_id", 9),
+            ("mm_tokens_per_image", 4),
+            ("scale_factor", 2),
+            ("vision_feature_layer", -1),
+        ] {
+            config[key] = json!(number);
+        }
+    }
+    if ["clip", "siglip"].contains(&model_type) {
         for key in ["text_config", "vision_config"] {
             config[key] = tower.clone();
         }
@@ -60,6 +83,10 @@ pub(super) fn models(root: &Path) -> Vec<(&'static str, Value)> {
     add::<ViTForImageClassification>(root, &mut made);
     add::<Dinov2>(root, &mut made);
     add::<Clip>(root, &mut made);
+    add::<ClipVision>(root, &mut made);
+    add::<Siglip>(root, &mut made);
+    add::<SiglipVision>(root, &mut made);
+    add::<ImageTextToText>(root, &mut made);
     assert_eq!(made.len(), AnyModel::model_types().len());
     made
 }
@@ -102,12 +129,20 @@ fn run(dir: &Path, labels: bool) -> Result<(), ln_tuning::Error> {
     let (_vs, model) = AnyModel::from_files(ModelFiles::open(dir)?, &load)?;
     let ids = Tensor::from_slice2(&[[3_i64, 4, 5, 6, 7]]);
     let images = Tensor::zeros([1, 3, 8, 8], (Kind::Float, Device::Cpu));
+    model.hidden_states(inputs(&model, &ids, &images)).map(drop)
+}
+
+/// Inputs that a model has use for.
+pub(super) fn inputs<'a>(model: &AnyModel, ids: &'a Tensor, images: &'a Tensor) -> Inputs<'a> {
     match model {
-        AnyModel::ViT(_) | AnyModel::Dinov2(_) => model.hidden_states(Inputs::images(&images)),
-        AnyModel::Seq2Seq(_) => model.hidden_states(Inputs::new(&ids).decoder_ids(&ids)),
-        _ => model.hidden_states(&ids),
+        AnyModel::ViT(_)
+        | AnyModel::Dinov2(_)
+        | AnyModel::ClipVision(_)
+        | AnyModel::SiglipVision(_)
+        | AnyModel::TowerClassifier(_) => Inputs::images(images),
+        AnyModel::Seq2Seq(_) => Inputs::new(ids).decoder_ids(ids),
+        _ => Inputs::new(ids),
     }
-    .map(drop)
 }
 
 #[test]

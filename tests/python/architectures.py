@@ -42,8 +42,11 @@ ARCHITECTURES = {
         "distilbert", "albert", "modernbert",
     ],
     "AutoModelForImageClassification": ["vit", "beit", "swin", "dinov2"],
-    "AutoModel": ["deit", "clip", "siglip", "wav2vec2", "hubert"],
-    "AutoModelForImageTextToText": ["gemma3", "llava", "qwen2_vl", "qwen2_5_vl", "blip-2"],
+    "AutoModel": ["deit", "clip", "siglip", "siglip2", "wav2vec2", "hubert"],
+    "AutoModelForImageTextToText": [
+        "gemma3", "llava", "qwen2_vl", "qwen2_5_vl", "blip-2", "llava_next", "llava_onevision", "vipllava", "paligemma",
+        "mistral3", "internvl", "idefics2", "idefics3", "smolvlm", "qwen3_vl",
+    ],
 }
 # Defaults of transformers that do not build.
 NEEDED = {"ministral": dict(head_dim=128), "nemotron": dict(num_key_value_heads=8)}

@@ -57,6 +57,11 @@ CONFIGS = {
         text_config=TOWER | dict(vocab_size=40, max_position_embeddings=12),
         vision_config=TOWER | dict(image_size=8, patch_size=4), projection_dim=8,
     ),
+    "siglip": dict(
+        text_config=TOWER | dict(vocab_size=40, max_position_embeddings=12),
+        vision_config=TOWER | dict(image_size=8, patch_size=4),
+    ),
+    "siglip_vision_model": TOWER | dict(image_size=8, patch_size=4),
     "clip_text_model": TOWER | dict(vocab_size=40, max_position_embeddings=12),
     "clip_vision_model": TOWER | dict(image_size=8, patch_size=4),
 }
@@ -174,11 +179,15 @@ CASES = {
     "dinov2_image": ("dinov2", dict(use_swiglu_ffn=True), IMAGES, IMAGES, None, [BASE, IMAGES]),
     "clip": (
         "clip", {}, BASE, BASE,
-        lambda t: t | {"text_model.embeddings.position_ids": torch.arange(12)[None]}, [BASE],
+        lambda t: t | {"text_model.embeddings.position_ids": torch.arange(12)[None]}, [BASE, IMAGES],
     ),
+    "clip_image": ("clip", {}, IMAGES, IMAGES, None, [BASE, IMAGES]),
     "clip_text": ("clip_text_model", {}, BASE, BASE, None, [BASE]),
     "clip_text_old": ("clip_text_model", {}, BASE, BASE, below("text_model"), [BASE]),
     "clip_vision_old": ("clip_vision_model", {}, BASE, BASE, below("vision_model"), [BASE]),
+    "siglip": ("siglip", {}, BASE, BASE, None, [BASE, IMAGES]),
+    "siglip_image": ("siglip", {}, IMAGES, IMAGES, None, [IMAGES]),
+    "siglip_vision_old": ("siglip_vision_model", {}, BASE, BASE, below("vision_model"), [BASE]),
     "tied_own_head": ("llama", TIED, LM, LM, also("lm_head.weight", EMBED, 2), [BASE, LM]),
     "tied_two_heads": ("llama", TIED, LM, LM, also("lm_head.weight", EMBED), [BASE, LM]),
     "tied_head_alone": ("llama", TIED, LM, LM, moved("lm_head.weight", EMBED), [LM]),

@@ -1,8 +1,11 @@
 """Runs scripts for the tests, each in a process of its own, a fork of this one that has PyTorch, transformers and PEFT.
 
 Importing them takes longer than most of the scripts. The first line that this prints is the path of a socket. A request
-is a line with the JSON list of a script and its arguments, a connection each; the answer is the JSON list of the exit
-status, the standard output and the standard error. The server ends when its standard input is closed.
+is a line with the JSON list of a working directory, a script and its arguments, a connection each; the answer is the
+JSON list of the exit status, the standard output and the standard error. The server ends when its standard input is
+closed.
+
+`serve.py COMMAND…` runs a command that finds a server in LN_TUNING_PYTHON_SERVER: one for all the tests that it runs.
 """
 
 import json
@@ -12,9 +15,25 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import warnings
+
+if len(sys.argv) > 1:
+    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    server = subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **quiet}
+    )
+    found = {"LN_TUNING_PYTHON_SERVER": server.stdout.readline().strip()}
+    sys.exit(subprocess.run(sys.argv[1:], env={**os.environ, **found}).returncode)
+
+# Requests wait until everything is imported.
+folder = tempfile.mkdtemp()
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(os.path.join(folder, "socket"))
+listener.listen(64)
+print(listener.getsockname(), flush=True)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -22,13 +41,7 @@ with warnings.catch_warnings():
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM  # noqa: F401
 
-folder = tempfile.mkdtemp()
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(os.path.join(folder, "socket"))
-listener.listen(64)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-print(listener.getsockname(), flush=True)
-
 while True:
     ready, _, _ = select.select([sys.stdin, listener], [], [])
     if sys.stdin in ready:
@@ -42,7 +55,7 @@ while True:
 # One request's process, which waits for the script's.
 listener.close()
 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-command = json.loads(connection.makefile().readline())
+directory, *command = json.loads(connection.makefile().readline())
 outputs = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]
 script = os.fork()
 if script != 0:
@@ -57,5 +70,6 @@ if script != 0:
 connection.close()
 for number, output in enumerate(outputs, 1):
     os.dup2(output.fileno(), number)
+os.chdir(directory)
 sys.argv = command
 runpy.run_path(command[0], run_name="__main__")

@@ -3,8 +3,8 @@
 use super::random::alone;
 use crate::nets;
 use ln_tuning::models::{
-    Clip, Decoder, Dinov2, Encoder, Head, Inputs, Model, ModelConfig, Seq2Seq,
-    ViTForImageClassification,
+    Clip, Decoder, Dinov2, Encoder, Head, Inputs, Model, ModelConfig, Seq2Seq, Siglip,
+    TowerClassifier, ViTForImageClassification,
 };
 use ln_tuning::recompute::{Blocks, Recompute, Tape};
 use ln_tuning::Result;
@@ -202,27 +202,38 @@ fn vision_models_run_their_blocks_again() {
 }
 
 #[test]
-fn both_towers_of_a_clip_run_their_blocks_again() {
+fn both_towers_of_a_clip_and_of_a_siglip_run_their_blocks_again() {
     let _alone = alone();
     let mut text = bert();
     text["attention_dropout"] = json!(0.2);
     text["eos_token_id"] = json!(2);
     let mut vision = image_model("clip_vision_model");
     vision["attention_dropout"] = json!(0.2);
-    let config = json!({
-        "model_type": "clip", "text_config": text, "vision_config": vision, "projection_dim": 8,
-    });
+    let config = |model_type: &str| {
+        json!({
+            "model_type": model_type, "text_config": text, "vision_config": vision, "projection_dim": 8,
+        })
+    };
     let [texts, images]: [&[&str]; 2] =
         [&["text_model.encoder.layers."], &["vision_model.encoder.layers."]];
-    Case::<Clip>::new(&config, Head::None, texts)
+    let both = &["vision_model.encoder.layers.", "text_model.encoder.layers."];
+    let clip = config("clip");
+    Case::<Clip>::new(&clip, Head::None, texts)
         .check(|case, train, tape| case.model.text_features_with(case.texts().train(train), tape));
-    Case::<Clip>::new(&config, Head::None, images).check(|case, train, tape| {
+    Case::<Clip>::new(&clip, Head::None, images).check(|case, train, tape| {
         case.model.image_features_with(case.pixels().train(train), tape)
     });
-    let both = &["vision_model.encoder.layers.", "text_model.encoder.layers."];
-    Case::<Clip>::new(&config, Head::None, both).check(|case, train, tape| {
+    Case::<Clip>::new(&clip, Head::None, both).check(|case, train, tape| {
         case.model.logits_with(case.texts().pixel_values(&case.images).train(train), tape)
     });
+    let siglip = config("siglip");
+    Case::<Siglip>::new(&siglip, Head::None, both).check(|case, train, tape| {
+        case.model.logits_with(case.texts().pixel_values(&case.images).train(train), tape)
+    });
+    for config in [clip, siglip] {
+        Case::<TowerClassifier>::new(&config, Head::ImageClassification, images)
+            .check(|case, train, tape| case.model.logits_with(case.pixels().train(train), tape));
+    }
 }
 
 #[test]

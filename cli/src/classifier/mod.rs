@@ -2,12 +2,9 @@
 //! does it.
 
 mod folder;
-mod images;
 mod labels;
 mod model;
-mod picture;
 mod problem;
-mod resize;
 mod rows;
 mod scores;
 pub mod settings;

@@ -43,14 +43,16 @@ impl Classifier {
         let model_type = files.model_type().unwrap_or_default().to_owned();
         let has_pooler = files.variables().iter().any(|variable| variable.name.contains("pooler."));
         let head = match (model_type.as_str(), images) {
-            ("vit" | "dinov2", true) | ("roberta" | "xlm-roberta", false) => vec!["classifier"],
+            ("vit" | "dinov2" | "clip" | "siglip", true) | ("roberta" | "xlm-roberta", false) => {
+                vec!["classifier"]
+            }
             ("distilbert", false) => vec!["pre_classifier", "classifier"],
             // A pooler that is made anew is not in the base: it must be in the adapter.
             ("bert", false) if !has_pooler => vec!["pooler", "classifier"],
             ("bert", false) => vec!["classifier"],
             (_, images) => {
                 let (what, known) = if images {
-                    ("images", "vit, dinov2")
+                    ("images", "vit, dinov2, clip, siglip")
                 } else {
                     ("texts", "bert, roberta, xlm-roberta, distilbert")
                 };

@@ -6,8 +6,8 @@ use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
 
 use super::folder::Folder;
-use super::picture;
 use super::settings::ClassifierData;
+use crate::pictures::picture;
 use crate::progress;
 use crate::records::digest::Digest;
 use crate::records::keys::{left, near, KeyCounts};

@@ -9,17 +9,17 @@ use ln_tuning::atomic;
 use ln_tuning::recompute::Tape;
 use tch::{Device, Reduction, Tensor};
 
-use super::images::Preparation;
 use super::labels::Labels;
 use super::model::{Classifier, Inputs};
 use super::rows::{Input, Rows};
 use super::scores::{pearson, spearman, Confusion};
 use super::settings::ClassifierData;
 use super::texts::Texts;
+use crate::pictures::{picture, Processor};
 use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::settings::RunSettings;
-use crate::train::task::{numbers, to_device, Batch, Load, Of, Scores, Task};
+use crate::train::task::{numbers, Batch, Load, Of, Scores, Task};
 
 pub struct ClassifierTask<'m> {
     model: &'m Classifier,
@@ -36,7 +36,7 @@ pub struct ClassifierLoader {
 
 enum Prepare {
     Texts(Box<Texts>),
-    Images(Preparation),
+    Images(Box<Processor>),
 }
 
 impl Load for ClassifierLoader {
@@ -46,7 +46,7 @@ impl Load for ClassifierLoader {
         let all = self.eval.as_ref().filter(|_| job.eval).unwrap_or(&self.train);
         let rows = || job.rows.iter().map(|row| &all.rows[*row]);
         let labels = self.labels.targets(rows().map(|row| row.label.as_str()))?;
-        let sent = |tensor: Tensor| to_device(&tensor, self.device);
+        let sent = |tensor: Tensor| ln_tuning::device::sent(&tensor, self.device);
         let count = job.rows.len() as i64;
         let (inputs, size) = match &self.preparation {
             Prepare::Texts(texts) => {
@@ -61,16 +61,14 @@ impl Load for ClassifierLoader {
                 };
                 (inputs, rows.tokens)
             }
-            Prepare::Images(preparation) => {
-                let mut pixels = Vec::new();
+            Prepare::Images(processor) => {
+                let mut images = Vec::new();
                 for row in rows() {
                     if let Input::Image(path) = &row.input {
-                        pixels.extend(preparation.pixels(path)?);
+                        images.push(pixels(processor, path)?);
                     }
                 }
-                let edge = i64::from(preparation.size);
-                let shape = [count, preparation.channels as i64, edge, edge];
-                let main = sent(Tensor::f_from_slice(&pixels)?.f_view(shape)?)?;
+                let main = sent(Tensor::f_cat(&images, 0)?)?;
                 (Inputs { main, mask: None, types: None }, count as u64)
             }
         };
@@ -78,6 +76,12 @@ impl Load for ClassifierLoader {
         let labels = sent(labels)?;
         Ok(Batch { inputs, labels, targets: count, size, sources: sources.join(", ") })
     }
+}
+
+/// `[1, channels, height, width]`
+fn pixels(processor: &Processor, path: &Path) -> Result<Tensor> {
+    let place = || format!("cannot read the image '{}'", path.display());
+    Ok(processor.apply(&picture::read(path)?).with_context(place)?.values)
 }
 
 impl<'m> ClassifierTask<'m> {
@@ -100,7 +104,7 @@ impl<'m> ClassifierTask<'m> {
                     run.files.multiple(device),
                 )?))
             }
-            None => Prepare::Images(Preparation::open(dir, &model.config)?),
+            None => Prepare::Images(Box::new(Processor::of(dir, &model.config)?)),
         };
         let loader = Arc::new(ClassifierLoader { train, eval, labels, preparation, device });
         Ok(ClassifierTask { model, loader })

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use anyhow::{anyhow, bail, Result};
-use ln_tuning::models::{DecoderConfig, Dinov2Config, EncoderConfig, ModelConfig, ViTConfig};
+use ln_tuning::models::{
+    DecoderConfig, Dinov2Config, EncoderConfig, ImageTextToTextConfig, ModelConfig,
+    TowerClassifierConfig, ViTConfig,
+};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::regular;
 
@@ -16,8 +19,10 @@ use crate::records::{Records, Row};
 /// If nothing says it, or the model says the one and the data the other.
 pub fn task(given: &Given) -> Result<TaskName> {
     if let Some(name) = given.text("task") {
-        return serde_json::from_value(name.into())
-            .map_err(|error| anyhow!("'task' is {name}: {error}"));
+        let task = serde_json::from_value(name.into());
+        let task = task.map_err(|error| anyhow!("'task' is {name}: {error}"))?;
+        refuse_other_kind(name, given)?;
+        return Ok(task);
     }
     let model = given.text("model").and_then(|model| of_model(Path::new(model)));
     let data = given.text("data.train").and_then(|path| of_data(Path::new(path), given));
@@ -39,6 +44,24 @@ pub fn task(given: &Given) -> Result<TaskName> {
     }
 }
 
+/// Some names of a task say what its data are.
+fn refuse_other_kind(name: &str, given: &Given) -> Result<()> {
+    let Some(path) = given.text("data.train").map(Path::new).filter(|path| path.exists()) else {
+        return Ok(());
+    };
+    let format = given.text("data.format").unwrap_or("auto");
+    let images = serde_json::from_value(format.into()).is_ok_and(|f: Format| f.is_images(path));
+    let expected = match (name, images) {
+        ("image-classification", false) => "a folder with a folder of images for each class",
+        ("text-classification", true) => "rows with a text and a label",
+        _ => return Ok(()),
+    };
+    bail!(
+        "'task' is {name}, and '{}' is not {expected}: name other data, or leave 'task' out",
+        path.display()
+    )
+}
+
 /// The task, and why.
 fn of_model(dir: &Path) -> Option<(TaskName, String)> {
     if dir.is_file() {
@@ -57,9 +80,17 @@ fn of_model(dir: &Path) -> Option<(TaskName, String)> {
         Some((TaskName::Classifier, about("a classifier")))
     } else if language || is(DecoderConfig::model_types()) {
         Some((TaskName::Language, about("a language model")))
+    } else if is(ImageTextToTextConfig::model_types()) {
+        Some((TaskName::Language, about("a model of images and texts")))
     } else if is(EncoderConfig::model_types()) {
         Some((TaskName::Classifier, about("an encoder of texts")))
-    } else if is(ViTConfig::model_types()) || is(Dinov2Config::model_types()) {
+    } else if is([
+        ViTConfig::model_types(),
+        Dinov2Config::model_types(),
+        TowerClassifierConfig::model_types(),
+    ]
+    .concat())
+    {
         Some((TaskName::Classifier, about("a model of images")))
     } else {
         None

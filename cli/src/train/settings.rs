@@ -9,7 +9,7 @@ use ln_tuning::pretrained::Frozen;
 use ln_tuning::recompute::{Blocks, Recompute};
 use ln_tuning::{
     AdamW, AdapterOptions, Decay, Layers, LnTuningConfig, LnTuningModel, Norms, Optimizer,
-    Precision, Schedule,
+    Precision, Recipe, Schedule,
 };
 use serde::de::DeserializeOwned;
 use serde::Deserialize;
@@ -54,6 +54,9 @@ impl<D: DataSettings> RunSettings<D> {
 #[serde(rename_all = "snake_case")]
 pub enum TaskName {
     Language,
+    /// Also by the names of transformers' pipelines.
+    #[serde(alias = "image-classification", alias = "text-classification")]
+    #[value(aliases = ["image-classification", "text-classification"])]
     Classifier,
 }
 
@@ -71,6 +74,7 @@ pub struct Settings {
     pub threads: Option<i32>,
     pub seed: u64,
     pub adapter: Value,
+    pub recipe: Option<Recipe>,
     pub norms: Norms,
     pub layers: Option<Layers>,
     pub precision: Precision,
@@ -179,6 +183,7 @@ impl Settings {
     pub fn adapter(&self) -> Result<LnTuningConfig> {
         let mut config = LnTuningConfig::from_yaml(&serde_yaml::to_string(&self.adapter)?)
             .context("'adapter'")?;
+        config.recipe = self.recipe;
         if config.base_model_name_or_path.is_none() {
             config.base_model_name_or_path = Some(self.model.display().to_string());
         }
@@ -265,12 +270,23 @@ impl Settings {
         Schedule::new(self.schedule.name, self.schedule.warmup_steps.unwrap_or(warmup), total)
     }
 
-    /// The blocks that are run twice, if any: all of them beside a base in few bits, whose values would be kept with
-    /// their activations, or one that is streamed, whose weights are elsewhere by the time of the backward pass.
+    /// True if all blocks keep their activations.
+    pub fn keeps_activations(&self) -> bool {
+        let none = matches!(&self.checkpointing, Checkpointing::Named(name) if name == "none");
+        none && !self.base.is_streamed()
+    }
+
+    /// The blocks that are run twice, if any: all of them beside a base that is streamed, whose weights are elsewhere by
+    /// the time of the backward pass. Beside one in few bits, there is a tape without such blocks too: it computes the
+    /// values again that a graph would keep.
     pub fn recompute(&self) -> Result<Option<Recompute>> {
-        let needed = self.base.is_quantised() || self.base.is_streamed();
         match &self.checkpointing {
-            Checkpointing::Named(name) if name == "none" && needed => Ok(Some(Recompute::default())),
+            Checkpointing::Named(name) if name == "none" && self.base.is_streamed() => {
+                Ok(Some(Recompute::default()))
+            }
+            Checkpointing::Named(name) if name == "none" && self.base.is_quantised() => {
+                Ok(Some(Recompute::new(Blocks::First(0))))
+            }
             Checkpointing::Every(n) if *n > 1 && self.base.is_streamed() => bail!(
                 "'checkpointing' is {n} and 'base' {}: a base that is streamed needs all blocks checkpointed. Set \
                  'checkpointing' to all",
@@ -285,8 +301,9 @@ impl Settings {
 }
 
 /// Settings that may differ between the parts of a run: they change nothing that is computed, but for its rounding.
-pub const FREE: [&str; 10] = [
+pub const FREE: [&str; 11] = [
     "task",
+    "data.features_mb",
     "resume",
     "save_interval",
     "keep_last",

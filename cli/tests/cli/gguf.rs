@@ -1,11 +1,14 @@
 //! A GGUF file wherever a command takes a model: the real SmolLM2-135M-Instruct, as llama.cpp runs it.
 
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
 use serde_json::{json, Value};
 
 use ln_tuning::gguf::GgufFile;
 use ln_tuning::pretrained::ModelFiles;
 
-use crate::common::{run_python, smollm2};
+use crate::common::{run_python, shared, smollm2};
 use crate::program::{best_device, printed, refusal, report, text, Training};
 use crate::text::chat::{ChatTemplate, Conversation};
 use crate::text::files::TextFiles;
@@ -141,11 +144,22 @@ fn plan_and_inspect_take_a_file() {
     assert!(error.contains("a GGUF file, which is a model, expected an adapter"), "{error}");
 }
 
+/// Files with something odd, made once for all tests.
+fn odd() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let dir = shared("odd-gguf");
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        run_python("gguf_words.py", &["odd", text(&dir)]);
+        std::fs::write(dir.join("text.gguf"), "once upon a time").unwrap();
+        dir
+    })
+}
+
 #[test]
 fn a_file_that_holds_no_language_model_is_refused_with_a_cure() {
-    let dir = tempfile::tempdir().unwrap();
-    run_python("gguf_words.py", &["odd", text(dir.path())]);
-    std::fs::write(dir.path().join("text.gguf"), "once upon a time").unwrap();
+    let dir = odd();
     for (name, parts) in [
         ("architecture", ["'zebra'", "llama"]),
         ("vision", ["sees images", "the language model"]),
@@ -155,7 +169,7 @@ fn a_file_that_holds_no_language_model_is_refused_with_a_cure() {
         ("text", ["GGUF", "another kind of file"]),
         ("absent", ["cannot read", "No such file"]),
     ] {
-        let path = dir.path().join(format!("{name}.gguf"));
+        let path = dir.join(format!("{name}.gguf"));
         let model = text(&path);
         for command in [
             &["generate", "--cpu", "--prompt", "a", "--model"][..],
@@ -177,10 +191,11 @@ fn a_file_that_holds_no_language_model_is_refused_with_a_cure() {
 
 #[test]
 fn a_tokenizer_that_cannot_be_read_is_named_and_one_beside_the_file_is_the_cure() {
-    let dir = tempfile::tempdir().unwrap();
-    run_python("gguf_words.py", &["odd", text(dir.path())]);
+    let beside = tempfile::tempdir().unwrap();
     let open = |name: &str| {
-        let path = dir.path().join(format!("{name}.gguf"));
+        let name = format!("{name}.gguf");
+        let path = beside.path().join(&name);
+        std::fs::copy(odd().join(&name), &path).unwrap();
         let words = TextFiles::of_gguf(&GgufFile::open(path).unwrap())?;
         tokenizer::open(&words, None).map(|tokenizer| (words, tokenizer))
     };
@@ -203,13 +218,13 @@ fn a_tokenizer_that_cannot_be_read_is_named_and_one_beside_the_file_is_the_cure(
     assert_eq!(good.encode("abba", true).unwrap().get_ids(), [2, 1, 0]);
 
     std::fs::write(
-        dir.path().join("tokenizer.json"),
+        beside.path().join("tokenizer.json"),
         words.text("tokenizer.json").unwrap().unwrap(),
     )
     .unwrap();
     for name in ["without", "rule", "kind", "merge", "twice"] {
-        let (_, beside) = open(name).unwrap();
-        assert_eq!(beside.encode("abba", true).unwrap().get_ids(), [2, 1, 0], "{name}");
+        let (_, cured) = open(name).unwrap();
+        assert_eq!(cured.encode("abba", true).unwrap().get_ids(), [2, 1, 0], "{name}");
     }
     // The rest is still that of the file.
     assert_eq!(special::eos_ids(&open("rule").unwrap().0, &good).unwrap()[..1], [3]);
@@ -217,9 +232,7 @@ fn a_tokenizer_that_cannot_be_read_is_named_and_one_beside_the_file_is_the_cure(
 
 #[test]
 fn a_file_with_several_templates_gives_each_by_its_name() {
-    let dir = tempfile::tempdir().unwrap();
-    run_python("gguf_words.py", &["odd", text(dir.path())]);
-    let file = GgufFile::open(dir.path().join("named.gguf")).unwrap();
+    let file = GgufFile::open(odd().join("named.gguf")).unwrap();
     let chat = ChatTemplate::open(&TextFiles::of_gguf(&file).unwrap()).unwrap().unwrap();
     let mut talk = Conversation::new(vec![json!({"role": "user", "content": "Hi"})]);
     assert_eq!(chat.render(&talk, false).unwrap(), "Hi<e>");

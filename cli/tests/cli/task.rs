@@ -75,6 +75,17 @@ fn what_is_not_clear_is_an_error_that_names_the_setting() {
     }
     // It is said.
     assert_eq!(task(&llama, "rows.jsonl", &["task=language"]).as_deref(), Ok("language"));
+    for name in ["image-classification", "text-classification"] {
+        let (fits, other) = if name.starts_with("image") {
+            ("classes", "table.csv")
+        } else {
+            ("table.csv", "classes")
+        };
+        let task = |data: &str| task(&bert, data, &[&format!("task={name}")]);
+        assert_eq!(task(fits).as_deref(), Ok(name));
+        let error = task(other).unwrap_err();
+        assert!(error.contains(&format!("'task' is {name}, and")), "{error}");
+    }
     let error = task(&llama, "text.txt", &["task=regression"]).unwrap_err();
     assert!(error.contains("'task' is regression") && error.contains("`classifier`"), "{error}");
 }

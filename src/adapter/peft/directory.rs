@@ -8,8 +8,10 @@ use tch::{Device, Tensor};
 
 use super::base::{Base, Facts};
 use super::card::Card;
-use super::keys::rename;
+use super::keys::{rename, KeyMapping};
+use super::layouts::{Fit, Known, Renamed};
 use crate::adapter::config::LnTuningConfig;
+use crate::adapter::selection::Norms;
 use crate::error::{refusal, refuse, Result};
 use crate::pretrained::files::ModelFiles;
 use crate::pretrained::json::object;
@@ -114,7 +116,8 @@ impl SavedAdapter {
     /// # Errors
     /// `MissingKeys` if a part of the head is in neither; those of [`ModelFiles::var_store`].
     pub fn var_store(&self, files: ModelFiles) -> Result<VarStore> {
-        let base = Base::of(files, &self.facts())?;
+        let own = self.in_names_of(&files)?;
+        let base = Base::of(files, &own.facts())?;
         let vs = base.files.var_store(Device::Cpu, None, |name| !base.is_new(name))?;
         for (name, shape) in &base.new {
             let (path, last) = place_of(&vs.root(), name);
@@ -129,8 +132,9 @@ impl SavedAdapter {
     /// # Errors
     /// As [`var_store`](Self::var_store).
     pub fn new_head(&self, files: ModelFiles) -> Result<Option<(Head, Vec<String>)>> {
+        let own = self.in_names_of(&files)?;
         let former = files.head();
-        let base = Base::of(files, &self.facts())?;
+        let base = Base::of(files, &own.facts())?;
         let head = base.files.head();
         if head == former && (base.new.is_empty() || !head.has_labels()) {
             return Ok(None);
@@ -141,11 +145,48 @@ impl SavedAdapter {
         Ok(Some((head, (0..).map_while(label).collect())))
     }
 
+    /// The same in the names of a model.
+    pub(crate) fn renamed(self, Renamed { keys, config }: Renamed) -> Self {
+        let tensors = keys.into_iter().zip(self.tensors);
+        let mut tensors: Vec<_> = tensors.map(|(key, (_, tensor))| (key, tensor)).collect();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        SavedAdapter { config, tensors, ..self }
+    }
+
+    /// The same in the names of a model's files, if it has those of another layout.
+    pub(super) fn in_names_of(&self, files: &ModelFiles) -> Result<Self> {
+        let tensors =
+            self.tensors.iter().map(|(key, tensor)| (key.clone(), tensor.shallow_clone()));
+        let (tensors, config) = (tensors.collect(), self.config.clone());
+        let copy = SavedAdapter { config, tensors, model_config: self.model_config.clone() };
+        let keys: Vec<&str> = self.tensors.iter().map(|(key, _)| key.as_str()).collect();
+        Ok(match fit_files(files, &keys, &self.config)? {
+            Some(renamed) => copy.renamed(renamed),
+            None => copy,
+        })
+    }
+
     pub(super) fn facts(&self) -> Facts<'_> {
         let shapes = self.tensors.iter().map(|(key, tensor)| (key.as_str(), tensor.size()));
         let tensors = shapes.collect();
         Facts { config: &self.config, model_config: self.model_config.as_ref(), tensors }
     }
+}
+
+/// An adapter in the names of a model's files, if it has those of another layout.
+pub(crate) fn fit_files(
+    files: &ModelFiles,
+    keys: &[&str],
+    config: &LnTuningConfig,
+) -> Result<Option<Renamed>> {
+    let variables = files.variables_with_copies();
+    let (model_type, norms) = (files.model_type(), Norms::Peft);
+    let known =
+        Known { variables: &variables, model_type, norms, of_one_class: false, may_lack: false };
+    Ok(match known.fit(keys, config, "default", &KeyMapping::default())? {
+        Fit::Renamed(renamed) => Some(renamed),
+        Fit::AsItIs | Fit::InPart(..) => None,
+    })
 }
 
 /// The `config.json` beside an adapter, if there is one.

@@ -10,16 +10,26 @@ const PREFIX: &str = "base_model.model.";
 const MARK: &str = "ln_tuning_layers";
 const SAVED_MARK: &str = "modules_to_save";
 
+/// A key without the prefix of PEFT.
+pub(crate) fn unprefixed(key: &str) -> &str {
+    key.strip_prefix(PREFIX).unwrap_or(key)
+}
+
+/// The key of a tensor that is no module's copy.
+pub(crate) fn prefixed(name: &str) -> String {
+    format!("{PREFIX}{name}")
+}
+
 /// The name of the base's variable that a key without a mark is; PEFT puts its tensor into the base.
 pub(crate) fn carried(key: &str, mapping: &KeyMapping) -> Result<Option<String>> {
-    let name = mapping.apply(key.strip_prefix(PREFIX).unwrap_or(key))?;
+    let name = mapping.apply(unprefixed(key))?;
     let marked = [MARK, SAVED_MARK].iter().any(|mark| name.contains(&format!(".{mark}.")));
     Ok((!marked).then_some(name))
 }
 
 /// The name of the variable that a key of PEFT means; `None` for a copy of the base's.
 pub(crate) fn variable_of(key: &str) -> Option<String> {
-    let key = key.strip_prefix(PREFIX).unwrap_or(key);
+    let key = unprefixed(key);
     if key.contains(".base_layer.") || key.contains(".original_module.") {
         return None;
     }
@@ -125,7 +135,7 @@ pub(crate) fn match_keys(
     // The rank of the reading that found a tensor: 0 is what PEFT writes today; the lowest wins.
     let mut ranks = vec![usize::MAX; wanted.len()];
     for (index, key) in keys.iter().enumerate() {
-        let renamed = mapping.apply(key.strip_prefix(PREFIX).unwrap_or(key))?;
+        let renamed = mapping.apply(unprefixed(key))?;
         let mut readings = readings(&renamed, adapter).into_iter().enumerate();
         let place = written.get(&renamed).copied();
         let place = place.or_else(|| {

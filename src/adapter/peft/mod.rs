@@ -5,6 +5,7 @@ mod card;
 pub(crate) mod carried;
 pub(crate) mod directory;
 pub(crate) mod keys;
+pub(crate) mod layouts;
 pub(crate) mod mismatch;
 mod scaled;
 pub(crate) mod state_dict;

@@ -26,11 +26,12 @@ impl SavedAdapter {
     /// a result is not finite; those of [`var_store`](Self::var_store).
     pub fn scaled(&self, files: ModelFiles, factor: f64) -> Result<(Self, Vec<String>)> {
         check_scale(factor)?;
-        let base = Base::of(files, &self.facts())?;
+        let adapter = self.in_names_of(&files)?;
+        let base = Base::of(files, &adapter.facts())?;
         let originals: HashMap<String, String> = base.files.copies().into_iter().collect();
         // A head for other labels did not start from that of the base, whatever its shape.
         let labels = |config: &Value| config.get("id2label").cloned();
-        let own = self.model_config.as_ref().and_then(labels);
+        let own = adapter.model_config.as_ref().and_then(labels);
         let is_other_head = own.is_some() && own != labels(base.files.config());
         let layout = base.files.layout();
         let is_new = |name: &str| base.is_new(name) || is_other_head && layout.is_of_a_head(name);
@@ -38,8 +39,8 @@ impl SavedAdapter {
             let name = variable_of(key).filter(|name| !is_new(name))?;
             Some(originals.get(&name).cloned().unwrap_or(name))
         };
-        let (mut tensors, mut whole) = (Vec::with_capacity(self.tensors.len()), Vec::new());
-        for (key, tuned) in &self.tensors {
+        let (mut tensors, mut whole) = (Vec::with_capacity(adapter.tensors.len()), Vec::new());
+        for (key, tuned) in &adapter.tensors {
             let start = start(key).filter(|name| base.files.find(name).is_some());
             let start = start.map(|name| base.files.tensor(&name)).transpose()?;
             let value = match start {
@@ -62,8 +63,7 @@ impl SavedAdapter {
             };
             tensors.push((key.clone(), value));
         }
-        let (config, model_config) = (self.config.clone(), self.model_config.clone());
-        Ok((SavedAdapter { config, tensors, model_config }, whole))
+        Ok((SavedAdapter { tensors, ..adapter }, whole))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::names::pattern::matches_suffix;
+
 /// The norms that are tuned without `target_modules`. In settings: `peft` or `all`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -10,7 +12,7 @@ pub enum Norms {
     /// Those of PEFT's own table. For architectures that it lacks: every norm that is recognised.
     #[default]
     Peft,
-    /// Every norm of the architecture. PEFT's table leaves some out, such as two of five kinds for qwen3.
+    /// Every norm of the architecture, those of towers and connectors included. PEFT's table leaves some out, such as two of five kinds for qwen3.
     All,
 }
 
@@ -30,6 +32,12 @@ pub(super) fn has_norms(model_type: &str) -> bool {
     names_of(ALL, model_type).is_some_and(|names| !names.is_empty())
 }
 
+/// True if a module is a norm of this `model_type` by its name.
+pub(super) fn is_named(model_type: &str, path: &str) -> bool {
+    let names = names_of(ALL, model_type).unwrap_or_default();
+    names.split(' ').any(|name| matches_suffix(path, name))
+}
+
 /// The model types of a table, sorted.
 pub(crate) fn model_types(norms: Norms) -> Vec<&'static str> {
     let rows = table(norms).iter().filter(|(_, names)| !names.is_empty());
@@ -38,7 +46,7 @@ pub(crate) fn model_types(norms: Norms) -> Vec<&'static str> {
     types
 }
 
-pub(super) type Table = &'static [(&'static str, &'static str)];
+type Table = &'static [(&'static str, &'static str)];
 
 fn table(norms: Norms) -> Table {
     match norms {
@@ -47,7 +55,7 @@ fn table(norms: Norms) -> Table {
     }
 }
 
-pub(super) fn names_of(table: Table, model_type: &str) -> Option<&'static str> {
+fn names_of(table: Table, model_type: &str) -> Option<&'static str> {
     let row = table.iter().find(|(types, _)| types.split(' ').any(|known| known == model_type));
     row.map(|(_, names)| *names)
 }
@@ -70,7 +78,7 @@ const PEFT: Table = &[
 
 /// Every norm with parameters, as transformers 5 names them in memory.
 #[rustfmt::skip]
-pub(super) const ALL: Table = &[
+const ALL: Table = &[
     ("llama llama4_text mistral ministral mixtral phi3 qwen2 qwen2_moe granite granitemoe smollm3 glm gpt_oss gemma starcoder2 phimoe nemotron",
         "input_layernorm post_attention_layernorm norm"),
     ("qwen3 qwen3_moe qwen3_next", "q_norm k_norm input_layernorm post_attention_layernorm norm"),
@@ -109,10 +117,12 @@ pub(super) const ALL: Table = &[
     ("beit", "layernorm_before layernorm_after pooler.layernorm"),
     ("swin", "layernorm_before layernorm_after layernorm norm"),
     ("dinov2", "norm1 norm2 layernorm"),
-    ("clip", "layer_norm1 layer_norm2 final_layer_norm pre_layrnorm post_layernorm"),
-    ("siglip", "layer_norm1 layer_norm2 final_layer_norm post_layernorm head.layernorm"),
+    ("clip clip_vision_model", "layer_norm1 layer_norm2 final_layer_norm pre_layrnorm post_layernorm"),
+    ("siglip siglip2 siglip_vision_model", "layer_norm1 layer_norm2 final_layer_norm post_layernorm head.layernorm"),
     ("wav2vec2 hubert", "layer_norm final_layer_norm"),
     ("blip-2", "layernorm LayerNorm final_layer_norm self_attn_layer_norm layer_norm layer_norm1 layer_norm2 post_layernorm"),
-    ("llava", "input_layernorm post_attention_layernorm norm pre_layrnorm layer_norm1 layer_norm2 post_layernorm"),
-    ("qwen2_vl qwen2_5_vl", "input_layernorm post_attention_layernorm norm norm1 norm2 ln_q"),
+    // Models of images and texts: the text model may be of several types, and so may the image tower.
+    ("llava llava_next llava_next_video llava_onevision vipllava video_llava paligemma aya_vision got_ocr2 mistral3 internvl idefics2 idefics3 smolvlm",
+        "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm norm q_norm k_norm pre_layrnorm layer_norm1 layer_norm2 post_layernorm"),
+    ("qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe", "input_layernorm post_attention_layernorm norm norm1 norm2 ln_q q_norm k_norm"),
 ];

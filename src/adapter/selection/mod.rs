@@ -3,30 +3,32 @@
 mod architectures;
 mod export;
 mod layers;
+mod narrowed;
 mod place;
 mod rules;
 mod selected;
+mod targets;
 mod tree;
+mod unused;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 pub use architectures::Norms;
-use architectures::{has_bare_norms, model_types, norm_names};
 use export::{exportable, separable};
-use layers::layer_of;
 pub use layers::Layers;
 pub use place::NormPlace;
 use place::Places;
 use rules::{head_names, with_head_names, Rules, Verdict};
 pub(crate) use selected::SelectedTensor;
 pub use selected::{Role, SelectedModule};
+use targets::{default_targets, recipe_targets};
 use tree::{around, Tree};
+pub use unused::UnusedModule;
 
-use crate::adapter::config::{LnTuningConfig, Modules};
+use crate::adapter::config::{both, LnTuningConfig, Modules};
 use crate::error::{refusal, refuse, Error, Result};
 use crate::names::natural::natural_cmp;
 use crate::names::nearest::{listed, nearest, sample};
-use crate::names::pattern::matches_suffix;
 use crate::storage::info::{is_float, VariableInfo};
 
 /// The modules that an adapter replaces, and the settings with which PEFT selects the same.
@@ -39,6 +41,8 @@ pub struct Selection {
     idle_excludes: bool,
     /// Variables of the base that a saved adapter brings along. They are replaced and saved, and not trained.
     carried: BTreeSet<String>,
+    /// Modules without a gradient; `None` if these were not asked for, as for a saved adapter, which has its own.
+    unused: Option<Vec<UnusedModule>>,
 }
 
 impl Selection {
@@ -88,6 +92,9 @@ impl Selection {
     ) -> Result<Self> {
         let tree = Tree::of(variables);
         let config = &with_head_names(config);
+        if let Some(recipe) = config.recipe.filter(|_| config.target_modules.is_some()) {
+            refuse!(InvalidConfig, "{}", both(recipe));
+        }
         // `named`: by names of the user or a table, not a list of recognised paths.
         let (targets, named) = match &config.target_modules {
             Some(targets) if targets.is_empty() => {
@@ -104,7 +111,10 @@ impl Selection {
                 );
             }
             Some(targets) => (targets.clone(), true),
-            None => default_targets(&tree, model_type, norms)?,
+            None => match config.recipe {
+                Some(recipe) => (recipe_targets(&tree, model_type, recipe)?, false),
+                None => default_targets(&tree, model_type, norms)?,
+            },
         };
         let rules = Rules::new(
             &targets,
@@ -185,7 +195,8 @@ impl Selection {
             !excluded_any && config.exclude_modules.as_ref().is_some_and(|m| !m.is_empty());
         let saves = config.modules_to_save.clone().map(|names| separable(&tree, names));
         let carried = BTreeSet::new();
-        Ok(Selection { modules, targets, excludes, saves, idle_excludes, carried })
+        let unused = None;
+        Ok(Selection { modules, targets, excludes, saves, idle_excludes, carried, unused })
     }
 
     /// The selected modules, in natural order of their paths (`layers.2` before `layers.10`).
@@ -231,63 +242,6 @@ impl Selection {
         self.modules.iter().filter(|module| !module.variables.iter().any(|v| self.is_carried(v)))
     }
 
-    /// Of the tuned modules only those in these layers: in each stack of layers, which is counted by the first number
-    /// in its paths. As with `layers_to_transform` of PEFT's other methods, norms outside of layers are left out, such
-    /// as the final one. Modules in `modules_to_save` stay. `variables` and `config` are those of [`new`](Self::new).
-    ///
-    /// # Errors
-    /// `InvalidArgument` for a band that is empty or reaches beyond the last layer; `NoMatchingModules` if no tuned
-    /// module is in it.
-    pub fn in_layers(
-        &self,
-        variables: &[VariableInfo],
-        config: &LnTuningConfig,
-        layers: Layers,
-    ) -> Result<Self> {
-        let tree = Tree::of(variables);
-        let tuned = self.modules.iter().filter(|module| module.role == Role::Tuned);
-        let stacks: BTreeSet<&str> =
-            tuned.clone().filter_map(|module| Some(layer_of(&module.path)?.0)).collect();
-        let numbers = stacks.iter().flat_map(|stack| tree.numbered(stack));
-        let last = numbers.filter_map(|number| number.parse::<usize>().ok()).max();
-        let Some(last) = last else {
-            refuse!(
-                NoMatchingModules,
-                "`layers` is {layers}, and no selected module is in a numbered layer: {}",
-                sample(tuned.map(|module| module.path.as_str()))
-            );
-        };
-        layers.check(last + 1)?;
-        let is_in = |path: &str| layer_of(path).is_some_and(|(_, layer)| layers.has(layer));
-        let mut modules = self.modules.clone();
-        modules.retain(|module| module.role == Role::Whole || is_in(&module.path));
-        if !modules.iter().any(|module| module.role == Role::Tuned) {
-            refuse!(
-                NoMatchingModules,
-                "no selected module is in the layers {layers} of {}: {}",
-                last + 1,
-                sample(tuned.map(|module| module.path.as_str()))
-            );
-        }
-        let config = &with_head_names(config);
-        let own = self.clone();
-        let (targets, excludes) =
-            exportable(&tree, &modules, config, own.targets, true, own.excludes)?;
-        Ok(Selection { modules, targets, excludes, ..self.clone() })
-    }
-
-    /// The selection of the same modules among more variables, which may match the settings too.
-    pub(crate) fn among(
-        &self,
-        variables: &[VariableInfo],
-        config: &LnTuningConfig,
-    ) -> Result<Self> {
-        let (tree, own) = (Tree::of(variables), self.clone());
-        let (targets, excludes) =
-            exportable(&tree, &self.modules, config, own.targets, true, own.excludes)?;
-        Ok(Selection { targets, excludes, ..self.clone() })
-    }
-
     /// True if `exclude_modules` was given but matches no module: most likely a mistake, of which PEFT warns.
     pub fn excludes_nothing(&self) -> bool {
         self.idle_excludes
@@ -301,48 +255,10 @@ impl Selection {
             target_modules: Some(self.targets.clone()),
             exclude_modules: self.excludes.clone(),
             modules_to_save: self.saves.clone(),
+            recipe: None,
             ..config.clone()
         }
     }
-}
-
-fn default_targets(tree: &Tree, model_type: Option<&str>, norms: Norms) -> Result<(Modules, bool)> {
-    let known = model_type.and_then(|model_type| norm_names(model_type, norms));
-    if let Some(names) = known {
-        // Without the names of other variants of the architecture.
-        let used = |name: &&str| tree.paths().any(|path| matches_suffix(path, name));
-        let (used, unused): (BTreeSet<&str>, BTreeSet<&str>) = names.into_iter().partition(used);
-        return Ok((Modules::list(if used.is_empty() { unused } else { used }), true));
-    }
-    let found: Vec<String> =
-        tree.paths().filter(|path| tree.is_norm(path)).map(str::to_owned).collect();
-    if let (true, Some(model_type)) = (found.is_empty(), model_type.filter(|t| has_bare_norms(t))) {
-        refuse!(
-            NoTargetModules,
-            "the norms of '{model_type}' have no weights, so there is nothing to tune: take another model, or name \
-             other modules in `target_modules`"
-        );
-    }
-    let batch_norms: Vec<&str> = tree.paths().filter(|path| tree.is_batch_norm(path)).collect();
-    if let (true, Some(first)) = (found.is_empty(), batch_norms.first()) {
-        refuse!(
-            NoTargetModules,
-            "the norms of this model are BatchNorms ({} such as '{first}'), which are not tuned by default: their \
-             running statistics are no weights, and change in each pass with `train`. To tune their weights, name them \
-             in `target_modules`, such as '{}': the adapter then has statistics of its own",
-            batch_norms.len(),
-            first.rsplit('.').next().unwrap_or(first)
-        );
-    }
-    if found.is_empty() {
-        let (sample, known) = (sample(tree.paths()), model_types(norms).join(", "));
-        refuse!(
-            NoTargetModules,
-            "no LayerNorm or RMSNorm was found by name and shape among {sample}: name the modules in \
-             `target_modules`, or give the model type ({known})"
-        );
-    }
-    Ok((Modules::List(found), false))
 }
 
 fn nothing_selected(

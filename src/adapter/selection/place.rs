@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::architectures::{has_norms, names_of};
+use super::architectures::{has_norms, is_named};
 use super::layers::layer_of;
 use super::tree::Tree;
 
@@ -11,7 +11,7 @@ use super::tree::Tree;
 /// layers and harms those behind (arXiv 2605.26895). In settings: `pre`, `post`, `qk`, `final` or `embeddings`.
 ///
 /// For a known `model_type` it follows from a table. For others, a norm outside of numbered layers is `Final`, or
-/// `Embeddings` if `embed` is in its path. In a layer it is `Qk` by names such as `q_norm`, `Post` if its name begins
+/// `Embeddings` if `embed` is in its path or its name is `ln_pre` (OpenAI's CLIP and open_clip) or `norm_pre` (timm). In a layer it is `Qk` by names such as `q_norm`, `Post` if its name begins
 /// with `post` or if no norm stands behind the last layer, as in networks that norm their sums; else `Pre`. Without
 /// numbered layers every norm is `Pre`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -59,7 +59,13 @@ const POST: &[(&str, &str)] = &[
 /// Norms outside of layers that are neither behind the last one nor have `embed` in their path.
 #[rustfmt::skip]
 const ELSEWHERE: &[(&str, &str, NormPlace)] = &[
-    ("clip llava", "pre_layrnorm", NormPlace::Embeddings),
+    ("clip clip_vision_model llava llava_next llava_next_video llava_onevision vipllava video_llava", "pre_layrnorm", NormPlace::Embeddings),
+    // Of a tower that passes its patches on.
+    ("mistral3 llava", "vision_tower.ln_pre", NormPlace::Embeddings),
+    ("mistral3", "multi_modal_projector.norm", NormPlace::Pre),
+    ("internvl", "multi_modal_projector.layer_norm", NormPlace::Pre),
+    ("qwen2_vl qwen2_5_vl", "visual.merger.ln_q", NormPlace::Pre),
+    ("qwen3_vl qwen3_vl_moe", "visual.merger.norm", NormPlace::Pre),
     // Of the relative positions, and of the convolution beside the first layer.
     ("deberta-v2", "encoder.LayerNorm", NormPlace::Embeddings),
     ("deberta-v2", "conv.LayerNorm", NormPlace::Post),
@@ -67,6 +73,9 @@ const ELSEWHERE: &[(&str, &str, NormPlace)] = &[
     ("wav2vec2 hubert", "feature_projection.layer_norm", NormPlace::Pre),
     ("gemma3", "mm_soft_emb_norm", NormPlace::Pre),
 ];
+
+/// Norms between the embeddings and the first layer, in models that no `model_type` names.
+const FIRST: [&str; 4] = ["ln_pre", "norm_pre", "pre_layernorm", "pre_layrnorm"];
 
 const QK: [&str; 10] = [
     "q_norm",
@@ -94,7 +103,9 @@ impl<'t> Places<'t> {
     pub(super) fn of(tree: &'t Tree<'t>, model_type: Option<&'t str>) -> Self {
         let norms = || tree.paths().filter(|path| tree.is_norm(path));
         let layered = norms().any(|path| layer_of(path).is_some());
-        let ended = norms().any(|path| layer_of(path).is_none() && !is_of_embeddings(path));
+        let is_first = |path: &str| FIRST.contains(&path.rsplit('.').next().unwrap_or(path));
+        let before = |path: &str| is_of_embeddings(path) || is_first(path);
+        let ended = norms().any(|path| layer_of(path).is_none() && !before(path));
         Places { tree, model_type, layered, ended }
     }
 
@@ -116,7 +127,8 @@ impl<'t> Places<'t> {
         {
             return Some(*place);
         }
-        if is_of_embeddings(path) {
+        let is_first = || known.is_none() && layer_of(path).is_none() && FIRST.contains(&last);
+        if is_of_embeddings(path) || is_first() {
             return Some(NormPlace::Embeddings);
         }
         if layer_of(path).is_none() {
@@ -124,9 +136,11 @@ impl<'t> Places<'t> {
         }
         let is_behind = match POST.iter().find(|(types, _)| of(types)) {
             Some((_, names)) => names.split(' ').any(|name| name == last),
-            // Its smallest size norms the sums, and has no norm behind the last layer.
-            None if known.is_some_and(|known| known != "opt") => false,
-            None => !self.ended || self.begins_with_post(path, last),
+            None => {
+                // The smallest size of opt norms the sums, and has no norm behind the last layer.
+                let may_norm_sums = known.is_none_or(|known| known == "opt");
+                (may_norm_sums && !self.ended) || self.begins_with_post(path, last)
+            }
         };
         Some(if is_behind { NormPlace::Post } else { NormPlace::Pre })
     }
@@ -145,11 +159,6 @@ impl<'t> Places<'t> {
 
 fn is_of_embeddings(path: &str) -> bool {
     path.to_ascii_lowercase().contains("embed")
-}
-
-fn is_named(model_type: &str, path: &str) -> bool {
-    let names = names_of(super::architectures::ALL, model_type).unwrap_or_default();
-    names.split(' ').any(|name| path == name || path.ends_with(&format!(".{name}")))
 }
 
 #[cfg(test)]
@@ -193,6 +202,18 @@ mod tests {
         assert_eq!(places(None, &["norms.0", "norms.1"]), ["pre", "pre"]);
         let llama = ["h.0.input_layernorm", "h.0.post_attention_layernorm", "norm"];
         assert_eq!(places(None, &llama), ["pre", "pre", "final"]);
+        // OpenAI's CLIP and open_clip: transformers has other names, and no model_type for these.
+        let clip = [
+            "visual.ln_pre",
+            "visual.transformer.resblocks.0.ln_1",
+            "visual.transformer.resblocks.0.ln_2",
+            "visual.ln_post",
+            "transformer.resblocks.0.ln_1",
+            "ln_final",
+        ];
+        assert_eq!(places(None, &clip), ["embeddings", "pre", "pre", "final", "pre", "final"]);
+        let timm = ["visual.trunk.norm_pre", "visual.trunk.blocks.0.norm1", "visual.trunk.norm"];
+        assert_eq!(places(None, &timm), ["embeddings", "pre", "final"]);
         let gemma = ["h.0.post_attention_layernorm", "h.0.post_feedforward_layernorm", "norm"];
         assert_eq!(places(None, &gemma), ["post", "post", "final"]);
     }

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::models::config::{check_divides, check_sizes, Declared};
 use crate::models::generation_config::GenerationConfig;
 use crate::models::nn::{Activation, Flow, NormKind, QkNorm, Rope};
+use crate::pretrained::Head;
 
 /// The shape and the options of a decoder-only language model, read from a `config.json` of transformers.
 ///
@@ -53,6 +54,8 @@ pub struct DecoderConfig {
     pub(super) clip_qkv: Option<f64>,
     /// Embeddings are multiplied with it.
     pub(super) embedding_scale: f64,
+    /// Those of tokens alone, and not what a larger model puts into their places.
+    pub(super) scales_tokens: bool,
     /// Attention and MLP are multiplied with it before they are added.
     pub(super) residual_scale: f64,
     /// Logits are multiplied with it.
@@ -139,6 +142,21 @@ impl DecoderConfig {
             padded = rope.longest_like(length, padded);
         }
         padded.max(length)
+    }
+
+    /// The same as a part of a larger model, which has the head, if any: a plain matrix, tied or not. The larger model
+    /// keeps its cache, whatever its rope does, as in transformers.
+    pub(in crate::models) fn within(mut self, head: Head, tied: bool) -> Result<Self> {
+        self.declared.set_head(head)?;
+        (self.tied, self.head_bias) = (tied, false);
+        (self.logit_scale, self.logit_cap) = (1., None);
+        self.kept_places = None;
+        Ok(self)
+    }
+
+    /// Width of the blocks, which is that of what takes the place of embeddings.
+    pub(in crate::models) fn hidden_size(&self) -> i64 {
+        self.hidden_size
     }
 
     pub(super) fn check(self) -> Result<Self> {

@@ -83,8 +83,14 @@ impl Decoder {
             None => None,
         };
         let total = length.saturating_add(options.max_new);
-        let places =
-            Places { start: 0, length: total, device, tokens: tokens.as_ref(), documents: None };
+        let places = Places {
+            start: 0,
+            length: total,
+            device,
+            tokens: tokens.as_ref(),
+            documents: None,
+            blocks: None,
+        };
         let mut ahead = Ahead::new(&self.config, places)?;
         let mut cache = Cache::new(self.blocks.len(), total);
         let prompt = Prompt { ids, config: rules };
@@ -101,11 +107,22 @@ impl Decoder {
                 let (start, length) = (cache.length, ids.size2()?.1);
                 let seen = tokens.as_ref().map(|tokens| tokens.f_narrow(1, 0, start + length));
                 let seen = seen.transpose()?;
-                let places =
-                    Places { start, length, device, tokens: seen.as_ref(), documents: None };
+                let places = Places {
+                    start,
+                    length,
+                    device,
+                    tokens: seen.as_ref(),
+                    documents: None,
+                    blocks: inputs.blocks.filter(|_| start == 0),
+                };
                 let positions = ahead.positions(start, length)?;
                 let ahead = (length == 1).then_some(&mut ahead);
-                let hidden = self.continued(ids, &places, &positions, ahead, &mut cache)?;
+                // Those of the prompt, which is not read again: see `DecoderConfig::within`.
+                let embedded = match inputs.inputs_embeds.filter(|_| start == 0) {
+                    Some(prompt) => prompt.shallow_clone(),
+                    None => self.embedded(ids)?,
+                };
+                let hidden = self.continued(embedded, &places, &positions, ahead, &mut cache)?;
                 cache.length += length;
                 let last = hidden.f_narrow(1, length - 1, 1)?;
                 self.head_stay.iter().try_for_each(Stay::enter)?;

@@ -208,8 +208,14 @@ mod tests {
             let _ = variable.set_requires_grad(name == lowest);
         }
         let ids = Tensor::from_slice2(&[[1_i64, 2, 3, 4]]);
-        let places =
-            Places { start: 0, length: 4, device: Device::Cpu, tokens: None, documents: None };
+        let places = Places {
+            start: 0,
+            length: 4,
+            device: Device::Cpu,
+            tokens: None,
+            documents: None,
+            blocks: None,
+        };
         let positions = places.positions(false).unwrap();
         let kind = Kind::Float;
         let masks = masks(&config, &places, &positions, &config.windows, kind).unwrap();

@@ -4,6 +4,7 @@ mod ahead;
 mod bases;
 mod config;
 mod context;
+mod defaults;
 mod families;
 mod family;
 mod form;

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use tch::nn::Init;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::ahead::Ahead;
 use super::config::DecoderConfig;
@@ -60,54 +60,11 @@ impl Model for Decoder {
     type Config = DecoderConfig;
 
     fn build(weights: &Weights, config: &DecoderConfig) -> Result<Self> {
-        let init = Init::Randn { mean: 0., stdev: config.initializer_range };
-        let (size, width) = (config.hidden_size, config.embed_size);
-        let names = &config.names;
         let base = match config.head() {
             pretrained::Head::None => weights.clone(),
-            _ => weights.at(names.base),
+            _ => weights.at(config.names.base),
         };
-        let embed = base.at(names.embed).rows("weight", [config.vocab_size, width], init)?;
-        let head = Head::build(weights, config, &embed)?;
-        let positions = match config.positions {
-            Positions::Learned { offset, .. } => {
-                let rows = config.max_positions + offset;
-                Some(base.at(names.positions).tensor("weight", &[rows, size], init)?)
-            }
-            _ => None,
-        };
-        let beside = names.embed.rsplit_once('.').map_or("", |(module, _)| module);
-        let projection = |name: &str, from: i64, to: i64| {
-            Linear::build(&base.at(beside).at(name), (from, to), false, init)
-        };
-        let norm = |name: &str| {
-            let there = (!name.is_empty()).then(|| base.at(name));
-            let build = |w| Norm::build(&w, config.norm, size, config.norm_eps);
-            there.map(build).transpose()
-        };
-        let side_by_side = config.positions == (Positions::Rope { side_by_side: true });
-        let layers = base.at(names.layers);
-        let blocks = (0..config.layers as usize).map(|at| block(&layers.at(at), config, at));
-        let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
-        let head_stay = stream(&mut blocks, head.matrix(), weights.device())?;
-        Ok(Decoder {
-            positions,
-            embed_norm: norm(names.embed_norm)?,
-            projections: match width == size {
-                true => None,
-                false => Some([
-                    projection("project_in", width, size)?,
-                    projection("project_out", size, width)?,
-                ]),
-            },
-            blocks,
-            norm: norm(names.norm)?,
-            head,
-            head_stay,
-            ropes: config.ropes.iter().map(|rope| RopeTables::new(rope, side_by_side)).collect(),
-            embed,
-            config: config.clone(),
-        })
+        Self::build_at(&base, weights, config)
     }
 
     fn config(&self) -> &DecoderConfig {
@@ -130,6 +87,64 @@ impl Model for Decoder {
 }
 
 impl Decoder {
+    /// The model of the variables below `base`, and its head of those below `head`: within another model these are no
+    /// neighbours.
+    pub(in crate::models) fn build_at(
+        base: &Weights,
+        head: &Weights,
+        config: &DecoderConfig,
+    ) -> Result<Self> {
+        let init = Init::Randn { mean: 0., stdev: config.initializer_range };
+        let (size, width) = (config.hidden_size, config.embed_size);
+        let names = &config.names;
+        let embed = base.at(names.embed).rows("weight", [config.vocab_size, width], init)?;
+        let head = Head::build(head, config, &embed)?;
+        let positions = match config.positions {
+            Positions::Learned { offset, .. } => {
+                let rows = config.max_positions + offset;
+                Some(base.at(names.positions).tensor("weight", &[rows, size], init)?)
+            }
+            _ => None,
+        };
+        let beside = names.embed.rsplit_once('.').map_or("", |(module, _)| module);
+        let projection = |name: &str, from: i64, to: i64| {
+            Linear::build(&base.at(beside).at(name), (from, to), false, init)
+        };
+        let norm = |name: &str| {
+            let there = (!name.is_empty()).then(|| base.at(name));
+            let build = |w| Norm::build(&w, config.norm, size, config.norm_eps);
+            there.map(build).transpose()
+        };
+        let side_by_side = config.positions == (Positions::Rope { side_by_side: true });
+        let layers = base.at(names.layers);
+        let blocks = (0..config.layers as usize).map(|at| block(&layers.at(at), config, at));
+        let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
+        let head_stay = stream(&mut blocks, head.matrix(), base)?;
+        Ok(Decoder {
+            positions,
+            embed_norm: norm(names.embed_norm)?,
+            projections: match width == size {
+                true => None,
+                false => Some([
+                    projection("project_in", width, size)?,
+                    projection("project_out", size, width)?,
+                ]),
+            },
+            blocks,
+            norm: norm(names.norm)?,
+            head,
+            head_stay,
+            ropes: config.ropes.iter().map(|rope| RopeTables::new(rope, side_by_side)).collect(),
+            embed,
+            config: config.clone(),
+        })
+    }
+
+    /// The device of the embeddings, which is the model's.
+    pub(in crate::models) fn device(&self) -> Device {
+        self.embed.variable().device()
+    }
+
     /// True if the matrices of the blocks come when they are needed.
     pub fn is_streamed(&self) -> bool {
         self.stay().is_some()
@@ -155,11 +170,16 @@ impl Decoder {
                 device: ids.device(),
                 tokens: tokens.as_ref(),
                 documents: inputs.documents,
+                blocks: inputs.blocks,
             };
             let by_tokens =
                 matches!(self.config.positions, Positions::Learned { by_tokens: true, .. });
             let positions = places.positions(by_tokens)?;
-            let (begun, context) = self.begun(ids, &places, &positions, None, inputs.train)?;
+            let embedded = match inputs.inputs_embeds {
+                Some(embeds) => embeds.shallow_clone(),
+                None => self.embedded(ids)?,
+            };
+            let (begun, context) = self.begun(embedded, &places, &positions, None, inputs.train)?;
             hidden.push(begun);
             contexts.push(Rc::new(context));
         }
@@ -167,37 +187,52 @@ impl Decoder {
         hidden.into_iter().map(|hidden| self.finished(hidden)).collect()
     }
 
-    /// Ids `[batch, length]` at these places and positions to the hidden states below the head, with a cache. `ahead`
-    /// has the masks.
+    /// Embeddings `[batch, length, size]` at these places and positions to the hidden states below the head, with a
+    /// cache. `ahead` has the masks.
     pub(super) fn continued(
         &self,
-        ids: &Tensor,
+        embedded: Tensor,
         places: &Places,
         positions: &Tensor,
         ahead: Option<&mut Ahead>,
         cache: &mut Cache,
     ) -> Result<Tensor> {
-        let (hidden, context) = self.begun(ids, places, positions, ahead, false)?;
+        let (hidden, context) = self.begun(embedded, places, positions, ahead, false)?;
         let mut through = Through::Cache(cache);
         self.finished(run(&self.blocks, hidden, &Rc::new(context), None, 0., &mut through)?)
+    }
+
+    /// The embeddings of ids, `[batch, length, size]`. A model of images and texts puts images into some places.
+    pub(in crate::models) fn embedded(&self, ids: &Tensor) -> Result<Tensor> {
+        let embedded = self.embed.lookup(ids, -1)?;
+        self.stay().map_or(Ok(()), |stay| stay.give_back(self.embed.variable()))?;
+        if self.config.scales_tokens {
+            return self.scaled(embedded);
+        }
+        Ok(embedded)
+    }
+
+    fn scaled(&self, embedded: Tensor) -> Result<Tensor> {
+        if self.config.embedding_scale == 1. {
+            return Ok(embedded);
+        }
+        // Rounded to the model's kind first, as the reference does.
+        let factor = Tensor::from(self.config.embedding_scale).f_to_kind(embedded.f_kind()?)?;
+        Ok(embedded.f_mul_number(factor.f_double_value(&[])?)?)
     }
 
     /// The input of the first block, and the context of all of them.
     fn begun(
         &self,
-        ids: &Tensor,
+        mut hidden: Tensor,
         places: &Places,
         positions: &Tensor,
         ahead: Option<&mut Ahead>,
         train: bool,
     ) -> Result<(Tensor, Context)> {
         let config = &self.config;
-        let mut hidden = self.embed.lookup(ids, -1)?;
-        self.stay().map_or(Ok(()), |stay| stay.give_back(self.embed.variable()))?;
-        if config.embedding_scale != 1. {
-            // Rounded to the model's kind first, as the reference does.
-            let factor = Tensor::from(config.embedding_scale).f_to_kind(hidden.f_kind()?)?;
-            hidden = hidden.f_mul_number(factor.f_double_value(&[])?)?;
+        if !config.scales_tokens {
+            hidden = self.scaled(hidden)?;
         }
         if let Some([into, _]) = &self.projections {
             hidden = into.forward(&hidden)?;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::config::DecoderConfig;
 use super::families::FAMILIES;
-use super::family::Family;
+use super::family::{Factor, Family};
 use super::form::{Positions, QkvForm};
 use super::per_layer::windows;
 use super::ropes::ropes;
@@ -92,6 +92,7 @@ impl ModelConfig for DecoderConfig {
             qk_norm: family.qk_norm,
             clip_qkv: optional_number(config, keys.clip_qkv)?,
             embedding_scale: family.embedding_scale.read(config, hidden_size, head_dim)?,
+            scales_tokens: family.embedding_scale == Factor::RootOfWidth,
             residual_scale: family.residual_scale.read(config, hidden_size, head_dim)?,
             logit_scale: family.logit_scale.read(config, hidden_size, head_dim)?,
             attention_scales: vec![attention_scale; layers as usize],

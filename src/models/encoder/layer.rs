@@ -5,7 +5,7 @@ use tch::nn::Init;
 use super::config::EncoderConfig;
 use crate::error::Result;
 use crate::models::nn::{
-    Attention, Block, Branch, Flow, Guard, Inner, Linear, Mlp, Norm, NormKind, Weights,
+    Attention, Block, Branch, Flow, Guard, Inner, Linear, Mlp, Norm, NormKind, Qkv, Weights,
 };
 
 /// The block of the variables below `weights`.
@@ -22,11 +22,11 @@ pub(super) fn block(weights: &Weights, config: &EncoderConfig) -> Result<Block> 
     };
     Ok(Block {
         attention: Attention::plain(
-            [
+            Qkv::Apart([
                 linear(names.query, size, size)?,
                 linear(names.key, size, size)?,
                 linear(names.value, size, size)?,
-            ],
+            ]),
             linear(names.attention_output, size, size)?,
             (size, config.heads),
             config.attention_dropout,

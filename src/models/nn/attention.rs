@@ -63,16 +63,16 @@ pub(in crate::models) struct Scores {
 }
 
 impl Attention {
-    /// One of encoders: projections apart, as many keys as queries, scores divided by √head_dim.
+    /// One of encoders: as many keys as queries, scores divided by √head_dim.
     pub(in crate::models) fn plain(
-        qkv: [Linear; 3],
+        qkv: Qkv,
         o: Linear,
         (size, heads): (i64, i64),
         dropout: f64,
     ) -> Self {
         let head_dim = size / heads;
         Attention {
-            qkv: Qkv::Apart(qkv),
+            qkv,
             o,
             heads,
             kv_heads: heads,
@@ -119,8 +119,16 @@ impl Attention {
         context: &Context,
         slot: Option<Slot>,
     ) -> Result<Tensor> {
-        let Qkv::Apart([q, k, v]) = &self.qkv else {
-            return self.forward(hidden, context, slot);
+        let [queries, keys] = [self.heads, self.kv_heads].map(|heads| heads * self.head_dim);
+        let parts;
+        let [q, k, v] = match &self.qkv {
+            Qkv::Apart(all) => all,
+            Qkv::Parts(one) => {
+                let part = |start, count| one.rows(start, count, hidden.device());
+                parts = [part(0, queries)?, part(queries, keys)?, part(queries + keys, keys)?];
+                &parts
+            }
+            Qkv::Groups(_) => return self.forward(hidden, context, slot),
         };
         let apart = |layer: &Linear, x: &Tensor, heads: i64| -> Result<Tensor> {
             Ok(self.by_head(layer.forward(x)?, heads)?.f_transpose(1, 2)?)
@@ -316,8 +324,14 @@ mod tests {
             };
             let tokens = tokens.narrow(1, 0, total);
             let documents = documents.narrow(1, 0, total);
-            let whole =
-                Places { start, length, device: Device::Cpu, tokens: None, documents: None };
+            let whole = Places {
+                start,
+                length,
+                device: Device::Cpu,
+                tokens: None,
+                documents: None,
+                blocks: None,
+            };
             let padded = Places { tokens: Some(&tokens), ..whole };
             let packed = Places { documents: Some(&documents), ..whole };
             let slopes = || Tensor::randn([1, heads, 1, total], options);

@@ -1,7 +1,7 @@
 //! A linear layer.
 
 use tch::nn::Init;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::streamed::Matrix;
 use super::weight::Weight;
@@ -29,6 +29,17 @@ impl Linear {
         Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed })
     }
 
+    /// [`build`](Self::build) of a layer that trains: its weight is kept as numbers, whatever is done with others.
+    pub(in crate::models) fn build_plain(
+        weights: &Weights,
+        (from, to): (i64, i64),
+        bias: bool,
+        init: Init,
+    ) -> Result<Self> {
+        let weight = Weight::from(weights.tensor("weight", &[to, from], init)?);
+        Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed: false })
+    }
+
     /// `weight` `[in, out]`, and `bias` `[out]` if there is one.
     pub(in crate::models) fn build_transposed(
         weights: &Weights,
@@ -40,17 +51,26 @@ impl Linear {
         Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed })
     }
 
+    /// One of these tensors, `[out, in]` and `[out]`.
+    pub(in crate::models) fn of(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Linear { weight: Weight::from(weight), bias, transposed: false }
+    }
+
+    /// The part that gives `count` outputs from the one numbered `start` on, of a weight `[out, in]`.
+    pub(super) fn rows(&self, start: i64, count: i64, device: Device) -> Result<Self> {
+        let part = |x: &Tensor| x.f_narrow(0, start, count);
+        let bias = self.bias.as_ref().map(part).transpose()?;
+        Ok(Linear::of(part(&self.weight.values(device)?)?, bias))
+    }
+
     /// The weight, if it comes when it is needed.
     pub(super) fn streamed(&self) -> Option<Matrix> {
         self.weight.streamed()
     }
 
     pub(in crate::models) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let weight = self.weight.values(x.device())?;
-        if self.transposed {
-            return linear_transposed(x, &weight, self.bias.as_ref());
-        }
-        linear(x, &weight, self.bias.as_ref())
+        let product = if self.transposed { linear_transposed } else { linear };
+        self.weight.with_values(x.device(), |weight| product(x, weight, self.bias.as_ref()))
     }
 }
 

@@ -29,6 +29,8 @@ pub(in crate::models) struct Places<'a> {
     pub(in crate::models) tokens: Option<&'a Tensor>,
     /// `[batch, length]`, the number of the document that a place belongs to; `None`: each row is one.
     pub(in crate::models) documents: Option<&'a Tensor>,
+    /// `[batch, length]`, the number of the block that a place belongs to, whose places look at each other; 0: none.
+    pub(in crate::models) blocks: Option<&'a Tensor>,
 }
 
 impl Places<'_> {
@@ -55,11 +57,16 @@ impl Places<'_> {
     }
 
     /// `[length, total]` or `[batch, 1, length, total]`, true where a place may look: at itself and at those before it
-    /// in its document and within the window.
+    /// in its document and within the window, and at its block.
     fn seen(&self, window: Option<i64>) -> Result<Tensor> {
         let keys = number::arange(0, self.total(), self.device)?;
         let queries = keys.f_narrow(0, self.start, self.length)?.f_unsqueeze(1)?;
         let mut seen = keys.f_le_tensor(&queries)?;
+        if let Some(blocks) = self.blocks {
+            let same = blocks.f_unsqueeze(2)?.f_eq_tensor(&blocks.f_unsqueeze(1)?)?;
+            let same = same.f_logical_and(&blocks.f_unsqueeze(1)?.f_to_kind(Kind::Bool)?)?;
+            seen = seen.f_logical_or(&same.f_unsqueeze(1)?)?;
+        }
         if let Some(window) = window {
             seen = seen.f_logical_and(&keys.f_gt_tensor(&queries.f_sub_number(window)?)?)?;
         }
@@ -85,7 +92,8 @@ impl Mask {
     /// Each place looks at itself and at those before it, within the window.
     pub(in crate::models) fn causal(places: &Places, window: Option<i64>) -> Result<Self> {
         let window = window.filter(|window| *window < places.total());
-        if places.tokens.is_some() || places.documents.is_some() || window.is_some() {
+        let Places { tokens, documents, blocks, .. } = places;
+        if tokens.is_some() || documents.is_some() || blocks.is_some() || window.is_some() {
             return Ok(Mask::Seen(places.seen(window)?));
         }
         match (places.start, places.length) {

@@ -26,7 +26,7 @@ mod weights;
 pub(in crate::models) use activation::Activation;
 pub(in crate::models) use attention::{capped, Attention, Qkv, Rotation, Scores};
 pub(in crate::models) use block::{
-    run, run_all, run_batches, stream, Across, Block, Branch, Flow, Guard, Through,
+    run, run_all, run_batches, run_to, stream, Across, Block, Branch, Flow, Guard, Through,
 };
 pub(in crate::models) use cache::Cache;
 pub(in crate::models) use context::Context;

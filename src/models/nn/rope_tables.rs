@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     fn places(start: i64, length: i64) -> Places<'static> {
-        Places { start, length, device: Device::Cpu, tokens: None, documents: None }
+        Places { start, length, device: Device::Cpu, tokens: None, documents: None, blocks: None }
     }
 
     proptest! {

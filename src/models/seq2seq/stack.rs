@@ -79,7 +79,7 @@ impl Stack {
         let layers = base.at(if bart { "layers" } else { "block" });
         let blocks = (0..builder.shape.layers).map(|at| builder.block(&layers.at(at), decoder));
         let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
-        stream(&mut blocks, None, weights.device())?;
+        stream(&mut blocks, None, weights)?;
         let norm =
             |name: &str, there: bool| there.then(|| builder.norm(&base.at(name))).transpose();
         Ok(Stack {
@@ -127,7 +127,7 @@ impl Stack {
             Through::Tape(_) => 0,
         };
         let (length, device) = (ids.size2()?.1, ids.device());
-        let places = Places { start, length, device, tokens, documents: None };
+        let places = Places { start, length, device, tokens, documents: None, blocks: None };
         let mut hidden = self.embed.get().lookup(ids, self.padding)?;
         if self.embedding_scale != 1. {
             hidden = hidden.f_mul_number(self.embedding_scale)?;

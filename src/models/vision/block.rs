@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::models::config::{check_divides, check_sizes};
 use crate::models::nn::{
     stream, Activation, Attention, Block, Branch, Flow, Guard, Inner, Linear, Mlp, Norm, NormKind,
-    Weights,
+    Qkv, Weights,
 };
 
 /// Names below the block.
@@ -61,7 +61,7 @@ impl BlockShape {
     ) -> Result<Vec<Block>> {
         let blocks = (0..layers).map(|layer| self.block(&weights.at(layer), names));
         let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
-        stream(&mut blocks, None, weights.device())?;
+        stream(&mut blocks, None, weights)?;
         Ok(blocks)
     }
 
@@ -80,7 +80,7 @@ impl BlockShape {
         };
         Ok(Block {
             attention: Attention::plain(
-                [qkv(names.qkv[0])?, qkv(names.qkv[1])?, qkv(names.qkv[2])?],
+                Qkv::Apart([qkv(names.qkv[0])?, qkv(names.qkv[1])?, qkv(names.qkv[2])?]),
                 linear(names.o, size, size, true)?,
                 (size, self.heads),
                 self.attention_dropout,

@@ -132,8 +132,13 @@ impl Clip {
         image_features: &Tensor,
         text_features: &Tensor,
     ) -> Result<Tensor> {
-        let unit = |x: &Tensor| x.f_div(&x.f_lengths()?);
-        let cosines = unit(image_features)?.f_matmul(&unit(text_features)?.f_tr()?)?;
+        let cosines = cosines(image_features, text_features)?;
         Ok(cosines.f_mul(&self.logit_scale.f_exp()?)?)
     }
+}
+
+/// The cosines `[n, m]` between vectors `[n, size]` and `[m, size]`.
+pub(super) fn cosines(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let unit = |x: &Tensor| x.f_div(&x.f_lengths()?);
+    Ok(unit(a)?.f_matmul(&unit(b)?.f_tr()?)?)
 }

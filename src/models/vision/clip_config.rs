@@ -1,14 +1,14 @@
 //! The configuration of a CLIP, and of each of its towers.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::block::BlockShape;
 use super::patches::Grid;
-use crate::error::{refuse, Result};
+use super::tower_config::{block, tower, BlockDefaults};
+use crate::error::Result;
 use crate::models::config::{
-    declared, integer_or, layers_or, number, size_or, text, Declared, ModelConfig,
+    declared, integer_or, layers_or, number, size_or, Declared, ModelConfig,
 };
-use crate::models::nn::Activation;
 use crate::pretrained::Head;
 
 /// The shape and the options of a CLIP, read from a `config.json` of transformers.
@@ -41,6 +41,16 @@ pub struct ClipVisionConfig {
     pub(super) grid: Grid,
 }
 
+const TEXT: &[&str] = &["text_config_dict", "text_config"];
+/// In older files there is a second key, which stands for the first as a whole: what it does not say is transformers'
+/// default, whatever the first says.
+pub(super) const VISION: &[&str] = &["vision_config_dict", "vision_config"];
+
+const VISION_BLOCK: BlockDefaults =
+    BlockDefaults { size: 768, inner: 3072, heads: 12, activation: "quick_gelu", norm_eps: 1e-5 };
+const TEXT_BLOCK: BlockDefaults =
+    BlockDefaults { size: 512, inner: 2048, heads: 8, ..VISION_BLOCK };
+
 impl ClipConfig {
     /// The tower for texts.
     pub fn text(&self) -> &ClipTextConfig {
@@ -58,11 +68,15 @@ impl ModelConfig for ClipConfig {
         vec!["clip"]
     }
 
+    fn has_head(head: Head) -> bool {
+        head == Head::None
+    }
+
     fn from_value(config: &Value) -> Result<Self> {
         Ok(ClipConfig {
             declared: Declared::read(config, &Self::model_types(), &[Head::None], Head::None)?,
-            text: ClipTextConfig::from_value(&tower(config, "text_config")?)?,
-            vision: ClipVisionConfig::from_value(&tower(config, "vision_config")?)?,
+            text: ClipTextConfig::from_value(&tower(config, TEXT)?)?,
+            vision: ClipVisionConfig::from_value(&tower(config, VISION)?)?,
             projection: size_or(config, "projection_dim", 512)?,
             logit_scale: number(config, "logit_scale_init_value", 2.6592)?,
         })
@@ -78,7 +92,7 @@ impl ModelConfig for ClipTextConfig {
 
     fn from_value(config: &Value) -> Result<Self> {
         let read = ClipTextConfig {
-            block: block(config, (512, 2048, 8))?,
+            block: block(config, &TEXT_BLOCK)?,
             layers: layers_or(config, "num_hidden_layers", 12)?,
             vocab_size: size_or(config, "vocab_size", 49_408)?,
             max_positions: size_or(config, "max_position_embeddings", 77)?,
@@ -98,7 +112,7 @@ impl ModelConfig for ClipVisionConfig {
 
     fn from_value(config: &Value) -> Result<Self> {
         let read = ClipVisionConfig {
-            block: block(config, (768, 3072, 12))?,
+            block: block(config, &VISION_BLOCK)?,
             layers: layers_or(config, "num_hidden_layers", 12)?,
             grid: Grid::read(config, 32)?,
             declared: Declared::read(config, &Self::model_types(), &[Head::None], Head::None)?,
@@ -107,38 +121,4 @@ impl ModelConfig for ClipVisionConfig {
     }
 
     declared!();
-}
-
-/// The settings of one tower. In older files there is a second key, which stands for the first as a whole: what it does
-/// not say is transformers' default, whatever the first says.
-fn tower(config: &Value, key: &str) -> Result<Value> {
-    let keys = [format!("{key}_dict"), key.to_owned()];
-    let given = keys.iter().find_map(|key| config.get(key).filter(|value| !value.is_null()));
-    let mut fields = match given {
-        None => Map::new(),
-        Some(Value::Object(fields)) => fields.clone(),
-        Some(_) => refuse!(InvalidConfig, "'{key}' is not a mapping"),
-    };
-    // Older files name the whole model here.
-    fields.remove("model_type");
-    fields.remove("architectures");
-    Ok(Value::Object(fields))
-}
-
-fn block(config: &Value, (size, inner, heads): (i64, i64, i64)) -> Result<BlockShape> {
-    let act = text(config, "hidden_act", "quick_gelu")?;
-    let shape = BlockShape {
-        size: size_or(config, "hidden_size", size)?,
-        inner: size_or(config, "intermediate_size", inner)?,
-        heads: size_or(config, "num_attention_heads", heads)?,
-        qkv_bias: true,
-        norm_eps: number(config, "layer_norm_eps", 1e-5)?,
-        activation: Activation::named(act, "hidden_act")?,
-        dropout: 0.,
-        attention_dropout: number(config, "attention_dropout", 0.)?,
-        scale: 1.,
-        initializer_range: number(config, "initializer_range", 0.02)?,
-    };
-    shape.check()?;
-    Ok(shape)
 }

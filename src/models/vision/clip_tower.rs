@@ -5,13 +5,14 @@ use tch::{Kind, Tensor};
 use super::block::BlockNames;
 use super::clip_config::{ClipTextConfig, ClipVisionConfig};
 use super::patches::Patches;
+use super::text_embeddings::TextEmbeddings;
 use crate::autograd::recompute::Tape;
-use crate::error::{refusal, refuse, Result};
+use crate::error::{refusal, Result};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{run_all, Block, Mask, Norm, Places, Weights};
+use crate::models::nn::{run_all, run_to, Block, Mask, Norm, Places, Weights};
 
-const NAMES: BlockNames = BlockNames {
+pub(super) const NAMES: BlockNames = BlockNames {
     norms: ["layer_norm1", "layer_norm2"],
     qkv: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
     o: "self_attn.out_proj",
@@ -25,8 +26,7 @@ const NAMES: BlockNames = BlockNames {
 #[doc(alias = "CLIPTextModel")]
 pub struct ClipText {
     config: ClipTextConfig,
-    tokens: Tensor,
-    positions: Tensor,
+    embeddings: TextEmbeddings,
     blocks: Vec<Block>,
     norm: Norm,
 }
@@ -47,13 +47,9 @@ impl Model for ClipText {
 
     fn build(weights: &Weights, config: &ClipTextConfig) -> Result<Self> {
         let shape = &config.block;
-        let embeddings = weights.at("embeddings");
-        let table = |name: &str, count: i64| {
-            embeddings.at(name).tensor("weight", &[count, shape.size], shape.init())
-        };
+        let places = (config.vocab_size, config.max_positions);
         Ok(ClipText {
-            tokens: table("token_embedding", config.vocab_size)?,
-            positions: table("position_embedding", config.max_positions)?,
+            embeddings: TextEmbeddings::build(&weights.at("embeddings"), places, shape)?,
             blocks: shape.blocks(&weights.at("encoder.layers"), &NAMES, config.layers)?,
             norm: shape.norm(&weights.at("final_layer_norm"))?,
             config: config.clone(),
@@ -65,27 +61,20 @@ impl Model for ClipText {
     }
 
     fn kind(&self) -> Kind {
-        self.tokens.kind()
+        self.embeddings.kind()
     }
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("CLIP's text tower", &["input_ids", "attention_mask"])?;
         let (ids, tokens) = (inputs.needed_ids()?, inputs.tokens()?);
-        let (length, most) = (ids.size2()?.1, self.config.max_positions);
-        if length > most {
-            refuse!(
-                ShapeMismatch,
-                "the ids have {length} positions, the model {most}: shorten the text"
-            );
-        }
-        let embedded = Tensor::f_embedding(&self.tokens, ids, -1, false, false)?;
-        let hidden = embedded.f_add(&self.positions.f_narrow(0, 0, length)?)?;
+        let hidden = self.embeddings.forward(ids)?;
         let places = Places {
             start: 0,
-            length,
+            length: ids.size2()?.1,
             device: ids.device(),
             tokens: tokens.as_ref(),
             documents: None,
+            blocks: None,
         };
         let mask = Mask::causal(&places, None)?;
         let hidden = run_all(&self.blocks, hidden, mask, inputs.train, tape)?;
@@ -122,15 +111,32 @@ impl Model for ClipVision {
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("CLIP's image tower", &["pixel_values"])?;
-        let images = inputs.needed_images()?;
-        self.config.grid.check_images(images)?;
-        let hidden = self.patches.forward(images, &self.patches.positions)?;
-        let hidden = self.norm.forward(&hidden)?;
+        let hidden = self.embedded(inputs.needed_images()?)?;
         run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)
     }
 
     fn logits_with<'m>(&'m self, _: Inputs, _: &mut Tape<'m>) -> Result<Tensor> {
         no_logits()
+    }
+}
+
+impl ClipVision {
+    /// The hidden states behind so many blocks each, in this order; none stands for the first block's input. Blocks
+    /// above the highest are not run.
+    pub(super) fn hidden_states_at<'m>(
+        &'m self,
+        images: &Tensor,
+        depths: &[usize],
+        train: bool,
+        tape: &mut Tape<'m>,
+    ) -> Result<Vec<Tensor>> {
+        run_to(&self.blocks, self.embedded(images)?, depths, train, tape)
+    }
+
+    /// The input of the first block.
+    fn embedded(&self, images: &Tensor) -> Result<Tensor> {
+        self.config.grid.check_images(images)?;
+        self.norm.forward(&self.patches.forward(images, &self.patches.positions)?)
     }
 }
 

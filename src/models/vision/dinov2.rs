@@ -136,21 +136,7 @@ impl Model for Dinov2 {
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("dinov2", &["pixel_values"])?;
         let images = inputs.needed_images()?;
-        let (shape, Grid { patch_size, channels, .. }) = (images.size(), self.config.grid);
-        let fits = |size: i64| size > 0 && size % patch_size == 0;
-        let (rows, columns) = match shape[..] {
-            [_, found, height, width] if found == channels && fits(height) && fits(width) => {
-                (height / patch_size, width / patch_size)
-            }
-            _ => {
-                refuse!(
-                    ShapeMismatch,
-                    "the images have shape {shape:?}, expected [batch, {channels}, height, width] with multiples of \
-                     {patch_size}"
-                )
-            }
-        };
-        let hidden = self.patches.forward(images, &self.patches.positions_of(rows, columns)?)?;
+        let hidden = self.patches.forward(images, &self.patches.positions_for(images)?)?;
         let hidden = dropped(hidden, self.config.embedding_dropout, inputs.train)?;
         let hidden = run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)?;
         self.norm.forward(&hidden)

@@ -1,11 +1,11 @@
-//! Images as sequences: patches, a class token in front of them, positions.
+//! Images as sequences: patches, perhaps a class token in front of them, positions.
 
 use serde_json::Value;
 use tch::nn::Init;
 use tch::{Kind, Tensor};
 
 use super::block::BlockShape;
-use crate::error::{refuse, Result};
+use crate::error::{refusal, refuse, Result};
 use crate::models::config::size_or;
 use crate::models::nn::Weights;
 
@@ -17,15 +17,15 @@ pub(super) struct Grid {
     pub(super) channels: i64,
 }
 
-/// Patches by one convolution, and a class token.
+/// Patches by one convolution, and a class token if there is one.
 #[derive(Debug)]
 pub(super) struct Patches {
     grid: Grid,
     weight: Tensor,
     bias: Option<Tensor>,
     /// `[1, 1, size]` or `[size]`
-    class: Tensor,
-    /// `[1, 1 + patches, size]` or `[1 + patches, size]`
+    class: Option<Tensor>,
+    /// `[1, places, size]` or `[places, size]`, that of the class token first.
     pub(super) positions: Tensor,
 }
 
@@ -54,6 +54,27 @@ impl Grid {
         [size, self.channels, self.patch_size, self.patch_size]
     }
 
+    /// The patches that images of this shape have: down and across.
+    pub(super) fn rows_and_columns(&self, images: &Tensor) -> Result<(i64, i64)> {
+        let (shape, patch, channels) = (images.size(), self.patch_size, self.channels);
+        let fits = |size: i64| size > 0 && size % patch == 0;
+        match shape[..] {
+            // Pixels beyond the last whole patch are not seen.
+            [_, found, height, width]
+                if found == channels && [height, width] == [self.image_size; 2] =>
+            {
+                Ok((self.side(), self.side()))
+            }
+            [_, found, height, width] if found == channels && fits(height) && fits(width) => {
+                Ok((height / patch, width / patch))
+            }
+            _ => Err(refusal!(
+                ShapeMismatch,
+                "the images have shape {shape:?}, expected [batch, {channels}, height, width] with multiples of {patch}"
+            )),
+        }
+    }
+
     /// The images' shape must be `[batch, channels, size, size]`.
     pub(super) fn check_images(&self, images: &Tensor) -> Result<()> {
         let (size, expected) = (images.size(), [self.channels, self.image_size, self.image_size]);
@@ -76,7 +97,7 @@ impl Patches {
         // In this order: a seed gives the same weights in every version.
         Ok(Patches {
             grid,
-            class: weights.tensor("cls_token", &[1, 1, size], init)?,
+            class: Some(weights.tensor("cls_token", &[1, 1, size], init)?),
             positions: weights.tensor("position_embeddings", &[1, places, size], init)?,
             weight: projection.tensor("weight", &grid.kernel(size), init)?,
             bias: Some(projection.tensor("bias", &[size], Init::Const(0.))?),
@@ -91,7 +112,20 @@ impl Patches {
             grid,
             weight: weights.tensor("patch_embedding.weight", &grid.kernel(size), init)?,
             bias: None,
-            class: weights.tensor("class_embedding", &[size], init)?,
+            class: Some(weights.tensor("class_embedding", &[size], init)?),
+            positions: weights.tensor("position_embedding.weight", &[places, size], init)?,
+        })
+    }
+
+    /// Under the names of SigLIP, which has no class token.
+    pub(super) fn build_siglip(weights: &Weights, grid: Grid, shape: &BlockShape) -> Result<Self> {
+        let (size, init) = (shape.size, shape.init());
+        let places = grid.side().pow(2);
+        Ok(Patches {
+            grid,
+            weight: weights.tensor("patch_embedding.weight", &grid.kernel(size), init)?,
+            bias: Some(weights.tensor("patch_embedding.bias", &[size], Init::Const(0.))?),
+            class: None,
             positions: weights.tensor("position_embedding.weight", &[places, size], init)?,
         })
     }
@@ -100,28 +134,36 @@ impl Patches {
         self.weight.kind()
     }
 
-    /// Images `[batch, channels, height, width]` to `[batch, 1 + patches, size]`, with these positions added.
+    /// Images `[batch, channels, height, width]` to `[batch, places, size]`, with these positions added.
     pub(super) fn forward(&self, images: &Tensor, positions: &Tensor) -> Result<Tensor> {
         let stride = [self.grid.patch_size; 2];
         let bias = self.bias.as_ref();
         let patches = images.f_conv2d(&self.weight, bias, stride, [0, 0], [1, 1], 1)?;
         let patches = patches.f_flatten(2, 3)?.f_transpose(1, 2)?;
-        let class = self.class.f_view([1, 1, -1])?.f_expand([images.size()[0], -1, -1], false)?;
+        let Some(class) = &self.class else { return Ok(patches.f_add(positions)?) };
+        let class = class.f_view([1, 1, -1])?.f_expand([images.size()[0], -1, -1], false)?;
         Ok(Tensor::f_cat(&[class, patches], 1)?.f_add(positions)?)
     }
 
-    /// The positions of a grid of another size, interpolated.
-    pub(super) fn positions_of(&self, rows: i64, columns: i64) -> Result<Tensor> {
+    /// The position embeddings of these numbers, `[images, patches]`.
+    pub(super) fn positions_at(&self, numbers: &Tensor) -> Result<Tensor> {
+        Ok(Tensor::f_embedding(&self.positions, numbers, -1, false, false)?)
+    }
+
+    /// The positions of images of this shape, interpolated where it is not that of the configuration.
+    pub(super) fn positions_for(&self, images: &Tensor) -> Result<Tensor> {
+        let (rows, columns) = self.grid.rows_and_columns(images)?;
         let side = self.grid.side();
         if (rows, columns) == (side, side) {
             return Ok(self.positions.shallow_clone());
         }
-        let (embeddings, size) = (&self.positions, self.positions.size3()?.2);
-        let patches = embeddings.f_narrow(1, 1, side * side)?.f_view([1, side, side, size])?;
+        let (first, size) = (i64::from(self.class.is_some()), self.weight.size()[0]);
+        let positions = self.positions.f_view([1, -1, size])?;
+        let patches = positions.f_narrow(1, first, side * side)?.f_view([1, side, side, size])?;
         let patches = patches.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)?;
         let patches = patches.f_upsample_bicubic2d([rows, columns], false, None, None)?;
-        let patches = patches.f_to_kind(embeddings.f_kind()?)?;
+        let patches = patches.f_to_kind(positions.f_kind()?)?;
         let patches = patches.f_permute([0, 2, 3, 1])?.f_reshape([1, rows * columns, size])?;
-        Ok(Tensor::f_cat(&[&embeddings.f_narrow(1, 0, 1)?, &patches], 1)?)
+        Ok(Tensor::f_cat(&[&positions.f_narrow(1, 0, first)?, &patches], 1)?)
     }
 }

@@ -30,12 +30,16 @@ const RENAMINGS: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
-        "llava vipllava paligemma aya_vision got_ocr2 gemma3 internvl mistral3 aria",
+        "llava llava_next llava_next_video llava_onevision vipllava paligemma aya_vision got_ocr2 gemma3 internvl mistral3 aria",
         &[
             (r"^language_model\.lm_head", "lm_head"),
-            (r"^language_model\.model", "model.language_model"),
+            (r"^language_model\.model", "language_model"),
+            (r"^language_model", "model.language_model"),
             (r"^vision_tower", "model.vision_tower"),
             (r"^multi_modal_projector", "model.multi_modal_projector"),
+            (r"^image_newline", "model.image_newline"),
+            (r"^image_newline", "model.image_newline"),
+            (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
         ],
     ),
     (

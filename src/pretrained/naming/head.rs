@@ -89,8 +89,9 @@ pub(crate) fn with_class_of(config: &Value, head: Head) -> Value {
         }
     });
     let seq2seq = config.get("is_encoder_decoder").and_then(Value::as_bool) == Some(true);
+    let conditional = seq2seq || config.get("text_config").is_some_and(Value::is_object);
     let ending = match head {
-        Head::LanguageModel if seq2seq => "ForConditionalGeneration",
+        Head::LanguageModel if conditional => "ForConditionalGeneration",
         head => head.ending(),
     };
     config["architectures"] = json!([format!("{stem}{ending}")]);

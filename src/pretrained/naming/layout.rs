@@ -171,7 +171,7 @@ impl Layout {
 
     /// The tied pairs of this model, copy and original, by their names in memory.
     pub(in crate::pretrained) fn ties(&self, config: &Value) -> Vec<(String, String)> {
-        let Some(row) = self.row.filter(|row| is_tied(row, config)) else { return vec![] };
+        let Some(row) = self.row.filter(|row| row_is_tied(row, config)) else { return vec![] };
         let full = |name: &str| {
             if row.is_of_a_head(name) {
                 name.to_owned()
@@ -189,10 +189,28 @@ impl Layout {
     }
 }
 
-fn is_tied(row: &Row, config: &Value) -> bool {
-    let Tied::Default(default) = row.tied else { return true };
+/// True if the configuration says that the head of such a model is tied to its embeddings.
+#[cfg(feature = "models")]
+pub(crate) fn is_tied(config: &Value) -> bool {
+    row_of(config).is_some_and(|row| row_is_tied(row, config))
+}
+
+fn row_of(config: &Value) -> Option<&'static Row> {
+    Row::of(config.get("model_type")?.as_str()?)
+}
+
+fn row_is_tied(row: &Row, config: &Value) -> bool {
     let said = |config: &Value| config.get("tie_word_embeddings").and_then(Value::as_bool);
-    said(config).or_else(|| said(config.get("text_config")?)).unwrap_or(default)
+    let text = config.get("text_config");
+    match row.tied {
+        Tied::Always => true,
+        Tied::Default(default) => said(config).or_else(|| said(text?)).unwrap_or(default),
+        Tied::Own(default) => said(config).unwrap_or(default),
+        Tied::ByEither => {
+            let by_default = || row_of(text?).map(|row| row.tied == Tied::Default(true));
+            said(config) == Some(true) || text.and_then(said).or_else(by_default) == Some(true)
+        }
+    }
 }
 
 /// The head whose tensors are among the names; if there are none, the base model's prefix decides.

@@ -39,6 +39,10 @@ pub(super) enum Tied {
     Always,
     /// If `tie_word_embeddings`, with its default.
     Default(bool),
+    /// If `tie_word_embeddings` of the model, with its default; that of its language model says nothing.
+    Own(bool),
+    /// If `tie_word_embeddings` of the model, or of its language model with that one's default.
+    ByEither,
 }
 
 const fn top(head: Head, base: &'static str, modules: &'static [&'static str]) -> Top {
@@ -62,6 +66,9 @@ const OF_ATTENTION: &[&str] = &[
     ".crossattention.bias",
     "rotary_emb.inv_freq",
 ];
+
+/// Those of a language model and of a tower for images.
+const OF_PARTS: &[&str] = &["rotary_emb.inv_freq", "embeddings.position_ids"];
 
 const LLAMA: Row = Row {
     model_types: "llama ministral nemotron exaone4 qwen2 qwen3 qwen3_moe",
@@ -230,15 +237,38 @@ const VIT: Row = Row {
     ..LLAMA
 };
 
+/// Both towers, and with CLIP the projections, are at the top level. A classifier has the tower for images alone.
 const CLIP: Row = Row {
     model_types: "clip",
-    heads: &[],
-    kept_by: &[],
+    heads: &[top(IMAGE, "", &["classifier"])],
+    kept_by: &[
+        ("text_model", &[Head::None]),
+        ("text_projection", &[Head::None]),
+        ("visual_projection", &[Head::None]),
+        ("logit_scale", &[Head::None]),
+    ],
     computed: &["embeddings.position_ids"],
     ..VIT
 };
 
-pub(super) static ROWS: [Row; 24] = [
+/// A language model below a larger one.
+const LLAVA: Row = Row {
+    model_types: "llava",
+    heads: &[top(LANGUAGE, "model", &["lm_head"])],
+    computed: OF_PARTS,
+    ties: &[("lm_head.weight", "language_model.embed_tokens.weight")],
+    tied: Tied::ByEither,
+    ..LLAMA
+};
+
+const IDEFICS3: Row = Row {
+    model_types: "idefics3 smolvlm",
+    ties: &[("lm_head.weight", "text_model.embed_tokens.weight")],
+    tied: Tied::Own(false),
+    ..LLAVA
+};
+
+pub(super) static ROWS: [Row; 29] = [
     LLAMA,
     MISTRAL,
     Row {
@@ -321,19 +351,33 @@ pub(super) static ROWS: [Row; 24] = [
         kept_by: &[],
         ..VIT
     },
-    // Both towers and the projections are at the top level.
     CLIP,
+    Row {
+        model_types: "siglip",
+        kept_by: &[
+            ("text_model", &[Head::None]),
+            ("logit_scale", &[Head::None]),
+            ("logit_bias", &[Head::None]),
+        ],
+        ..CLIP
+    },
     // A tower with a projection is below a prefix, and so are the towers in files of former versions.
     Row {
-        model_types: "clip_text_model",
+        model_types: "clip_text_model siglip_text_model",
         heads: &[top(Head::Other, "text_model", &["text_projection"])],
+        kept_by: &[],
         ..CLIP
     },
     Row {
-        model_types: "clip_vision_model",
+        model_types: "clip_vision_model siglip_vision_model",
         heads: &[top(Head::Other, "vision_model", &["visual_projection"])],
+        kept_by: &[],
         ..CLIP
     },
+    LLAVA,
+    Row { model_types: "llava_next", tied: Tied::Own(false), ..LLAVA },
+    Row { model_types: "gemma3", tied: Tied::Own(true), ..LLAVA },
+    IDEFICS3,
 ];
 
 impl Row {

@@ -1,0 +1,148 @@
+//! The configuration of a model of images and texts, for all families in one form.
+
+use serde_json::Value;
+
+use super::connector::ConnectorConfig;
+use super::families::FAMILIES;
+use super::family::{Family, Names, Part};
+use super::tiles::TilesConfig;
+use super::tower::Taken;
+use crate::error::{refuse, Result};
+use crate::models::config::{declared, integer, Declared, ModelConfig};
+use crate::models::decoder::DecoderConfig;
+use crate::models::vision::ImageTowerConfig;
+use crate::pretrained::{is_tied, Head};
+
+/// The shape and the options of a model of images and texts, read from a `config.json` of transformers.
+///
+/// Families: `llava` (1.5) and `llava_next` (1.6), whose language model is of any family of [`DecoderConfig`], and whose tower is that of a
+/// CLIP or of a SigLIP; `gemma3` (4b and larger); `idefics3` and `smolvlm`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageTextToTextConfig {
+    declared: Declared,
+    pub(super) names: Names,
+    pub(super) text: DecoderConfig,
+    pub(super) tower: ImageTowerConfig,
+    pub(super) taken: Taken,
+    pub(super) connector: ConnectorConfig,
+    pub(super) tiles: Option<TilesConfig>,
+    image_token_id: i64,
+    /// True if the tokens of an image look at each other.
+    pub(super) looks_both_ways: bool,
+}
+
+impl ImageTextToTextConfig {
+    /// The language model.
+    pub fn text(&self) -> &DecoderConfig {
+        &self.text
+    }
+
+    /// The id of the token that stands for a part of an image.
+    #[doc(alias = "image_token_index")]
+    pub fn image_token_id(&self) -> i64 {
+        self.image_token_id
+    }
+
+    /// The number of image tokens that each image takes in the ids; each tile, where images are seen in tiles.
+    #[doc(alias = "image_seq_length")]
+    pub fn tokens_per_image(&self) -> i64 {
+        self.connector.tokens(self.features().0)
+    }
+
+    /// The number of image tokens that an image of this size takes in the ids: [`tokens_per_image`](Self::tokens_per_image),
+    /// but where images are seen in tiles.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an image without pixels.
+    pub fn image_tokens(&self, height: i64, width: i64) -> Result<i64> {
+        match &self.tiles {
+            Some(tiles) => Ok(tiles.count([height, width])?.1),
+            None => Ok(self.tokens_per_image()),
+        }
+    }
+
+    /// The number of hidden states of an image that the connector takes, and their width.
+    pub(super) fn features(&self) -> (i64, i64) {
+        self.taken.shape(&self.tower)
+    }
+}
+
+const HEADS: &[Head] = &[Head::None, Head::LanguageModel];
+
+impl ModelConfig for ImageTextToTextConfig {
+    fn model_types() -> Vec<&'static str> {
+        FAMILIES.iter().map(|family| family.model_type).collect()
+    }
+
+    fn from_value(config: &Value) -> Result<Self> {
+        refuse_original(config)?;
+        let declared = Declared::read(config, &Self::model_types(), HEADS, Head::LanguageModel)?;
+        let is_read = |model_type: &str| model_type == declared.model_type();
+        let family = FAMILIES.iter().find(|family| is_read(family.model_type));
+        let family = family.unwrap_or(&FAMILIES[0]);
+        let tower = ImageTowerConfig::read(&part(config, &family.vision)?)?;
+        let text = DecoderConfig::of_part(&part(config, &family.text)?)?;
+        let text = text.within(declared.head(), is_tied(config))?.with_generation(config)?;
+        let (taken, connector) = (family.connector)(config, &tower, &text)?;
+        let ([key, former], default) = family.image_token;
+        let key = [key, former].into_iter().find(|key| config.get(*key).is_some());
+        let image_token_id = key.map_or(Ok(default), |key| integer(config, key))?;
+        let tiles =
+            family.in_tiles.then(|| TilesConfig::read(config, &tower, &taken)).transpose()?;
+        let Family { names, looks_both_ways, .. } = *family;
+        Ok(Self {
+            declared,
+            names,
+            text,
+            tower,
+            taken,
+            connector,
+            tiles,
+            image_token_id,
+            looks_both_ways,
+        })
+    }
+
+    declared!();
+
+    fn with_head(mut self, head: Head) -> Result<Self> {
+        self.declared.set_head(head)?;
+        self.text = self.text.with_head(head)?;
+        Ok(self)
+    }
+
+    fn with_generation(mut self, generation: &Value) -> Result<Self> {
+        self.text = self.text.with_generation(generation)?;
+        Ok(self)
+    }
+}
+
+/// The configuration of a part, which has another head than the whole.
+fn part(config: &Value, part: &Part) -> Result<Value> {
+    let mut fields = match config.get(part.key) {
+        None | Some(Value::Null) => {
+            let fields =
+                part.fields.iter().map(|(key, value)| ((*key).to_owned(), (*value).into()));
+            fields.collect()
+        }
+        Some(Value::Object(fields)) => fields.clone(),
+        Some(_) => refuse!(InvalidConfig, "'{}' is not a mapping", part.key),
+    };
+    fields.remove("architectures");
+    fields.entry("model_type").or_insert_with(|| part.model_type.into());
+    Ok(Value::Object(fields))
+}
+
+/// Refuses files of the program that LLaVA was first trained with, which keep the tower's weights elsewhere.
+pub(in crate::models) fn refuse_original(config: &Value) -> Result<()> {
+    let has = |key: &str| config.get(key).is_some_and(|value| !value.is_null());
+    if has("mm_vision_tower") && !config.get("vision_config").is_some_and(Value::is_object) {
+        refuse!(
+            Unsupported,
+            "the configuration is that of the original LLaVA ('mm_vision_tower' is set), which says nothing of the tower \
+             and has other names: take a checkpoint of transformers (llava-hf/llava-1.5-7b-hf), or make one with its \
+             convert_llava_weights_to_hf.py"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! The families of models of images and texts, a row each.
+
+use serde_json::Value;
+
+use super::connector::ConnectorConfig;
+use super::family::{Family, Names, Part};
+use super::pixel_shuffle::PixelShuffleConfig;
+use super::pooled_projector::PooledProjectorConfig;
+use super::projector;
+use super::tower::Taken;
+use crate::error::Result;
+use crate::models::decoder::DecoderConfig;
+use crate::models::vision::ImageTowerConfig;
+
+const LLAVA: Family = Family {
+    model_type: "llava",
+    names: Names {
+        tower: "vision_tower",
+        connector: "multi_modal_projector",
+        text: "language_model",
+    },
+    vision: Part {
+        key: "vision_config",
+        model_type: "clip_vision_model",
+        fields: &[
+            ("hidden_size", 1024),
+            ("intermediate_size", 4096),
+            ("patch_size", 14),
+            ("image_size", 336),
+            ("num_hidden_layers", 24),
+            ("num_attention_heads", 16),
+        ],
+    },
+    text: Part { key: "text_config", model_type: "llama", fields: &[] },
+    image_token: (["image_token_id", "image_token_index"], 32_000),
+    connector: llava,
+    in_tiles: false,
+    looks_both_ways: false,
+};
+
+const IDEFICS3: Family = Family {
+    model_type: "idefics3",
+    names: Names { tower: "vision_model", connector: "connector", text: "text_model" },
+    vision: Part { key: "vision_config", model_type: "idefics3_vision", fields: &[] },
+    image_token: (["image_token_id", "image_token_index"], 128_257),
+    connector: idefics3,
+    ..LLAVA
+};
+
+pub(super) const FAMILIES: &[Family] = &[
+    LLAVA,
+    Family { model_type: "llava_next", in_tiles: true, ..LLAVA },
+    Family {
+        model_type: "gemma3",
+        vision: Part { key: "vision_config", model_type: "siglip_vision_model", fields: &[] },
+        text: Part { key: "text_config", model_type: "gemma3_text", fields: &[] },
+        image_token: (["image_token_id", "image_token_index"], 262_144),
+        connector: gemma3,
+        looks_both_ways: true,
+        ..LLAVA
+    },
+    IDEFICS3,
+    Family { model_type: "smolvlm", ..IDEFICS3 },
+];
+
+fn llava(
+    config: &Value,
+    tower: &ImageTowerConfig,
+    text: &DecoderConfig,
+) -> Result<(Taken, ConnectorConfig)> {
+    let (taken, projector) = projector::read(config, tower, text)?;
+    Ok((taken, ConnectorConfig::Projector(projector)))
+}
+
+fn gemma3(
+    config: &Value,
+    tower: &ImageTowerConfig,
+    text: &DecoderConfig,
+) -> Result<(Taken, ConnectorConfig)> {
+    let connector = PooledProjectorConfig::read(config, tower, text)?;
+    Ok((Taken::Last, ConnectorConfig::Pooled(connector)))
+}
+
+fn idefics3(
+    config: &Value,
+    tower: &ImageTowerConfig,
+    text: &DecoderConfig,
+) -> Result<(Taken, ConnectorConfig)> {
+    let connector = PixelShuffleConfig::read(config, tower, text)?;
+    Ok((Taken::Last, ConnectorConfig::Shuffle(connector)))
+}

@@ -1,0 +1,124 @@
+//! SigLIP (arXiv 2303.15343) and its successor at a fixed resolution (arXiv 2502.14786), as transformers' `SiglipModel`.
+
+use tch::nn::Init;
+use tch::{Kind, Tensor};
+
+use super::clip::cosines;
+use super::siglip_config::SiglipConfig;
+use super::siglip_tower::{SiglipText, SiglipVision};
+use crate::autograd::recompute::Tape;
+use crate::error::{refusal, Result};
+use crate::models::inputs::Inputs;
+use crate::models::model::Model;
+use crate::models::nn::Weights;
+
+/// Both towers of a SigLIP and what brings them together.
+///
+/// Variables are named as in transformers: `text_model.encoder.layers.0.layer_norm1.weight`, …. Those that the
+/// `VarStore` holds already are used. Hidden states are those of the texts or of the images, whichever the inputs have;
+/// logits tell how well each image goes with each text, `[images, texts]`: their sigmoids are probabilities.
+#[derive(Debug)]
+#[doc(alias = "SiglipModel")]
+pub struct Siglip {
+    config: SiglipConfig,
+    text: SiglipText,
+    vision: SiglipVision,
+    /// `[1]` each
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+}
+
+impl Model for Siglip {
+    type Config = SiglipConfig;
+
+    fn build(weights: &Weights, config: &SiglipConfig) -> Result<Self> {
+        let number = |name: &str| weights.tensor(name, &[1], Init::Const(0.));
+        Ok(Siglip {
+            text: SiglipText::build(&weights.at("text_model"), &config.text)?,
+            vision: SiglipVision::build(&weights.at("vision_model"), &config.vision)?,
+            logit_scale: number("logit_scale")?,
+            logit_bias: number("logit_bias")?,
+            config: config.clone(),
+        })
+    }
+
+    fn config(&self) -> &SiglipConfig {
+        &self.config
+    }
+
+    fn kind(&self) -> Kind {
+        self.text.kind()
+    }
+
+    fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        match (inputs.ids, inputs.pixel_values) {
+            (Some(_), None) => self.text.hidden_states_with(inputs, tape),
+            (None, Some(_)) => self.vision.hidden_states_with(inputs, tape),
+            _ => Err(refusal!(
+                InvalidArgument,
+                "each tower has hidden states of its own: give input_ids or pixel_values, not both"
+            )),
+        }
+    }
+
+    fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        inputs.check("siglip", &["input_ids", "attention_mask", "pixel_values"])?;
+        let images = Inputs { ids: None, attention_mask: None, ..inputs };
+        let images = self.image_features_with(images, tape)?;
+        let texts = Inputs { pixel_values: None, ..inputs };
+        self.logits_per_image(&images, &self.text_features_with(texts, tape)?)
+    }
+}
+
+impl Siglip {
+    /// Texts to features `[batch, projection_size]`: the projected hidden state of the last place, be it padding.
+    ///
+    /// # Errors
+    /// As [`hidden_states`](Model::hidden_states).
+    #[doc(alias = "get_text_features")]
+    pub fn text_features<'a>(&self, inputs: impl Into<Inputs<'a>>) -> Result<Tensor> {
+        self.text_features_with(inputs.into(), &mut Tape::off())
+    }
+
+    /// Images to features `[batch, hidden_size]`, by the head that pools the patches.
+    ///
+    /// # Errors
+    /// As [`SiglipVision::features`].
+    #[doc(alias = "get_image_features")]
+    pub fn image_features<'a>(&self, inputs: impl Into<Inputs<'a>>) -> Result<Tensor> {
+        self.image_features_with(inputs.into(), &mut Tape::off())
+    }
+
+    /// [`text_features`](Self::text_features) with block checkpointing.
+    ///
+    /// # Errors
+    /// As [`hidden_states`](Model::hidden_states).
+    pub fn text_features_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        self.text.features(inputs, tape)
+    }
+
+    /// [`image_features`](Self::image_features) with block checkpointing.
+    ///
+    /// # Errors
+    /// As [`SiglipVision::features`].
+    pub fn image_features_with<'m>(
+        &'m self,
+        inputs: Inputs,
+        tape: &mut Tape<'m>,
+    ) -> Result<Tensor> {
+        self.vision.features_with(inputs, tape)
+    }
+
+    /// Logits `[images, texts]` from features of both: their cosines times the learned scale, plus the learned bias.
+    ///
+    /// # Errors
+    /// `Torch` for features of another shape, kind or device.
+    pub fn logits_per_image(
+        &self,
+        image_features: &Tensor,
+        text_features: &Tensor,
+    ) -> Result<Tensor> {
+        let cosines = cosines(image_features, text_features)?;
+        Ok(cosines.f_mul(&self.logit_scale.f_exp()?)?.f_add(&self.logit_bias)?)
+    }
+}

@@ -1,0 +1,354 @@
+//! Adapters on models of images and texts: what they select, that PEFT agrees, and the keys of other layouts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::common;
+use crate::nets::{bits, snapshot};
+use ln_tuning::models::{AnyModel, Inputs};
+use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::{
+    merge, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions, Norms, Recipe,
+    Selection,
+};
+use tch::{nn, no_grad, Device, Tensor};
+
+/// The models whose recipes are tried in PEFT.
+const TRIED: [&str; 6] = ["llava", "llava_tied", "gemma3", "idefics3", "qwen2_5_vl", "qwen3_vl"];
+
+/// The models and adapters of transformers and PEFT, made once.
+fn made() -> &'static Path {
+    static MADE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let made = MADE.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        common::run_python("image_text_adapters.py", &["make", dir.path().to_str().unwrap()]);
+        dir
+    });
+    made.path()
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: PathBuf) -> T {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn tensors(path: PathBuf) -> BTreeMap<String, Tensor> {
+    Tensor::read_safetensors(path).unwrap().into_iter().collect()
+}
+
+fn files(name: &str) -> ModelFiles {
+    ModelFiles::open(made().join(name)).unwrap()
+}
+
+fn var_store(name: &str) -> nn::VarStore {
+    files(name).var_store(Device::Cpu, None, |_| true).unwrap()
+}
+
+fn config() -> LnTuningConfig {
+    LnTuningConfig::default()
+}
+
+/// The variables that a file's keys mean.
+fn named(state: Vec<(String, Tensor)>) -> BTreeMap<String, Tensor> {
+    let name = |key: &str| {
+        let key = key.replace("base_model.model.", "").replace(".ln_tuning_layers.", ".");
+        key.replace("multi_modal_projector.default.", "multi_modal_projector.")
+    };
+    state.into_iter().map(|(key, tensor)| (name(&key), tensor)).collect()
+}
+
+fn assert_same(found: &BTreeMap<String, Tensor>, expected: &BTreeMap<String, Tensor>, case: &str) {
+    let names = |all: &BTreeMap<String, Tensor>| all.keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(names(found), names(expected), "{case}");
+    for (name, tensor) in expected {
+        assert_eq!(bits(&found[name]), bits(tensor), "{case}: {name}");
+    }
+}
+
+fn select(name: &str, config: &LnTuningConfig, norms: Norms) -> Selection {
+    let (files, variables) = (files(name), files(name).variables_with_copies());
+    let selection = Selection::new(&variables, config, files.model_type(), norms).unwrap();
+    selection.used_by(&variables, config, files.config(), files.head()).unwrap()
+}
+
+fn paths(selection: &Selection) -> Vec<String> {
+    let mut paths: Vec<String> = selection.modules().iter().map(|m| m.path.clone()).collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn norms_that_get_no_gradient_are_left_out_and_named() {
+    let mut seen = 0;
+    for name in [
+        "llava",
+        "llava_last",
+        "llava_first",
+        "llava_list",
+        "llava_siglip",
+        "llava_tied",
+        "llava_next",
+        "llava_onevision",
+        "vipllava",
+        "gemma3",
+        "paligemma",
+        "idefics3",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "clip",
+        "siglip",
+    ] {
+        let expected: Vec<String> = read(made().join(name).join("unused.json"));
+        let selection = select(name, &config(), Norms::All);
+        let mut unused: Vec<&str> = selection.unused().iter().map(|m| m.path.as_str()).collect();
+        unused.sort_unstable();
+        assert_eq!(unused, expected, "{name}");
+        assert!(!paths(&selection).iter().any(|path| expected.contains(path)), "{name}");
+        seen += expected.len();
+    }
+    assert!(seen > 20, "{seen}");
+    // In the status of a model from a directory, with the reason.
+    let vs = var_store("llava");
+    let options = AdapterOptions::default().norms(Norms::All);
+    let tuned = LnTuningModel::with_options(&vs, config(), "default", &options).unwrap();
+    let unused = &tuned.model_status().unused["default"];
+    assert_eq!(unused.len(), 3);
+    assert!(unused[0].reason.contains("`vision_feature_layer` is -2"), "{}", unused[0].reason);
+    tuned.unload().unwrap();
+    // Named by the user alone, they are an error; among others, they are left out.
+    let before = snapshot(&vs);
+    for names in [
+        &["post_layernorm"][..],
+        &["norm", "layers.2.layer_norm1"],
+        &["vision_tower.post_layernorm"],
+    ] {
+        let asked = config().target_modules(names.iter().copied());
+        let error = LnTuningModel::new(&vs, asked).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoGradient, "{error}");
+        assert!(error.to_string().contains("`vision_feature_layer` is -2"), "{error}");
+    }
+    let error = LnTuningModel::new(&vs, config().target_pattern(".*post_layernorm")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoGradient, "{error}");
+    assert_eq!(snapshot(&vs), before);
+    let tuned = LnTuningModel::new(&vs, config().target_modules(["layer_norm1"])).unwrap();
+    assert_eq!(tuned.layer_status().len(), 2);
+}
+
+#[test]
+fn recipes_are_the_settings_of_the_paper_and_for_llava_those_of_peft() {
+    for name in ["llava", "llava_tied"] {
+        let peft: Vec<String> = read(made().join(name).join("peft.json"));
+        assert_eq!(paths(&select(name, &config(), Norms::Peft)), peft, "{name}");
+        for norms in [Norms::Peft, Norms::All] {
+            let recipe = select(name, &config().recipe(Recipe::Layernorm), norms);
+            assert_eq!(paths(&recipe), peft, "{name}");
+        }
+    }
+    let counted = |name: &str, recipe: Recipe| {
+        let selection = select(name, &config().recipe(recipe), Norms::Peft);
+        selection.modules().len()
+    };
+    // Norms of two layers and the last; a connector of one or more modules; embeddings and head.
+    for (name, norms, outside, connector) in [
+        ("llava", 5, 0, 2),
+        ("llava_next", 5, 0, 2),
+        ("llava_onevision", 5, 0, 2),
+        ("vipllava", 5, 1, 2),
+        // With the norm in the connector, which has a tensor of its own.
+        ("gemma3", 13, 1, 1),
+        ("paligemma", 5, 0, 1),
+        ("idefics3", 5, 0, 1),
+        ("qwen2_5_vl", 5, 1, 3),
+        ("qwen3_vl", 9, 2, 6),
+    ] {
+        let found = Recipe::ALL.map(|recipe| counted(name, recipe));
+        let connector = connector + usize::from(name == "vipllava");
+        assert_eq!(found, [norms + connector + 2, norms + outside, connector], "{name}");
+    }
+    // A text model has norms, embeddings and a head.
+    let of_text = |recipe| counted("text", recipe);
+    assert_eq!((of_text(Recipe::Layernorm), of_text(Recipe::LayernormSimple)), (7, 5));
+    let error = LnTuningModel::new(&var_store("text"), config().recipe(Recipe::Connector));
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoTargetModules);
+    assert!(error.to_string().contains("`recipe: connector`"), "{error}");
+}
+
+#[test]
+fn what_recipes_train_is_what_peft_loads() {
+    for name in TRIED {
+        let (base, everything) = (made().join(name), AdapterOptions::default().norms(Norms::All));
+        let mut choices = vec![("all".to_owned(), config())];
+        choices.extend(Recipe::ALL.map(|r| (r.to_string(), config().recipe(r))));
+        for (choice, asked) in choices {
+            let vs = var_store(name);
+            let before = snapshot(&vs);
+            let mut tuned =
+                LnTuningModel::with_options(&vs, asked, "default", &everything).unwrap();
+            // A tied head is one of the variables as soon as it is an adapter's.
+            let now = snapshot(&vs);
+            assert!(before.iter().all(|(name, bits)| now[name] == *bits), "{name} {choice}");
+            let state = tuned.state_dict("default").unwrap();
+            let changed: Vec<(String, Tensor)> =
+                state.into_iter().map(|(key, tensor)| (key, tensor * 0.5 + 0.25)).collect();
+            tuned.load_state_dict("default", &changed, &LoadOptions::default()).unwrap();
+            let out = base.join(format!("ours_{choice}"));
+            tuned.save_pretrained(&out).unwrap();
+            let saved = LnTuningConfig::from_file(out.join("adapter_config.json")).unwrap();
+            assert!(saved.recipe.is_none() && saved.target_modules.is_some());
+            let values = Vec::from_iter(named(changed));
+            Tensor::write_safetensors(&values, out.join("values.st")).unwrap();
+            if choice == "layernorm" {
+                let merged = made().join(format!("merged_{name}"));
+                merge(&base, &out, merged, |_, _| ()).unwrap();
+            }
+            // Saved, loaded, saved: the same bytes.
+            tuned.unload().unwrap();
+            assert_eq!(snapshot(&vs), before);
+            let again = LnTuningModel::from_pretrained(&vs, &out).unwrap();
+            again.save_pretrained(out.join("again")).unwrap();
+            for file in ["adapter_model.safetensors", "adapter_config.json"] {
+                let bytes = |dir: &Path| std::fs::read(dir.join(file)).unwrap();
+                assert!(bytes(&out) == bytes(&out.join("again")), "{name} {choice} {file}");
+            }
+        }
+    }
+    let checked =
+        common::run_python("image_text_adapters.py", &["check", made().to_str().unwrap()]);
+    let passed = checked.lines().filter(|line| line.ends_with(" ok")).count();
+    assert_eq!(passed, TRIED.len() * 4, "{checked}");
+}
+
+#[test]
+fn an_adapter_of_peft_for_llava_is_loaded_merged_and_unloaded_with_its_connector_as_one() {
+    for name in ["llava", "llava_tied"] {
+        let dir = made().join(name);
+        let reference = tensors(dir.join("reference.st"));
+        let (vs, model) = AnyModel::from_pretrained(&dir, Device::Cpu, None).unwrap();
+        let check = |model: &AnyModel, what: &str| {
+            let inputs =
+                Inputs::new(&reference["input_ids"]).pixel_values(&reference["pixel_values"]);
+            let logits = no_grad(|| model.logits(inputs)).unwrap();
+            let difference = (logits - &reference["logits"]).abs().max().double_value(&[]);
+            assert!(difference < 1e-5, "{name} {what}: {difference}");
+        };
+        let before = snapshot(&vs);
+        let mut tuned = LnTuningModel::from_pretrained(&vs, dir.join("peft")).unwrap();
+        let expected = tensors(dir.join("values.st"));
+        assert_same(&named(tuned.state_dict("default").unwrap()), &expected, name);
+        check(&model, "loaded");
+        tuned.merge_adapter("default").unwrap();
+        check(&model, "merged");
+        tuned.unmerge_adapter().unwrap();
+        // Its difference from the base, and all of it as one of one.
+        let diff = tuned.diff("default", None).unwrap();
+        assert_eq!(diff.tensors.len(), expected.len(), "{name}");
+        assert!(diff.tensors.iter().all(|row| row.norm > 0.), "{name}");
+        tuned.interpolate(&[("default", 1.)], "same").unwrap();
+        assert_same(&named(tuned.state_dict("same").unwrap()), &expected, name);
+        tuned.interpolate(&[("default", 0.5)], "half").unwrap();
+        tuned.set_adapter("same").unwrap();
+        check(&model, "interpolated");
+        tuned.delete_adapter("half").unwrap();
+        tuned.unload().unwrap();
+        assert_eq!(snapshot(&vs), before);
+        let out = made().join(format!("merged_peft_{name}"));
+        merge(&dir, dir.join("peft"), &out, |_, _| ()).unwrap();
+        check(&AnyModel::from_pretrained(&out, Device::Cpu, None).unwrap().1, "merged on disk");
+        let tuned = LnTuningModel::from_pretrained(&vs, dir.join("peft")).unwrap();
+        tuned.merge_and_unload().unwrap();
+        check(&model, "merged for good");
+    }
+}
+
+/// Of former versions of transformers, of a part alone: PEFT 0.21.2 loads them as nothing, which the Python half shows.
+#[test]
+fn adapters_of_every_layout_load_bit_for_bit() {
+    let mut cases = 0;
+    for entry in std::fs::read_dir(made().join("layouts")).unwrap() {
+        let dir = entry.unwrap().path();
+        if dir.ends_with("now") {
+            continue;
+        }
+        let case = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let model = std::fs::read_to_string(dir.join("model.txt")).unwrap();
+        let expected = tensors(dir.join("values.st"));
+        let vs = var_store(&model);
+        let before = snapshot(&vs);
+        let options = LoadOptions::default();
+        for adapter in ["default", "mine"] {
+            let (tuned, report) =
+                LnTuningModel::from_pretrained_with(&vs, &dir, adapter, &options).unwrap();
+            assert_eq!(report.missing_keys.len() + report.unexpected_keys.len(), 0, "{case}");
+            assert_same(&named(tuned.state_dict(adapter).unwrap()), &expected, &case);
+            // Saved, it has the names of now.
+            let again = tempfile::tempdir().unwrap();
+            tuned.save_pretrained(again.path()).unwrap();
+            let saved =
+                if adapter == "default" { again.path().into() } else { again.path().join(adapter) };
+            tuned.unload().unwrap();
+            assert_eq!(snapshot(&vs), before);
+            let tuned = LnTuningModel::from_pretrained(&vs, saved).unwrap();
+            assert_same(&named(tuned.state_dict("default").unwrap()), &expected, &case);
+            tuned.unload().unwrap();
+        }
+        // Without model code, in a model directory.
+        let out = dir.join("merged");
+        merge(made().join(&model), &dir, &out, |_, _| ()).unwrap();
+        let merged = ModelFiles::open(&out).unwrap();
+        for (name, tensor) in &expected {
+            assert_eq!(bits(&merged.tensor(name).unwrap()), bits(tensor), "{case}: {name}");
+        }
+        cases += 1;
+    }
+    assert_eq!(cases, 20);
+}
+
+#[test]
+fn an_adapter_that_fits_no_layout_whole_is_refused() {
+    let layouts = made().join("layouts");
+    let short = tempfile::tempdir().unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(layouts.join("former").join(name), short.path().join(name)).unwrap();
+    }
+    let file = short.path().join("adapter_model.safetensors");
+    let all = Tensor::read_safetensors(&file).unwrap();
+    Tensor::write_safetensors(&all[1..], &file).unwrap();
+    let vs = var_store("llava");
+    let before = snapshot(&vs);
+    let error = LnTuningModel::from_pretrained(&vs, short.path()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::MissingKeys, "{error}");
+    let lacking = LoadOptions::default().allow_missing(true);
+    let (tuned, report) =
+        LnTuningModel::from_pretrained_with(&vs, short.path(), "default", &lacking).unwrap();
+    assert_eq!((report.missing_keys.len(), report.unexpected_keys.len()), (1, 0));
+    tuned.unload().unwrap();
+    // A rule of the user's for a file that lacks nothing goes first.
+    let rules = [
+        (r"^language_model\.model", "model.language_model"),
+        (r"^vision_tower\.vision_model", "model.vision_tower"),
+    ];
+    let mapped = LoadOptions::default().key_mapping(rules);
+    let load = |options: &LoadOptions, vs, case: &str| {
+        LnTuningModel::from_pretrained_with(vs, layouts.join(case), "default", options)
+    };
+    load(&mapped, &vs, "former").unwrap().0.unload().unwrap();
+    assert_eq!(snapshot(&vs), before);
+
+    // One of images and texts on the text model alone: what is not text has no place there.
+    let vs = var_store("text");
+    let before = snapshot(&vs);
+    for case in ["between", "former"] {
+        let error = load(&LoadOptions::default(), &vs, case).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedKeys, "{error}");
+        for word in ["layer_norm1", "allow_unexpected", "another class"] {
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        assert_eq!(snapshot(&vs), before);
+        let (tuned, report) =
+            load(&LoadOptions::default().allow_unexpected(true), &vs, case).unwrap();
+        assert!(report.unexpected_keys.iter().all(|key| key.contains("vision_tower")));
+        assert_eq!(tuned.layer_status().len(), 5);
+        tuned.unload().unwrap();
+    }
+}

@@ -1,0 +1,344 @@
+//! Models of images and texts with a tower of SigLIP compute what transformers computes, forwards and backwards.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::common;
+use ln_tuning::loss::LinearCrossEntropy;
+use ln_tuning::models::{
+    AnyModel, GenerateOptions, ImageTextToText, ImageTextToTextConfig, Inputs, Load, Model,
+    ModelConfig,
+};
+use ln_tuning::pretrained::{Head, ModelFiles};
+use ln_tuning::recompute::{Blocks, Recompute};
+use ln_tuning::{AdamW, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel, Norms};
+use serde_json::{json, Value};
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+
+type Tensors = HashMap<String, Tensor>;
+
+const CASES: [&str; 6] = ["gemma3", "gemma3_odd", "idefics3", "smolvlm", "llava", "llava_middle"];
+
+/// The checkpoints of the script, made once for all tests.
+fn made() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        tch::set_num_threads(1);
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("seeing");
+        let _ = std::fs::remove_dir_all(&dir);
+        common::run_python("seeing.py", &[dir.to_str().unwrap()]);
+        dir
+    })
+}
+
+fn open(case: &str) -> (VarStore, ImageTextToText, Tensors) {
+    let path = made().join(case);
+    let (vs, model) = ImageTextToText::from_pretrained(&path, Device::Cpu, None).unwrap();
+    let reference = path.join("reference.st");
+    let reference = Tensor::read_safetensors(reference).unwrap().into_iter().collect();
+    (vs, model, reference)
+}
+
+fn off(ours: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(ours.size(), expected.size());
+    let scale = expected.abs().max().double_value(&[]).max(0.1);
+    (ours - expected).abs().max().double_value(&[]) / scale
+}
+
+/// The inputs of a batch of the reference; its rows have so many images of all.
+fn inputs<'r>(reference: &'r Tensors, of: &str, images: &'r Tensor) -> Inputs<'r> {
+    let inputs = Inputs::new(&reference[&format!("{of}.ids")])
+        .attention_mask(&reference[&format!("{of}.mask")])
+        .pixel_attention_mask(reference.get(&format!("{of}.pixels")));
+    inputs.pixel_values((images.size()[0] > 0).then_some(images))
+}
+
+fn images(reference: &Tensors, of: &str) -> Tensor {
+    let count = match of {
+        "none" => 0,
+        "one" => 1,
+        "two" | "joined" => 2,
+        _ => 4,
+    };
+    reference["images"].narrow(0, 0, count)
+}
+
+fn gradients(vs: &VarStore, reference: &Tensors, of: &str) {
+    let mut norms = 0;
+    for (name, mut variable) in vs.variables() {
+        let gradient = variable.grad();
+        match reference.get(&format!("{of}.grad.{name}")) {
+            Some(expected) => {
+                assert!(gradient.defined(), "{of}: {name}");
+                let off = off(&gradient, expected);
+                assert!(off <= 1e-4, "{of}: the gradient of {name} is {off} off");
+                norms += usize::from(name.contains("norm"));
+            }
+            None => {
+                let none = !gradient.defined() || gradient.abs().max().double_value(&[]) == 0.;
+                assert!(none, "{of}: {name}");
+            }
+        }
+        variable.zero_grad();
+    }
+    assert!(norms >= 5, "{norms}");
+}
+
+#[test]
+fn logits_losses_gradients_and_texts_are_those_of_transformers() {
+    for case in CASES {
+        let (vs, model, reference) = open(case);
+        for of in ["right", "left", "none", "one", "two", "joined", "padded"] {
+            if !reference.contains_key(&format!("{of}.ids")) {
+                continue;
+            }
+            let images = images(&reference, of);
+            let inputs = inputs(&reference, of, &images);
+            let logits = model.logits(inputs).unwrap();
+            let shown = reference[&format!("{of}.mask")].unsqueeze(-1).to_kind(Kind::Float);
+            let expected = &reference[&format!("{of}.logits")];
+            let off_logits = off(&(logits * &shown), &(expected * &shown));
+            assert!(off_logits <= 1e-4, "{case} {of}: the logits are {off_logits} off");
+            let labels = &reference[&format!("{of}.labels")];
+            let loss = model.loss(inputs, labels, &LinearCrossEntropy::default()).unwrap();
+            assert!(off(&loss, &reference[&format!("{of}.loss")]) <= 1e-5, "{case} {of}");
+            loss.backward();
+            gradients(&vs, &reference, of);
+        }
+        let images = images(&reference, "left");
+        let prompt = inputs(&reference, "left", &images);
+        let new = model.generate(prompt, &GenerateOptions::default().max_new_tokens(12)).unwrap();
+        assert_eq!(new, reference["new"], "{case}");
+    }
+}
+
+#[test]
+fn files_of_every_version_open_and_so_do_those_of_a_model_without_a_head() {
+    for case in ["gemma3", "idefics3"] {
+        let (_, model, reference) = open(case);
+        let images = images(&reference, "one");
+        let inputs = inputs(&reference, "one", &images);
+        for layout in ["a", "b", "c", "d"].iter().filter(|_| case == "gemma3") {
+            let path = made().join(format!("{case}_{layout}"));
+            let (_, model) = AnyModel::from_pretrained(path, Device::Cpu, None).unwrap();
+            let off = off(&model.logits(inputs).unwrap(), &reference["one.logits"]);
+            assert!(off <= 1e-4, "{layout}: {off}");
+        }
+        let path = made().join(format!("{case}_base"));
+        let (_, base) = AnyModel::from_pretrained(&path, Device::Cpu, None).unwrap();
+        let expected = model.hidden_states(inputs).unwrap();
+        assert_eq!(base.hidden_states(inputs).unwrap(), expected, "{case}");
+        assert_eq!(base.logits(inputs).unwrap_err().kind(), ErrorKind::InvalidState);
+        // A head that is tied needs no file of its own.
+        let load = Load::on(Device::Cpu).head(Head::LanguageModel);
+        let headed = AnyModel::from_files(ModelFiles::open(&path).unwrap(), &load);
+        match headed {
+            Ok((_, headed)) => {
+                assert_eq!(case, "gemma3");
+                assert_eq!(headed.logits(inputs).unwrap(), model.logits(inputs).unwrap());
+            }
+            Err(error) => {
+                assert_eq!(case, "idefics3");
+                assert_eq!(error.kind(), ErrorKind::MissingKeys);
+                assert!(error.to_string().contains("lm_head.weight"), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn features_of_images_take_their_place_bit_for_bit_and_blocks_run_again_change_nothing() {
+    for (case, of) in [("gemma3", "right"), ("idefics3", "padded")] {
+        let (vs, model, reference) = open(case);
+        let images = images(&reference, of);
+        let whole = inputs(&reference, of, &images);
+        let mask = reference.get(&format!("{of}.pixels"));
+        let features =
+            model.image_features(Inputs::images(&images).pixel_attention_mask(mask)).unwrap();
+        let kept = Inputs::new(&reference[&format!("{of}.ids")])
+            .attention_mask(&reference[&format!("{of}.mask")])
+            .image_features(&features);
+        assert_eq!(model.logits(kept).unwrap(), model.logits(whole).unwrap(), "{case}");
+
+        let labels = &reference[&format!("{of}.labels")];
+        let norms = vs.variables().into_iter().filter(|(name, _)| name.contains("norm"));
+        let norms: Vec<(String, Tensor)> = norms.collect();
+        let tensors: Vec<Tensor> = norms.iter().map(|(_, norm)| norm.shallow_clone()).collect();
+        let recompute = Recompute::new(Blocks::All);
+        let (_, found) = recompute
+            .gradients(&tensors, |tape| {
+                model.loss_with(whole, labels, &LinearCrossEntropy::default(), tape)
+            })
+            .unwrap();
+        for ((name, _), found) in norms.iter().zip(&found) {
+            let expected = reference.get(&format!("{of}.grad.{name}"));
+            assert_eq!(found.defined(), expected.is_some(), "{case}: {name}");
+            if let Some(expected) = expected {
+                let off = off(found, expected);
+                assert!(off <= 1e-4, "{case}: the gradient of {name} is {off} off");
+            }
+        }
+    }
+}
+
+#[test]
+fn in_bf16_a_step_of_tuning_lowers_the_loss_and_touches_norms_alone() {
+    for case in ["gemma3", "smolvlm"] {
+        let (_, _, reference) = open(case);
+        let path = made().join(case);
+        let (vs, model) =
+            ImageTextToText::from_pretrained(path, Device::Cpu, Kind::BFloat16).unwrap();
+        let images = images(&reference, "left").to_kind(Kind::BFloat16);
+        let inputs = inputs(&reference, "left", &images).train(true);
+        let before: HashMap<String, Tensor> =
+            vs.variables().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect();
+        let options = AdapterOptions::default().norms(Norms::All);
+        let config = LnTuningConfig::default();
+        let tuned = LnTuningModel::with_options(&vs, config, "default", &options).unwrap();
+        let mut opt = tuned.optimizer(AdamW::default(), 1e-2).unwrap();
+        let loss = || {
+            let labels = &reference["left.labels"];
+            model.loss(inputs, labels, &LinearCrossEntropy::default()).unwrap()
+        };
+        let first = loss().double_value(&[]);
+        for _ in 0..5 {
+            opt.backward_step(&loss()).unwrap();
+        }
+        assert!(loss().double_value(&[]) < first - 0.01, "{case}");
+        for (name, tensor) in vs.variables() {
+            let same = tensor.equal(&before[&name]);
+            assert!(same || name.contains("norm"), "{case}: {name}");
+        }
+    }
+}
+
+/// What files on the Hub say, and do not say.
+#[test]
+fn configurations_of_every_version_are_read_and_what_they_lack_is_the_default_of_transformers() {
+    let llama = json!({
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "model_type": "llama", "vocab_size": 49_280, "rope_theta": 100_000.0, "pad_token_id": 2,
+        "is_llama_config": true, "qk_layer_norms": false, "use_resampler": false, "pixel_shuffle_factor": 4,
+    });
+    let gemma = json!({
+        "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255_999,
+        "eoi_token_index": 256_000, "eos_token_id": [1, 106], "image_token_index": 262_144, "mm_tokens_per_image": 256,
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10_240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+        },
+        "vision_config": {
+            "hidden_size": 1152, "image_size": 896, "intermediate_size": 4304, "model_type": "siglip_vision_model",
+            "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": false,
+        },
+    });
+    let small = json!({
+        "model_type": "idefics3", "architectures": ["Idefics3ForConditionalGeneration"], "image_token_id": 49_190,
+        "scale_factor": 4, "text_config": llama,
+        "vision_config": {
+            "hidden_size": 768, "image_size": 512, "max_image_size": {"longest_edge": 512}, "model_type": "idefics3",
+            "num_attention_heads": 12, "patch_size": 16, "size": {"longest_edge": 2048},
+        },
+    });
+    // Pixels beyond the last whole patch.
+    let larger = json!({
+        "model_type": "smolvlm", "architectures": ["SmolVLMForConditionalGeneration"], "image_token_id": 49_190,
+        "scale_factor": 3, "text_config": llama,
+        "vision_config": {
+            "hidden_size": 1152, "image_size": 384, "intermediate_size": 4304, "model_type": "smolvlm_vision",
+            "num_hidden_layers": 27, "patch_size": 14,
+        },
+    });
+    for (config, tokens, id, vocabulary) in
+        [(gemma, 256, 262_144, 262_208), (small, 64, 49_190, 49_280), (larger, 81, 49_190, 49_280)]
+    {
+        let read = ImageTextToTextConfig::from_value(&config).unwrap();
+        assert_eq!(read.tokens_per_image(), tokens);
+        assert_eq!(read.image_token_id(), id);
+        assert_eq!(read.text().vocab_size(), vocabulary);
+        assert_eq!(read.head(), Head::LanguageModel);
+    }
+}
+
+#[test]
+fn inputs_and_configurations_that_do_not_fit_are_refused() {
+    let (_, gemma, reference) = open("gemma3");
+    let (_, idefics, _) = open("idefics3");
+    let four = &reference["images"];
+    let ids = &reference["right.ids"];
+    let small = four.narrow(2, 0, 10);
+    let pixels = Tensor::ones([4, 12, 12], (Kind::Int64, Device::Cpu));
+    let narrow = pixels.narrow(2, 0, 6);
+    let three = four.narrow(0, 0, 3);
+    let features = Tensor::zeros([4, 35, 24], (Kind::Float, Device::Cpu));
+    let inputs = Inputs::new(ids);
+    for (model, inputs, kind, words) in [
+        (
+            &gemma,
+            inputs.pixel_values(&three),
+            ErrorKind::ShapeMismatch,
+            "36 image tokens (60), and 3 images take 27",
+        ),
+        (&gemma, inputs, ErrorKind::ShapeMismatch, "36 image tokens (60), and 0 images take 0"),
+        (&gemma, inputs.pixel_values(&small), ErrorKind::ShapeMismatch, "12, 12"),
+        (&idefics, inputs.pixel_values(&small), ErrorKind::ShapeMismatch, "12, 12"),
+        (
+            &gemma,
+            inputs.pixel_values(four).pixel_attention_mask(&pixels),
+            ErrorKind::InvalidArgument,
+            "gemma3 has no use for pixel_attention_mask",
+        ),
+        (
+            &idefics,
+            inputs.pixel_values(four).pixel_attention_mask(&narrow),
+            ErrorKind::ShapeMismatch,
+            "[4, 12, 6], expected that of the images, [4, 12, 12]",
+        ),
+        (&gemma, inputs.image_features(&features), ErrorKind::ShapeMismatch, "[images, 36, 24]"),
+        (
+            &gemma,
+            inputs.pixel_values(four).image_features(&features),
+            ErrorKind::InvalidArgument,
+            "both given",
+        ),
+        (
+            &gemma,
+            inputs.pixel_values(four).token_type_ids(ids),
+            ErrorKind::InvalidArgument,
+            "token_type_ids",
+        ),
+    ] {
+        let error = model.logits(inputs).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    for (case, key, value, kind) in [
+        ("gemma3", "/mm_tokens_per_image", json!(49), ErrorKind::InvalidConfig),
+        ("gemma3", "/mm_tokens_per_image", json!(0), ErrorKind::InvalidConfig),
+        ("gemma3", "/image_token_index", json!("<image>"), ErrorKind::InvalidConfig),
+        (
+            "gemma3",
+            "/vision_config/model_type",
+            json!("siglip2_vision_model"),
+            ErrorKind::Unsupported,
+        ),
+        ("gemma3", "/text_config/model_type", json!("mamba"), ErrorKind::Unsupported),
+        ("gemma3", "/text_config", json!(3), ErrorKind::InvalidConfig),
+        ("idefics3", "/scale_factor", json!(4), ErrorKind::InvalidConfig),
+        ("idefics3", "/scale_factor", json!(0), ErrorKind::InvalidConfig),
+        ("idefics3", "/scale_factor", json!(3), ErrorKind::ShapeMismatch),
+    ] {
+        let text = std::fs::read_to_string(made().join(case).join("config.json")).unwrap();
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        *config.pointer_mut(key).unwrap() = value.clone();
+        let read = ImageTextToTextConfig::from_value(&config).and_then(|config| {
+            let files = ModelFiles::open(made().join(case))?;
+            let vs = files.var_store(Device::Cpu, None, |_| true)?;
+            ImageTextToText::new(&vs.root(), &config).map(drop)
+        });
+        let error = read.unwrap_err();
+        assert_eq!(error.kind(), kind, "{case} {key} {value}: {error}");
+    }
+}

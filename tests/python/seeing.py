@@ -1,0 +1,133 @@
+"""`seeing.py DIR`: tiny random models of images and texts with a tower of SigLIP: what they compute, and all gradients."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import transformers
+from images_and_texts import PAD, EOS, computed, padded, renamed, rows, shaken
+from safetensors.torch import save_file
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+TOWER = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3, image_size=12, patch_size=2)
+SIGLIP = TOWER | dict(model_type="siglip_vision_model")
+TEXT = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=64,
+    max_position_embeddings=128, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=1,
+)
+# Images are longer than the window.
+GEMMA = TEXT | dict(head_dim=8, query_pre_attn_scalar=16, num_hidden_layers=4, sliding_window=6)
+# name -> (model type, text, tower, further configuration, tokens of an image)
+CASES = {
+    "gemma3": (
+        "gemma3", GEMMA | dict(sliding_window_pattern=2, rope_scaling=dict(rope_type="linear", factor=8.0)),
+        SIGLIP | dict(vision_use_head=False), dict(mm_tokens_per_image=9, image_token_index=60), 9,
+    ),
+    # Patches that are left over, a token without an embedding, a head in the tower that nothing uses, and one of its own.
+    "gemma3_odd": (
+        "gemma3", GEMMA | dict(layer_types=["full_attention", "sliding_attention"] * 2),
+        SIGLIP | dict(image_size=15, layer_norm_eps=1e-3),
+        dict(mm_tokens_per_image=10, image_token_index=70, tie_word_embeddings=False), 9,
+    ),
+    "idefics3": ("idefics3", TEXT | dict(model_type="llama"), TOWER, dict(image_token_id=60, scale_factor=2), 9),
+    # Pixels beyond the last whole patch; a head that is tied by the model's word alone.
+    "smolvlm": (
+        "smolvlm", TEXT | dict(model_type="llama", tie_word_embeddings=False), TOWER | dict(image_size=13),
+        dict(image_token_id=60, scale_factor=3, tie_word_embeddings=True), 4,
+    ),
+    "llava": (
+        "llava", TEXT | dict(model_type="qwen2"), SIGLIP | dict(image_size=6, vision_use_head=False),
+        dict(image_token_index=60, vision_feature_layer=-1, vision_feature_select_strategy="full"), 9,
+    ),
+    "llava_middle": (
+        "llava", TEXT | dict(model_type="llama"), SIGLIP | dict(image_size=6),
+        dict(image_token_index=60, vision_feature_layer=[-2, 0]), 8,
+    ),
+}
+COUNTS = [1, 2, 0, 1]
+
+
+def nested(flat, counts):
+    """One list of images per row, filled up with zeros."""
+    batch = torch.zeros(len(counts), max(counts), *flat.shape[1:], dtype=flat.dtype)
+    for row, images in enumerate(flat.split(counts)):
+        batch[row, : len(images)] = images
+    return batch
+
+
+def of_images(model, images, counts, ids, image, mask=None):
+    """The inputs of these images, as each family takes them."""
+    if not len(images):
+        return {}
+    kind = model.config.model_type
+    if kind in ("idefics3", "smolvlm"):
+        masks = {} if mask is None else dict(pixel_attention_mask=nested(mask, counts))
+        return dict(pixel_values=nested(images, counts)) | masks
+    return dict(pixel_values=images) | (dict(token_type_ids=(ids == image).long()) if kind == "gemma3" else {})
+
+
+def layouts(model, case, root):
+    """The same weights under the names of each version, and the model without a head."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    tower = "model.vision_tower."
+    former = [("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head.")]
+    outer = [("model.multi_modal_projector.", "multi_modal_projector.")]
+    named = {
+        "a": renamed(state, *former, *outer, (tower, "vision_tower.vision_model.")),
+        "b": renamed(state, (tower, tower + "vision_model.")),
+        "c": renamed(state),
+        "d": renamed(state, *former, *outer, (tower, "vision_tower.")),
+    }
+    for name, tensors in named.items():
+        folder = root / f"{case}_{name}"
+        model.config.save_pretrained(folder)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        again, found = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+        assert not any(found.values()), (name, found)
+        assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in state.items()), name
+
+
+root = Path(sys.argv[1])
+for case, (kind, text, tower, whole, each) in CASES.items():
+    torch.manual_seed(len(case))
+    config = CONFIG_MAPPING[kind](text_config=text, vision_config=tower, **whole)
+    model = shaken(AutoModelForImageTextToText.from_config(config, attn_implementation="eager"))
+    model.save_pretrained(root / case)
+    image = whole.get("image_token_id", whole.get("image_token_index"))
+    given = rows([image] * each)
+    size = tower["image_size"]
+    images = torch.randn(4, 3, size, size)
+    reference = {"images": images}
+    for side in ("right", "left"):
+        ids, mask = padded(given, side)
+        computed(model, reference, side, ids, mask, image, **of_images(model, images, COUNTS, ids, image))
+    # Two images without a word between them.
+    joined = given[1][: 1 + each] + given[1][3 + each :]
+    for name, row, count in (("none", given[2], 0), ("one", given[0], 1), ("two", given[1], 2), ("joined", joined, 2)):
+        ids, mask = padded([row], "right")
+        computed(model, reference, name, ids, mask, image, **of_images(model, images[:count], [count], ids, image))
+    ids, mask = padded(given, "left")
+    inputs = of_images(model, images, COUNTS, ids, image)
+    if kind in ("idefics3", "smolvlm"):
+        # Images of several sizes, padded to one.
+        pixels = torch.zeros(4, size, size, dtype=torch.long)
+        for at, (height, width) in enumerate(((size, size), (5, 12), (8, 3), (size, 6))):
+            pixels[at, :height, :width] = 1
+        reference["padded.pixels"] = pixels
+        computed(model, reference, "padded", ids, mask, image, **of_images(model, images, COUNTS, ids, image, pixels))
+    with torch.no_grad():
+        new = model.generate(
+            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=12, pad_token_id=PAD, **inputs,
+        )
+    reference["new"] = new[:, ids.shape[1]:]
+    reference = {name: tensor.detach().clone() for name, tensor in reference.items()}
+    save_file(reference, root / case / "reference.st")
+    if case == "gemma3":
+        layouts(model, case, root)
+    if case in ("gemma3", "idefics3"):
+        model.model.save_pretrained(root / f"{case}_base")
