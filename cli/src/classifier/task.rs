@@ -19,7 +19,7 @@ use crate::pictures::{picture, Processor};
 use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::settings::RunSettings;
-use crate::train::task::{numbers, to_device, Batch, Load, Of, Scores, Task};
+use crate::train::task::{numbers, Batch, Load, Of, Scores, Task};
 
 pub struct ClassifierTask<'m> {
     model: &'m Classifier,
@@ -46,7 +46,7 @@ impl Load for ClassifierLoader {
         let all = self.eval.as_ref().filter(|_| job.eval).unwrap_or(&self.train);
         let rows = || job.rows.iter().map(|row| &all.rows[*row]);
         let labels = self.labels.targets(rows().map(|row| row.label.as_str()))?;
-        let sent = |tensor: Tensor| to_device(&tensor, self.device);
+        let sent = |tensor: Tensor| ln_tuning::device::sent(&tensor, self.device);
         let count = job.rows.len() as i64;
         let (inputs, size) = match &self.preparation {
             Prepare::Texts(texts) => {
