@@ -173,7 +173,7 @@ impl<'a> Inputs<'a> {
 
     /// The images' heights and widths, which must be there.
     pub(super) fn needed_sizes(&self) -> Result<Vec<[i64; 2]>> {
-        let sizes = self.image_sizes.ok_or_else(|| missing("image_sizes"))?;
+        let sizes = self.image_sizes.ok_or_else(|| missing("image_sizes (beside pixel_values)"))?;
         let all = match sizes.size()[..] {
             [_, 2] => Vec::<i64>::try_from(sizes.f_to_kind(Kind::Int64)?.f_reshape([-1])?)?,
             _ => refuse!(
