@@ -95,6 +95,9 @@ fn norms_that_get_no_gradient_are_left_out_and_named() {
         "idefics3",
         "qwen2_5_vl",
         "qwen3_vl",
+        "internvl",
+        "internvl_inner",
+        "mistral3",
         "clip",
         "siglip",
     ] {
