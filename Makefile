@@ -13,7 +13,7 @@ TEST_PYTHON = $${LN_TUNING_PYTHON:-.venv/bin/python}
 export PROPTEST_RNG_SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit unit-b-and-c unit-others examples doc finetune-demo bf16-vs-peft minilm bench fuzz gpu-bundle test-tch-0.26 clean
+.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit unit-b-and-c unit-others examples doc finetune-demo bf16-vs-peft minilm paper fashion-mnist bench fuzz gpu-bundle test-tch-0.26 clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -90,6 +90,19 @@ minilm: setup-tests ## The real all-MiniLM-L6-v2 on real texts: LN tuning and he
 	ln -s "$$($(TEST_PYTHON) tests/python/minilm.py where)" target/minilm/model
 	$(MINILM) --set out=target/minilm/norms
 	$(MINILM) --set out=target/minilm/head --set 'adapter.target_modules=[classifier]'
+
+paper: setup-tests fashion-mnist ## SmolLM2 learns to see: LN tuning, LoRA and others; twenty minutes; ARGS=--quick: one
+	$(CARGO) build --locked --release --package ln-tuning-cli
+	$(TEST_PYTHON) cli/comparisons/paper --out target/paper --binary $(PROGRAM) --docs $(if $(findstring --quick,$(ARGS)),target/paper,docs) $(ARGS)
+
+# Debian's package of real pictures, unpacked here where it is not installed.
+FASHION := dataset-fashion-mnist
+fashion-mnist:
+	test -n "$$FASHION_MNIST" || test -d /usr/share/datasets/fashion-mnist || test -d target/fashion-mnist/usr || { \
+		mkdir -p target/fashion-mnist && cd target/fashion-mnist && \
+		apt-get download $(FASHION) && dpkg-deb -x $(FASHION)_*.deb . ; } || { \
+		echo "error: $(FASHION) of Debian or Ubuntu cannot be had here; its four files are those of" \
+		"https://github.com/zalandoresearch/fashion-mnist; FASHION_MNIST=DIRECTORY names them"; exit 1; }
 
 bench: setup-tests ## The benchmarks, those beside PEFT included: about half an hour on a quiet machine
 	$(CARGO) bench --locked
