@@ -291,7 +291,7 @@ fn of_models_of_images_and_texts() {
                 "text_config": text, "vision_config": vision,
             });
             let (vs, model) = built::<ImageTextToText>(&config, kind, device);
-            let config = LnTuningConfig::default().target_pattern(&format!(".*({trained}).*"));
+            let config = LnTuningConfig::default().target_pattern(format!(".*({trained}).*"));
             let tuned = LnTuningModel::new(&vs, config).unwrap();
             let mut optimizer = tuned.optimizer(AdamW::default(), 1e-3).unwrap();
             let images = Tensor::zeros([3, 3, 16, 16], (kind, device));

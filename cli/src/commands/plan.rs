@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use ln_tuning::models::{AnyModel, Load};
 use ln_tuning::pretrained::{BaseBytes, Frozen, ModelFiles};
-use ln_tuning::{Layers, LnTuningConfig, Norms, Selection};
+use ln_tuning::{Layers, LnTuningConfig, Norms, Recipe, Selection};
 use serde_json::json;
 use tch::Device;
 
@@ -24,6 +24,10 @@ pub struct Args {
     /// Without target_modules: the norms that PEFT tunes for this model type (peft), or every one (all)
     #[arg(long, value_name = "peft|all", default_value = "all", value_parser = norms)]
     norms: Norms,
+    /// Instead: a setting of the paper for models of images and texts: layernorm (norms, connector, embeddings, head),
+    /// layernorm-simple (norms alone) or connector
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["config", "norms"])]
+    recipe: Option<Recipe>,
     /// The norms of these layers only, such as 8..24 (without 24) or 8..; those outside of layers are left out
     #[arg(long, value_name = "BAND")]
     layers: Option<Layers>,
@@ -44,13 +48,14 @@ pub fn run(args: &Args) -> Result<()> {
     let files = ModelFiles::open(&args.model)?;
     let config = match &args.config {
         Some(path) => LnTuningConfig::from_file(path)?,
-        None => LnTuningConfig::default(),
+        None => LnTuningConfig { recipe: args.recipe, ..LnTuningConfig::default() },
     };
     let variables = files.variables_with_copies();
     let mut selection = Selection::new(&variables, &config, files.model_type(), args.norms)?;
     if let Some(layers) = args.layers {
         selection = selection.in_layers(&variables, &config, layers)?;
     }
+    let selection = selection.used_by(&variables, &config, files.config(), files.head())?;
     let modules: Vec<&str> =
         selection.modules().iter().map(|module| module.path.as_str()).collect();
     let tensors: Vec<&str> = selection.variables().collect();
@@ -74,11 +79,14 @@ pub fn run(args: &Args) -> Result<()> {
     // In f32: the weights, their gradients and two moments.
     let trained = trainable * 16;
     let percent = 100. * trainable as f64 / total.max(1) as f64;
+    let unused = selection.unused();
     if args.json {
+        let unused = unused.iter().map(|m| json!({"module": m.path, "reason": m.reason}));
         let plan = json!({
             "model_type": files.model_type(),
             "modules": modules,
             "tensors": tensors,
+            "unused": unused.collect::<Vec<_>>(),
             "trainable": trainable,
             "total": total,
             "percent": percent,
@@ -95,6 +103,9 @@ pub fn run(args: &Args) -> Result<()> {
     let model_type = files.model_type().unwrap_or("unknown model type");
     println!("\n{model_type}: {} modules, {} tensors", modules.len(), tensors.len());
     println!("trainable: {trainable} of {total} ({percent:.4} %)");
+    for module in unused {
+        println!("left out, since it gets no gradient: {}: {}", module.path, module.reason);
+    }
     let place = files.gguf().map_or("as in the files".to_owned(), |file| {
         let blocks: usize = file.tensors().iter().map(|tensor| tensor.len).sum();
         format!(

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail, Result};
 use ln_tuning::models::{
-    DecoderConfig, Dinov2Config, EncoderConfig, ModelConfig, TowerClassifierConfig, ViTConfig,
+    DecoderConfig, Dinov2Config, EncoderConfig, ImageTextToTextConfig, ModelConfig,
+    TowerClassifierConfig, ViTConfig,
 };
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::regular;
@@ -49,9 +50,13 @@ fn refuse_other_kind(name: &str, given: &Given) -> Result<()> {
         return Ok(());
     };
     let format = given.text("data.format").unwrap_or("auto");
-    let images = serde_json::from_value(format.into()).is_ok_and(|f: Format| f.is_images(path));
+    let format = serde_json::from_value(format.into());
+    let images =
+        given.text("data.image").is_some() || format.is_ok_and(|f: Format| f.is_images(path));
     let expected = match (name, images) {
-        ("image-classification", false) => "a folder with a folder of images for each class",
+        ("image-classification", false) => {
+            "a folder with a folder of images for each class (or set data.image, the column of pictures' paths)"
+        }
         ("text-classification", true) => "rows with a text and a label",
         _ => return Ok(()),
     };
@@ -79,6 +84,8 @@ fn of_model(dir: &Path) -> Option<(TaskName, String)> {
         Some((TaskName::Classifier, about("a classifier")))
     } else if language || is(DecoderConfig::model_types()) {
         Some((TaskName::Language, about("a language model")))
+    } else if is(ImageTextToTextConfig::model_types()) {
+        Some((TaskName::Language, about("a model of images and texts")))
     } else if is(EncoderConfig::model_types()) {
         Some((TaskName::Classifier, about("an encoder of texts")))
     } else if is([

@@ -31,6 +31,15 @@ pub fn describe<T: Task>(
     let names: Vec<&str> = status.iter().take(3).map(|layer| layer.name.as_str()).collect();
     let more = if status.len() > names.len() { ", …" } else { "" };
     report.line(format!("{} modules train: {}{more}", status.len(), names.join(", ")));
+    let unused: Vec<_> = tuned.model_status().unused.into_values().flatten().collect();
+    if let Some(first) = unused.first() {
+        let (count, paths) = (unused.len(), unused.iter().map(|module| &module.path));
+        report.set("unused", json!(paths.collect::<Vec<_>>()));
+        report.line(format!(
+            "{count} modules are left out, since they get no gradient, such as {}: {}",
+            first.path, first.reason
+        ));
+    }
     task.describe().into_iter().for_each(|line| report.line(line));
     report.line(kernels(vs, settings)?);
     base(vs, settings, report)?;
@@ -46,8 +55,10 @@ fn kernels(vs: &VarStore, settings: &Settings) -> Result<String> {
     let wide = kinds.iter().filter(|k| **k == Kind::Float).count();
     let kind = if wide * 2 > kinds.len() { Kind::Float } else { kind };
     let recompute = match settings.recompute()? {
-        Some(recompute) => format!(", checkpointed: {recompute:?}"),
-        None => String::new(),
+        Some(recompute) if !settings.keeps_activations() => {
+            format!(", checkpointed: {recompute:?}")
+        }
+        _ => String::new(),
     };
     Ok(format!(
         "on {:?}, weights in {kind:?}, {} threads; libtorch's fused norms and attention{recompute}",
@@ -65,8 +76,6 @@ fn base(vs: &VarStore, settings: &Settings, report: &mut Report) -> Result<()> {
     let none = matches!(&settings.checkpointing, Checkpointing::Named(name) if name == "none");
     if none && base.is_streamed() {
         line += "; blocks are checkpointed, since their weights are fetched again for the backward pass";
-    } else if none && base.is_quantised() {
-        line += "; blocks are checkpointed, which their values in memory would otherwise undo";
     }
     if base.is_streamed() && settings.accumulation > 1 {
         line += "; the batches of a step go through each block together";

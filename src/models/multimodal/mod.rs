@@ -10,6 +10,7 @@ mod model;
 mod pixel_shuffle;
 mod pooled_projector;
 mod projector;
+mod tiles;
 mod tower;
 
 pub(super) use config::refuse_original;

@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::config::ImageTextToTextConfig;
 use super::connector::Connector;
+use super::tiles::Tiles;
 use crate::autograd::recompute::Tape;
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
@@ -23,7 +24,7 @@ use crate::pretrained::Head;
 /// `model.language_model.layers.0.input_layernorm.weight`, …, `lm_head.weight`; without a head, without `model`.
 ///
 /// Inputs are ids and the images of the whole batch, in the order of the rows that they belong to. The ids hold
-/// [`tokens_per_image`](Self::tokens_per_image) image tokens for each. To count them, ids on a GPU are waited for; ids
+/// [`image_tokens`](Self::image_tokens) image tokens for each. To count them, ids on a GPU are waited for; ids
 /// on the CPU are counted there, and brought to the model's device with what goes with them.
 ///
 /// ```no_run
@@ -41,6 +42,7 @@ pub struct ImageTextToText {
     config: ImageTextToTextConfig,
     tower: ImageTower,
     connector: Connector,
+    tiles: Option<Tiles>,
     pub(super) text: Decoder,
 }
 
@@ -55,15 +57,8 @@ pub(super) struct Merged {
     train: bool,
 }
 
-/// The last only where images may be padded.
-const TAKEN: [&str; 6] = [
-    "input_ids",
-    "attention_mask",
-    "documents",
-    "pixel_values",
-    "image_features",
-    "pixel_attention_mask",
-];
+const TAKEN: [&str; 5] =
+    ["input_ids", "attention_mask", "documents", "pixel_values", "image_features"];
 
 impl Model for ImageTextToText {
     type Config = ImageTextToTextConfig;
@@ -76,9 +71,14 @@ impl Model for ImageTextToText {
         let names = &config.names;
         let init = Init::Randn { mean: 0., stdev: 0.02 };
         Ok(ImageTextToText {
+            text: Decoder::build_at(&base.at(names.text), weights, &config.text)?,
             tower: ImageTower::build(&base.at(names.tower), &config.tower)?,
             connector: Connector::build(&base.at(names.connector), &config.connector, init)?,
-            text: Decoder::build_at(&base.at(names.text), weights, &config.text)?,
+            tiles: config
+                .tiles
+                .as_ref()
+                .map(|tiles| Tiles::build(&base, tiles, config.text.hidden_size()))
+                .transpose()?,
             config: config.clone(),
         })
     }
@@ -113,9 +113,17 @@ impl ImageTextToText {
         self.config.image_token_id()
     }
 
-    /// The number of image tokens that each image takes in the ids.
+    /// The number of image tokens that each image takes in the ids; each tile, where images are seen in tiles.
     pub fn tokens_per_image(&self) -> i64 {
         self.config.tokens_per_image()
+    }
+
+    /// As [`ImageTextToTextConfig::image_tokens`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an image without pixels.
+    pub fn image_tokens(&self, height: i64, width: i64) -> Result<i64> {
+        self.config.image_tokens(height, width)
     }
 
     /// Images `[images, channels, height, width]` to the tower's hidden states that the connector takes,
@@ -144,8 +152,10 @@ impl ImageTextToText {
 
     /// Puts the embeddings of images into the places of their tokens.
     pub(super) fn merged<'m>(&'m self, inputs: &Inputs, tape: &mut Tape<'m>) -> Result<Merged> {
-        let pads = self.config.tower.pads();
-        inputs.check(self.model_type(), &TAKEN[..TAKEN.len() - usize::from(!pads)])?;
+        let mut taken = TAKEN.to_vec();
+        taken.extend(self.config.tower.pads().then_some("pixel_attention_mask"));
+        taken.extend(self.tiles.as_ref().map(|_| "image_sizes"));
+        inputs.check(self.model_type(), &taken)?;
         let ids = inputs.needed_ids()?;
         let device = self.text.device();
         let places = sent(&self.image_places(inputs, ids)?, device)?;
@@ -163,7 +173,11 @@ impl ImageTextToText {
         let mut blocks = None;
         if let Some(features) = features {
             blocks = self.config.looks_both_ways.then(|| runs(&shown)).transpose()?;
-            let images = self.connector.forward(&features)?.f_to_kind(embeds.f_kind()?)?;
+            let mut images = self.connector.forward(&features)?;
+            if let Some(tiles) = &self.tiles {
+                images = tiles.forward(&images, &inputs.needed_sizes()?)?;
+            }
+            let images = images.f_to_kind(embeds.f_kind()?)?;
             // Not by a mask, whose places a GPU would have to count once more.
             let (shape, size) = (embeds.size(), self.config.text.hidden_size());
             let rows = embeds.f_reshape([-1, size])?;
@@ -202,18 +216,42 @@ impl ImageTextToText {
             },
             (None, None) => 0,
         };
-        let (id, each) = (self.image_token_id(), self.tokens_per_image());
+        let (id, expected) = (self.image_token_id(), self.tokens_of(images, inputs)?);
         let at = ids.f_eq_number(id)?.f_reshape([-1])?.f_nonzero()?.f_squeeze_dim(1)?;
         let found = at.size1()?;
-        if found != images * each {
+        if found != expected {
+            let each = match &self.tiles {
+                Some(_) => "as many as `image_tokens` says".to_owned(),
+                None => self.tokens_per_image().to_string(),
+            };
             refuse!(
                 ShapeMismatch,
-                "the ids hold {found} image tokens ({id}), and {images} images take {}: put {each} into the ids for \
-                 each image",
-                images * each
+                "the ids hold {found} image tokens ({id}), and {images} images take {expected}: put {each} into the ids \
+                 for each image"
             );
         }
         Ok(at)
+    }
+
+    /// The number of tokens that so many images take, or tiles of images.
+    fn tokens_of(&self, images: i64, inputs: &Inputs) -> Result<i64> {
+        let Some(tiles) = self.config.tiles.as_ref().filter(|_| images > 0) else {
+            return Ok(images * self.tokens_per_image());
+        };
+        let (sizes, mut expected, mut tokens) = (inputs.needed_sizes()?, 0, 0);
+        for size in &sizes {
+            let of_image = tiles.count(*size)?;
+            (expected, tokens) = (expected + of_image.0, tokens + of_image.1);
+        }
+        if images != expected {
+            refuse!(
+                ShapeMismatch,
+                "{} images of these sizes are seen in {expected} tiles, and there are {images}: give all tiles of each \
+                 image, the whole first",
+                sizes.len()
+            );
+        }
+        Ok(tokens)
     }
 }
 

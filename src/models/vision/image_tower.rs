@@ -73,6 +73,11 @@ impl ImageTowerConfig {
         self.parts().2
     }
 
+    /// The pixels on each side of an image.
+    pub(in crate::models) fn image_size(&self) -> i64 {
+        self.parts().1.image_size
+    }
+
     /// The patches on each side of an image.
     pub(in crate::models) fn side(&self) -> i64 {
         self.parts().1.side()
