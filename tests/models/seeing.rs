@@ -19,7 +19,8 @@ use tch::{Device, Kind, Tensor};
 
 type Tensors = HashMap<String, Tensor>;
 
-const CASES: [&str; 6] = ["gemma3", "gemma3_odd", "idefics3", "smolvlm", "llava", "llava_middle"];
+const CASES: [&str; 7] =
+    ["gemma3", "gemma3_odd", "idefics3", "smolvlm", "qwen3_vl", "llava", "llava_middle"];
 
 /// The checkpoints of the script, made once for all tests.
 fn made() -> &'static Path {
@@ -47,22 +48,17 @@ fn off(ours: &Tensor, expected: &Tensor) -> f64 {
     (ours - expected).abs().max().double_value(&[]) / scale
 }
 
-/// The inputs of a batch of the reference; its rows have so many images of all.
-fn inputs<'r>(reference: &'r Tensors, of: &str, images: &'r Tensor) -> Inputs<'r> {
-    let inputs = Inputs::new(&reference[&format!("{of}.ids")])
-        .attention_mask(&reference[&format!("{of}.mask")])
-        .pixel_attention_mask(reference.get(&format!("{of}.pixels")));
-    inputs.pixel_values((images.size()[0] > 0).then_some(images))
+/// The images of a batch of the reference, if there are any.
+fn images<'r>(reference: &'r Tensors, of: &str) -> Option<&'r Tensor> {
+    reference.get(&format!("{of}.images"))
 }
 
-fn images(reference: &Tensors, of: &str) -> Tensor {
-    let count = match of {
-        "none" => 0,
-        "one" => 1,
-        "two" | "joined" => 2,
-        _ => 4,
-    };
-    reference["images"].narrow(0, 0, count)
+fn inputs<'r>(reference: &'r Tensors, of: &str, images: Option<&'r Tensor>) -> Inputs<'r> {
+    Inputs::new(&reference[&format!("{of}.ids")])
+        .attention_mask(&reference[&format!("{of}.mask")])
+        .pixel_attention_mask(reference.get(&format!("{of}.pixels")))
+        .image_grid_thw(reference.get(&format!("{of}.grids")))
+        .pixel_values(images)
 }
 
 fn gradients(vs: &VarStore, reference: &Tensors, of: &str) {
@@ -94,8 +90,7 @@ fn logits_losses_gradients_and_texts_are_those_of_transformers() {
             if !reference.contains_key(&format!("{of}.ids")) {
                 continue;
             }
-            let images = images(&reference, of);
-            let inputs = inputs(&reference, of, &images);
+            let inputs = inputs(&reference, of, images(&reference, of));
             let logits = model.logits(inputs).unwrap();
             let shown = reference[&format!("{of}.mask")].unsqueeze(-1).to_kind(Kind::Float);
             let expected = &reference[&format!("{of}.logits")];
@@ -107,8 +102,7 @@ fn logits_losses_gradients_and_texts_are_those_of_transformers() {
             loss.backward();
             gradients(&vs, &reference, of);
         }
-        let images = images(&reference, "left");
-        let prompt = inputs(&reference, "left", &images);
+        let prompt = inputs(&reference, "left", images(&reference, "left"));
         let new = model.generate(prompt, &GenerateOptions::default().max_new_tokens(12)).unwrap();
         assert_eq!(new, reference["new"], "{case}");
     }
@@ -116,10 +110,9 @@ fn logits_losses_gradients_and_texts_are_those_of_transformers() {
 
 #[test]
 fn files_of_every_version_open_and_so_do_those_of_a_model_without_a_head() {
-    for case in ["gemma3", "idefics3"] {
+    for case in ["gemma3", "idefics3", "qwen3_vl"] {
         let (_, model, reference) = open(case);
-        let images = images(&reference, "one");
-        let inputs = inputs(&reference, "one", &images);
+        let inputs = inputs(&reference, "one", images(&reference, "one"));
         for layout in ["a", "b", "c", "d"].iter().filter(|_| case == "gemma3") {
             let path = made().join(format!("{case}_{layout}"));
             let (_, model) = AnyModel::from_pretrained(path, Device::Cpu, None).unwrap();
@@ -140,7 +133,7 @@ fn files_of_every_version_open_and_so_do_those_of_a_model_without_a_head() {
                 assert_eq!(headed.logits(inputs).unwrap(), model.logits(inputs).unwrap());
             }
             Err(error) => {
-                assert_eq!(case, "idefics3");
+                assert_ne!(case, "gemma3");
                 assert_eq!(error.kind(), ErrorKind::MissingKeys);
                 assert!(error.to_string().contains("lm_head.weight"), "{error}");
             }
@@ -150,15 +143,17 @@ fn files_of_every_version_open_and_so_do_those_of_a_model_without_a_head() {
 
 #[test]
 fn features_of_images_take_their_place_bit_for_bit_and_blocks_run_again_change_nothing() {
-    for (case, of) in [("gemma3", "right"), ("idefics3", "padded")] {
+    for (case, of) in [("gemma3", "right"), ("idefics3", "padded"), ("qwen3_vl", "left")] {
         let (vs, model, reference) = open(case);
         let images = images(&reference, of);
-        let whole = inputs(&reference, of, &images);
+        let whole = inputs(&reference, of, images);
         let mask = reference.get(&format!("{of}.pixels"));
-        let features =
-            model.image_features(Inputs::images(&images).pixel_attention_mask(mask)).unwrap();
+        let grids = reference.get(&format!("{of}.grids"));
+        let of_images = Inputs::images(images.unwrap()).pixel_attention_mask(mask);
+        let features = model.image_features(of_images.image_grid_thw(grids)).unwrap();
         let kept = Inputs::new(&reference[&format!("{of}.ids")])
             .attention_mask(&reference[&format!("{of}.mask")])
+            .image_grid_thw(grids)
             .image_features(&features);
         assert_eq!(model.logits(kept).unwrap(), model.logits(whole).unwrap(), "{case}");
 
@@ -185,13 +180,13 @@ fn features_of_images_take_their_place_bit_for_bit_and_blocks_run_again_change_n
 
 #[test]
 fn in_bf16_a_step_of_tuning_lowers_the_loss_and_touches_norms_alone() {
-    for case in ["gemma3", "smolvlm"] {
+    for case in ["gemma3", "smolvlm", "qwen3_vl"] {
         let (_, _, reference) = open(case);
         let path = made().join(case);
         let (vs, model) =
             ImageTextToText::from_pretrained(path, Device::Cpu, Kind::BFloat16).unwrap();
-        let images = images(&reference, "left").to_kind(Kind::BFloat16);
-        let inputs = inputs(&reference, "left", &images).train(true);
+        let images = images(&reference, "left").unwrap().to_kind(Kind::BFloat16);
+        let inputs = inputs(&reference, "left", Some(&images)).train(true);
         let before: HashMap<String, Tensor> =
             vs.variables().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect();
         let options = AdapterOptions::default().norms(Norms::All);
@@ -266,7 +261,7 @@ fn configurations_of_every_version_are_read_and_what_they_lack_is_the_default_of
 fn inputs_and_configurations_that_do_not_fit_are_refused() {
     let (_, gemma, reference) = open("gemma3");
     let (_, idefics, _) = open("idefics3");
-    let four = &reference["images"];
+    let four = &reference["right.images"];
     let ids = &reference["right.ids"];
     let small = four.narrow(2, 0, 10);
     let pixels = Tensor::ones([4, 12, 12], (Kind::Int64, Device::Cpu));
@@ -314,7 +309,58 @@ fn inputs_and_configurations_that_do_not_fit_are_refused() {
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(words), "{error}");
     }
+    let (_, qwen, of_qwen) = open("qwen3_vl");
+    let (ids, patches, grids) =
+        (&of_qwen["one.ids"], &of_qwen["one.images"], &of_qwen["one.grids"]);
+    let grid =
+        |frames: i64, rows: i64, columns: i64| Tensor::from_slice2(&[[frames, rows, columns]]);
+    let inputs = Inputs::new(ids).pixel_values(patches);
+    for (inputs, kind, words) in [
+        (inputs, ErrorKind::InvalidArgument, "image_grid_thw are missing"),
+        (
+            inputs.image_grid_thw(&grid(1, 4, 6)),
+            ErrorKind::ShapeMismatch,
+            "[16, 24], expected [24, 24]",
+        ),
+        (inputs.image_grid_thw(&grid(1, 16, 1)), ErrorKind::InvalidArgument, "multiples of 2"),
+        (inputs.image_grid_thw(&grid(0, 4, 4)), ErrorKind::InvalidArgument, "[0, 4, 4]"),
+        (
+            inputs.image_grid_thw(&grids.get(0)),
+            ErrorKind::ShapeMismatch,
+            "[3], expected [images, 3]",
+        ),
+        (
+            Inputs::new(&of_qwen["two.ids"]).pixel_values(patches).image_grid_thw(grids),
+            ErrorKind::ShapeMismatch,
+            "the ids hold 6 image tokens (60), and the images of image_grid_thw take 4",
+        ),
+        (
+            Inputs::new(ids).image_grid_thw(grids),
+            ErrorKind::InvalidArgument,
+            "image_grid_thw are given without the images' pixel_values",
+        ),
+        (Inputs::new(ids), ErrorKind::ShapeMismatch, "4 image tokens (60)"),
+    ] {
+        let error = qwen.logits(inputs).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
     for (case, key, value, kind) in [
+        (
+            "qwen3_vl",
+            "/vision_config/deepstack_visual_indexes",
+            json!([2, 0]),
+            ErrorKind::InvalidConfig,
+        ),
+        (
+            "qwen3_vl",
+            "/vision_config/deepstack_visual_indexes",
+            json!([4]),
+            ErrorKind::InvalidConfig,
+        ),
+        ("qwen3_vl", "/vision_config/num_position_embeddings", json!(10), ErrorKind::InvalidConfig),
+        ("qwen3_vl", "/vision_config/out_hidden_size", json!(31), ErrorKind::InvalidConfig),
+        ("qwen3_vl", "/vision_config/num_heads", json!(12), ErrorKind::InvalidConfig),
         ("gemma3", "/mm_tokens_per_image", json!(49), ErrorKind::InvalidConfig),
         ("gemma3", "/mm_tokens_per_image", json!(0), ErrorKind::InvalidConfig),
         ("gemma3", "/image_token_index", json!("<image>"), ErrorKind::InvalidConfig),

@@ -5,6 +5,7 @@ use tch::{no_grad, Tensor};
 use super::ahead::Ahead;
 use super::model::Decoder;
 use crate::error::{refuse, Result};
+use crate::kernels::number;
 use crate::models::config::not_implemented;
 use crate::models::generation::{generated, GenerateOptions, Prompt};
 use crate::models::inputs::Inputs;
@@ -119,13 +120,18 @@ impl Decoder {
                     documents: None,
                     blocks: blocks.as_ref(),
                 };
-                let positions = ahead.positions(start, length)?;
+                let (positions, added) = match inputs.positions {
+                    Some(prompt) if start == 0 => (prompt.shallow_clone(), inputs.added),
+                    Some(prompt) => (behind_positions(prompt, start, length)?, &[][..]),
+                    None => (ahead.positions(start, length)?, &[][..]),
+                };
                 let ahead = (length == 1).then_some(&mut ahead);
                 let embedded = match inputs.inputs_embeds.filter(|_| start == 0) {
                     Some(prompt) => self.behind(prompt, ids)?,
                     None => self.embedded(ids)?,
                 };
-                let hidden = self.continued(embedded, &places, &positions, ahead, &mut cache)?;
+                let hidden =
+                    self.continued(embedded, &places, &positions, added, ahead, &mut cache)?;
                 cache.length += length;
                 let last = hidden.f_narrow(1, length - 1, 1)?;
                 self.head_stay.iter().try_for_each(Stay::enter)?;
@@ -143,4 +149,11 @@ impl Decoder {
         let new = self.embedded(&ids.f_narrow(1, length, total - length)?)?;
         Ok(Tensor::f_cat(&[prompt, &new], 1)?)
     }
+}
+
+/// The positions `[batch, length]` of places behind a prompt with positions of its own, `[axes, batch, prompt]`.
+fn behind_positions(prompt: &Tensor, start: i64, length: i64) -> Result<Tensor> {
+    let first = start - prompt.size3()?.2 + 1;
+    let places = number::arange(first, first + length, prompt.device())?;
+    Ok(prompt.f_amax([0_i64, 2].as_slice(), false)?.f_unsqueeze(1)?.f_add(&places)?)
 }

@@ -21,6 +21,8 @@ pub(super) struct Family {
         fn(&Value, &ImageTowerConfig, &DecoderConfig) -> Result<(Taken, ConnectorConfig)>,
     /// True if the tokens of an image look at each other.
     pub(super) looks_both_ways: bool,
+    /// True if images are of any size, cut into patches, and positions stand on three axes.
+    pub(super) packs: bool,
 }
 
 /// Names of the parts, below the base model.

@@ -6,10 +6,13 @@ mod families;
 mod family;
 mod generate;
 mod loss;
+mod mergers;
 mod model;
 mod pixel_shuffle;
 mod pooled_projector;
+mod positions;
 mod projector;
+mod three_axes;
 mod tower;
 
 pub use config::ImageTextToTextConfig;

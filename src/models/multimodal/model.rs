@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::config::ImageTextToTextConfig;
 use super::connector::Connector;
+use super::positions::positions;
 use crate::autograd::recompute::Tape;
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
@@ -14,7 +15,7 @@ use crate::models::decoder::Decoder;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::Weights;
-use crate::models::vision::ImageTower;
+use crate::models::vision::{GridThw, ImageTower};
 use crate::pretrained::Head;
 
 /// A language model that sees: a tower for images, a connector, a [`Decoder`].
@@ -51,19 +52,13 @@ pub(super) struct Merged {
     documents: Option<Tensor>,
     /// Of images whose tokens look at each other.
     blocks: Option<Tensor>,
+    /// On three axes, where there are images and they are of any size.
+    positions: Option<Tensor>,
+    /// Added to what the first blocks give.
+    added: Vec<Tensor>,
     embeds: Tensor,
     train: bool,
 }
-
-/// The last only where images may be padded.
-const TAKEN: [&str; 6] = [
-    "input_ids",
-    "attention_mask",
-    "documents",
-    "pixel_values",
-    "image_features",
-    "pixel_attention_mask",
-];
 
 impl Model for ImageTextToText {
     type Config = ImageTextToTextConfig;
@@ -113,22 +108,37 @@ impl ImageTextToText {
         self.config.image_token_id()
     }
 
-    /// The number of image tokens that each image takes in the ids.
+    /// The number of image tokens that each image takes in the ids; 0 where images are of any size, and take one for
+    /// each square of patches of their [`image_grid_thw`](Inputs::image_grid_thw).
     pub fn tokens_per_image(&self) -> i64 {
         self.config.tokens_per_image()
     }
 
     /// Images `[images, channels, height, width]` to the tower's hidden states that the connector takes,
-    /// `[images, places, width]`: what may be kept as long as the tower does not train. Dropout is off.
+    /// `[images, places, width]`: what may be kept as long as the tower does not train. Dropout is off. Where images are
+    /// of any size, `[patches, numbers]` to `[patches, width]`.
     ///
     /// # Errors
     /// `ShapeMismatch` for images of another shape; `Torch` for another kind or device than the model's.
     pub fn image_features<'a>(&self, images: impl Into<Inputs<'a>>) -> Result<Tensor> {
         let images = images.into();
-        let pads = self.config.tower.pads();
-        let taken = ["pixel_values", "pixel_attention_mask"];
-        images.check(self.model_type(), &taken[..1 + usize::from(pads)])?;
+        images.check(self.model_type(), &self.taken_by_tower())?;
         self.features(&images, &mut Tape::off())
+    }
+
+    /// The inputs that there is use for.
+    fn taken(&self) -> Vec<&'static str> {
+        let mut taken = vec!["input_ids", "attention_mask", "image_features"];
+        taken.extend(self.config.tower.packed().is_none().then_some("documents"));
+        taken.extend(self.taken_by_tower());
+        taken
+    }
+
+    fn taken_by_tower(&self) -> Vec<&'static str> {
+        let mut taken = vec!["pixel_values"];
+        taken.extend(self.config.tower.pads().then_some("pixel_attention_mask"));
+        taken.extend(self.config.tower.packed().map(|_| "image_grid_thw"));
+        taken
     }
 
     fn features<'m>(&'m self, inputs: &Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
@@ -136,6 +146,7 @@ impl ImageTextToText {
         let images = Inputs {
             pixel_values: inputs.pixel_values,
             pixel_attention_mask: inputs.pixel_attention_mask,
+            image_grid_thw: inputs.image_grid_thw,
             train: inputs.train,
             ..Inputs::default()
         };
@@ -144,12 +155,18 @@ impl ImageTextToText {
 
     /// Puts the embeddings of images into the places of their tokens.
     pub(super) fn merged<'m>(&'m self, inputs: &Inputs, tape: &mut Tape<'m>) -> Result<Merged> {
-        let pads = self.config.tower.pads();
-        inputs.check(self.model_type(), &TAKEN[..TAKEN.len() - usize::from(!pads)])?;
+        inputs.check(self.model_type(), &self.taken())?;
         let ids = inputs.needed_ids()?;
-        self.check_count(inputs, ids)?;
+        let grids = self.check_count(inputs, ids)?;
         let device = self.text.device();
         let there = |tensor: Option<&Tensor>| tensor.map(|tensor| sent(tensor, device)).transpose();
+        let positions = match self.config.tower.packed().filter(|_| !grids.is_empty()) {
+            Some(packed) => {
+                let (mask, id) = (inputs.attention_mask, self.image_token_id());
+                Some(sent(&positions(ids, mask, id, &grids, packed.merge)?, device)?)
+            }
+            None => None,
+        };
         let ids = sent(ids, device)?;
         let features = match (inputs.pixel_values, inputs.image_features) {
             (Some(_), _) => Some(self.features(inputs, tape)?),
@@ -160,30 +177,41 @@ impl ImageTextToText {
         let unknown = self.image_token_id() >= self.config.text.vocab_size();
         let known = if unknown { ids.f_fill_where(&shown, 0)? } else { ids.shallow_clone() };
         let mut embeds = self.text.embedded(&known)?;
-        let mut blocks = None;
+        let (mut blocks, mut added) = (None, Vec::new());
         if let Some(features) = features {
             blocks = self.config.looks_both_ways.then(|| runs(&shown)).transpose()?;
-            let images = self.connector.forward(&features)?.f_to_kind(embeds.f_kind()?)?;
-            embeds = embeds.f_masked_scatter(&shown.f_unsqueeze(-1)?, &images)?;
+            let there = |into: &Tensor, images: &Tensor| -> Result<Tensor> {
+                let images = images.f_to_kind(into.f_kind()?)?;
+                Ok(into.f_masked_scatter(&shown.f_unsqueeze(-1)?, &images)?)
+            };
+            let images = self.connector.forward(&features)?;
+            let nothing = embeds.f_zeros_like()?;
+            added = images[1..].iter().map(|one| there(&nothing, one)).collect::<Result<_>>()?;
+            embeds = there(&embeds, &images[0])?;
         }
         Ok(Merged {
             ids,
             attention_mask: there(inputs.attention_mask)?,
             documents: there(inputs.documents)?,
             blocks,
+            positions,
+            added,
             embeds,
             train: inputs.train,
         })
     }
 
-    /// The number of image tokens must be that of what images give.
-    fn check_count(&self, inputs: &Inputs, ids: &Tensor) -> Result<()> {
+    /// The number of image tokens must be that of what images give. Gives the grids of images of any size.
+    fn check_count(&self, inputs: &Inputs, ids: &Tensor) -> Result<Vec<GridThw>> {
         let (places, width) = self.config.features();
+        let packed = self.config.tower.packed();
         let images = match (inputs.pixel_values, inputs.image_features) {
             (Some(_), Some(_)) => refuse!(
                 InvalidArgument,
                 "pixel_values and image_features are both given: give images, or what image_features made of them"
             ),
+            (None, None) if inputs.image_grid_thw.is_none() => 0,
+            _ if packed.is_some() => -1,
             (Some(images), None) => images.size().first().copied().unwrap_or(0),
             (None, Some(features)) => match features.size()[..] {
                 [images, p, w] if (p, w) == (places, width) => images,
@@ -197,6 +225,26 @@ impl ImageTextToText {
         };
         let (id, each) = (self.image_token_id(), self.tokens_per_image());
         let found = ids.f_eq_number(id)?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+        if let (Some(packed), -1) = (packed, images) {
+            if inputs.pixel_values.is_none() && inputs.image_features.is_none() {
+                refuse!(
+                    InvalidArgument,
+                    "image_grid_thw are given without the images' pixel_values"
+                );
+            }
+            let grids = packed.grids(inputs)?;
+            let squares = |grid: &GridThw| grid.iter().product::<i64>() / packed.merge.pow(2);
+            let expected: i64 = grids.iter().map(squares).sum();
+            if found != expected {
+                refuse!(
+                    ShapeMismatch,
+                    "the ids hold {found} image tokens ({id}), and the images of image_grid_thw take {expected}: put \
+                     one into the ids for each {m} x {m} patches",
+                    m = packed.merge
+                );
+            }
+            return Ok(grids);
+        }
         if found != images * each {
             refuse!(
                 ShapeMismatch,
@@ -205,7 +253,7 @@ impl ImageTextToText {
                 images * each
             );
         }
-        Ok(())
+        Ok(Vec::new())
     }
 }
 
@@ -222,6 +270,8 @@ impl Merged {
         Inputs {
             inputs_embeds: Some(&self.embeds),
             blocks: self.blocks.as_ref(),
+            positions: self.positions.as_ref(),
+            added: &self.added,
             ..Inputs::new(&self.ids)
                 .attention_mask(self.attention_mask.as_ref())
                 .documents(self.documents.as_ref())

@@ -268,7 +268,7 @@ const IDEFICS3: Row = Row {
     ..LLAVA
 };
 
-pub(super) static ROWS: [Row; 28] = [
+pub(super) static ROWS: [Row; 29] = [
     LLAMA,
     MISTRAL,
     Row {
@@ -377,6 +377,7 @@ pub(super) static ROWS: [Row; 28] = [
     LLAVA,
     Row { model_types: "gemma3", tied: Tied::Own(true), ..LLAVA },
     IDEFICS3,
+    Row { model_types: "qwen3_vl", tied: Tied::Own(false), ..LLAVA },
 ];
 
 impl Row {
