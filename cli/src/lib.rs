@@ -8,7 +8,8 @@ mod classifier;
 mod columns;
 mod commands;
 mod device;
-mod language;
+#[doc(hidden)]
+pub mod language;
 #[doc(hidden)]
 pub mod pictures;
 mod progress;

@@ -403,6 +403,7 @@ fn fitted(
         variables: &variables.infos()?,
         model_type: attachment.model_type(&options.adapter),
         norms: options.adapter.norms,
+        of_one_class: true,
     };
     let renamed = match known.fit(&keys, &files.config, name, &mapping)? {
         Fit::AsItIs => return Ok((files, options)),

@@ -10,6 +10,10 @@ pub(crate) const SMALL_WEIGHT: i64 = 1 << 22;
 /// Smaller weights are not worth the reordering.
 const LEAST_WEIGHT: i64 = 1 << 16;
 
+/// With fewer rows, MKL adds up all terms of a product in one running sum: where a vocabulary is summed over, its
+/// rounding is ten times that of several sums, and a hundred times where terms cancel out.
+const LEAST_ROWS: i64 = 4;
+
 /// x · weightᵀ + bias, for a weight `[out, in]`.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match pixels(x, weight)? {
@@ -35,6 +39,15 @@ pub(crate) fn linear_transposed(
             rows(&product, x)
         }
     }
+}
+
+/// The rows of a long product, on the CPU with zeros below if they are so few that it would be less exact.
+pub(crate) fn enough_rows(rows: &Tensor) -> Result<Tensor> {
+    let lacking = LEAST_ROWS - rows.size2()?.0;
+    if lacking <= 0 || rows.device() != Device::Cpu || rows.f_kind()? != Kind::Float {
+        return Ok(rows.shallow_clone());
+    }
+    Ok(rows.f_constant_pad_nd([0, 0, 0, lacking])?)
 }
 
 /// Writes a · b into `out`, which may be f32 where they are bf16 or f16: on CUDA then without rounding to their kind.

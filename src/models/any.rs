@@ -11,7 +11,7 @@ use super::decoder::{Decoder, DecoderConfig};
 use super::encoder::{Encoder, EncoderConfig};
 use super::inputs::Inputs;
 use super::model::{Load, Model};
-use super::multimodal::{ImageTextToText, ImageTextToTextConfig};
+use super::multimodal::{refuse_original, ImageTextToText, ImageTextToTextConfig};
 use super::seq2seq::{Seq2Seq, Seq2SeqConfig};
 use super::vision::{
     Clip, ClipConfig, ClipVision, ClipVisionConfig, Dinov2, Dinov2Config, Siglip, SiglipConfig,
@@ -69,6 +69,7 @@ macro_rules! models {
                         return Ok((vs, AnyModel::$variant(Box::new(model))));
                     })*
                 }
+                refuse_original(files.config())?;
                 refuse!(Unsupported, "'{}' has the model_type '{model_type}', expected one of {}",
                     files.dir().display(),
                     Self::model_types().join(", "))

@@ -3,7 +3,8 @@
 use ln_tuning::device::{best_device, set_deterministic};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{
-    Clip, Decoder, Dinov2, Encoder, Inputs, Model, ModelConfig, Seq2Seq, ViTForImageClassification,
+    Clip, Decoder, Dinov2, Encoder, ImageTextToText, Inputs, Model, ModelConfig, Seq2Seq,
+    ViTForImageClassification,
 };
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{
@@ -256,6 +257,56 @@ fn of_encoders_encoder_decoders_and_vision_models() {
             let (vs, model) = built::<Dinov2>(&with(&base, class), kind, device);
             trains("dinov2", &vs, |train| {
                 model.hidden_states(Inputs::images(&images).train(train))
+            });
+        }
+    });
+}
+
+/// Those that see, whose ids are on the CPU: there the places of images are found.
+#[test]
+fn of_models_of_images_and_texts() {
+    Gpu::default().run(|| {
+        let device = best_device();
+        Cuda::set_user_enabled_cudnn(false); // the runtime has none
+        let text = json!({
+            "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 4,
+        });
+        let vision = json!({
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 16, "patch_size": 8,
+        });
+        // Two images in a row, one, and none.
+        let rows = [[3_i64, 1, 1, 1, 1, 1, 1, 1, 1, 4], [0, 0, 5, 1, 1, 1, 1, 6, 7, 8], [9; 10]];
+        let ids = Tensor::from_slice2(&rows);
+        let (labels, mask) = (ids.masked_fill(&ids.le(1), -100), ids.ge(1));
+        let loss = LinearCrossEntropy::default();
+        for ((family, kind), trained) in ["llava", "gemma3"]
+            .into_iter()
+            .flat_map(|family| KINDS.map(|kind| (family, kind)))
+            .flat_map(|case| [(case, "norm"), (case, "projector|norm"), (case, "language_model.*norm")])
+        {
+            let config = json!({
+                "model_type": family, "image_token_id": 1, "image_token_index": 1, "mm_tokens_per_image": 4,
+                "text_config": text, "vision_config": vision,
+            });
+            let (vs, model) = built::<ImageTextToText>(&config, kind, device);
+            let config = LnTuningConfig::default().target_pattern(format!(".*({trained}).*"));
+            let tuned = LnTuningModel::new(&vs, config).unwrap();
+            let mut optimizer = tuned.optimizer(AdamW::default(), 1e-3).unwrap();
+            let images = Tensor::zeros([3, 3, 16, 16], (kind, device));
+            let inputs = Inputs::new(&ids).attention_mask(&mask).pixel_values(&images).train(true);
+            let what = format!("{family}, {kind:?}, {trained}");
+            let counts = waits_for_nothing(&what, || {
+                step(&mut optimizer, &model.loss(inputs, &labels, &loss)?)
+            });
+            in_own_kind(&what, &counts, kind);
+            waits_for_nothing(&format!("{what}, recomputed"), || {
+                optimizer.zero_grad()?;
+                let _ = optimizer.backward_recompute(&Recompute::default(), |tape| {
+                    model.loss_with(inputs, &labels, &loss, tape)
+                })?;
+                optimizer.step()
             });
         }
     });

@@ -19,7 +19,7 @@ use tch::{Device, Kind, Tensor};
 
 type Tensors = HashMap<String, Tensor>;
 
-const CASES: [&str; 5] = ["llama", "mistral", "qwen2", "gemma2", "granite"];
+const CASES: [&str; 6] = ["llama", "mistral", "qwen2", "gemma2", "phi3", "granite"];
 
 /// The models that transformers has written, with what they compute.
 fn made() -> &'static Path {

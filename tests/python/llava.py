@@ -37,10 +37,19 @@ CASES = {
         dict(model_type="gemma2", head_dim=8, query_pre_attn_scalar=8), {},
         dict(vision_feature_layer=[1], projector_hidden_act="quick_gelu"),
     ),
+    # Another rope for texts beyond the first length: as a part of a model, its cache is not computed again there.
+    "phi3": (
+        dict(
+            model_type="phi3", original_max_position_embeddings=30, rope_parameters=dict(
+                rope_type="longrope", rope_theta=10000.0, short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[2.0, 3.0, 4.0, 5.0],
+            ),
+        ), dict(model_type="siglip_vision_model"), {},
+    ),
     # Everything is scaled but the logits.
     "granite": (
-        dict(model_type="granite", embedding_multiplier=3.0, logits_scaling=5.0, residual_multiplier=0.5), {},
-        dict(vision_feature_layer=2, projector_hidden_act="relu", tie_word_embeddings=True),
+        dict(model_type="granite", embedding_multiplier=3.0, logits_scaling=5.0, residual_multiplier=0.5),
+        dict(model_type="siglip_vision_model", hidden_act="gelu"),
+        dict(vision_feature_layer=-1, vision_feature_select_strategy="full", projector_hidden_act="relu", tie_word_embeddings=True),
     ),
 }
 
@@ -56,7 +65,8 @@ def rows(model):
     """Rows of ids, one with an image, one with two, one with none, one with an image at the end."""
     config = model.config
     patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-    each = patches + (config.vision_feature_select_strategy == "full")
+    class_token = config.vision_config.model_type == "clip_vision_model"
+    each = patches + class_token - (config.vision_feature_select_strategy == "default")
     image = [IMAGE] * each
     words = lambda count: torch.randint(2, EOS, (count,)).tolist()
     return [

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{anyhow, ensure, Context, Result};
-use ln_tuning::models::{Decoder, GenerateOptions, Head, Load, Model};
+use ln_tuning::models::{GenerateOptions, Head, Inputs, Load};
 use ln_tuning::pretrained::{Frozen, ModelFiles};
 use ln_tuning::LnTuningModel;
 use tch::{Device, Tensor};
@@ -13,9 +13,13 @@ use tokenizers::Tokenizer;
 
 use super::key_mapping::KeyMapping;
 use crate::device::{self, ModelKind};
-use crate::text::chat::{ChatTemplate, Conversation};
+use crate::language::encoder::{Prompt, TextEncoder};
+use crate::language::mentions::MARK;
+use crate::language::model::LanguageModel;
+use crate::language::pictures::Picture;
+use crate::language::settings::LossOn;
 use crate::text::files::TextFiles;
-use crate::text::{special, tokenizer};
+use crate::text::special;
 use crate::train::memory;
 use crate::{columns, progress};
 
@@ -37,6 +41,10 @@ pub struct Args {
     /// The text to continue. Default: the standard input
     #[arg(long)]
     prompt: Option<String>,
+    /// A picture, for a model of images and texts; may be given many times. The prompt says by <image> where each is;
+    /// otherwise they come before it
+    #[arg(long = "image", value_name = "FILE")]
+    images: Vec<PathBuf>,
     /// Take the prompt as a user's message, through the model's chat template
     #[arg(long)]
     chat: bool,
@@ -77,7 +85,8 @@ pub struct Args {
 const EXAMPLE: &str = "\
 Example:
   ln-tuning generate --model Llama-3.2-1B --adapter mine=tuned/adapter --prompt 'Once upon a time'
-  ln-tuning generate --model SmolLM2-135M-Instruct.Q4_1.gguf --chat --prompt 'What is the capital of France?'";
+  ln-tuning generate --model SmolLM2-135M-Instruct.Q4_1.gguf --chat --prompt 'What is the capital of France?'
+  ln-tuning generate --model llava-1.5-7b-hf --chat --image cat.png --prompt 'What is the animal doing?'";
 
 /// Helps where memory is not enough.
 const SMALLER: &str =
@@ -99,14 +108,25 @@ fn generated(args: &Args) -> Result<()> {
     let device = if args.cpu { Device::Cpu } else { device::named(&args.device)? };
     let files = ModelFiles::open(&args.model)?;
     let words = TextFiles::of(&files)?;
-    let tokenizer = tokenizer::open(&words, None)?;
-    let ids = prompt_ids(args, &words, &tokenizer)?.f_to_device(device)?;
+    let encoder = TextEncoder::open(&files, &words, false, LossOn::Assistant)?;
+    let tokenizer = encoder.tokenizer();
+    let pictures: Vec<Picture> = args.images.iter().cloned().map(Picture::File).collect();
+    ensure!(
+        pictures.is_empty() || encoder.vision.is_some(),
+        "'{}' ({}) takes text alone: leave out --image, or give a model of images and texts, such as llava",
+        args.model.display(),
+        files.model_type().unwrap_or("unknown")
+    );
+    let ids = prompt_ids(args, &encoder, &pictures)?.f_to_device(device)?;
 
     let kind = args.kind.answering(device, &files);
     let (files, bar) = progress::loading(files)?;
     let wanted = Load::on(device).kind(kind).frozen(args.base_weights).head(Head::LanguageModel);
-    let (vs, model) = Decoder::from_files(files, &wanted)?;
+    let (vs, model) = LanguageModel::load(files, &wanted)?;
     bar.finish_and_clear();
+    let pixels = pixels(&encoder, &pictures, &model)?;
+    let pixels = pixels.map(|pixels| pixels.f_to_device(device)).transpose()?;
+    let inputs = Inputs::new(&ids).pixel_values(pixels.as_ref());
     let load = args.key_mapping.load_options();
     let mut tuned: Option<LnTuningModel> = None;
     for (name, dir) in &adapters {
@@ -122,8 +142,8 @@ fn generated(args: &Args) -> Result<()> {
         .top_k(args.top_k)
         .top_p(args.top_p)
         .seed(args.seed)
-        .stop_tokens(special::eos_ids(&words, &tokenizer)?);
-    let answer = |stream: bool| generate(&model, &tokenizer, &ids, &options, stream);
+        .stop_tokens(special::eos_ids(&words, tokenizer)?);
+    let answer = |stream: bool| generate(&model, tokenizer, inputs, &options, stream);
     let Some(mut tuned) = tuned else {
         return answer(true).map(drop);
     };
@@ -143,7 +163,7 @@ fn generated(args: &Args) -> Result<()> {
 }
 
 /// `[1, length]`.
-fn prompt_ids(args: &Args, words: &TextFiles, tokenizer: &Tokenizer) -> Result<Tensor> {
+fn prompt_ids(args: &Args, encoder: &TextEncoder, pictures: &[Picture]) -> Result<Tensor> {
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
         None => {
@@ -155,38 +175,59 @@ fn prompt_ids(args: &Args, words: &TextFiles, tokenizer: &Tokenizer) -> Result<T
             prompt
         }
     };
-    let text = if args.chat {
-        let chat = ChatTemplate::open(words)?.with_context(|| {
-            format!("'{}' has no chat template: leave out --chat", args.model.display())
-        })?;
+    // Without marks, pictures come first.
+    let prompt = if encoder.marks().iter().any(|mark| prompt.contains(mark)) {
+        prompt
+    } else {
+        format!("{}{prompt}", format!("{MARK}\n").repeat(pictures.len()))
+    };
+    let prompt = if args.chat {
+        ensure!(
+            encoder.has_chat_template(),
+            "'{}' has no chat template: leave out --chat",
+            args.model.display()
+        );
         let message =
             |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
         let mut messages: Vec<_> =
             args.system.iter().map(|system| message("system", system)).collect();
         messages.push(message("user", &prompt));
-        chat.render(&Conversation::new(messages), true)?
+        Prompt::Chat(messages)
     } else {
-        prompt
+        Prompt::Text(prompt)
     };
-    // A template writes the special tokens itself.
-    let encoding = tokenizer.encode(text, !args.chat).map_err(|error| anyhow!(error))?;
-    let ids: Vec<i64> = encoding.get_ids().iter().map(|id| i64::from(*id)).collect();
+    let ids = encoder.prompt(&prompt, &encoder.grids(pictures)?)?;
+    let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
     ensure!(!ids.is_empty(), "the prompt is empty");
     Ok(Tensor::f_from_slice(&ids)?.f_view([1, -1])?)
 }
 
+/// The tiles of all pictures, in the model's kind.
+fn pixels(
+    encoder: &TextEncoder,
+    pictures: &[Picture],
+    model: &LanguageModel,
+) -> Result<Option<Tensor>> {
+    let Some(vision) = encoder.vision.as_ref().filter(|_| !pictures.is_empty()) else {
+        return Ok(None);
+    };
+    let pixels = pictures.iter().map(|picture| vision.pixels(picture));
+    let pixels = Tensor::f_cat(&pixels.collect::<Result<Vec<_>>>()?, 0)?;
+    Ok(Some(pixels.f_to_kind(model.kind())?))
+}
+
 /// The answer's text, which is shown as it comes if `stream` says so.
 fn generate(
-    model: &Decoder,
+    model: &LanguageModel,
     tokenizer: &Tokenizer,
-    ids: &Tensor,
+    inputs: Inputs,
     options: &GenerateOptions,
     stream: bool,
 ) -> Result<String> {
     let mut decoder = tokenizer.decode_stream(true);
     let (mut answer, mut new, mut failed) = (String::new(), Vec::new(), None);
     let start = Instant::now();
-    let _ = model.generate_streaming(ids, options, |tokens| {
+    let _ = model.generate_streaming(inputs, options, |tokens| {
         new.push(tokens[0] as u32);
         match decoder.step(tokens[0] as u32) {
             Ok(text) => {

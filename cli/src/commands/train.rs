@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{ensure, Context, Result};
 use clap::ValueEnum;
 
+use crate::language::settings::LanguageData;
 use crate::train::settings::{RunSettings, TaskName};
 use crate::train::start::Mode;
 use crate::train::yaml::Given;
@@ -65,6 +66,10 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let given = Given::read(args.file.as_deref(), &args.set)?;
     let task = detect::task(&given)?;
+    let stages = given.stages()?;
+    if !stages.is_empty() {
+        return in_stages(args, task, &stages);
+    }
     let mut settings = given.over(sample(task))?;
     let kept = former::keep(&given, &mut settings);
     if args.show {
@@ -83,10 +88,62 @@ pub fn run(args: &Args) -> Result<()> {
         interrupt::listen()?;
     }
     let done = match task {
-        TaskName::Language => language::train(&RunSettings::new(&settings)?, mode),
+        TaskName::Language => language::train(&RunSettings::new(&settings)?, mode, &[]),
         TaskName::Classifier => classifier::train(&RunSettings::new(&settings)?, mode),
     };
     done.map_err(|error| memory::explained(error, memory::SETTINGS))
+}
+
+/// One stage after the other, each in a folder of its own; in the end all that they trained is one adapter.
+fn in_stages(args: &Args, task: TaskName, stages: &[Given]) -> Result<()> {
+    ensure!(
+        task == TaskName::Language,
+        "'stages' are for language models: leave them out for a classifier"
+    );
+    ensure!(
+        args.find_lr.is_none(),
+        "--find-lr is for a run without 'stages': leave them out, and set what one of them sets"
+    );
+    if !args.dry_run {
+        interrupt::listen()?;
+    }
+    let mut runs = Vec::new();
+    for (number, stage) in stages.iter().enumerate() {
+        let mut tree = stage.over(sample(task))?;
+        let out = tree.all["out"].as_str().unwrap_or_default().to_owned();
+        tree.all["out"] = format!("{out}/stage-{}", number + 1).into();
+        if args.show {
+            print!("---\n{}", serde_yaml::to_string(&tree.all)?);
+        }
+        // Faults of later stages come before the first one.
+        runs.push((PathBuf::from(out), RunSettings::<LanguageData>::new(&tree)?));
+    }
+    if args.show {
+        return Ok(());
+    }
+    let mode = if args.dry_run { Mode::DryRun { json: args.json } } else { Mode::Train };
+    let mut done: Vec<PathBuf> = Vec::new();
+    for (number, (_, run)) in runs.iter().enumerate() {
+        if !args.json {
+            println!("stage {} of {}", number + 1, runs.len());
+        }
+        language::train(run, mode, &done)
+            .map_err(|error| memory::explained(error, memory::SETTINGS))
+            .with_context(|| format!("stage {}", number + 1))?;
+        let adapter = run.common.out.join("adapter");
+        if mode == Mode::Train {
+            if !adapter.join("adapter_config.json").exists() {
+                return Ok(());
+            }
+            done.push(adapter);
+        }
+    }
+    match runs.last() {
+        Some((out, run)) if mode == Mode::Train => {
+            language::combine(run, &done, &out.join("adapter"))
+        }
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn sample(task: TaskName) -> &'static str {
@@ -102,13 +159,12 @@ mod tests {
 
     use super::*;
     use crate::classifier::settings::ClassifierData;
-    use crate::language::settings::LanguageData;
 
     /// Keys of single values, but for those of the adapter, which the library reads.
     fn keys(sample: &Value, above: &str) -> Vec<String> {
         let Value::Mapping(map) = sample else { return vec![above.trim_end_matches('.').into()] };
         let named = map.iter().map(|(key, value)| (key.as_str().unwrap(), value));
-        let inner = named.filter(|(key, _)| !["adapter", "task"].contains(key));
+        let inner = named.filter(|(key, _)| !["adapter", "task", "stages"].contains(key));
         inner.flat_map(|(key, value)| keys(value, &format!("{above}{key}."))).collect()
     }
 

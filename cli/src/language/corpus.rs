@@ -1,17 +1,19 @@
 //! The documents of a file as pieces of tokens: how many, how long, and where.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::columns::Columns;
-use super::document;
+use super::document::{self, Read, Reading};
 use super::encoder::{TextEncoder, Tokens};
+use super::pictures::Picture;
 use super::settings::LanguageData;
 use crate::progress;
+use crate::records::digest::Digest;
 use crate::records::keys::KeyCounts;
 use crate::records::Records;
 use crate::train::data::Bad;
@@ -41,8 +43,28 @@ pub struct Corpus {
 struct Source {
     records: Records,
     columns: Columns,
+    /// The marks of pictures in texts.
+    marks: Vec<String>,
+    /// The folder of the pictures.
+    images: PathBuf,
     largest_id: Option<u32>,
-    kept: Mutex<VecDeque<(usize, Arc<Tokens>)>>,
+    /// A number for the data, and for the lengths of the pictures.
+    digest: String,
+    kept: Mutex<VecDeque<(usize, Arc<Loaded>)>>,
+}
+
+/// The tokens and the pictures of a document.
+struct Loaded {
+    tokens: Tokens,
+    pictures: Vec<Picture>,
+}
+
+/// A piece of a document.
+pub struct Part {
+    pub ids: Vec<i64>,
+    /// For each id, whether the loss is on it.
+    pub learned: Vec<bool>,
+    pub pictures: Vec<Picture>,
 }
 
 impl Corpus {
@@ -55,11 +77,20 @@ impl Corpus {
         let data = &run.data;
         data.columns.check_distinct()?;
         let records = Records::open(path, data.format, data.documents)?;
-        let columns = data.columns.clone();
-        let mut source = Source { records, columns, largest_id: None, kept: Mutex::default() };
+        let beside = || path.parent().unwrap_or(Path::new("")).to_owned();
+        let mut source = Source {
+            digest: records.digest.clone(),
+            records,
+            columns: data.columns.clone(),
+            marks: encoder.marks(),
+            images: data.images.clone().unwrap_or_else(beside),
+            largest_id: None,
+            kept: Mutex::default(),
+        };
         let found = source.look_through(encoder, data, run.common.workers)?;
         let (mut pieces, mut bad, mut tokens, mut cut, mut idle) =
             (Vec::new(), Bad::default(), 0, 0, 0);
+        let (mut pictures, mut lengths) = (0, Digest::new());
         let (mut unread, mut absent) = (KeyCounts::default(), KeyCounts::default());
         for (record, document) in found.into_iter().enumerate() {
             match document {
@@ -67,6 +98,8 @@ impl Corpus {
                     source.largest_id = source.largest_id.max(document.largest_id);
                     tokens += document.tokens;
                     cut += usize::from(document.cut);
+                    pictures += document.lengths.len();
+                    document.lengths.iter().for_each(|length| lengths.add(&length.to_le_bytes()));
                     idle += usize::from(document.pieces.is_empty());
                     let place = |piece| Piece { record: record as u32, ..piece };
                     pieces.extend(document.pieces.into_iter().map(place));
@@ -88,7 +121,11 @@ impl Corpus {
             pieces.len(),
             data.max_length
         );
+        if pictures > 0 {
+            source.digest += &lengths.text();
+        }
         for (count, what) in [
+            (pictures, "pictures"),
             (bad.count, "bad lines skipped"),
             (cut, "cut off at 'data.max_length'"),
             (idle, "without anything that the loss is on"),
@@ -117,7 +154,7 @@ impl Corpus {
     }
 
     pub fn digest(&self) -> &str {
-        &self.source.records.digest
+        &self.source.digest
     }
 
     pub fn largest_id(&self) -> Option<u32> {
@@ -128,16 +165,16 @@ impl Corpus {
         self.source.records.place(piece.record as usize)
     }
 
-    /// Ids, and for each whether the loss is on it.
-    pub fn tokens(&self, piece: &Piece, encoder: &TextEncoder) -> Result<(Vec<i64>, Vec<bool>)> {
-        let tokens = self.source.kept_tokens(piece, encoder)?;
+    pub fn part(&self, piece: &Piece, encoder: &TextEncoder) -> Result<Part> {
+        let loaded = self.source.kept(piece, encoder)?;
+        let Loaded { tokens, pictures } = &*loaded;
         let range = piece.start as usize..(piece.start + piece.len) as usize;
         let ids = tokens.ids.get(range.clone()).context("the file was changed during the run")?;
         let ids = ids.iter().map(|id| i64::from(*id)).collect();
         let mut learned = tokens.counted[range].to_vec();
         // The first token has nothing to be learned from.
         learned.iter_mut().take(1).for_each(|first| *first = false);
-        Ok((ids, learned))
+        Ok(Part { ids, learned, pictures: pictures.clone() })
     }
 }
 
@@ -148,6 +185,8 @@ struct Document {
     largest_id: Option<u32>,
     pieces: Vec<Piece>,
     cut: bool,
+    /// The lengths of its pictures' files.
+    lengths: Vec<u64>,
     /// Keys of the row that nobody reads.
     unread: Vec<String>,
     /// Names of `data.columns` that the row does not have.
@@ -155,10 +194,15 @@ struct Document {
 }
 
 impl Document {
-    fn of(tokens: &Tokens, max_length: usize) -> Self {
+    fn of(tokens: &Tokens, max_length: usize) -> Result<Self> {
+        ensure!(
+            tokens.seen <= max_length,
+            "a picture ends at token {}, and would be cut at 'data.max_length' {max_length}: set that higher, or leave \
+             pictures or text before it out",
+            tokens.seen
+        );
         let mut document = Document {
             tokens: tokens.ids.len(),
-            largest_id: tokens.ids.iter().max().copied(),
             cut: tokens.whole && tokens.ids.len() > max_length,
             ..Document::default()
         };
@@ -177,29 +221,42 @@ impl Document {
             }
             start = end;
         }
-        document
+        Ok(document)
     }
 }
 
 impl Source {
-    fn encode(&self, record: usize, encoder: &TextEncoder) -> Result<Tokens> {
+    fn reading(&self) -> Reading<'_> {
+        Reading { columns: &self.columns, marks: &self.marks, images: &self.images }
+    }
+
+    fn load(&self, record: usize, encoder: &TextEncoder) -> Result<Loaded> {
         if self.records.is_text() {
-            return encoder.text(&self.records.text(record)?);
+            let tokens = encoder.text(&self.records.text(record)?, &[])?;
+            return Ok(Loaded { tokens, pictures: Vec::new() });
         }
-        let row = self.records.row(record)?;
-        encoder.document(&document::read(row, &self.columns)?.document)
+        let Read { document, pictures, .. } =
+            document::read(self.records.row(record)?, &self.reading())?;
+        let grids = encoder.grids(&pictures)?;
+        Ok(Loaded { tokens: encoder.document(&document, &grids)?, pictures })
     }
 
     fn look_at(&self, record: usize, encoder: &TextEncoder, max_length: usize) -> Result<Document> {
         if self.records.is_text() {
-            return Ok(Document::of(&self.encode(record, encoder)?, max_length));
+            let tokens = self.load(record, encoder)?.tokens;
+            let largest_id = encoder.largest_id(&tokens.ids);
+            return Ok(Document { largest_id, ..Document::of(&tokens, max_length)? });
         }
         let row = self.records.row(record)?;
         let absent = self.columns.absent(&row);
-        let read = document::read(row, &self.columns)?;
-        let document = Document::of(&encoder.document(&read.document)?, max_length);
+        let read = document::read(row, &self.reading())?;
+        let grids = encoder.grids(&read.pictures)?;
+        let tokens = encoder.document(&read.document, &grids)?;
+        let (largest_id, document) =
+            (encoder.largest_id(&tokens.ids), Document::of(&tokens, max_length)?);
         let unread = [read.unread, encoder.unread(&read.document)?].concat();
-        Ok(Document { unread, absent, ..document })
+        let lengths = read.pictures.iter().map(Picture::length).collect();
+        Ok(Document { unread, absent, lengths, largest_id, ..document })
     }
 
     /// Every document, on several threads.
@@ -221,20 +278,20 @@ impl Source {
         Ok(found)
     }
 
-    fn kept_tokens(&self, piece: &Piece, encoder: &TextEncoder) -> Result<Arc<Tokens>> {
+    fn kept(&self, piece: &Piece, encoder: &TextEncoder) -> Result<Arc<Loaded>> {
         let record = piece.record as usize;
         let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, tokens)) = lock().iter().find(|(kept, _)| *kept == record) {
-            return Ok(tokens.clone());
+        if let Some((_, loaded)) = lock().iter().find(|(kept, _)| *kept == record) {
+            return Ok(loaded.clone());
         }
-        let tokens = Arc::new(self.encode(record, encoder)?);
-        if tokens.ids.len() > (piece.start + piece.len) as usize || piece.start > 0 {
+        let loaded = Arc::new(self.load(record, encoder)?);
+        if loaded.tokens.ids.len() > (piece.start + piece.len) as usize || piece.start > 0 {
             let mut kept = lock();
-            kept.push_back((record, tokens.clone()));
+            kept.push_back((record, loaded.clone()));
             if kept.len() > KEPT {
                 kept.pop_front();
             }
         }
-        Ok(tokens)
+        Ok(loaded)
     }
 }

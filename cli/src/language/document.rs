@@ -1,10 +1,14 @@
 //! The document that a row stands for: a text, a prompt with its completion, or a conversation.
 
+use std::path::Path;
+
 use anyhow::{anyhow, bail, ensure, Result};
 use serde_json::{Map, Value};
 
 use super::alpaca;
 use super::columns::Columns;
+use super::mentions::{of_text, Mentions};
+use super::pictures::{self, Picture};
 use super::shape::{shape, Fields};
 use super::turns::{self, Turns};
 use crate::records::keys::{is_empty, left};
@@ -25,10 +29,21 @@ pub enum Document {
     },
 }
 
+/// Everything but the row that says what a row stands for.
+pub struct Reading<'r> {
+    pub columns: &'r Columns,
+    /// The marks that stand for pictures in a text; none where the model takes text alone.
+    pub marks: &'r [String],
+    /// The folder of the pictures.
+    pub images: &'r Path,
+}
+
 /// A row that was read.
 #[derive(Debug)]
 pub struct Read {
     pub document: Document,
+    /// The pictures that the document speaks of, in its order.
+    pub pictures: Vec<Picture>,
     /// Keys that nobody reads, and that change nothing.
     pub unread: Vec<String>,
 }
@@ -65,7 +80,8 @@ const REFUSED: &[(&[&str], &str)] = &[
     ),
 ];
 
-pub fn read(mut row: Row, columns: &Columns) -> Result<Read> {
+pub fn read(mut row: Row, reading: &Reading) -> Result<Read> {
+    let Reading { columns, marks, images } = *reading;
     let keys: Vec<String> =
         row.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key.clone()).collect();
     let preferences = ["chosen", "rejected"].iter().all(|key| keys.iter().any(|k| k == key));
@@ -73,6 +89,7 @@ pub fn read(mut row: Row, columns: &Columns) -> Result<Read> {
         bail!("there are 'chosen' and 'rejected': {}", REFUSED[0].1);
     }
     let mut fields = columns.take(&mut row);
+    let listed = pictures::listed(&mut fields, &mut row, columns, !marks.is_empty())?;
     let shape = shape(&fields, columns, &keys)?;
     // Tables have texts.
     let is_flag = |label: &Value| label.is_boolean() || label == "True" || label == "False";
@@ -82,6 +99,7 @@ pub fn read(mut row: Row, columns: &Columns) -> Result<Read> {
              the rows whose label is true, without it"
         );
     }
+    let mut mentions = Mentions::new();
     let document = match shape[0] {
         "text" => Document::Text(filled(&mut fields, "text")?),
         "instruction" => alpaca(&mut fields)?,
@@ -92,16 +110,26 @@ pub fn read(mut row: Row, columns: &Columns) -> Result<Read> {
             }
         }
         "prompt" => {
-            let mut turns = turns(&mut fields, "prompt")?;
+            let mut turns = turns(&mut fields, "prompt", marks)?;
             turns.learned.fill(false);
-            turns.append(self::turns(&mut fields, "completion")?);
+            turns.append(self::turns(&mut fields, "completion", marks)?);
+            mentions.append(&mut turns.pictures);
             Document::Chat { conversation: conversation(turns, &mut fields)?, replies: true }
         }
         key => {
-            let turns = turns(&mut fields, key)?;
+            let mut turns = turns(&mut fields, key, marks)?;
+            mentions.append(&mut turns.pictures);
             Document::Chat { conversation: conversation(turns, &mut fields)?, replies: false }
         }
     };
+    match &document {
+        Document::Text(text) => mentions = of_text(text, marks),
+        Document::Completion { prompt, completion } => {
+            mentions.extend([prompt, completion].into_iter().flat_map(|text| of_text(text, marks)));
+        }
+        Document::Chat { .. } => {}
+    }
+    let pictures = pictures::matched(mentions, listed, images)?;
     for key in OF_CHATS.iter().chain(&["system"]) {
         if let Some(value) = fields.remove(key).filter(|value| !is_empty(value)) {
             bail!(
@@ -116,7 +144,7 @@ pub fn read(mut row: Row, columns: &Columns) -> Result<Read> {
     let mut unread = left(row, refused)?;
     let others = fields.iter().filter(|(_, value)| !is_empty(value));
     unread.extend(others.map(|(key, _)| columns.name(key).to_owned()));
-    Ok(Read { document, unread })
+    Ok(Read { document, pictures, unread })
 }
 
 fn text(fields: &mut Fields, key: &str) -> Result<String> {
@@ -139,10 +167,10 @@ fn alpaca(fields: &mut Fields) -> Result<Document> {
     Ok(Document::Completion { prompt, completion: filled(fields, "output")? })
 }
 
-fn turns(fields: &mut Fields, key: &str) -> Result<Turns> {
+fn turns(fields: &mut Fields, key: &str, marks: &[String]) -> Result<Turns> {
     let list = parsed(fields.remove(key).unwrap_or_default(), key)?;
     match list {
-        Value::Array(list) if !list.is_empty() => turns::read(list),
+        Value::Array(list) if !list.is_empty() => turns::read(list, marks),
         Value::Array(_) => bail!("'{key}' is empty"),
         other => bail!("'{key}' is {}, expected a list of messages", shown(&other)),
     }
@@ -173,7 +201,7 @@ fn conversation(mut turns: Turns, fields: &mut Fields) -> Result<Box<Conversatio
     {
         ensure!(!kwargs.contains_key(*key), "'{key}' is no variable for 'chat_template_kwargs'");
     }
-    let Turns { messages, learned } = turns;
+    let Turns { messages, learned, .. } = turns;
     Ok(Box::new(Conversation { messages, learned, tools, documents, kwargs }))
 }
 
@@ -209,7 +237,7 @@ mod tests {
 
     fn read_with(row: Value, mapped: Value) -> Result<Read> {
         let Value::Object(row) = row else { panic!("{row}") };
-        read(row, &columns(mapped))
+        read(row, &Reading { columns: &columns(mapped), marks: &[], images: Path::new("") })
     }
 
     fn document(row: Value) -> Document {

@@ -1,16 +1,26 @@
 //! Language models: plain text, prompts with completions, or chats.
 
 mod alpaca;
-mod columns;
+mod batch;
+pub mod columns;
 mod corpus;
-mod document;
-mod encoder;
-mod model;
+pub mod document;
+pub mod encoder;
+mod features;
+mod image_tokens;
+pub mod mentions;
+pub mod model;
 mod packing;
+pub mod pictures;
 pub mod settings;
 mod shape;
+mod stages;
+mod takes;
 mod task;
 mod turns;
+pub mod vision;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use ln_tuning::pretrained::ModelFiles;
@@ -35,7 +45,7 @@ pub fn shift(run: &RunSettings<LanguageData>, asked: &Asked) -> Result<Shift> {
     let device = settings.device()?;
     let files = ModelFiles::open(&settings.model)?;
     let words = TextFiles::of(&files)?;
-    let encoder = TextEncoder::open(&words, &run.data)?;
+    let encoder = encoder(&files, &words, &run.data)?;
     let rows = Corpus::open(run.files.train()?, &encoder, run)?;
     let (vs, model) = LanguageModel::open(files, settings, device)?;
     model.check_ids(rows.largest_id())?;
@@ -43,19 +53,32 @@ pub fn shift(run: &RunSettings<LanguageData>, asked: &Asked) -> Result<Shift> {
     Shift::of(&task, &vs, asked, settings)
 }
 
-pub fn train(run: &RunSettings<LanguageData>, mode: Mode) -> Result<()> {
+/// Trains, on the base with the adapters of `before` in it.
+pub fn train(run: &RunSettings<LanguageData>, mode: Mode, before: &[PathBuf]) -> Result<()> {
     let settings = &run.common;
     let device = settings.device()?;
     // Before the model is loaded: bad lines are found first.
     let files = ModelFiles::open(&settings.model)?;
     let words = TextFiles::of(&files)?;
-    let encoder = TextEncoder::open(&words, &run.data)?;
+    let encoder = encoder(&files, &words, &run.data)?;
     let open = |path: &_| Corpus::open(path, &encoder, run);
     let (train, eval) = run.files.open(settings.seed, open, Corpus::split)?;
     let (vs, model) = LanguageModel::open(files, settings, device)?;
     model.check_ids(train.largest_id().max(eval.as_ref().and_then(Corpus::largest_id)))?;
+    stages::carry(&vs, before)?;
     let mut config = settings.adapter()?;
     config.task_type = config.task_type.or(Some(TaskType::CausalLm));
     let task = LanguageTask::new(&model, device, encoder, train, eval, words, run);
     start(&task, &vs, config, run, mode)
+}
+
+/// Writes all that the adapters of some stages trained as one adapter; of what several trained, the last counts.
+pub fn combine(run: &RunSettings<LanguageData>, adapters: &[PathBuf], out: &Path) -> Result<()> {
+    stages::combine(&run.common, adapters, out)?;
+    println!("the adapter of all stages is in '{}'", out.display());
+    Ok(())
+}
+
+fn encoder(files: &ModelFiles, words: &TextFiles, data: &LanguageData) -> Result<TextEncoder> {
+    TextEncoder::open(files, words, data.append_eos, data.loss_on)
 }

@@ -1,5 +1,7 @@
 //! The settings of language models.
 
+use std::path::PathBuf;
+
 use anyhow::{ensure, Result};
 use serde::Deserialize;
 
@@ -12,6 +14,10 @@ use crate::train::settings::DataSettings;
 pub struct LanguageData {
     pub format: Format,
     pub columns: Columns,
+    /// The folder of pictures; that of the data file without it.
+    pub images: Option<PathBuf>,
+    /// Megabytes for what a frozen tower makes of pictures; none without it.
+    pub features_mb: Option<u64>,
     pub documents: Documents,
     pub max_length: usize,
     pub packing: bool,

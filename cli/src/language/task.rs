@@ -11,10 +11,13 @@ use ln_tuning::models::{DecoderConfig, Inputs};
 use ln_tuning::recompute::Tape;
 use tch::{Device, Kind, Tensor};
 
-use super::corpus::Corpus;
+use super::batch::{Shown, Tokens};
+use super::corpus::{Corpus, Part};
 use super::encoder::TextEncoder;
+use super::features::{Features, Key};
 use super::model::LanguageModel;
 use super::packing::{pack, ROWS};
+use super::pictures::Picture;
 use super::settings::LanguageData;
 use crate::text::files::TextFiles;
 use crate::train::batches::Job;
@@ -35,6 +38,10 @@ pub struct LanguageLoader {
     encoder: TextEncoder,
     config: DecoderConfig,
     device: Device,
+    /// That of the weights, which pictures get.
+    kind: Kind,
+    /// What the tower has made of pictures, if that is kept.
+    features: Option<Features>,
     /// Lengths are multiples of it.
     multiple: i64,
     train: Rows,
@@ -46,13 +53,6 @@ struct Rows {
     corpus: Corpus,
     /// The places of each row's pieces in the corpus.
     rows: Vec<Vec<usize>>,
-}
-
-/// A batch of rows; padding is on the right, where no token looks.
-pub struct Tokens {
-    ids: Tensor,
-    /// The number of each token's document, where rows have several.
-    documents: Option<Tensor>,
 }
 
 impl Rows {
@@ -92,11 +92,18 @@ impl Load for LanguageLoader {
         let mut documents: Vec<i64> =
             if packed { (0..cells as i64).map(|at| -1 - at).collect() } else { Vec::new() };
         let (mut targets, mut size, mut sources) = (0, 0, Vec::new());
+        let mut pictures = Vec::new();
         for (row, pieces) in rows.iter().enumerate() {
             let mut at = row * length;
             for (number, piece) in pieces.iter().enumerate() {
                 let piece = &all.corpus.pieces[*piece];
-                let (own, learned) = all.corpus.tokens(piece, &self.encoder)?;
+                let part = all.corpus.part(piece, &self.encoder)?;
+                for (number, picture) in part.pictures.iter().enumerate() {
+                    let key = Key::of(picture, job.eval, piece.record, number);
+                    let shown = self.shown(picture, key);
+                    pictures.push(shown.with_context(|| all.corpus.place(piece))?);
+                }
+                let Part { ids: own, learned, .. } = part;
                 for (id, learned) in own.into_iter().zip(learned) {
                     ids[at] = id;
                     labels[at] = if learned { id } else { IGNORE_INDEX };
@@ -115,14 +122,28 @@ impl Load for LanguageLoader {
         let table = |values: &[i64]| Tensor::f_from_slice(values)?.f_view(shape);
         let sent = |values: &[i64]| to_device(&table(values)?, self.device);
         let documents = packed.then(|| sent(&documents)).transpose()?;
+        // A model that sees counts the tokens of pictures on the CPU, and sends them itself.
+        let ids = if pictures.is_empty() { sent(&ids)? } else { table(&ids)? };
         Ok(Batch {
-            inputs: Tokens { ids: sent(&ids)?, documents },
+            inputs: Tokens { ids, documents, pictures },
             // The loss leaves out what does not count, and looks for it on the CPU.
             labels: table(&labels)?,
             targets,
             size,
             sources: sources.join(", "),
         })
+    }
+}
+
+impl LanguageLoader {
+    fn shown(&self, picture: &Picture, key: Key) -> Result<Shown> {
+        let kept = self.features.as_ref().and_then(|features| features.get(&key));
+        if let Some(features) = kept {
+            return Ok(Shown::Features(features));
+        }
+        let vision = self.encoder.vision.as_ref().context("the model takes text alone")?;
+        let values = vision.pixels(picture)?.f_to_kind(self.kind)?;
+        Ok(Shown::Pixels { key, values: to_device(&values, self.device)? })
     }
 }
 
@@ -141,7 +162,10 @@ impl<'m> LanguageTask<'m> {
         let train = Rows::new(train, data, seed);
         let eval = eval.map(|eval| Rows::new(eval, data, None));
         let (config, multiple) = (model.config().clone(), run.files.multiple(device) as i64);
-        let loader = LanguageLoader { encoder, config, device, multiple, train, eval };
+        let features = data.features_mb.map(|megabytes| Features::new(megabytes * 1_000_000));
+        let kind = model.kind();
+        let loader =
+            LanguageLoader { encoder, config, device, kind, features, multiple, train, eval };
         let loader = Arc::new(loader);
         LanguageTask { model, device, packing: data.packing, loader, words }
     }
@@ -153,9 +177,8 @@ impl<'m> LanguageTask<'m> {
         reduction: Reduction,
         tape: &mut Tape<'t>,
     ) -> ln_tuning::Result<Tensor> {
-        let Tokens { ids, documents } = &batch.inputs;
-        let inputs = Inputs::new(ids).documents(documents.as_ref()).train(train);
-        self.model.loss(inputs, &batch.labels, reduction, tape)
+        let seen = batch.inputs.seen(self.model, train, self.loader.features.as_ref())?;
+        self.model.loss(batch.inputs.inputs(&seen, train), &batch.labels, reduction, tape)
     }
 }
 
@@ -198,11 +221,13 @@ impl Task for LanguageTask<'_> {
         over: i64,
         tape: &mut Tape<'t>,
     ) -> ln_tuning::Result<Vec<Tensor>> {
+        let kept = self.loader.features.as_ref();
+        let seen = batches.iter().map(|batch| batch.inputs.seen(self.model, true, kept));
+        let seen = seen.collect::<ln_tuning::Result<Vec<_>>>()?;
         let batches: Vec<(Inputs, &Tensor)> = batches
             .iter()
-            .map(|Batch { inputs: Tokens { ids, documents }, labels, .. }| {
-                (Inputs::new(ids).documents(documents.as_ref()).train(true), labels)
-            })
+            .zip(&seen)
+            .map(|(batch, seen)| (batch.inputs.inputs(seen, true), &batch.labels))
             .collect();
         self.model.losses(&batches, Reduction::SumOver(over), tape)
     }
@@ -242,7 +267,7 @@ impl Task for LanguageTask<'_> {
     fn example(&self) -> Result<Example> {
         let LanguageLoader { encoder, train, .. } = &*self.loader;
         let piece = train.corpus.pieces.first().context("the data is empty")?;
-        let (ids, learned) = train.corpus.tokens(piece, encoder)?;
+        let Part { ids, learned, .. } = train.corpus.part(piece, encoder)?;
         encoder.example(train.corpus.place(piece), &ids, &learned)
     }
 

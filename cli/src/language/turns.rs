@@ -3,6 +3,7 @@
 use anyhow::{anyhow, bail, ensure, Context, Result};
 use serde_json::{json, Map, Value};
 
+use super::mentions::{of_part, of_text, Mentions};
 use crate::records::shown;
 
 /// Messages as chat templates take them, and for each whether it is learned.
@@ -10,6 +11,8 @@ use crate::records::shown;
 pub struct Turns {
     pub messages: Vec<Value>,
     pub learned: Vec<bool>,
+    /// The pictures that they speak of.
+    pub pictures: Mentions,
 }
 
 /// ShareGPT's speakers, and the roles that they have in chat templates.
@@ -39,21 +42,28 @@ const MASKED: &str = "masked";
 
 /// Keys of a message that would change what is learned.
 const REFUSED: &[(&[&str], &str)] = &[
-    (&["image", "images", "audio", "audios", "video", "videos"], "texts alone are learned from"),
+    (
+        &["image", "images"],
+        "pictures are parts of the content, or '<image>' in it, with 'images' beside the messages; and the model must be \
+         one of images and texts",
+    ),
+    (&["audio", "audios", "video", "videos"], "sound and films are not learned from"),
     (
         &["mask", "loss_mask", "loss_weight", "train_detail", "training_detail"],
         "a message is learned or not, by 'weight': 1 or 0",
     ),
 ];
 
-pub fn read(list: Vec<Value>) -> Result<Turns> {
+/// With the marks that stand for pictures in a text, of which there are none where the model takes text alone.
+pub fn read(list: Vec<Value>, marks: &[String]) -> Result<Turns> {
     let mut turns = Turns::default();
     for message in list {
         let whole = shown(&message);
         let Value::Object(message) = message else {
             bail!("a message is {whole}, expected an object with 'role' and 'content'");
         };
-        let (message, learned) = turn(message).map_err(|error| anyhow!("{error:#}: {whole}"))?;
+        let (message, learned) = turn(message, marks, &mut turns.pictures)
+            .map_err(|error| anyhow!("{error:#}: {whole}"))?;
         turns.messages.push(message);
         turns.learned.push(learned);
     }
@@ -64,6 +74,7 @@ impl Turns {
     pub fn append(&mut self, mut other: Turns) {
         self.messages.append(&mut other.messages);
         self.learned.append(&mut other.learned);
+        self.pictures.append(&mut other.pictures);
     }
 
     /// Puts a system message in front.
@@ -85,7 +96,11 @@ impl Turns {
     }
 }
 
-fn turn(mut message: Map<String, Value>) -> Result<(Value, bool)> {
+fn turn(
+    mut message: Map<String, Value>,
+    marks: &[String],
+    pictures: &mut Mentions,
+) -> Result<(Value, bool)> {
     message.retain(|key, value| !value.is_null() || key == "content");
     let calls = message.get_mut("tool_calls").map(calls).transpose()?;
     for call in calls.into_iter().flatten().filter_map(Value::as_object_mut) {
@@ -129,7 +144,7 @@ fn turn(mut message: Map<String, Value>) -> Result<(Value, bool)> {
         learned || mark != Some(true),
         "a message is marked as learned, and replies of the assistant alone can be"
     );
-    content(&mut message)?;
+    content(&mut message, marks, pictures)?;
     Ok((Value::Object(message), learned && mark != Some(false)))
 }
 
@@ -186,11 +201,20 @@ fn call(message: &mut Map<String, Value>) -> Result<()> {
     Ok(())
 }
 
-/// Checks the content: a text or parts of text, or nothing where something else is said.
-fn content(message: &mut Map<String, Value>) -> Result<()> {
+/// Checks the content: a text, or parts that are texts and pictures, or nothing where something else is said.
+fn content(
+    message: &mut Map<String, Value>,
+    marks: &[String],
+    pictures: &mut Mentions,
+) -> Result<()> {
     match message.get_mut("content") {
-        Some(Value::String(_)) => Ok(()),
-        Some(Value::Array(parts)) => parts.iter_mut().try_for_each(part),
+        Some(Value::String(text)) => {
+            pictures.extend(of_text(text, marks));
+            Ok(())
+        }
+        Some(Value::Array(parts)) => {
+            parts.iter_mut().try_for_each(|one| part(one, marks, pictures))
+        }
         Some(Value::Null) | None => {
             let said = ["tool_calls", "function_call", "reasoning_content", "thinking"];
             let silent = said.iter().any(|key| message.contains_key(*key));
@@ -201,32 +225,31 @@ fn content(message: &mut Map<String, Value>) -> Result<()> {
     }
 }
 
-/// A part of a content: a text, as a string or with its type.
-fn part(part: &mut Value) -> Result<()> {
+/// A part of a content: a text, as a string or with its type, or a picture.
+fn part(part: &mut Value, marks: &[String], pictures: &mut Mentions) -> Result<()> {
     if let Value::String(text) = part {
         *part = json!({"type": "text", "text": text});
     }
+    let sees = !marks.is_empty();
+    if let (true, Some(picture)) = (sees, of_part(part, pictures.len())?) {
+        pictures.push(picture);
+        *part = json!({"type": "image"});
+        return Ok(());
+    }
     let kind = part["type"].as_str();
+    let (expected, others) = if sees {
+        ("'text' with a 'text', or 'image'", "sound, films and the like are")
+    } else {
+        ("'text' with a 'text'", "the model takes text alone: pictures, sound and the like are")
+    };
     ensure!(
         kind == Some("text") && part["text"].is_string(),
-        "a part of a message is of the type '{}', expected 'text' with a 'text': pictures, sound and the like are not \
-         learned from",
+        "a part of a message is of the type '{}', expected {expected}: {others} not learned from",
         kind.unwrap_or("")
     );
+    pictures.extend(of_text(part["text"].as_str().unwrap_or_default(), marks));
     *part = json!({"type": "text", "text": part["text"]});
     Ok(())
-}
-
-/// The parts of each content as one text, for templates that know no parts.
-pub fn joined(messages: &[Value]) -> Vec<Value> {
-    let mut messages = messages.to_vec();
-    for message in &mut messages {
-        if let Value::Array(parts) = &message["content"] {
-            let texts = parts.iter().filter_map(|part| part["text"].as_str());
-            message["content"] = texts.collect::<String>().into();
-        }
-    }
-    messages
 }
 
 #[cfg(test)]
@@ -237,7 +260,7 @@ mod tests {
 
     fn turns(list: Value) -> Result<Turns> {
         let Value::Array(list) = list else { panic!("{list}") };
-        read(list)
+        read(list, &[])
     }
 
     fn refused(message: Value, part: &str) {
@@ -351,14 +374,6 @@ mod tests {
             let ours = said.iter().map(|(who, text)| json!({"role": roles[*who], "content": text}));
             let theirs = said.iter().map(|(who, text)| json!({"from": speakers[*who], "value": text}));
             prop_assert_eq!(turns(ours.collect()).unwrap(), turns(theirs.collect()).unwrap());
-        }
-
-        #[test]
-        fn parts_are_joined_to_the_text_that_they_were(texts in prop::collection::vec("[a-z\n]{0,4}", 0..4)) {
-            let parts: Vec<Value> = texts.iter().map(|text| json!({"type": "text", "text": text, "image": null})).collect();
-            let read = turns(json!([{"role": "user", "content": parts}])).unwrap();
-            let expected = json!({"role": "user", "content": texts.concat()});
-            prop_assert_eq!(joined(&read.messages), [expected]);
         }
     }
 }

@@ -11,6 +11,7 @@
 //! at most 3 levels of 255 away from libjpeg, and less than half a level in the mean.
 
 pub mod class;
+pub mod head;
 pub mod options;
 pub mod picture;
 pub mod processor;

@@ -11,7 +11,7 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use ln_tuning::regular;
 
 /// The most pixels that PIL reads.
-const MOST_PIXELS: u64 = 178_956_970;
+pub(super) const MOST_PIXELS: u64 = 178_956_970;
 
 /// Refuses a file whose head is not that of a picture, or of one that would fill the memory.
 pub fn check(path: &Path) -> Result<()> {
@@ -26,24 +26,26 @@ pub fn check(path: &Path) -> Result<()> {
 }
 
 pub fn read(path: &Path) -> Result<RgbImage> {
-    let decode = || -> Result<RgbImage> {
-        let bytes = regular::read(path)?;
-        let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
-        // The decoder would fill in grey.
-        if reader.format() == Some(ImageFormat::Jpeg) && !has_end(&bytes) {
-            bail!("the file is cut off");
-        }
-        let mut decoder = reader.into_decoder()?;
-        let orientation = orientation(&mut decoder, &bytes);
-        let mut image = DynamicImage::from_decoder(decoder)?;
-        image.apply_orientation(orientation);
-        rgb(image)
-    };
-    decode().with_context(|| format!("cannot read the image '{}'", path.display()))
+    let image = regular::read(path).map_err(Into::into).and_then(|bytes| decoded(&bytes));
+    image.with_context(|| format!("cannot read the image '{}'", path.display()))
+}
+
+/// The picture that a file's bytes hold.
+pub fn decoded(bytes: &[u8]) -> Result<RgbImage> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+    // The decoder would fill in grey.
+    if reader.format() == Some(ImageFormat::Jpeg) && !has_end(bytes) {
+        bail!("the file is cut off");
+    }
+    let mut decoder = reader.into_decoder()?;
+    let orientation = orientation(&mut decoder, bytes);
+    let mut image = DynamicImage::from_decoder(decoder)?;
+    image.apply_orientation(orientation);
+    rgb(image)
 }
 
 /// True if a JPEG's markers lead to its end. Telephones write a film behind it, which may hold anything.
-fn has_end(bytes: &[u8]) -> bool {
+pub(super) fn has_end(bytes: &[u8]) -> bool {
     let mut at = 2;
     while let Some(pair) = bytes.get(at..at + 2) {
         match (pair[0], pair[1]) {
@@ -91,7 +93,7 @@ fn profile(text: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Of the EXIF data, else of the XMP data; those that cannot be read say nothing.
-fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8]) -> Orientation {
+pub(super) fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8]) -> Orientation {
     match decoder.orientation().unwrap_or(Orientation::NoTransforms) {
         Orientation::NoTransforms => {}
         found => return found,

@@ -128,6 +128,24 @@ impl Processor {
         })
     }
 
+    /// The rows and columns of tiles that a picture of this size is cut into, as [`apply`](Self::apply) does it.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub fn grid(&self, height: usize, width: usize) -> Result<(usize, usize)> {
+        let (height, width) = match self.resize {
+            Some((size, _)) => size.of(height, width)?,
+            None => (height, width),
+        };
+        match self.tiles {
+            Some(Tiles { edge, split: true, .. }) => {
+                let grid = tiles::grid(height, width, edge)?;
+                Ok(if grid == (1, 1) { (0, 0) } else { grid })
+            }
+            _ => Ok((0, 0)),
+        }
+    }
+
     /// A picture as the model sees it.
     ///
     /// # Errors

@@ -9,18 +9,8 @@ use super::size::Size;
 /// Squares of this edge, row after row, and the whole as one square; with the number of rows and columns. A picture
 /// that is one square itself has no rows and columns.
 pub fn split(image: Raster, edge: usize, filter: Filter) -> Result<(Vec<Raster>, usize, usize)> {
-    let ratio = image.width as f64 / image.height as f64;
-    // Whole tiles, with the proportions of the picture as near as they allow.
-    let (height, width) = if image.width >= image.height {
-        let width = image.width.next_multiple_of(edge);
-        (((width as f64 / ratio) as usize).next_multiple_of(edge), width)
-    } else {
-        let height = image.height.next_multiple_of(edge);
-        (height, ((height as f64 * ratio) as usize).next_multiple_of(edge))
-    };
-    let (height, width) = Size::Exact { height, width }.of(image.height, image.width)?;
-    let whole = image.resized(width, height, filter);
-    let (rows, columns) = (height / edge, width / edge);
+    let (rows, columns) = grid(image.height, image.width, edge)?;
+    let whole = image.resized(columns * edge, rows * edge, filter);
     if (rows, columns) == (1, 1) {
         return Ok((vec![whole], 0, 0));
     }
@@ -32,4 +22,19 @@ pub fn split(image: Raster, edge: usize, filter: Filter) -> Result<(Vec<Raster>,
     let mut tiles: Vec<Raster> = places.map(tile).collect();
     tiles.push(whole.resized(edge, edge, filter));
     Ok((tiles, rows, columns))
+}
+
+/// The rows and columns of tiles of this edge: whole ones, with the proportions of the picture as near as they allow.
+pub fn grid(height: usize, width: usize, edge: usize) -> Result<(usize, usize)> {
+    let ratio = width as f64 / height as f64;
+    let (new_height, new_width) = if width >= height {
+        let new_width = width.next_multiple_of(edge);
+        (((new_width as f64 / ratio) as usize).next_multiple_of(edge), new_width)
+    } else {
+        let new_height = height.next_multiple_of(edge);
+        (new_height, ((new_height as f64 * ratio) as usize).next_multiple_of(edge))
+    };
+    let new = Size::Exact { height: new_height, width: new_width };
+    let (new_height, new_width) = new.of(height, width)?;
+    Ok((new_height / edge, new_width / edge))
 }

@@ -10,8 +10,13 @@ use super::row::{shown, Row};
 /// Keys that change what is learned, and that no task reads.
 const REFUSED: &[(&[&str], &str)] = &[
     (
-        &["image", "images", "image_url", "audio", "audios", "video", "videos", "pixel_values"],
-        "pictures, sound and films are not learned from beside text. Take rows without them",
+        &["image", "images", "image_url", "pixel_values"],
+        "pictures beside text are for models of images and texts, such as llava, and are named by 'images' there. Take \
+         such a model, or rows without them",
+    ),
+    (
+        &["audio", "audios", "video", "videos"],
+        "sound and films are not learned from beside text. Take rows without them",
     ),
     (
         &["weight", "weights", "loss_weight", "sample_weight"],

@@ -70,9 +70,22 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// `None` where the model has none. A template that is broken is an error when a conversation needs it.
     pub fn open(model: &TextFiles) -> Result<Option<Self>> {
+        Self::of(model, special::chat_templates(model)?)
+    }
+
+    /// That of a processor of images and texts, else `usual`, if there is one.
+    pub fn of_processor(model: &TextFiles, usual: Option<&str>) -> Result<Option<Self>> {
+        let mut templates = special::processor_templates(model)?;
+        if let Some(usual) = usual.filter(|_| templates.is_empty()) {
+            templates.insert("default".into(), usual.to_owned());
+        }
+        Self::of(model, templates)
+    }
+
+    fn of(model: &TextFiles, templates: BTreeMap<String, String>) -> Result<Option<Self>> {
         let mut environment = jinja::environment();
         let mut names = BTreeMap::new();
-        for (name, text) in special::chat_templates(model)? {
+        for (name, text) in templates {
             if text.len() > LONGEST {
                 let error = format!("it has {} bytes, expected at most {LONGEST}", text.len());
                 names.insert(name, Err(error));

@@ -68,6 +68,18 @@ pub fn chat_templates(model: &TextFiles) -> Result<BTreeMap<String, String>> {
     Ok(templates)
 }
 
+/// The chat templates of a processor by name, of whose files the older ones count more, as in transformers; else those
+/// of the tokenizer.
+pub fn processor_templates(model: &TextFiles) -> Result<BTreeMap<String, String>> {
+    for config in ["processor_config.json", "chat_template.json"] {
+        let templates = named(model.json(config)?.get("chat_template"));
+        if !templates.is_empty() {
+            return Ok(templates);
+        }
+    }
+    chat_templates(model)
+}
+
 /// One template, or several with names.
 fn named(templates: Option<&Value>) -> BTreeMap<String, String> {
     let text = |value: &Value| Some(value.as_str()?.to_owned());

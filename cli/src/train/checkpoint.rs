@@ -178,7 +178,7 @@ fn difference(before: &Value, now: &Value, above: &str) -> Option<(String, Value
         let of = |map: &serde_json::Map<String, Value>, key: &String| {
             map.get(key).cloned().unwrap_or(Value::Null)
         };
-        let counts = |key: &&String| !above.is_empty() || !FREE.contains(&key.as_str());
+        let counts = |key: &&String| !FREE.contains(&format!("{above}{key}").as_str());
         return keys
             .filter(counts)
             .find_map(|key| difference(&of(a, key), &of(b, key), &format!("{above}{key}.")));

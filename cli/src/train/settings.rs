@@ -9,7 +9,7 @@ use ln_tuning::pretrained::Frozen;
 use ln_tuning::recompute::{Blocks, Recompute};
 use ln_tuning::{
     AdamW, AdapterOptions, Decay, Layers, LnTuningConfig, LnTuningModel, Norms, Optimizer,
-    Precision, Schedule,
+    Precision, Recipe, Schedule,
 };
 use serde::de::DeserializeOwned;
 use serde::Deserialize;
@@ -74,6 +74,7 @@ pub struct Settings {
     pub threads: Option<i32>,
     pub seed: u64,
     pub adapter: Value,
+    pub recipe: Option<Recipe>,
     pub norms: Norms,
     pub layers: Option<Layers>,
     pub precision: Precision,
@@ -182,6 +183,7 @@ impl Settings {
     pub fn adapter(&self) -> Result<LnTuningConfig> {
         let mut config = LnTuningConfig::from_yaml(&serde_yaml::to_string(&self.adapter)?)
             .context("'adapter'")?;
+        config.recipe = self.recipe;
         if config.base_model_name_or_path.is_none() {
             config.base_model_name_or_path = Some(self.model.display().to_string());
         }
@@ -288,8 +290,9 @@ impl Settings {
 }
 
 /// Settings that may differ between the parts of a run: they change nothing that is computed, but for its rounding.
-pub const FREE: [&str; 10] = [
+pub const FREE: [&str; 11] = [
     "task",
+    "data.features_mb",
     "resume",
     "save_interval",
     "keep_last",

@@ -7,6 +7,12 @@ use ln_tuning::{regular, yaml};
 use serde::de::DeserializeOwned;
 use serde_yaml::{Mapping, Value};
 
+/// The key of a run's stages.
+const STAGES: &str = "stages";
+
+/// Settings that all stages share.
+const OF_ALL: [&str; 5] = ["task", "model", "out", "resume", STAGES];
+
 /// The settings as they were given: the file, then each assignment, with the words that name them in errors.
 pub struct Given {
     whole: Value,
@@ -48,6 +54,38 @@ impl Given {
     /// A key, with a value or with keys below it.
     pub fn has(&self, key: &str) -> bool {
         key.split('.').try_fold(&self.whole, |value, key| value.get(key)).is_some()
+    }
+
+    /// The settings of each stage of the run: these, with its own in their place. There are none if it is one run.
+    ///
+    /// # Errors
+    /// If `stages` is no list of settings, or a stage sets something that is of the whole run.
+    pub fn stages(&self) -> Result<Vec<Self>> {
+        let list = match self.whole.get(STAGES) {
+            None | Some(Value::Null) => return Ok(Vec::new()),
+            Some(Value::Sequence(list)) if !list.is_empty() => list,
+            Some(other) => {
+                let shown = serde_yaml::to_string(other)?;
+                bail!(
+                    "'{STAGES}' is {}, expected a list of settings, one for each stage",
+                    shown.trim_end()
+                )
+            }
+        };
+        let mut common = self.whole.clone();
+        set(&mut common, STAGES, Value::Null)?;
+        let stage = |(number, own): (usize, &Value)| {
+            let place = format!("in stage {}", number + 1);
+            if let Some(key) = OF_ALL.iter().find(|key| own.get(**key).is_some()) {
+                bail!("{place}: '{key}' is of the whole run: set it beside '{STAGES}'");
+            }
+            let mut whole = common.clone();
+            put(&mut whole, own);
+            let own = (place, own.clone());
+            let stages = self.stages.iter().cloned().chain([own]).collect();
+            Ok(Given { whole, stages })
+        };
+        list.iter().enumerate().map(stage).collect()
     }
 
     /// All settings: those of the sample, of which `model` and `data.train` are left out, with the given ones in

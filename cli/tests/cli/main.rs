@@ -30,6 +30,8 @@ mod merge;
 mod outputs;
 mod padding;
 mod pictures;
+mod pictures_ids;
+mod pictures_train;
 mod plan;
 mod program;
 mod rates;

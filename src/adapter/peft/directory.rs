@@ -180,7 +180,8 @@ pub(crate) fn fit_files(
     config: &LnTuningConfig,
 ) -> Result<Option<Renamed>> {
     let variables = files.variables_with_copies();
-    let known = Known { variables: &variables, model_type: files.model_type(), norms: Norms::Peft };
+    let (model_type, norms) = (files.model_type(), Norms::Peft);
+    let known = Known { variables: &variables, model_type, norms, of_one_class: false };
     Ok(match known.fit(keys, config, "default", &KeyMapping::default())? {
         Fit::Renamed(renamed) => Some(renamed),
         Fit::AsItIs | Fit::InPart(..) => None,

@@ -19,10 +19,23 @@ struct Layout {
     rules: &'static [(&'static str, &'static str)],
     /// The beginnings of names here that are there too; all names if there are none.
     only: &'static [&'static str],
+    /// The beginning of a name that is here in each model that has this layout.
+    sign: &'static str,
 }
 
 const fn all(rules: &'static [(&'static str, &'static str)]) -> Layout {
-    Layout { rules, only: &[] }
+    Layout { rules, only: &[], sign: "" }
+}
+
+const fn seeing(rules: &'static [(&'static str, &'static str)]) -> Layout {
+    Layout { rules, only: &[], sign: "model.language_model." }
+}
+
+const fn part(
+    rules: &'static [(&'static str, &'static str)],
+    only: &'static [&'static str],
+) -> Layout {
+    Layout { rules, only, sign: "" }
 }
 
 /// The beginnings of names of the text model in one of images and texts, with its head and without, and of the tower.
@@ -36,23 +49,23 @@ const TOWER: &[&str] =
 /// The layouts, those of one class before those of another.
 const LAYOUTS: &[Layout] = &[
     // Models of images and texts before transformers 4.52, whose CLIP and SigLIP towers have a level more, or not.
-    all(&[
+    seeing(&[
         (r"^model\.language_model\.", "language_model.model."),
         (r"^lm_head\.", "language_model.lm_head."),
         (r"^model\.(vision_tower|image_tower|video_tower)\.", r"\1.vision_model."),
         (r"^model\.", ""),
     ]),
-    all(&[
+    seeing(&[
         (r"^model\.language_model\.", "language_model.model."),
         (r"^lm_head\.", "language_model.lm_head."),
         (r"^model\.", ""),
     ]),
     // From 4.52 on, before the level went.
-    all(&[(r"^model\.(vision_tower|image_tower|video_tower)\.", r"model.\1.vision_model.")]),
+    seeing(&[(r"^model\.(vision_tower|image_tower|video_tower)\.", r"model.\1.vision_model.")]),
     // Qwen2-VL and Qwen2.5-VL before 4.52.
-    all(&[(r"^model\.language_model\.", "model."), (r"^model\.visual\.", "visual.")]),
+    seeing(&[(r"^model\.language_model\.", "model."), (r"^model\.visual\.", "visual.")]),
     // The first LLaVA.
-    all(&[
+    seeing(&[
         (r"^model\.language_model\.", "model."),
         (r"^model\.vision_tower\.", "model.vision_tower.vision_tower.vision_model."),
         (r"^model\.multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
@@ -64,29 +77,28 @@ const LAYOUTS: &[Layout] = &[
     // ViT and its relatives before transformers 5.
     all(&[(r"(^|\.)layers\.(\d+)\.", r"\1encoder.layer.\2.")]),
     // The text model alone, with a head and without.
-    Layout { rules: &[(r"^(model\.)?(language_model|text_model)\.", "model.")], only: TEXT },
-    Layout { rules: &[(r"^(model\.)?(language_model|text_model)\.", "")], only: BARE_TEXT },
+    part(&[(r"^(model\.)?(language_model|text_model)\.", "model.")], TEXT),
+    part(&[(r"^(model\.)?(language_model|text_model)\.", "")], BARE_TEXT),
     // The image tower alone, then and now.
-    Layout {
-        rules: &[(r"^(model\.)?(vision_tower|vision_model)\.", "vision_model.")],
-        only: TOWER,
-    },
-    Layout { rules: &[(r"^(model\.)?(vision_tower|vision_model)\.", "")], only: TOWER },
+    part(&[(r"^(model\.)?(vision_tower|vision_model)\.", "vision_model.")], TOWER),
+    part(&[(r"^(model\.)?(vision_tower|vision_model)\.", "")], TOWER),
     // Here the text model alone, there one of images and texts.
     all(&[(r"^model\.", "model.language_model.")]),
     all(&[(r"^model\.", "model.text_model.")]),
     all(&[(r"^model\.", "language_model.model."), (r"^lm_head\.", "language_model.lm_head.")]),
     all(&[(r"^", "model.language_model.")]),
-    // The class without a head there, or here.
-    all(&[(r"^model\.", "")]),
-    all(&[("^", "model.")]),
 ];
+
+/// The class without a head there, and here.
+const CLASSES: &[Layout] = &[all(&[(r"^model\.", "")]), all(&[("^", "model.")])];
 
 /// The variables of a model for which an adapter may be.
 pub(crate) struct Known<'a> {
     pub(crate) variables: &'a [VariableInfo],
     pub(crate) model_type: Option<&'a str>,
     pub(crate) norms: Norms,
+    /// True if the names cannot be those of another class.
+    pub(crate) of_one_class: bool,
 }
 
 /// The way in which an adapter fits a model.
@@ -148,7 +160,8 @@ impl Known<'_> {
             return Ok(Fit::AsItIs);
         }
         let mut in_part = None;
-        for layout in LAYOUTS {
+        let classes = CLASSES.iter().filter(|_| self.of_one_class);
+        for layout in LAYOUTS.iter().chain(classes) {
             let Some((there, back)) = self.there(layout)? else { continue };
             let Some(found) = find(&there)? else { continue };
             let unexpected = &found.matched.unexpected;
@@ -175,6 +188,9 @@ impl Known<'_> {
     /// The variables under the names of a layout, and the names here; `None` if none differs.
     #[allow(clippy::type_complexity)]
     fn there(&self, layout: &Layout) -> Result<Option<(Vec<VariableInfo>, HashMap<String, &str>)>> {
+        if !self.variables.iter().any(|variable| variable.name.starts_with(layout.sign)) {
+            return Ok(None);
+        }
         let rules = KeyMapping::new(layout.rules)?;
         let is_there = |name: &str| {
             layout.only.is_empty() || layout.only.iter().any(|start| name.starts_with(start))

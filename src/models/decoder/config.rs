@@ -144,11 +144,13 @@ impl DecoderConfig {
         padded.max(length)
     }
 
-    /// The same as a part of a larger model, which has the head, if any: a plain matrix, tied or not.
+    /// The same as a part of a larger model, which has the head, if any: a plain matrix, tied or not. The larger model
+    /// keeps its cache, whatever its rope does, as in transformers.
     pub(in crate::models) fn within(mut self, head: Head, tied: bool) -> Result<Self> {
         self.declared.set_head(head)?;
         (self.tied, self.head_bias) = (tied, false);
         (self.logit_scale, self.logit_cap) = (1., None);
+        self.kept_places = None;
         Ok(self)
     }
 

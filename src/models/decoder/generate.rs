@@ -108,17 +108,13 @@ impl Decoder {
                 let (start, length) = (cache.length, ids.size2()?.1);
                 let seen = tokens.as_ref().map(|tokens| tokens.f_narrow(1, 0, start + length));
                 let seen = seen.transpose()?;
-                // Blocks are those of the prompt.
-                let behind =
-                    |blocks: &Tensor| blocks.f_constant_pad_nd([0, length - blocks.size2()?.1]);
-                let blocks = inputs.blocks.filter(|_| start == 0).map(behind).transpose()?;
                 let places = Places {
                     start,
                     length,
                     device,
                     tokens: seen.as_ref(),
                     documents: None,
-                    blocks: blocks.as_ref(),
+                    blocks: inputs.blocks.filter(|_| start == 0),
                 };
                 let (positions, added) = match inputs.positions {
                     Some(prompt) if start == 0 => (prompt.shallow_clone(), inputs.added),
@@ -126,8 +122,9 @@ impl Decoder {
                     None => (ahead.positions(start, length)?, &[][..]),
                 };
                 let ahead = (length == 1).then_some(&mut ahead);
+                // Those of the prompt, which is not read again: see `DecoderConfig::within`.
                 let embedded = match inputs.inputs_embeds.filter(|_| start == 0) {
-                    Some(prompt) => self.behind(prompt, ids)?,
+                    Some(prompt) => prompt.shallow_clone(),
                     None => self.embedded(ids)?,
                 };
                 let hidden =
@@ -138,16 +135,6 @@ impl Decoder {
                 Ok(self.head.forward(&last, &self.config, &inputs)?.f_squeeze_dim(1)?)
             })
         })
-    }
-
-    /// The embeddings of a prompt, and those of the tokens behind it.
-    fn behind(&self, prompt: &Tensor, ids: &Tensor) -> Result<Tensor> {
-        let (length, total) = (prompt.size3()?.1, ids.size2()?.1);
-        if total == length {
-            return Ok(prompt.shallow_clone());
-        }
-        let new = self.embedded(&ids.f_narrow(1, length, total - length)?)?;
-        Ok(Tensor::f_cat(&[prompt, &new], 1)?)
     }
 }
 

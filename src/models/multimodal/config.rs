@@ -116,13 +116,13 @@ fn part(config: &Value, part: &Part) -> Result<Value> {
 }
 
 /// Refuses files of the program that LLaVA was first trained with, which keep the tower's weights elsewhere.
-fn refuse_original(config: &Value) -> Result<()> {
+pub(in crate::models) fn refuse_original(config: &Value) -> Result<()> {
     let has = |key: &str| config.get(key).is_some_and(|value| !value.is_null());
     if has("mm_vision_tower") && !config.get("vision_config").is_some_and(Value::is_object) {
         refuse!(
             Unsupported,
-            "the configuration is that of the original LLaVA ('mm_vision_tower' is set), whose tower is not in its \
-             files: take a checkpoint of transformers (llava-hf/llava-1.5-7b-hf), or make one with its \
+            "the configuration is that of the original LLaVA ('mm_vision_tower' is set), which says nothing of the tower \
+             and has other names: take a checkpoint of transformers (llava-hf/llava-1.5-7b-hf), or make one with its \
              convert_llava_weights_to_hf.py"
         );
     }

@@ -5,6 +5,7 @@ mod connector;
 mod families;
 mod family;
 mod generate;
+mod image_tokens;
 mod loss;
 mod mergers;
 mod model;
@@ -15,5 +16,6 @@ mod projector;
 mod three_axes;
 mod tower;
 
+pub(super) use config::refuse_original;
 pub use config::ImageTextToTextConfig;
 pub use model::ImageTextToText;

@@ -5,17 +5,18 @@ use tch::{Kind, Tensor};
 
 use super::config::ImageTextToTextConfig;
 use super::connector::Connector;
+use super::image_tokens::ImageTokens;
 use super::positions::positions;
 use crate::autograd::recompute::Tape;
 use crate::device::transfer::sent;
-use crate::error::{refuse, Result};
+use crate::error::Result;
 use crate::kernels::number::WithNumber;
 use crate::models::config::ModelConfig;
 use crate::models::decoder::Decoder;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::Weights;
-use crate::models::vision::{GridThw, ImageTower};
+use crate::models::vision::ImageTower;
 use crate::pretrained::Head;
 
 /// A language model that sees: a tower for images, a connector, a [`Decoder`].
@@ -157,8 +158,9 @@ impl ImageTextToText {
     pub(super) fn merged<'m>(&'m self, inputs: &Inputs, tape: &mut Tape<'m>) -> Result<Merged> {
         inputs.check(self.model_type(), &self.taken())?;
         let ids = inputs.needed_ids()?;
-        let grids = self.check_count(inputs, ids)?;
+        let ImageTokens { places, grids } = ImageTokens::of(&self.config, inputs, ids)?;
         let device = self.text.device();
+        let places = sent(&places, device)?;
         let there = |tensor: Option<&Tensor>| tensor.map(|tensor| sent(tensor, device)).transpose();
         let positions = match self.config.tower.packed().filter(|_| !grids.is_empty()) {
             Some(packed) => {
@@ -180,9 +182,12 @@ impl ImageTextToText {
         let (mut blocks, mut added) = (None, Vec::new());
         if let Some(features) = features {
             blocks = self.config.looks_both_ways.then(|| runs(&shown)).transpose()?;
+            // Not by a mask, whose places a GPU would have to count once more.
             let there = |into: &Tensor, images: &Tensor| -> Result<Tensor> {
-                let images = images.f_to_kind(into.f_kind()?)?;
-                Ok(into.f_masked_scatter(&shown.f_unsqueeze(-1)?, &images)?)
+                let (shape, size) = (into.size(), self.config.text.hidden_size());
+                let images = images.f_to_kind(into.f_kind()?)?.f_reshape([-1, size])?;
+                let rows = into.f_reshape([-1, size])?;
+                Ok(rows.f_index_copy(0, &places, &images)?.f_view(&shape[..])?)
             };
             let images = self.connector.forward(&features)?;
             let nothing = embeds.f_zeros_like()?;
@@ -199,61 +204,6 @@ impl ImageTextToText {
             embeds,
             train: inputs.train,
         })
-    }
-
-    /// The number of image tokens must be that of what images give. Gives the grids of images of any size.
-    fn check_count(&self, inputs: &Inputs, ids: &Tensor) -> Result<Vec<GridThw>> {
-        let (places, width) = self.config.features();
-        let packed = self.config.tower.packed();
-        let images = match (inputs.pixel_values, inputs.image_features) {
-            (Some(_), Some(_)) => refuse!(
-                InvalidArgument,
-                "pixel_values and image_features are both given: give images, or what image_features made of them"
-            ),
-            (None, None) if inputs.image_grid_thw.is_none() => 0,
-            _ if packed.is_some() => -1,
-            (Some(images), None) => images.size().first().copied().unwrap_or(0),
-            (None, Some(features)) => match features.size()[..] {
-                [images, p, w] if (p, w) == (places, width) => images,
-                _ => refuse!(
-                    ShapeMismatch,
-                    "image_features have shape {:?}, expected [images, {places}, {width}]",
-                    features.size()
-                ),
-            },
-            (None, None) => 0,
-        };
-        let (id, each) = (self.image_token_id(), self.tokens_per_image());
-        let found = ids.f_eq_number(id)?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
-        if let (Some(packed), -1) = (packed, images) {
-            if inputs.pixel_values.is_none() && inputs.image_features.is_none() {
-                refuse!(
-                    InvalidArgument,
-                    "image_grid_thw are given without the images' pixel_values"
-                );
-            }
-            let grids = packed.grids(inputs)?;
-            let squares = |grid: &GridThw| grid.iter().product::<i64>() / packed.merge.pow(2);
-            let expected: i64 = grids.iter().map(squares).sum();
-            if found != expected {
-                refuse!(
-                    ShapeMismatch,
-                    "the ids hold {found} image tokens ({id}), and the images of image_grid_thw take {expected}: put \
-                     one into the ids for each {m} x {m} patches",
-                    m = packed.merge
-                );
-            }
-            return Ok(grids);
-        }
-        if found != images * each {
-            refuse!(
-                ShapeMismatch,
-                "the ids hold {found} image tokens ({id}), and {images} images take {}: put {each} into the ids for \
-                 each image",
-                images * each
-            );
-        }
-        Ok(Vec::new())
     }
 }
 

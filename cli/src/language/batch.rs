@@ -1,0 +1,69 @@
+//! A batch of rows as the model takes it.
+
+use ln_tuning::models::Inputs;
+use ln_tuning::Result;
+use tch::{no_grad, Tensor};
+
+use super::features::{Features, Key};
+use super::model::LanguageModel;
+
+/// A batch of rows; padding is on the right, where no token looks.
+pub struct Tokens {
+    pub ids: Tensor,
+    /// The number of each token's document, where rows have several.
+    pub documents: Option<Tensor>,
+    /// The pictures of the rows, in their order.
+    pub pictures: Vec<Shown>,
+}
+
+/// A picture: its pixels, or what the tower has made of it.
+pub enum Shown {
+    Pixels { key: Key, values: Tensor },
+    Features(Tensor),
+}
+
+/// The pictures of a batch, ready for the model.
+pub enum Seen {
+    Nothing,
+    Pixels(Tensor),
+    Features(Tensor),
+}
+
+impl Tokens {
+    /// A tower that does not train sees each picture alone, so that what it makes of one is the same whatever stands
+    /// beside it, was kept or not.
+    pub fn seen(
+        &self,
+        model: &LanguageModel,
+        train: bool,
+        kept: Option<&Features>,
+    ) -> Result<Seen> {
+        if self.pictures.is_empty() {
+            return Ok(Seen::Nothing);
+        }
+        let fixed = model.tower_is_fixed(train);
+        let shown = |shown: &Shown| match shown {
+            Shown::Features(features) => Ok(features.shallow_clone()),
+            Shown::Pixels { values, .. } if !fixed => Ok(values.shallow_clone()),
+            Shown::Pixels { key, values } => {
+                let features = no_grad(|| model.image_features(values))?;
+                if let Some(kept) = kept {
+                    kept.keep(key, &features)?;
+                }
+                Ok(features)
+            }
+        };
+        let shown = self.pictures.iter().map(shown).collect::<Result<Vec<Tensor>>>()?;
+        let all = Tensor::f_cat(&shown, 0)?;
+        Ok(if fixed { Seen::Features(all) } else { Seen::Pixels(all) })
+    }
+
+    pub fn inputs<'t>(&'t self, seen: &'t Seen, train: bool) -> Inputs<'t> {
+        let inputs = Inputs::new(&self.ids).documents(self.documents.as_ref()).train(train);
+        match seen {
+            Seen::Nothing => inputs,
+            Seen::Pixels(pixels) => inputs.pixel_values(pixels),
+            Seen::Features(features) => inputs.image_features(features),
+        }
+    }
+}

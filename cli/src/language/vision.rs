@@ -1,0 +1,58 @@
+//! The eyes of a model of images and texts: its image processor, and the tokens that stand for pictures.
+
+use anyhow::{ensure, Context, Result};
+use ln_tuning::pretrained::ModelFiles;
+use tch::Tensor;
+use tokenizers::Tokenizer;
+
+use super::image_tokens::{Grid, ImageTokens};
+use super::pictures::Picture;
+use crate::pictures::Processor;
+use crate::text::chat::ChatTemplate;
+use crate::text::files::TextFiles;
+
+/// The prompts that llava-1.5 has learned from.
+const VICUNA: &str = include_str!("vicuna_v1.jinja");
+
+pub struct Vision {
+    pub tokens: ImageTokens,
+    processor: Processor,
+    llava: bool,
+}
+
+impl Vision {
+    /// `None` for a model that takes text alone.
+    pub fn open(
+        files: &ModelFiles,
+        words: &TextFiles,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Self>> {
+        let Some(tokens) = ImageTokens::open(files.config(), words, tokenizer)? else {
+            return Ok(None);
+        };
+        let llava = files.model_type() == Some("llava");
+        Ok(Some(Vision { tokens, processor: Processor::open(files)?, llava }))
+    }
+
+    /// That of the processor, else of the tokenizer; llava has one of its own.
+    pub fn chat_template(&self, words: &TextFiles) -> Result<Option<ChatTemplate>> {
+        ChatTemplate::of_processor(words, self.llava.then_some(VICUNA))
+    }
+
+    /// The rows and columns of tiles that a picture is cut into, from its head.
+    ///
+    /// # Errors
+    /// If it is no picture, or one that would fill the memory.
+    pub fn grid(&self, picture: &Picture) -> Result<Grid> {
+        let (width, height) = picture.size()?;
+        self.processor.grid(height as usize, width as usize)
+    }
+
+    /// A picture as the model sees it: `[tiles, channels, height, width]` in f32.
+    pub fn pixels(&self, picture: &Picture) -> Result<Tensor> {
+        let pixels = self.processor.apply(&picture.read()?).with_context(|| picture.name())?;
+        let (found, grid) = ((pixels.rows, pixels.columns), self.grid(picture)?);
+        ensure!(found == grid, "{}: the picture was changed during the run", picture.name());
+        Ok(pixels.values)
+    }
+}

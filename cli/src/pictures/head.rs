@@ -1,0 +1,94 @@
+//! The size of a picture, without its pixels, and whether its file is whole.
+
+use std::io::Cursor;
+
+use anyhow::{ensure, Context, Result};
+use image::metadata::Orientation;
+use image::{ImageDecoder, ImageFormat, ImageReader};
+
+use super::picture::{self, has_end, orientation, MOST_PIXELS};
+
+/// Width and height of a picture in these bytes, turned as its EXIF or XMP data say.
+///
+/// # Errors
+/// If it is no picture, or cut off, or one that would fill the memory.
+pub fn size(bytes: &[u8]) -> Result<(u32, u32)> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+    let format = reader.format();
+    let mut decoder = reader.into_decoder().context("this is not an image that can be read")?;
+    let (width, height) = decoder.dimensions();
+    ensure!(
+        u64::from(width) * u64::from(height) <= MOST_PIXELS,
+        "the picture has {width} x {height} pixels, expected at most {MOST_PIXELS}"
+    );
+    ensure!(width > 0 && height > 0, "the picture has {width} x {height} pixels");
+    let whole = match format {
+        Some(ImageFormat::Jpeg) => has_end(bytes),
+        Some(ImageFormat::Png) => png_has_end(bytes),
+        Some(ImageFormat::WebP) => riff_has_end(bytes),
+        // Seldom, and small or without compression: its pixels say so.
+        _ => picture::decoded(bytes).map(|_| true)?,
+    };
+    ensure!(whole, "the file is cut off");
+    let turned = match orientation(&mut decoder, bytes) {
+        Orientation::Rotate90
+        | Orientation::Rotate270
+        | Orientation::Rotate90FlipH
+        | Orientation::Rotate270FlipH => true,
+        Orientation::NoTransforms
+        | Orientation::Rotate180
+        | Orientation::FlipHorizontal
+        | Orientation::FlipVertical => false,
+    };
+    Ok(if turned { (height, width) } else { (width, height) })
+}
+
+/// True if a PNG's chunks lead to its end.
+fn png_has_end(bytes: &[u8]) -> bool {
+    let mut at = 8;
+    while let Some(head) = bytes.get(at..at + 8) {
+        let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        let end = at.saturating_add(length).saturating_add(12);
+        if &head[4..] == b"IEND" {
+            return true;
+        }
+        at = end;
+    }
+    false
+}
+
+fn riff_has_end(bytes: &[u8]) -> bool {
+    let length =
+        bytes.get(4..8).map(|four| u32::from_le_bytes([four[0], four[1], four[2], four[3]]));
+    length.is_some_and(|length| length as usize <= bytes.len().saturating_sub(8))
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{DynamicImage, RgbImage};
+
+    use super::*;
+
+    #[test]
+    fn a_picture_that_is_cut_off_is_known_by_its_file() {
+        let image = RgbImage::from_fn(33, 20, |x, y| {
+            image::Rgb([x * 71 % 256, y * 53 % 256, x * y % 256].map(|c| c as u8))
+        });
+        let formats = [
+            ImageFormat::Png,
+            ImageFormat::Jpeg,
+            ImageFormat::WebP,
+            ImageFormat::Gif,
+            ImageFormat::Bmp,
+            ImageFormat::Tiff,
+        ];
+        for format in formats {
+            let mut bytes = Vec::new();
+            let image = DynamicImage::from(image.clone());
+            image.write_to(&mut Cursor::new(&mut bytes), format).unwrap();
+            assert_eq!(size(&bytes).unwrap(), (33, 20), "{format:?}");
+            assert!(size(&bytes[..bytes.len() * 6 / 10]).is_err(), "{format:?}");
+        }
+        assert!(size(b"").is_err() && size(b"a text").is_err());
+    }
+}

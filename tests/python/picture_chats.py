@@ -1,0 +1,223 @@
+"""Tiny models of images and texts for the tests of the program (cli/tests), and what transformers and PEFT make of them.
+
+`make DIR`                          models with their processors, by their families' names, and pictures/
+`ids DIR`                           the token ids of the conversations in each MODEL/rows.jsonl of the folder
+`logits MODEL ADAPTER ROW`          the logits of a conversation with PEFT's adapter
+`answers MODEL ADAPTER NEW ROWS`    the answers to the prompts of a JSON list; an empty ADAPTER is none
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+TEXT = [
+    "the quick brown fox jumps over the lazy dog",
+    "What is in the picture? USER: ASSISTANT: a cat and a dog",
+    "Here is the original image and here are some crops to help you see better",
+]
+# Those of the checkpoints on the Hub, in their own words.
+TEMPLATES = {
+    "llava": (
+        "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+        "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+        "{% if message['role'] != 'assistant' %}"
+        "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' ' }}{% endfor %}"
+        "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+        "{% generation %}{{ content['text'] + ' ' }}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    ),
+    "gemma3": (
+        "{{ bos_token }}{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+        "{{ '<start_of_turn>' + role + '\n' }}{% if message['content'] is string %}{{ message['content'] | trim }}"
+        "{% else %}{% for item in message['content'] %}{% if item['type'] == 'image' %}{{ '<start_of_image>' }}"
+        "{% elif item['type'] == 'text' %}{{ item['text'] | trim }}{% endif %}{% endfor %}{% endif %}{{ '<end_of_turn>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    ),
+    "idefics3": (
+        "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+        "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+        "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+        "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    ),
+    # A text model's, which takes strings.
+    "text": (
+        "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    ),
+}
+SPECIAL = {
+    "llava": ["<image>"],
+    "gemma3": ["<start_of_image>", "<image_soft_token>", "<end_of_image>", "<start_of_turn>", "<end_of_turn>"],
+    "idefics3": [
+        "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>",
+        *(f"<row_{i + 1}_col_{j + 1}>" for i in range(2) for j in range(6)),
+    ],
+}
+
+
+def tokenizer(family):
+    of_text = Tokenizer(models.BPE())
+    of_text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    of_text.decoder = decoders.ByteLevel()
+    special = ["<s>", "</s>", *(AddedToken(token, normalized=False, special=True) for token in SPECIAL[family])]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, initial_alphabet=alphabet)
+    of_text.train_from_iterator(TEXT * 4, trainer)
+    of_text.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    own = {}
+    if family == "gemma3":
+        own = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=of_text, bos_token="<s>", eos_token="</s>", pad_token="</s>", extra_special_tokens=own
+    )
+    return fast
+
+
+def make(directory, family):
+    torch.manual_seed(0)
+    of_text = tokenizer(family)
+    image = of_text.convert_tokens_to_ids("<image_soft_token>" if family == "gemma3" else "<image>")
+    common = {
+        "vocab_size": len(of_text), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "initializer_range": 0.2,
+        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+    }
+    vision = {
+        "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28,
+        "patch_size": 7, "initializer_range": 0.2,
+    }
+    template = TEMPLATES[family]
+    if family == "llava":
+        config = LlavaConfig(
+            vision_config=CLIPVisionConfig(**vision), text_config=LlamaConfig(**common), image_token_index=image,
+            image_seq_length=16,
+        )
+        model = LlavaForConditionalGeneration(config)
+        pixels = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+        processor = LlavaProcessor(
+            pixels, of_text, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+            chat_template=template,
+        )
+    elif family == "gemma3":
+        config = Gemma3Config(
+            vision_config=vision, text_config={**common, "head_dim": 8, "sliding_window": 512, "query_pre_attn_scalar": 8},
+            image_token_index=image, mm_tokens_per_image=4, boi_token_index=of_text.convert_tokens_to_ids("<start_of_image>"),
+            eoi_token_index=of_text.convert_tokens_to_ids("<end_of_image>"),
+        )
+        model = Gemma3ForConditionalGeneration(config)
+        pixels = Gemma3ImageProcessor(size={"height": 28, "width": 28})
+        processor = Gemma3Processor(pixels, of_text, image_seq_length=4, chat_template=template)
+    else:
+        config = Idefics3Config(
+            vision_config=vision, text_config=LlamaConfig(**common), image_token_id=image, scale_factor=2, pad_token_id=1
+        )
+        model = Idefics3ForConditionalGeneration(config)
+        pixels = Idefics3ImageProcessorPil(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
+        processor = Idefics3Processor(pixels, of_text, image_seq_len=4, chat_template=template)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+def pictures(directory):
+    random = np.random.default_rng(0)
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    for name, size, kind in [
+        ("square.png", (28, 28), "RGB"), ("wide.png", (64, 30), "RGB"), ("tall.png", (21, 80), "RGB"),
+        ("grey.png", (40, 28), "L"), ("alpha.png", (30, 33), "RGBA"), ("small.bmp", (9, 7), "RGB"),
+    ]:
+        channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[kind]
+        values = random.integers(0, 256, (size[1] // 4 + 1, size[0] // 4 + 1, *channels), dtype=np.uint8)
+        Image.fromarray(values, kind).resize(size).save(Path(directory) / name)
+
+
+def opened(row):
+    """The messages of a row with its pictures in the places of the parts that have none."""
+    listed = iter(row.get("images", []))
+    for message in row["messages"]:
+        for part in message["content"] if isinstance(message["content"], list) else []:
+            if part["type"] == "image" and not {"path", "image", "url"} & part.keys():
+                part["path"] = next(listed)
+    return row["messages"], list(listed)
+
+
+def inputs(processor, row):
+    if "text" in row:
+        images = [Image.open(path) for path in row["images"]] or None
+        return processor(text=row["text"], images=images, return_tensors="pt")
+    messages, rest = opened(row)
+    more = {"processor_kwargs": {"images": [Image.open(path) for path in rest]}} if rest else {}
+    return processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=row.get("open", False), **more
+    )
+
+
+def model_of(directory, adapter):
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32)
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.eval(), AutoProcessor.from_pretrained(directory)
+
+
+def main(command, directory, *arguments):
+    if command == "make":
+        for family in ["llava", "gemma3", "idefics3"]:
+            make(f"{directory}/{family}", family)
+        pictures(f"{directory}/pictures")
+        result = None
+    elif command == "ids":
+        result = {}
+        for path in Path(directory).glob("*/rows.jsonl"):
+            processor = AutoProcessor.from_pretrained(path.parent)
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            result[path.parent.name] = [inputs(processor, row)["input_ids"][0].tolist() for row in rows]
+    elif command == "logits":
+        adapter, row = arguments
+        model, processor = model_of(directory, adapter)
+        with torch.no_grad():
+            result = model(**inputs(processor, json.loads(row))).logits.flatten().tolist()
+    elif command == "answers":
+        adapter, new, rows = arguments
+        model, processor = model_of(directory, adapter)
+        result = []
+        for row in json.loads(rows):
+            given = inputs(processor, row)
+            ids = model.generate(**given, do_sample=False, max_new_tokens=int(new))[0, given["input_ids"].shape[1] :]
+            result.append(processor.tokenizer.decode(ids, skip_special_tokens=True))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
