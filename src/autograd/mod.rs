@@ -3,3 +3,5 @@
 pub(crate) mod known_gradient;
 pub mod loss;
 pub mod recompute;
+pub(crate) mod scratch;
+mod segment;

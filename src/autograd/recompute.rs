@@ -41,6 +41,8 @@
 use tch::{no_grad, Device, Kind, Tensor};
 
 use crate::autograd::known_gradient::{grad_is_enabled, inner_product};
+use crate::autograd::scratch::{Pass, Recorded};
+use crate::autograd::segment::{given, leaf, Segment, Way};
 use crate::error::{refuse, Result};
 use crate::storage::info::is_float;
 
@@ -137,7 +139,8 @@ impl Recompute {
         inputs: &[Tensor],
         forward: impl FnOnce(&mut Tape<'a>) -> Result<Vec<Tensor>>,
     ) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
-        let mut tape = Tape { options: *self, count: 0, segments: Vec::new() };
+        let _pass = Pass::begin();
+        let mut tape = Tape { options: *self, count: 0, walked: true, segments: Vec::new() };
         let losses = forward(&mut tape)?;
         if losses.is_empty() {
             refuse!(NoGradient, "there is no loss to go backward from");
@@ -154,7 +157,7 @@ impl Recompute {
         }
         let values = losses.iter().map(|loss| Ok(loss.f_detach()?)).collect::<Result<_>>()?;
         // The seed for afterwards: the second runs reset the generators to states of the forward pass.
-        let seed = tape.segments.iter().any(|segment| segment.seed.is_some());
+        let seed = tape.segments.iter().any(|segment| segment.way.has_seed());
         let seed = seed.then(draw_seed).transpose()?;
         let gradients = tape.walk(losses, inputs);
         if let Some(seed) = seed {
@@ -187,32 +190,24 @@ pub struct Tape<'a> {
     options: Recompute,
     /// The number of blocks run so far.
     count: usize,
+    /// False if autograd alone goes backward.
+    walked: bool,
     segments: Vec<Segment<'a>>,
-}
-
-type Block<'a> = Box<dyn Fn(&[Tensor]) -> Result<Vec<Tensor>> + 'a>;
-
-/// A block that was run without a graph.
-struct Segment<'a> {
-    block: Block<'a>,
-    /// The inputs, with their graphs.
-    inputs: Vec<Tensor>,
-    /// Leaves, at which the graph of the following operations starts; `None` for outputs without a gradient.
-    outputs: Vec<Option<Tensor>>,
-    seed: Option<i64>,
 }
 
 impl<'a> Tape<'a> {
     /// A tape that records nothing: blocks run once, and autograd keeps their graphs.
     pub fn off() -> Self {
-        Tape { options: Recompute::new(Blocks::First(0)), count: 0, segments: Vec::new() }
+        let options = Recompute::new(Blocks::First(0));
+        Tape { options, count: 0, walked: false, segments: Vec::new() }
     }
 
     /// Runs a block. The result is that of `block(input)`, and so are all gradients, including those of tensors that
     /// `block` captures.
     ///
-    /// The block must compute the same when it runs again. Do not change its input or output in place. Under `no_grad`,
-    /// and if nothing in or before the block is trainable, it runs once.
+    /// The block must compute the same when it runs again. Do not change its input or output in place, and let nothing
+    /// with a graph leave it but its result. Under `no_grad`, and if nothing in or before the block is trainable, it
+    /// runs once.
     ///
     /// # Errors
     /// Those of `block`.
@@ -277,8 +272,20 @@ impl<'a> Tape<'a> {
         block: impl Fn(&[Tensor]) -> Result<Vec<Tensor>> + 'a,
     ) -> Result<Vec<Tensor>> {
         let inputs: Vec<Tensor> = inputs.iter().map(|input| input.shallow_clone()).collect();
-        if !recomputed {
+        if !recomputed && !self.walked {
             return block(&inputs);
+        }
+        if !recomputed {
+            let (results, values) = Recorded::of(|| block(&inputs))?;
+            if values.is_empty() {
+                return Ok(results);
+            }
+            values.release();
+            let outputs = results.iter().map(|result| result.requires_grad().then(|| leaf(result)));
+            let outputs = outputs.map(Option::transpose).collect::<Result<Vec<_>>>()?;
+            let given = given(&results, &outputs);
+            self.segments.push(Segment { way: Way::Kept { results, values }, outputs });
+            return Ok(given);
         }
         let seed = self.options.preserve_rng_state.then(draw_seed).transpose()?;
         if let Some(seed) = seed {
@@ -288,24 +295,21 @@ impl<'a> Tape<'a> {
             no_grad(|| block(&inputs))?
         } else {
             // A graph of the result shows that the block has trainable tensors; it is dropped at once.
-            let results = block(&inputs)?;
+            let (results, values) = Recorded::of(|| block(&inputs))?;
             if !results.iter().any(Tensor::requires_grad) {
                 return Ok(results);
             }
+            values.release();
             results
         };
-        let leaf = |result: &Tensor| -> Result<Option<Tensor>> {
-            if !is_float(result.f_kind()?) {
-                return Ok(None);
-            }
-            Ok(Some(result.f_detach()?.f_set_requires_grad(true)?))
-        };
-        let outputs = results.iter().map(leaf).collect::<Result<Vec<_>>>()?;
-        let given = results.into_iter().zip(&outputs);
-        let given = given
-            .map(|(result, leaf)| leaf.as_ref().map_or(result, Tensor::shallow_clone))
-            .collect();
-        self.segments.push(Segment { block: Box::new(block), inputs, outputs, seed });
+        let outputs = results.iter().map(|result| {
+            let wanted = is_float(result.f_kind()?);
+            wanted.then(|| leaf(result)).transpose()
+        });
+        let outputs = outputs.collect::<Result<Vec<_>>>()?;
+        let given = given(&results, &outputs);
+        let way = Way::Again { block: Box::new(block), inputs, seed };
+        self.segments.push(Segment { way, outputs });
         Ok(given)
     }
 
@@ -325,10 +329,7 @@ impl<'a> Tape<'a> {
             if given.iter().all(Option::is_none) {
                 continue;
             }
-            if let Some(seed) = segment.seed {
-                tch::manual_seed(seed);
-            }
-            let results = (segment.block)(&segment.inputs)?;
+            let (results, values) = segment.way.go()?;
             let pairs = results.iter().zip(&given);
             let pairs: Vec<_> = pairs
                 .filter_map(|(result, gradient)| Some((result, gradient.as_ref()?)))
@@ -338,6 +339,8 @@ impl<'a> Tape<'a> {
                 let root = inner_product(&pairs)?;
                 self.pull(root, inputs, several, &mut gradients, &mut of_outputs)?;
             }
+            drop(results);
+            values.release();
         }
         Ok(gradients.into_iter().map(Option::unwrap_or_default).collect())
     }

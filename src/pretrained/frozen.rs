@@ -12,17 +12,21 @@ use crate::quantised::Encoding;
 ///
 /// Norms, biases and small tensors stay as they are in every form, so that adapters train on them as always. A matrix
 /// that is kept in few bits is computed anew whenever a layer needs it, in the kind of the model, and dropped: losses
-/// and gradients are those of a model with the same values in memory. Autograd keeps the values of a layer until the
-/// backward pass has used them, so train with block checkpointing ([`recompute`](crate::recompute)), which drops them
-/// too. Its bytes are a variable of the `VarStore` under the matrix's name, of the kind `Uint8`.
+/// and gradients are those of a model with the same values in memory. The graph of a plain `loss.backward()` keeps the
+/// values of every layer until the backward pass has used them, so go backward through a tape
+/// ([`backward_recompute`](crate::Optimizer::backward_recompute)), which computes them again for one block at a time:
+/// with [`Blocks::All`](crate::recompute::Blocks::All) as well as with `Blocks::First(0)`, which keeps all activations.
+/// Its bytes are a variable of the `VarStore` under the matrix's name, of the kind `Uint8`.
 ///
-/// As text it is one or two words: `mapped`, `nf4`, `streamed, int8`.
+/// As text it is one or two words: `mapped`, `nf4`, `streamed, int8`; beside `streamed` also the share of the blocks that
+/// stays: `streamed, resident 0.5`.
 ///
 /// ```
 /// use ln_tuning::pretrained::{Form, Frozen, Place};
 /// let frozen: Frozen = "nf4".parse()?;
 /// assert_eq!(frozen, Frozen::default().form(Form::Nf4));
 /// assert_eq!("streamed, nf4".parse::<Frozen>()?, frozen.place(Place::Streamed));
+/// assert_eq!("nf4, streamed, resident 0.25", frozen.place(Place::Streamed).resident(0.25).to_string());
 /// assert_eq!(frozen.to_string(), "nf4");
 /// # Ok::<(), ln_tuning::Error>(())
 /// ```
@@ -33,6 +37,8 @@ use crate::quantised::Encoding;
 pub struct Frozen {
     form: Form,
     place: Place,
+    /// Of a thousand blocks.
+    resident: u16,
 }
 
 /// The form of frozen matrices.
@@ -66,10 +72,10 @@ pub enum Place {
     /// ([`backward_recompute_many`](crate::Optimizer::backward_recompute_many)).
     ///
     /// On the CPU they are pages of the file's map, so the files must have the wanted form: `int8` and `nf4`, which are
-    /// computed when a model is loaded, are refused, and matrices of a GGUF file whose rows get another order (llama's
-    /// `q` and `k`) stay in memory. A matrix that was written to stays too. On CUDA they are copied from pinned memory
-    /// of the host, which holds all of them, to memory for two blocks; embeddings and heads stay on the device.
-    /// Elsewhere, and on other systems than Linux, nothing is streamed: an error says so.
+    /// computed when a model is loaded, are refused, and matrices of a GGUF file in f32, f16 or bf16 whose rows get
+    /// another order (llama's `q` and `k`) stay in memory. A matrix that was written to stays too. On CUDA they are
+    /// copied from pinned memory of the host, which holds all of them, to memory for two blocks; embeddings and heads
+    /// stay on the device. Elsewhere, and on other systems than Linux, nothing is streamed: an error says so.
     Streamed,
 }
 
@@ -84,6 +90,20 @@ impl Frozen {
     pub fn place(mut self, place: Place) -> Self {
         self.place = place;
         self
+    }
+
+    /// With this share of the blocks in memory, evenly spread, where [`Place::Streamed`] lets the others come: 0 to 1, to a
+    /// thousandth. On the CPU they are a map of the file, on CUDA memory of the device. Default: 0.
+    pub fn resident(mut self, share: f64) -> Self {
+        self.resident = (share.clamp(0., 1.) * 1000.).round() as u16;
+        self
+    }
+
+    /// True if the matrices of a block stay where they are needed.
+    #[cfg_attr(not(feature = "models"), allow(dead_code))]
+    pub(crate) fn is_resident(self, block: usize) -> bool {
+        let before = |blocks: usize| blocks * usize::from(self.resident) / 1000;
+        before(block + 1) > before(block)
     }
 
     pub(crate) fn parts(self) -> (Form, Place) {
@@ -101,6 +121,9 @@ impl Frozen {
     }
 }
 
+/// Stands before the share of the blocks that stay.
+const RESIDENT: &str = "resident";
+
 const FORMS: [(&str, Form); 3] = [("gguf", Form::Gguf), ("int8", Form::Int8), ("nf4", Form::Nf4)];
 const PLACES: [(&str, Place); 3] =
     [("mapped", Place::Mapped), ("device", Place::Device), ("streamed", Place::Streamed)];
@@ -109,8 +132,25 @@ impl FromStr for Frozen {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (mut form, mut place) = (None, None);
+        let (mut form, mut place, mut resident) = (None, None, None);
         for word in text.split(',').map(str::trim) {
+            if let Some(share) = word.strip_prefix(RESIDENT) {
+                let number = share.trim().parse::<f64>().ok();
+                let Some(share) = number.filter(|share| (0. ..=1.).contains(share)) else {
+                    refuse!(
+                        InvalidArgument,
+                        "'{word}' does not say which share of the blocks stays in memory, expected a number from 0 to 1, \
+                         as '{RESIDENT} 0.5'"
+                    );
+                };
+                if resident.replace(share).is_some() {
+                    refuse!(
+                        InvalidArgument,
+                        "'{text}' names two shares of blocks that stay: give one"
+                    );
+                }
+                continue;
+            }
             let as_form = FORMS.iter().find(|(name, _)| *name == word);
             let as_place = PLACES.iter().find(|(name, _)| *name == word);
             let twice = match (as_form, as_place) {
@@ -119,7 +159,8 @@ impl FromStr for Frozen {
                 _ => refuse!(
                     InvalidArgument,
                     "frozen weights cannot be kept as '{word}', expected a form (gguf, int8, nf4), a place (mapped, \
-                     device, streamed), or one of each, as 'gguf, streamed'"
+                     device, streamed), or one of each, as 'gguf, streamed'; beside 'streamed' also the share of the \
+                     blocks that stays, as '{RESIDENT} 0.5'"
                 ),
             };
             if twice {
@@ -130,7 +171,16 @@ impl FromStr for Frozen {
                 );
             }
         }
-        Ok(Frozen { form: form.unwrap_or_default(), place: place.unwrap_or_default() })
+        let frozen = Frozen { form: form.unwrap_or_default(), ..Frozen::default() };
+        let frozen = frozen.place(place.unwrap_or_default());
+        match resident {
+            Some(_) if !frozen.is_streamed() => refuse!(
+                InvalidArgument,
+                "'{text}' keeps a share of the blocks in memory, and lets none be streamed: add 'streamed', or leave out \
+                 '{RESIDENT}'"
+            ),
+            share => Ok(frozen.resident(share.unwrap_or_default())),
+        }
     }
 }
 
@@ -142,7 +192,11 @@ impl fmt::Display for Frozen {
         match (form, place) {
             (Some(form), Some(place)) => write!(f, "{form}, {place}"),
             (form, place) => f.write_str(form.or(place).unwrap_or_default()),
+        }?;
+        if self.is_streamed() && self.resident > 0 {
+            write!(f, ", {RESIDENT} {}", f64::from(self.resident) / 1000.)?;
         }
+        Ok(())
     }
 }
 

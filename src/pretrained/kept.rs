@@ -22,18 +22,25 @@ pub(crate) struct Kept {
     pub(crate) transposed: bool,
     /// `None` for numbers of any kind, which are brought to the device and to the model's kind when needed.
     pub(crate) encoding: Option<Encoding>,
+    /// Per row of the weights, that of the encoded matrix, if they are not the same: blocks that stay in their file have
+    /// its order.
+    pub(crate) rows: Option<Vec<i64>>,
     /// The kind of the values that the model computes with.
     pub(crate) kind: Kind,
-    /// Its storage comes to the device when it is needed.
+    /// The way in which its storage comes to the device when it is needed, if it does.
     #[cfg_attr(not(feature = "models"), allow(dead_code))]
-    pub(crate) streamed: bool,
+    pub(crate) streamed: Option<Frozen>,
 }
 
 impl Kept {
     /// The values of what is kept, in the model's shape and kind.
     pub(crate) fn values(&self, data: &Tensor) -> Result<Tensor> {
         let Some(encoding) = self.encoding else { return Ok(data.f_to_kind(self.kind)?) };
-        let values = Quantised::new(data, &self.shape, encoding)?.dequantise(self.kind)?;
+        let encoded = Quantised::new(data, &self.shape, encoding)?;
+        let values = match &self.rows {
+            Some(rows) => encoded.of_rows(&Tensor::f_from_slice(rows)?)?.dequantise(self.kind)?,
+            None => encoded.dequantise(self.kind)?,
+        };
         Ok(if self.transposed { values.f_tr()? } else { values })
     }
 
@@ -101,10 +108,12 @@ impl Keeping {
         let turned = of == (Use::Linear { transposed: true });
         let kept = |shape: &[i64], encoding: Option<Encoding>| -> Result<Kept> {
             let kind = kind.or_else(|| file.kind()).unwrap_or(Kind::Float);
-            let transposed = encoding.is_some() && turned;
-            let (name, shape, streamed) = (name.clone(), shape.to_vec(), place == Place::Streamed);
-            Ok(Kept { name, shape, transposed, encoding, kind, streamed })
+            let (transposed, rows) = (encoding.is_some() && turned, None);
+            let streamed = Some(self.frozen).filter(|_| place == Place::Streamed);
+            let (name, shape) = (name.clone(), shape.to_vec());
+            Ok(Kept { name, shape, transposed, encoding, rows, kind, streamed })
         };
+        let mut rows = None;
         let whole = match form.encoding() {
             Some(encoding) => {
                 let on_disk = read()?;
@@ -121,6 +130,14 @@ impl Keeping {
                         _ => error,
                     }
                 })?)
+            }
+            None if form == Form::Gguf && place == Place::Streamed && device == Device::Cpu => {
+                // Another order would be a copy, which cannot be given back.
+                let found = file.stored_blocks(&files.shards()[file.shard], turned)?;
+                found.map(|(blocks, order)| {
+                    rows = order;
+                    blocks
+                })
             }
             None if form == Form::Gguf => file.quantised(&files.shards()[file.shard], turned)?,
             None => None,
@@ -143,7 +160,8 @@ impl Keeping {
                         &values.f_to_kind(Kind::Half)?,
                     )?;
                 }
-                Ok(Some((kept(whole.shape(), Some(whole.encoding()))?, to(whole.data())?)))
+                let kept = kept(whole.shape(), Some(whole.encoding()))?;
+                Ok(Some((Kept { rows, ..kept }, to(whole.data())?)))
             }
             None if place == Place::Streamed => {
                 let on_disk = read()?;

@@ -58,16 +58,25 @@ impl TensorFile {
         file: &StoredTensors,
         turned: bool,
     ) -> Result<Option<Quantised>> {
+        let Some((blocks, rows)) = self.stored_blocks(file, turned)? else { return Ok(None) };
+        let Some(rows) = rows else { return Ok(Some(blocks)) };
+        Ok(Some(blocks.of_rows(&Tensor::f_from_slice(&rows)?)?))
+    }
+
+    /// [`quantised`](Self::quantised) as the file has them; and per row in memory, the row of the file, if they are not
+    /// the same.
+    pub(crate) fn stored_blocks(
+        &self,
+        file: &StoredTensors,
+        turned: bool,
+    ) -> Result<Option<(Quantised, Option<Vec<i64>>)>> {
         let fits = self.conversion.keeps_rows() && !turned
             || self.conversion == Conversion::Transposed && turned;
         let Some(blocks) = file.quantised(&self.stored)?.filter(|_| fits) else {
             return Ok(None);
         };
-        let Some(rows) = self.conversion.rows(&self.place_in(file), blocks.shape())? else {
-            return Ok(Some(blocks));
-        };
-        let data = blocks.data().f_index_select(0, &Tensor::f_from_slice(&rows)?)?;
-        Ok(Some(Quantised::new(&data, blocks.shape(), blocks.encoding())?))
+        let rows = self.conversion.rows(&self.place_in(file), blocks.shape())?;
+        Ok(Some((blocks, rows)))
     }
 }
 

@@ -17,6 +17,7 @@ pub use encoding::Encoding;
 use tch::{Device, Kind, Tensor};
 
 use self::blocks::Blocks;
+use crate::device::transfer::sent;
 use crate::error::{refusal, refuse, Result};
 use crate::kernels::number::{arange, WithNumber};
 
@@ -123,6 +124,11 @@ impl Quantised {
         self.data.numel()
     }
 
+    /// The rows of these numbers, whose groups are whole in each row: a copy.
+    pub(crate) fn of_rows(&self, rows: &Tensor) -> Result<Self> {
+        Self::new(&self.data.f_index_select(0, rows)?, &self.shape, self.encoding)
+    }
+
     pub(crate) fn shallow_clone(&self) -> Self {
         let (data, shape) = (self.data.shallow_clone(), self.shape.clone());
         Quantised { data, shape, encoding: self.encoding }
@@ -137,6 +143,17 @@ impl Quantised {
     pub fn dequantise(&self, kind: Kind) -> Result<Tensor> {
         let (rows, _) = self.matrix();
         Ok(self.rows(0, rows, kind)?.f_view(&self.shape[..])?)
+    }
+
+    /// [`dequantise`](Self::dequantise) into a contiguous tensor of the weights' shape, in its kind, on its device.
+    #[cfg_attr(not(feature = "models"), allow(dead_code))]
+    pub(crate) fn values_into(&self, out: &Tensor) -> Result<()> {
+        if out.device() != self.device() {
+            let there = sent(&self.data, out.device())?;
+            return Self::new(&there, &self.shape, self.encoding)?.values_into(out);
+        }
+        let (rows, columns) = self.matrix();
+        self.rows_into(0, &out.f_view([rows, columns])?)
     }
 
     /// The rows, and the weights in each: of more dimensions than two, all but the last count rows.

@@ -184,3 +184,42 @@ fn blocks_in_few_bits_travel_so_and_what_replaces_a_matrix_is_refused() {
         assert!(error.to_string().contains(name), "{error}");
     });
 }
+
+#[test]
+fn blocks_that_are_resident_are_never_fetched_and_the_others_come_as_always() {
+    Gpu::default().run(|| {
+        let dir = saved();
+        counting::reset();
+        let (vs, model) = loaded(&dir, "streamed, resident 0.5");
+        let (streamed, counts) = (LAYERS as u64 / 2, counting::counts());
+        assert_eq!(counts.calls_with("cudaHostRegister"), streamed);
+        // Half of the blocks, in pieces of 20 MiB, and places for two.
+        let held = counts.devices[0].peak;
+        assert!(held <= (streamed + 2) * block_bytes() + (12 << 20), "{held}");
+        let device = |layer: i64| {
+            vs.variables()[&format!("model.layers.{layer}.mlp.up_proj.weight")].device()
+        };
+        let on_host = (0..LAYERS).filter(|layer| device(*layer) == Device::Cpu).count();
+        assert_eq!(on_host as u64, streamed);
+        let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
+        let mut opt = tuned.optimizer(AdamW::default(), 1e-3).unwrap();
+        let labels = Tensor::ones([2, 9], (Kind::Int64, Device::Cpu));
+        let ids = sent(&labels, best_device());
+        let loss = LinearCrossEntropy::default();
+        for step in 0..3 {
+            counting::reset();
+            opt.zero_grad().unwrap();
+            let backward = opt.backward_recompute(&Recompute::default(), |tape| {
+                model.loss_with(&ids, &labels, &loss, tape)
+            });
+            assert!(backward.is_ok());
+            opt.step().unwrap();
+            let counts = counting::counts();
+            let expected = if step == 0 { 2 * streamed - 2 } else { 2 * streamed - 4 };
+            assert_eq!(fetched(&counts), expected, "{:?}", counts.calls);
+            if step > 0 {
+                is_in_order(&format!("step {step}"), &counts);
+            }
+        }
+    });
+}

@@ -10,7 +10,7 @@ use ln_tuning::models::{
     ModelConfig, Place,
 };
 use ln_tuning::pretrained::{self, ModelFiles};
-use ln_tuning::recompute::Recompute;
+use ln_tuning::recompute::{Blocks, Recompute};
 use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Optimizer};
 use serde_json::{json, Value};
 use tch::nn::VarStore;
@@ -76,11 +76,21 @@ fn step(
     inputs: Inputs,
     recomputed: bool,
 ) -> (f64, HashMap<String, Tensor>) {
+    step_through(model, optimizer, inputs, recomputed.then_some(Blocks::All))
+}
+
+/// [`step`] through a tape that runs these blocks again; `None`: without one.
+fn step_through(
+    model: &Decoder,
+    optimizer: &mut Optimizer,
+    inputs: Inputs,
+    again: Option<Blocks>,
+) -> (f64, HashMap<String, Tensor>) {
     let labels = ids();
     let cross_entropy = LinearCrossEntropy::default();
     optimizer.zero_grad().unwrap();
-    let loss = if recomputed {
-        let recompute = Recompute::default();
+    let loss = if let Some(blocks) = again {
+        let recompute = Recompute::new(blocks);
         optimizer
             .backward_recompute(&recompute, |tape| {
                 model.loss_with(inputs, &labels, &cross_entropy, tape)
@@ -174,6 +184,23 @@ fn losses_and_gradients_are_those_of_the_same_values_in_memory() {
             assert_eq!(layer.unwrap().1.kind(), Kind::Uint8);
             assert_eq!(model.kind(), Kind::Float);
             check_steps(&vs, &model, dir.path(), 1e-5, &format!("{family}, {form:?}"));
+        }
+    }
+}
+
+/// A graph that keeps activations reads values that are computed again, in memory that all blocks share.
+#[test]
+fn gradients_are_those_of_a_plain_graph_bit_for_bit_whatever_blocks_are_run_again() {
+    for (family, more) in families() {
+        let dir = decoder(family, more);
+        let (vs, model) = Decoder::from_pretrained_with(dir.path(), &load(Form::Nf4)).unwrap();
+        let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
+        let mut optimizer = tuned.optimizer(AdamW::default(), 1e-3).unwrap();
+        let ids = ids();
+        let mut step = |again| step_through(&model, &mut optimizer, Inputs::new(&ids), again);
+        let expected = step(None);
+        for blocks in [Blocks::First(0), Blocks::First(1), Blocks::EveryNth(2)] {
+            assert_eq!(step(Some(blocks)), expected, "{family}, {blocks:?}");
         }
     }
 }
@@ -356,8 +383,17 @@ fn the_words_of_a_frozen_base_are_read_as_they_are_written() {
         assert_eq!(serde_json::from_value::<Frozen>(json!(text)).unwrap(), frozen);
         assert_eq!(serde_json::to_value(frozen).unwrap(), json!(text));
     }
+    for (text, share) in [("streamed, resident 0.5", 0.5), ("gguf, streamed, resident 1", 1.)] {
+        let frozen: Frozen = text.parse().unwrap();
+        assert_eq!(frozen.to_string(), text);
+        assert_eq!(frozen.resident(0.).resident(share), frozen);
+    }
+    assert_eq!("resident 0,streamed".parse::<Frozen>().unwrap().to_string(), "streamed");
     assert_eq!("streamed,nf4".parse::<Frozen>().unwrap().to_string(), "nf4, streamed");
-    for bad in ["", "int4", "nf4, int8", "device, mapped", "NF4", "nf4 streamed"] {
+    let shares = ["resident 0.5", "nf4, resident 1", "streamed, resident", "streamed, resident 2"];
+    let more = ["streamed, resident NaN", "streamed, resident 0.5, resident 0.5"];
+    let bad = ["", "int4", "nf4, int8", "device, mapped", "NF4", "nf4 streamed"];
+    for bad in bad.into_iter().chain(shares).chain(more) {
         let error = bad.parse::<Frozen>().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{bad}");
     }

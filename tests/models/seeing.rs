@@ -12,7 +12,7 @@ use ln_tuning::models::{
 };
 use ln_tuning::pretrained::{Head, ModelFiles};
 use ln_tuning::recompute::{Blocks, Recompute};
-use ln_tuning::{AdamW, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel, Norms};
+use ln_tuning::{merge, AdamW, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel, Norms};
 use serde_json::{json, Value};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -179,6 +179,37 @@ fn features_of_images_take_their_place_bit_for_bit_and_blocks_run_again_change_n
 }
 
 #[test]
+fn what_is_merged_under_the_names_of_any_version_loads_in_transformers_and_computes_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut args = vec![made().to_str().unwrap().to_owned()];
+    for case in ["gemma3", "gemma3_odd", "idefics3", "smolvlm", "qwen3_vl"] {
+        let (vs, model, reference) = open(case);
+        let options = AdapterOptions::default().norms(Norms::All);
+        let config = LnTuningConfig::default();
+        let tuned = LnTuningModel::with_options(&vs, config, "default", &options).unwrap();
+        let mut opt = tuned.optimizer(AdamW::default(), 0.1).unwrap();
+        let batch = inputs(&reference, "two", images(&reference, "two"));
+        let labels = &reference["two.labels"];
+        let loss = model.loss(batch, labels, &LinearCrossEntropy::default()).unwrap();
+        opt.backward_step(&loss).unwrap();
+        let expected = model.logits(batch).unwrap();
+        assert!(off(&expected, &reference["two.logits"]) > 1e-2, "{case}");
+        let adapter = dir.path().join(case).join("adapter");
+        tuned.save_pretrained(&adapter).unwrap();
+        let layouts: &[&str] = if case == "gemma3" { &["", "_a", "_b", "_c", "_d"] } else { &[""] };
+        for layout in layouts {
+            let merged = dir.path().join(format!("{case}{layout}")).join("merged");
+            merge(made().join(format!("{case}{layout}")), &adapter, &merged, |_, _| ()).unwrap();
+            Tensor::write_safetensors(&[("logits", &expected)], merged.join("expected.st"))
+                .unwrap();
+            args.push(format!("{case}:{}", merged.display()));
+        }
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    common::run_python("seeing.py", &args);
+}
+
+#[test]
 fn in_bf16_a_step_of_tuning_lowers_the_loss_and_touches_norms_alone() {
     for case in ["gemma3", "smolvlm", "qwen3_vl"] {
         let (_, _, reference) = open(case);
@@ -237,6 +268,23 @@ fn configurations_of_every_version_are_read_and_what_they_lack_is_the_default_of
             "num_attention_heads": 12, "patch_size": 16, "size": {"longest_edge": 2048},
         },
     });
+    let qwen = json!({
+        "model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"], "image_token_id": 151_655,
+        "tie_word_embeddings": true, "video_token_id": 151_656, "vision_start_token_id": 151_652,
+        "text_config": {
+            "attention_bias": false, "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048,
+            "intermediate_size": 6144, "max_position_embeddings": 262_144, "model_type": "qwen3_vl_text",
+            "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-6,
+            "rope_scaling": {"mrope_interleaved": true, "mrope_section": [24, 20, 20], "rope_type": "default"},
+            "rope_theta": 5_000_000, "tie_word_embeddings": true, "vocab_size": 151_936,
+        },
+        "vision_config": {
+            "deepstack_visual_indexes": [5, 11, 17], "depth": 24, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 1024,
+            "in_channels": 3, "intermediate_size": 4096, "model_type": "qwen3_vl", "num_heads": 16,
+            "num_position_embeddings": 2304, "out_hidden_size": 2048, "patch_size": 16, "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+    });
     // Pixels beyond the last whole patch.
     let larger = json!({
         "model_type": "smolvlm", "architectures": ["SmolVLMForConditionalGeneration"], "image_token_id": 49_190,
@@ -246,9 +294,12 @@ fn configurations_of_every_version_are_read_and_what_they_lack_is_the_default_of
             "num_hidden_layers": 27, "patch_size": 14,
         },
     });
-    for (config, tokens, id, vocabulary) in
-        [(gemma, 256, 262_144, 262_208), (small, 64, 49_190, 49_280), (larger, 81, 49_190, 49_280)]
-    {
+    for (config, tokens, id, vocabulary) in [
+        (gemma, 256, 262_144, 262_208),
+        (small, 64, 49_190, 49_280),
+        (larger, 81, 49_190, 49_280),
+        (qwen, 0, 151_655, 151_936),
+    ] {
         let read = ImageTextToTextConfig::from_value(&config).unwrap();
         assert_eq!(read.tokens_per_image(), tokens);
         assert_eq!(read.image_token_id(), id);

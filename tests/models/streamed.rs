@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::nets;
+use ln_tuning::gguf::BlockType;
 use ln_tuning::loss::{LinearCrossEntropy, Reduction};
 use ln_tuning::models::{
     Decoder, DecoderConfig, Encoder, GenerateOptions, Inputs, Load, Model, ModelConfig,
     ViTForImageClassification,
 };
-use ln_tuning::pretrained::{Frozen, Place};
+use ln_tuning::pretrained::{Frozen, ModelFiles, Place};
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{pretrained, AdamW, ErrorKind, LnTuningConfig, LnTuningModel};
 use serde_json::{json, Value};
@@ -83,6 +84,43 @@ fn a_streamed_decoder_trains_and_writes_as_one_in_memory_bit_for_bit() {
         let (vs, model) = loaded::<Decoder>(dir.path(), STREAMED);
         assert!(model.is_streamed());
         assert!(trained(&model, &vs, 2) == expected, "{model_type}");
+        let (vs, model) = loaded::<Decoder>(dir.path(), "streamed, resident 0.5");
+        assert!(trained(&model, &vs, 2) == expected, "{model_type}");
+    }
+}
+
+/// llama.cpp has the rows of queries and keys in another order: they are brought to the model's when they are needed.
+#[test]
+fn queries_and_keys_of_a_gguf_file_come_from_the_file_as_all_blocks_do() {
+    let dir = saved::<Decoder>(&decoder("llama"));
+    let files = ModelFiles::open(dir.path()).unwrap();
+    let path = dir.path().join("blocks.gguf");
+    pretrained::to_gguf(&files, BlockType::Q8_0).unwrap().write(&path).unwrap();
+    let (vs, model) = loaded::<Decoder>(&path, "gguf, device");
+    let expected = trained(&model, &vs, 2);
+    let (vs, model) = loaded::<Decoder>(&path, "gguf, streamed");
+    assert!(trained(&model, &vs, 2) == expected);
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let of_file = |tensor: &Tensor| {
+        let place = tensor.data_ptr() as usize;
+        let mut maps = maps.lines().filter(|line| line.ends_with("blocks.gguf"));
+        maps.any(|line| {
+            let range = line.split(' ').next().unwrap().split('-');
+            let range: Vec<_> = range.map(|end| usize::from_str_radix(end, 16).unwrap()).collect();
+            (range[0]..range[1]).contains(&place)
+        })
+    };
+    let variables = vs.variables();
+    let mut linear = variables.iter().filter(|(name, _)| name.contains("_proj"));
+    assert!(linear.all(|(name, tensor)| of_file(tensor) || panic!("'{name}' is a copy")));
+    // What is saved has the model's order again.
+    let values = tempfile::tempdir().unwrap();
+    let config = decoder("llama").to_string();
+    pretrained::save(&vs, values.path(), &config).unwrap();
+    let [found, expected] =
+        [values.path(), &path].map(|path| loaded::<Decoder>(path, "mapped").0.variables());
+    for name in variables.keys().filter(|name| name.contains("_proj")) {
+        assert_eq!(found[name], expected[name], "{name}");
     }
 }
 

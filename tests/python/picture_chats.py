@@ -136,6 +136,8 @@ def make(directory, family):
             eoi_token_index=of_text.convert_tokens_to_ids("<end_of_image>"),
         )
         model = Gemma3ForConditionalGeneration(config)
+        # Zeros in a new model, through which no gradient comes.
+        torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.2)
         pixels = Gemma3ImageProcessor(size={"height": 28, "width": 28})
         processor = Gemma3Processor(pixels, of_text, image_seq_length=4, chat_template=template)
     else:

@@ -1,4 +1,5 @@
-"""`seeing.py DIR`: tiny random models of images and texts with a tower of SigLIP: what they compute, and all gradients."""
+"""`seeing.py DIR`: tiny random models of images and texts: what they compute, and all gradients. `seeing.py DIR
+CASE:MODEL…`: the models load, and compute of a batch of the case what `MODEL/expected.st` says."""
 
 import sys
 import warnings
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 from images_and_texts import PAD, EOS, computed, padded, renamed, rows, shaken
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 transformers.logging.set_verbosity_error()
@@ -114,7 +115,33 @@ def layouts(model, case, root):
         assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in state.items()), name
 
 
+def check(case, folder):
+    kind, _, _, whole, _ = CASES[case]
+    model, found = AutoModelForImageTextToText.from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(found.values()), (folder, found)
+    reference = load_file(root / case / "reference.st")
+    batch = {name: reference.get(f"two.{name}") for name in ("ids", "mask", "images", "grids")}
+    images = batch["images"]
+    if kind == "qwen3_vl":
+        ends = batch["grids"].prod(1).cumsum(0).tolist()
+        images = list(zip(images.tensor_split(ends[:-1]), map(tuple, batch["grids"].tolist())))
+    image = whole.get("image_token_id", whole.get("image_token_index"))
+    inputs = of_images(model, images, [2], batch["ids"], image)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=batch["ids"], attention_mask=batch["mask"], **inputs).logits
+    expected = load_file(folder / "expected.st")["logits"]
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max(), folder
+
+
 root = Path(sys.argv[1])
+for argument in sys.argv[2:]:
+    case, folder = argument.split(":", 1)
+    check(case, Path(folder))
+if sys.argv[2:]:
+    sys.exit()
+
 for case, (kind, text, tower, whole, each) in CASES.items():
     torch.manual_seed(len(case))
     config = CONFIG_MAPPING[kind](text_config=text, vision_config=tower, **whole)

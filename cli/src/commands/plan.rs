@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{Layers, LnTuningConfig, Norms, Selection};
+use ln_tuning::{Layers, LnTuningConfig, Norms, Recipe, Selection};
 use serde_json::json;
 
 /// Show which tensors of a model would train
@@ -20,6 +20,10 @@ pub struct Args {
     /// Without target_modules: the norms that PEFT tunes for this model type (peft), or every one (all)
     #[arg(long, value_name = "peft|all", default_value = "all", value_parser = norms)]
     norms: Norms,
+    /// Instead: a setting of the paper for models of images and texts: layernorm (norms, connector, embeddings, head),
+    /// layernorm-simple (norms alone) or connector
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["config", "norms"])]
+    recipe: Option<Recipe>,
     /// The norms of these layers only, such as 8..24 (without 24) or 8..; those outside of layers are left out
     #[arg(long, value_name = "BAND")]
     layers: Option<Layers>,
@@ -36,7 +40,7 @@ pub fn run(args: &Args) -> Result<()> {
     let files = ModelFiles::open(&args.model)?;
     let config = match &args.config {
         Some(path) => LnTuningConfig::from_file(path)?,
-        None => LnTuningConfig::default(),
+        None => LnTuningConfig { recipe: args.recipe, ..LnTuningConfig::default() },
     };
     let variables = files.variables_with_copies();
     let mut selection = Selection::new(&variables, &config, files.model_type(), args.norms)?;

@@ -15,6 +15,7 @@ use tch::{no_grad, Device, Kind, Tensor};
 
 use super::key_mapping::KeyMapping;
 use crate::device::{self, ModelKind};
+use crate::pictures::{picture, Processor};
 use crate::progress;
 use errors::Errors;
 
@@ -29,9 +30,13 @@ pub struct Args {
     #[arg(long, value_name = "MODEL", required_unless_present = "script")]
     model: Option<PathBuf>,
     /// Inputs: `input_ids` (`attention_mask`, `token_type_ids`; `decoder_input_ids` and `decoder_attention_mask` of an
-    /// encoder-decoder) or `pixel_values`. Outputs: `logits` or `last_hidden_state`
+    /// encoder-decoder) or `pixel_values`, or both. Outputs: `logits` or `last_hidden_state`
     #[arg(long, value_name = "FILE.safetensors", required_unless_present = "script")]
     reference: Option<PathBuf>,
+    /// A picture of the reference (--image of the script): its pixels as they are made here must be near the
+    /// reference's; may be given many times, in their order
+    #[arg(long = "image", value_name = "FILE")]
+    images: Vec<PathBuf>,
     /// An adapter to attach first
     #[arg(long, value_name = "ADAPTER_DIR")]
     adapter: Option<PathBuf>,
@@ -58,7 +63,12 @@ const EXAMPLE: &str = "\
 Example:
   ln-tuning verify --script > reference.py
   python reference.py Llama-3.2-1B outputs.safetensors --adapter tuned/adapter --dtype float16
-  ln-tuning verify --model Llama-3.2-1B --reference outputs.safetensors --adapter tuned/adapter --kind f16";
+  ln-tuning verify --model Llama-3.2-1B --reference outputs.safetensors --adapter tuned/adapter --kind f16
+  python reference.py llava-1.5-7b-hf cat.safetensors --image cat.png
+  ln-tuning verify --model llava-1.5-7b-hf --reference cat.safetensors --image cat.png";
+
+/// Pixels may be this far apart, some levels of 255: decoders of JPEG round in their own ways.
+const MOST_APART: f64 = 0.1;
 
 pub fn run(args: &Args) -> Result<bool> {
     let (Some(dir), Some(path)) = (&args.model, &args.reference) else {
@@ -80,6 +90,10 @@ pub fn run(args: &Args) -> Result<bool> {
     let reference: HashMap<String, Tensor> = moved.collect::<Result<_>>()?;
     let files = ModelFiles::open(dir)?;
     let model_type = files.model_type().unwrap_or_default().to_owned();
+    let apart = match &*args.images {
+        [] => None,
+        images => Some(pixels_apart(&files, images, &reference)?),
+    };
     let (files, bar) = progress::loading(files)?;
     let mut load = Load::on(device).kind(kind);
     if let Some(adapter) = &args.adapter {
@@ -136,13 +150,14 @@ pub fn run(args: &Args) -> Result<bool> {
         max_abs_diff <= args.tolerance
     } else {
         compared.iter().all(|errors| errors.ok)
-    };
+    } && apart.is_none_or(|apart| apart <= MOST_APART);
     if args.json {
         let report = json!({
             "max_abs_diff": max_abs_diff,
             "max_rel_diff": max_rel_diff,
             "argmax_agreement": argmax_agreement,
             "compared": compared,
+            "pixels_apart": apart,
             "ok": ok,
         });
         println!("{report:#}");
@@ -152,6 +167,9 @@ pub fn run(args: &Args) -> Result<bool> {
         let tolerance = if compared.is_empty() { &tolerance } else { "" };
         println!("largest difference    {max_abs_diff:.3e}{tolerance}");
         println!("relative              {max_rel_diff:.3e}");
+        if let Some(apart) = apart {
+            println!("pixels differ by      {apart:.3e} (tolerance {MOST_APART:.1e})");
+        }
         println!("argmax the same       {:.2} %", 100. * argmax_agreement);
         if !compared.is_empty() {
             errors::table(&compared).iter().for_each(|line| println!("{line}"));
@@ -159,6 +177,28 @@ pub fn run(args: &Args) -> Result<bool> {
         println!("{}", if ok { "ok" } else { "NOT the same" });
     }
     Ok(ok)
+}
+
+/// The largest difference between pictures as they are prepared here and as the reference has them.
+fn pixels_apart(
+    files: &ModelFiles,
+    images: &[PathBuf],
+    reference: &HashMap<String, Tensor>,
+) -> Result<f64> {
+    let theirs = reference.get("pixel_values");
+    let theirs =
+        theirs.context("there is an --image, and the reference holds no 'pixel_values'")?;
+    let processor = Processor::open(files)?;
+    let pixels = |path: &PathBuf| Ok(processor.apply(&picture::read(path)?)?.values);
+    let ours = Tensor::f_cat(&images.iter().map(pixels).collect::<Result<Vec<_>>>()?, 0)?;
+    ensure!(
+        ours.size() == theirs.size(),
+        "the pictures are {:?} here, and {:?} in the reference: give those that it was made of, in their order",
+        ours.size(),
+        theirs.size()
+    );
+    let wide = |pixels: &Tensor| pixels.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double);
+    Ok(wide(&ours)?.f_sub(&wide(theirs)?)?.f_abs()?.f_max()?.f_double_value(&[])?)
 }
 
 /// The inputs of a reference. Images are in the model's kind.

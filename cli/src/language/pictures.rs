@@ -134,6 +134,8 @@ impl Picture {
                     ("bytes", Value::String(text)) if text.starts_with("data:") => {
                         Self::named(text, dir)
                     }
+                    // Those of a picture may be a text.
+                    ("bytes", Value::String(text)) => Ok(Picture::Bytes(text.clone().into_bytes())),
                     ("bytes", other) => bail!("the 'bytes' of a picture are {}", shown(other)),
                     (key, _) if !others.is_empty() => {
                         bail!("a picture has '{key}' and '{}': leave out one", others[0])

@@ -7,6 +7,8 @@ use std::panic::{self, AssertUnwindSafe};
 
 use crate::progress::Counted;
 use anyhow::{bail, Context, Result};
+use base64::engine::general_purpose::STANDARD;
+use base64::Engine;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{json, Value};
@@ -76,7 +78,8 @@ fn value(field: &Field) -> Value {
         Field::Str(text) => json!(text),
         Field::Bytes(bytes) => match bytes.as_utf8() {
             Ok(text) => json!(text),
-            Err(_) => json!({ "bytes": bytes.len() }),
+            // Such as a picture.
+            Err(_) => json!(format!("data:;base64,{}", STANDARD.encode(bytes.data()))),
         },
         Field::Group(group) => object(group.get_column_iter()).into(),
         Field::ListInternal(list) => list.elements().iter().map(value).collect(),

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
+use ln_tuning::pretrained::{Frozen, Place};
 use ln_tuning::{regular, LnTuningModel, LoadOptions, Optimizer, SavedAdapter, DEFAULT_ADAPTER};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -185,6 +186,41 @@ fn difference(before: &Value, now: &Value, above: &str) -> Option<(String, Value
     }
     let key = || format!("'{}'", above.trim_end_matches('.'));
     // 1 and 1.0 are the same number.
-    let same = before == now || before.is_number() && before.as_f64() == now.as_f64();
+    let same = before == now
+        || before.is_number() && before.as_f64() == now.as_f64()
+        || above == "base." && have_same_values(before, now);
     (!same).then(|| (key(), before.clone(), now.clone()))
+}
+
+/// True for bases of one form: in any place, they compute the same.
+fn have_same_values(before: &Value, now: &Value) -> bool {
+    let form = |base: &Value| {
+        let base = base.as_str()?.parse::<Frozen>().ok()?;
+        Some(base.place(Place::default()).resident(0.))
+    };
+    form(before).is_some_and(|before| Some(before) == form(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_run_goes_on_with_its_base_in_another_place_but_not_in_another_form() {
+        let differs = |before: &str, now: &str| {
+            difference(&json!({"base": before}), &json!({"base": now}), "").is_some()
+        };
+        for (before, now) in
+            [("mapped", "streamed"), ("nf4, device", "nf4"), ("gguf", "gguf, streamed")]
+        {
+            assert!(!differs(before, now) && !differs(now, before), "{before}, {now}");
+        }
+        for (before, now) in [("mapped", "nf4"), ("int8, streamed", "streamed"), ("gguf", "x")] {
+            assert!(differs(before, now) && differs(now, before), "{before}, {now}");
+        }
+        let other = json!({"model": "nf4"});
+        assert!(difference(&json!({"model": "nf4, device"}), &other, "").is_some());
+    }
 }

@@ -45,8 +45,10 @@ fn kernels(vs: &VarStore, settings: &Settings) -> Result<String> {
     let wide = kinds.iter().filter(|k| **k == Kind::Float).count();
     let kind = if wide * 2 > kinds.len() { Kind::Float } else { kind };
     let recompute = match settings.recompute()? {
-        Some(recompute) => format!(", checkpointed: {recompute:?}"),
-        None => String::new(),
+        Some(recompute) if !settings.keeps_activations() => {
+            format!(", checkpointed: {recompute:?}")
+        }
+        _ => String::new(),
     };
     Ok(format!(
         "on {:?}, weights in {kind:?}, {} threads; libtorch's fused norms and attention{recompute}",
@@ -76,8 +78,6 @@ fn base(vs: &VarStore, settings: &Settings, report: &mut Report) -> Result<()> {
     let none = matches!(&settings.checkpointing, Checkpointing::Named(name) if name == "none");
     if none && base.is_streamed() {
         line += "; blocks are checkpointed, since their weights are fetched again for the backward pass";
-    } else if none && base.is_quantised() {
-        line += "; blocks are checkpointed, which their values in memory would otherwise undo";
     }
     if base.is_streamed() && settings.accumulation > 1 {
         line += "; the batches of a step go through each block together";

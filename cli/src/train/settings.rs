@@ -270,12 +270,23 @@ impl Settings {
         Schedule::new(self.schedule.name, self.schedule.warmup_steps.unwrap_or(warmup), total)
     }
 
-    /// The blocks that are run twice, if any: all of them beside a base in few bits, whose values would be kept with
-    /// their activations, or one that is streamed, whose weights are elsewhere by the time of the backward pass.
+    /// True if all blocks keep their activations.
+    pub fn keeps_activations(&self) -> bool {
+        let none = matches!(&self.checkpointing, Checkpointing::Named(name) if name == "none");
+        none && !self.base.is_streamed()
+    }
+
+    /// The blocks that are run twice, if any: all of them beside a base that is streamed, whose weights are elsewhere by
+    /// the time of the backward pass. Beside one in few bits, there is a tape without such blocks too: it computes the
+    /// values again that a graph would keep.
     pub fn recompute(&self) -> Result<Option<Recompute>> {
-        let needed = self.base.is_quantised() || self.base.is_streamed();
         match &self.checkpointing {
-            Checkpointing::Named(name) if name == "none" && needed => Ok(Some(Recompute::default())),
+            Checkpointing::Named(name) if name == "none" && self.base.is_streamed() => {
+                Ok(Some(Recompute::default()))
+            }
+            Checkpointing::Named(name) if name == "none" && self.base.is_quantised() => {
+                Ok(Some(Recompute::new(Blocks::First(0))))
+            }
             Checkpointing::Every(n) if *n > 1 && self.base.is_streamed() => bail!(
                 "'checkpointing' is {n} and 'base' {}: a base that is streamed needs all blocks checkpointed. Set \
                  'checkpointing' to all",

@@ -35,7 +35,7 @@ fn a_base_in_few_bits_trains_as_far_and_its_adapter_fits_any_base() {
 }
 
 #[test]
-fn a_dry_run_tells_how_the_base_is_kept_and_that_blocks_are_checkpointed_for_it() {
+fn a_dry_run_tells_how_the_base_is_kept_and_blocks_are_checkpointed_as_the_file_says() {
     let training = training().set(&["base=nf4"]);
     let dry = |more: &[&str]| {
         let output = training.command(&[]).arg("--dry-run").args(more).output().unwrap();
@@ -43,12 +43,11 @@ fn a_dry_run_tells_how_the_base_is_kept_and_that_blocks_are_checkpointed_for_it(
         assert!(output.status.success(), "{err}");
         out
     };
-    let text = dry(&[]);
-    for part in
-        ["base: nf4, ", "matrices in ", "blocks are checkpointed", "checkpointed: Recompute"]
-    {
+    let text = dry(&["--set", "checkpointing=all"]);
+    for part in ["base: nf4, ", "matrices in ", "checkpointed: Recompute"] {
         assert!(text.contains(part), "'{part}' is not in: {text}");
     }
+    assert!(!dry(&[]).contains("checkpointed"));
     let report: Value = serde_json::from_str(&dry(&["--json"])).unwrap();
     assert_eq!(report["base"]["kept"], "nf4");
     let plain: Value = serde_json::from_str(&dry(&["--json", "--set", "base=mapped"])).unwrap();

@@ -119,7 +119,7 @@ impl Decoder {
         let layers = base.at(names.layers);
         let blocks = (0..config.layers as usize).map(|at| block(&layers.at(at), config, at));
         let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
-        let head_stay = stream(&mut blocks, head.matrix(), base.device())?;
+        let head_stay = stream(&mut blocks, head.matrix(), base)?;
         Ok(Decoder {
             positions,
             embed_norm: norm(names.embed_norm)?,

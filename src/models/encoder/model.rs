@@ -70,7 +70,7 @@ impl Model for Encoder {
         let layers = base.at(config.family.names.layers);
         let blocks = (0..config.layers).map(|at| block(&layers.at(at), config));
         let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
-        stream(&mut blocks, None, weights.device())?;
+        stream(&mut blocks, None, weights)?;
         let norm = embeddings.at("LayerNorm");
         Ok(Encoder {
             positions: embedding("position_embeddings", config.positions)?,

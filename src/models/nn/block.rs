@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use tch::{Device, Kind, Tensor};
+use tch::{no_grad, Device, Kind, Tensor};
 
 use super::attention::Attention;
 use super::cache::{Cache, Slot};
@@ -12,7 +12,10 @@ use super::mask::Mask;
 use super::mlp::{dropped, Mlp};
 use super::norm::Norm;
 use super::streamed::{Matrix, Stay};
+use super::weights::Weights;
 use crate::autograd::recompute::Tape;
+use crate::autograd::scratch::Pass;
+use crate::device::transfer::sent;
 use crate::error::Result;
 use crate::kernels::number::{self, WithNumber};
 
@@ -84,6 +87,7 @@ pub(in crate::models) fn run_batches<'m>(
     contexts: &[Rc<Context>],
     tape: &mut Tape<'m>,
 ) -> Result<Vec<Tensor>> {
+    let _pass = Pass::begin();
     for (place, block) in blocks.iter().enumerate() {
         let runs = contexts.iter().map(|context| {
             let context = context.clone();
@@ -106,6 +110,7 @@ pub(in crate::models) fn run<'m>(
     layerdrop: f64,
     through: &mut Through<'_, 'm>,
 ) -> Result<Tensor> {
+    let _pass = Pass::begin();
     for (index, block) in blocks.iter().enumerate() {
         if context.train && layerdrop > 0. {
             let drawn = Tensor::f_rand([1], (Kind::Float, Device::Cpu))?;
@@ -153,6 +158,7 @@ pub(in crate::models) fn run_to<'m>(
     train: bool,
     tape: &mut Tape<'m>,
 ) -> Result<Vec<Tensor>> {
+    let _pass = Pass::begin();
     let context = Rc::new(Context::new(train, hidden.f_kind()?, Mask::Everything)?);
     let mut at: Vec<Option<Tensor>> = depths.iter().map(|_| None).collect();
     let highest = depths.iter().copied().max().unwrap_or(0).min(blocks.len());
@@ -167,21 +173,33 @@ pub(in crate::models) fn run_to<'m>(
     Ok(at.into_iter().flatten().collect())
 }
 
-/// Lets the matrices of blocks come when they are needed, if they are kept so. Then `behind`, which is used behind the
-/// last block, comes so as well if it is a part of a file's map; gives its stay.
+/// Lets the matrices of blocks come when they are needed, if they are kept so, but for blocks that are resident. Then
+/// `behind`, which is used behind the last block, comes so as well if it is a part of a file's map; gives its stay.
 pub(in crate::models) fn stream(
     blocks: &mut [Block],
     behind: Option<Matrix>,
-    device: Device,
+    weights: &Weights,
 ) -> Result<Option<Stay>> {
-    let matrices = blocks.iter().map(|block| block.linears().filter_map(Linear::streamed));
-    let mut parts: Vec<Vec<Matrix>> = matrices.map(Iterator::collect).collect();
+    let Some(frozen) = weights.streamed() else { return Ok(None) };
+    let (device, mut parts, mut staying) = (weights.device(), Vec::new(), Vec::new());
+    for (at, block) in blocks.iter_mut().enumerate() {
+        let matrices: Vec<Matrix> = block.linears().filter_map(Linear::streamed).collect();
+        if frozen.is_resident(at) {
+            for (_, mut variable) in matrices {
+                let there = sent(&variable, device)?;
+                no_grad(|| variable.f_set_data(&there))?;
+            }
+        } else {
+            parts.push(matrices);
+            staying.push(block);
+        }
+    }
     if parts.iter().all(Vec::is_empty) {
         return Ok(None);
     }
     parts.extend(behind.filter(Stay::is_possible).map(|matrix| vec![matrix]));
     let mut stays = Stay::of_parts(parts, device)?.into_iter();
-    blocks.iter_mut().zip(&mut stays).for_each(|(block, stay)| block.stay = Some(stay));
+    staying.into_iter().zip(&mut stays).for_each(|(block, stay)| block.stay = Some(stay));
     Ok(stays.next())
 }
 

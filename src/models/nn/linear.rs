@@ -69,11 +69,8 @@ impl Linear {
     }
 
     pub(in crate::models) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let weight = self.weight.values(x.device())?;
-        if self.transposed {
-            return linear_transposed(x, &weight, self.bias.as_ref());
-        }
-        linear(x, &weight, self.bias.as_ref())
+        let product = if self.transposed { linear_transposed } else { linear };
+        self.weight.with_values(x.device(), |weight| product(x, weight, self.bias.as_ref()))
     }
 }
 

@@ -1,9 +1,12 @@
 //! A matrix of the model that may be kept in few bits, or elsewhere, until it is needed.
 
+use std::rc::Rc;
+
 use tch::{no_grad, Device, Kind, Tensor};
 
 use super::streamed::Matrix;
 use crate::autograd::loss::HeadWeight;
+use crate::autograd::scratch::{with_values, Fill, Pass};
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
 use crate::kernels::product::linear;
@@ -25,6 +28,8 @@ pub(in crate::models) struct Weight {
 struct Elsewhere {
     shape: Vec<i64>,
     encoding: Option<Encoding>,
+    /// Per row of the weights, that of the encoded matrix, if they are not the same.
+    rows: Option<Vec<i64>>,
     kind: Kind,
     /// The kind of the variable when the model was loaded.
     stored: Option<Kind>,
@@ -41,11 +46,11 @@ impl From<Tensor> for Weight {
 
 impl Weight {
     pub(super) fn kept(variable: Tensor, kept: &Kept) -> Self {
-        let Kept { name, shape, encoding, kind, streamed, .. } = kept;
-        let streamed = streamed.then(|| name.clone());
-        let (shape, encoding, kind) = (shape.clone(), *encoding, *kind);
+        let Kept { name, shape, encoding, rows, kind, streamed, .. } = kept;
+        let streamed = streamed.map(|_| name.clone());
+        let (shape, encoding, rows, kind) = (shape.clone(), *encoding, rows.clone(), *kind);
         let stored = variable.f_kind().ok();
-        let elsewhere = Elsewhere { shape, encoding, kind, stored, streamed };
+        let elsewhere = Elsewhere { shape, encoding, rows, kind, stored, streamed };
         Weight { variable, elsewhere: Some(Box::new(elsewhere)) }
     }
 
@@ -100,28 +105,59 @@ impl Weight {
         Ok(Some((Quantised::new(&self.variable, shape, *encoding)?, *kind)))
     }
 
-    /// The values on this device, in the model's kind. They are dropped with the last use, in a graph too.
+    /// The values on this device, in the model's kind.
     pub(in crate::models) fn values(&self, device: Device) -> Result<Tensor> {
-        let Some(kept) = &self.elsewhere else { return Ok(self.variable.shallow_clone()) };
-        no_grad(|| match self.quantised()? {
-            Some((quantised, kind)) if quantised.device() == device => quantised.dequantise(kind),
-            Some((quantised, kind)) => {
-                let there = sent(quantised.data(), device)?;
-                Quantised::new(&there, &kept.shape, quantised.encoding())?.dequantise(kind)
-            }
-            None => {
-                let found = self.variable.f_kind()?;
-                if kept.stored.is_some_and(|stored| stored != found) {
-                    refuse!(
-                        KindMismatch,
-                        "'{}' is streamed and has the kind {found:?}, expected that of the file: was the VarStore cast \
-                         after loading? Choose the kind when the model is loaded",
-                        kept.streamed.as_deref().unwrap_or_default()
-                    );
-                }
-                Ok(sent(&self.variable, device)?.f_to_kind(kept.kind)?)
-            }
-        })
+        match self.computed(device)? {
+            None => Ok(self.variable.shallow_clone()),
+            Some((kind, fill)) => no_grad(|| {
+                let values = Tensor::f_empty(self.size(), (kind, device))?;
+                fill(&values)?;
+                Ok(values)
+            }),
+        }
+    }
+
+    /// Calls `f` with the [`values`](Self::values), whose memory others get afterwards, as soon as no graph reads them.
+    pub(super) fn with_values(
+        &self,
+        device: Device,
+        f: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        match self.computed(device)? {
+            None => f(&self.variable),
+            Some((kind, fill)) => with_values(&self.size(), (kind, device), fill, f),
+        }
+    }
+
+    /// The kind of the values on this device and the way to them; `None` if they are those of the variable.
+    fn computed(&self, device: Device) -> Result<Option<(Kind, Fill)>> {
+        let Some(kept) = &self.elsewhere else { return Ok(None) };
+        if let Some((quantised, kind)) = self.quantised()? {
+            let rows = kept.rows.as_ref().map(|rows| Tensor::f_from_slice(rows)).transpose()?;
+            let fill = move |out: &Tensor| match &rows {
+                Some(rows) => quantised.of_rows(rows)?.values_into(out),
+                None => quantised.values_into(out),
+            };
+            return Ok(Some((kind, Rc::new(fill))));
+        }
+        let found = self.variable.f_kind()?;
+        if kept.stored.is_some_and(|stored| stored != found) {
+            refuse!(
+                KindMismatch,
+                "'{}' is streamed and has the kind {found:?}, expected that of the file: was the VarStore cast after \
+                 loading? Choose the kind when the model is loaded",
+                kept.streamed.as_deref().unwrap_or_default()
+            );
+        }
+        if (found, self.variable.device()) == (kept.kind, device) {
+            return Ok(None);
+        }
+        let variable = self.variable.shallow_clone();
+        let fill = move |out: &Tensor| {
+            out.shallow_clone().f_copy_(&sent(&variable, out.device())?)?;
+            Ok(())
+        };
+        Ok(Some((kept.kind, Rc::new(fill))))
     }
 
     /// The rows of these numbers `[…]`: `[…, columns]`. The row `padding` gets no gradient.
@@ -141,11 +177,16 @@ impl Weight {
             return Ok(x.f_linear(&self.variable, bias)?);
         };
         let height = (TILE / columns.max(1)).max(1);
-        let mut parts = Vec::new();
-        for start in (0..rows).step_by(height as usize) {
-            let tile = no_grad(|| quantised.rows(start, height.min(rows - start), kind))?;
-            parts.push(linear(x, &tile, None)?);
-        }
+        let place = (kind, quantised.device());
+        let quantised = Rc::new(quantised);
+        let _pass = Pass::begin();
+        let part = |start: i64| {
+            let quantised = quantised.clone();
+            let fill = Rc::new(move |tile: &Tensor| quantised.rows_into(start, tile));
+            let shape = [height.min(rows - start), columns];
+            with_values(&shape, place, fill, |tile| linear(x, tile, None))
+        };
+        let parts = (0..rows).step_by(height as usize).map(part).collect::<Result<Vec<_>>>()?;
         let logits = Tensor::f_cat(&parts, -1)?;
         match bias {
             Some(bias) => Ok(logits.f_add(bias)?),

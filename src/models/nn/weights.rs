@@ -11,10 +11,10 @@ use tch::{Device, Kind, Tensor};
 use super::tied::Tied;
 use super::weight::Weight;
 use crate::error::{refuse, Result};
-use crate::pretrained::is_part_of;
 use crate::pretrained::kept::{Kept, Use};
 use crate::pretrained::load::{path_of, place_of};
 use crate::pretrained::origin::TiedCopy;
+use crate::pretrained::{is_part_of, Frozen};
 
 /// The variables below a path, handed out by name: the one that is there, else a new one.
 ///
@@ -91,6 +91,11 @@ impl<'a> Weights<'a> {
     /// The device of new variables.
     pub(in crate::models) fn device(&self) -> Device {
         self.path.device()
+    }
+
+    /// The way in which matrices are streamed, if any are.
+    pub(super) fn streamed(&self) -> Option<Frozen> {
+        self.record.kept.values().find_map(|kept| kept.streamed)
     }
 
     /// Those below `name`, whose dots lead further down; an empty name leads nowhere.

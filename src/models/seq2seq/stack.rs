@@ -79,7 +79,7 @@ impl Stack {
         let layers = base.at(if bart { "layers" } else { "block" });
         let blocks = (0..builder.shape.layers).map(|at| builder.block(&layers.at(at), decoder));
         let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
-        stream(&mut blocks, None, weights.device())?;
+        stream(&mut blocks, None, weights)?;
         let norm =
             |name: &str, there: bool| there.then(|| builder.norm(&base.at(name))).transpose();
         Ok(Stack {

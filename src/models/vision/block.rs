@@ -62,7 +62,7 @@ impl BlockShape {
     ) -> Result<Vec<Block>> {
         let blocks = (0..layers).map(|layer| self.block(&weights.at(layer), names));
         let mut blocks = blocks.collect::<Result<Vec<_>>>()?;
-        stream(&mut blocks, None, weights.device())?;
+        stream(&mut blocks, None, weights)?;
         Ok(blocks)
     }
 

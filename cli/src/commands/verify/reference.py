@@ -2,8 +2,8 @@
 
     python reference.py MODEL OUT.safetensors [--adapter DIR] [--dtype float16] [--device cuda] [--steps 3]
 
-MODEL is a directory, or a GGUF file. The reference has random inputs and the model's outputs; with an adapter also the
-loss, its gradients and the weights after steps of AdamW. `exact.` stands before the same computed in f64, from weights in
+MODEL is a directory, or a GGUF file. The reference has random inputs, or pictures (--image) for a model of images and
+texts, and the model's outputs; with an adapter also the loss, its gradients and the weights after steps of AdamW. `exact.` stands before the same computed in f64, from weights in
 the same dtype.
 """
 
@@ -15,7 +15,7 @@ import torch
 import transformers
 from peft import PeftModel
 from safetensors.torch import save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoProcessor
 
 warnings.simplefilter("ignore")
 transformers.logging.set_verbosity_error()
@@ -30,6 +30,7 @@ parser.add_argument("--length", type=int, default=11)
 parser.add_argument("--steps", type=int, default=3)
 parser.add_argument("--lr", type=float, default=1e-3)
 parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--image", action="append", default=[])
 args = parser.parse_args()
 
 folder, source, kind = args.model, {}, None
@@ -46,9 +47,26 @@ def some_ids():
     return torch.randint(min(3, config.vocab_size - 1), config.vocab_size, shape)
 
 
+def with_pictures():
+    """A text about the pictures, or about random ones, as the processor makes inputs of both."""
+    import numpy
+    from PIL import Image
+
+    random = numpy.random.default_rng(args.seed)
+    noise = lambda: Image.fromarray(random.integers(0, 256, (48, 64, 3), dtype=numpy.uint8))
+    images = [Image.open(path) for path in args.image] or [noise() for _ in range(args.batch)]
+    processor = AutoProcessor.from_pretrained(folder)
+    mark = getattr(processor, "boi_token", None) or processor.image_token
+    text = (mark + "\n") * len(images) + "What is in the pictures?"
+    return dict(processor(text=[text], images=[images], return_tensors="pt"))
+
+
 # Some masks and labels are None: not all models take them.
 inputs = {}
-if hasattr(config, "image_size"):
+sees = any(hasattr(config, name) for name in ("image_token_index", "image_token_id"))
+if sees:
+    inputs = with_pictures()
+elif hasattr(config, "image_size"):
     edges = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
     inputs["pixel_values"] = torch.randn(args.batch, config.num_channels, *edges)
 else:
@@ -130,5 +148,9 @@ for before, exact in (("", False), ("exact.", True)):
 
 if args.adapter:
     known |= {"steps": torch.tensor(args.steps), "lr": torch.tensor(args.lr, dtype=torch.float64)}
+if sees:
+    # All tiles in a row; what else the processor gives follows from the ids and the pixels.
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    inputs["pixel_values"] = inputs["pixel_values"].reshape(-1, *inputs["pixel_values"].shape[-3:])
 everything = {**inputs, **known, **results}
 save_file({name: tensor.cpu().contiguous().clone() for name, tensor in everything.items()}, args.out)

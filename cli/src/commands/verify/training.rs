@@ -62,9 +62,15 @@ fn loss(model: &AnyModel, inputs: Inputs, reference: &HashMap<String, Tensor>) -
         let states = model.hidden_states(inputs)?.f_to_kind(Kind::Float)?;
         return Ok(states.f_mul(probe)?.f_mean(Kind::Float)?);
     };
-    if let (AnyModel::Decoder(model), 2) = (model, labels.dim()) {
-        let labels = labels.f_to_device(Device::Cpu)?;
-        return Ok(model.loss(inputs, &labels, &LinearCrossEntropy::default())?);
+    let of_tokens = || labels.f_to_device(Device::Cpu);
+    match (model, labels.dim()) {
+        (AnyModel::Decoder(model), 2) => {
+            return Ok(model.loss(inputs, &of_tokens()?, &LinearCrossEntropy::default())?)
+        }
+        (AnyModel::ImageTextToText(model), 2) => {
+            return Ok(model.loss(inputs, &of_tokens()?, &LinearCrossEntropy::default())?)
+        }
+        _ => {}
     }
     let logits = model.logits(inputs)?.f_to_kind(Kind::Float)?;
     if labels.is_floating_point() {
