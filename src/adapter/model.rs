@@ -404,6 +404,7 @@ fn fitted(
         model_type: attachment.model_type(&options.adapter),
         norms: options.adapter.norms,
         of_one_class: true,
+        may_lack: options.allow_missing,
     };
     let renamed = match known.fit(&keys, &files.config, name, &mapping)? {
         Fit::AsItIs => return Ok((files, options)),

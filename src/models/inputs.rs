@@ -21,6 +21,7 @@ pub struct Inputs<'a> {
     pub(super) ids: Option<&'a Tensor>,
     pub(super) pixel_values: Option<&'a Tensor>,
     pub(super) image_features: Option<&'a Tensor>,
+    pub(super) image_sizes: Option<&'a Tensor>,
     /// In the place of the ids' embeddings, `[batch, length, size]`.
     pub(super) inputs_embeds: Option<&'a Tensor>,
     pub(super) pixel_attention_mask: Option<&'a Tensor>,
@@ -75,6 +76,13 @@ impl<'a> Inputs<'a> {
     /// Their `pixel_values` are then those of all patches, `[patches, channels · frames · height · width]`.
     pub fn image_grid_thw(mut self, grids: impl Into<Option<&'a Tensor>>) -> Self {
         self.image_grid_thw = grids.into();
+        self
+    }
+
+    /// Heights and widths of the images in pixels as they were, `[images, 2]`, Int64, for a model that sees them in tiles
+    /// (llava_next): then all tiles of an image stand among the images one after the other, the whole image first.
+    pub fn image_sizes(mut self, sizes: impl Into<Option<&'a Tensor>>) -> Self {
+        self.image_sizes = sizes.into();
         self
     }
 
@@ -133,6 +141,7 @@ impl<'a> Inputs<'a> {
             ("pixel_attention_mask", self.pixel_attention_mask),
             ("image_grid_thw", self.image_grid_thw),
             ("image_features", self.image_features),
+            ("image_sizes", self.image_sizes),
             ("attention_mask", self.attention_mask),
             ("token_type_ids", self.token_type_ids),
             ("documents", self.documents),
@@ -173,6 +182,20 @@ impl<'a> Inputs<'a> {
     /// The images, which must be there.
     pub(super) fn needed_images(&self) -> Result<&'a Tensor> {
         self.pixel_values.ok_or_else(|| missing("pixel_values"))
+    }
+
+    /// The images' heights and widths, which must be there.
+    pub(super) fn needed_sizes(&self) -> Result<Vec<[i64; 2]>> {
+        let sizes = self.image_sizes.ok_or_else(|| missing("image_sizes"))?;
+        let all = match sizes.size()[..] {
+            [_, 2] => Vec::<i64>::try_from(sizes.f_to_kind(Kind::Int64)?.f_reshape([-1])?)?,
+            _ => refuse!(
+                ShapeMismatch,
+                "'image_sizes' have shape {:?}, expected [images, 2]",
+                sizes.size()
+            ),
+        };
+        Ok(all.chunks_exact(2).map(|size| [size[0], size[1]]).collect())
     }
 
     /// The decoder's ids, which must be there.

@@ -13,7 +13,7 @@ use ln_tuning::{Layers, LnTuningConfig, NormPlace, Norms, Selection};
 const BANDS: [&str; 6] = ["llama", "gpt2", "t5", "bert", "stablelm qk", "modernbert"];
 
 /// The norms at each place, for two layers in each stack: (pre, post, qk, final, embeddings).
-const PLACES: [(&str, [usize; 5]); 24] = [
+const PLACES: [(&str, [usize; 5]); 28] = [
     ("llama", [4, 0, 0, 1, 0]),
     ("gemma2", [4, 4, 0, 1, 0]),
     ("gemma3_text", [4, 4, 4, 1, 0]),
@@ -40,6 +40,11 @@ const PLACES: [(&str, [usize; 5]); 24] = [
     ("beit", [4, 0, 0, 1, 0]),
     ("dinov2", [4, 0, 0, 1, 0]),
     ("clip", [8, 0, 0, 2, 1]),
+    // Two layers in the tower, two in the text model, and in the third and fourth a norm in the connector.
+    ("llava", [8, 0, 0, 2, 1]),
+    ("idefics3", [8, 0, 0, 2, 0]),
+    ("gemma3", [9, 4, 4, 3, 0]),
+    ("mistral3", [9, 0, 0, 1, 1]),
 ];
 
 fn counted(selection: &Selection) -> [usize; 5] {

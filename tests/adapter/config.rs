@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ln_tuning::{LnTuningConfig, Modules, TaskType};
+use ln_tuning::{ErrorKind, LnTuningConfig, Modules, Recipe, TaskType};
 use proptest::prelude::*;
 
 fn golden() -> Vec<PathBuf> {
@@ -52,6 +52,31 @@ fn what_is_built_here_is_what_peft_writes_for_the_same_arguments() {
         ("task_feature_extraction", config().task_type(TaskType::FeatureExtraction)),
     ] {
         assert_eq!(built.to_json(), named(name), "{name}");
+    }
+}
+
+#[test]
+fn a_recipe_is_one_word_in_place_of_the_targets() {
+    for recipe in Recipe::ALL {
+        let config = LnTuningConfig::default().recipe(recipe);
+        assert_eq!(LnTuningConfig::from_json(&config.to_json()).unwrap(), config);
+        let yaml = format!("recipe: {recipe}");
+        assert_eq!(LnTuningConfig::from_yaml(&yaml).unwrap(), config);
+        assert_eq!(serde_json::to_value(recipe).unwrap(), recipe.name());
+        let both = LnTuningConfig::from_yaml(&format!("{yaml}\ntarget_modules: [norm]"));
+        let error = both.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+        assert!(error.to_string().contains(&format!("({recipe}) and 'target_modules'")), "{error}");
+    }
+    assert_eq!(LnTuningConfig::from_yaml("recipe: null").unwrap(), LnTuningConfig::default());
+    for (yaml, words) in [
+        ("recipe: paper", "'paper', expected one of layernorm, layernorm-simple, connector"),
+        ("recipe: Layernorm", "'Layernorm', expected one of"),
+        ("recipe: [layernorm]", "'recipe' is a list, expected a string or null"),
+    ] {
+        let error = LnTuningConfig::from_yaml(yaml).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+        assert!(error.to_string().contains(words), "{error}");
     }
 }
 

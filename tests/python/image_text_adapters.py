@@ -21,7 +21,8 @@ from transformers import (
     LlavaNextForConditionalGeneration, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration,
     PaliGemmaConfig, PaliGemmaForConditionalGeneration, Qwen2Config, Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration, Qwen3VLConfig, Qwen3VLForConditionalGeneration, SiglipConfig,
-    SiglipForImageClassification, SiglipVisionConfig, VipLlavaConfig, VipLlavaForConditionalGeneration,
+    SiglipForImageClassification, SiglipVisionConfig, ViTConfig, ViTForImageClassification, VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
 
 transformers.logging.set_verbosity_error()
@@ -288,6 +289,16 @@ def keys_of_layouts(root):
     tower = trained(CLIPVisionModel(config.vision_config), target_modules=["layer_norm1", "layer_norm2"])
     add("tower", tower, [], back=[(r"^", "model.vision_tower.")])
     add("former_tower", tower, [(r"^", "vision_model.")], back=[(r"^", "model.vision_tower.")])
+    add("former_tower_alone", tower, [(r"^", "vision_model.")], "tower_alone")
+    tower.unload().save_pretrained(root / "tower_alone")
+    # Of the class without a head.
+    add("headless", trained(build(base).model, target_modules=SEEING), [], back=[(r"^", "model.")])
+    # Not of images and texts: a ViT of transformers 4.
+    torch.manual_seed(3)
+    vit = ViTForImageClassification(ViTConfig(**VISION, num_labels=2))
+    vit.save_pretrained(root / "vit")
+    vit = trained(vit, target_modules=["layernorm_before", "vit.layernorm"], modules_to_save=["classifier"])
+    add("vit", vit, [(r"^vit\.layers\.", "vit.encoder.layer.")], "vit")
     only_text = trained(build(base), target_modules=NORMS)
     for name, rules in [("only_text", []), ("former_only_text", FORMER)]:
         add(name, only_text, rules, "text", back=[(r"^model\.language_model\.", "model.")])

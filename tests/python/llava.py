@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import CONFIG_MAPPING, AutoModel, AutoModelForImageTextToText, GenerationConfig
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, GenerationConfig
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -45,6 +46,11 @@ CASES = {
             ),
         ), dict(model_type="siglip_vision_model"), {},
     ),
+    # Images in tiles of several grids.
+    "next": (
+        dict(model_type="mistral"), {},
+        dict(model_type="llava_next", image_grid_pinpoints=[[12, 24], [24, 12], [24, 24], [36, 12], [12, 36]]),
+    ),
     # Everything is scaled but the logits.
     "granite": (
         dict(model_type="granite", embedding_multiplier=3.0, logits_scaling=5.0, residual_multiplier=0.5),
@@ -61,17 +67,13 @@ def shaken(model):
     return model.eval()
 
 
-def rows(model):
+def rows(model, images, sizes):
     """Rows of ids, one with an image, one with two, one with none, one with an image at the end."""
-    config = model.config
-    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-    class_token = config.vision_config.model_type == "clip_vision_model"
-    each = patches + class_token - (config.vision_feature_select_strategy == "default")
-    image = [IMAGE] * each
+    with torch.no_grad():
+        found = model.get_image_features(images, **sizes).pooler_output
+    a, b, c, d = ([IMAGE] * len(features) for features in found)
     words = lambda count: torch.randint(2, EOS, (count,)).tolist()
-    return [
-        words(2) + image + words(4), words(1) + image + words(2) + image + words(3), words(5), words(6) + image + words(1),
-    ]
+    return [words(2) + a + words(4), words(1) + b + words(2) + c + words(3), words(5), words(6) + d + words(1)]
 
 
 def padded(rows, side):
@@ -83,18 +85,19 @@ def padded(rows, side):
     return ids, mask
 
 
-def computed(model, reference, prefix, ids, mask, images):
+def computed(model, reference, prefix, ids, mask, images, sizes):
     # The first token of a row has nothing before it but padding, whose states are nobody's.
     first = mask.cumsum(1) <= 1
     labels = ids.masked_fill((ids == IMAGE) | (mask == 0) | first, -100)
     model.zero_grad()
-    inputs = dict(pixel_values=images) if len(images) else {}
+    inputs = dict(sizes, pixel_values=images) if len(images) else {}
     result = model(input_ids=ids, attention_mask=mask, labels=labels, **inputs)
     result.loss.backward()
     reference |= {
         f"{prefix}.ids": ids, f"{prefix}.mask": mask, f"{prefix}.labels": labels, f"{prefix}.images": images,
         f"{prefix}.logits": result.logits.detach().clone(), f"{prefix}.loss": result.loss.detach().clone(),
     }
+    reference |= {f"{prefix}.{key}": value for key, value in sizes.items()}
     for name, tensor in model.named_parameters():
         if tensor.grad is not None:
             reference[f"{prefix}.grad.{name}"] = tensor.grad.clone()
@@ -166,31 +169,47 @@ if len(sys.argv) > 2:
         reference = load_file(root / case / "reference.st")
         model, found = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True)
         assert not any(found.values()), (path, found)
-        logits = model(input_ids=reference["one.ids"], pixel_values=reference["one.images"]).logits
+        sizes = {"image_sizes": reference[key] for key in ["one.image_sizes"] if key in reference}
+        logits = model(input_ids=reference["one.ids"], pixel_values=reference["one.images"], **sizes).logits
         torch.testing.assert_close(logits, reference["one.logits"], rtol=1e-4, atol=1e-4)
     sys.exit()
 (root / "configurations.json").write_text(json.dumps(list(configurations())))
 for case, (text, tower, whole) in CASES.items():
     torch.manual_seed(len(case))
-    config = CONFIG_MAPPING["llava"](
+    model_type = whole.pop("model_type", "llava")
+    config = CONFIG_MAPPING[model_type](
         text_config=TEXT | text, vision_config=TOWER | tower, image_token_index=IMAGE, **whole,
     )
     model = shaken(AutoModelForImageTextToText.from_config(config, attn_implementation="eager"))
     model.save_pretrained(root / case)
-    given = rows(model)
-    images = torch.randn(4, 3, 12, 12)
+    # Of the first image, and of all.
+    tiles, sizes, first = (1, 4), {}, {}
+    if model_type == "llava_next":
+        every = torch.tensor([[10, 30], [17, 16], [50, 9], [11, 12]])
+        counts = [image_size_to_num_patches(size, config.image_grid_pinpoints, 12) for size in every]
+        tiles, sizes, first = (counts[0], sum(counts)), dict(image_sizes=every), dict(image_sizes=every[:1])
+    images = torch.randn(tiles[1], 3, 12, 12)
+    given = rows(model, images, sizes)
     reference = {}
     for side in ("right", "left"):
-        computed(model, reference, side, *padded(given, side), images)
-    computed(model, reference, "none", *padded(given[2:3], "right"), images[:0])
-    computed(model, reference, "one", *padded(given[:1], "right"), images[:1])
+        computed(model, reference, side, *padded(given, side), images, sizes)
+    computed(model, reference, "none", *padded(given[2:3], "right"), images[:0], {})
+    computed(model, reference, "one", *padded(given[:1], "right"), images[: tiles[0]], first)
     ids, mask = padded(given, "left")
     with torch.no_grad():
         new = model.generate(
-            input_ids=ids, attention_mask=mask, pixel_values=images, do_sample=False, max_new_tokens=12, pad_token_id=PAD,
+            input_ids=ids, attention_mask=mask, pixel_values=images, **sizes, do_sample=False, max_new_tokens=12,
+            pad_token_id=PAD,
         )
     reference["new"] = new[:, ids.shape[1]:]
     save_file({name: tensor.clone() for name, tensor in reference.items()}, root / case / "reference.st")
+    if case == "next":
+        # The number of tokens of images of many sizes.
+        every = torch.cat([torch.randint(1, most, (100, 2)) for most in (40, 400, 4000)])
+        counts = [image_size_to_num_patches(size, config.image_grid_pinpoints, 12) for size in every]
+        features = [torch.zeros(count, 9, 1) for count in counts]
+        _, tokens = model.model.pack_image_features(features, every, "default", torch.zeros(1))
+        (root / case / "tokens.json").write_text(json.dumps([*zip(every.tolist(), tokens.tolist())]))
     if case == "llama":
         layouts(model, root)
         # The model without a head, and what it says of the last batch.

@@ -4,8 +4,10 @@ the bytes that PIL decodes of all of them ("rgb/picture"). Prints the rows and c
 """
 
 import json
+import struct
 import sys
 import warnings
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits, load_sample_images
 from transformers import (
+    AutoImageProcessor,
     BitImageProcessorPil,
     CLIPImageProcessorPil,
     Gemma3ImageProcessorPil,
@@ -63,6 +66,15 @@ def exact(folder):
         "grey16": Image.fromarray(wide), "square": part(CHINA, 30, 30), "even": part(FLOWER, 60, 40),
     }.items():
         image.save(folder / f"{name}.png")
+    colours = part(FLOWER, 19, 11)
+    wide = np.asarray(colours).astype(np.uint16) * 251 + 7
+    (folder / "rgb16.ppm").write_bytes(b"P6\n19 11\n65535\n" + wide.astype(">u2").tobytes())
+    # Grey of 16 bits, of which one shade is transparent.
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in wide[:, :, 1] // 90)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 19, 11, 16, 0, 0, 0, 0)) + chunk(b"tRNS", b"\0\1")
+    body = head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (folder / "grey16_transparent.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     frames[0].save(folder / "frames.png", save_all=True, append_images=frames[1:])
     frames[0].save(folder / "frames.gif", save_all=True, append_images=frames[1:])
     frames[0].save(folder / "frames.webp", save_all=True, append_images=frames[1:], lossless=True)
@@ -74,6 +86,7 @@ def lossy(folder):
     picture = part(CHINA, 150, 101)
     for name, options in {
         "plain": {}, "full": dict(subsampling=0), "wide": dict(subsampling=1), "progressive": dict(progressive=True), "poor": dict(quality=20),
+        "restarts": dict(restart_marker_blocks=3), "narrow_colour": dict(subsampling="4:1:1"),
     }.items():
         picture.save(folder / f"{name}.jpg", **{"quality": 90, **options})
     for orientation in range(1, 9):
@@ -81,6 +94,8 @@ def lossy(folder):
     picture.convert("L").save(folder / "grey.jpg", quality=90)
     part(FLOWER, 1, 63).save(folder / "line.jpg", quality=90)
     part(FLOWER, 63, 1).save(folder / "row.jpg", quality=90)
+    part(CHINA, 3, 120).save(folder / "narrow.jpg", quality=75)
+    CHINA.save(folder / "photograph.jpg", quality=75)
     bytes = BytesIO()
     picture.convert("CMYK").save(bytes, "JPEG", quality=90)
     inverted = bytes.getvalue()
@@ -118,6 +133,16 @@ PROCESSORS = {
     **{f"resample{way}": ViTImageProcessorPil(size={"height": 27, "width": 22}, resample=way, **PLAIN) for way in range(6)},
 }
 
+# As people have them: former names, null, which turns off what the class has, and numbers.
+FILES = {
+    "off": {
+        "image_processor_type": "CLIPImageProcessorFast", "size": [20, 31], "crop_size": 18, "do_center_crop": None,
+        "do_rescale": None, "do_normalize": None, "resample": 0,
+    },
+    "former": {"feature_extractor_type": "CLIPFeatureExtractor", "size": 24, "crop_size": 20, "do_convert_rgb": None},
+    "square": {"size": 24, "do_resize": True, "resample": 2},
+}
+
 
 def main(directory):
     tensors, tiles = {}, {}
@@ -128,9 +153,18 @@ def main(directory):
         for path in folder.iterdir():
             pixels = torch.from_numpy(np.asarray(load_image(str(path))).copy())
             tensors[f"rgb/{make.__name__}/{path.name}"] = pixels.permute(2, 0, 1).contiguous()
+    processors = dict(PROCESSORS)
     for name, processor in PROCESSORS.items():
+        processor.save_pretrained(directory / "processors" / name)
+    for name, settings in FILES.items():
         folder = directory / "processors" / name
-        processor.save_pretrained(folder)
+        folder.mkdir()
+        (folder / "config.json").write_text('{"model_type": "vit"}')
+        newer = {"processor_class": "LlavaProcessor", "image_processor": settings}
+        (folder / "processor_config.json").write_text(json.dumps(newer if name == "off" else {}))
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings if name != "off" else {}))
+        processors[name] = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    for name, processor in processors.items():
         for path in (directory / "exact").iterdir():
             image, key = load_image(str(path)), f"{name}/{path.name}"
             kwargs = {}

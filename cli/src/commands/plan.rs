@@ -47,6 +47,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(layers) = args.layers {
         selection = selection.in_layers(&variables, &config, layers)?;
     }
+    let selection = selection.used_by(&variables, &config, files.config(), files.head())?;
     let modules: Vec<&str> =
         selection.modules().iter().map(|module| module.path.as_str()).collect();
     let tensors: Vec<&str> = selection.variables().collect();
@@ -64,11 +65,14 @@ pub fn run(args: &Args) -> Result<()> {
     // In f32: the weights, their gradients and two moments.
     let trained = trainable * 16;
     let percent = 100. * trainable as f64 / total.max(1) as f64;
+    let unused = selection.unused();
     if args.json {
+        let unused = unused.iter().map(|m| json!({"module": m.path, "reason": m.reason}));
         let plan = json!({
             "model_type": files.model_type(),
             "modules": modules,
             "tensors": tensors,
+            "unused": unused.collect::<Vec<_>>(),
             "trainable": trainable,
             "total": total,
             "percent": percent,
@@ -84,6 +88,9 @@ pub fn run(args: &Args) -> Result<()> {
     let model_type = files.model_type().unwrap_or("unknown model type");
     println!("\n{model_type}: {} modules, {} tensors", modules.len(), tensors.len());
     println!("trainable: {trainable} of {total} ({percent:.4} %)");
+    for module in unused {
+        println!("left out, since it gets no gradient: {}: {}", module.path, module.reason);
+    }
     let place = files.gguf().map_or("as in the files".to_owned(), |file| {
         let blocks: usize = file.tensors().iter().map(|tensor| tensor.len).sum();
         format!(

@@ -82,12 +82,9 @@ impl Options {
         Ok(())
     }
 
-    /// The file's, or the class's; null is as good as nothing.
+    /// The file's, or the class's where the file has none: null turns off what the class has, as in transformers.
     fn value(&self, key: &str) -> &Value {
-        match &self.given[key] {
-            Value::Null => &self.class.defaults[key],
-            value => value,
-        }
+        self.given.get(key).unwrap_or(&self.class.defaults[key])
     }
 
     fn wrong<T>(&self, key: &str, expected: &str) -> Result<T> {
@@ -96,7 +93,7 @@ impl Options {
 
     pub fn switch(&self, key: &str, default: bool) -> Result<bool> {
         match self.value(key) {
-            Value::Null => Ok(default),
+            Value::Null => Ok(default && self.given.get(key).is_none()),
             Value::Bool(value) => Ok(*value),
             _ => self.wrong(key, "true or false"),
         }
@@ -142,7 +139,8 @@ impl Options {
             Some(Size::Longest(_)) if !is_split => {
                 self.wrong("size", "another form: no 'longest_edge' alone for this processor")?
             }
-            size => size.map(|size| (size, filter)),
+            Some(size) => Some((size, filter)),
+            None => self.wrong("size", "a size, or 'do_resize' that is false")?,
         })
     }
 
@@ -156,7 +154,7 @@ impl Options {
     /// The factor of bytes.
     pub fn factor(&self) -> Result<f64> {
         match self.value("rescale_factor") {
-            Value::Null => Ok(1. / 255.),
+            Value::Null if self.given.get("rescale_factor").is_none() => Ok(1. / 255.),
             value => match value.as_f64() {
                 Some(factor) => Ok(factor),
                 None => self.wrong("rescale_factor", "a number"),

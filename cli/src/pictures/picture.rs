@@ -10,14 +10,18 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use ln_tuning::regular;
 
+use super::jpeg;
+
 /// The most pixels that PIL reads.
 pub(super) const MOST_PIXELS: u64 = 178_956_970;
 
 /// Refuses a file whose head is not that of a picture, or of one that would fill the memory.
 pub fn check(path: &Path) -> Result<()> {
     let reader = ImageReader::new(BufReader::new(regular::open(path)?)).with_guessed_format()?;
-    let (width, height) =
-        reader.into_dimensions().context("this is not an image that can be read")?;
+    check_size(reader.into_dimensions().context("this is not an image that can be read")?)
+}
+
+fn check_size((width, height): (u32, u32)) -> Result<()> {
     ensure!(
         u64::from(width) * u64::from(height) <= MOST_PIXELS,
         "the picture has {width} x {height} pixels, expected at most {MOST_PIXELS}"
@@ -33,15 +37,20 @@ pub fn read(path: &Path) -> Result<RgbImage> {
 /// The picture that a file's bytes hold.
 pub fn decoded(bytes: &[u8]) -> Result<RgbImage> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
-    // The decoder would fill in grey.
-    if reader.format() == Some(ImageFormat::Jpeg) && !has_end(bytes) {
-        bail!("the file is cut off");
-    }
+    let format = reader.format();
     let mut decoder = reader.into_decoder()?;
+    check_size(decoder.dimensions())?;
     let orientation = orientation(&mut decoder, bytes);
-    let mut image = DynamicImage::from_decoder(decoder)?;
+    let image = if format == Some(ImageFormat::Jpeg) {
+        // The decoder would fill in grey.
+        ensure!(has_end(bytes), "the file is cut off");
+        jpeg::decode(bytes)?
+    } else {
+        rgb(DynamicImage::from_decoder(decoder)?, format, bytes)?
+    };
+    let mut image = DynamicImage::from(image);
     image.apply_orientation(orientation);
-    rgb(image)
+    Ok(image.into_rgb8())
 }
 
 /// True if a JPEG's markers lead to its end. Telephones write a film behind it, which may hold anything.
@@ -110,14 +119,27 @@ pub(super) fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8]) -> Orie
     found.and_then(|n| Orientation::from_exif(n as u8)).unwrap_or(Orientation::NoTransforms)
 }
 
-/// Without transparency: the colour that lies below stays. Of 16 bits the upper 8 are kept, but grey of 16 bits is cut
-/// off at 255, as PIL does it.
-fn rgb(image: DynamicImage) -> Result<RgbImage> {
+/// Without transparency: the colour that lies below stays. Of 16 bits the upper 8 are kept, or in PNM the nearest 8, but
+/// grey of 16 bits is cut off at 255, as PIL does it.
+fn rgb(image: DynamicImage, format: Option<ImageFormat>, file: &[u8]) -> Result<RgbImage> {
     let (width, height) = (image.width(), image.height());
-    let upper = |value: &u16| (value >> 8) as u8;
+    let is_pnm = format == Some(ImageFormat::Pnm);
+    let upper = |value: &u16| {
+        let value = u32::from(*value);
+        if is_pnm {
+            ((value * 255 + 32767) / 65535) as u8
+        } else {
+            (value >> 8) as u8
+        }
+    };
+    // Grey without transparency of its own, but with a shade that is transparent.
+    let is_grey = format == Some(ImageFormat::Png) && file.get(25) == Some(&0);
     let bytes: Vec<u8> = match image {
         DynamicImage::ImageLuma16(image) => {
             image.iter().flat_map(|grey| [(*grey).min(255) as u8; 3]).collect()
+        }
+        DynamicImage::ImageLumaA16(image) if is_grey => {
+            image.pixels().flat_map(|pixel| [pixel.0[0].min(255) as u8; 3]).collect()
         }
         DynamicImage::ImageLumaA16(image) => {
             image.pixels().flat_map(|pixel| [upper(&pixel.0[0]); 3]).collect()
@@ -166,6 +188,23 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_damaged_jpeg_is_a_picture_or_an_error_and_never_the_end() {
+        let image = RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * y) as u8, x as u8, y as u8]));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.jpg");
+        let mut bytes = Vec::new();
+        JpegEncoder::new(&mut bytes).encode_image(&image).unwrap();
+        let mut refused = 0;
+        for at in (2..bytes.len()).step_by(3) {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x5a;
+            std::fs::write(&path, damaged).unwrap();
+            refused += usize::from(read(&path).is_err());
+        }
+        assert!(refused > 20, "{refused}");
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail, Result};
 use ln_tuning::models::{
-    DecoderConfig, Dinov2Config, EncoderConfig, ModelConfig, TowerClassifierConfig, ViTConfig,
+    DecoderConfig, Dinov2Config, EncoderConfig, ImageTextToTextConfig, ModelConfig,
+    TowerClassifierConfig, ViTConfig,
 };
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::regular;
@@ -79,6 +80,8 @@ fn of_model(dir: &Path) -> Option<(TaskName, String)> {
         Some((TaskName::Classifier, about("a classifier")))
     } else if language || is(DecoderConfig::model_types()) {
         Some((TaskName::Language, about("a language model")))
+    } else if is(ImageTextToTextConfig::model_types()) {
+        Some((TaskName::Language, about("a model of images and texts")))
     } else if is(EncoderConfig::model_types()) {
         Some((TaskName::Classifier, about("an encoder of texts")))
     } else if is([

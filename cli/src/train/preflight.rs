@@ -30,6 +30,15 @@ pub fn describe<T: Task>(
     let names: Vec<&str> = status.iter().take(3).map(|layer| layer.name.as_str()).collect();
     let more = if status.len() > names.len() { ", …" } else { "" };
     report.line(format!("{} modules train: {}{more}", status.len(), names.join(", ")));
+    let unused: Vec<_> = tuned.model_status().unused.into_values().flatten().collect();
+    if let Some(first) = unused.first() {
+        let (count, paths) = (unused.len(), unused.iter().map(|module| &module.path));
+        report.set("unused", json!(paths.collect::<Vec<_>>()));
+        report.line(format!(
+            "{count} modules are left out, since they get no gradient, such as {}: {}",
+            first.path, first.reason
+        ));
+    }
     task.describe().into_iter().for_each(|line| report.line(line));
     report.line(kernels(vs, settings)?);
     base(vs, settings, report)?;

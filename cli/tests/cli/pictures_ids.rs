@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use base64::engine::general_purpose::STANDARD;
+use base64::Engine;
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning_cli::language::columns::Columns;
 use ln_tuning_cli::language::document::{read, Reading};
@@ -141,6 +143,20 @@ fn conversations_with_pictures_have_the_ids_of_transformers_processors() {
     let own = tokens(&llava, &row).unwrap();
     assert_eq!(own, tokens(&llava, &rows()[0]).unwrap());
     assert_eq!(learned(&llava, &own), [" a cat "]);
+    // The bytes themselves, as in a Parquet file of datasets, in a picture's address, and as a file's.
+    let held = STANDARD.encode(std::fs::read(picture("wide.png")).unwrap());
+    let asked = |image: Value| chat(json!([image, text("What is it?")]), "a cat");
+    for row in [
+        json!({"messages": asked(json!({"type": "image"})),
+               "images": [{"bytes": format!("data:;base64,{held}"), "path": "x.png"}]}),
+        json!({"messages": asked(json!({"type": "image"})), "images": [{"bytes": null, "path": picture("wide.png")}]}),
+        json!({"messages": asked(json!({"type": "image", "base64": held}))}),
+        json!({"messages": asked(
+            json!({"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{held}")}}))}),
+        json!({"messages": asked(json!({"type": "image", "url": format!("file://{}", picture("wide.png"))}))}),
+    ] {
+        assert_eq!(own, tokens(&llava, &row).unwrap(), "{row}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::{json, Value};
 
 use crate::common::run_python;
 use crate::pictures_ids::{models, picture};
-use crate::program::{output, printed, text, texts, Training};
+use crate::program::{output, printed, report, text, texts, Training};
 
 /// Rows in the words of LLaVA and of OpenAI, with and without pictures; the files are below `pictures/`.
 fn rows() -> Vec<Value> {
@@ -148,6 +148,28 @@ fn two_stages_that_are_killed_end_in_one_adapter_with_which_peft_answers_the_sam
         assert_eq!(printed(&arguments), format!("{}\n", base[at]), "{prompt}");
         arguments.extend(["--adapter", &named]);
         assert_eq!(printed(&arguments), format!("{}\n", theirs[at]), "{prompt}");
+    }
+}
+
+/// The script that `verify --script` prints, with pictures, for each family.
+#[test]
+fn models_that_see_are_verified_on_pictures_from_the_pixels_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("reference.py");
+    std::fs::write(&script, printed(&["verify", "--script"])).unwrap();
+    let (wide, grey, file) = (picture("wide.png"), picture("grey.png"), dir.path().join("x.st"));
+    for family in ["llava", "gemma3", "idefics3"] {
+        let model = models().join(family);
+        let pictures = ["--image", &wide, "--image", &grey];
+        run_python(text(&script), &[&[text(&model), text(&file)], &pictures[..]].concat());
+        let verify = ["verify", "--json", "--model", text(&model), "--reference", text(&file)];
+        let seen = report(&[&verify[..], &pictures].concat());
+        assert!(seen["ok"] == true && seen["pixels_apart"].as_f64().unwrap() < 1e-5, "{seen}");
+        let (out, _) =
+            texts(&output(&[&verify[..], &["--image", &grey, "--image", &wide]].concat()));
+        // Idefics3 makes as many tiles of neither.
+        let turned: Value = serde_json::from_str(&out).unwrap_or_default();
+        assert!(turned["ok"] != true, "{family}: {turned}");
     }
 }
 

@@ -31,6 +31,29 @@ fn plans_are_the_norms_of_transformers_and_the_modules_of_peft() {
     refusal(&["plan", "--model", text(&dir.path().join("nowhere"))]);
 }
 
+/// The norms of its image tower that a LLaVA does not read are named; a recipe of the paper is asked for by name.
+#[test]
+fn plans_of_models_of_images_and_texts_say_what_gets_no_gradient() {
+    let dir = tempfile::tempdir().unwrap();
+    trees::describe(dir.path(), &["llava"]);
+    let model = dir.path().join("llava");
+    let modules = |plan: &Value| plan["modules"].as_array().unwrap().len();
+    let all = report(&["plan", "--model", text(&model), "--json"]);
+    // Of two layers the first is used: two norms and the one before it, and five of the text.
+    assert_eq!(modules(&all), 8);
+    let unused = all["unused"].as_array().unwrap();
+    assert_eq!(unused.len(), 3);
+    assert_eq!(unused[2]["module"], "model.vision_tower.post_layernorm");
+    let said = printed(&["plan", "--model", text(&model)]);
+    assert!(said.contains(
+        "gets no gradient: model.vision_tower.encoder.layers.1.layer_norm1: `vision_feature_layer`"
+    ));
+    for (recipe, count) in [("layernorm", 9), ("layernorm-simple", 5), ("connector", 2)] {
+        let plan = report(&["plan", "--model", text(&model), "--recipe", recipe, "--json"]);
+        assert_eq!((modules(&plan), plan["unused"].as_array().unwrap().len()), (count, 0));
+    }
+}
+
 #[test]
 fn the_memory_of_a_plan_is_that_of_the_dry_run() {
     for family in ["llama", "gpt2"] {

@@ -181,7 +181,8 @@ pub(crate) fn fit_files(
 ) -> Result<Option<Renamed>> {
     let variables = files.variables_with_copies();
     let (model_type, norms) = (files.model_type(), Norms::Peft);
-    let known = Known { variables: &variables, model_type, norms, of_one_class: false };
+    let known =
+        Known { variables: &variables, model_type, norms, of_one_class: false, may_lack: false };
     Ok(match known.fit(keys, config, "default", &KeyMapping::default())? {
         Fit::Renamed(renamed) => Some(renamed),
         Fit::AsItIs | Fit::InPart(..) => None,

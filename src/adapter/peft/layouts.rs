@@ -99,6 +99,8 @@ pub(crate) struct Known<'a> {
     pub(crate) norms: Norms,
     /// True if the names cannot be those of another class.
     pub(crate) of_one_class: bool,
+    /// True if the adapter may lack tensors, but not all.
+    pub(crate) may_lack: bool,
 }
 
 /// The way in which an adapter fits a model.
@@ -152,20 +154,26 @@ impl Known<'_> {
         let find =
             |variables: &[VariableInfo]| self.found(variables, keys, config, adapter, mapping);
         let here: HashSet<&str> = self.variables.iter().map(|v| v.name.as_str()).collect();
-        if all_known(keys, mapping, |name| here.contains(name))?
-            || find(self.variables)?.is_some_and(|found| {
-                found.matched.missing.is_empty() && found.matched.unexpected.is_empty()
-            })
-        {
+        if all_known(keys, mapping, |name| here.contains(name))? {
             return Ok(Fit::AsItIs);
         }
+        let fits = |found: &Found| {
+            let Matched { missing, found, .. } = &found.matched;
+            missing.is_empty() || (self.may_lack && found.iter().any(Option::is_some))
+        };
+        let is_full = |found: &Found| fits(found) && found.matched.unexpected.is_empty();
+        let as_it_is = find(self.variables)?;
+        if as_it_is.as_ref().is_some_and(is_full) {
+            return Ok(Fit::AsItIs);
+        }
+        let fits_as_it_is = as_it_is.as_ref().is_some_and(fits);
         let mut in_part = None;
         let classes = CLASSES.iter().filter(|_| self.of_one_class);
         for layout in LAYOUTS.iter().chain(classes) {
             let Some((there, back)) = self.there(layout)? else { continue };
-            let Some(found) = find(&there)? else { continue };
+            let Some(found) = find(&there)?.filter(fits) else { continue };
             let unexpected = &found.matched.unexpected;
-            if !found.matched.missing.is_empty() || (!unexpected.is_empty() && in_part.is_some()) {
+            if !unexpected.is_empty() && (in_part.is_some() || fits_as_it_is) {
                 continue;
             }
             let Some(renamed) = self.renamed(&found, &back, keys, config)? else { continue };

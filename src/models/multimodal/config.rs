@@ -6,6 +6,7 @@ use super::connector::ConnectorConfig;
 use super::families::FAMILIES;
 use super::family::{Family, Names, Part};
 use super::three_axes;
+use super::tiles::TilesConfig;
 use super::tower::Taken;
 use crate::error::{refuse, Result};
 use crate::models::config::{declared, integer, Declared, ModelConfig};
@@ -15,8 +16,9 @@ use crate::pretrained::{is_tied, Head};
 
 /// The shape and the options of a model of images and texts, read from a `config.json` of transformers.
 ///
-/// Families: `llava` (1.5), whose language model is of any family of [`DecoderConfig`], and whose tower is that of a
-/// CLIP or of a SigLIP; `gemma3` (4b and larger); `idefics3` and `smolvlm`; `qwen3_vl`, whose images are of any size.
+/// Families: `llava` (1.5) and `llava_next` (1.6), whose language model is of any family of [`DecoderConfig`], and whose
+/// tower is that of a CLIP or of a SigLIP; `gemma3` (4b and larger); `idefics3` and `smolvlm`; `qwen3_vl`, whose images
+/// are of any size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageTextToTextConfig {
     declared: Declared,
@@ -25,6 +27,7 @@ pub struct ImageTextToTextConfig {
     pub(super) tower: ImageTowerConfig,
     pub(super) taken: Taken,
     pub(super) connector: ConnectorConfig,
+    pub(super) tiles: Option<TilesConfig>,
     image_token_id: i64,
     /// True if the tokens of an image look at each other.
     pub(super) looks_both_ways: bool,
@@ -42,11 +45,24 @@ impl ImageTextToTextConfig {
         self.image_token_id
     }
 
-    /// The number of image tokens that each image takes in the ids; 0 where images are of any size, and take one for
-    /// each square of patches of their `image_grid_thw`.
+    /// The number of image tokens that each image takes in the ids; each tile, where images are seen in tiles; 0 where
+    /// images are of any size, and take one for each square of patches of their `image_grid_thw`.
     #[doc(alias = "image_seq_length")]
     pub fn tokens_per_image(&self) -> i64 {
         self.connector.tokens(self.features().0)
+    }
+
+    /// The number of image tokens that an image of this size takes in the ids: [`tokens_per_image`](Self::tokens_per_image),
+    /// but where images are seen in tiles, or are of any size.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an image without pixels, or one whose patches fill no squares.
+    pub fn image_tokens(&self, height: i64, width: i64) -> Result<i64> {
+        match (&self.tiles, self.tower.packed()) {
+            (Some(tiles), _) => Ok(tiles.count([height, width])?.1),
+            (None, Some(packed)) => packed.tokens([height, width]),
+            (None, None) => Ok(self.tokens_per_image()),
+        }
     }
 
     /// The number of hidden states of an image that the connector takes, and their width.
@@ -81,8 +97,20 @@ impl ModelConfig for ImageTextToTextConfig {
         let ([key, former], default) = family.image_token;
         let key = [key, former].into_iter().find(|key| config.get(*key).is_some());
         let image_token_id = key.map_or(Ok(default), |key| integer(config, key))?;
+        let tiles =
+            family.in_tiles.then(|| TilesConfig::read(config, &tower, &taken)).transpose()?;
         let Family { names, looks_both_ways, .. } = *family;
-        Ok(Self { declared, names, text, tower, taken, connector, image_token_id, looks_both_ways })
+        Ok(Self {
+            declared,
+            names,
+            text,
+            tower,
+            taken,
+            connector,
+            tiles,
+            image_token_id,
+            looks_both_ways,
+        })
     }
 
     declared!();

@@ -36,6 +36,7 @@ const LLAVA: Family = Family {
     text: Part { key: "text_config", model_type: "llama", fields: &[] },
     image_token: (["image_token_id", "image_token_index"], 32_000),
     connector: llava,
+    in_tiles: false,
     looks_both_ways: false,
     packs: false,
 };
@@ -51,6 +52,7 @@ const IDEFICS3: Family = Family {
 
 pub(super) const FAMILIES: &[Family] = &[
     LLAVA,
+    Family { model_type: "llava_next", in_tiles: true, ..LLAVA },
     Family {
         model_type: "gemma3",
         vision: Part { key: "vision_config", model_type: "siglip_vision_model", fields: &[] },

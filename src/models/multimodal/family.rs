@@ -19,6 +19,8 @@ pub(super) struct Family {
     pub(super) image_token: ([&'static str; 2], i64),
     pub(super) connector:
         fn(&Value, &ImageTowerConfig, &DecoderConfig) -> Result<(Taken, ConnectorConfig)>,
+    /// True if an image is seen as a whole and in tiles.
+    pub(super) in_tiles: bool,
     /// True if the tokens of an image look at each other.
     pub(super) looks_both_ways: bool,
     /// True if images are of any size, cut into patches, and positions stand on three axes.

@@ -44,13 +44,17 @@ impl ImageTokens {
             }
             return Ok(ImageTokens { places, grids });
         }
-        let (images, each) = (images(config, inputs)?, config.tokens_per_image());
-        if found != images * each {
+        let images = images(config, inputs)?;
+        let expected = tokens_of(config, images, inputs)?;
+        if found != expected {
+            let each = match &config.tiles {
+                Some(_) => "as many as `image_tokens` says".to_owned(),
+                None => config.tokens_per_image().to_string(),
+            };
             refuse!(
                 ShapeMismatch,
-                "the ids hold {found} image tokens ({id}), and {images} images take {}: put {each} into the ids for \
-                 each image",
-                images * each
+                "the ids hold {found} image tokens ({id}), and {images} images take {expected}: put {each} into the ids \
+                 for each image"
             );
         }
         Ok(ImageTokens { places, grids: Vec::new() })
@@ -84,4 +88,25 @@ fn images(config: &ImageTextToTextConfig, inputs: &Inputs) -> Result<i64> {
             features.size()
         ),
     }
+}
+
+/// The number of tokens that so many images take, or tiles of images.
+fn tokens_of(config: &ImageTextToTextConfig, images: i64, inputs: &Inputs) -> Result<i64> {
+    let Some(tiles) = config.tiles.as_ref().filter(|_| images > 0) else {
+        return Ok(images * config.tokens_per_image());
+    };
+    let (sizes, mut expected, mut tokens) = (inputs.needed_sizes()?, 0, 0);
+    for size in &sizes {
+        let of_image = tiles.count(*size)?;
+        (expected, tokens) = (expected + of_image.0, tokens + of_image.1);
+    }
+    if images != expected {
+        refuse!(
+            ShapeMismatch,
+            "{} images of these sizes are seen in {expected} tiles, and there are {images}: give all tiles of each image, \
+             the whole first",
+            sizes.len()
+        );
+    }
+    Ok(tokens)
 }

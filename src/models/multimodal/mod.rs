@@ -14,6 +14,7 @@ mod pooled_projector;
 mod positions;
 mod projector;
 mod three_axes;
+mod tiles;
 mod tower;
 
 pub(super) use config::refuse_original;

@@ -7,6 +7,7 @@ use super::config::ImageTextToTextConfig;
 use super::connector::Connector;
 use super::image_tokens::ImageTokens;
 use super::positions::positions;
+use super::tiles::Tiles;
 use crate::autograd::recompute::Tape;
 use crate::device::transfer::sent;
 use crate::error::Result;
@@ -25,7 +26,7 @@ use crate::pretrained::Head;
 /// `model.language_model.layers.0.input_layernorm.weight`, …, `lm_head.weight`; without a head, without `model`.
 ///
 /// Inputs are ids and the images of the whole batch, in the order of the rows that they belong to. The ids hold
-/// [`tokens_per_image`](Self::tokens_per_image) image tokens for each. To count them, ids on a GPU are waited for; ids
+/// [`image_tokens`](Self::image_tokens) image tokens for each. To count them, ids on a GPU are waited for; ids
 /// on the CPU are counted there, and brought to the model's device with what goes with them.
 ///
 /// ```no_run
@@ -39,10 +40,15 @@ use crate::pretrained::Head;
 #[derive(Debug)]
 #[doc(alias = "AutoModelForImageTextToText")]
 #[doc(alias = "LlavaForConditionalGeneration")]
+#[doc(alias = "Gemma3ForConditionalGeneration")]
+#[doc(alias = "Idefics3ForConditionalGeneration")]
+#[doc(alias = "SmolVLMForConditionalGeneration")]
+#[doc(alias = "Qwen3VLForConditionalGeneration")]
 pub struct ImageTextToText {
     config: ImageTextToTextConfig,
     tower: ImageTower,
     connector: Connector,
+    tiles: Option<Tiles>,
     pub(super) text: Decoder,
 }
 
@@ -74,6 +80,11 @@ impl Model for ImageTextToText {
         Ok(ImageTextToText {
             tower: ImageTower::build(&base.at(names.tower), &config.tower)?,
             connector: Connector::build(&base.at(names.connector), &config.connector, init)?,
+            tiles: config
+                .tiles
+                .as_ref()
+                .map(|tiles| Tiles::build(&base, tiles, config.text.hidden_size()))
+                .transpose()?,
             text: Decoder::build_at(&base.at(names.text), weights, &config.text)?,
             config: config.clone(),
         })
@@ -109,10 +120,19 @@ impl ImageTextToText {
         self.config.image_token_id()
     }
 
-    /// The number of image tokens that each image takes in the ids; 0 where images are of any size, and take one for
-    /// each square of patches of their [`image_grid_thw`](Inputs::image_grid_thw).
+    /// The number of image tokens that each image takes in the ids; each tile, where images are seen in tiles; 0 where
+    /// images are of any size, and take one for each square of patches of their
+    /// [`image_grid_thw`](Inputs::image_grid_thw).
     pub fn tokens_per_image(&self) -> i64 {
         self.config.tokens_per_image()
+    }
+
+    /// As [`ImageTextToTextConfig::image_tokens`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an image without pixels.
+    pub fn image_tokens(&self, height: i64, width: i64) -> Result<i64> {
+        self.config.image_tokens(height, width)
     }
 
     /// Images `[images, channels, height, width]` to the tower's hidden states that the connector takes,
@@ -131,6 +151,7 @@ impl ImageTextToText {
     fn taken(&self) -> Vec<&'static str> {
         let mut taken = vec!["input_ids", "attention_mask", "image_features"];
         taken.extend(self.config.tower.packed().is_none().then_some("documents"));
+        taken.extend(self.tiles.as_ref().map(|_| "image_sizes"));
         taken.extend(self.taken_by_tower());
         taken
     }
@@ -189,7 +210,10 @@ impl ImageTextToText {
                 let rows = into.f_reshape([-1, size])?;
                 Ok(rows.f_index_copy(0, &places, &images)?.f_view(&shape[..])?)
             };
-            let images = self.connector.forward(&features)?;
+            let mut images = self.connector.forward(&features)?;
+            if let Some(tiles) = &self.tiles {
+                images[0] = tiles.forward(&images[0], &inputs.needed_sizes()?)?;
+            }
             let nothing = embeds.f_zeros_like()?;
             added = images[1..].iter().map(|one| there(&nothing, one)).collect::<Result<_>>()?;
             embeds = there(&embeds, &images[0])?;

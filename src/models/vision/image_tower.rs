@@ -92,6 +92,11 @@ impl ImageTowerConfig {
         self.parts().2
     }
 
+    /// The pixels on each side of an image; 0 where images are of any size.
+    pub(in crate::models) fn image_size(&self) -> i64 {
+        self.parts().1.map_or(0, |grid| grid.image_size)
+    }
+
     /// The patches on each side of an image; 0 where images are of any size.
     pub(in crate::models) fn side(&self) -> i64 {
         self.parts().1.map_or(0, Grid::side)

@@ -73,6 +73,18 @@ impl PackedVisionConfig {
         Ok(read)
     }
 
+    /// The tokens of an image of so many pixels, whose patches fill squares.
+    pub(in crate::models) fn tokens(&self, [height, width]: [i64; 2]) -> Result<i64> {
+        let square = self.patch_size * self.merge;
+        if height < 1 || width < 1 || height % square != 0 || width % square != 0 {
+            refuse!(
+                InvalidArgument,
+                "the image is {height} x {width}, expected multiples of {square}: resize it as its processor does"
+            );
+        }
+        Ok((height / square) * (width / square))
+    }
+
     /// Width of the hidden states, and the numbers of a patch.
     pub(in crate::models) fn widths(&self) -> (i64, i64) {
         (self.block.size, self.channels * self.frames * self.patch_size.pow(2))
