@@ -5,8 +5,9 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ln_tuning::models::{
-    AnyModel, Clip, ClipVision, Decoder, DecoderConfig, Dinov2, Encoder, ImageTextToText, Inputs,
-    Load, Model, ModelConfig, Seq2Seq, Siglip, SiglipVision, ViTConfig, ViTForImageClassification,
+    AnyModel, Clip, ClipVision, Decoder, DecoderConfig, Dinov2, Encoder, ImageTextToText,
+    ImageTextToTextConfig, Inputs, Load, Model, ModelConfig, Seq2Seq, Siglip, SiglipVision,
+    ViTConfig, ViTForImageClassification,
 };
 use ln_tuning::pretrained::{self, ModelFiles};
 use ln_tuning::ErrorKind;
@@ -47,7 +48,7 @@ fn tiny(model_type: &str) -> Value {
         "qwen3_vl" => "qwen3_vl_vision",
         _ => "clip_vision_model",
     };
-    if ["llava", "gemma3", "idefics3", "smolvlm", "qwen3_vl"].contains(&model_type) {
+    if ImageTextToTextConfig::model_types().contains(&model_type) {
         for (key, part) in [("text_config", text), ("vision_config", vision)] {
             config[key] = tower.clone();
             config[key]["model_type"] = json!(part);
