@@ -24,6 +24,7 @@ pub(crate) mod transfer;
 pub(crate) use settings::apply_defaults;
 pub use settings::{allow_tf32, set_cudnn_attention, set_deterministic};
 pub use status::CudaStatus;
+pub use transfer::sent;
 
 pub use crate::memory::MemoryInfo;
 

@@ -19,8 +19,8 @@ use super::vision::{
     ViTForImageClassification,
 };
 use crate::autograd::recompute::Tape;
-use crate::error::{refuse, Result};
-use crate::pretrained::ModelFiles;
+use crate::error::{refusal, Error, Result};
+use crate::pretrained::{BaseBytes, ModelFiles};
 
 /// The models, a row each: the variant, a line about it, its type and its configuration's.
 macro_rules! models {
@@ -57,9 +57,7 @@ macro_rules! models {
             /// `Unsupported` for a `model_type` that is none of [`model_types`](Self::model_types); otherwise as the
             /// model's own.
             pub fn from_files(files: ModelFiles, load: &Load) -> Result<(VarStore, Self)> {
-                let config = files.config();
-                let model_type = config.get("model_type").and_then(Value::as_str);
-                let model_type = model_type.unwrap_or_default().to_owned();
+                let model_type = files.model_type().unwrap_or_default().to_owned();
                 // Of those that share a model type, the one with the head; the first says what heads there are.
                 for any_head in [false, true] {
                     $(if <$config>::model_types().contains(&model_type.as_str())
@@ -69,10 +67,23 @@ macro_rules! models {
                         return Ok((vs, AnyModel::$variant(Box::new(model))));
                     })*
                 }
-                refuse_original(files.config())?;
-                refuse!(Unsupported, "'{}' has the model_type '{model_type}', expected one of {}",
-                    files.dir().display(),
-                    Self::model_types().join(", "))
+                Err(Self::unknown(&files))
+            }
+
+            /// As [`Model::base_bytes`], for whichever model it is.
+            ///
+            /// # Errors
+            /// As [`from_files`](Self::from_files).
+            pub fn base_bytes(files: ModelFiles, load: &Load) -> Result<BaseBytes> {
+                let model_type = files.model_type().unwrap_or_default().to_owned();
+                for any_head in [false, true] {
+                    $(if <$config>::model_types().contains(&model_type.as_str())
+                        && (any_head || <$config>::has_head(load.head_of::<$config>(&files)))
+                    {
+                        return <$model>::base_bytes(files, load);
+                    })*
+                }
+                Err(Self::unknown(&files))
             }
 
             /// The `model_type`, such as `llama`.
@@ -153,6 +164,19 @@ impl AnyModel {
         kind: impl Into<Option<Kind>>,
     ) -> Result<(VarStore, Self)> {
         Self::from_files(ModelFiles::open(dir)?, &Load::on(device).kind(kind))
+    }
+
+    fn unknown(files: &ModelFiles) -> Error {
+        if let Err(error) = refuse_original(files.config()) {
+            return error;
+        }
+        refusal!(
+            Unsupported,
+            "'{}' has the model_type '{}', expected one of {}",
+            files.dir().display(),
+            files.model_type().unwrap_or_default(),
+            Self::model_types().join(", ")
+        )
     }
 
     /// As [`Model::hidden_states`].

@@ -15,7 +15,7 @@ use crate::error::{refuse, Result};
 use crate::names::nearest::listed;
 use crate::names::wrappers::wrapper_of_all;
 use crate::pretrained::kept::{Keeping, Use};
-use crate::pretrained::{origin, with_class_of, Frozen, Head, ModelFiles};
+use crate::pretrained::{origin, with_class_of, BaseBytes, Frozen, Head, ModelFiles};
 
 /// A model under the variable names that transformers has in memory.
 ///
@@ -128,34 +128,8 @@ pub trait Model: Sized {
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
     fn from_files(files: ModelFiles, load: &Load) -> Result<(VarStore, Self)> {
-        check_unwrapped(&files)?;
-        let mut config = match load.chosen_head::<Self::Config>() {
-            Some(head) => Self::Config::from_value(&with_class_of(files.config(), head))?,
-            None => Self::Config::from_value(files.config())?,
-        };
-        if load.head.is_none() && files.config().get("architectures").is_none_or(Value::is_null) {
-            // The tensors tell, if they tell something that the model knows.
-            config = config.clone().with_head(files.head()).unwrap_or(config);
-        }
-        let mut fresh = Vec::new();
-        if let Some(labels) = &load.labels {
-            config = config.with_labels(labels.iter().cloned())?;
-            fresh = config.label_modules();
-        }
-        if let Some(generation) = files.generation_config()? {
-            config = config.with_generation(&generation)?;
-        }
-        let files = files.with_head(config.head())?;
-        let is_fresh = |name: &str| is_below(name, &fresh);
-        // A head for labels of your own takes the place of the checkpoint's; what of it belongs to the base stays.
-        let wanted = |name: &str| !(is_fresh(name) && files.layout().is_of_a_head(name));
-        let mut keeping = Keeping { frozen: load.frozen, ..Keeping::default() };
-        if Keeping::needs_matrices(load.frozen) {
-            keeping.matrices = matrices::<Self>(&config)?;
-            // Classifiers are small, and train.
-            let trains = config.head().has_labels();
-            keeping.matrices.retain(|name, _| !(trains && files.layout().is_of_a_head(name)));
-        }
+        let Opened { config, files, fresh, keeping } = Opened::<Self>::of(files, load)?;
+        let (is_fresh, wanted) = chosen(&files, &fresh);
         let vs = files.var_store_keeping(load.device, load.kind, wanted, &keeping)?;
         let mut kinds = vs.trainable_variables().into_iter().map(|tensor| tensor.kind());
         let kind = kinds.next().unwrap_or(Kind::Float);
@@ -170,6 +144,66 @@ pub trait Model: Sized {
         drop(weights);
         Ok((vs, model))
     }
+
+    /// The memory that the tensors of [`from_files`](Self::from_files) take; no tensor is read.
+    ///
+    /// # Errors
+    /// As [`from_files`](Self::from_files), for a configuration or a way of keeping matrices that is refused.
+    fn base_bytes(files: ModelFiles, load: &Load) -> Result<BaseBytes> {
+        let Opened { files, fresh, keeping, .. } = Opened::<Self>::of(files, load)?;
+        let (_, wanted) = chosen(&files, &fresh);
+        files.base_bytes(load.kind, wanted, &keeping)
+    }
+}
+
+/// The files of a model with the head that is asked for, before a tensor is read.
+struct Opened<M: Model> {
+    config: M::Config,
+    files: ModelFiles,
+    /// Modules that are made anew.
+    fresh: Vec<String>,
+    keeping: Keeping,
+}
+
+impl<M: Model> Opened<M> {
+    fn of(files: ModelFiles, load: &Load) -> Result<Self> {
+        check_unwrapped(&files)?;
+        let mut config = match load.chosen_head::<M::Config>() {
+            Some(head) => M::Config::from_value(&with_class_of(files.config(), head))?,
+            None => M::Config::from_value(files.config())?,
+        };
+        if load.head.is_none() && files.config().get("architectures").is_none_or(Value::is_null) {
+            // The tensors tell, if they tell something that the model knows.
+            config = config.clone().with_head(files.head()).unwrap_or(config);
+        }
+        let mut fresh = Vec::new();
+        if let Some(labels) = &load.labels {
+            config = config.with_labels(labels.iter().cloned())?;
+            fresh = config.label_modules();
+        }
+        if let Some(generation) = files.generation_config()? {
+            config = config.with_generation(&generation)?;
+        }
+        let files = files.with_head(config.head())?;
+        let mut keeping = Keeping { frozen: load.frozen, ..Keeping::default() };
+        if Keeping::needs_matrices(load.frozen) {
+            keeping.matrices = matrices::<M>(&config)?;
+            // Classifiers are small, and train.
+            let trains = config.head().has_labels();
+            keeping.matrices.retain(|name, _| !(trains && files.layout().is_of_a_head(name)));
+        }
+        Ok(Opened { config, files, fresh, keeping })
+    }
+}
+
+/// Two questions about a name: is it of a module that is made anew, and is it of a tensor that the model takes from the
+/// files? A head for labels of your own takes the place of the checkpoint's; what of it belongs to the base stays.
+fn chosen<'f>(
+    files: &'f ModelFiles,
+    fresh: &'f [String],
+) -> (impl Fn(&str) -> bool + 'f, impl Fn(&str) -> bool + 'f) {
+    let is_fresh = move |name: &str| is_below(name, fresh);
+    (is_fresh, move |name: &str| !(is_fresh(name) && files.layout().is_of_a_head(name)))
 }
 
 /// Options of loading a model: the device, the kind, the head.

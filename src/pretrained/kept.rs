@@ -95,6 +95,33 @@ impl Keeping {
         self.of(name).1 == Place::Device
     }
 
+    /// True if a tensor is numbers that come from the file as they are there when they are needed.
+    #[cfg(feature = "models")]
+    pub(super) fn is_streamed(&self, name: &str) -> bool {
+        self.of(name).1 == Place::Streamed
+    }
+
+    /// The shape that a tensor is kept in, and the encoding if it is kept in few bits.
+    #[cfg(feature = "models")]
+    pub(super) fn encoding(
+        &self,
+        files: &ModelFiles,
+        file: &TensorFile,
+    ) -> (Vec<i64>, Option<Encoding>) {
+        let (form, _, of) = self.of(&file.name);
+        let mut shape = file.shape();
+        let Some(of) = of else { return (shape, None) };
+        let turned = of == (Use::Linear { transposed: true });
+        let encoding = match form {
+            Form::Gguf => file.block_type(&files.shards()[file.shard], turned).map(Encoding::Block),
+            _ => form.encoding(),
+        };
+        if turned && encoding.is_some() {
+            shape.reverse();
+        }
+        (shape, encoding)
+    }
+
     /// A matrix and the tensor that is kept of it, on `device`; `None` if it is kept as any other tensor.
     pub(super) fn kept(
         &self,

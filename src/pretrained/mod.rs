@@ -1,5 +1,6 @@
 //! A Hugging Face model directory: `config.json` and `model.safetensors`, or shards with their index.
 
+mod base_bytes;
 pub(crate) mod files;
 mod frozen;
 mod generation;
@@ -14,6 +15,7 @@ pub(crate) mod other_files;
 mod save;
 pub(crate) mod tensor_file;
 
+pub use base_bytes::BaseBytes;
 pub use files::ModelFiles;
 pub use frozen::{Form, Frozen, Place};
 pub use gguf::export::to_gguf;

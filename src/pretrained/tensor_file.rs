@@ -4,6 +4,8 @@ use tch::{Kind, Tensor};
 
 use super::gguf::conversion::Conversion;
 use crate::error::Result;
+#[cfg(feature = "models")]
+use crate::quantised::BlockType;
 use crate::quantised::Quantised;
 use crate::storage::info::is_float;
 use crate::storage::safetensors::kind_of;
@@ -51,6 +53,18 @@ impl TensorFile {
         format!("'{}' in '{}'", self.stored.key, file.path.display())
     }
 
+    /// The type of its blocks; `None` as for [`quantised`](Self::quantised).
+    #[cfg(feature = "models")]
+    pub(crate) fn block_type(&self, file: &StoredTensors, turned: bool) -> Option<BlockType> {
+        file.block_type(&self.stored).filter(|_| self.keeps_blocks(turned))
+    }
+
+    /// True if rows of blocks stay rows in memory.
+    fn keeps_blocks(&self, turned: bool) -> bool {
+        self.conversion.keeps_rows() && !turned
+            || self.conversion == Conversion::Transposed && turned
+    }
+
     /// The blocks in memory; `None` if it is not quantised, or not in rows of blocks. `turned`: those of a matrix that
     /// is transposed in memory, as the file has it.
     pub(crate) fn quantised(
@@ -70,11 +84,10 @@ impl TensorFile {
         file: &StoredTensors,
         turned: bool,
     ) -> Result<Option<(Quantised, Option<Vec<i64>>)>> {
-        let fits = self.conversion.keeps_rows() && !turned
-            || self.conversion == Conversion::Transposed && turned;
-        let Some(blocks) = file.quantised(&self.stored)?.filter(|_| fits) else {
+        if !self.keeps_blocks(turned) {
             return Ok(None);
-        };
+        }
+        let Some(blocks) = file.quantised(&self.stored)? else { return Ok(None) };
         let rows = self.conversion.rows(&self.place_in(file), blocks.shape())?;
         Ok(Some((blocks, rows)))
     }

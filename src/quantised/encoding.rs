@@ -47,7 +47,7 @@ impl Encoding {
     }
 
     /// The bytes of weights of this shape; `None` if they cannot be in this encoding.
-    pub(super) fn bytes(self, shape: &[i64]) -> Option<i64> {
+    pub(crate) fn bytes(self, shape: &[i64]) -> Option<i64> {
         if shape.iter().any(|size| *size < 0) {
             return None;
         }

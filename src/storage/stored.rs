@@ -10,6 +10,8 @@ use super::gguf::{GgufFile, GgufTensor};
 use super::regular;
 use super::safetensors::{check_finite, dtype_of, kind_of, to_tensor, views};
 use crate::error::{refusal, refuse, Error, Result};
+#[cfg(feature = "models")]
+use crate::quantised::BlockType;
 use crate::quantised::Quantised;
 use crate::storage::mapped::MappedFile;
 
@@ -116,10 +118,19 @@ impl StoredTensors {
         Some((file, part))
     }
 
+    fn in_blocks(&self, stored: &Stored) -> Option<(&GgufFile, GgufTensor)> {
+        self.in_gguf(stored).filter(|(_, part)| part.block_type.kind().is_none())
+    }
+
+    /// The type of one tensor's blocks; `None` if it is not quantised.
+    #[cfg(feature = "models")]
+    pub(crate) fn block_type(&self, stored: &Stored) -> Option<BlockType> {
+        self.in_blocks(stored).map(|(_, part)| part.block_type)
+    }
+
     /// The blocks of one tensor, on the CPU; `None` if it is not quantised.
     pub(crate) fn quantised(&self, stored: &Stored) -> Result<Option<Quantised>> {
-        let found = self.in_gguf(stored).filter(|(_, part)| part.block_type.kind().is_none());
-        found.map(|(file, part)| file.blocks(&part)).transpose()
+        self.in_blocks(stored).map(|(file, part)| file.blocks(&part)).transpose()
     }
 
     /// Reads one tensor to the CPU, in the kind that it has in the file; one in blocks as f32.

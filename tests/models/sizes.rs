@@ -73,6 +73,7 @@ fn tiny(model_type: &str) -> Value {
         ] {
             config[key] = json!(number);
         }
+        config["image_grid_pinpoints"] = json!([[8, 16], [16, 16]]);
     }
     if ["clip", "siglip"].contains(&model_type) {
         for key in ["text_config", "vision_config"] {
@@ -229,6 +230,7 @@ fn sizes_that_no_memory_holds_are_refused_before_a_model_is_made() {
     check::<ViTForImageClassification>();
     check::<Dinov2>();
     check::<Clip>();
+    check::<ImageTextToText>();
     for labels in [-1, 0, 1_i64 << 40] {
         let config = json!({"model_type": "vit", "num_labels": labels});
         let error = ViTConfig::from_value(&config).unwrap_err();

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 use ln_tuning::atomic;
 use ln_tuning::recompute::Tape;
 use tch::{Device, Reduction, Tensor};
@@ -19,7 +19,7 @@ use crate::pictures::{picture, Processor};
 use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::settings::RunSettings;
-use crate::train::task::{numbers, to_device, Batch, Load, Of, Scores, Task};
+use crate::train::task::{numbers, Batch, Load, Of, Scores, Task};
 
 pub struct ClassifierTask<'m> {
     model: &'m Classifier,
@@ -46,7 +46,7 @@ impl Load for ClassifierLoader {
         let all = self.eval.as_ref().filter(|_| job.eval).unwrap_or(&self.train);
         let rows = || job.rows.iter().map(|row| &all.rows[*row]);
         let labels = self.labels.targets(rows().map(|row| row.label.as_str()))?;
-        let sent = |tensor: Tensor| to_device(&tensor, self.device);
+        let sent = |tensor: Tensor| ln_tuning::device::sent(&tensor, self.device);
         let count = job.rows.len() as i64;
         let (inputs, size) = match &self.preparation {
             Prepare::Texts(texts) => {
@@ -67,6 +67,15 @@ impl Load for ClassifierLoader {
                     if let Input::Image(path) = &row.input {
                         images.push(pixels(processor, path)?);
                     }
+                }
+                let other = images.iter().find(|image| image.size() != images[0].size());
+                if let Some(other) = other {
+                    bail!(
+                        "pictures of one batch have the shapes {:?} and {:?}: set 'do_center_crop' in the model's \
+                         preprocessor_config.json, or batch_size to 1",
+                        &images[0].size()[1..],
+                        &other.size()[1..]
+                    );
                 }
                 let main = sent(Tensor::f_cat(&images, 0)?)?;
                 (Inputs { main, mask: None, types: None }, count as u64)

@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use ln_tuning::pretrained::ModelFiles;
+use ln_tuning::models::{AnyModel, Load};
+use ln_tuning::pretrained::{BaseBytes, Frozen, ModelFiles};
 use ln_tuning::{Layers, LnTuningConfig, Norms, Recipe, Selection};
 use serde_json::json;
+use tch::Device;
+
+use crate::train::memory;
 
 /// Show which tensors of a model would train
 #[derive(clap::Args)]
@@ -27,6 +31,10 @@ pub struct Args {
     /// The norms of these layers only, such as 8..24 (without 24) or 8..; those outside of layers are left out
     #[arg(long, value_name = "BAND")]
     layers: Option<Layers>,
+    /// The way in which the model's matrices would be kept, as `base` of training and --base-weights of generate: mapped,
+    /// device, gguf, int8, nf4 or streamed; or two of them, as nf4,device
+    #[arg(long, value_name = "HOW", default_value_t)]
+    base_weights: Frozen,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -62,6 +70,12 @@ pub fn run(args: &Args) -> Result<()> {
         .iter()
         .map(|variable| numel(&variable.shape) as usize * variable.kind.elt_size_in_bytes())
         .sum();
+    let mut base = BaseBytes::default();
+    base.all = weights as u64;
+    if args.base_weights != Frozen::default() {
+        let load = Load::on(Device::Cpu).frozen(args.base_weights);
+        base = AnyModel::base_bytes(ModelFiles::open(&args.model)?, &load)?;
+    }
     // In f32: the weights, their gradients and two moments.
     let trained = trainable * 16;
     let percent = 100. * trainable as f64 / total.max(1) as f64;
@@ -77,6 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
             "total": total,
             "percent": percent,
             "memory_bytes": json!({"weights": weights, "trained": trained}),
+            "base": memory::base(args.base_weights, base),
         });
         println!("{plan:#}");
         return Ok(());
@@ -103,5 +118,6 @@ pub fn run(args: &Args) -> Result<()> {
         weights as f64 / 1e6,
         trained as f64 / 1e6
     );
+    println!("{}", memory::base_in_words(args.base_weights, base));
     Ok(())
 }

@@ -24,7 +24,7 @@ use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::order::Random;
 use crate::train::settings::RunSettings;
-use crate::train::task::{to_device, Batch, Load, Of, Scores, Task};
+use crate::train::task::{Batch, Load, Of, Scores, Task};
 
 pub struct LanguageTask<'m> {
     model: &'m LanguageModel,
@@ -120,7 +120,7 @@ impl Load for LanguageLoader {
         sources.dedup();
         let shape = [rows.len() as i64, length as i64];
         let table = |values: &[i64]| Tensor::f_from_slice(values)?.f_view(shape);
-        let sent = |values: &[i64]| to_device(&table(values)?, self.device);
+        let sent = |values: &[i64]| ln_tuning::device::sent(&table(values)?, self.device);
         let documents = packed.then(|| sent(&documents)).transpose()?;
         // A model that sees counts the tokens of pictures on the CPU, and sends them itself.
         let ids = if pictures.is_empty() { sent(&ids)? } else { table(&ids)? };
@@ -143,7 +143,7 @@ impl LanguageLoader {
         }
         let vision = self.encoder.vision.as_ref().context("the model takes text alone")?;
         let values = vision.pixels(picture)?.f_to_kind(self.kind)?;
-        Ok(Shown::Pixels { key, values: to_device(&values, self.device)? })
+        Ok(Shown::Pixels { key, values: ln_tuning::device::sent(&values, self.device)? })
     }
 }
 

@@ -2,7 +2,9 @@
 
 use anyhow::{anyhow, Error};
 use ln_tuning::device::memory_info;
+use ln_tuning::pretrained::{BaseBytes, Frozen};
 use ln_tuning::ErrorKind;
+use serde_json::{json, Value};
 use tch::{Device, TchError};
 
 /// Bytes that the process has, or that all processes have of a GPU; `None` where it cannot be known.
@@ -18,6 +20,22 @@ pub fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM"))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+}
+
+/// The way in which a base is kept, and its bytes, for JSON.
+pub fn base(kept: Frozen, bytes: BaseBytes) -> Value {
+    json!({"kept": kept, "bytes": bytes.all, "matrices": bytes.matrices})
+}
+
+/// The same for people.
+pub fn base_in_words(kept: Frozen, bytes: BaseBytes) -> String {
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let mut words = format!("base: {kept}, {:.1} MB", megabytes(bytes.all));
+    if kept.is_quantised() {
+        let (count, few) = (bytes.matrices, megabytes(bytes.in_few_bits));
+        words += &format!(", {count} matrices in {few:.1} MB");
+    }
+    words
 }
 
 /// Helps where training lacks memory.

@@ -2,6 +2,7 @@
 
 use anyhow::{bail, ensure, Result};
 use ln_tuning::device::{cuda_status, memory_info};
+use ln_tuning::pretrained::BaseBytes;
 use ln_tuning::{LnTuningModel, Optimizer};
 use serde_json::json;
 use tch::nn::VarStore;
@@ -68,22 +69,10 @@ fn kernels(vs: &VarStore, settings: &Settings) -> Result<String> {
 
 /// Reports the way in which the base is kept, and its bytes.
 fn base(vs: &VarStore, settings: &Settings, report: &mut Report) -> Result<()> {
-    let (mut matrices, mut kept, mut all) = (0, 0, 0);
-    for tensor in vs.variables().values() {
-        let bytes = tensor.numel() as u64 * tensor.f_kind()?.elt_size_in_bytes() as u64;
-        all += bytes;
-        if tensor.f_kind()? == Kind::Uint8 {
-            matrices += 1;
-            kept += bytes;
-        }
-    }
     let base = settings.base;
-    report.set("base", json!({"kept": base, "bytes": all, "matrices": matrices}));
-    let megabytes = |bytes: u64| bytes as f64 / 1e6;
-    let mut line = format!("base: {base}, {:.1} MB", megabytes(all));
-    if base.is_quantised() {
-        line += &format!(", {matrices} matrices in {:.1} MB", megabytes(kept));
-    }
+    let bytes = BaseBytes::of(vs)?;
+    report.set("base", memory::base(base, bytes));
+    let mut line = memory::base_in_words(base, bytes);
     let none = matches!(&settings.checkpointing, Checkpointing::Named(name) if name == "none");
     if none && base.is_streamed() {
         line += "; blocks are checkpointed, since their weights are fetched again for the backward pass";

@@ -127,18 +127,6 @@ pub fn backward<T: Task>(
     Ok(losses.try_fold(first, |sum, loss| sum.f_add(&loss))?)
 }
 
-/// To the device, from memory that it can read while the CPU goes on. For loaders: what workers have sent is there
-/// before the step that needs it.
-pub fn to_device(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
-    match device {
-        Device::Cuda(_) => {
-            let pinned = tensor.f_internal_pin_memory(device)?;
-            pinned.f_to_device_(device, tensor.f_kind()?, true, false)
-        }
-        _ => tensor.f_to_device(device),
-    }
-}
-
 /// All numbers of tensors of any shapes and kinds, one after the other. The device is waited for once.
 pub fn numbers<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<Vec<f64>> {
     let wide = |tensor: &Tensor| tensor.f_to_kind(Kind::Double)?.f_reshape([-1]);

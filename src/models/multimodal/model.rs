@@ -78,6 +78,7 @@ impl Model for ImageTextToText {
         let names = &config.names;
         let init = Init::Randn { mean: 0., stdev: 0.02 };
         Ok(ImageTextToText {
+            text: Decoder::build_at(&base.at(names.text), weights, &config.text)?,
             tower: ImageTower::build(&base.at(names.tower), &config.tower)?,
             connector: Connector::build(&base.at(names.connector), &config.connector, init)?,
             tiles: config
@@ -85,7 +86,6 @@ impl Model for ImageTextToText {
                 .as_ref()
                 .map(|tiles| Tiles::build(&base, tiles, config.text.hidden_size()))
                 .transpose()?,
-            text: Decoder::build_at(&base.at(names.text), weights, &config.text)?,
             config: config.clone(),
         })
     }
