@@ -5,8 +5,9 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ln_tuning::models::{
-    AnyModel, Clip, ClipVision, Decoder, DecoderConfig, Dinov2, Encoder, ImageTextToText, Inputs,
-    Load, Model, ModelConfig, Seq2Seq, Siglip, SiglipVision, ViTConfig, ViTForImageClassification,
+    AnyModel, Clip, ClipVision, Decoder, DecoderConfig, Dinov2, Encoder, ImageTextToText,
+    ImageTextToTextConfig, Inputs, Load, Model, ModelConfig, Seq2Seq, Siglip, SiglipVision,
+    ViTConfig, ViTForImageClassification,
 };
 use ln_tuning::pretrained::{self, ModelFiles};
 use ln_tuning::ErrorKind;
@@ -36,16 +37,30 @@ fn tiny(model_type: &str) -> Value {
     let mut config: Value = serde_json::from_str(TINY).unwrap();
     config["model_type"] = json!(model_type);
     let tower = config.clone();
-    let text = if model_type == "gemma3" { "gemma3_text" } else { "llama" };
+    let text = match model_type {
+        "gemma3" => "gemma3_text",
+        "qwen3_vl" => "qwen3_vl_text",
+        _ => "llama",
+    };
     let vision = match model_type {
         "gemma3" => "siglip_vision_model",
         "idefics3" | "smolvlm" => "idefics3_vision",
+        "qwen3_vl" => "qwen3_vl_vision",
         _ => "clip_vision_model",
     };
-    if ["llava", "llava_next", "gemma3", "idefics3", "smolvlm"].contains(&model_type) {
+    if ImageTextToTextConfig::model_types().contains(&model_type) {
         for (key, part) in [("text_config", text), ("vision_config", vision)] {
             config[key] = tower.clone();
             config[key]["model_type"] = json!(part);
+        }
+        for (key, number) in [
+            ("num_position_embeddings", json!(4)),
+            ("spatial_merge_size", json!(2)),
+            ("temporal_patch_size", json!(2)),
+            ("out_hidden_size", json!(8)),
+            ("deepstack_visual_indexes", json!([0])),
+        ] {
+            config["vision_config"][key] = number;
         }
         config["text_config"]["head_dim"] = json!(4);
         config["text_config"]["num_key_value_heads"] = json!(1);

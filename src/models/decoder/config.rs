@@ -160,6 +160,14 @@ impl DecoderConfig {
         Ok(self)
     }
 
+    /// The same whose rope turns each pair of dimensions by the positions on an axis of its own.
+    pub(in crate::models) fn with_axes(mut self, axis: impl Fn(i64) -> i64) -> Self {
+        for rope in &mut self.ropes {
+            rope.axes = (0..rope.frequencies.len() as i64).map(&axis).collect();
+        }
+        self
+    }
+
     /// Width of the blocks, which is that of what takes the place of embeddings.
     pub(in crate::models) fn hidden_size(&self) -> i64 {
         self.hidden_size

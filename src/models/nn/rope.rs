@@ -14,6 +14,8 @@ pub(in crate::models) struct Rope {
     /// Cosines and sines are multiplied with it.
     pub(in crate::models) attention_factor: f64,
     pub(in crate::models) beyond: Beyond,
+    /// Per pair of dimensions, the number of the axis whose positions turn it, where there are several.
+    pub(in crate::models) axes: Vec<i64>,
 }
 
 /// The frequencies of sequences that are longer than those the model has learned from.
@@ -47,7 +49,7 @@ fn exponents(dims: i64, device: Device) -> Result<Tensor> {
 impl Rope {
     pub(in crate::models) fn new(frequencies: &Tensor) -> Result<Self> {
         let frequencies = Vec::try_from(frequencies)?;
-        Ok(Rope { frequencies, attention_factor: 1., beyond: Beyond::Same })
+        Ok(Rope { frequencies, attention_factor: 1., beyond: Beyond::Same, axes: Vec::new() })
     }
 
     /// True if both turn by the same at every length, but for the rounding of settings to f32.
@@ -88,7 +90,7 @@ impl Rope {
     }
 
     /// Cosines and sines, with their signs, `[length, dims]` of the positions `[length]`, or `[batch, length, dims]` of
-    /// `[batch, length]`.
+    /// `[batch, length]`, or of `[axes, batch, length]`.
     pub(in crate::models) fn tables(
         &self,
         positions: &Tensor,
@@ -96,7 +98,13 @@ impl Rope {
         kind: Kind,
     ) -> Result<(Tensor, Tensor)> {
         let frequencies = self.at(positions)?;
-        let angles = positions.f_to_kind(Kind::Float)?.f_unsqueeze(-1)?.f_mul(&frequencies)?;
+        let positions = if positions.dim() == 3 {
+            let axes = sent(&Tensor::f_from_slice(&self.axes)?, positions.device())?;
+            positions.f_index_select(0, &axes)?.f_permute([1, 2, 0])?
+        } else {
+            positions.f_unsqueeze(-1)?
+        };
+        let angles = positions.f_to_kind(Kind::Float)?.f_mul(&frequencies)?;
         let (mut cos, mut sin) = (angles.f_cos()?, angles.f_sin()?);
         if self.attention_factor != 1. {
             cos = cos.f_mul_number(self.attention_factor)?;
