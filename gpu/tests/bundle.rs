@@ -54,6 +54,8 @@ fn every_step_of_the_bundle_reaches_its_end_without_a_gpu() {
     let all: [(&str, &[&str]); 2] = [("A", &short), ("B", &["profile"])];
     for (phase, only) in all {
         let mut run = Gpu::default().command(Path::new(&python)).unwrap();
+        // On a GPU box, tests start a Python of their own.
+        run.env_remove("LN_TUNING_PYTHON_SERVER");
         run.arg(bundle.join("run.py")).args(["--phase", phase, "--dry-run", "--own-packages"]);
         run.arg("--out").arg(&out).args(["--minutes", "9"]);
         if !made {

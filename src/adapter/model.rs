@@ -118,6 +118,10 @@ impl LnTuningModel {
 
     /// [`from_pretrained`](Self::from_pretrained) with a name for the adapter and options, and a report on the keys.
     ///
+    /// An adapter may have the names of another layout of the model: that of a former version of transformers (LLaVA's
+    /// `language_model.model.layers`, ViT's `encoder.layer`), of the text model or the image tower alone, or of the
+    /// class without a head. It is taken if all of its tensors then have a place, and is saved with the names of now.
+    ///
     /// # Errors
     /// `MissingFile`, `CorruptFile`, `DuplicateKey`, `NonFinite` and those of [`LnTuningConfig::from_file`] for the
     /// files; `MissingKeys`, `UnexpectedKeys`, `ShapeMismatch` or `KindMismatch` if the adapter does not fit the model.

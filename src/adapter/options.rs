@@ -90,7 +90,8 @@ impl LoadOptions {
     }
 
     /// Renames keys on loading: regular expressions with their replacements, as for Python's `re.subn`. The first rule
-    /// that matches is applied wherever it does, to the key without `base_model.model.`.
+    /// that matches is applied wherever it does, to the key without `base_model.model.`, before keys are compared with
+    /// those of any layout.
     pub fn key_mapping(
         mut self,
         rules: impl IntoIterator<Item = (impl Into<String>, impl Into<String>)>,

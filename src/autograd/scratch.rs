@@ -68,6 +68,8 @@ impl Drop for Pass {
 
 /// Calls `f` with values of this shape, which may be overwritten as soon as it has returned, unless its result has a
 /// graph. Then they stay as they are as long as the graph does; or, in a block that is recorded, until the next block.
+// Only models keep matrices so.
+#[cfg_attr(not(feature = "models"), allow(dead_code))]
 pub(crate) fn with_values(
     shape: &[i64],
     (kind, device): (Kind, Device),

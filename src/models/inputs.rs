@@ -27,6 +27,11 @@ pub struct Inputs<'a> {
     pub(super) pixel_attention_mask: Option<&'a Tensor>,
     /// `[batch, length]`, the number of the block that a place belongs to, whose places look at each other; 0: none.
     pub(super) blocks: Option<&'a Tensor>,
+    pub(super) image_grid_thw: Option<&'a Tensor>,
+    /// `[axes, batch, length]`, where places have positions of their own.
+    pub(super) positions: Option<&'a Tensor>,
+    /// Added to what the first blocks give, `[batch, length, size]` each.
+    pub(super) added: &'a [Tensor],
     pub(super) attention_mask: Option<&'a Tensor>,
     pub(super) token_type_ids: Option<&'a Tensor>,
     pub(super) documents: Option<&'a Tensor>,
@@ -64,6 +69,13 @@ impl<'a> Inputs<'a> {
     /// no padding.
     pub fn pixel_attention_mask(mut self, mask: impl Into<Option<&'a Tensor>>) -> Self {
         self.pixel_attention_mask = mask.into();
+        self
+    }
+
+    /// For images of any size, cut into patches: `[images, 3]`, Int64, the frames, rows and columns of patches of each.
+    /// Their `pixel_values` are then those of all patches, `[patches, channels · frames · height · width]`.
+    pub fn image_grid_thw(mut self, grids: impl Into<Option<&'a Tensor>>) -> Self {
+        self.image_grid_thw = grids.into();
         self
     }
 
@@ -127,6 +139,7 @@ impl<'a> Inputs<'a> {
             ("input_ids", self.ids),
             ("pixel_values", self.pixel_values),
             ("pixel_attention_mask", self.pixel_attention_mask),
+            ("image_grid_thw", self.image_grid_thw),
             ("image_features", self.image_features),
             ("image_sizes", self.image_sizes),
             ("attention_mask", self.attention_mask),
@@ -173,7 +186,7 @@ impl<'a> Inputs<'a> {
 
     /// The images' heights and widths, which must be there.
     pub(super) fn needed_sizes(&self) -> Result<Vec<[i64; 2]>> {
-        let sizes = self.image_sizes.ok_or_else(|| missing("image_sizes"))?;
+        let sizes = self.image_sizes.ok_or_else(|| missing("image_sizes (beside pixel_values)"))?;
         let all = match sizes.size()[..] {
             [_, 2] => Vec::<i64>::try_from(sizes.f_to_kind(Kind::Int64)?.f_reshape([-1])?)?,
             _ => refuse!(

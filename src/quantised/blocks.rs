@@ -34,18 +34,16 @@ impl<'t> Blocks<'t> {
         float(&self.field(start, &[2])?.f_view_dtype(Kind::Half)?)
     }
 
-    /// The lower four bits of each byte of a field, in f32.
+    /// Both halves of each byte of a field `[groups, n]`, the lower first: u8, `[count, groups, 2, n]`.
     ///
     /// Whole blocks are computed, and the field taken from them: one long row is faster than many short ones.
-    pub(super) fn low(&self, start: i64, shape: &[i64]) -> Result<Tensor> {
-        let all = float(&self.bytes.f_and_number(0x0f)?)?;
-        Blocks { bytes: &all, count: self.count }.field(start, shape)
-    }
-
-    /// The upper four bits of each byte of a field, where they are: 16 times their value, in f32.
-    pub(super) fn high(&self, start: i64, shape: &[i64]) -> Result<Tensor> {
-        let all = float(&self.bytes.f_and_number(0xf0)?)?;
-        Blocks { bytes: &all, count: self.count }.field(start, shape)
+    pub(super) fn halves(&self, start: i64, [groups, len]: [i64; 2]) -> Result<Tensor> {
+        let upper = shifts(4, self.device())?.f_narrow(0, 1, 1)?;
+        let halves = [self.bytes.f_and_number(0x0f)?, self.bytes.f_bitwise_right_shift(&upper)?];
+        let fields = halves
+            .iter()
+            .map(|bytes| Blocks { bytes, count: self.count }.field(start, &[groups, 1, len]));
+        Ok(Tensor::f_cat(&fields.collect::<Result<Vec<_>>>()?, 2)?)
     }
 }
 
@@ -68,6 +66,35 @@ pub(super) fn product(out: &Tensor, x: &Tensor, y: &Tensor) -> Result<()> {
 pub(super) fn sum(out: &Tensor, x: &Tensor, y: &Tensor) -> Result<()> {
     let _ = x.f_add_out(out, y)?;
     Ok(())
+}
+
+/// Writes whole numbers to `out`, in f32.
+pub(super) fn whole(out: &Tensor, numbers: &Tensor) -> Result<()> {
+    Ok(out.shallow_clone().f_copy_(&numbers.f_view(&out.size()[..])?)?)
+}
+
+/// The parts of bytes, the lowest bits first, times `unit`: u8, `[…, n]` gives `[…, 8 / bits, n]`.
+///
+/// In bytes, an operation reads a quarter of what it would in f32.
+pub(super) fn bits(bytes: &Tensor, bits: i64, unit: i64) -> Result<Tensor> {
+    let shifts = shifts(bits, bytes.device())?.f_unsqueeze(-1)?;
+    let mut parts = bytes.f_unsqueeze(-2)?.f_bitwise_right_shift(&shifts)?;
+    let _ = parts.f_bitwise_and_((1 << bits) - 1_i64)?;
+    if unit != 1 {
+        let _ = parts.f_mul_scalar_(unit)?;
+    }
+    Ok(parts)
+}
+
+/// The shifts to the parts of a byte, the lowest bits first. They are made on the device, as [`masks`].
+fn shifts(bits: i64, device: Device) -> Result<Tensor> {
+    let all: i64 = match bits {
+        1 => 0x0706_0504_0302_0100,
+        2 => 0x0604_0200,
+        _ => 0x0400,
+    };
+    let bytes = full([1], all, (Kind::Int64, device))?.f_view_dtype(Kind::Uint8)?;
+    Ok(bytes.f_narrow(0, 0, 8 / bits)?)
 }
 
 /// Masks for the bits of a byte, the lowest first: eight of one bit, or four of two.

@@ -2,9 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::blocks::{float, masked, masks, parts, product, sum, units, Blocks};
+use super::blocks::{bits, float, masked, masks, parts, product, units, whole, Blocks};
 use crate::error::Result;
-use crate::kernels::number::WithNumber;
 
 /// `d * s * q - dmin * m`, in 16 groups
 pub(super) fn q2_k(blocks: &Blocks, out: &Tensor) -> Result<()> {
@@ -29,45 +28,37 @@ pub(super) fn q3_k(blocks: &Blocks, out: &Tensor) -> Result<()> {
     let low = Tensor::f_cat(&[masked(&scales, 0x0f, 1.)?, masked(&scales, 0xf0, 1. / 16.)?], 1)?;
     let high = parts(&blocks.field(104, &[4])?, 2, 16.)?.f_view([count, 16])?;
     let scales = (low.f_add(&high)?.f_sub_scalar_(32)?).f_mul_(&blocks.half(108)?)?;
-    let low = parts(&blocks.field(32, &[2, 32])?, 2, 1.)?.f_view([count, 16, 16])?;
-    let high = parts(&blocks.field(0, &[32])?, 1, 4.)?.f_view([count, 16, 16])?;
-    let whole = high.shallow_clone().f_add_(&low)?.f_sub_scalar_(4)?;
-    product(&out.f_view([count, 16, 16])?, &whole, &scales.f_unsqueeze(-1)?)
+    let mut low = bits(&blocks.field(32, &[2, 32])?, 2, 1)?.f_view([count, 8, 32])?;
+    let numbers = low.f_add_(&bits(&blocks.field(0, &[32])?, 1, 4)?)?;
+    whole(out, &numbers.f_view_dtype(Kind::Int8)?.f_sub_scalar_(4)?)?;
+    let groups = out.f_view([count, 16, 16])?;
+    product(&groups, &groups, &scales.f_unsqueeze(-1)?)
 }
 
 /// `d * s * q - dmin * m`, in 8 groups
 pub(super) fn q4_k(blocks: &Blocks, out: &Tensor) -> Result<()> {
-    let (scales, least) = scales(blocks)?;
-    let pairs = out.f_view([blocks.count, 4, 2, 32])?;
-    let (even, odd) = (scales.f_select(2, 0)?, scales.f_select(2, 1)?);
-    product(&pairs.f_select(2, 0)?, &blocks.low(16, &[4, 32])?, &even)?;
-    let odd = odd.f_mul_number(1. / 16.)?;
-    product(&pairs.f_select(2, 1)?, &blocks.high(16, &[4, 32])?, &odd)?;
-    let _ = pairs.shallow_clone().f_sub_(&least)?;
-    Ok(())
+    less(out, &blocks.halves(16, [4, 32])?, &scales(blocks)?)
 }
 
 /// `d * s * q - dmin * m`, in 8 groups
 pub(super) fn q5_k(blocks: &Blocks, out: &Tensor) -> Result<()> {
-    let (scales, least) = scales(blocks)?;
-    let shape = [blocks.count, 4, 2, 32];
-    let fifth = parts(&blocks.field(16, &[32])?, 1, 16.)?.f_view(shape)?;
-    let mut pairs = out.f_view(shape)?;
-    sum(&pairs.f_select(2, 0)?, &blocks.low(48, &[4, 32])?, &fifth.f_select(2, 0)?)?;
-    let high = blocks.high(48, &[4, 32])?.f_mul_scalar_(1. / 16.)?;
-    sum(&pairs.f_select(2, 1)?, &high, &fifth.f_select(2, 1)?)?;
-    let _ = pairs.f_mul_(&scales)?.f_sub_(&least)?;
+    let fifth = bits(&blocks.field(16, &[32])?, 1, 16)?.f_view([blocks.count, 4, 2, 32])?;
+    less(out, &blocks.halves(48, [4, 32])?.f_add_(&fifth)?, &scales(blocks)?)
+}
+
+/// Whole numbers times their scales, less what those take away.
+fn less(out: &Tensor, numbers: &Tensor, (scales, least): &(Tensor, Tensor)) -> Result<()> {
+    whole(out, numbers)?;
+    let mut pairs = out.f_view(&numbers.size()[..])?;
+    let _ = pairs.f_mul_(scales)?.f_sub_(least)?;
     Ok(())
 }
 
 /// `d * s * (q - 32)`, in 16 groups
 pub(super) fn q6_k(blocks: &Blocks, out: &Tensor) -> Result<()> {
-    let shape = [blocks.count, 2, 2, 64];
-    let upper = parts(&blocks.field(128, &[2, 32])?, 2, 16.)?.f_sub_scalar_(32)?.f_view(shape)?;
-    let halves = out.f_view(shape)?;
-    sum(&halves.f_select(2, 0)?, &blocks.low(0, &[2, 64])?, &upper.f_select(2, 0)?)?;
-    let high = blocks.high(0, &[2, 64])?.f_mul_scalar_(1. / 16.)?;
-    sum(&halves.f_select(2, 1)?, &high, &upper.f_select(2, 1)?)?;
+    let upper = bits(&blocks.field(128, &[2, 32])?, 2, 16)?.f_view([blocks.count, 2, 2, 64])?;
+    let numbers = blocks.halves(0, [2, 64])?.f_add_(&upper)?.f_view_dtype(Kind::Int8)?;
+    whole(out, &numbers.shallow_clone().f_sub_scalar_(32)?)?;
     let scales = float(&blocks.field(192, &[16])?.f_view_dtype(Kind::Int8)?)?;
     let scales = scales.shallow_clone().f_mul_(&blocks.half(208)?)?;
     let groups = out.f_view([blocks.count, 16, 16])?;

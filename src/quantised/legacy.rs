@@ -2,38 +2,32 @@
 
 use tch::{Kind, Tensor};
 
-use super::blocks::{float, masks, product, sum, units, Blocks};
+use super::blocks::{float, product, sum, whole, Blocks};
 use super::int8::check_finite;
+use crate::device::transfer::sent;
 use crate::error::Result;
 use crate::kernels::number::WithNumber;
 
 /// `d * (q - 8)`
 pub(super) fn q4_0(blocks: &Blocks, out: &Tensor) -> Result<()> {
-    let scale = blocks.half(0)?;
-    let low = blocks.low(2, &[16])?.f_sub_scalar_(8)?;
-    product(&out.f_narrow(1, 0, 16)?, &low, &scale)?;
-    let high = blocks.high(2, &[16])?.f_sub_scalar_(8 * 16)?;
-    product(&out.f_narrow(1, 16, 16)?, &high, &scale.f_mul_number(1. / 16.)?)
+    let mut numbers = blocks.halves(2, [1, 16])?.f_view_dtype(Kind::Int8)?;
+    scaled(out, &numbers.f_sub_scalar_(8)?, &blocks.half(0)?)
 }
 
 /// `d * q + m`
 pub(super) fn q4_1(blocks: &Blocks, out: &Tensor) -> Result<()> {
-    let scale = blocks.half(0)?;
-    product(&out.f_narrow(1, 0, 16)?, &blocks.low(4, &[16])?, &scale)?;
-    let sixteenth = scale.f_mul_number(1. / 16.)?;
-    product(&out.f_narrow(1, 16, 16)?, &blocks.high(4, &[16])?, &sixteenth)?;
+    scaled(out, &blocks.halves(4, [1, 16])?, &blocks.half(0)?)?;
     sum(out, out, &blocks.half(2)?)
 }
 
 /// `d * (q - 16)`
 pub(super) fn q5_0(blocks: &Blocks, out: &Tensor) -> Result<()> {
-    let whole = five_bits(blocks, 2, out)?.f_sub_scalar_(16)?;
-    product(out, &whole, &blocks.half(0)?)
+    scaled(out, &five_bits(blocks, 2, -16)?, &blocks.half(0)?)
 }
 
 /// `d * q + m`
 pub(super) fn q5_1(blocks: &Blocks, out: &Tensor) -> Result<()> {
-    product(out, &five_bits(blocks, 4, out)?, &blocks.half(0)?)?;
+    scaled(out, &five_bits(blocks, 4, 0)?, &blocks.half(0)?)?;
     sum(out, out, &blocks.half(2)?)
 }
 
@@ -60,15 +54,26 @@ pub(super) fn to_q8_0(matrix: &Tensor) -> Result<Tensor> {
     Ok(bytes.f_view([rows, columns / 32 * 34])?)
 }
 
-/// The fifth bits of 32 weights from byte `start` on, and their four lower bits after them, together.
-fn five_bits(blocks: &Blocks, start: i64, out: &Tensor) -> Result<Tensor> {
-    // Bit i of byte j belongs to weight 8 j + i.
-    let masks = masks(1, blocks.device())?;
-    let fifth = float(&blocks.field(start, &[4, 1])?.f_bitwise_and_tensor(&masks)?)?
-        .f_mul_(&units(&masks, 1, 16.)?)?
-        .f_view([blocks.count, 32])?;
-    sum(&out.f_narrow(1, 0, 16)?, &blocks.low(start + 4, &[16])?, &fifth.f_narrow(1, 0, 16)?)?;
-    let high = blocks.high(start + 4, &[16])?.f_mul_scalar_(1. / 16.)?;
-    sum(&out.f_narrow(1, 16, 16)?, &high, &fifth.f_narrow(1, 16, 16)?)?;
-    Ok(out.shallow_clone())
+/// The fifth bits of 32 weights from byte `start` on, and their four lower bits after them, together and with `more`:
+/// i8.
+fn five_bits(blocks: &Blocks, start: i64, more: i8) -> Result<Tensor> {
+    // Bit i of byte j belongs to weight 8 j + i: one look-up finds all eight of a byte.
+    let eight = |byte: i64| {
+        i64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|bit| {
+            let fifth = if byte >> bit & 1 == 1 { 16 } else { 0 };
+            (fifth + more) as u8
+        }))
+    };
+    let table: Vec<i64> = (0..256).map(eight).collect();
+    let table = sent(&Tensor::f_from_slice(&table)?, blocks.device())?;
+    let bytes = blocks.field(start, &[4])?.f_to_kind(Kind::Int)?.f_view([-1])?;
+    let fifth = table.f_index_select(0, &bytes)?.f_view_dtype(Kind::Int8)?;
+    let mut numbers = blocks.halves(start + 4, [1, 16])?.f_view_dtype(Kind::Int8)?;
+    Ok(numbers.f_add_(&fifth.f_view([blocks.count, 1, 2, 16])?)?)
+}
+
+/// Whole numbers, each block's times its scale.
+fn scaled(out: &Tensor, numbers: &Tensor, scale: &Tensor) -> Result<()> {
+    whole(out, numbers)?;
+    product(out, out, scale)
 }

@@ -9,8 +9,8 @@ use crate::nets::{bits, snapshot};
 use ln_tuning::models::{AnyModel, Inputs};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{
-    merge, AdapterOptions, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions, Norms, Recipe,
-    Selection,
+    merge, AdapterOptions, ErrorKind, Layers, LnTuningConfig, LnTuningModel, LoadOptions, Norms,
+    Recipe, Selection,
 };
 use tch::{nn, no_grad, Device, Tensor};
 
@@ -95,6 +95,9 @@ fn norms_that_get_no_gradient_are_left_out_and_named() {
         "idefics3",
         "qwen2_5_vl",
         "qwen3_vl",
+        "internvl",
+        "internvl_inner",
+        "mistral3",
         "clip",
         "siglip",
     ] {
@@ -132,6 +135,59 @@ fn norms_that_get_no_gradient_are_left_out_and_named() {
     assert_eq!(snapshot(&vs), before);
     let tuned = LnTuningModel::new(&vs, config().target_modules(["layer_norm1"])).unwrap();
     assert_eq!(tuned.layer_status().len(), 2);
+}
+
+/// Bands of layers count in each tower; patterns may match in both; what is written selects the same again.
+#[test]
+fn settings_over_two_towers_select_what_they_say() {
+    let files = files("llava");
+    let variables = files.variables_with_copies();
+    let (vision, text) = ("model.vision_tower.encoder.layers", "model.language_model.layers");
+    let select =
+        |asked: &LnTuningConfig, layers: Option<Layers>| -> ln_tuning::Result<Vec<String>> {
+            let mut selection = Selection::new(&variables, asked, files.model_type(), Norms::All)?;
+            if let Some(layers) = layers {
+                selection = selection.in_layers(&variables, asked, layers)?;
+            }
+            let selection = selection.used_by(&variables, asked, files.config(), files.head())?;
+            let exported = selection.export_config(asked);
+            let again = Selection::new(&variables, &exported, None, Norms::All)?;
+            assert_eq!(again.modules().len(), selection.modules().len(), "{exported:?}");
+            assert_eq!(paths(&again), paths(&selection), "{exported:?}");
+            Ok(paths(&selection))
+        };
+    let of_layer = |layer: usize| {
+        let mut all = ["input_layernorm", "post_attention_layernorm"]
+            .map(|n| format!("{text}.{layer}.{n}"))
+            .to_vec();
+        all.extend(["layer_norm1", "layer_norm2"].map(|n| format!("{vision}.{layer}.{n}")));
+        all
+    };
+    for layer in [0, 1] {
+        let band = Some(Layers::new(layer..layer + 1));
+        assert_eq!(select(&config(), band).unwrap(), of_layer(layer));
+    }
+    // The third layer of the tower is not used, and the text model has two.
+    let error = select(&config(), Some(Layers::new(2..3))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoGradient, "{error}");
+    let both = config().target_pattern(r".*\.(layer_norm1|input_layernorm)");
+    let first = |tower: &str, name: &str| [0, 1].map(|layer| format!("{tower}.{layer}.{name}"));
+    let (seen, read) = (first(vision, "layer_norm1"), first(text, "input_layernorm"));
+    assert_eq!(select(&both, None).unwrap(), [&read[..], &seen[..]].concat());
+    assert_eq!(select(&both.clone().exclude_pattern(".*vision.*"), None).unwrap(), read);
+    let without_text = both.clone().exclude_pattern("(?i).*LANGUAGE.*");
+    assert_eq!(select(&without_text, None).unwrap(), seen);
+    let without_first = both.clone().exclude_modules(["layers.0.layer_norm1"]);
+    assert_eq!(select(&without_first, None).unwrap(), [&read[..], &seen[1..]].concat());
+    // A recipe leaves out what is excluded, and takes what is to be saved besides.
+    let recipe = config().recipe(Recipe::Layernorm).exclude_modules(["lm_head", "embed_tokens"]);
+    assert_eq!(select(&recipe, None).unwrap().len(), 7);
+    let whole = config().recipe(Recipe::LayernormSimple).modules_to_save(["multi_modal_projector"]);
+    assert_eq!(select(&whole, None).unwrap().len(), 7);
+    let twice = config().recipe(Recipe::Layernorm).modules_to_save(["lm_head"]);
+    assert_eq!(select(&twice, None).unwrap().len(), 9);
+    let error = select(&recipe.target_modules(["norm"]), None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use crate::{common, nets};
 use ln_tuning::models::{
-    AnyModel, Clip, ClipText, ClipVision, Decoder, Dinov2, Encoder, Head, Inputs, Load, Model,
-    ModelConfig, Seq2Seq, ViTForImageClassification,
+    AnyModel, Clip, ClipText, ClipVision, Decoder, Dinov2, Encoder, Head, ImageTextToText, Inputs,
+    Load, Model, ModelConfig, Seq2Seq, Siglip, SiglipVision, ViTForImageClassification,
 };
 use ln_tuning::pretrained::{self, ModelFiles};
 use ln_tuning::{ErrorKind, Result};
@@ -293,6 +293,33 @@ fn images(model_type: &str, class: &str) -> Value {
     })
 }
 
+/// An image takes one token, the 2, which each row has once; in tiles it takes more, of which there are none.
+fn of_images_and_texts() -> Vec<Value> {
+    let of = |model_type: &str, class: &str, text: &str, vision: &str| {
+        let mut tower = images(vision, "");
+        tower["patch_size"] = json!(8);
+        let token = if model_type == "llava_next" { 39 } else { 2 };
+        json!({
+            "model_type": model_type, "architectures": [class], "image_token_id": token, "image_token_index": token,
+            "mm_tokens_per_image": 1, "scale_factor": 1, "image_grid_pinpoints": [[8, 16]],
+            "text_config": {
+                "model_type": text, "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 20,
+                "pad_token_id": 1,
+            },
+            "vision_config": tower,
+        })
+    };
+    let (clip, siglip, idefics3) = ("clip_vision_model", "siglip_vision_model", "idefics3_vision");
+    vec![
+        of("gemma3", "Gemma3ForConditionalGeneration", "gemma3_text", siglip),
+        of("idefics3", "Idefics3ForConditionalGeneration", "llama", idefics3),
+        of("llava", "LlavaForConditionalGeneration", "llama", clip),
+        of("llava_next", "LlavaNextForConditionalGeneration", "mistral", clip),
+        of("smolvlm", "SmolVLMForConditionalGeneration", "llama", "smolvlm_vision"),
+    ]
+}
+
 /// The class is then that of an encoder-decoder, by which the directory is opened again.
 fn a_base_models_files_with_a_tied_head(dir: &Path) {
     let (vs, model) = Seq2Seq::from_pretrained(dir, Device::Cpu, None).unwrap();
@@ -357,9 +384,26 @@ fn every_model_is_made_loaded_described_and_run_in_one_way() {
     });
     door(&["input_ids"], &["attention_mask"], None, true).check::<Clip>(&clip);
     door(&["input_ids"], &["attention_mask"], None, false).check::<ClipText>(&texts);
-    door(&["pixel_values"], &[], None, false).check::<ClipVision>(&pixels);
+    door(&["pixel_values"], &[], None, true).check::<ClipVision>(&pixels);
+    let seen = images("siglip_vision_model", "SiglipVisionModel");
+    let siglip = json!({
+        "model_type": "siglip", "architectures": ["SiglipModel"], "vision_config": seen,
+        "text_config": images("siglip_text_model", "SiglipTextModel"),
+    });
+    door(&["input_ids"], &["attention_mask"], None, true).check::<Siglip>(&siglip);
+    door(&["pixel_values"], &[], None, true).check::<SiglipVision>(&seen);
 
-    let known = [decoders, encoders, seq2seqs, vec![vit, dinov2, clip]].concat();
+    let seeing = of_images_and_texts();
+    for config in &seeing {
+        let taken: &[&str] = match config["model_type"].as_str() {
+            Some("llava_next") => &["documents"],
+            _ => &["documents", "pixel_values"],
+        };
+        door(&["input_ids"], taken, None, true).check::<ImageTextToText>(config);
+    }
+
+    let towers = vec![vit, dinov2, clip, pixels, siglip, seen];
+    let known = [decoders, encoders, seq2seqs, towers, seeing].concat();
     let mut types: Vec<&str> = known.iter().map(|c| c["model_type"].as_str().unwrap()).collect();
     types.sort_unstable();
     assert_eq!(types, AnyModel::model_types());
@@ -368,8 +412,7 @@ fn every_model_is_made_loaded_described_and_run_in_one_way() {
     let printed = common::run_python("door.py", &[dir.to_str().unwrap()]);
     let read: BTreeMap<String, (String, Option<String>, Vec<String>)> =
         serde_json::from_str(&printed).unwrap();
-    let towers = [texts, pixels];
-    for config in known.iter().chain(&towers) {
+    for config in known.iter().chain([&texts]) {
         let (model_type, class) = (&config["model_type"], &config["architectures"][0]);
         let (theirs, their_class, _) = &read[model_type.as_str().unwrap()];
         assert_eq!((&json!(theirs), &json!(their_class)), (model_type, class));
@@ -385,7 +428,7 @@ fn every_model_is_made_loaded_described_and_run_in_one_way() {
         }
         count += 1;
     }
-    // All but encoder-decoders and CLIP.
-    assert_eq!(count, types.len() - 4);
+    // All but encoder-decoders, CLIP, SigLIP, and models of images and texts.
+    assert_eq!(count, types.len() - 3 - 4 - 5);
     assert_eq!(without_class, ["cohere_labels", "granite_labels"]);
 }

@@ -371,7 +371,11 @@ fn images_in_tiles_are_seen_in_the_grid_that_transformers_chooses() {
     }
     let inputs = batch(&reference, "one");
     let (shape, argument) = (ErrorKind::ShapeMismatch, ErrorKind::InvalidArgument);
-    refused(model.logits(inputs.image_sizes(None)), argument, &["image_sizes are missing"]);
+    refused(
+        model.logits(inputs.image_sizes(None)),
+        argument,
+        &["image_sizes (beside pixel_values) are missing"],
+    );
     let [narrow, none, other] = [vec![9_i64], vec![0, 5], vec![12, 12, 12, 12]];
     let [narrow, none, other] = [(narrow, [1, 1]), (none, [1, 2]), (other, [2, 2])]
         .map(|(values, shape)| Tensor::from_slice(&values).view(shape));

@@ -5,8 +5,9 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ln_tuning::models::{
-    AnyModel, Clip, ClipVision, Decoder, DecoderConfig, Dinov2, Encoder, ImageTextToText, Inputs,
-    Load, Model, ModelConfig, Seq2Seq, Siglip, SiglipVision, ViTConfig, ViTForImageClassification,
+    AnyModel, Clip, ClipVision, Decoder, DecoderConfig, Dinov2, Encoder, ImageTextToText,
+    ImageTextToTextConfig, Inputs, Load, Model, ModelConfig, Seq2Seq, Siglip, SiglipVision,
+    ViTConfig, ViTForImageClassification,
 };
 use ln_tuning::pretrained::{self, ModelFiles};
 use ln_tuning::ErrorKind;
@@ -36,16 +37,30 @@ fn tiny(model_type: &str) -> Value {
     let mut config: Value = serde_json::from_str(TINY).unwrap();
     config["model_type"] = json!(model_type);
     let tower = config.clone();
-    let text = if model_type == "gemma3" { "gemma3_text" } else { "llama" };
+    let text = match model_type {
+        "gemma3" => "gemma3_text",
+        "qwen3_vl" => "qwen3_vl_text",
+        _ => "llama",
+    };
     let vision = match model_type {
         "gemma3" => "siglip_vision_model",
         "idefics3" | "smolvlm" => "idefics3_vision",
+        "qwen3_vl" => "qwen3_vl_vision",
         _ => "clip_vision_model",
     };
-    if ["llava", "gemma3", "idefics3", "smolvlm"].contains(&model_type) {
+    if ImageTextToTextConfig::model_types().contains(&model_type) {
         for (key, part) in [("text_config", text), ("vision_config", vision)] {
             config[key] = tower.clone();
             config[key]["model_type"] = json!(part);
+        }
+        for (key, number) in [
+            ("num_position_embeddings", json!(4)),
+            ("spatial_merge_size", json!(2)),
+            ("temporal_patch_size", json!(2)),
+            ("out_hidden_size", json!(8)),
+            ("deepstack_visual_indexes", json!([0])),
+        ] {
+            config["vision_config"][key] = number;
         }
         config["text_config"]["head_dim"] = json!(4);
         config["text_config"]["num_key_value_heads"] = json!(1);
@@ -58,6 +73,7 @@ fn tiny(model_type: &str) -> Value {
         ] {
             config[key] = json!(number);
         }
+        config["image_grid_pinpoints"] = json!([[8, 16], [16, 16]]);
     }
     if ["clip", "siglip"].contains(&model_type) {
         for key in ["text_config", "vision_config"] {
@@ -214,6 +230,7 @@ fn sizes_that_no_memory_holds_are_refused_before_a_model_is_made() {
     check::<ViTForImageClassification>();
     check::<Dinov2>();
     check::<Clip>();
+    check::<ImageTextToText>();
     for labels in [-1, 0, 1_i64 << 40] {
         let config = json!({"model_type": "vit", "num_labels": labels});
         let error = ViTConfig::from_value(&config).unwrap_err();

@@ -25,6 +25,8 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     config = AutoConfig.from_pretrained(folder)
     (name,) = config.architectures
     head = next(head for ending, head in AUTO.items() if name.endswith(ending))
+    if head == "Seq2SeqLM" and hasattr(config, "vision_config"):
+        head = "ImageTextToText"
     auto = getattr(transformers, f"AutoModelFor{head}" if head else "AutoModel")
     labels = [config.id2label[index] for index in range(config.num_labels)]
     if type(config) not in auto._model_mapping:

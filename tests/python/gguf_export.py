@@ -1,6 +1,6 @@
 """Model directories that become GGUF files, and what reads these.
 
-`gguf_export.py make DIR`: tiny random models of four families with tokenizers, `DIR/CASE`, and an adapter of PEFT for
+`gguf_export.py make DIR`: tiny random models of four families and five ropes with tokenizers, `DIR/CASE`, and an adapter of PEFT for
 one, `DIR/CASE.adapter`.
 `gguf_export.py check DIR`: compares `DIR/CASE.gguf` with the models: tensors as the gguf package makes them, logits of
 transformers, tokens and probabilities of llama.cpp.
@@ -40,7 +40,28 @@ CASES = {
     "qwen2": ("qwen2", dict(tie_word_embeddings=True), torch.float32, T.F16),
     # It reads no other size of heads either.
     "qwen3": ("gpt2", dict(head_dim=128), torch.bfloat16, T.Q8_0),
+    "slowed": ("llama3", dict(rope_parameters=dict(
+        rope_type="llama3", rope_theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=32,
+    )), torch.float32, T.F32),
+    # Others than those of Llama 3.
+    "slower": ("llama3", dict(rope_parameters=dict(
+        rope_type="llama3", rope_theta=1e3, factor=5.0, low_freq_factor=2.0, high_freq_factor=9.0,
+        original_max_position_embeddings=48,
+    )), torch.float32, T.F32),
+    "stretched": ("qwen2", dict(rope_parameters=dict(
+        rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=32,
+    )), torch.float32, T.F32),
+    "loud": ("llama3", dict(rope_parameters=dict(
+        rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=32, attention_factor=1.3,
+        beta_fast=32.0, beta_slow=0,
+    )), torch.float32, T.F32),
+    "linear": ("gpt2", dict(head_dim=128, rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=2.0)), torch.float32, T.F32),
 }
+# Those of other names.
+MODEL_TYPES = dict(wind="mistral", slowed="llama", slower="mistral", stretched="qwen2", loud="llama", linear="qwen3")
+# transformers reads their ropes as the default one.
+ROPES = ["slowed", "slower", "stretched", "loud", "linear"]
 
 
 def is_ascii(letter):
@@ -76,13 +97,18 @@ def make():
         words.chat_template = "{{ messages[0]['content'] }}"
         words.save_pretrained(OUT / case)
         torch.manual_seed(1)
-        config = CONFIG_MAPPING["mistral" if case == "wind" else case](**SMALL, **settings, vocab_size=len(words) + 3)
+        config = CONFIG_MAPPING[MODEL_TYPES.get(case, case)](**SMALL, **settings, vocab_size=len(words) + 3)
         model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for name, tensor in model.named_parameters():
                 if tensor.dim() == 1:
                     tensor.add_(torch.randn_like(tensor) * 0.2)
         model.to(kind).save_pretrained(OUT / case)
+        if case == "qwen3":
+            adapt(model, case)
+
+
+def adapt(model, case):
     tuned = get_peft_model(model.float(), LNTuningConfig())
     with torch.no_grad():
         for name, tensor in tuned.named_parameters():
@@ -116,13 +142,14 @@ def check():
                 if "mlp.up_proj" in name:
                     there = found[f"blk.{name.split('.')[2]}.ffn_up.weight"]
                     assert there.tensor_type == own and there.data.tobytes() == data.tobytes(), (case, name)
-        read = AutoModelForCausalLM.from_pretrained(OUT, gguf_file=f"{case}.gguf", dtype=torch.float32)
         words = AutoTokenizer.from_pretrained(OUT / case)
         prompt = "the lazy fox is 12345 gold<word> it's"
         ids = words(prompt, return_tensors="pt").input_ids
-        with torch.no_grad():
-            off = (read(ids).logits - model(ids).logits).abs().max().item()
-        assert off < 1e-4, (case, off)
+        if case not in ROPES:
+            read = AutoModelForCausalLM.from_pretrained(OUT, gguf_file=f"{case}.gguf", dtype=torch.float32)
+            with torch.no_grad():
+                off = (read(ids).logits - model(ids).logits).abs().max().item()
+            assert off < 1e-4, (case, off)
         generated = steps(OUT / f"{case}.gguf", prompt, 8)
         all_ids = torch.cat([ids, torch.tensor([[token for token, _ in generated]])], 1)
         with torch.no_grad():

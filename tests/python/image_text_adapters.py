@@ -1,7 +1,7 @@
 """The Python half of tests/adapter/image_text.rs: tiny models of images and texts, in real transformers and PEFT.
 
-`make DIR` writes model directories, the norms of each that get no gradient, adapters of PEFT, and the same adapters under
-the keys of other layouts. `check DIR` loads the adapters that the Rust half wrote.
+`make DIR` writes model directories, the norms of each that get no gradient, adapters of PEFT, and the same adapters
+under the keys of other layouts. `check DIR` loads the adapters that the Rust half wrote.
 """
 
 import json
@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig, CLIPForImageClassification, CLIPVisionConfig, CLIPVisionModel, Gemma3Config,
     Gemma3ForConditionalGeneration, Gemma3TextConfig, GemmaConfig, Idefics3Config, Idefics3ForConditionalGeneration,
-    LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration, LlavaNextConfig,
-    LlavaNextForConditionalGeneration, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration,
-    PaliGemmaConfig, PaliGemmaForConditionalGeneration, Qwen2Config, Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration, Qwen3VLConfig, Qwen3VLForConditionalGeneration, SiglipConfig,
-    SiglipForImageClassification, SiglipVisionConfig, ViTConfig, ViTForImageClassification, VipLlavaConfig,
-    VipLlavaForConditionalGeneration,
+    InternVLConfig, InternVLForConditionalGeneration, LlamaConfig, LlamaForCausalLM, LlavaConfig,
+    LlavaForConditionalGeneration, LlavaNextConfig, LlavaNextForConditionalGeneration, LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration, Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig,
+    PaliGemmaConfig, PaliGemmaForConditionalGeneration, PixtralVisionConfig, Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration, Qwen2Config, Qwen3VLConfig, Qwen3VLForConditionalGeneration, SiglipConfig,
+    SiglipForImageClassification, SiglipVisionConfig, VipLlavaConfig, VipLlavaForConditionalGeneration, ViTConfig,
+    ViTForImageClassification,
 )
 
 transformers.logging.set_verbosity_error()
@@ -49,21 +50,24 @@ def llava(layer=-2, tied=False, tower=None, **more):
 
 def next_llava():
     return LlavaNextForConditionalGeneration(LlavaNextConfig(
-        tie_word_embeddings=False, vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**TEXT), image_token_index=IMAGE,
+        tie_word_embeddings=False,
+        vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**TEXT), image_token_index=IMAGE,
         image_grid_pinpoints=[[8, 8], [16, 8]],
     ))
 
 
 def onevision():
     return LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(
-        tie_word_embeddings=False, vision_config=SiglipVisionConfig(**VISION), text_config=Qwen2Config(**TEXT), image_token_index=IMAGE,
+        tie_word_embeddings=False,
+        vision_config=SiglipVisionConfig(**VISION), text_config=Qwen2Config(**TEXT), image_token_index=IMAGE,
         image_grid_pinpoints=[[8, 8], [16, 8]],
     ))
 
 
 def vipllava():
     return VipLlavaForConditionalGeneration(VipLlavaConfig(
-        tie_word_embeddings=False, vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**TEXT), image_token_index=IMAGE,
+        tie_word_embeddings=False,
+        vision_config=CLIPVisionConfig(**VISION), text_config=LlamaConfig(**TEXT), image_token_index=IMAGE,
         vision_feature_layers=[-2, 1],
     ))
 
@@ -84,7 +88,8 @@ def paligemma():
 
 def idefics3():
     return Idefics3ForConditionalGeneration(Idefics3Config(
-        tie_word_embeddings=False, vision_config=dict(VISION, patch_size=2), text_config=LlamaConfig(**TEXT), image_token_id=IMAGE, scale_factor=2,
+        tie_word_embeddings=False,
+        vision_config=dict(VISION, patch_size=2), text_config=LlamaConfig(**TEXT), image_token_id=IMAGE, scale_factor=2,
         pad_token_id=0,
     ))
 
@@ -94,7 +99,8 @@ def qwen2_5_vl():
         hidden_size=32, out_hidden_size=32, depth=2, num_heads=2, intermediate_size=48, patch_size=2, window_size=8,
         fullatt_block_indexes=[1],
     )
-    config = Qwen2_5_VLConfig(tie_word_embeddings=False, vision_config=vision, text_config=dict(**TEXT, **SECTIONS), image_token_id=IMAGE)
+    text = dict(**TEXT, **SECTIONS)
+    config = Qwen2_5_VLConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, tie_word_embeddings=False)
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
@@ -103,8 +109,24 @@ def qwen3_vl():
         hidden_size=32, out_hidden_size=32, depth=2, num_heads=2, intermediate_size=48, patch_size=2,
         deepstack_visual_indexes=[0], num_position_embeddings=16,
     )
-    config = Qwen3VLConfig(tie_word_embeddings=False, vision_config=vision, text_config=dict(**TEXT, **SECTIONS), image_token_id=IMAGE)
+    text = dict(**TEXT, **SECTIONS)
+    config = Qwen3VLConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, tie_word_embeddings=False)
     return Qwen3VLForConditionalGeneration(config)
+
+
+def internvl(layer):
+    vision = dict(SMALL, image_size=[8, 8], patch_size=[2, 2], use_mean_pooling=False)
+    return InternVLForConditionalGeneration(InternVLConfig(
+        vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_id=IMAGE, image_seq_length=4,
+        vision_feature_layer=layer, tie_word_embeddings=False,
+    ))
+
+
+def mistral3():
+    return Mistral3ForConditionalGeneration(Mistral3Config(
+        vision_config=PixtralVisionConfig(**SMALL, head_dim=16, image_size=8, patch_size=2),
+        text_config=MistralConfig(**TEXT), image_token_index=IMAGE, spatial_merge_size=2, vision_feature_layer=-2,
+    ))
 
 
 def classifier(kind, config, tower):
@@ -126,6 +148,9 @@ MODELS = {
     "idefics3": idefics3,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
+    "internvl": lambda: internvl(-1),
+    "internvl_inner": lambda: internvl(-2),
+    "mistral3": mistral3,
     "clip": lambda: classifier(CLIPForImageClassification, CLIPConfig, CLIPVisionConfig),
     "siglip": lambda: classifier(SiglipForImageClassification, SiglipConfig, SiglipVisionConfig),
 }
@@ -158,6 +183,8 @@ def inputs(name):
         found["pixel_values"] = found["pixel_values"][:, None]
     if name in ("llava_next", "llava_onevision"):
         found.update(pixel_values=pixels(1, 2, 3, 8, 8), image_sizes=torch.tensor([[8, 8]]))
+    if name == "mistral3":
+        found["image_sizes"] = torch.tensor([[8, 8]])
     if name.startswith("qwen"):
         grid = torch.tensor([[1, 4, 4]])
         found.update(pixel_values=pixels(16, 24), image_grid_thw=grid, mm_token_type_ids=(ids == IMAGE).int())
@@ -236,7 +263,8 @@ FIRST = [
 ]
 PATHS = [
     "language_model.model.layers.1.input_layernorm", "language_model.model.norm",
-    "vision_tower.vision_model.encoder.layers.0.layer_norm1", "language_model.lm_head", "multi_modal_projector.linear_1",
+    "vision_tower.vision_model.encoder.layers.0.layer_norm1", "language_model.lm_head",
+    "multi_modal_projector.linear_1",
 ]
 PRESENT = [
     "model.language_model.layers.1.input_layernorm", "model.language_model.norm",

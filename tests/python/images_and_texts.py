@@ -12,11 +12,12 @@ def shaken(model):
     return model.eval()
 
 
-def rows(image):
-    """Rows of ids, with one image, two, none, and one at the end; `image` are the tokens of one."""
+def rows(images):
+    """Rows of ids, with one image, two, none, and one at the end; `images` are the tokens of each of the four."""
     words = lambda count: torch.randint(2, EOS, (count,)).tolist()
     return [
-        words(2) + image + words(4), words(1) + image + words(2) + image + words(3), words(5), words(6) + image + words(1),
+        words(2) + images[0] + words(4), words(1) + images[1] + words(2) + images[2] + words(3), words(5),
+        words(6) + images[3] + words(1),
     ]
 
 

@@ -1,4 +1,5 @@
-"""`seeing.py DIR`: tiny random models of images and texts with a tower of SigLIP: what they compute, and all gradients."""
+"""`seeing.py DIR`: tiny random models of images and texts: what they compute, and all gradients. `seeing.py DIR
+CASE:MODEL…`: the models load, and compute of a batch of the case what `MODEL/expected.st` says."""
 
 import sys
 import warnings
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 from images_and_texts import PAD, EOS, computed, padded, renamed, rows, shaken
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 transformers.logging.set_verbosity_error()
@@ -23,6 +24,11 @@ TEXT = dict(
 # Images are longer than the window.
 GEMMA = TEXT | dict(head_dim=8, query_pre_attn_scalar=16, num_hidden_layers=4, sliding_window=6)
 # name -> (model type, text, tower, further configuration, tokens of an image)
+GRIDS = [(1, 4, 4), (1, 2, 6), (1, 6, 2), (1, 4, 8)]
+QWEN_TOWER = dict(
+    depth=4, hidden_size=24, num_heads=3, intermediate_size=40, patch_size=2, temporal_patch_size=2, spatial_merge_size=2,
+    num_position_embeddings=9, deepstack_visual_indexes=[0, 2], out_hidden_size=32,
+)
 CASES = {
     "gemma3": (
         "gemma3", GEMMA | dict(sliding_window_pattern=2, rope_scaling=dict(rope_type="linear", factor=8.0)),
@@ -40,6 +46,15 @@ CASES = {
         "smolvlm", TEXT | dict(model_type="llama", tie_word_embeddings=False), TOWER | dict(image_size=13),
         dict(image_token_id=60, scale_factor=3, tie_word_embeddings=True), 4,
     ),
+    # Images of any size.
+    "qwen3_vl": (
+        "qwen3_vl",
+        TEXT | dict(
+            head_dim=16, num_hidden_layers=3, rope_scaling=dict(rope_type="default", mrope_interleaved=True, mrope_section=[4, 2, 2]),
+            rope_theta=1000.0,
+        ),
+        QWEN_TOWER, dict(image_token_id=60, video_token_id=61), None,
+    ),
     "llava": (
         "llava", TEXT | dict(model_type="qwen2"), SIGLIP | dict(image_size=6, vision_use_head=False),
         dict(image_token_index=60, vision_feature_layer=-1, vision_feature_select_strategy="full"), 9,
@@ -50,6 +65,11 @@ CASES = {
     ),
 }
 COUNTS = [1, 2, 0, 1]
+
+
+def patched(images):
+    """Patches of all images in one row, and how they stand."""
+    return torch.cat([patches for patches, _ in images]), torch.tensor([grid for _, grid in images])
 
 
 def nested(flat, counts):
@@ -65,6 +85,9 @@ def of_images(model, images, counts, ids, image, mask=None):
     if not len(images):
         return {}
     kind = model.config.model_type
+    if kind == "qwen3_vl":
+        patches, grids = patched(images)
+        return dict(pixel_values=patches, image_grid_thw=grids, mm_token_type_ids=(ids == image).int())
     if kind in ("idefics3", "smolvlm"):
         masks = {} if mask is None else dict(pixel_attention_mask=nested(mask, counts))
         return dict(pixel_values=nested(images, counts)) | masks
@@ -92,25 +115,66 @@ def layouts(model, case, root):
         assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in state.items()), name
 
 
+def check(case, folder):
+    kind, _, _, whole, _ = CASES[case]
+    model, found = AutoModelForImageTextToText.from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(found.values()), (folder, found)
+    reference = load_file(root / case / "reference.st")
+    batch = {name: reference.get(f"two.{name}") for name in ("ids", "mask", "images", "grids")}
+    images = batch["images"]
+    if kind == "qwen3_vl":
+        ends = batch["grids"].prod(1).cumsum(0).tolist()
+        images = list(zip(images.tensor_split(ends[:-1]), map(tuple, batch["grids"].tolist())))
+    image = whole.get("image_token_id", whole.get("image_token_index"))
+    inputs = of_images(model, images, [2], batch["ids"], image)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=batch["ids"], attention_mask=batch["mask"], **inputs).logits
+    expected = load_file(folder / "expected.st")["logits"]
+    assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max(), folder
+
+
 root = Path(sys.argv[1])
+for argument in sys.argv[2:]:
+    case, folder = argument.split(":", 1)
+    check(case, Path(folder))
+if sys.argv[2:]:
+    sys.exit()
+
 for case, (kind, text, tower, whole, each) in CASES.items():
     torch.manual_seed(len(case))
     config = CONFIG_MAPPING[kind](text_config=text, vision_config=tower, **whole)
     model = shaken(AutoModelForImageTextToText.from_config(config, attn_implementation="eager"))
     model.save_pretrained(root / case)
     image = whole.get("image_token_id", whole.get("image_token_index"))
-    given = rows([image] * each)
-    size = tower["image_size"]
-    images = torch.randn(4, 3, size, size)
-    reference = {"images": images}
+    if kind == "qwen3_vl":
+        images = [(torch.randn(t * h * w, 3 * 2 * 2 * 2), (t, h, w)) for t, h, w in GRIDS]
+        given = rows([[image] * (h * w // 4) for _, h, w in GRIDS])
+    else:
+        size = tower["image_size"]
+        images = torch.randn(4, 3, size, size)
+        given = rows([[image] * each] * 4)
+    reference = {}
+
+    def batch(name, ids, mask, images, counts, pixels=None):
+        computed(model, reference, name, ids, mask, image, **of_images(model, images, counts, ids, image, pixels))
+        if not len(images):
+            return
+        if kind == "qwen3_vl":
+            reference[f"{name}.images"], reference[f"{name}.grids"] = patched(images)
+        else:
+            reference[f"{name}.images"] = images
+
     for side in ("right", "left"):
-        ids, mask = padded(given, side)
-        computed(model, reference, side, ids, mask, image, **of_images(model, images, COUNTS, ids, image))
-    # Two images without a word between them.
-    joined = given[1][: 1 + each] + given[1][3 + each :]
-    for name, row, count in (("none", given[2], 0), ("one", given[0], 1), ("two", given[1], 2), ("joined", joined, 2)):
-        ids, mask = padded([row], "right")
-        computed(model, reference, name, ids, mask, image, **of_images(model, images[:count], [count], ids, image))
+        batch(side, *padded(given, side), images, COUNTS)
+    batch("none", *padded(given[2:3], "right"), images[:0], [0])
+    batch("one", *padded(given[:1], "right"), images[:1], [1])
+    batch("two", *padded(given[1:2], "right"), images[1:3], [2])
+    if each:
+        # Two images without a word between them.
+        joined = given[1][: 1 + each] + given[1][3 + each :]
+        batch("joined", *padded([joined], "right"), images[1:3], [2])
     ids, mask = padded(given, "left")
     inputs = of_images(model, images, COUNTS, ids, image)
     if kind in ("idefics3", "smolvlm"):
@@ -119,7 +183,7 @@ for case, (kind, text, tower, whole, each) in CASES.items():
         for at, (height, width) in enumerate(((size, size), (5, 12), (8, 3), (size, 6))):
             pixels[at, :height, :width] = 1
         reference["padded.pixels"] = pixels
-        computed(model, reference, "padded", ids, mask, image, **of_images(model, images, COUNTS, ids, image, pixels))
+        batch("padded", ids, mask, images, COUNTS, pixels)
     with torch.no_grad():
         new = model.generate(
             input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=12, pad_token_id=PAD, **inputs,
@@ -129,5 +193,5 @@ for case, (kind, text, tower, whole, each) in CASES.items():
     save_file(reference, root / case / "reference.st")
     if case == "gemma3":
         layouts(model, case, root)
-    if case in ("gemma3", "idefics3"):
+    if case in ("gemma3", "idefics3", "qwen3_vl"):
         model.model.save_pretrained(root / f"{case}_base")

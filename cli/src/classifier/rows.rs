@@ -71,7 +71,7 @@ impl Rows {
                 .with_context(|| format!("cannot read the data '{}'", path.display()))?
         } else {
             let mut unread = KeyCounts::default();
-            (text_rows(path, data, &mut unread)?, unread.report())
+            (rows_of(path, data, &mut unread)?, unread.report())
         };
         let (mut rows, mut bad) = (Vec::new(), Bad::default());
         for (place, row) in found {
@@ -144,7 +144,8 @@ fn image_rows(path: &Path) -> Result<(Found, Option<String>)> {
     Ok(((rows, digest.text()), left_out))
 }
 
-fn text_rows(path: &Path, data: &ClassifierData, unread: &mut KeyCounts) -> Result<Found> {
+/// Rows of a file, which hold texts or the paths of pictures.
+fn rows_of(path: &Path, data: &ClassifierData, unread: &mut KeyCounts) -> Result<Found> {
     let records = Records::open(path, data.format, Documents::Lines)?;
     ensure!(
         !records.is_text(),
@@ -153,22 +154,22 @@ fn text_rows(path: &Path, data: &ClassifierData, unread: &mut KeyCounts) -> Resu
     );
     if let Some(names) = records.columns() {
         let label = label_key(data, |key| names.iter().any(|name| name == key));
-        for name in
-            [Some(data.text.as_str()), data.pair.as_deref(), Some(label)].into_iter().flatten()
-        {
+        let input = data.image.as_deref().unwrap_or(&data.text);
+        for name in [Some(input), data.pair.as_deref(), Some(label)].into_iter().flatten() {
             ensure!(
                 names.iter().any(|known| known == name),
-                "'{}': there is no column '{name}', only {}. The names are set by data.text, data.pair and data.label",
+                "'{}': there is no column '{name}', only {}. The names are set by data.text or data.image, data.pair \
+                 and data.label",
                 path.display(),
                 names.join(", ")
             );
         }
     }
     let bar = progress::counted("reading", records.len() as u64)?;
-    let mut kind = None;
+    let (mut kind, folder) = (None, path.parent().unwrap_or(Path::new("")));
     let row = |record: usize| {
         bar.inc(1);
-        let row = records.row(record).and_then(|row| text_row(row, data, &mut kind));
+        let row = records.row(record).and_then(|row| labelled(row, folder, data, &mut kind));
         let row = row.map(|(input, label, left)| {
             unread.add(left);
             (input, label)
@@ -188,9 +189,10 @@ fn label_key(data: &ClassifierData, has: impl Fn(&str) -> bool) -> &str {
     }
 }
 
-/// The text, the label, and the keys that nobody reads. `kind` is that of the labels before.
-fn text_row(
+/// The text or the picture, the label, and the keys that nobody reads. `kind` is that of the labels before.
+fn labelled(
     mut row: records::Row,
+    folder: &Path,
     data: &ClassifierData,
     kind: &mut Option<&'static str>,
 ) -> Result<(Input, String, Vec<String>)> {
@@ -222,17 +224,28 @@ fn text_row(
             let near = near(key, keys.iter());
             let near = near.map_or(String::new(), |near| format!(" (is it '{near}'?)"));
             bail!(
-                "there is no '{key}', only {}{near}. The names are set by data.text, data.pair and data.label",
+                "there is no '{key}', only {}{near}. The names are set by data.text or data.image, data.pair and \
+                 data.label",
                 keys.join(", ")
             )
         }
     };
-    let (text, label) = (field(&data.text)?, field(label)?);
+    let (input, label) = (field(data.image.as_ref().unwrap_or(&data.text))?, field(label)?);
     let pair = data.pair.as_deref().map(&mut field).transpose()?;
-    if text.trim().is_empty() || label.trim().is_empty() {
-        bail!("the text or the label is empty");
-    }
-    Ok((Input::Text { text, pair }, label, left(row, REFUSED)?))
+    let what = if data.image.is_some() { "path of the picture" } else { "text" };
+    ensure!(
+        !input.trim().is_empty() && !label.trim().is_empty(),
+        "the {what} or the label is empty"
+    );
+    let input = match data.image {
+        Some(_) => {
+            let path = folder.join(input);
+            picture::check(&path).with_context(|| format!("'{}'", path.display()))?;
+            Input::Image(path)
+        }
+        None => Input::Text { text: input, pair },
+    };
+    Ok((input, label, left(row, REFUSED)?))
 }
 
 /// Keys that would change what a classifier learns.

@@ -12,6 +12,7 @@ pub struct ClassifierData {
     pub format: Format,
     pub text: String,
     pub pair: Option<String>,
+    pub image: Option<String>,
     pub label: String,
     pub problem_type: Option<ProblemType>,
     pub new_head: bool,
@@ -25,6 +26,10 @@ impl DataSettings for ClassifierData {
         ensure!(
             self.problem_type != Some(ProblemType::MultiLabelClassification),
             "'data.problem_type' is multi_label_classification, which is not implemented: each row has one label"
+        );
+        ensure!(
+            self.image.is_none() || self.pair.is_none(),
+            "'data.image' and 'data.pair' are both set: rows are pictures or texts, not both"
         );
         ensure!(
             self.format != Format::Text,

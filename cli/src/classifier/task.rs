@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{bail, Context, Result};
 use ln_tuning::atomic;
 use ln_tuning::recompute::Tape;
 use tch::{Device, Reduction, Tensor};
@@ -67,6 +67,15 @@ impl Load for ClassifierLoader {
                     if let Input::Image(path) = &row.input {
                         images.push(pixels(processor, path)?);
                     }
+                }
+                let other = images.iter().find(|image| image.size() != images[0].size());
+                if let Some(other) = other {
+                    bail!(
+                        "pictures of one batch have the shapes {:?} and {:?}: set 'do_center_crop' in the model's \
+                         preprocessor_config.json, or batch_size to 1",
+                        &images[0].size()[1..],
+                        &other.size()[1..]
+                    );
                 }
                 let main = sent(Tensor::f_cat(&images, 0)?)?;
                 (Inputs { main, mask: None, types: None }, count as u64)

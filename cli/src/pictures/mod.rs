@@ -7,8 +7,9 @@
 //! an odd pixel of padding on the other side. That is the distance from these values, too.
 //!
 //! Files are read as `transformers.image_utils.load_image` does it: turned as EXIF says, then RGB without transparency.
-//! The bytes are those of PIL in all formats: JPEG, in any form and number of channels, is decoded by the library that
-//! PIL uses.
+//! The bytes are those of PIL: JPEG, in any form and number of channels, is decoded by the library that PIL uses. Two
+//! exceptions are known. JPEG inside of TIFF is 1 level away, and around the first frame of a GIF that does not fill the
+//! screen there is black, where PIL has the first colour of the palette.
 
 pub mod class;
 pub mod head;

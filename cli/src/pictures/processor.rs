@@ -12,7 +12,7 @@ use super::class::Scheme;
 use super::options::Options;
 use super::raster::Raster;
 use super::resize::Filter;
-use super::size::Size;
+use super::size::{check_area, Size};
 use super::tiles;
 
 /// The processor that `preprocessor_config.json` names, or the `image_processor` of `processor_config.json`.
@@ -153,14 +153,17 @@ impl Processor {
     pub fn apply(&self, image: &RgbImage) -> Result<Pixels> {
         let mut image = Raster::of(image, self.channels);
         if let Some(colour) = &self.square {
+            let edge = image.width.max(image.height);
+            check_area(edge, edge)?;
             image = image.squared(colour);
         }
-        if let Some((size, filter)) = self.resize {
+        if self.resize.is_some() || self.crop.is_some() {
+            let same = (Size::Exact { height: image.height, width: image.width }, Filter::Nearest);
+            let (size, filter) = self.resize.unwrap_or(same);
             let (height, width) = size.of(image.height, image.width)?;
-            image = image.resized(width, height, filter);
-        }
-        if let Some((height, width)) = self.crop {
-            image = image.middle(width, height);
+            let (high, wide) = self.crop.unwrap_or((height, width));
+            check_area(high, wide)?;
+            image = image.middle_of_resized((width, height), filter, (wide, high));
         }
         let (tiles, rows, columns) = match self.tiles {
             Some(Tiles { edge, split: true, filter }) => tiles::split(image, edge, filter)?,
@@ -288,6 +291,25 @@ mod tests {
             let error = format!("{:#}", processor(&given, &config).unwrap_err());
             assert!(error.contains(words) && error.contains("preprocessor_config.json"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_picture_of_extreme_proportions_is_cut_before_it_fills_the_memory() {
+        let config = json!({"model_type": "clip"});
+        let apply = |class: &str, settings: Value, image: &RgbImage| {
+            let mut given = settings;
+            given["image_processor_type"] = json!(class);
+            processor(&given, &config).unwrap().apply(image).map(|pixels| pixels.values.size())
+        };
+        let thread = RgbImage::new(1, 9000);
+        let cut = apply("CLIPImageProcessor", json!({}), &thread).unwrap();
+        assert_eq!(cut, [1, 3, 224, 224]);
+        let error = apply("CLIPImageProcessor", json!({"do_center_crop": false}), &thread);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("makes 224 x 2016000 pixels of the picture"), "{error}");
+        let thread = RgbImage::new(12_000, 1);
+        let error = apply("LlavaImageProcessor", json!({"do_pad": true}), &thread).unwrap_err();
+        assert!(error.to_string().contains("makes 12000 x 12000 pixels"), "{error}");
     }
 
     #[test]

@@ -23,14 +23,6 @@ impl Raster {
         Raster { bytes, channels, width, height }
     }
 
-    /// The part of this size in the middle; zeros where it is larger than the picture.
-    pub fn middle(&self, width: usize, height: usize) -> Self {
-        // Halves are rounded down, those of negative numbers too.
-        let start = |old: usize, new: usize| (old as isize - new as isize).div_euclid(2);
-        let (left, top) = (start(self.width, width), start(self.height, height));
-        self.part(left, top, width, height, &vec![0; self.channels])
-    }
-
     /// A square with the picture in its middle, and this colour around it.
     pub fn squared(&self, colour: &[u8]) -> Self {
         let edge = self.width.max(self.height);
@@ -82,15 +74,6 @@ mod tests {
     fn raster(width: usize, height: usize) -> Raster {
         let bytes = (1..=width * height).map(|n| n as u8).collect();
         Raster { bytes, channels: 1, width, height }
-    }
-
-    #[test]
-    fn the_middle_of_a_picture_is_cut_out_and_what_lies_beyond_its_edges_is_zero() {
-        assert_eq!(raster(4, 3).middle(2, 1).bytes, [6, 7]);
-        // Of an odd rest, the larger half is on the right and below; around a small picture, on the left and above.
-        assert_eq!(raster(3, 1).middle(2, 1).bytes, [1, 2]);
-        assert_eq!(raster(1, 1).middle(2, 2).bytes, [0, 0, 0, 1]);
-        assert_eq!(raster(3, 1).middle(1, 2).bytes, [0, 2]);
     }
 
     #[test]

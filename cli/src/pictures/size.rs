@@ -26,7 +26,7 @@ pub enum Size {
     Longest(usize),
 }
 
-/// The most pixels of a picture that is made larger or smaller.
+/// The most pixels of a picture that is made larger or smaller, and of one of its edges before it is cut.
 const MOST_PIXELS: usize = 1 << 27;
 
 /// The longest edge that Idefics3 makes.
@@ -117,12 +117,20 @@ impl Size {
         };
         let (high, wide) = new;
         ensure!(
-            high > 0 && wide > 0 && high.checked_mul(wide).is_some_and(|pixels| pixels <= MOST_PIXELS),
-            "'size' of the image processor makes {wide} x {high} pixels of {width} x {height}, expected 1 to \
-             {MOST_PIXELS}"
+            (1..=MOST_PIXELS).contains(&high) && (1..=MOST_PIXELS).contains(&wide),
+            "'size' of the image processor makes {wide} x {high} pixels of {width} x {height}"
         );
         Ok(new)
     }
+}
+
+/// Refuses a picture that would fill the memory.
+pub fn check_area(height: usize, width: usize) -> Result<()> {
+    ensure!(
+        height.checked_mul(width).is_some_and(|pixels| pixels <= MOST_PIXELS),
+        "the image processor makes {width} x {height} pixels of the picture, expected at most {MOST_PIXELS}: cut it first"
+    );
+    Ok(())
 }
 
 /// The forms that a size may have, for errors.

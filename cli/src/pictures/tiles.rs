@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::raster::Raster;
 use super::resize::Filter;
-use super::size::Size;
+use super::size::check_area;
 
 /// Squares of this edge, row after row, and the whole as one square; with the number of rows and columns. A picture
 /// that is one square itself has no rows and columns.
@@ -34,7 +34,6 @@ pub fn grid(height: usize, width: usize, edge: usize) -> Result<(usize, usize)> 
         let new_height = height.next_multiple_of(edge);
         (new_height, ((new_height as f64 * ratio) as usize).next_multiple_of(edge))
     };
-    let new = Size::Exact { height: new_height, width: new_width };
-    let (new_height, new_width) = new.of(height, width)?;
+    check_area(new_height, new_width)?;
     Ok((new_height / edge, new_width / edge))
 }

@@ -181,7 +181,7 @@ const FOREIGN: &[Foreign] = &[
         &["png", "jpg", "jpeg", "gif", "webp"],
         &[b"\x89PNG", b"\xff\xd8\xff", b"GIF8"],
         "a picture",
-        "classifiers of images take a folder with a folder for each class",
+        "classifiers of images take a folder with a folder for each class, or rows with the paths of pictures",
     ),
     foreign(&["xml"], &[b"<?xml"], "XML", EXPORT),
     foreign(

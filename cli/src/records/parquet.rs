@@ -42,7 +42,7 @@ fn read(file: File, most: usize, bar: &Counted) -> Result<Spooled> {
     for row in reader.get_row_iter(None)?.take(most) {
         let number = spans.len() + 1;
         let row = row.with_context(|| format!("row {number}: the Parquet file is damaged"))?;
-        let fields = row.get_column_iter().map(|(key, field)| (key.clone(), value(field)));
+        let fields = row.get_column_iter().map(|(key, field)| (key.clone(), named(key, field)));
         let row: Row = fields.collect();
         let bytes = serde_json::to_vec(&row)?;
         out.write_all(&bytes).context("the rows do not fit into the temporary directory")?;
@@ -57,7 +57,22 @@ fn read(file: File, most: usize, bar: &Counted) -> Result<Spooled> {
 /// Arrow gives all structures of a column the same keys, and null to those that were not there.
 fn object<'f>(fields: impl Iterator<Item = (&'f String, &'f Field)>) -> Row {
     let there = |(key, field): &(&String, &Field)| **field != Field::Null || *key == CONTENT;
-    fields.filter(there).map(|(key, field)| (key.clone(), value(field))).collect()
+    fields.filter(there).map(|(key, field)| (key.clone(), named(key, field))).collect()
+}
+
+/// Keys whose bytes are pictures. Those of others are counted alone.
+const PICTURES: [&str; 3] = ["bytes", "image", "images"];
+
+fn named(key: &str, field: &Field) -> Value {
+    match field {
+        Field::Bytes(bytes) if PICTURES.contains(&key) && bytes.as_utf8().is_err() => {
+            json!(format!("data:;base64,{}", STANDARD.encode(bytes.data())))
+        }
+        Field::ListInternal(list) if PICTURES.contains(&key) => {
+            list.elements().iter().map(|element| named(key, element)).collect()
+        }
+        field => value(field),
+    }
 }
 
 fn value(field: &Field) -> Value {
@@ -78,8 +93,7 @@ fn value(field: &Field) -> Value {
         Field::Str(text) => json!(text),
         Field::Bytes(bytes) => match bytes.as_utf8() {
             Ok(text) => json!(text),
-            // Such as a picture.
-            Err(_) => json!(format!("data:;base64,{}", STANDARD.encode(bytes.data()))),
+            Err(_) => json!({ "bytes": bytes.len() }),
         },
         Field::Group(group) => object(group.get_column_iter()).into(),
         Field::ListInternal(list) => list.elements().iter().map(value).collect(),
@@ -134,6 +148,14 @@ mod tests {
         file.read_to_string(&mut text)?;
         assert_eq!(spans.iter().map(|span| span.len).sum::<usize>(), text.len());
         Ok(text)
+    }
+
+    #[test]
+    fn bytes_of_pictures_are_kept_and_others_are_counted() {
+        let bytes = Field::Bytes(ByteArray::from(vec![0xff, 0xd8]));
+        assert_eq!(named("bytes", &bytes), "data:;base64,/9g=");
+        assert_eq!(named("text", &bytes), json!({"bytes": 2}));
+        assert_eq!(named("image", &Field::Str("a.png".into())), "a.png");
     }
 
     #[test]

@@ -50,9 +50,13 @@ fn refuse_other_kind(name: &str, given: &Given) -> Result<()> {
         return Ok(());
     };
     let format = given.text("data.format").unwrap_or("auto");
-    let images = serde_json::from_value(format.into()).is_ok_and(|f: Format| f.is_images(path));
+    let format = serde_json::from_value(format.into());
+    let images =
+        given.text("data.image").is_some() || format.is_ok_and(|f: Format| f.is_images(path));
     let expected = match (name, images) {
-        ("image-classification", false) => "a folder with a folder of images for each class",
+        ("image-classification", false) => {
+            "a folder with a folder of images for each class (or set data.image, the column of pictures' paths)"
+        }
         ("text-classification", true) => "rows with a text and a label",
         _ => return Ok(()),
     };

@@ -5,7 +5,9 @@ use crate::program::{printed, refusal, text};
 use crate::text::files::TextFiles;
 use crate::text::tokenizer;
 
+use ln_tuning::models::AnyModel;
 use ln_tuning::pretrained::ModelFiles;
+use tch::{no_grad, Device, Kind, Tensor};
 
 #[test]
 fn a_directory_becomes_a_gguf_file_that_transformers_and_llama_cpp_read_as_the_same_model() {
@@ -17,6 +19,11 @@ fn a_directory_becomes_a_gguf_file_that_transformers_and_llama_cpp_read_as_the_s
         ("wind", "bf16", ""),
         ("qwen2", "f16", ""),
         ("qwen3", "q8_0", "qwen3.adapter"),
+        ("slowed", "f32", ""),
+        ("slower", "f32", ""),
+        ("stretched", "f32", ""),
+        ("loud", "f32", ""),
+        ("linear", "f32", ""),
     ] {
         let (base, out, adapter) = (path(case), path(&format!("{case}.gguf")), path(adapter));
         let mut arguments = vec!["merge", "--base", &base, "--out", &out, "--type", kind];
@@ -38,6 +45,18 @@ fn a_directory_becomes_a_gguf_file_that_transformers_and_llama_cpp_read_as_the_s
         }
     }
     run_python("gguf_export.py", &["check", text(dir.path())]);
+    // Ropes of every type are read back as they were, far beyond the first length too.
+    for case in ["llama", "slowed", "slower", "stretched", "loud", "linear"] {
+        let logits = |path: &str| {
+            let (_, model) = AnyModel::from_pretrained(path, Device::Cpu, Kind::Float).unwrap();
+            no_grad(|| {
+                model.logits(&Tensor::arange(120, (Kind::Int64, Device::Cpu)).view([1, 120]))
+            })
+        };
+        let (before, after) = (logits(&path(case)), logits(&path(&format!("{case}.gguf"))));
+        let off = (before.unwrap() - after.unwrap()).abs().max().double_value(&[]);
+        assert!(off < 1e-4, "{case}: {off}");
+    }
 
     let (base, out) = (path("llama"), path("new.gguf"));
     let refused = |changed: &[&str], cause: &str| {
@@ -52,7 +71,8 @@ fn a_directory_becomes_a_gguf_file_that_transformers_and_llama_cpp_read_as_the_s
         |name: &str, text: &str| std::fs::write(path(&format!("llama/{name}")), text).unwrap();
     for (from, to, cause) in [
         (r#""silu""#, r#""gelu""#, "'hidden_act'"),
-        (r#""rope_type": "default""#, r#""rope_type": "linear", "factor": 2.0"#, "'rope_type'"),
+        (r#""rope_type": "default""#, r#""rope_type": "dynamic", "factor": 2.0"#, "'rope_type'"),
+        (r#""rope_type": "default""#, r#""partial_rotary_factor": 0.5"#, "'partial_rotary_factor'"),
         (r#""model_type": "llama""#, r#""model_type": "cohere""#, "type cohere"),
     ] {
         assert!(config.contains(from), "{from} in {config}");

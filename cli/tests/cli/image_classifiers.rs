@@ -58,3 +58,34 @@ fn an_adapter_on_a_tower_for_images_has_the_same_loss_in_peft_as_here() {
         (training.series("clip", "eval_loss"), training.series("again", "eval_loss"));
     assert!((before[0].1 - after[0].1).abs() < 1e-5, "{before:?}, merged {after:?}");
 }
+
+#[test]
+fn a_table_with_paths_of_pictures_trains_as_their_folders_do() {
+    let training = crate::classifier::training("vit").set(&["max_steps=4", "data.shuffle=false"]);
+    crate::classifier::images(&training);
+    let mut table = "file_name,label,artist\n".to_owned();
+    for class in ["blue", "red"] {
+        (0..12).for_each(|i| table += &format!("{class}/{i}.png,{class},nobody\n"));
+    }
+    training.write("images/metadata.csv", &table);
+    let csv = ["data.train=images/metadata.csv", "data.image=file_name"];
+    let printed = training.run(&[&csv[..], &["out=csv", "task=image-classification"]].concat());
+    assert!(printed.contains("24 images of 'images/metadata.csv'"), "{printed}");
+    assert!(printed.contains("artist"), "a key that nobody reads: {printed}");
+    std::fs::remove_file(training.path("images/metadata.csv")).unwrap();
+    training.run(&["out=folders", "data.train=images"]);
+    assert_eq!(training.series("csv", "loss"), training.series("folders", "loss"));
+    training.write("images/metadata.csv", &table);
+    std::fs::write(training.path("images/red/3.png"), "no picture").unwrap();
+    std::fs::remove_file(training.path("images/blue/5.png")).unwrap();
+    let error = training.refusal(&[&csv[..], &["out=bad"]].concat());
+    for part in
+        ["2 bad lines", "metadata.csv:7:", "blue/5.png", "metadata.csv:17:", "this is not an image"]
+    {
+        assert!(error.contains(part), "'{part}' is not in: {error}");
+    }
+    let error = training.refusal(&["out=bad", csv[0], "data.image=path"]);
+    assert!(error.contains("no column 'path', only file_name, label, artist"), "{error}");
+    let error = training.refusal(&["out=bad", csv[0], csv[1], "data.pair=artist"]);
+    assert!(error.contains("'data.image' and 'data.pair' are both set"), "{error}");
+}

@@ -19,7 +19,7 @@ pub struct UnusedModule {
 /// Models that read hidden states of an image tower, and the layers if the configuration names none.
 const STATES: &[(&str, &[i64])] = &[
     ("llava llava_next llava_next_video video_llava", &[-2]),
-    ("llava_onevision aya_vision", &[-1]),
+    ("llava_onevision aya_vision mistral3 internvl", &[-1]),
     ("vipllava", &[-2, -5, -8, -11, 6]),
 ];
 
@@ -56,7 +56,12 @@ impl Usage {
                 Some(layer) => layer.as_i64().into_iter().collect(),
                 None => Vec::new(),
             };
-            return Usage::States(key, if layers.is_empty() { default.to_vec() } else { layers });
+            let layers = if layers.is_empty() { default.to_vec() } else { layers };
+            // What it takes for the last is what the tower gives, behind its last norm.
+            if model_type == "internvl" && layers == [-1] {
+                return Usage::All;
+            }
+            return Usage::States(key, layers);
         }
         if is(PATCHES) {
             return Usage::Without("head");

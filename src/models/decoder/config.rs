@@ -77,7 +77,7 @@ pub struct DecoderConfig {
 impl DecoderConfig {
     /// The first setting in which two configurations of one computation differ: this one's and the other's, in words;
     /// `None` if they compute the same. What they declare, such as labels and tokens, how a new model begins, and what
-    /// counts in training alone are left out.
+    /// counts in training alone are left out. Ropes may differ by the rounding of their settings to f32.
     pub fn difference(&self, other: &Self) -> Option<(String, String)> {
         let settings = |config: &Self| -> Vec<String> {
             let config = DecoderConfig {
@@ -94,7 +94,13 @@ impl DecoderConfig {
             let text = format!("{config:#?}").replace("\n     ", " ");
             text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
         };
-        let (own, its) = (settings(self), settings(other));
+        let mut like = other.clone();
+        for (its, own) in like.ropes.iter_mut().zip(&self.ropes) {
+            if own.is_like(its) {
+                its.clone_from(own);
+            }
+        }
+        let (own, its) = (settings(self), settings(&like));
         own.into_iter().zip(its).find(|(own, its)| own != its)
     }
 
@@ -152,6 +158,14 @@ impl DecoderConfig {
         (self.logit_scale, self.logit_cap) = (1., None);
         self.kept_places = None;
         Ok(self)
+    }
+
+    /// The same whose rope turns each pair of dimensions by the positions on an axis of its own.
+    pub(in crate::models) fn with_axes(mut self, axis: impl Fn(i64) -> i64) -> Self {
+        for rope in &mut self.ropes {
+            rope.axes = (0..rope.frequencies.len() as i64).map(&axis).collect();
+        }
+        self
     }
 
     /// Width of the blocks, which is that of what takes the place of embeddings.

@@ -5,6 +5,7 @@ use tch::{no_grad, Tensor};
 use super::ahead::Ahead;
 use super::model::Decoder;
 use crate::error::{refuse, Result};
+use crate::kernels::number;
 use crate::models::config::not_implemented;
 use crate::models::generation::{generated, GenerateOptions, Prompt};
 use crate::models::inputs::Inputs;
@@ -115,14 +116,19 @@ impl Decoder {
                     documents: None,
                     blocks: inputs.blocks.filter(|_| start == 0),
                 };
-                let positions = ahead.positions(start, length)?;
+                let (positions, added) = match inputs.positions {
+                    Some(prompt) if start == 0 => (prompt.shallow_clone(), inputs.added),
+                    Some(prompt) => (behind_positions(prompt, start, length)?, &[][..]),
+                    None => (ahead.positions(start, length)?, &[][..]),
+                };
                 let ahead = (length == 1).then_some(&mut ahead);
                 // Those of the prompt, which is not read again: see `DecoderConfig::within`.
                 let embedded = match inputs.inputs_embeds.filter(|_| start == 0) {
                     Some(prompt) => prompt.shallow_clone(),
                     None => self.embedded(ids)?,
                 };
-                let hidden = self.continued(embedded, &places, &positions, ahead, &mut cache)?;
+                let hidden =
+                    self.continued(embedded, &places, &positions, added, ahead, &mut cache)?;
                 cache.length += length;
                 let last = hidden.f_narrow(1, length - 1, 1)?;
                 self.head_stay.iter().try_for_each(Stay::enter)?;
@@ -130,4 +136,11 @@ impl Decoder {
             })
         })
     }
+}
+
+/// The positions `[batch, length]` of places behind a prompt with positions of its own, `[axes, batch, prompt]`.
+fn behind_positions(prompt: &Tensor, start: i64, length: i64) -> Result<Tensor> {
+    let first = start - prompt.size3()?.2 + 1;
+    let places = number::arange(first, first + length, prompt.device())?;
+    Ok(prompt.f_amax([0_i64, 2].as_slice(), false)?.f_unsqueeze(1)?.f_add(&places)?)
 }

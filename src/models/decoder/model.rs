@@ -174,12 +174,17 @@ impl Decoder {
             };
             let by_tokens =
                 matches!(self.config.positions, Positions::Learned { by_tokens: true, .. });
-            let positions = places.positions(by_tokens)?;
+            let positions = match inputs.positions {
+                Some(positions) => positions.shallow_clone(),
+                None => places.positions(by_tokens)?,
+            };
             let embedded = match inputs.inputs_embeds {
                 Some(embeds) => embeds.shallow_clone(),
                 None => self.embedded(ids)?,
             };
-            let (begun, context) = self.begun(embedded, &places, &positions, None, inputs.train)?;
+            let (begun, mut context) =
+                self.begun(embedded, &places, &positions, None, inputs.train)?;
+            context.added = inputs.added.iter().map(Tensor::shallow_clone).collect();
             hidden.push(begun);
             contexts.push(Rc::new(context));
         }
@@ -194,10 +199,12 @@ impl Decoder {
         embedded: Tensor,
         places: &Places,
         positions: &Tensor,
+        added: &[Tensor],
         ahead: Option<&mut Ahead>,
         cache: &mut Cache,
     ) -> Result<Tensor> {
-        let (hidden, context) = self.begun(embedded, places, positions, ahead, false)?;
+        let (hidden, mut context) = self.begun(embedded, places, positions, ahead, false)?;
+        context.added = added.iter().map(Tensor::shallow_clone).collect();
         let mut through = Through::Cache(cache);
         self.finished(run(&self.blocks, hidden, &Rc::new(context), None, 0., &mut through)?)
     }

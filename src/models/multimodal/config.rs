@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::connector::ConnectorConfig;
 use super::families::FAMILIES;
 use super::family::{Family, Names, Part};
+use super::three_axes;
 use super::tiles::TilesConfig;
 use super::tower::Taken;
 use crate::error::{refuse, Result};
@@ -15,8 +16,9 @@ use crate::pretrained::{is_tied, Head};
 
 /// The shape and the options of a model of images and texts, read from a `config.json` of transformers.
 ///
-/// Families: `llava` (1.5) and `llava_next` (1.6), whose language model is of any family of [`DecoderConfig`], and whose tower is that of a
-/// CLIP or of a SigLIP; `gemma3` (4b and larger); `idefics3` and `smolvlm`.
+/// Families: `llava` (1.5) and `llava_next` (1.6), whose language model is of any family of [`DecoderConfig`], and whose
+/// tower is that of a CLIP or of a SigLIP; `gemma3` (4b and larger); `idefics3` and `smolvlm`; `qwen3_vl`, whose images
+/// are of any size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageTextToTextConfig {
     declared: Declared,
@@ -43,21 +45,23 @@ impl ImageTextToTextConfig {
         self.image_token_id
     }
 
-    /// The number of image tokens that each image takes in the ids; each tile, where images are seen in tiles.
+    /// The number of image tokens that each image takes in the ids; each tile, where images are seen in tiles; 0 where
+    /// images are of any size, and take one for each square of patches of their `image_grid_thw`.
     #[doc(alias = "image_seq_length")]
     pub fn tokens_per_image(&self) -> i64 {
         self.connector.tokens(self.features().0)
     }
 
     /// The number of image tokens that an image of this size takes in the ids: [`tokens_per_image`](Self::tokens_per_image),
-    /// but where images are seen in tiles.
+    /// but where images are seen in tiles, or are of any size.
     ///
     /// # Errors
-    /// `InvalidArgument` for an image without pixels.
+    /// `InvalidArgument` for an image without pixels, or one whose patches fill no squares.
     pub fn image_tokens(&self, height: i64, width: i64) -> Result<i64> {
-        match &self.tiles {
-            Some(tiles) => Ok(tiles.count([height, width])?.1),
-            None => Ok(self.tokens_per_image()),
+        match (&self.tiles, self.tower.packed()) {
+            (Some(tiles), _) => Ok(tiles.count([height, width])?.1),
+            (None, Some(packed)) => packed.tokens([height, width]),
+            (None, None) => Ok(self.tokens_per_image()),
         }
     }
 
@@ -80,8 +84,14 @@ impl ModelConfig for ImageTextToTextConfig {
         let is_read = |model_type: &str| model_type == declared.model_type();
         let family = FAMILIES.iter().find(|family| is_read(family.model_type));
         let family = family.unwrap_or(&FAMILIES[0]);
-        let tower = ImageTowerConfig::read(&part(config, &family.vision)?)?;
-        let text = DecoderConfig::of_part(&part(config, &family.text)?)?;
+        let (vision, text) = (part(config, &family.vision)?, part(config, &family.text)?);
+        let tower = if family.packs {
+            ImageTowerConfig::read_packed(&vision)?
+        } else {
+            ImageTowerConfig::read(&vision)?
+        };
+        let text =
+            if family.packs { three_axes::read(&text)? } else { DecoderConfig::of_part(&text)? };
         let text = text.within(declared.head(), is_tied(config))?.with_generation(config)?;
         let (taken, connector) = (family.connector)(config, &tower, &text)?;
         let ([key, former], default) = family.image_token;

@@ -4,11 +4,13 @@ use serde_json::Value;
 
 use super::connector::ConnectorConfig;
 use super::family::{Family, Names, Part};
+use super::mergers::MergersConfig;
 use super::pixel_shuffle::PixelShuffleConfig;
 use super::pooled_projector::PooledProjectorConfig;
 use super::projector;
 use super::tower::Taken;
 use crate::error::Result;
+use crate::models::config::not_implemented;
 use crate::models::decoder::DecoderConfig;
 use crate::models::vision::ImageTowerConfig;
 
@@ -36,6 +38,7 @@ const LLAVA: Family = Family {
     connector: llava,
     in_tiles: false,
     looks_both_ways: false,
+    packs: false,
 };
 
 const IDEFICS3: Family = Family {
@@ -60,6 +63,16 @@ pub(super) const FAMILIES: &[Family] = &[
         ..LLAVA
     },
     IDEFICS3,
+    Family {
+        model_type: "qwen3_vl",
+        names: Names { tower: "visual", connector: "visual", text: "language_model" },
+        vision: Part { key: "vision_config", model_type: "qwen3_vl_vision", fields: &[] },
+        text: Part { key: "text_config", model_type: "qwen3_vl_text", fields: &[] },
+        image_token: (["image_token_id", "image_token_index"], 151_655),
+        connector: qwen3_vl,
+        packs: true,
+        ..LLAVA
+    },
     Family { model_type: "smolvlm", ..IDEFICS3 },
 ];
 
@@ -88,4 +101,15 @@ fn idefics3(
 ) -> Result<(Taken, ConnectorConfig)> {
     let connector = PixelShuffleConfig::read(config, tower, text)?;
     Ok((Taken::Last, ConnectorConfig::Shuffle(connector)))
+}
+
+fn qwen3_vl(
+    _config: &Value,
+    tower: &ImageTowerConfig,
+    text: &DecoderConfig,
+) -> Result<(Taken, ConnectorConfig)> {
+    let Some(tower) = tower.packed() else {
+        return not_implemented("another tower for images than qwen3_vl's own");
+    };
+    Ok((Taken::Last, ConnectorConfig::Mergers(MergersConfig::read(tower, text)?)))
 }

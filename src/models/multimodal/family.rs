@@ -23,6 +23,8 @@ pub(super) struct Family {
     pub(super) in_tiles: bool,
     /// True if the tokens of an image look at each other.
     pub(super) looks_both_ways: bool,
+    /// True if images are of any size, cut into patches, and positions stand on three axes.
+    pub(super) packs: bool,
 }
 
 /// Names of the parts, below the base model.

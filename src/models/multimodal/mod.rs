@@ -5,11 +5,15 @@ mod connector;
 mod families;
 mod family;
 mod generate;
+mod image_tokens;
 mod loss;
+mod mergers;
 mod model;
 mod pixel_shuffle;
 mod pooled_projector;
+mod positions;
 mod projector;
+mod three_axes;
 mod tiles;
 mod tower;
 

@@ -5,10 +5,12 @@ use tch::{Kind, Tensor};
 
 use super::config::ImageTextToTextConfig;
 use super::connector::Connector;
+use super::image_tokens::ImageTokens;
+use super::positions::positions;
 use super::tiles::Tiles;
 use crate::autograd::recompute::Tape;
 use crate::device::transfer::sent;
-use crate::error::{refuse, Result};
+use crate::error::Result;
 use crate::kernels::number::WithNumber;
 use crate::models::config::ModelConfig;
 use crate::models::decoder::Decoder;
@@ -38,6 +40,10 @@ use crate::pretrained::Head;
 #[derive(Debug)]
 #[doc(alias = "AutoModelForImageTextToText")]
 #[doc(alias = "LlavaForConditionalGeneration")]
+#[doc(alias = "Gemma3ForConditionalGeneration")]
+#[doc(alias = "Idefics3ForConditionalGeneration")]
+#[doc(alias = "SmolVLMForConditionalGeneration")]
+#[doc(alias = "Qwen3VLForConditionalGeneration")]
 pub struct ImageTextToText {
     config: ImageTextToTextConfig,
     tower: ImageTower,
@@ -53,12 +59,13 @@ pub(super) struct Merged {
     documents: Option<Tensor>,
     /// Of images whose tokens look at each other.
     blocks: Option<Tensor>,
+    /// On three axes, where there are images and they are of any size.
+    positions: Option<Tensor>,
+    /// Added to what the first blocks give.
+    added: Vec<Tensor>,
     embeds: Tensor,
     train: bool,
 }
-
-const TAKEN: [&str; 5] =
-    ["input_ids", "attention_mask", "documents", "pixel_values", "image_features"];
 
 impl Model for ImageTextToText {
     type Config = ImageTextToTextConfig;
@@ -71,6 +78,7 @@ impl Model for ImageTextToText {
         let names = &config.names;
         let init = Init::Randn { mean: 0., stdev: 0.02 };
         Ok(ImageTextToText {
+            text: Decoder::build_at(&base.at(names.text), weights, &config.text)?,
             tower: ImageTower::build(&base.at(names.tower), &config.tower)?,
             connector: Connector::build(&base.at(names.connector), &config.connector, init)?,
             tiles: config
@@ -78,7 +86,6 @@ impl Model for ImageTextToText {
                 .as_ref()
                 .map(|tiles| Tiles::build(&base, tiles, config.text.hidden_size()))
                 .transpose()?,
-            text: Decoder::build_at(&base.at(names.text), weights, &config.text)?,
             config: config.clone(),
         })
     }
@@ -113,7 +120,9 @@ impl ImageTextToText {
         self.config.image_token_id()
     }
 
-    /// The number of image tokens that each image takes in the ids; each tile, where images are seen in tiles.
+    /// The number of image tokens that each image takes in the ids; each tile, where images are seen in tiles; 0 where
+    /// images are of any size, and take one for each square of patches of their
+    /// [`image_grid_thw`](Inputs::image_grid_thw).
     pub fn tokens_per_image(&self) -> i64 {
         self.config.tokens_per_image()
     }
@@ -127,16 +136,31 @@ impl ImageTextToText {
     }
 
     /// Images `[images, channels, height, width]` to the tower's hidden states that the connector takes,
-    /// `[images, places, width]`: what may be kept as long as the tower does not train. Dropout is off.
+    /// `[images, places, width]`: what may be kept as long as the tower does not train. Dropout is off. Where images are
+    /// of any size, `[patches, numbers]` to `[patches, width]`.
     ///
     /// # Errors
     /// `ShapeMismatch` for images of another shape; `Torch` for another kind or device than the model's.
     pub fn image_features<'a>(&self, images: impl Into<Inputs<'a>>) -> Result<Tensor> {
         let images = images.into();
-        let pads = self.config.tower.pads();
-        let taken = ["pixel_values", "pixel_attention_mask"];
-        images.check(self.model_type(), &taken[..1 + usize::from(pads)])?;
+        images.check(self.model_type(), &self.taken_by_tower())?;
         self.features(&images, &mut Tape::off())
+    }
+
+    /// The inputs that there is use for.
+    fn taken(&self) -> Vec<&'static str> {
+        let mut taken = vec!["input_ids", "attention_mask", "image_features"];
+        taken.extend(self.config.tower.packed().is_none().then_some("documents"));
+        taken.extend(self.tiles.as_ref().map(|_| "image_sizes"));
+        taken.extend(self.taken_by_tower());
+        taken
+    }
+
+    fn taken_by_tower(&self) -> Vec<&'static str> {
+        let mut taken = vec!["pixel_values"];
+        taken.extend(self.config.tower.pads().then_some("pixel_attention_mask"));
+        taken.extend(self.config.tower.packed().map(|_| "image_grid_thw"));
+        taken
     }
 
     fn features<'m>(&'m self, inputs: &Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
@@ -144,6 +168,7 @@ impl ImageTextToText {
         let images = Inputs {
             pixel_values: inputs.pixel_values,
             pixel_attention_mask: inputs.pixel_attention_mask,
+            image_grid_thw: inputs.image_grid_thw,
             train: inputs.train,
             ..Inputs::default()
         };
@@ -152,14 +177,19 @@ impl ImageTextToText {
 
     /// Puts the embeddings of images into the places of their tokens.
     pub(super) fn merged<'m>(&'m self, inputs: &Inputs, tape: &mut Tape<'m>) -> Result<Merged> {
-        let mut taken = TAKEN.to_vec();
-        taken.extend(self.config.tower.pads().then_some("pixel_attention_mask"));
-        taken.extend(self.tiles.as_ref().map(|_| "image_sizes"));
-        inputs.check(self.model_type(), &taken)?;
+        inputs.check(self.model_type(), &self.taken())?;
         let ids = inputs.needed_ids()?;
+        let ImageTokens { places, grids } = ImageTokens::of(&self.config, inputs, ids)?;
         let device = self.text.device();
-        let places = sent(&self.image_places(inputs, ids)?, device)?;
+        let places = sent(&places, device)?;
         let there = |tensor: Option<&Tensor>| tensor.map(|tensor| sent(tensor, device)).transpose();
+        let positions = match self.config.tower.packed().filter(|_| !grids.is_empty()) {
+            Some(packed) => {
+                let (mask, id) = (inputs.attention_mask, self.image_token_id());
+                Some(sent(&positions(ids, mask, id, &grids, packed.merge)?, device)?)
+            }
+            None => None,
+        };
         let ids = sent(ids, device)?;
         let features = match (inputs.pixel_values, inputs.image_features) {
             (Some(_), _) => Some(self.features(inputs, tape)?),
@@ -170,88 +200,34 @@ impl ImageTextToText {
         let unknown = self.image_token_id() >= self.config.text.vocab_size();
         let known = if unknown { ids.f_fill_where(&shown, 0)? } else { ids.shallow_clone() };
         let mut embeds = self.text.embedded(&known)?;
-        let mut blocks = None;
+        let (mut blocks, mut added) = (None, Vec::new());
         if let Some(features) = features {
             blocks = self.config.looks_both_ways.then(|| runs(&shown)).transpose()?;
+            // Not by a mask, whose places a GPU would have to count once more.
+            let there = |into: &Tensor, images: &Tensor| -> Result<Tensor> {
+                let (shape, size) = (into.size(), self.config.text.hidden_size());
+                let images = images.f_to_kind(into.f_kind()?)?.f_reshape([-1, size])?;
+                let rows = into.f_reshape([-1, size])?;
+                Ok(rows.f_index_copy(0, &places, &images)?.f_view(&shape[..])?)
+            };
             let mut images = self.connector.forward(&features)?;
             if let Some(tiles) = &self.tiles {
-                images = tiles.forward(&images, &inputs.needed_sizes()?)?;
+                images[0] = tiles.forward(&images[0], &inputs.needed_sizes()?)?;
             }
-            let images = images.f_to_kind(embeds.f_kind()?)?;
-            // Not by a mask, whose places a GPU would have to count once more.
-            let (shape, size) = (embeds.size(), self.config.text.hidden_size());
-            let rows = embeds.f_reshape([-1, size])?;
-            let images = images.f_reshape([-1, size])?;
-            embeds = rows.f_index_copy(0, &places, &images)?.f_view(&shape[..])?;
+            let nothing = embeds.f_zeros_like()?;
+            added = images[1..].iter().map(|one| there(&nothing, one)).collect::<Result<_>>()?;
+            embeds = there(&embeds, &images[0])?;
         }
         Ok(Merged {
             ids,
             attention_mask: there(inputs.attention_mask)?,
             documents: there(inputs.documents)?,
             blocks,
+            positions,
+            added,
             embeds,
             train: inputs.train,
         })
-    }
-
-    /// The places of image tokens among the ids, which must be as many as images take.
-    fn image_places(&self, inputs: &Inputs, ids: &Tensor) -> Result<Tensor> {
-        let (places, width) = self.config.features();
-        if let Some(images) = inputs.pixel_values {
-            self.config.tower.check_images(images)?;
-        }
-        let images = match (inputs.pixel_values, inputs.image_features) {
-            (Some(_), Some(_)) => refuse!(
-                InvalidArgument,
-                "pixel_values and image_features are both given: give images, or what image_features made of them"
-            ),
-            (Some(images), None) => images.size().first().copied().unwrap_or(0),
-            (None, Some(features)) => match features.size()[..] {
-                [images, p, w] if (p, w) == (places, width) => images,
-                _ => refuse!(
-                    ShapeMismatch,
-                    "image_features have shape {:?}, expected [images, {places}, {width}]",
-                    features.size()
-                ),
-            },
-            (None, None) => 0,
-        };
-        let (id, expected) = (self.image_token_id(), self.tokens_of(images, inputs)?);
-        let at = ids.f_eq_number(id)?.f_reshape([-1])?.f_nonzero()?.f_squeeze_dim(1)?;
-        let found = at.size1()?;
-        if found != expected {
-            let each = match &self.tiles {
-                Some(_) => "as many as `image_tokens` says".to_owned(),
-                None => self.tokens_per_image().to_string(),
-            };
-            refuse!(
-                ShapeMismatch,
-                "the ids hold {found} image tokens ({id}), and {images} images take {expected}: put {each} into the ids \
-                 for each image"
-            );
-        }
-        Ok(at)
-    }
-
-    /// The number of tokens that so many images take, or tiles of images.
-    fn tokens_of(&self, images: i64, inputs: &Inputs) -> Result<i64> {
-        let Some(tiles) = self.config.tiles.as_ref().filter(|_| images > 0) else {
-            return Ok(images * self.tokens_per_image());
-        };
-        let (sizes, mut expected, mut tokens) = (inputs.needed_sizes()?, 0, 0);
-        for size in &sizes {
-            let of_image = tiles.count(*size)?;
-            (expected, tokens) = (expected + of_image.0, tokens + of_image.1);
-        }
-        if images != expected {
-            refuse!(
-                ShapeMismatch,
-                "{} images of these sizes are seen in {expected} tiles, and there are {images}: give all tiles of each \
-                 image, the whole first",
-                sizes.len()
-            );
-        }
-        Ok(tokens)
     }
 }
 
@@ -268,6 +244,8 @@ impl Merged {
         Inputs {
             inputs_embeds: Some(&self.embeds),
             blocks: self.blocks.as_ref(),
+            positions: self.positions.as_ref(),
+            added: &self.added,
             ..Inputs::new(&self.ids)
                 .attention_mask(self.attention_mask.as_ref())
                 .documents(self.documents.as_ref())

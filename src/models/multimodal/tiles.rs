@@ -37,6 +37,9 @@ struct Placed {
     kept: Size,
 }
 
+/// The most pixels on a side: products of two fit into 64 bits.
+const LARGEST: i64 = 1 << 24;
+
 const GRIDS: [Size; 5] = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]];
 
 impl TilesConfig {
@@ -46,7 +49,7 @@ impl TilesConfig {
             Some(given) => serde_json::from_value(given.clone()).unwrap_or_default(),
         };
         let (pixels, patches) = (tower.image_size(), tower.side());
-        let fits = |side: &i64| (pixels..=pixels << 10).contains(side) && side % pixels == 0;
+        let fits = |side: &i64| (1..=LARGEST).contains(side) && side % pixels == 0;
         if grids.is_empty() || !grids.iter().flatten().all(fits) {
             refuse!(
                 InvalidConfig,
@@ -74,8 +77,11 @@ impl TilesConfig {
 
     fn placed(&self, size: Size) -> Result<Placed> {
         let [height, width] = size;
-        if !size.iter().all(|side| (1..1 << 24).contains(side)) {
-            refuse!(InvalidArgument, "an image is {height} pixels high and {width} wide");
+        if !size.iter().all(|side| (1..=LARGEST).contains(side)) {
+            refuse!(
+                InvalidArgument,
+                "an image is {height} pixels high and {width} wide, expected 1 to {LARGEST} each"
+            );
         }
         let [high, wide] = self.grid(size);
         let tiles = [high / self.pixels, wide / self.pixels];

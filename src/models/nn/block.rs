@@ -88,12 +88,15 @@ pub(in crate::models) fn run_batches<'m>(
     tape: &mut Tape<'m>,
 ) -> Result<Vec<Tensor>> {
     let _pass = Pass::begin();
-    for block in blocks {
+    for (place, block) in blocks.iter().enumerate() {
         let runs = contexts.iter().map(|context| {
             let context = context.clone();
             move |hidden: &Tensor| block.forward(hidden, &context, None, (None, None))
         });
-        hidden = tape.run_batches(&hidden, runs)?;
+        let outputs = tape.run_batches(&hidden, runs)?.into_iter().zip(contexts);
+        hidden = outputs
+            .map(|(output, context)| context.behind(place, output))
+            .collect::<Result<_>>()?;
     }
     Ok(hidden)
 }
@@ -129,6 +132,7 @@ pub(in crate::models) fn run<'m>(
                 tape.run_many(&inputs, block)?.swap_remove(0)
             }
         };
+        hidden = context.behind(index, hidden)?;
     }
     Ok(hidden)
 }

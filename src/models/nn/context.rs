@@ -15,6 +15,8 @@ pub(in crate::models) struct Context {
     masks: Vec<(Option<i64>, Mask)>,
     /// Of attention to another sequence.
     pub(in crate::models) across: Mask,
+    /// Added to what the first blocks give, `[batch, length, size]` each.
+    pub(in crate::models) added: Vec<Tensor>,
 }
 
 impl Context {
@@ -30,7 +32,15 @@ impl Context {
         masks: Vec<(Option<i64>, Mask)>,
         angles: Vec<(Tensor, Tensor)>,
     ) -> Self {
-        Context { train, angles, masks, across: Mask::Everything }
+        Context { train, angles, masks, across: Mask::Everything, added: Vec::new() }
+    }
+
+    /// The output of the block at this place, with what is added to it.
+    pub(in crate::models) fn behind(&self, place: usize, hidden: Tensor) -> Result<Tensor> {
+        match self.added.get(place) {
+            Some(added) => Ok(hidden.f_add(added)?),
+            None => Ok(hidden),
+        }
     }
 
     pub(in crate::models) fn mask(&self, window: Option<i64>) -> &Mask {

@@ -14,6 +14,8 @@ pub(in crate::models) struct Rope {
     /// Cosines and sines are multiplied with it.
     pub(in crate::models) attention_factor: f64,
     pub(in crate::models) beyond: Beyond,
+    /// Per pair of dimensions, the number of the axis whose positions turn it, where there are several.
+    pub(in crate::models) axes: Vec<i64>,
 }
 
 /// The frequencies of sequences that are longer than those the model has learned from.
@@ -47,7 +49,30 @@ fn exponents(dims: i64, device: Device) -> Result<Tensor> {
 impl Rope {
     pub(in crate::models) fn new(frequencies: &Tensor) -> Result<Self> {
         let frequencies = Vec::try_from(frequencies)?;
-        Ok(Rope { frequencies, attention_factor: 1., beyond: Beyond::Same })
+        Ok(Rope { frequencies, attention_factor: 1., beyond: Beyond::Same, axes: Vec::new() })
+    }
+
+    /// True if both turn by the same at every length, but for the rounding of settings to f32.
+    pub(in crate::models) fn is_like(&self, other: &Self) -> bool {
+        let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * a.abs().max(b.abs());
+        let all_near = |a: &[f32], b: &[f32]| {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| near((*a).into(), (*b).into()))
+        };
+        let long = |of: &Self| match &of.beyond {
+            Beyond::Same => Some((of.frequencies.clone(), None)),
+            Beyond::Others { length, frequencies } => {
+                let changes = !all_near(frequencies, &of.frequencies);
+                Some((frequencies.clone(), changes.then_some(*length)))
+            }
+            Beyond::Lower { .. } => None,
+        };
+        let beyond = match (long(self), long(other)) {
+            (Some((own, from)), Some((its, its_from))) => from == its_from && all_near(&own, &its),
+            _ => self.beyond == other.beyond,
+        };
+        all_near(&self.frequencies, &other.frequencies)
+            && near(self.attention_factor, other.attention_factor)
+            && beyond
     }
 
     /// The greatest length up to `padded` whose angles are those of `length`.
@@ -65,7 +90,7 @@ impl Rope {
     }
 
     /// Cosines and sines, with their signs, `[length, dims]` of the positions `[length]`, or `[batch, length, dims]` of
-    /// `[batch, length]`.
+    /// `[batch, length]`, or of `[axes, batch, length]`.
     pub(in crate::models) fn tables(
         &self,
         positions: &Tensor,
@@ -73,7 +98,13 @@ impl Rope {
         kind: Kind,
     ) -> Result<(Tensor, Tensor)> {
         let frequencies = self.at(positions)?;
-        let angles = positions.f_to_kind(Kind::Float)?.f_unsqueeze(-1)?.f_mul(&frequencies)?;
+        let positions = if positions.dim() == 3 {
+            let axes = sent(&Tensor::f_from_slice(&self.axes)?, positions.device())?;
+            positions.f_index_select(0, &axes)?.f_permute([1, 2, 0])?
+        } else {
+            positions.f_unsqueeze(-1)?
+        };
+        let angles = positions.f_to_kind(Kind::Float)?.f_mul(&frequencies)?;
         let (mut cos, mut sin) = (angles.f_cos()?, angles.f_sin()?);
         if self.attention_factor != 1. {
             cos = cos.f_mul_number(self.attention_factor)?;
@@ -195,5 +226,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn ropes_are_alike_if_they_turn_by_the_same_at_every_length() {
+        let rope = |frequencies: &[f32]| Rope::new(&Tensor::from_slice(frequencies)).unwrap();
+        let beyond = |length: f64, frequencies: &[f32]| Rope {
+            beyond: Beyond::Others { length, frequencies: frequencies.to_vec() },
+            ..rope(&[1., 0.5])
+        };
+        let own = rope(&[1., 0.5]);
+        assert!(own.is_like(&rope(&[1., 0.5000001])) && own.is_like(&beyond(8., &[1., 0.5])));
+        for other in [
+            rope(&[1., 0.5001]),
+            rope(&[1.]),
+            beyond(8., &[1., 0.25]),
+            Rope { attention_factor: 1.1, ..own.clone() },
+            Rope { beyond: Beyond::Lower { length: 8., theta: 2., factor: 2. }, ..own.clone() },
+        ] {
+            assert!(!own.is_like(&other) && !other.is_like(&own), "{other:?}");
+        }
+        assert!(!beyond(8., &[1., 0.25]).is_like(&beyond(9., &[1., 0.25])));
     }
 }

@@ -27,7 +27,7 @@ impl RopeTables {
     }
 
     /// Cosines and sines for these places: `[length, 1, dims]`, or `[batch, length, 1, dims]` where the `positions` are
-    /// `[batch, length]`; positions `[length]` are the places themselves.
+    /// `[batch, length]` or `[axes, batch, length]`; positions `[length]` are the places themselves.
     pub(in crate::models) fn at(
         &self,
         places: &Places,
@@ -35,8 +35,8 @@ impl RopeTables {
         kind: Kind,
     ) -> Result<(Tensor, Tensor)> {
         let side = self.side_by_side;
-        let (cos, sin) = if self.rope.beyond != Beyond::Same {
-            // Other tables, the longer the sequence is.
+        let (cos, sin) = if self.rope.beyond != Beyond::Same || positions.dim() == 3 {
+            // Other tables, the longer the sequence is; or positions on several axes.
             self.rope.tables(positions, side, kind)?
         } else {
             let (cos, sin) = self.first(places, kind)?;

@@ -12,7 +12,8 @@ use crate::models::nn::{
 /// Names below the block.
 pub(super) struct BlockNames {
     pub(super) norms: [&'static str; 2],
-    pub(super) qkv: [&'static str; 3],
+    /// Three, or one of all.
+    pub(super) qkv: &'static [&'static str],
     pub(super) o: &'static str,
     /// The gate first, if there is one.
     pub(super) inner: &'static [&'static str],
@@ -70,7 +71,7 @@ impl BlockShape {
         let linear = |name: &str, from: i64, to: i64, bias: bool| {
             Linear::build(&weights.at(name), (from, to), bias, self.init())
         };
-        let qkv = |name: &str| linear(name, size, size, self.qkv_bias);
+        let qkv = |name: &str, to: i64| linear(name, size, to, self.qkv_bias);
         let norm = |name: &str| self.norm(&weights.at(name)).map(Some);
         let branch = |place: usize| -> Result<Branch> {
             let name = names.scales.map(|names| names[place]);
@@ -80,7 +81,10 @@ impl BlockShape {
         };
         Ok(Block {
             attention: Attention::plain(
-                Qkv::Apart([qkv(names.qkv[0])?, qkv(names.qkv[1])?, qkv(names.qkv[2])?]),
+                match names.qkv {
+                    [q, k, v] => Qkv::Apart([qkv(q, size)?, qkv(k, size)?, qkv(v, size)?]),
+                    names => Qkv::Parts(qkv(names[0], 3 * size)?),
+                },
                 linear(names.o, size, size, true)?,
                 (size, self.heads),
                 self.attention_dropout,

@@ -14,7 +14,7 @@ use crate::models::nn::{run_all, run_to, Block, Mask, Norm, Places, Weights};
 
 pub(super) const NAMES: BlockNames = BlockNames {
     norms: ["layer_norm1", "layer_norm2"],
-    qkv: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
     o: "self_attn.out_proj",
     inner: &["mlp.fc1"],
     outer: "mlp.fc2",

@@ -93,7 +93,7 @@ pub struct Dinov2 {
 
 const NAMES: BlockNames = BlockNames {
     norms: ["norm1", "norm2"],
-    qkv: ["attention.q_proj", "attention.k_proj", "attention.v_proj"],
+    qkv: &["attention.q_proj", "attention.k_proj", "attention.v_proj"],
     o: "attention.o_proj",
     inner: &["mlp.fc1"],
     outer: "mlp.fc2",

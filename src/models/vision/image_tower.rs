@@ -6,12 +6,14 @@ use tch::{Kind, Tensor};
 use super::block::BlockShape;
 use super::clip_config::ClipVisionConfig;
 use super::clip_tower::ClipVision;
+use super::packed::PackedVision;
+use super::packed_config::PackedVisionConfig;
 use super::patches::Grid;
 use super::siglip_config::SiglipVisionConfig;
 use super::siglip_tower::SiglipVision;
 use crate::autograd::recompute::Tape;
 use crate::error::{refuse, Result};
-use crate::models::config::ModelConfig;
+use crate::models::config::{not_implemented, ModelConfig};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::Weights;
@@ -20,12 +22,14 @@ use crate::models::nn::Weights;
 pub(in crate::models) enum ImageTower {
     Clip(Box<ClipVision>),
     Siglip(Box<SiglipVision>),
+    Packed(Box<PackedVision>),
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::models) enum ImageTowerConfig {
     Clip(ClipVisionConfig),
     Siglip(SiglipVisionConfig),
+    Packed(PackedVisionConfig),
 }
 
 /// The names of Idefics3's tower, in files of all versions.
@@ -53,10 +57,25 @@ impl ImageTowerConfig {
         )
     }
 
-    fn parts(&self) -> (&BlockShape, &Grid, i64) {
+    /// Reads the settings of a tower for images of any size, cut into patches.
+    pub(in crate::models) fn read_packed(settings: &Value) -> Result<Self> {
+        Ok(ImageTowerConfig::Packed(PackedVisionConfig::read(settings)?))
+    }
+
+    /// The settings of a tower for images of any size.
+    pub(in crate::models) fn packed(&self) -> Option<&PackedVisionConfig> {
         match self {
-            ImageTowerConfig::Clip(config) => (&config.block, &config.grid, config.layers),
-            ImageTowerConfig::Siglip(config) => (&config.block, &config.grid, config.layers),
+            ImageTowerConfig::Packed(config) => Some(config),
+            _ => None,
+        }
+    }
+
+    /// The shape of a block, that of images where they have one, the number of blocks.
+    fn parts(&self) -> (&BlockShape, Option<&Grid>, i64) {
+        match self {
+            ImageTowerConfig::Clip(config) => (&config.block, Some(&config.grid), config.layers),
+            ImageTowerConfig::Siglip(config) => (&config.block, Some(&config.grid), config.layers),
+            ImageTowerConfig::Packed(config) => (&config.block, None, config.layers),
         }
     }
 
@@ -73,14 +92,14 @@ impl ImageTowerConfig {
         self.parts().2
     }
 
-    /// The pixels on each side of an image.
+    /// The pixels on each side of an image; 0 where images are of any size.
     pub(in crate::models) fn image_size(&self) -> i64 {
-        self.parts().1.image_size
+        self.parts().1.map_or(0, |grid| grid.image_size)
     }
 
-    /// The patches on each side of an image.
+    /// The patches on each side of an image; 0 where images are of any size.
     pub(in crate::models) fn side(&self) -> i64 {
-        self.parts().1.side()
+        self.parts().1.map_or(0, Grid::side)
     }
 
     /// The number of places of an image: those of the patches, and of a class token.
@@ -95,7 +114,7 @@ impl ImageTowerConfig {
 
     /// Images must have the shape of the configuration.
     pub(in crate::models) fn check_images(&self, images: &Tensor) -> Result<()> {
-        self.parts().1.check_images(images)
+        self.parts().1.map_or(Ok(()), |grid| grid.check_images(images))
     }
 }
 
@@ -108,6 +127,9 @@ impl ImageTower {
             ImageTowerConfig::Siglip(config) => {
                 ImageTower::Siglip(Box::new(SiglipVision::build(weights, config)?))
             }
+            ImageTowerConfig::Packed(config) => {
+                ImageTower::Packed(Box::new(PackedVision::build(weights, config)?))
+            }
         })
     }
 
@@ -115,6 +137,7 @@ impl ImageTower {
         match self {
             ImageTower::Clip(tower) => tower.kind(),
             ImageTower::Siglip(tower) => tower.kind(),
+            ImageTower::Packed(tower) => tower.kind(),
         }
     }
 
@@ -129,10 +152,13 @@ impl ImageTower {
         match self {
             ImageTower::Clip(tower) => tower.hidden_states_at(images, depths, train, tape),
             ImageTower::Siglip(tower) => tower.hidden_states_at(images, depths, train, tape),
+            ImageTower::Packed(_) => {
+                not_implemented("the hidden states of some blocks of this tower for images")
+            }
         }
     }
 
-    /// The hidden states `[images, places, size]`.
+    /// The hidden states `[images, places, size]`; `[patches, width]` where images are of any size.
     pub(in crate::models) fn hidden_states_with<'m>(
         &'m self,
         inputs: Inputs,
@@ -141,6 +167,7 @@ impl ImageTower {
         match self {
             ImageTower::Clip(tower) => tower.hidden_states_with(inputs, tape),
             ImageTower::Siglip(tower) => tower.hidden_states_with(inputs, tape),
+            ImageTower::Packed(tower) => tower.states(inputs, tape),
         }
     }
 
@@ -148,7 +175,7 @@ impl ImageTower {
     pub(in crate::models) fn patches(&self, hidden: &Tensor) -> Result<Tensor> {
         match self {
             ImageTower::Clip(_) => Ok(hidden.f_narrow(1, 1, hidden.size()[1] - 1)?),
-            ImageTower::Siglip(_) => Ok(hidden.shallow_clone()),
+            ImageTower::Siglip(_) | ImageTower::Packed(_) => Ok(hidden.shallow_clone()),
         }
     }
 }

@@ -75,7 +75,7 @@ pub struct ViTForImageClassification {
 
 const NAMES: BlockNames = BlockNames {
     norms: ["layernorm_before", "layernorm_after"],
-    qkv: ["attention.q_proj", "attention.k_proj", "attention.v_proj"],
+    qkv: &["attention.q_proj", "attention.k_proj", "attention.v_proj"],
     o: "attention.o_proj",
     inner: &["mlp.fc1"],
     outer: "mlp.fc2",

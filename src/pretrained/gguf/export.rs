@@ -5,6 +5,7 @@ use tch::no_grad;
 
 use super::architecture::Architecture;
 use super::conversion::Conversion;
+use super::rope_export;
 use crate::error::{refuse, Result};
 use crate::pretrained::files::ModelFiles;
 use crate::pretrained::naming::head::Head;
@@ -30,8 +31,8 @@ const TYPES: [(BlockType, u32); 4] =
 ///
 /// # Errors
 /// `Unsupported` for other types of models than llama, mistral, qwen2 and qwen3, for other heads than that of a
-/// language model, and for what such a file cannot say: other ropes than the default one, windows, other activations
-/// than SiLU; `UnexpectedKeys` for a tensor without a name there; `InvalidConfig` for a missing size. Writing gives
+/// language model, and for what such a file cannot say: other ropes than the default one, linear, YaRN's and, for llama and mistral,
+/// that of Llama 3; windows, other activations than SiLU; `UnexpectedKeys` for a tensor without a name there; `InvalidConfig` for a missing size. Writing gives
 /// `NonFinite` for a weight that the new type cannot hold.
 pub fn to_gguf(files: &ModelFiles, matrices: BlockType) -> Result<GgufWriter<'_>> {
     let source = Source { files, config: files.config() };
@@ -169,26 +170,23 @@ impl Source<'_> {
             writer.set(&format!("{name}.{key}"), MetadataValue::U32(size))?;
         }
         let eps = self.number(keys.eps)?.unwrap_or(1e-6);
-        let theta = self.rope_theta()?;
-        for (key, number) in [("attention.layer_norm_rms_epsilon", eps), ("rope.freq_base", theta)]
-        {
-            writer.set(&format!("{name}.{key}"), MetadataValue::F32(number as f32))?;
+        let key = format!("{name}.attention.layer_norm_rms_epsilon");
+        writer.set(&key, MetadataValue::F32(eps as f32))?;
+        let positions = self.size(keys.positions)?;
+        let rope = rope_export::exported(self.config, head_dim, positions, name == "llama");
+        let rope = match rope {
+            Ok(rope) => rope,
+            Err((key, found, expected)) => return self.refuse(&key, &found, &expected),
+        };
+        for (key, value) in rope.metadata {
+            writer.set(&format!("{name}.{key}"), value)?;
+        }
+        if let Some(factors) = rope.factors {
+            let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
+            writer.add("rope_freqs.weight", BlockType::F32, &[factors.len() as i64], bytes)?;
         }
         self.check_rest()?;
         Ok((heads, kv_heads))
-    }
-
-    /// The base of the one rope that is written.
-    fn rope_theta(&self) -> Result<f64> {
-        let of = |key: &str| self.config.get(key).filter(|value| value.is_object());
-        let rope = of("rope_parameters").or(of("rope_scaling"));
-        let setting = |key: &str| rope.and_then(|rope| rope.get(key));
-        let rope_type = setting("rope_type").or(setting("type")).and_then(Value::as_str);
-        if !matches!(rope_type, None | Some("default")) {
-            return self.refuse("rope_type", rope_type.unwrap_or_default(), "default");
-        }
-        let theta = setting("rope_theta").or(self.config.get("rope_theta"));
-        Ok(theta.and_then(Value::as_f64).unwrap_or(10_000.))
     }
 
     /// Refuses what changes the computation and has no place in the file.
@@ -206,10 +204,7 @@ impl Source<'_> {
         if windows && window < self.size("max_position_embeddings")? {
             return self.refuse("sliding_window", &window.to_string(), "none");
         }
-        match get("partial_rotary_factor").and_then(Value::as_f64) {
-            None | Some(1.) => Ok(()),
-            Some(other) => self.refuse("partial_rotary_factor", &other.to_string(), "1"),
-        }
+        Ok(())
     }
 
     fn size(&self, key: &str) -> Result<i64> {

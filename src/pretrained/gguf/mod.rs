@@ -7,6 +7,7 @@ pub(super) mod export;
 mod fields;
 mod names;
 mod rope;
+mod rope_export;
 mod settings;
 mod special;
 mod tensors;

@@ -94,11 +94,34 @@ fn scaling(fields: &Fields, config: &Config) -> Result<Map<String, Value>> {
     Ok(rope)
 }
 
+/// The settings of the rope of Llama 3.1.
+pub(super) struct Llama3 {
+    pub(super) factor: f64,
+    pub(super) low: f64,
+    pub(super) high: f64,
+    /// The length that the model was first trained on.
+    pub(super) original: f64,
+}
+
+/// The number that divides the frequency of one of so many pairs of dimensions.
+pub(super) fn slowed_by(of: &Llama3, theta: f64, pair: usize, pairs: usize) -> f64 {
+    let wave = 2. * std::f64::consts::PI * theta.powf(pair as f64 / pairs as f64);
+    if wave < of.original / of.high {
+        1.
+    } else if wave > of.original / of.low {
+        of.factor
+    } else {
+        let blend = (of.original / wave - of.low) / (of.high - of.low);
+        1. / ((1. - blend) / of.factor + blend)
+    }
+}
+
 /// The rope whose frequencies are divided by `factors`: that of Llama 3.1, if it is that one, or one in the same form
 /// as LongRoPE with one list for all lengths.
 fn slowed(factors: &[f32], theta: f64, positions: i64) -> Map<String, Value> {
     let largest = f64::from(factors.iter().copied().fold(1., f32::max));
     let (low, high) = LLAMA3;
+    let pairs = factors.len();
     let of = |value: Value| value.as_object().cloned().unwrap_or_default();
     if factors.iter().all(|factor| *factor == 1.) {
         return of(json!({"rope_type": "default"}));
@@ -107,18 +130,8 @@ fn slowed(factors: &[f32], theta: f64, positions: i64) -> Map<String, Value> {
     let factor = (largest * 4.).round() / 4.;
     for power in (3..24).rev() {
         let original = f64::from(1 << power);
-        let expected = |pair: usize| {
-            let turn = theta.powf(2. * pair as f64 / (2 * factors.len()) as f64);
-            let wave = 2. * std::f64::consts::PI * turn;
-            if wave < original / high {
-                1.
-            } else if wave > original / low {
-                factor
-            } else {
-                let blend = (original / wave - low) / (high - low);
-                1. / ((1. - blend) / factor + blend)
-            }
-        };
+        let llama3 = Llama3 { factor, low, high, original };
+        let expected = |pair: usize| slowed_by(&llama3, theta, pair, pairs);
         let fits =
             |(pair, found): (usize, &f32)| (f64::from(*found) / expected(pair) - 1.).abs() < 1e-5;
         if factors.iter().enumerate().all(fits) {

@@ -268,7 +268,7 @@ const IDEFICS3: Row = Row {
     ..LLAVA
 };
 
-pub(super) static ROWS: [Row; 29] = [
+pub(super) static ROWS: [Row; 30] = [
     LLAMA,
     MISTRAL,
     Row {
@@ -378,6 +378,7 @@ pub(super) static ROWS: [Row; 29] = [
     Row { model_types: "llava_next", tied: Tied::Own(false), ..LLAVA },
     Row { model_types: "gemma3", tied: Tied::Own(true), ..LLAVA },
     IDEFICS3,
+    Row { model_types: "qwen3_vl", tied: Tied::Own(false), ..LLAVA },
 ];
 
 impl Row {

@@ -1,0 +1,184 @@
+//! Qwen3-VL's tower: images of any size, cut into patches that stand in one row.
+
+use std::rc::Rc;
+
+use tch::nn::Init;
+use tch::{Device, Kind, Tensor};
+
+use super::block::BlockNames;
+use super::packed_config::PackedVisionConfig;
+use crate::autograd::recompute::Tape;
+use crate::error::{refuse, Result};
+use crate::kernels::number;
+use crate::models::inputs::Inputs;
+use crate::models::nn::{powers, run_batches, Block, Context, Mask, Rope, Rotation, Weights};
+
+const NAMES: BlockNames = BlockNames {
+    norms: ["norm1", "norm2"],
+    qkv: &["attn.qkv"],
+    o: "attn.proj",
+    inner: &["mlp.linear_fc1"],
+    outer: "mlp.linear_fc2",
+    scales: None,
+};
+
+/// The frames, rows and columns of an image's patches.
+pub(in crate::models) type GridThw = [i64; 3];
+
+#[derive(Debug)]
+pub(in crate::models) struct PackedVision {
+    config: PackedVisionConfig,
+    /// `[size, channels, frames, height, width]`
+    weight: Tensor,
+    bias: Tensor,
+    /// `[places, size]`
+    positions: Tensor,
+    blocks: Vec<Block>,
+    rope: Rope,
+}
+
+impl PackedVision {
+    pub(super) fn build(weights: &Weights, config: &PackedVisionConfig) -> Result<Self> {
+        let shape = &config.block;
+        let (size, init, patch) = (shape.size, shape.init(), config.patch_size);
+        let kernel = [size, config.channels, config.frames, patch, patch];
+        let embed = weights.at("patch_embed.proj");
+        let mut blocks = shape.blocks(&weights.at("blocks"), &NAMES, config.layers)?;
+        for block in &mut blocks {
+            block.attention.rotation = Some(Rotation { rope: 0, side_by_side: false });
+        }
+        // Rows turn the first half of the pairs, columns the second.
+        let half = powers(config.theta, size / shape.heads / 2)?.f_reciprocal()?;
+        let pairs = half.size1()?;
+        let mut rope = Rope::new(&Tensor::f_cat(&[&half, &half], 0)?)?;
+        rope.axes = (0..2 * pairs).map(|pair| pair / pairs).collect();
+        Ok(PackedVision {
+            weight: embed.tensor("weight", &kernel, init)?,
+            bias: embed.tensor("bias", &[size], Init::Const(0.))?,
+            positions: weights.at("pos_embed").tensor(
+                "weight",
+                &[config.side.pow(2), size],
+                init,
+            )?,
+            blocks,
+            rope,
+            config: config.clone(),
+        })
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.weight.kind()
+    }
+
+    /// Patches `[patches, numbers]` to the hidden states behind the last block, and those that are taken besides, side
+    /// by side: `[patches, width]`.
+    pub(super) fn states<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        let images = inputs.needed_images()?;
+        let grids = self.config.grids(&inputs)?;
+        let (size, numbers) = self.config.widths();
+        let kernel = self.weight.f_view([size, numbers])?;
+        let hidden = images.f_linear(&kernel, Some(&self.bias))?;
+        let (mut frames, mut contexts, mut start) = (Vec::new(), Vec::new(), 0);
+        for [count, rows, columns] in grids {
+            let positions = self.positions_of(rows, columns)?;
+            let (cos, sin) = self.angles(rows, columns, images.device(), hidden.f_kind()?)?;
+            for _ in 0..count {
+                let frame = hidden.f_narrow(0, start, rows * columns)?.f_add(&positions)?;
+                frames.push(frame.f_unsqueeze(0)?);
+                let angles = vec![(cos.shallow_clone(), sin.shallow_clone())];
+                let masks = vec![(None, Mask::Everything)];
+                contexts.push(Rc::new(Context::with_windows(inputs.train, masks, angles)));
+                start += rows * columns;
+            }
+        }
+        let (mut taken, mut from) = (Vec::new(), 0);
+        for to in self.config.deep.iter().map(|at| at + 1).chain([self.blocks.len()]) {
+            frames = run_batches(&self.blocks[from..to], frames, &contexts, tape)?;
+            taken.push(Tensor::f_cat(&frames, 1)?.f_squeeze_dim(0)?);
+            from = to;
+        }
+        taken.rotate_right(1);
+        Ok(Tensor::f_cat(&taken, -1)?)
+    }
+
+    /// The position embeddings `[rows · columns, size]`, interpolated, in the order of the patches.
+    fn positions_of(&self, rows: i64, columns: i64) -> Result<Tensor> {
+        let (side, size) = (self.config.side, self.config.block.size);
+        let square = self.positions.f_view([1, side, side, size])?.f_permute([0, 3, 1, 2])?;
+        let square = square.f_to_kind(Kind::Float)?;
+        let fitted = square.f_upsample_bilinear2d([rows, columns], true, None, None)?;
+        let fitted = fitted.f_squeeze_dim(0)?.f_permute([1, 2, 0])?;
+        self.in_order(&fitted)?.f_to_kind(self.kind()).map_err(Into::into)
+    }
+
+    /// `[rows, columns, …]` to `[rows · columns, …]`: the patches of a token stand together.
+    fn in_order(&self, x: &Tensor) -> Result<Tensor> {
+        let (size, merge) = (x.size(), self.config.merge);
+        let (rows, columns) = (size[0], size[1]);
+        let apart = [&[rows / merge, merge, columns / merge, merge], &size[2..]].concat();
+        Ok(x.f_reshape(apart)?.f_transpose(1, 2)?.f_flatten(0, 3)?)
+    }
+
+    fn angles(
+        &self,
+        rows: i64,
+        columns: i64,
+        device: Device,
+        kind: Kind,
+    ) -> Result<(Tensor, Tensor)> {
+        let down = number::arange(0, rows, device)?.f_unsqueeze(1)?;
+        let across = number::arange(0, columns, device)?.f_unsqueeze(0)?;
+        let both = [down, across].map(|axis| axis.f_expand([rows, columns], false));
+        let both = both.into_iter().map(|axis| self.in_order(&axis?));
+        let positions = Tensor::f_stack(&both.collect::<Result<Vec<_>>>()?, 0)?.f_unsqueeze(1)?;
+        let (cos, sin) = self.rope.tables(&positions, false, kind)?;
+        Ok((cos.f_unsqueeze(-2)?, sin.f_unsqueeze(-2)?))
+    }
+}
+
+impl PackedVisionConfig {
+    /// The grids of the inputs' images, which must be those of their patches.
+    pub(in crate::models) fn grids(&self, inputs: &Inputs) -> Result<Vec<GridThw>> {
+        let Some(given) = inputs.image_grid_thw else {
+            refuse!(
+                InvalidArgument,
+                "image_grid_thw are missing: they say how the patches of images stand"
+            );
+        };
+        let size = given.size();
+        if size.len() != 2 || size[1] != 3 {
+            refuse!(ShapeMismatch, "image_grid_thw have shape {size:?}, expected [images, 3]");
+        }
+        let numbers = Vec::<i64>::try_from(&given.f_reshape([-1])?.f_to_kind(Kind::Int64)?)?;
+        let grids: Vec<GridThw> =
+            numbers.chunks(3).map(|grid| [grid[0], grid[1], grid[2]]).collect();
+        let merge = self.merge;
+        let fits = |[frames, rows, columns]: &GridThw| {
+            let whole = |side: i64| side > 0 && side % merge == 0 && side < 1 << 20;
+            (1..1 << 20).contains(frames) && whole(*rows) && whole(*columns)
+        };
+        if let Some(grid) = grids.iter().find(|grid| !fits(grid)) {
+            refuse!(
+                InvalidArgument,
+                "image_grid_thw hold {grid:?}, expected frames, rows and columns, the latter two multiples of {merge}"
+            );
+        }
+        let patches: i64 = grids.iter().map(|grid| grid.iter().product::<i64>()).sum();
+        let (width, numbers) = self.widths();
+        let (name, given, numbers) = match (inputs.pixel_values, inputs.image_features) {
+            (Some(images), _) => ("pixel_values", images, numbers),
+            (None, Some(features)) => {
+                ("image_features", features, width * (1 + self.deep.len() as i64))
+            }
+            (None, None) => return Ok(grids),
+        };
+        if given.size() != [patches, numbers] {
+            refuse!(
+                ShapeMismatch,
+                "{name} have shape {:?}, expected [{patches}, {numbers}]: a row for each patch of image_grid_thw",
+                given.size()
+            );
+        }
+        Ok(grids)
+    }
+}
