@@ -31,6 +31,8 @@ pub struct Piece {
     pub len: u32,
     /// Tokens that the loss is on.
     pub targets: u32,
+    /// It has a picture.
+    pub shows: bool,
 }
 
 #[derive(Clone)]
@@ -153,6 +155,27 @@ impl Corpus {
         (of(true), of(false))
     }
 
+    /// Without what has no picture, which teaches nothing where all that trains is for pictures.
+    ///
+    /// # Errors
+    /// If nothing is left.
+    pub fn with_pictures(mut self) -> Result<Self> {
+        let all = self.pieces.len();
+        self.pieces.retain(|piece| piece.shows);
+        ensure!(
+            !self.pieces.is_empty(),
+            "no row has a picture, and all that trains is for pictures: give rows with pictures, or choose other modules, \
+             such as 'recipe: layernorm-simple'"
+        );
+        let without = all - self.pieces.len();
+        if without > 0 {
+            self.report += &format!(
+                "; {without} pieces without a picture are left out, since all that trains is for pictures"
+            );
+        }
+        Ok(self)
+    }
+
     pub fn digest(&self) -> &str {
         &self.source.digest
     }
@@ -217,6 +240,7 @@ impl Document {
                     start: start as u32,
                     len: (end - start) as u32,
                     targets: targets as u32,
+                    shows: tokens.seen > start,
                 });
             }
             start = end;

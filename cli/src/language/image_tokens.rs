@@ -152,7 +152,7 @@ impl ImageTokens {
         if marks.len() != grids.len() {
             let who = if template { "the chat template writes" } else { "the text has" };
             bail!(
-                "{who} '{}' {} times for {} pictures, expected once for each",
+                "{who} '{}' {} times for {} pictures, expected once for each: give as many pictures as there are marks",
                 self.mark,
                 marks.len(),
                 grids.len()

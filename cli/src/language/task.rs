@@ -72,6 +72,11 @@ impl Rows {
         self.rows[row].iter().map(|piece| self.corpus.pieces[*piece].len).sum()
     }
 
+    /// The row has a picture.
+    fn shows(&self, row: usize) -> bool {
+        self.rows[row].iter().any(|piece| self.corpus.pieces[*piece].shows)
+    }
+
     fn widths(&self) -> impl Iterator<Item = u32> + '_ {
         (0..self.rows.len()).map(|row| self.width(row))
     }
@@ -198,12 +203,26 @@ impl Task for LanguageTask<'_> {
         self.loader.eval.as_ref().map_or(0, |eval| eval.rows.len())
     }
 
-    fn largest(&self, size: usize) -> Vec<usize> {
+    fn largest(&self, size: usize) -> Vec<Vec<usize>> {
         let train = &self.loader.train;
         let mut rows: Vec<usize> = (0..train.rows.len()).collect();
         rows.sort_by_key(|row| Reverse((train.width(*row), train.rows[*row].len())));
+        // Texts may be longer than all rows with pictures, and what sees gets no gradient from them.
+        let seen = match rows.iter().position(|row| train.shows(*row)) {
+            Some(at) if at >= size => vec![vec![rows[at]]],
+            _ => Vec::new(),
+        };
         rows.truncate(size);
-        rows
+        [vec![rows], seen].concat()
+    }
+
+    fn idle(&self) -> Option<&'static str> {
+        let LanguageLoader { encoder, train, .. } = &*self.loader;
+        let blind = encoder.vision.is_some() && !(0..train.rows.len()).any(|row| train.shows(row));
+        blind.then_some(
+            "No row has a picture. To learn from texts alone, leave out what sees, with \
+             adapter.exclude_modules='.*(vision|projector|connector).*'",
+        )
     }
 
     fn loss<'t>(

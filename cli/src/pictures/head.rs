@@ -3,6 +3,7 @@
 use std::io::Cursor;
 
 use anyhow::{ensure, Context, Result};
+use flate2::Crc;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat, ImageReader};
 
@@ -29,7 +30,7 @@ pub fn size(bytes: &[u8]) -> Result<(u32, u32)> {
         // Seldom, and small or without compression: its pixels say so.
         _ => picture::decoded(bytes).map(|_| true)?,
     };
-    ensure!(whole, "the file is cut off");
+    ensure!(whole, "the file is cut off, or damaged");
     let turned = match orientation(&mut decoder, bytes) {
         Orientation::Rotate90
         | Orientation::Rotate270
@@ -43,7 +44,7 @@ pub fn size(bytes: &[u8]) -> Result<(u32, u32)> {
     Ok(if turned { (height, width) } else { (width, height) })
 }
 
-/// True if a PNG's chunks lead to its end.
+/// True if a PNG's chunks lead to its end, and those of its pixels are as they were written.
 fn png_has_end(bytes: &[u8]) -> bool {
     let mut at = 8;
     while let Some(head) = bytes.get(at..at + 8) {
@@ -51,6 +52,18 @@ fn png_has_end(bytes: &[u8]) -> bool {
         let end = at.saturating_add(length).saturating_add(12);
         if &head[4..] == b"IEND" {
             return true;
+        }
+        if &head[4..] == b"IDAT" {
+            let Some((data, sum)) =
+                bytes.get(at + 4..end).and_then(|chunk| chunk.split_last_chunk::<4>())
+            else {
+                return false;
+            };
+            let mut found = Crc::new();
+            found.update(data);
+            if found.sum() != u32::from_be_bytes(*sum) {
+                return false;
+            }
         }
         at = end;
     }
@@ -88,6 +101,11 @@ mod tests {
             image.write_to(&mut Cursor::new(&mut bytes), format).unwrap();
             assert_eq!(size(&bytes).unwrap(), (33, 20), "{format:?}");
             assert!(size(&bytes[..bytes.len() * 6 / 10]).is_err(), "{format:?}");
+            if format == ImageFormat::Png {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                assert!(size(&bytes).unwrap_err().to_string().contains("damaged"));
+            }
         }
         assert!(size(b"").is_err() && size(b"a text").is_err());
     }
