@@ -25,7 +25,7 @@ pub(super) fn check_size((width, height): (u32, u32)) -> Result<()> {
     let pixels = u64::from(width) * u64::from(height);
     ensure!(
         (1..=MOST_PIXELS).contains(&pixels),
-        "the picture has {width} x {height} pixels, expected 1 to {MOST_PIXELS}"
+        "the picture has {width} x {height} pixels, expected at least 1 and at most {MOST_PIXELS}"
     );
     Ok(())
 }
