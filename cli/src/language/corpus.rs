@@ -10,6 +10,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use super::columns::Columns;
 use super::document::{self, Read, Reading};
 use super::encoder::{TextEncoder, Tokens};
+use super::image_tokens::Grid;
 use super::pictures::Picture;
 use super::settings::LanguageData;
 use crate::progress;
@@ -55,10 +56,10 @@ struct Source {
     kept: Mutex<VecDeque<(usize, Arc<Loaded>)>>,
 }
 
-/// The tokens and the pictures of a document.
+/// The tokens of a document, and its pictures with the tiles that they have among the tokens.
 struct Loaded {
     tokens: Tokens,
-    pictures: Vec<Picture>,
+    pictures: Vec<(Picture, Grid)>,
 }
 
 /// A piece of a document.
@@ -66,7 +67,7 @@ pub struct Part {
     pub ids: Vec<i64>,
     /// For each id, whether the loss is on it.
     pub learned: Vec<bool>,
-    pub pictures: Vec<Picture>,
+    pub pictures: Vec<(Picture, Grid)>,
 }
 
 impl Corpus {
@@ -262,7 +263,8 @@ impl Source {
         let Read { document, pictures, .. } =
             document::read(self.records.row(record)?, &self.reading())?;
         let grids = encoder.grids(&pictures)?;
-        Ok(Loaded { tokens: encoder.document(&document, &grids)?, pictures })
+        let tokens = encoder.document(&document, &grids)?;
+        Ok(Loaded { tokens, pictures: pictures.into_iter().zip(grids).collect() })
     }
 
     fn look_at(&self, record: usize, encoder: &TextEncoder, max_length: usize) -> Result<Document> {

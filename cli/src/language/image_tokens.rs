@@ -30,6 +30,11 @@ const FORMS: [(&str, Form); 4] = [
     ("smolvlm", Form::Idefics3),
 ];
 
+/// The types of models that pictures are shown to.
+pub fn model_types() -> Vec<&'static str> {
+    FORMS.iter().map(|(name, _)| *name).collect()
+}
+
 /// The rows and columns of tiles that a picture is cut into, besides the whole; 0 where it is not.
 pub type Grid = (usize, usize);
 

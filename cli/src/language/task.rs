@@ -15,6 +15,7 @@ use super::batch::{Shown, Tokens};
 use super::corpus::{Corpus, Part};
 use super::encoder::TextEncoder;
 use super::features::{Features, Key};
+use super::image_tokens::Grid;
 use super::model::LanguageModel;
 use super::packing::{pack, ROWS};
 use super::pictures::Picture;
@@ -40,7 +41,7 @@ pub struct LanguageLoader {
     device: Device,
     /// That of the weights, which pictures get.
     kind: Kind,
-    /// What the tower has made of pictures, if that is kept.
+    /// The tower's output for pictures, if that is kept.
     features: Option<Features>,
     /// Lengths are multiples of it.
     multiple: i64,
@@ -103,9 +104,9 @@ impl Load for LanguageLoader {
             for (number, piece) in pieces.iter().enumerate() {
                 let piece = &all.corpus.pieces[*piece];
                 let part = all.corpus.part(piece, &self.encoder)?;
-                for (number, picture) in part.pictures.iter().enumerate() {
+                for (number, (picture, grid)) in part.pictures.iter().enumerate() {
                     let key = Key::of(picture, job.eval, piece.record, number);
-                    let shown = self.shown(picture, key);
+                    let shown = self.shown(picture, *grid, key);
                     pictures.push(shown.with_context(|| all.corpus.place(piece))?);
                 }
                 let Part { ids: own, learned, .. } = part;
@@ -141,13 +142,13 @@ impl Load for LanguageLoader {
 }
 
 impl LanguageLoader {
-    fn shown(&self, picture: &Picture, key: Key) -> Result<Shown> {
+    fn shown(&self, picture: &Picture, grid: Grid, key: Key) -> Result<Shown> {
         let kept = self.features.as_ref().and_then(|features| features.get(&key));
         if let Some(features) = kept {
             return Ok(Shown::Features(features));
         }
         let vision = self.encoder.vision.as_ref().context("the model takes text alone")?;
-        let values = vision.pixels(picture)?.f_to_kind(self.kind)?;
+        let values = vision.pixels(picture, grid)?.f_to_kind(self.kind)?;
         Ok(Shown::Pixels { key, values: ln_tuning::device::sent(&values, self.device)? })
     }
 }
@@ -167,7 +168,8 @@ impl<'m> LanguageTask<'m> {
         let train = Rows::new(train, data, seed);
         let eval = eval.map(|eval| Rows::new(eval, data, None));
         let (config, multiple) = (model.config().clone(), run.files.multiple(device) as i64);
-        let features = data.features_mb.map(|megabytes| Features::new(megabytes * 1_000_000));
+        let features =
+            data.features_mb.map(|megabytes| Features::new(megabytes.saturating_mul(1_000_000)));
         let kind = model.kind();
         let loader =
             LanguageLoader { encoder, config, device, kind, features, multiple, train, eval };

@@ -5,7 +5,8 @@ use ln_tuning::pretrained::ModelFiles;
 use tch::Tensor;
 use tokenizers::Tokenizer;
 
-use super::image_tokens::{Grid, ImageTokens};
+use super::image_tokens::ImageTokens;
+pub use super::image_tokens::{model_types, Grid};
 use super::pictures::Picture;
 use crate::pictures::Processor;
 use crate::text::chat::ChatTemplate;
@@ -48,11 +49,14 @@ impl Vision {
         self.processor.grid(height as usize, width as usize)
     }
 
-    /// A picture as the model sees it: `[tiles, channels, height, width]` in f32.
-    pub fn pixels(&self, picture: &Picture) -> Result<Tensor> {
+    /// A picture as the model sees it: `[tiles, channels, height, width]` in f32. Its tokens are those of this grid.
+    pub fn pixels(&self, picture: &Picture, grid: Grid) -> Result<Tensor> {
         let pixels = self.processor.apply(&picture.read()?).with_context(|| picture.name())?;
-        let (found, grid) = ((pixels.rows, pixels.columns), self.grid(picture)?);
-        ensure!(found == grid, "{}: the picture was changed during the run", picture.name());
+        ensure!(
+            (pixels.rows, pixels.columns) == grid,
+            "{}: the picture was changed during the run",
+            picture.name()
+        );
         Ok(pixels.values)
     }
 }

@@ -7,7 +7,7 @@ use flate2::Crc;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat, ImageReader};
 
-use super::picture::{self, has_end, orientation, MOST_PIXELS};
+use super::picture::{check_size, decoded, has_end, orientation};
 
 /// Width and height of a picture in these bytes, turned as its EXIF or XMP data say.
 ///
@@ -18,17 +18,13 @@ pub fn size(bytes: &[u8]) -> Result<(u32, u32)> {
     let format = reader.format();
     let mut decoder = reader.into_decoder().context("this is not an image that can be read")?;
     let (width, height) = decoder.dimensions();
-    ensure!(
-        u64::from(width) * u64::from(height) <= MOST_PIXELS,
-        "the picture has {width} x {height} pixels, expected at most {MOST_PIXELS}"
-    );
-    ensure!(width > 0 && height > 0, "the picture has {width} x {height} pixels");
+    check_size((width, height))?;
     let whole = match format {
         Some(ImageFormat::Jpeg) => has_end(bytes),
         Some(ImageFormat::Png) => png_has_end(bytes),
         Some(ImageFormat::WebP) => riff_has_end(bytes),
         // Seldom, and small or without compression: its pixels say so.
-        _ => picture::decoded(bytes).map(|_| true)?,
+        _ => decoded(bytes).map(|_| true)?,
     };
     ensure!(whole, "the file is cut off, or damaged");
     let turned = match orientation(&mut decoder, bytes) {
