@@ -18,7 +18,7 @@ use crate::language::mentions::MARK;
 use crate::language::model::LanguageModel;
 use crate::language::pictures::Picture;
 use crate::language::settings::LossOn;
-use crate::language::vision::{self, Grid};
+use crate::language::vision::{self, Grid, Vision};
 use crate::text::files::TextFiles;
 use crate::text::special;
 use crate::train::memory;
@@ -119,7 +119,7 @@ fn generated(args: &Args) -> Result<()> {
         files.model_type().unwrap_or("unknown"),
         vision::model_types().join(", ")
     );
-    let grids = encoder.grids(&pictures)?;
+    let grids = encoder.grids(&pictures, Vision::grid)?;
     let ids = prompt_ids(args, &encoder, &grids)?.f_to_device(device)?;
 
     let kind = args.kind.answering(device, &files);

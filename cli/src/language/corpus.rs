@@ -13,6 +13,7 @@ use super::encoder::{TextEncoder, Tokens};
 use super::image_tokens::Grid;
 use super::pictures::Picture;
 use super::settings::LanguageData;
+use super::vision::Vision;
 use crate::progress;
 use crate::records::digest::Digest;
 use crate::records::keys::KeyCounts;
@@ -262,7 +263,7 @@ impl Source {
         }
         let Read { document, pictures, .. } =
             document::read(self.records.row(record)?, &self.reading())?;
-        let grids = encoder.grids(&pictures)?;
+        let grids = encoder.grids(&pictures, Vision::known_grid)?;
         let tokens = encoder.document(&document, &grids)?;
         Ok(Loaded { tokens, pictures: pictures.into_iter().zip(grids).collect() })
     }
@@ -276,7 +277,7 @@ impl Source {
         let row = self.records.row(record)?;
         let absent = self.columns.absent(&row);
         let read = document::read(row, &self.reading())?;
-        let grids = encoder.grids(&read.pictures)?;
+        let grids = encoder.grids(&read.pictures, Vision::grid)?;
         let tokens = encoder.document(&read.document, &grids)?;
         let (largest_id, document) =
             (encoder.largest_id(&tokens.ids), Document::of(&tokens, max_length)?);

@@ -103,10 +103,14 @@ impl TextEncoder {
         self.vision.as_ref().map_or(Vec::new(), |vision| vision.tokens.marks())
     }
 
-    /// The rows and columns of tiles that pictures are cut into.
-    pub fn grids(&self, pictures: &[Picture]) -> Result<Vec<Grid>> {
+    /// The rows and columns of tiles that pictures are cut into, found in this way.
+    pub fn grids(
+        &self,
+        pictures: &[Picture],
+        of: impl Fn(&Vision, &Picture) -> Result<Grid>,
+    ) -> Result<Vec<Grid>> {
         let vision = || self.vision.as_ref().context("the model takes text alone");
-        pictures.iter().map(|picture| vision()?.grid(picture)).collect()
+        pictures.iter().map(|picture| of(vision()?, picture)).collect()
     }
 
     /// A plain document.

@@ -49,6 +49,17 @@ impl Vision {
         self.processor.grid(height as usize, width as usize)
     }
 
+    /// The same of a picture that was looked at before: its file is read again only if pictures are cut.
+    ///
+    /// # Errors
+    /// As [`grid`](Self::grid).
+    pub fn known_grid(&self, picture: &Picture) -> Result<Grid> {
+        if self.processor.splits() {
+            return self.grid(picture);
+        }
+        Ok((0, 0))
+    }
+
     /// A picture as the model sees it: `[tiles, channels, height, width]` in f32. Its tokens are those of this grid.
     pub fn pixels(&self, picture: &Picture, grid: Grid) -> Result<Tensor> {
         let pixels = self.processor.apply(&picture.read()?).with_context(|| picture.name())?;

@@ -128,6 +128,11 @@ impl Processor {
         })
     }
 
+    /// True if pictures are cut into tiles.
+    pub fn splits(&self) -> bool {
+        self.tiles.is_some_and(|tiles| tiles.split)
+    }
+
     /// The rows and columns of tiles that a picture of this size is cut into, as [`apply`](Self::apply) does it.
     ///
     /// # Errors
