@@ -130,17 +130,15 @@ impl ModelConfig for ImageTextToTextConfig {
 /// The configuration of a part, which has another head than the whole.
 fn part(config: &Value, part: &Part) -> Result<Value> {
     let mut fields = match config.get(part.key) {
-        None | Some(Value::Null) => {
-            let fields =
-                part.fields.iter().map(|(key, value)| ((*key).to_owned(), (*value).into()));
-            fields.collect()
-        }
-        Some(Value::Object(fields)) => fields.clone(),
+        None | Some(Value::Null) => (part.fields)(),
+        Some(fields @ Value::Object(_)) => fields.clone(),
         Some(_) => refuse!(InvalidConfig, "'{}' is not a mapping", part.key),
     };
-    fields.remove("architectures");
-    fields.entry("model_type").or_insert_with(|| part.model_type.into());
-    Ok(Value::Object(fields))
+    if let Some(fields) = fields.as_object_mut() {
+        fields.remove("architectures");
+        fields.entry("model_type").or_insert_with(|| part.model_type.into());
+    }
+    Ok(fields)
 }
 
 /// Refuses files of the program that LLaVA was first trained with, which keep the tower's weights elsewhere.
