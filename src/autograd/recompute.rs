@@ -38,7 +38,7 @@
 //! # Ok::<(), ln_tuning::Error>(())
 //! ```
 
-use tch::{no_grad, Device, Kind, Tensor};
+use tch::{no_grad_guard, Device, Kind, Tensor};
 
 use crate::autograd::known_gradient::{grad_is_enabled, inner_product};
 use crate::autograd::scratch::{Pass, Recorded};
@@ -292,7 +292,9 @@ impl<'a> Tape<'a> {
             tch::manual_seed(seed);
         }
         let results = if inputs.iter().any(Tensor::requires_grad) {
-            no_grad(|| block(&inputs))?
+            // A guard: gradients come back also where the block panics.
+            let _without_graph = no_grad_guard();
+            block(&inputs)?
         } else {
             // A graph of the result shows that the block has trainable tensors; it is dropped at once.
             let (results, values) = Recorded::of(|| block(&inputs))?;

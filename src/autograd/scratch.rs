@@ -259,4 +259,27 @@ mod tests {
             assert!(room.free.is_empty() && room.recorded.is_none() && room.passes == 0)
         });
     }
+
+    #[test]
+    fn a_block_that_panics_leaves_nothing_behind_and_gradients_on() {
+        let net = Net::new();
+        let expected = Recompute::default().gradients(&net.scales, |tape| net.loss(tape)).unwrap();
+        let x = net.x.shallow_clone().set_requires_grad(true);
+        for blocks in [Blocks::First(0), Blocks::All] {
+            let run = || {
+                Recompute::new(blocks).gradients(&net.scales, |tape| {
+                    tape.run(&x, |x| {
+                        let _ = net.block(0, x)?;
+                        panic!("in the middle of a block")
+                    })
+                })
+            };
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+            ROOM.with_borrow(|room| {
+                assert!(room.free.is_empty() && room.recorded.is_none() && room.passes == 0)
+            });
+            let again = Recompute::default().gradients(&net.scales, |tape| net.loss(tape)).unwrap();
+            assert_eq!(again, expected);
+        }
+    }
 }

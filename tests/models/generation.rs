@@ -155,6 +155,11 @@ fn a_row_ends_behind_a_stop_token_and_the_caller_may_end_it_all() {
         .unwrap();
     assert_eq!(text.size(), [2, 5]);
     assert_eq!(seen.concat(), tokens(&text.tr().contiguous()));
+    // Gradients are on behind it, also where what is called panics.
+    let run = || model.generate_streaming(&prompt, &options, |_| panic!("not this token"));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+    let leaf = Tensor::zeros([1], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    assert!((leaf * 2.).requires_grad());
 }
 
 #[test]
@@ -173,6 +178,9 @@ fn options_and_inputs_that_cannot_be_are_refused() {
         let error = model.generate(&prompt, &bad).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{bad:?}: {error}");
     }
+    let nothing = Tensor::zeros([2, 0], (Kind::Int64, Device::Cpu));
+    let error = model.generate(&nothing, &good).unwrap_err();
+    assert!(error.to_string().contains("[2, 0], expected a token to continue"), "{error}");
     let mask = Tensor::from_slice2(&[[1_i64, 1, 1, 0]]);
     let error = model.generate(Inputs::new(&prompt).attention_mask(&mask), &good);
     assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidArgument);

@@ -172,9 +172,11 @@ fn what_a_configuration_does_not_say_is_transformers_default() {
         assert_eq!(json!(config.text().pad_token_id()), pad, "{given}");
         let id = ["image_token_index", "image_token_id"].map(|key| full[key].as_i64());
         assert!(id.contains(&Some(config.image_token_id())), "{given}");
-        let side = full["vision_config"]["image_size"].as_i64().unwrap()
-            / full["vision_config"]["patch_size"].as_i64().unwrap();
-        assert_eq!(config.tokens_per_image(), side * side);
+        if given["model_type"] == "llava" {
+            let side = full["vision_config"]["image_size"].as_i64().unwrap()
+                / full["vision_config"]["patch_size"].as_i64().unwrap();
+            assert_eq!(config.tokens_per_image(), side * side);
+        }
     }
 }
 
@@ -402,6 +404,7 @@ fn a_new_llava_needs_no_embedding_for_its_image_token() {
         "model_type": "llava", "image_token_id": 64,
         "text_config": {
             "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "pad_token_id": 99,
         },
         "vision_config": {
             "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8,
@@ -412,13 +415,30 @@ fn a_new_llava_needs_no_embedding_for_its_image_token() {
     let vs = VarStore::new(Device::Cpu);
     let model = ImageTextToText::new(&vs.root(), &config).unwrap();
     assert!(vs.variables().contains_key("model.multi_modal_projector.linear_2.bias"));
+    for mut variable in vs.variables().into_values() {
+        let (size, count) = (variable.size(), variable.numel() as i64);
+        let waves = Tensor::arange(count, (Kind::Float, Device::Cpu)).sin().view(&size[..]) * 0.4;
+        tch::no_grad(|| variable.copy_(&waves));
+    }
     let ids = Tensor::from_slice2(&[[3_i64, 64, 64, 64, 64, 9]]);
     let images = Tensor::randn([1, 3, 8, 8], (Kind::Float, Device::Cpu));
     let logits = model.logits(Inputs::new(&ids).pixel_values(&images)).unwrap();
     assert_eq!(logits.size(), [1, 6, 64]);
-    let other = model.logits(Inputs::new(&ids).pixel_values(&(images + 1.))).unwrap();
+    let brighter = &images + 1.;
+    let other = model.logits(Inputs::new(&ids).pixel_values(&brighter)).unwrap();
     assert!(off(&logits.narrow(1, 0, 1), &other.narrow(1, 0, 1)) == 0.);
     assert!(off(&logits.narrow(1, 5, 1), &other.narrow(1, 5, 1)) > 1e-4);
+    // Nor for padding, where a row ends before another; penalties pass over both.
+    let both = Tensor::cat(&[&ids, &ids.flip([1])], 0);
+    let images = Tensor::cat(&[images, brighter], 0);
+    let inputs = Inputs::new(&both).pixel_values(&images);
+    let options = GenerateOptions::default().max_new_tokens(4).repetition_penalty(1.5);
+    let new = model.generate(inputs, &options).unwrap();
+    let first = [0, 1].map(|row| new.int64_value(&[row, 0]));
+    assert_ne!(first[0], first[1]);
+    let ended = model.generate(inputs, &options.stop_tokens([first[0]])).unwrap();
+    assert_eq!(Vec::<i64>::try_from(ended.get(0)).unwrap(), [first[0], 99, 99, 99]);
+    assert_eq!(ended.get(1), new.get(1));
 }
 
 fn refused<T>(result: Result<T, Error>, kind: ErrorKind, words: &[&str]) {

@@ -430,6 +430,8 @@ fn inputs_and_configurations_that_do_not_fit_are_refused() {
     let grid =
         |frames: i64, rows: i64, columns: i64| Tensor::from_slice2(&[[frames, rows, columns]]);
     let inputs = Inputs::new(ids).pixel_values(patches);
+    let largest = (1 << 20) - 2;
+    let huge = grid(largest, largest, largest).repeat([40, 1]);
     for (inputs, kind, words) in [
         (inputs, ErrorKind::InvalidArgument, "image_grid_thw are missing"),
         (
@@ -439,6 +441,7 @@ fn inputs_and_configurations_that_do_not_fit_are_refused() {
         ),
         (inputs.image_grid_thw(&grid(1, 16, 1)), ErrorKind::InvalidArgument, "multiples of 2"),
         (inputs.image_grid_thw(&grid(0, 4, 4)), ErrorKind::InvalidArgument, "[0, 4, 4]"),
+        (inputs.image_grid_thw(&huge), ErrorKind::ShapeMismatch, "a row for each patch"),
         (
             inputs.image_grid_thw(&grids.get(0)),
             ErrorKind::ShapeMismatch,

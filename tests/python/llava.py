@@ -155,11 +155,15 @@ def configurations():
         dict(text_config=dict(model_type="gemma", tie_word_embeddings=False)),
         dict(text_config=dict(model_type="gemma", tie_word_embeddings=False), tie_word_embeddings=True),
         *(dict(text_config=text) for text in texts),
+        *(dict(model_type=kind, vision_config=dict(image_size=896)) for kind in ("gemma3", "idefics3", "smolvlm")),
+        dict(model_type="llava_next"),
+        dict(model_type="qwen3_vl", vision_config=dict(out_hidden_size=4096)),
     ]
     for fields in given:
-        config = CONFIG_MAPPING["llava"].from_dict(dict(fields, model_type="llava"))
+        fields = dict(model_type="llava") | fields
+        config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
         rules = GenerationConfig.from_model_config(config)
-        yield dict(fields, model_type="llava"), json.loads(config.to_json_string(use_diff=False)), rules.eos_token_id, rules.pad_token_id
+        yield fields, json.loads(config.to_json_string(use_diff=False)), rules.eos_token_id, rules.pad_token_id
 
 
 root = Path(sys.argv[1])

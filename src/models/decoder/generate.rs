@@ -1,6 +1,6 @@
 //! Text continued by a decoder.
 
-use tch::{no_grad, Tensor};
+use tch::{no_grad_guard, Tensor};
 
 use super::ahead::Ahead;
 use super::model::Decoder;
@@ -68,6 +68,13 @@ impl Decoder {
         }
         let ids = inputs.needed_ids()?;
         let (length, device) = (ids.size2()?.1, ids.device());
+        if length == 0 {
+            refuse!(
+                InvalidArgument,
+                "the ids have shape {:?}, expected a token to continue: begin with the model's 'bos_token_id'",
+                ids.size()
+            );
+        }
         // The mask of all places that there will be.
         let tokens = match inputs.tokens()? {
             Some(tokens) => {
@@ -96,44 +103,43 @@ impl Decoder {
         let mut cache = Cache::new(self.blocks.len(), total);
         let prompt = Prompt { ids, config: rules };
         let mut all = ids.shallow_clone();
-        no_grad(|| {
-            generated(options, prompt, on_tokens, |last| {
-                let mut ids = last.unwrap_or(ids);
-                if let (Some(places), Some(last)) = (self.config.kept_places, last) {
-                    all = Tensor::f_cat(&[&all, last], 1)?;
-                    if cache.length <= places && all.size2()?.1 > places {
-                        (cache.length, ids) = (0, &all);
-                    }
+        // A guard: gradients come back also where `on_tokens` panics.
+        let _without_graph = no_grad_guard();
+        generated(options, prompt, on_tokens, |last| {
+            let mut ids = last.unwrap_or(ids);
+            if let (Some(places), Some(last)) = (self.config.kept_places, last) {
+                all = Tensor::f_cat(&[&all, last], 1)?;
+                if cache.length <= places && all.size2()?.1 > places {
+                    (cache.length, ids) = (0, &all);
                 }
-                let (start, length) = (cache.length, ids.size2()?.1);
-                let seen = tokens.as_ref().map(|tokens| tokens.f_narrow(1, 0, start + length));
-                let seen = seen.transpose()?;
-                let places = Places {
-                    start,
-                    length,
-                    device,
-                    tokens: seen.as_ref(),
-                    documents: None,
-                    blocks: inputs.blocks.filter(|_| start == 0),
-                };
-                let (positions, added) = match inputs.positions {
-                    Some(prompt) if start == 0 => (prompt.shallow_clone(), inputs.added),
-                    Some(prompt) => (behind_positions(prompt, start, length)?, &[][..]),
-                    None => (ahead.positions(start, length)?, &[][..]),
-                };
-                let ahead = (length == 1).then_some(&mut ahead);
-                // Those of the prompt, which is not read again: see `DecoderConfig::within`.
-                let embedded = match inputs.inputs_embeds.filter(|_| start == 0) {
-                    Some(prompt) => prompt.shallow_clone(),
-                    None => self.embedded(ids)?,
-                };
-                let hidden =
-                    self.continued(embedded, &places, &positions, added, ahead, &mut cache)?;
-                cache.length += length;
-                let last = hidden.f_narrow(1, length - 1, 1)?;
-                self.head_stay.iter().try_for_each(Stay::enter)?;
-                Ok(self.head.forward(&last, &self.config, &inputs)?.f_squeeze_dim(1)?)
-            })
+            }
+            let (start, length) = (cache.length, ids.size2()?.1);
+            let seen = tokens.as_ref().map(|tokens| tokens.f_narrow(1, 0, start + length));
+            let seen = seen.transpose()?;
+            let places = Places {
+                start,
+                length,
+                device,
+                tokens: seen.as_ref(),
+                documents: None,
+                blocks: inputs.blocks.filter(|_| start == 0),
+            };
+            let (positions, added) = match inputs.positions {
+                Some(prompt) if start == 0 => (prompt.shallow_clone(), inputs.added),
+                Some(prompt) => (behind_positions(prompt, start, length)?, &[][..]),
+                None => (ahead.positions(start, length)?, &[][..]),
+            };
+            let ahead = (length == 1).then_some(&mut ahead);
+            // Those of the prompt, which is not read again: see `DecoderConfig::within`.
+            let embedded = match inputs.inputs_embeds.filter(|_| start == 0) {
+                Some(prompt) => prompt.shallow_clone(),
+                None => self.embedded(ids)?,
+            };
+            let hidden = self.continued(embedded, &places, &positions, added, ahead, &mut cache)?;
+            cache.length += length;
+            let last = hidden.f_narrow(1, length - 1, 1)?;
+            self.head_stay.iter().try_for_each(Stay::enter)?;
+            Ok(self.head.forward(&last, &self.config, &inputs)?.f_squeeze_dim(1)?)
         })
     }
 }

@@ -138,17 +138,15 @@ impl ModelConfig for ImageTextToTextConfig {
 /// The configuration of a part, which has another head than the whole.
 fn part(config: &Value, key: &str, part: &Part) -> Result<Value> {
     let mut fields = match config.get(key) {
-        None | Some(Value::Null) => {
-            let fields =
-                part.fields.iter().map(|(key, value)| ((*key).to_owned(), (*value).into()));
-            fields.collect()
-        }
-        Some(Value::Object(fields)) => fields.clone(),
+        None | Some(Value::Null) => (part.fields)(),
+        Some(fields @ Value::Object(_)) => fields.clone(),
         Some(_) => refuse!(InvalidConfig, "'{key}' is not a mapping"),
     };
-    fields.remove("architectures");
-    fields.entry("model_type").or_insert_with(|| part.model_type.into());
-    Ok(Value::Object(fields))
+    if let Some(fields) = fields.as_object_mut() {
+        fields.remove("architectures");
+        fields.entry("model_type").or_insert_with(|| part.model_type.into());
+    }
+    Ok(fields)
 }
 
 /// Refuses files of the program that LLaVA was first trained with, which keep the tower's weights elsewhere.

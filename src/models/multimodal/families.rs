@@ -1,6 +1,6 @@
 //! The families of models of images and texts, a row each.
 
-use serde_json::Value;
+use serde_json::{json, Value};
 
 use super::connector::ConnectorConfig;
 use super::family::{Family, Names, Part};
@@ -23,16 +23,14 @@ const LLAVA: Family = Family {
     },
     vision: Part {
         model_type: "clip_vision_model",
-        fields: &[
-            ("hidden_size", 1024),
-            ("intermediate_size", 4096),
-            ("patch_size", 14),
-            ("image_size", 336),
-            ("num_hidden_layers", 24),
-            ("num_attention_heads", 16),
-        ],
+        fields: || {
+            json!({
+                "hidden_size": 1024, "intermediate_size": 4096, "patch_size": 14, "image_size": 336,
+                "num_hidden_layers": 24, "num_attention_heads": 16,
+            })
+        },
     },
-    text: Part { model_type: "llama", fields: &[] },
+    text: Part { model_type: "llama", fields: || json!({}) },
     image_token: 32_000,
     connector: llava,
     in_tiles: false,
@@ -43,7 +41,8 @@ const LLAVA: Family = Family {
 const IDEFICS3: Family = Family {
     model_type: "idefics3",
     names: Names { tower: "vision_model", connector: "connector", text: "text_model" },
-    vision: Part { model_type: "idefics3_vision", fields: &[] },
+    vision: Part { model_type: "idefics3_vision", fields: || json!({}) },
+    text: Part { model_type: "llama", fields: || json!({"rms_norm_eps": 1e-5}) },
     image_token: 128_257,
     connector: idefics3,
     ..LLAVA
@@ -54,8 +53,8 @@ pub(super) const FAMILIES: &[Family] = &[
     Family { model_type: "llava_next", in_tiles: true, ..LLAVA },
     Family {
         model_type: "gemma3",
-        vision: Part { model_type: "siglip_vision_model", fields: &[] },
-        text: Part { model_type: "gemma3_text", fields: &[] },
+        vision: Part { model_type: "siglip_vision_model", fields: || json!({}) },
+        text: Part { model_type: "gemma3_text", fields: || json!({}) },
         image_token: 262_144,
         connector: gemma3,
         looks_both_ways: true,
@@ -65,8 +64,8 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         model_type: "qwen3_vl",
         names: Names { tower: "visual", connector: "visual", text: "language_model" },
-        vision: Part { model_type: "qwen3_vl_vision", fields: &[] },
-        text: Part { model_type: "qwen3_vl_text", fields: &[] },
+        vision: Part { model_type: "qwen3_vl_vision", fields: || json!({}) },
+        text: Part { model_type: "qwen3_vl_text", fields: || json!({}) },
         image_token: 151_655,
         connector: qwen3_vl,
         packs: true,

@@ -41,5 +41,5 @@ pub(super) struct Part {
     /// The `model_type` where none is given.
     pub(super) model_type: &'static str,
     /// Fields where the whole key is missing.
-    pub(super) fields: &'static [(&'static str, i64)],
+    pub(super) fields: fn() -> Value,
 }

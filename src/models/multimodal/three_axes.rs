@@ -19,8 +19,10 @@ pub(super) fn read(settings: &Value) -> Result<DecoderConfig> {
         section = own_section(rope)?.unwrap_or(section);
         rope.remove("mrope_interleaved");
     }
-    if config.get("rope_theta").is_none_or(Value::is_null) {
-        config["rope_theta"] = 500_000.into();
+    for (key, default) in [("rope_theta", 500_000), ("max_position_embeddings", 128_000)] {
+        if config.get(key).is_none_or(Value::is_null) {
+            config[key] = default.into();
+        }
     }
     let [_, rows, columns] = section;
     let axis = |pair: i64| match pair % 3 {

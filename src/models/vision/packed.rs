@@ -163,7 +163,8 @@ impl PackedVisionConfig {
                 "image_grid_thw hold {grid:?}, expected frames, rows and columns, the latter two multiples of {merge}"
             );
         }
-        let patches: i64 = grids.iter().map(|grid| grid.iter().product::<i64>()).sum();
+        let patches = grids.iter().map(|grid| grid.iter().product::<i64>());
+        let patches = patches.fold(0, i64::saturating_add);
         let (width, numbers) = self.widths();
         let (name, given, numbers) = match (inputs.pixel_values, inputs.image_features) {
             (Some(images), _) => ("pixel_values", images, numbers),
