@@ -113,7 +113,7 @@ fn generated(args: &Args) -> Result<()> {
     let pictures: Vec<Picture> = args.images.iter().cloned().map(Picture::File).collect();
     ensure!(
         pictures.is_empty() || encoder.vision.is_some(),
-        "'{}' ({}) takes text alone: leave out --image, or give a model of images and texts, such as llava",
+        "'{}' ({}) takes text alone here: leave out --image, or give a model of images and texts (llava, gemma3, idefics3, smolvlm)",
         args.model.display(),
         files.model_type().unwrap_or("unknown")
     );
