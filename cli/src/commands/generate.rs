@@ -126,7 +126,8 @@ fn generated(args: &Args) -> Result<()> {
     bar.finish_and_clear();
     let pixels = pixels(&encoder, &pictures, &model)?;
     let pixels = pixels.map(|pixels| pixels.f_to_device(device)).transpose()?;
-    let inputs = Inputs::new(&ids).pixel_values(pixels.as_ref());
+    let sizes = encoder.sizes(&pictures)?;
+    let inputs = sizes.beside(Inputs::new(&ids).pixel_values(pixels.as_ref()));
     let load = args.key_mapping.load_options();
     let mut tuned: Option<LnTuningModel> = None;
     for (name, dir) in &adapters {

@@ -14,6 +14,7 @@ use super::image_tokens::{Expanded, Grid, ImageTokens};
 use super::mentions;
 use super::pictures::Picture;
 use super::settings::LossOn;
+use super::sizes::Sizes;
 use super::takes::Takes;
 use super::vision::Vision;
 use crate::records::keys::is_empty;
@@ -103,10 +104,20 @@ impl TextEncoder {
         self.vision.as_ref().map_or(Vec::new(), |vision| vision.tokens.marks())
     }
 
-    /// The rows and columns of tiles that pictures are cut into.
+    /// The rows and columns that pictures are cut into.
     pub fn grids(&self, pictures: &[Picture]) -> Result<Vec<Grid>> {
         let vision = || self.vision.as_ref().context("the model takes text alone");
         pictures.iter().map(|picture| vision()?.grid(picture)).collect()
+    }
+
+    /// The sizes of pictures beside their pixels, if the model must know them.
+    pub fn sizes(&self, pictures: &[Picture]) -> Result<Sizes> {
+        match &self.vision {
+            Some(Vision { tokens, .. }) if tokens.needs_sizes().is_some() => {
+                Sizes::of(tokens, &self.grids(pictures)?)
+            }
+            _ => Ok(Sizes::default()),
+        }
     }
 
     /// A plain document.
@@ -275,7 +286,7 @@ impl TextEncoder {
     fn marked<'t>(&self, text: &'t str) -> Cow<'t, str> {
         match &self.vision {
             Some(vision) => {
-                mentions::marked(text, &vision.tokens.marks(), &vision.tokens.mark).into()
+                mentions::marked(text, &vision.tokens.marks(), &vision.tokens.written).into()
             }
             None => text.into(),
         }

@@ -39,7 +39,7 @@ impl Vision {
         ChatTemplate::of_processor(words, self.llava.then_some(VICUNA))
     }
 
-    /// The rows and columns of tiles that a picture is cut into, from its head.
+    /// The rows and columns that a picture is cut into, from its head.
     ///
     /// # Errors
     /// If it is no picture, or one that would fill the memory.
@@ -48,7 +48,7 @@ impl Vision {
         self.processor.grid(height as usize, width as usize)
     }
 
-    /// A picture as the model sees it: `[tiles, channels, height, width]` in f32.
+    /// A picture as the model sees it, in f32: `[tiles, channels, height, width]`, or `[patches, numbers]`.
     pub fn pixels(&self, picture: &Picture) -> Result<Tensor> {
         let pixels = self.processor.apply(&picture.read()?).with_context(|| picture.name())?;
         let (found, grid) = ((pixels.rows, pixels.columns), self.grid(picture)?);
