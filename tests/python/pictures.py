@@ -152,6 +152,14 @@ FILES = {
         "do_rescale": None, "do_normalize": None, "resample": 0,
     },
     "former": {"feature_extractor_type": "CLIPFeatureExtractor", "size": 24, "crop_size": 20, "do_convert_rgb": None},
+    "next": {
+        "image_processor_type": "LlavaNextImageProcessor", "size": 12, "crop_size": 12, "image_grid_pinpoints": [[12, 24], [36, 12]],
+        "do_resize": False, "do_pad": False,
+    },
+    "qwen_former": {
+        "image_processor_type": "Qwen2VLImageProcessorFast", "min_pixels": 2000, "max_pixels": 5000, "size": None, "patch_size": 7,
+        "resample": 2, "do_normalize": False,
+    },
     "square": {"size": 24, "do_resize": True, "resample": 2},
 }
 

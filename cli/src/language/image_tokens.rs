@@ -296,3 +296,15 @@ fn count(form: Form, config: &Value, given: &Value) -> Result<usize> {
     );
     Ok(model as usize)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_sees_with_every_model_that_sees() {
+        for model_type in ImageTextToTextConfig::model_types() {
+            assert!(FORMS.iter().any(|(name, _)| *name == model_type), "{model_type}");
+        }
+    }
+}

@@ -130,10 +130,11 @@ impl Patches {
 
 /// The fewest and the most pixels, under the names of today and those of former files, which win.
 fn pixels(options: &Options) -> Result<(usize, usize)> {
-    let size = options.value("size");
+    let usual = &options.class.defaults["size"];
+    let size = Some(options.value("size")).filter(|size| !size.is_null()).unwrap_or(usual);
     let mut fields = size.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
     let known = |(key, _): (&String, &Value)| ["shortest_edge", "longest_edge"].contains(&&**key);
-    if !(size.is_null() || size.is_object()) || !fields.all(known) {
+    if !size.is_object() || !fields.all(known) {
         options.wrong::<()>(
             "size",
             "an object with 'shortest_edge' and 'longest_edge', numbers of pixels",

@@ -23,7 +23,7 @@ impl Pinpoints {
     pub fn open(options: &Options, config: &Value) -> Result<Self> {
         let key = "image_grid_pinpoints";
         let own = options.value(key);
-        let whole = match options.size("size", false)? {
+        let whole = match options.size("size", options.switch("default_to_square", true)?)? {
             Some(Size::Exact { height, width }) => (height, width),
             Some(Size::Shortest(edge)) => (edge, edge),
             _ => options.wrong("size", "'shortest_edge', or 'height' and 'width'")?,
@@ -35,8 +35,9 @@ impl Pinpoints {
             options
                 .wrong(key, &format!("heights and widths in multiples of {edge} ('crop_size')"))?;
         }
-        let of_model = &config[key];
-        if !of_model.is_null() && of_model != own {
+        let usual = &options.class.defaults[key];
+        let of_model = if config[key].is_null() { usual } else { &config[key] };
+        if config["vision_config"].is_object() && of_model != own {
             let words = format!("those of config.json, {of_model}: the model counts tiles by them");
             options.wrong(key, &words)?;
         }
@@ -110,6 +111,10 @@ mod tests {
         pinpoints(of(8, json!([[8, 16], [16, 8]])), &config).unwrap();
         for (given, words) in [
             (of(8, json!([[16, 8], [8, 16]])), "expected those of config.json, [[8,16],[16,8]]"),
+            (
+                json!({"size": 336, "crop_size": 336}),
+                "expected those of config.json, [[8,16],[16,8]]",
+            ),
             (of(8, json!([[8, 12]])), "expected heights and widths in multiples of 8"),
             (of(8, json!([])), "expected heights and widths in multiples of 8"),
             (of(8, json!("8")), "'image_grid_pinpoints' is \"8\""),
@@ -123,6 +128,17 @@ mod tests {
             let error = format!("{:#}", pinpoints(given, &config).unwrap_err());
             assert!(error.contains(words) && error.contains("preprocessor_config.json"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_model_that_names_no_grids_has_the_usual_ones() {
+        let of = |image_size: u64| json!({"vision_config": {"image_size": image_size}});
+        let given = json!({"size": 336, "crop_size": 336});
+        assert_eq!(pinpoints(given.clone(), &of(336)).unwrap().grid(90, 200), (336, 672));
+        let mut other = given;
+        other["image_grid_pinpoints"] = json!([[336, 336]]);
+        let error = pinpoints(other, &of(336)).unwrap_err().to_string();
+        assert!(error.contains("expected those of config.json, [[336,672]"), "{error}");
     }
 
     proptest! {
