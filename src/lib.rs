@@ -10,6 +10,7 @@
 //! | train the active adapter | [`Optimizer`], [`Schedule`] |
 //! | find the GPU | [`device`] |
 //! | open a model of Hugging Face | [`models`]; [`pretrained`] reads and writes their directories, [`merge`] puts an adapter into one |
+//! | show a model images beside texts | [`models::ImageTextToText`]; [`LnTuningConfig::recipe`] is a setting of the method's paper |
 //! | train with a large vocabulary | [`loss::LinearCrossEntropy`]: no logits of the whole batch |
 //! | train on long inputs | [`recompute`]: block checkpointing |
 //! | keep a large base in few bits | [`pretrained::Frozen`]: GGUF blocks, int8, NF4; chosen by [`models::Load::frozen`] |

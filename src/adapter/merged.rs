@@ -335,7 +335,7 @@ fn check_shape(stored: &Stored, shape: &[i64]) -> Result<()> {
 
 /// Says that no tensor is tied.
 fn set_untied(config: &mut Value) {
-    // What a language model within another does not say is its default, which may be true.
+    // If a language model within another says nothing, its default counts, which may be true.
     if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {
         text.insert("tie_word_embeddings".into(), false.into());
     }

@@ -57,12 +57,8 @@ macro_rules! models {
             /// `Unsupported` for a `model_type` that is none of [`model_types`](Self::model_types); otherwise as the
             /// model's own.
             pub fn from_files(files: ModelFiles, load: &Load) -> Result<(VarStore, Self)> {
-                let model_type = files.model_type().unwrap_or_default().to_owned();
-                // Of those that share a model type, the one with the head; the first says what heads there are.
                 for any_head in [false, true] {
-                    $(if <$config>::model_types().contains(&model_type.as_str())
-                        && (any_head || <$config>::has_head(load.head_of::<$config>(&files)))
-                    {
+                    $(if is_of::<$config>(&files, load, any_head) {
                         let (vs, model) = <$model>::from_files(files, load)?;
                         return Ok((vs, AnyModel::$variant(Box::new(model))));
                     })*
@@ -75,11 +71,8 @@ macro_rules! models {
             /// # Errors
             /// As [`from_files`](Self::from_files).
             pub fn base_bytes(files: ModelFiles, load: &Load) -> Result<BaseBytes> {
-                let model_type = files.model_type().unwrap_or_default().to_owned();
                 for any_head in [false, true] {
-                    $(if <$config>::model_types().contains(&model_type.as_str())
-                        && (any_head || <$config>::has_head(load.head_of::<$config>(&files)))
-                    {
+                    $(if is_of::<$config>(&files, load, any_head) {
                         return <$model>::base_bytes(files, load);
                     })*
                 }
@@ -151,6 +144,13 @@ models! {
     TowerClassifier, "The tower for images of a CLIP or a SigLIP as a classifier.", TowerClassifier,
         TowerClassifierConfig;
     ImageTextToText, "A model of images and texts.", ImageTextToText, ImageTextToTextConfig;
+}
+
+/// True if files are of a model with this configuration. Of those that share a model type it is the one with the head;
+/// if none has it, the first says what heads there are.
+fn is_of<C: ModelConfig>(files: &ModelFiles, load: &Load, any_head: bool) -> bool {
+    let model_type = files.model_type().unwrap_or_default();
+    C::model_types().contains(&model_type) && (any_head || C::has_head(load.head_of::<C>(files)))
 }
 
 impl AnyModel {

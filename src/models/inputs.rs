@@ -79,15 +79,15 @@ impl<'a> Inputs<'a> {
         self
     }
 
-    /// Heights and widths of the images in pixels as they were, `[images, 2]`, Int64, for a model that sees them in tiles
-    /// (llava_next): then all tiles of an image stand among the images one after the other, the whole image first.
+    /// Heights and widths of the images in pixels as they were, `[images, 2]`, Int64, for a model that sees them in
+    /// tiles (llava_next): then all tiles of an image stand among the images one after the other, the whole image first.
     pub fn image_sizes(mut self, sizes: impl Into<Option<&'a Tensor>>) -> Self {
         self.image_sizes = sizes.into();
         self
     }
 
-    /// In the place of images: what [`ImageTextToText::image_features`](super::ImageTextToText::image_features) gave for
-    /// them.
+    /// In the place of images: what [`ImageTextToText::image_features`](super::ImageTextToText::image_features) gave
+    /// for them.
     pub fn image_features(mut self, features: impl Into<Option<&'a Tensor>>) -> Self {
         self.image_features = features.into();
         self

@@ -13,8 +13,8 @@ use crate::storage::info::is_float;
 
 /// The memory of a model's tensors, and of those among them that are kept in few bits.
 ///
-/// Of a map of the file, as [`Place::Mapped`](super::Place::Mapped) and [`Place::Streamed`](super::Place::Streamed) have
-/// it, these are bytes of the file.
+/// Of a map of the file, as [`Place::Mapped`](super::Place::Mapped) and [`Place::Streamed`](super::Place::Streamed)
+/// have it, these are bytes of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct BaseBytes {

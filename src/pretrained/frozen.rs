@@ -18,8 +18,8 @@ use crate::quantised::Encoding;
 /// with [`Blocks::All`](crate::recompute::Blocks::All) as well as with `Blocks::First(0)`, which keeps all activations.
 /// Its bytes are a variable of the `VarStore` under the matrix's name, of the kind `Uint8`.
 ///
-/// As text it is one or two words: `mapped`, `nf4`, `streamed, int8`; beside `streamed` also the share of the blocks that
-/// stays: `streamed, resident 0.5`.
+/// As text it is one or two words: `mapped`, `nf4`, `streamed, int8`; beside `streamed` also the share of the blocks
+/// that stays: `streamed, resident 0.5`.
 ///
 /// ```
 /// use ln_tuning::pretrained::{Form, Frozen, Place};
@@ -92,8 +92,8 @@ impl Frozen {
         self
     }
 
-    /// With this share of the blocks in memory, evenly spread, where [`Place::Streamed`] lets the others come: 0 to 1, to a
-    /// thousandth. On the CPU they are a map of the file, on CUDA memory of the device. Default: 0.
+    /// With this share of the blocks in memory, evenly spread, where [`Place::Streamed`] lets the others come: 0 to 1,
+    /// to a thousandth. On the CPU they are a map of the file, on CUDA memory of the device. Default: 0.
     pub fn resident(mut self, share: f64) -> Self {
         self.resident = (share.clamp(0., 1.) * 1000.).round() as u16;
         self

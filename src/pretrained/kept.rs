@@ -22,8 +22,8 @@ pub(crate) struct Kept {
     pub(crate) transposed: bool,
     /// `None` for numbers of any kind, which are brought to the device and to the model's kind when needed.
     pub(crate) encoding: Option<Encoding>,
-    /// Per row of the weights, that of the encoded matrix, if they are not the same: blocks that stay in their file have
-    /// its order.
+    /// Per row of the weights, that of the encoded matrix, if they are not the same: blocks that stay in their file
+    /// have its order.
     pub(crate) rows: Option<Vec<i64>>,
     /// The kind of the values that the model computes with.
     pub(crate) kind: Kind,

@@ -293,12 +293,13 @@ fn images(model_type: &str, class: &str) -> Value {
     })
 }
 
-/// An image takes one token, the 2, which each row has once; in tiles it takes more, of which there are none.
+/// An image takes one token, the 2, which each row has once; in tiles, or of any size, it takes more, of which there are
+/// none.
 fn of_images_and_texts() -> Vec<Value> {
     let of = |model_type: &str, class: &str, text: &str, vision: &str| {
         let mut tower = images(vision, "");
         tower["patch_size"] = json!(8);
-        let token = if model_type == "llava_next" { 39 } else { 2 };
+        let token = if ["llava_next", "qwen3_vl"].contains(&model_type) { 39 } else { 2 };
         json!({
             "model_type": model_type, "architectures": [class], "image_token_id": token, "image_token_index": token,
             "mm_tokens_per_image": 1, "scale_factor": 1, "image_grid_pinpoints": [[8, 16]],
@@ -310,12 +311,21 @@ fn of_images_and_texts() -> Vec<Value> {
             "vision_config": tower,
         })
     };
+    let mut qwen =
+        of("qwen3_vl", "Qwen3VLForConditionalGeneration", "qwen3_vl_text", "qwen3_vl_vision");
+    qwen["text_config"]["rope_parameters"] =
+        json!({"rope_type": "default", "rope_theta": 1000., "mrope_section": [2, 1, 1]});
+    let tower = json!({
+        "depth": 2, "num_heads": 2, "num_position_embeddings": 4, "deepstack_visual_indexes": [0], "out_hidden_size": 16,
+    });
+    qwen["vision_config"].as_object_mut().unwrap().extend(tower.as_object().unwrap().clone());
     let (clip, siglip, idefics3) = ("clip_vision_model", "siglip_vision_model", "idefics3_vision");
     vec![
         of("gemma3", "Gemma3ForConditionalGeneration", "gemma3_text", siglip),
         of("idefics3", "Idefics3ForConditionalGeneration", "llama", idefics3),
         of("llava", "LlavaForConditionalGeneration", "llama", clip),
         of("llava_next", "LlavaNextForConditionalGeneration", "mistral", clip),
+        qwen,
         of("smolvlm", "SmolVLMForConditionalGeneration", "llama", "smolvlm_vision"),
     ]
 }
@@ -397,6 +407,7 @@ fn every_model_is_made_loaded_described_and_run_in_one_way() {
     for config in &seeing {
         let taken: &[&str] = match config["model_type"].as_str() {
             Some("llava_next") => &["documents"],
+            Some("qwen3_vl") => &["attention_mask"],
             _ => &["documents", "pixel_values"],
         };
         door(&["input_ids"], taken, None, true).check::<ImageTextToText>(config);
@@ -429,6 +440,6 @@ fn every_model_is_made_loaded_described_and_run_in_one_way() {
         count += 1;
     }
     // All but encoder-decoders, CLIP, SigLIP, and models of images and texts.
-    assert_eq!(count, types.len() - 3 - 4 - 5);
+    assert_eq!(count, types.len() - 3 - 4 - 6);
     assert_eq!(without_class, ["cohere_labels", "granite_labels"]);
 }

@@ -304,7 +304,7 @@ fn in_bf16_a_step_of_tuning_lowers_the_loss_and_touches_norms_alone() {
     }
 }
 
-/// What files on the Hub say, and do not say.
+/// As files on the Hub have it, which leave things out.
 #[test]
 fn configurations_of_every_version_are_read_and_what_they_lack_is_the_default_of_transformers() {
     let llama = json!({

@@ -113,7 +113,7 @@ fn queries_and_keys_of_a_gguf_file_come_from_the_file_as_all_blocks_do() {
     let variables = vs.variables();
     let mut linear = variables.iter().filter(|(name, _)| name.contains("_proj"));
     assert!(linear.all(|(name, tensor)| of_file(tensor) || panic!("'{name}' is a copy")));
-    // What is saved has the model's order again.
+    // Saved, it has the model's order again.
     let values = tempfile::tempdir().unwrap();
     let config = decoder("llama").to_string();
     pretrained::save(&vs, values.path(), &config).unwrap();

@@ -34,7 +34,7 @@ CASES = {
         "gemma3", GEMMA | dict(sliding_window_pattern=2, rope_scaling=dict(rope_type="linear", factor=8.0)),
         SIGLIP | dict(vision_use_head=False), dict(mm_tokens_per_image=9, image_token_index=60), 9,
     ),
-    # Patches that are left over, a token without an embedding, a head in the tower that nothing uses, and one of its own.
+    # Patches left over, a token without an embedding, a head in the tower that nothing uses, and one of its own.
     "gemma3_odd": (
         "gemma3", GEMMA | dict(layer_types=["full_attention", "sliding_attention"] * 2),
         SIGLIP | dict(image_size=15, layer_norm_eps=1e-3),

@@ -91,7 +91,7 @@ def main():
         *table.methods(before, chosen), "",
         "Exact match by kind of question, at the first seed, in %:", "", *table.asked(before, chosen), "",
         f"{METHODS[0].name}, with as many tokens of each kind of data, at the same rate:", "", *table.kinds(kinds), "",
-        "Loss of other rows, which chose the rates:", "", *table.rates(tried),
+        "Other questions, by which the rates were chosen:", "", *table.rates(tried),
     ]
     print("\n".join(lines))
     picture.draw(args.docs / "paper.svg", before, chosen)

@@ -14,12 +14,7 @@ class Data:
         self.tokenizer, self.sizes = tokenizer, sizes
         new = lambda count, seed: scenes.make("t10k", 10_000, count, seed)  # noqa: E731
         self.captions = self.of_detail(scenes.make("train", tower.CLOTHES, sizes.captions, "captions"))
-        chance = random.Random("chosen on")
-        kinds = list(questions.KINDS)
-        self.chosen_on = [
-            rows.row(tokenizer, scene, questions.turns(kinds[at % len(kinds)], scene, chance))
-            for at, scene in enumerate(new(sizes.chosen_on, "chosen on"))
-        ]
+        self.chosen_on = rows.held_out(tokenizer, new(sizes.chosen_on, "chosen on"))
         self.asked = rows.held_out(tokenizer, new(sizes.asked, "asked"))
         self.described = self.of_detail(new(sizes.described, "described"))
         self.english = english.held_out(tokenizer, sizes.paragraphs)

@@ -10,6 +10,7 @@ warnings.simplefilter("ignore")
 from peft import LoraConfig, get_peft_model  # noqa: E402
 
 CONNECTOR_RATE = 1e-3
+RATES = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
 LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
@@ -17,7 +18,7 @@ LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|do
 class Method:
     name: str
     own: Callable  # gives the parameters that train beside the connector; LoRA puts its own into the model first
-    rate: float  # of those parameters, the first to be tried
+    rate: float  # of those parameters, of RATES, the first to be tried
     connector: bool = True
     seeds: int = 1
     ours: bool = False  # `ln-tuning` trains it

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,8 +20,9 @@ RATES = "{{default: {other}, pre: {norms}, final: {norms}}}"
 
 
 def write(rows, directory):
-    """train.jsonl, with each scene as a picture beside it."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """train.jsonl, with each scene as a picture beside it, and nothing else: not the run of an earlier comparison."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
     with open(directory / "train.jsonl", "w") as file:
         for place, row in enumerate(rows):
             Image.fromarray(row.scene.image).save(directory / f"{place}.png")

@@ -7,7 +7,7 @@ import torch
 
 import ours
 import scores
-from methods import CONNECTOR_RATE
+from methods import CONNECTOR_RATE, RATES
 from training import Cost, train
 
 
@@ -25,7 +25,7 @@ class Run:
     kinds: list
     seed: int
     rate: float
-    chosen: float  # loss that rates are chosen by
+    chosen: float  # share of other questions, by which rates are chosen
     cost: Cost
     scores: Scores = None
 
@@ -55,10 +55,10 @@ def run(base, method, rate, seed, kinds):
     model, data = copy.deepcopy(base.model), base.data
     name = f"{method.name} {'+'.join(kinds)} {seed} {rate:.0e}".replace(" ", "-")
     cost = base.train(model, method, rate, data.train(kinds, seed), name)
-    made = Run(method.name, list(kinds), seed, rate, scores.loss(model, data.chosen_on), cost)
+    made = Run(method.name, list(kinds), seed, rate, scores.share(scores.exact(model, data.chosen_on)), cost)
     print(
-        f"{method.name:<26} {'+'.join(kinds):<29} seed {seed}  lr {rate:.0e}  loss {made.cost.losses[0]:.2f} -> "
-        f"{made.chosen:.3f}  {cost.weights:>11,} weights, {cost.seconds:.0f} s",
+        f"{method.name:<26} {'+'.join(kinds):<29} seed {seed}  lr {rate:.0e}  {made.chosen:.1%} of other "
+        f"questions, {cost.weights:,} weights, {cost.seconds:.0f} s",
         flush=True,
     )
     return model, made
@@ -75,17 +75,15 @@ def scored(model, made, data):
 
 
 def best(base, method, kinds):
-    """(the scored run at the best rate, those at all rates). Of three rates, each three times another: the method's
-    first, a higher one, and one beyond the better of the two."""
-    kept, tried, rate = None, [], method.rate
+    """(the scored run at the best rate, those at all rates). Of three neighbours in RATES: the method's first, the next
+    higher one, and the one beyond the better of the two."""
+    kept, tried, first = None, [], RATES.index(method.rate)
     for place in range(base.data.sizes.rates):
-        if place == 1:
-            rate = 3 * method.rate
-        elif place == 2:
-            rate = 9 * method.rate if kept[1] is tried[1] else method.rate / 3
+        beyond = first + 2 if place == 2 and kept[1] is tried[1] else first - 1
+        rate = RATES[[first, first + 1, beyond][place]]
         model, made = run(base, method, rate, 0, kinds)
         tried.append(made)
-        if kept is None or made.chosen < kept[1].chosen:
+        if kept is None or made.chosen > kept[1].chosen:
             kept = model, made
         del model
     return scored(*kept, base.data), sorted(tried, key=lambda made: made.rate)

@@ -7,8 +7,8 @@ import dataclasses
 class Sizes:
     tower_steps: int = 600
     captions: int = 1000  # to train the connector
-    tokens: int = 7200  # of each run, pictures included
-    chosen_on: int = 60  # held-out rows, on whose loss rates are chosen
+    tokens: int = 6600  # of each run, pictures included
+    chosen_on: int = 144  # other questions, by which rates are chosen
     rates: int = 3  # that are tried for each method
     asked: int = 600
     described: int = 100

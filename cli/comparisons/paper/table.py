@@ -60,9 +60,9 @@ def asked(before, chosen):
 
 
 def rates(tried):
-    lines = ["| | loss at each rate |", "|---|---|"]
+    lines = ["| | right at each rate, % |", "|---|---|"]
     for runs in tried:
-        at = ", ".join(f"{made.chosen:.3f} at {made.rate:.0e}" for made in runs)
+        at = ", ".join(f"{percent(made.chosen)} at {made.rate:.0e}" for made in runs)
         lines.append(row([runs[0].method, at]))
     return lines
 

@@ -143,12 +143,12 @@ impl Task for ClassifierTask<'_> {
         self.loader.eval.as_ref().map_or(0, |eval| eval.rows.len())
     }
 
-    fn largest(&self, size: usize) -> Vec<usize> {
+    fn largest(&self, size: usize) -> Vec<Vec<usize>> {
         let rows = &self.loader.train.rows;
         let mut order: Vec<usize> = (0..rows.len()).collect();
         order.sort_by_key(|row| Reverse(rows[*row].length()));
         order.truncate(size);
-        order
+        vec![order]
     }
 
     fn loss<'t>(

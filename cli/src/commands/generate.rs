@@ -8,7 +8,7 @@ use anyhow::{anyhow, ensure, Context, Result};
 use ln_tuning::models::{GenerateOptions, Head, Inputs, Load};
 use ln_tuning::pretrained::{Frozen, ModelFiles};
 use ln_tuning::LnTuningModel;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use tokenizers::Tokenizer;
 
 use super::key_mapping::KeyMapping;
@@ -18,6 +18,7 @@ use crate::language::mentions::MARK;
 use crate::language::model::LanguageModel;
 use crate::language::pictures::Picture;
 use crate::language::settings::LossOn;
+use crate::language::vision::{self, Grid, Vision};
 use crate::text::files::TextFiles;
 use crate::text::special;
 use crate::train::memory;
@@ -66,8 +67,8 @@ pub struct Args {
     /// The same seed gives the same text
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// The kind of the model's weights. On a GPU, auto is f32 for a GGUF file in blocks if half of the free memory holds
-    /// that
+    /// The kind of the model's weights. On a GPU, auto is f32 for a GGUF file in blocks if half of the free memory
+    /// holds that
     #[arg(long, value_enum, default_value_t)]
     kind: ModelKind,
     /// The way in which the model's matrices are kept: mapped, device, gguf (the blocks of a GGUF file), int8, nf4 or
@@ -113,20 +114,22 @@ fn generated(args: &Args) -> Result<()> {
     let pictures: Vec<Picture> = args.images.iter().cloned().map(Picture::File).collect();
     ensure!(
         pictures.is_empty() || encoder.vision.is_some(),
-        "'{}' ({}) takes text alone: leave out --image, or give a model of images and texts, such as llava",
+        "'{}' ({}) takes text alone here: leave out --image, or give a model of images and texts ({})",
         args.model.display(),
-        files.model_type().unwrap_or("unknown")
+        files.model_type().unwrap_or("unknown"),
+        vision::model_types().join(", ")
     );
-    let ids = prompt_ids(args, &encoder, &pictures)?.f_to_device(device)?;
+    let grids = encoder.grids(&pictures, Vision::grid)?;
+    let ids = prompt_ids(args, &encoder, &grids)?.f_to_device(device)?;
 
     let kind = args.kind.answering(device, &files);
     let (files, bar) = progress::loading(files)?;
     let wanted = Load::on(device).kind(kind).frozen(args.base_weights).head(Head::LanguageModel);
     let (vs, model) = LanguageModel::load(files, &wanted)?;
     bar.finish_and_clear();
-    let pixels = pixels(&encoder, &pictures, &model)?;
+    let sizes = encoder.sizes(&grids)?;
+    let pixels = pixels(&encoder, pictures.iter().zip(grids), model.kind())?;
     let pixels = pixels.map(|pixels| pixels.f_to_device(device)).transpose()?;
-    let sizes = encoder.sizes(&pictures)?;
     let inputs = sizes.beside(Inputs::new(&ids).pixel_values(pixels.as_ref()));
     let load = args.key_mapping.load_options();
     let mut tuned: Option<LnTuningModel> = None;
@@ -164,7 +167,7 @@ fn generated(args: &Args) -> Result<()> {
 }
 
 /// `[1, length]`.
-fn prompt_ids(args: &Args, encoder: &TextEncoder, pictures: &[Picture]) -> Result<Tensor> {
+fn prompt_ids(args: &Args, encoder: &TextEncoder, grids: &[Grid]) -> Result<Tensor> {
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
         None => {
@@ -180,7 +183,7 @@ fn prompt_ids(args: &Args, encoder: &TextEncoder, pictures: &[Picture]) -> Resul
     let prompt = if encoder.marks().iter().any(|mark| prompt.contains(mark)) {
         prompt
     } else {
-        format!("{}{prompt}", format!("{MARK}\n").repeat(pictures.len()))
+        format!("{}{prompt}", format!("{MARK}\n").repeat(grids.len()))
     };
     let prompt = if args.chat {
         ensure!(
@@ -197,24 +200,24 @@ fn prompt_ids(args: &Args, encoder: &TextEncoder, pictures: &[Picture]) -> Resul
     } else {
         Prompt::Text(prompt)
     };
-    let ids = encoder.prompt(&prompt, &encoder.grids(pictures)?)?;
+    let ids = encoder.prompt(&prompt, grids)?;
     let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
     ensure!(!ids.is_empty(), "the prompt is empty");
     Ok(Tensor::f_from_slice(&ids)?.f_view([1, -1])?)
 }
 
 /// The tiles of all pictures, in the model's kind.
-fn pixels(
+fn pixels<'p>(
     encoder: &TextEncoder,
-    pictures: &[Picture],
-    model: &LanguageModel,
+    pictures: impl ExactSizeIterator<Item = (&'p Picture, Grid)>,
+    kind: Kind,
 ) -> Result<Option<Tensor>> {
-    let Some(vision) = encoder.vision.as_ref().filter(|_| !pictures.is_empty()) else {
+    let Some(vision) = encoder.vision.as_ref().filter(|_| pictures.len() > 0) else {
         return Ok(None);
     };
-    let pixels = pictures.iter().map(|picture| vision.pixels(picture));
+    let pixels = pictures.map(|(picture, grid)| vision.pixels(picture, grid));
     let pixels = Tensor::f_cat(&pixels.collect::<Result<Vec<_>>>()?, 0)?;
-    Ok(Some(pixels.f_to_kind(model.kind())?))
+    Ok(Some(pixels.f_to_kind(kind)?))
 }
 
 /// The answer's text, which is shown as it comes if `stream` says so.

@@ -115,7 +115,7 @@ fn shift(saved: &SavedAdapter, args: &Args, base: &Path, data: &Path) -> Result<
     let load = args.key_mapping.load_options();
     let asked = Asked { adapter: &args.adapter, saved, load: &load };
     let done = match task {
-        TaskName::Language => language::shift(&RunSettings::new(&settings)?, &asked),
+        TaskName::Language => language::shift(RunSettings::new(&settings)?, &asked),
         TaskName::Classifier => classifier::shift(&RunSettings::new(&settings)?, &asked),
     };
     done.map_err(|error| memory::explained(error, LESS_MEMORY))

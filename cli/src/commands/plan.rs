@@ -31,8 +31,8 @@ pub struct Args {
     /// The norms of these layers only, such as 8..24 (without 24) or 8..; those outside of layers are left out
     #[arg(long, value_name = "BAND")]
     layers: Option<Layers>,
-    /// The way in which the model's matrices would be kept, as `base` of training and --base-weights of generate: mapped,
-    /// device, gguf, int8, nf4 or streamed; or two of them, as nf4,device
+    /// The way in which the model's matrices would be kept, as `base` of training and --base-weights of generate:
+    /// mapped, device, gguf, int8, nf4 or streamed; or two of them, as nf4,device
     #[arg(long, value_name = "HOW", default_value_t)]
     base_weights: Frozen,
     /// Print JSON

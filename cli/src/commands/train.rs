@@ -122,6 +122,11 @@ fn in_stages(args: &Args, task: TaskName, stages: &[Given]) -> Result<()> {
         return Ok(());
     }
     let mode = if args.dry_run { Mode::DryRun { json: args.json } } else { Mode::Train };
+    for (number, (_, run)) in runs.iter().enumerate().skip(1) {
+        let data = &run.all["data"];
+        let rows = runs[..number].iter().all(|(_, before)| before.all["data"] != *data);
+        language::check(run, rows).with_context(|| format!("stage {}", number + 1))?;
+    }
     let mut done: Vec<PathBuf> = Vec::new();
     for (number, (_, run)) in runs.iter().enumerate() {
         if !args.json {

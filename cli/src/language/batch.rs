@@ -44,6 +44,8 @@ impl Tokens {
             return Ok(Seen::Nothing);
         }
         let fixed = model.tower_is_fixed(train);
+        // An evaluation keeps nothing that training would see otherwise.
+        let kept = kept.filter(|_| model.tower_is_fixed(true));
         let shown = |(at, shown): (usize, &Shown)| match shown {
             Shown::Features(features) => Ok(features.shallow_clone()),
             Shown::Pixels { values, .. } if !fixed => Ok(values.shallow_clone()),

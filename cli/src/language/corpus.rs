@@ -10,8 +10,10 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use super::columns::Columns;
 use super::document::{self, Read, Reading};
 use super::encoder::{TextEncoder, Tokens};
+use super::image_tokens::Grid;
 use super::pictures::Picture;
 use super::settings::LanguageData;
+use super::vision::Vision;
 use crate::progress;
 use crate::records::digest::Digest;
 use crate::records::keys::KeyCounts;
@@ -31,6 +33,8 @@ pub struct Piece {
     pub len: u32,
     /// Tokens that the loss is on.
     pub targets: u32,
+    /// It has a picture.
+    pub shows: bool,
 }
 
 #[derive(Clone)]
@@ -53,10 +57,10 @@ struct Source {
     kept: Mutex<VecDeque<(usize, Arc<Loaded>)>>,
 }
 
-/// The tokens and the pictures of a document.
+/// The tokens of a document, and its pictures with the tiles that they have among the tokens.
 struct Loaded {
     tokens: Tokens,
-    pictures: Vec<Picture>,
+    pictures: Vec<(Picture, Grid)>,
 }
 
 /// A piece of a document.
@@ -64,7 +68,7 @@ pub struct Part {
     pub ids: Vec<i64>,
     /// For each id, whether the loss is on it.
     pub learned: Vec<bool>,
-    pub pictures: Vec<Picture>,
+    pub pictures: Vec<(Picture, Grid)>,
 }
 
 impl Corpus {
@@ -153,6 +157,27 @@ impl Corpus {
         (of(true), of(false))
     }
 
+    /// Without what has no picture, which teaches nothing where all that trains is for pictures.
+    ///
+    /// # Errors
+    /// If nothing is left.
+    pub fn with_pictures(mut self) -> Result<Self> {
+        let all = self.pieces.len();
+        self.pieces.retain(|piece| piece.shows);
+        ensure!(
+            !self.pieces.is_empty(),
+            "no row has a picture, and all that trains is for pictures: give rows with pictures, or choose other modules, \
+             such as 'recipe: layernorm-simple'"
+        );
+        let without = all - self.pieces.len();
+        if without > 0 {
+            self.report += &format!(
+                "; {without} pieces without a picture are left out, since all that trains is for pictures"
+            );
+        }
+        Ok(self)
+    }
+
     pub fn digest(&self) -> &str {
         &self.source.digest
     }
@@ -217,6 +242,7 @@ impl Document {
                     start: start as u32,
                     len: (end - start) as u32,
                     targets: targets as u32,
+                    shows: tokens.seen > start,
                 });
             }
             start = end;
@@ -237,8 +263,9 @@ impl Source {
         }
         let Read { document, pictures, .. } =
             document::read(self.records.row(record)?, &self.reading())?;
-        let grids = encoder.grids(&pictures)?;
-        Ok(Loaded { tokens: encoder.document(&document, &grids)?, pictures })
+        let grids = encoder.grids(&pictures, Vision::known_grid)?;
+        let tokens = encoder.document(&document, &grids)?;
+        Ok(Loaded { tokens, pictures: pictures.into_iter().zip(grids).collect() })
     }
 
     fn look_at(&self, record: usize, encoder: &TextEncoder, max_length: usize) -> Result<Document> {
@@ -250,7 +277,7 @@ impl Source {
         let row = self.records.row(record)?;
         let absent = self.columns.absent(&row);
         let read = document::read(row, &self.reading())?;
-        let grids = encoder.grids(&read.pictures)?;
+        let grids = encoder.grids(&read.pictures, Vision::grid)?;
         let tokens = encoder.document(&read.document, &grids)?;
         let (largest_id, document) =
             (encoder.largest_id(&tokens.ids), Document::of(&tokens, max_length)?);

@@ -104,20 +104,19 @@ impl TextEncoder {
         self.vision.as_ref().map_or(Vec::new(), |vision| vision.tokens.marks())
     }
 
-    /// The rows and columns that pictures are cut into.
-    pub fn grids(&self, pictures: &[Picture]) -> Result<Vec<Grid>> {
+    /// The rows and columns that pictures are cut into, found in this way.
+    pub fn grids(
+        &self,
+        pictures: &[Picture],
+        of: impl Fn(&Vision, &Picture) -> Result<Grid>,
+    ) -> Result<Vec<Grid>> {
         let vision = || self.vision.as_ref().context("the model takes text alone");
-        pictures.iter().map(|picture| vision()?.grid(picture)).collect()
+        pictures.iter().map(|picture| of(vision()?, picture)).collect()
     }
 
-    /// The sizes of pictures beside their pixels, if the model must know them.
-    pub fn sizes(&self, pictures: &[Picture]) -> Result<Sizes> {
-        match &self.vision {
-            Some(Vision { tokens, .. }) if tokens.needs_sizes().is_some() => {
-                Sizes::of(tokens, &self.grids(pictures)?)
-            }
-            _ => Ok(Sizes::default()),
-        }
+    /// The sizes of pictures of these grids beside their pixels, if the model must know them.
+    pub fn sizes(&self, grids: &[Grid]) -> Result<Sizes> {
+        self.vision.as_ref().map_or(Ok(Sizes::default()), |vision| Sizes::of(&vision.tokens, grids))
     }
 
     /// A plain document.

@@ -1,9 +1,8 @@
-//! What a frozen tower makes of pictures, kept so that each is seen once.
+//! The output of a frozen tower for pictures, kept so that each is seen once.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ln_tuning::Result;
 use tch::Tensor;
@@ -30,34 +29,37 @@ impl Key {
 /// epoch, so that none is better than another.
 pub struct Features {
     most: u64,
-    used: AtomicU64,
-    kept: Mutex<HashMap<Key, Tensor>>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    bytes: u64,
+    tensors: HashMap<Key, Tensor>,
 }
 
 impl Features {
     /// `most` bytes.
     pub fn new(most: u64) -> Self {
-        Features { most, used: AtomicU64::new(0), kept: Mutex::default() }
+        Features { most, kept: Mutex::default() }
     }
 
     pub fn get(&self, key: &Key) -> Option<Tensor> {
-        self.lock().get(key).map(Tensor::shallow_clone)
+        self.lock().tensors.get(key).map(Tensor::shallow_clone)
     }
 
     /// Keeps those of a picture, if there is space for them.
     pub fn keep(&self, key: &Key, features: &Tensor) -> Result<()> {
         let bytes = features.numel() as u64 * features.f_kind()?.elt_size_in_bytes() as u64;
-        let used = self.used.load(Ordering::Relaxed);
-        if used + bytes > self.most {
-            return Ok(());
-        }
-        if self.lock().insert(key.clone(), features.shallow_clone()).is_none() {
-            self.used.store(used + bytes, Ordering::Relaxed);
+        let mut kept = self.lock();
+        let fits = kept.bytes + bytes <= self.most;
+        if fits && kept.tensors.insert(key.clone(), features.shallow_clone()).is_none() {
+            kept.bytes += bytes;
         }
         Ok(())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Tensor>> {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -37,6 +37,11 @@ const FORMS: [(&str, Form); 6] = [
     ("smolvlm", Form::Idefics3),
 ];
 
+/// The types of models that pictures are shown to.
+pub fn model_types() -> Vec<&'static str> {
+    FORMS.iter().map(|(name, _)| *name).collect()
+}
+
 /// What the image tokens of a picture follow from: the rows and columns of
 /// [`Processor::grid`](crate::pictures::Processor::grid).
 pub type Grid = (usize, usize);
@@ -195,7 +200,7 @@ impl ImageTokens {
         if marks.len() != grids.len() {
             let who = if template { "the chat template writes" } else { "the text has" };
             bail!(
-                "{who} '{}' {} times for {} pictures, expected once for each",
+                "{who} '{}' {} times for {} pictures, expected once for each: give as many pictures as there are marks",
                 self.mark,
                 marks.len(),
                 grids.len()

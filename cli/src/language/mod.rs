@@ -25,15 +25,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Result};
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::TaskType;
+use ln_tuning::{Selection, TaskType};
 
 use crate::text::files::TextFiles;
-use crate::train::settings::RunSettings;
+use crate::train::settings::{RunSettings, Settings};
 use crate::train::shift::{Asked, Shift};
 use crate::train::start::{start, Mode};
 use corpus::Corpus;
 use encoder::TextEncoder;
-use model::LanguageModel;
+use model::{is_of_pictures, LanguageModel};
 use settings::LanguageData;
 use task::LanguageTask;
 
@@ -41,8 +41,10 @@ use task::LanguageTask;
 pub const SAMPLE: &str = include_str!("sample.yaml");
 
 /// The loss over the scale of what an adapter learned.
-pub fn shift(run: &RunSettings<LanguageData>, asked: &Asked) -> Result<Shift> {
-    let settings = &run.common;
+pub fn shift(mut run: RunSettings<LanguageData>, asked: &Asked) -> Result<Shift> {
+    // The adapter may change the tower from scale to scale.
+    run.data.features_mb = None;
+    let (settings, run) = (&run.common, &run);
     let device = settings.device()?;
     let files = ModelFiles::open(&settings.model)?;
     let words = TextFiles::of(&files)?;
@@ -54,6 +56,29 @@ pub fn shift(run: &RunSettings<LanguageData>, asked: &Asked) -> Result<Shift> {
     Shift::of(&task, &vs, asked, settings)
 }
 
+/// Finds what is wrong with a stage before those in front of it train: its modules and, if `rows` says so, its data.
+pub fn check(run: &RunSettings<LanguageData>, rows: bool) -> Result<()> {
+    let settings = &run.common;
+    let files = ModelFiles::open(&settings.model)?;
+    chosen(&files, settings)?;
+    if rows {
+        let encoder = encoder(&files, &TextFiles::of(&files)?, &run.data)?;
+        let open = |path: &_| Corpus::open(path, &encoder, run);
+        run.files.open(settings.seed, open, Corpus::split)?;
+    }
+    Ok(())
+}
+
+/// The modules that train.
+fn chosen(files: &ModelFiles, settings: &Settings) -> Result<Selection> {
+    let (variables, config) = (files.variables_with_copies(), settings.adapter()?);
+    let chosen = Selection::new(&variables, &config, files.model_type(), settings.norms)?;
+    Ok(match settings.layers {
+        Some(layers) => chosen.in_layers(&variables, &config, layers)?,
+        None => chosen,
+    })
+}
+
 /// Trains, on the base with the adapters of `before` in it.
 pub fn train(run: &RunSettings<LanguageData>, mode: Mode, before: &[PathBuf]) -> Result<()> {
     let settings = &run.common;
@@ -63,7 +88,10 @@ pub fn train(run: &RunSettings<LanguageData>, mode: Mode, before: &[PathBuf]) ->
     let words = TextFiles::of(&files)?;
     let encoder = encoder(&files, &words, &run.data)?;
     let open = |path: &_| Corpus::open(path, &encoder, run);
-    let (train, eval) = run.files.open(settings.seed, open, Corpus::split)?;
+    let (mut train, eval) = run.files.open(settings.seed, open, Corpus::split)?;
+    if encoder.vision.is_some() && chosen(&files, settings)?.variables().all(is_of_pictures) {
+        train = train.with_pictures()?;
+    }
     let (vs, model) = LanguageModel::open(files, settings, device)?;
     model.check_ids(train.largest_id().max(eval.as_ref().and_then(Corpus::largest_id)))?;
     stages::carry(&vs, before)?;

@@ -172,6 +172,15 @@ const TOWERS: [&str; 10] = [
     "visual.pos_embed.",
 ];
 
+/// Parts of a model that texts alone go past.
+const SEEING: [&str; 5] =
+    ["vision_tower", "vision_model", "visual", "multi_modal_projector", "connector"];
+
+/// True for a variable that a text without a picture gives no gradient.
+pub fn is_of_pictures(name: &str) -> bool {
+    name.split('.').any(|part| SEEING.contains(&part))
+}
+
 /// Rates of dropout in the configuration of a tower.
 const DROPOUTS: [&str; 3] = ["attention_dropout", "dropout", "hidden_dropout"];
 

@@ -1,4 +1,4 @@
-//! What the stages of a run trained: carried from one into the next, and one adapter in the end.
+//! The stages of a run: what each trained is carried into the next, and is one adapter in the end.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -15,6 +15,7 @@ use super::batch::{Shown, Tokens};
 use super::corpus::{Corpus, Part};
 use super::encoder::TextEncoder;
 use super::features::{Features, Key};
+use super::image_tokens::Grid;
 use super::model::LanguageModel;
 use super::packing::{pack, ROWS};
 use super::pictures::Picture;
@@ -40,7 +41,7 @@ pub struct LanguageLoader {
     device: Device,
     /// That of the weights, which pictures get.
     kind: Kind,
-    /// What the tower has made of pictures, if that is kept.
+    /// The tower's output for pictures, if that is kept.
     features: Option<Features>,
     /// Lengths are multiples of it.
     multiple: i64,
@@ -72,6 +73,11 @@ impl Rows {
         self.rows[row].iter().map(|piece| self.corpus.pieces[*piece].len).sum()
     }
 
+    /// The row has a picture.
+    fn shows(&self, row: usize) -> bool {
+        self.rows[row].iter().any(|piece| self.corpus.pieces[*piece].shows)
+    }
+
     fn widths(&self) -> impl Iterator<Item = u32> + '_ {
         (0..self.rows.len()).map(|row| self.width(row))
     }
@@ -92,19 +98,19 @@ impl Load for LanguageLoader {
         let mut documents: Vec<i64> =
             if packed { (0..cells as i64).map(|at| -1 - at).collect() } else { Vec::new() };
         let (mut targets, mut size, mut sources) = (0, 0, Vec::new());
-        let (mut pictures, mut files) = (Vec::new(), Vec::new());
+        let (mut pictures, mut grids) = (Vec::new(), Vec::new());
         for (row, pieces) in rows.iter().enumerate() {
             let mut at = row * length;
             for (number, piece) in pieces.iter().enumerate() {
                 let piece = &all.corpus.pieces[*piece];
                 let part = all.corpus.part(piece, &self.encoder)?;
-                for (number, picture) in part.pictures.iter().enumerate() {
+                for (number, (picture, grid)) in part.pictures.iter().enumerate() {
                     let key = Key::of(picture, job.eval, piece.record, number);
-                    let shown = self.shown(picture, key);
+                    let shown = self.shown(picture, *grid, key);
                     pictures.push(shown.with_context(|| all.corpus.place(piece))?);
                 }
-                let Part { ids: own, learned, pictures: own_files } = part;
-                files.extend(own_files);
+                let Part { ids: own, learned, pictures: own_pictures } = part;
+                grids.extend(own_pictures.into_iter().map(|(_, grid)| grid));
                 for (id, learned) in own.into_iter().zip(learned) {
                     ids[at] = id;
                     labels[at] = if learned { id } else { IGNORE_INDEX };
@@ -126,7 +132,7 @@ impl Load for LanguageLoader {
         // A model that sees counts the tokens of pictures on the CPU, and sends them itself.
         let ids = if pictures.is_empty() { sent(&ids)? } else { table(&ids)? };
         Ok(Batch {
-            inputs: Tokens { ids, documents, pictures, sizes: self.encoder.sizes(&files)? },
+            inputs: Tokens { ids, documents, pictures, sizes: self.encoder.sizes(&grids)? },
             // The loss leaves out what does not count, and looks for it on the CPU.
             labels: table(&labels)?,
             targets,
@@ -137,13 +143,13 @@ impl Load for LanguageLoader {
 }
 
 impl LanguageLoader {
-    fn shown(&self, picture: &Picture, key: Key) -> Result<Shown> {
+    fn shown(&self, picture: &Picture, grid: Grid, key: Key) -> Result<Shown> {
         let kept = self.features.as_ref().and_then(|features| features.get(&key));
         if let Some(features) = kept {
             return Ok(Shown::Features(features));
         }
         let vision = self.encoder.vision.as_ref().context("the model takes text alone")?;
-        let values = vision.pixels(picture)?.f_to_kind(self.kind)?;
+        let values = vision.pixels(picture, grid)?.f_to_kind(self.kind)?;
         Ok(Shown::Pixels { key, values: ln_tuning::device::sent(&values, self.device)? })
     }
 }
@@ -163,7 +169,8 @@ impl<'m> LanguageTask<'m> {
         let train = Rows::new(train, data, seed);
         let eval = eval.map(|eval| Rows::new(eval, data, None));
         let (config, multiple) = (model.config().clone(), run.files.multiple(device) as i64);
-        let features = data.features_mb.map(|megabytes| Features::new(megabytes * 1_000_000));
+        let features =
+            data.features_mb.map(|megabytes| Features::new(megabytes.saturating_mul(1_000_000)));
         let kind = model.kind();
         let loader =
             LanguageLoader { encoder, config, device, kind, features, multiple, train, eval };
@@ -199,12 +206,26 @@ impl Task for LanguageTask<'_> {
         self.loader.eval.as_ref().map_or(0, |eval| eval.rows.len())
     }
 
-    fn largest(&self, size: usize) -> Vec<usize> {
+    fn largest(&self, size: usize) -> Vec<Vec<usize>> {
         let train = &self.loader.train;
         let mut rows: Vec<usize> = (0..train.rows.len()).collect();
         rows.sort_by_key(|row| Reverse((train.width(*row), train.rows[*row].len())));
+        // Texts may be longer than all rows with pictures, and what sees gets no gradient from them.
+        let seen = match rows.iter().position(|row| train.shows(*row)) {
+            Some(at) if at >= size => vec![vec![rows[at]]],
+            _ => Vec::new(),
+        };
         rows.truncate(size);
-        rows
+        [vec![rows], seen].concat()
+    }
+
+    fn idle(&self) -> Option<&'static str> {
+        let LanguageLoader { encoder, train, .. } = &*self.loader;
+        let blind = encoder.vision.is_some() && !(0..train.rows.len()).any(|row| train.shows(row));
+        blind.then_some(
+            "No row has a picture. To learn from texts alone, leave out what sees, with \
+             adapter.exclude_modules='.*(vision|projector|connector).*'",
+        )
     }
 
     fn loss<'t>(

@@ -231,7 +231,8 @@ fn part(part: &mut Value, marks: &[String], pictures: &mut Mentions) -> Result<(
         *part = json!({"type": "text", "text": text});
     }
     let sees = !marks.is_empty();
-    if let (true, Some(picture)) = (sees, of_part(part, pictures.len())?) {
+    let picture = if sees { of_part(part, pictures.len())? } else { None };
+    if let Some(picture) = picture {
         pictures.push(picture);
         *part = json!({"type": "image"});
         return Ok(());

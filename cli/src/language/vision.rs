@@ -5,7 +5,8 @@ use ln_tuning::pretrained::ModelFiles;
 use tch::Tensor;
 use tokenizers::Tokenizer;
 
-use super::image_tokens::{Grid, ImageTokens};
+use super::image_tokens::ImageTokens;
+pub use super::image_tokens::{model_types, Grid};
 use super::pictures::Picture;
 use crate::pictures::Processor;
 use crate::text::chat::ChatTemplate;
@@ -48,11 +49,25 @@ impl Vision {
         self.processor.grid(height as usize, width as usize)
     }
 
-    /// A picture as the model sees it, in f32: `[tiles, channels, height, width]`, or `[patches, numbers]`.
-    pub fn pixels(&self, picture: &Picture) -> Result<Tensor> {
+    /// The same of a picture that was looked at before: its file is read again only if its tokens follow from its size.
+    ///
+    /// # Errors
+    /// As [`grid`](Self::grid).
+    pub fn known_grid(&self, picture: &Picture) -> Result<Grid> {
+        if self.processor.splits() {
+            return self.grid(picture);
+        }
+        Ok((0, 0))
+    }
+
+    /// A picture as the model sees it, in f32: `[tiles, channels, height, width]`, or `[patches, numbers]`. Its tokens are those of this grid.
+    pub fn pixels(&self, picture: &Picture, grid: Grid) -> Result<Tensor> {
         let pixels = self.processor.apply(&picture.read()?).with_context(|| picture.name())?;
-        let (found, grid) = ((pixels.rows, pixels.columns), self.grid(picture)?);
-        ensure!(found == grid, "{}: the picture was changed during the run", picture.name());
+        ensure!(
+            (pixels.rows, pixels.columns) == grid,
+            "{}: the picture was changed during the run",
+            picture.name()
+        );
         Ok(pixels.values)
     }
 }

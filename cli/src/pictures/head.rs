@@ -3,10 +3,11 @@
 use std::io::Cursor;
 
 use anyhow::{ensure, Context, Result};
+use flate2::Crc;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat, ImageReader};
 
-use super::picture::{self, has_end, orientation, MOST_PIXELS};
+use super::picture::{check_size, decoded, has_end, orientation};
 
 /// Width and height of a picture in these bytes, turned as its EXIF or XMP data say.
 ///
@@ -17,19 +18,15 @@ pub fn size(bytes: &[u8]) -> Result<(u32, u32)> {
     let format = reader.format();
     let mut decoder = reader.into_decoder().context("this is not an image that can be read")?;
     let (width, height) = decoder.dimensions();
-    ensure!(
-        u64::from(width) * u64::from(height) <= MOST_PIXELS,
-        "the picture has {width} x {height} pixels, expected at most {MOST_PIXELS}"
-    );
-    ensure!(width > 0 && height > 0, "the picture has {width} x {height} pixels");
+    check_size((width, height))?;
     let whole = match format {
         Some(ImageFormat::Jpeg) => has_end(bytes),
         Some(ImageFormat::Png) => png_has_end(bytes),
         Some(ImageFormat::WebP) => riff_has_end(bytes),
         // Seldom, and small or without compression: its pixels say so.
-        _ => picture::decoded(bytes).map(|_| true)?,
+        _ => decoded(bytes).map(|_| true)?,
     };
-    ensure!(whole, "the file is cut off");
+    ensure!(whole, "the file is cut off, or damaged");
     let turned = match orientation(&mut decoder, bytes) {
         Orientation::Rotate90
         | Orientation::Rotate270
@@ -43,7 +40,7 @@ pub fn size(bytes: &[u8]) -> Result<(u32, u32)> {
     Ok(if turned { (height, width) } else { (width, height) })
 }
 
-/// True if a PNG's chunks lead to its end.
+/// True if a PNG's chunks lead to its end, and those of its pixels are as they were written.
 fn png_has_end(bytes: &[u8]) -> bool {
     let mut at = 8;
     while let Some(head) = bytes.get(at..at + 8) {
@@ -51,6 +48,18 @@ fn png_has_end(bytes: &[u8]) -> bool {
         let end = at.saturating_add(length).saturating_add(12);
         if &head[4..] == b"IEND" {
             return true;
+        }
+        if &head[4..] == b"IDAT" {
+            let Some((data, sum)) =
+                bytes.get(at + 4..end).and_then(|chunk| chunk.split_last_chunk::<4>())
+            else {
+                return false;
+            };
+            let mut found = Crc::new();
+            found.update(data);
+            if found.sum() != u32::from_be_bytes(*sum) {
+                return false;
+            }
         }
         at = end;
     }
@@ -88,6 +97,11 @@ mod tests {
             image.write_to(&mut Cursor::new(&mut bytes), format).unwrap();
             assert_eq!(size(&bytes).unwrap(), (33, 20), "{format:?}");
             assert!(size(&bytes[..bytes.len() * 6 / 10]).is_err(), "{format:?}");
+            if format == ImageFormat::Png {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                assert!(size(&bytes).unwrap_err().to_string().contains("damaged"));
+            }
         }
         assert!(size(b"").is_err() && size(b"a text").is_err());
     }

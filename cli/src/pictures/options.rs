@@ -59,7 +59,7 @@ impl Options {
         Ok(options)
     }
 
-    /// What the pixels depend on in other processors, and would not here.
+    /// Refuses what changes pixels in other processors, and would not here.
     fn refuse_others(&self) -> Result<()> {
         let of_scheme: &[&str] = match self.class.scheme {
             Scheme::Plain | Scheme::Squared | Scheme::Pinpoints => &["do_center_crop", "do_pad"],

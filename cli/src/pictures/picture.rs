@@ -13,7 +13,7 @@ use ln_tuning::regular;
 use super::jpeg;
 
 /// The most pixels that PIL reads.
-pub(super) const MOST_PIXELS: u64 = 178_956_970;
+const MOST_PIXELS: u64 = 178_956_970;
 
 /// Refuses a file whose head is not that of a picture, or of one that would fill the memory.
 pub fn check(path: &Path) -> Result<()> {
@@ -21,10 +21,11 @@ pub fn check(path: &Path) -> Result<()> {
     check_size(reader.into_dimensions().context("this is not an image that can be read")?)
 }
 
-fn check_size((width, height): (u32, u32)) -> Result<()> {
+pub(super) fn check_size((width, height): (u32, u32)) -> Result<()> {
+    let pixels = u64::from(width) * u64::from(height);
     ensure!(
-        u64::from(width) * u64::from(height) <= MOST_PIXELS,
-        "the picture has {width} x {height} pixels, expected at most {MOST_PIXELS}"
+        (1..=MOST_PIXELS).contains(&pixels),
+        "the picture has {width} x {height} pixels, expected at least 1 and at most {MOST_PIXELS}"
     );
     Ok(())
 }
@@ -119,8 +120,8 @@ pub(super) fn orientation(decoder: &mut impl ImageDecoder, bytes: &[u8]) -> Orie
     found.and_then(|n| Orientation::from_exif(n as u8)).unwrap_or(Orientation::NoTransforms)
 }
 
-/// Without transparency: the colour that lies below stays. Of 16 bits the upper 8 are kept, or in PNM the nearest 8, but
-/// grey of 16 bits is cut off at 255, as PIL does it.
+/// Without transparency: the colour that lies below stays. Of 16 bits the upper 8 are kept, or in PNM the nearest 8,
+/// but grey of 16 bits is cut off at 255, as PIL does it.
 fn rgb(image: DynamicImage, format: Option<ImageFormat>, file: &[u8]) -> Result<RgbImage> {
     let (width, height) = (image.width(), image.height());
     let is_pnm = format == Some(ImageFormat::Pnm);
@@ -208,10 +209,10 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_would_fill_the_memory_is_refused_by_its_head() {
+    fn a_picture_that_would_fill_the_memory_or_has_no_pixels_is_refused_by_its_head() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.ppm");
-        for (size, fits) in [("13000 13000", true), ("14000 14000", false)] {
+        for (size, fits) in [("13000 13000", true), ("14000 14000", false), ("0 3", false)] {
             std::fs::write(&path, format!("P6\n{size}\n255\n")).unwrap();
             assert_eq!(check(&path).is_ok(), fits, "{:?}", check(&path));
         }

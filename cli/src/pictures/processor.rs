@@ -141,6 +141,12 @@ impl Processor {
         })
     }
 
+    /// True if what a picture becomes follows from its size.
+    pub fn splits(&self) -> bool {
+        let tiles = self.tiles.is_some_and(|tiles| tiles.split);
+        tiles || self.pinpoints.is_some() || self.patches.is_some()
+    }
+
     /// The rows and columns of tiles that a picture of this size is cut into, as [`apply`](Self::apply) does it: behind
     /// them stands one tile for the whole; 0 where it is not cut. Of a picture in patches those of patches. LLaVA-NeXT's
     /// models find them themselves: height and width.

@@ -60,8 +60,8 @@ impl Filter {
         }
     }
 
-    /// Per place of a part of the new edge, the first place of the old one that it is made of, and the weights from there
-    /// on.
+    /// Per place of a part of the new edge, the first place of the old one that it is made of, and the weights from
+    /// there on.
     fn weights(self, old: usize, new: usize, part: Range<usize>) -> Vec<(usize, Vec<i32>)> {
         let scale = old as f64 / new as f64;
         if self == Filter::Nearest {

@@ -1,6 +1,6 @@
 //! Before the first step: what will train, where, with how much memory, and whether it can.
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, ensure, Context, Result};
 use ln_tuning::device::{cuda_status, memory_info};
 use ln_tuning::pretrained::BaseBytes;
 use ln_tuning::{LnTuningModel, Optimizer};
@@ -94,16 +94,19 @@ pub fn measure<T: Task>(
     settings: &Settings,
     report: &mut Report,
 ) -> Result<Vec<(String, Vec<i64>)>> {
-    let rows = task.largest(settings.batch_size);
-    ensure!(!rows.is_empty(), "there is nothing to train on: the data is empty");
-    let batch = task.loader().load(&Job { eval: false, rows })?;
+    let rows = task.largest(settings.batch_size).into_iter().filter(|rows| !rows.is_empty());
+    let loader = task.loader();
+    let batches = rows.map(|rows| loader.load(&Job { eval: false, rows }));
+    let batches = batches.collect::<Result<Vec<_>>>()?;
+    let batch = batches.first().context("there is nothing to train on: the data is empty")?;
+    let targets: i64 = batches.iter().map(|batch| batch.targets).sum();
     tch::manual_seed(0);
     optimizer.zero_grad()?;
     let recompute = settings.recompute()?;
-    let batches = std::slice::from_ref(&batch);
-    let loss = backward(task, batches, batch.targets.max(1), recompute.as_ref(), optimizer)?;
+    let loss = backward(task, &batches, targets.max(1), recompute.as_ref(), optimizer)?;
     let loss = loss.f_double_value(&[])?;
-    ensure!(loss.is_finite(), "the loss of the largest batch is {loss}: {}", batch.sources);
+    let sources = || batches.iter().map(|batch| batch.sources.as_str()).collect::<Vec<_>>();
+    ensure!(loss.is_finite(), "the loss of the largest batch is {loss}: {}", sources().join(", "));
     let (mut idle, mut tensors) = (Vec::new(), Vec::new());
     for (name, gradient) in optimizer.gradients()? {
         let Some(gradient) = gradient else {
@@ -118,10 +121,10 @@ pub fn measure<T: Task>(
     }
     if !idle.is_empty() {
         bail!(
-            "{} selected tensors have no gradient in the largest batch, or one that is 0 or not finite: {}. Leave \
-             them out with 'adapter.exclude_modules'",
+            "{} selected tensors have no gradient in the largest batch, or one that is 0 or not finite: {}. {}",
             idle.len(),
-            idle.join(", ")
+            idle.join(", "),
+            task.idle().unwrap_or("Leave them out with 'adapter.exclude_modules'")
         );
     }
     optimizer.zero_grad()?;

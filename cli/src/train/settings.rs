@@ -276,8 +276,8 @@ impl Settings {
         none && !self.base.is_streamed()
     }
 
-    /// The blocks that are run twice, if any: all of them beside a base that is streamed, whose weights are elsewhere by
-    /// the time of the backward pass. Beside one in few bits, there is a tape without such blocks too: it computes the
+    /// The blocks that are run twice, if any: all of them beside a base that is streamed, whose weights are elsewhere
+    /// by the time of the backward pass. Beside one in few bits, there is a tape without such blocks too: it computes the
     /// values again that a graph would keep.
     pub fn recompute(&self) -> Result<Option<Recompute>> {
         match &self.checkpointing {

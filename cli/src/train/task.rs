@@ -45,8 +45,13 @@ pub trait Task {
     /// The rows to evaluate on; 0 where there is nothing.
     fn eval_rows(&self) -> usize;
 
-    /// The rows of the largest batch that there can be.
-    fn largest(&self, size: usize) -> Vec<usize>;
+    /// The rows of the largest batch that there can be, and of further ones that show what this one does not.
+    fn largest(&self, size: usize) -> Vec<Vec<usize>>;
+
+    /// The reason why something that was chosen gets no gradient from these data, with the cure.
+    fn idle(&self) -> Option<&'static str> {
+        None
+    }
 
     /// The summed loss of the batch, divided by `over`. Blocks are run through the tape.
     fn loss<'t>(

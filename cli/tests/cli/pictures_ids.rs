@@ -10,6 +10,7 @@ use ln_tuning_cli::language::columns::Columns;
 use ln_tuning_cli::language::document::{read, Reading};
 use ln_tuning_cli::language::encoder::{TextEncoder, Tokens};
 use ln_tuning_cli::language::settings::LossOn;
+use ln_tuning_cli::language::vision::Vision;
 use serde_json::{json, Value};
 
 use crate::common::{run_python, shared};
@@ -52,7 +53,7 @@ fn tokens(encoder: &TextEncoder, row: &Value) -> anyhow::Result<Tokens> {
     let marks = encoder.marks();
     let reading = Reading { columns: &columns, marks: &marks, images: Path::new("") };
     let read = read(row.as_object().unwrap().clone(), &reading)?;
-    encoder.document(&read.document, &encoder.grids(&read.pictures)?)
+    encoder.document(&read.document, &encoder.grids(&read.pictures, Vision::grid)?)
 }
 
 /// The texts that the loss is on.

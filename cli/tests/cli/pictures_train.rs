@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{json, Value};
 
 use crate::common::run_python;
-use crate::pictures_ids::{models, picture};
+use crate::pictures_ids::{copied, models, picture};
 use crate::program::{output, printed, report, text, texts, Training};
 
 /// Rows in the words of LLaVA and of OpenAI, with and without pictures; the files are below `pictures/`.
@@ -170,6 +170,81 @@ fn models_that_see_are_verified_on_pictures_from_the_pixels_on() {
         // Idefics3 makes as many tiles of neither.
         let turned: Value = serde_json::from_str(&out).unwrap_or_default();
         assert!(turned["ok"] != true, "{family}: {turned}");
+    }
+}
+
+#[test]
+fn texts_beside_pictures_may_be_the_longest_rows_and_are_left_out_where_only_what_sees_trains() {
+    let said = |asked: &str| json!({"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": "a"}]});
+    let texts = [said(&"long ".repeat(20)), said("a")];
+    let rows = [texts.to_vec(), rows()[..1].to_vec()].concat();
+    let common = ["max_steps=3", "batch_size=1", "data.packing=false"];
+    let training = training("llava").set(&common);
+    training.write("train.json", &Value::from(rows).to_string());
+    training.write("texts.json", &Value::from(texts.to_vec()).to_string());
+    training.run(&["out=all"]);
+    let printed = training.run(&["recipe=connector"]);
+    assert!(printed.contains("; 2 pieces without a picture are left out"), "{printed}");
+    let error = training.refusal(&["out=x", "recipe=connector", "data.train=texts.json"]);
+    assert!(
+        error.contains("no row has a picture") && error.contains("layernorm-simple"),
+        "{error}"
+    );
+    let error = training.refusal(&["out=x", "data.train=texts.json"]);
+    let (_, cure) = error.rsplit_once("No row has a picture. ").unwrap();
+    let (_, pattern) = cure.trim_end().rsplit_once("adapter.exclude_modules=").unwrap();
+    let cure = format!("adapter.exclude_modules={pattern}");
+    for recipe in ["recipe=null", "recipe=layernorm"] {
+        training.run(&["out=x", "resume=never", "data.train=texts.json", recipe, &cure]);
+        std::fs::remove_dir_all(training.path("x")).unwrap();
+    }
+}
+
+#[test]
+fn a_tower_that_drops_or_changes_sees_each_picture_again() {
+    let dir = copied("llava");
+    let path = dir.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["vision_config"]["attention_dropout"] = json!(0.1);
+    std::fs::write(&path, config.to_string()).unwrap();
+    let model = format!("model={}", dir.path().display());
+    let training = training("llava").set(&["max_steps=4", "optimizer.lr=0.2"]);
+    let dropped = ["recipe=connector", "eval_interval=1", "data.eval=train.json", &model];
+    for features in ["1000", "null"] {
+        let features = format!("data.features_mb={features}");
+        let out = if features.ends_with("null") { "out=again" } else { "out=kept" };
+        training.run(&[&dropped[..], &[&features, out]].concat());
+    }
+    assert!(adapter(&training, "kept") == adapter(&training, "again"));
+
+    training.run(&["norms=all"]);
+    let (tuned, base) = (training.path("out/adapter"), models().join("llava"));
+    let (data, images) = (training.path("train.json"), models().join("pictures"));
+    let images = format!("data.images={}", images.display());
+    let scaled = |features: &str| {
+        let inspect = ["inspect", text(&tuned), "--base", text(&base), "--data", text(&data)];
+        let set = ["--json", "--set", &images, "--set", features, "--set", "device=cpu"];
+        report(&[&inspect[..], &set].concat())["shift"].clone()
+    };
+    let losses = scaled("data.features_mb=1000");
+    assert!(losses["rows"].as_array().is_some_and(|rows| rows.len() == 7), "{losses}");
+    assert_eq!(losses, scaled("data.features_mb=null"));
+}
+
+#[test]
+fn what_is_wrong_with_a_later_stage_is_found_before_the_first_one_trains() {
+    let training = training("llava");
+    let bad = json!([{"image": "absent.png", "conversations": rows()[0]["conversations"]}]);
+    training.write("bad.json", &bad.to_string());
+    for (stage, part) in [
+        ("data: {train: bad.json}", "absent.png"),
+        ("data: {eval: bad.json}", "absent.png"),
+        ("adapter: {target_modules: [absent]}", "'absent'"),
+    ] {
+        let stages = format!("stages=[{{recipe: connector, max_steps: 1}}, {{{stage}}}]");
+        let error = training.refusal(&[&stages]);
+        assert!(error.contains("stage 2: ") && error.contains(part), "{error}");
+        assert!(!training.path("out/stage-1").exists());
     }
 }
 

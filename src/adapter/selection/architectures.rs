@@ -12,7 +12,8 @@ pub enum Norms {
     /// Those of PEFT's own table. For architectures that it lacks: every norm that is recognised.
     #[default]
     Peft,
-    /// Every norm of the architecture, those of towers and connectors included. PEFT's table leaves some out, such as two of five kinds for qwen3.
+    /// Every norm of the architecture, those of towers and connectors included. PEFT's table leaves some out, such as
+    /// two of five kinds for qwen3.
     All,
 }
 

@@ -11,9 +11,9 @@ use super::tree::Tree;
 /// layers and harms those behind (arXiv 2605.26895). In settings: `pre`, `post`, `qk`, `final` or `embeddings`.
 ///
 /// For a known `model_type` it follows from a table. For others, a norm outside of numbered layers is `Final`, or
-/// `Embeddings` if `embed` is in its path or its name is `ln_pre` (OpenAI's CLIP and open_clip) or `norm_pre` (timm). In a layer it is `Qk` by names such as `q_norm`, `Post` if its name begins
-/// with `post` or if no norm stands behind the last layer, as in networks that norm their sums; else `Pre`. Without
-/// numbered layers every norm is `Pre`.
+/// `Embeddings` if `embed` is in its path or its name is `ln_pre` (OpenAI's CLIP and open_clip) or `norm_pre` (timm).
+/// In a layer it is `Qk` by names such as `q_norm`, `Post` if its name begins with `post` or if no norm stands behind
+/// the last layer, as in networks that norm their sums; else `Pre`. Without numbered layers every norm is `Pre`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

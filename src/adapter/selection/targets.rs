@@ -23,7 +23,7 @@ const CONNECTORS: [&str; 8] = [
 ];
 
 /// Segments of the paths of parts that see no words, in models with a connector.
-const TOWERS: [&str; 8] = [
+pub(super) const TOWERS: [&str; 8] = [
     "vision_tower",
     "vision_model",
     "visual",

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::layers::layer_of;
+use super::targets::TOWERS;
 use super::tree::Tree;
 use crate::pretrained::Head;
 
@@ -32,15 +33,12 @@ const PATCHES: &str = "gemma3 paligemma";
 /// Classifiers that take the mean over the patches, and the modules that stand behind them.
 const MEANS: &[(&str, &str)] = &[("clip", "post_layernorm"), ("siglip siglip2", "head")];
 
-/// Segments of the paths of image towers.
-const TOWERS: [&str; 4] = ["vision_tower", "vision_model", "image_tower", "video_tower"];
-
 /// The part of its image tower that a model uses.
 pub(super) enum Usage {
     All,
     /// The hidden states of some layers, by this setting: 0 is what goes into the first layer.
     States(&'static str, Vec<i64>),
-    /// What stands behind the last layer, without these modules.
+    /// The output of its last layer, and so not these modules behind it.
     Without(&'static str),
 }
 
@@ -57,7 +55,7 @@ impl Usage {
                 None => Vec::new(),
             };
             let layers = if layers.is_empty() { default.to_vec() } else { layers };
-            // What it takes for the last is what the tower gives, behind its last norm.
+            // For the last it takes the tower's output, behind its last norm.
             if model_type == "internvl" && layers == [-1] {
                 return Usage::All;
             }

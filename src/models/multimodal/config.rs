@@ -9,16 +9,16 @@ use super::three_axes;
 use super::tiles::TilesConfig;
 use super::tower::Taken;
 use crate::error::{refuse, Result};
-use crate::models::config::{declared, integer, Declared, ModelConfig};
+use crate::models::config::{declared, optional_integer, Declared, ModelConfig};
 use crate::models::decoder::DecoderConfig;
 use crate::models::vision::ImageTowerConfig;
 use crate::pretrained::{is_tied, Head};
 
 /// The shape and the options of a model of images and texts, read from a `config.json` of transformers.
 ///
-/// Families: `llava` (1.5) and `llava_next` (1.6), whose language model is of any family of [`DecoderConfig`], and whose
-/// tower is that of a CLIP or of a SigLIP; `gemma3` (4b and larger); `idefics3` and `smolvlm`; `qwen3_vl`, whose images
-/// are of any size.
+/// Families: `llava` (1.5) and `llava_next` (1.6), whose language model is of any family of [`DecoderConfig`], and
+/// whose tower is that of a CLIP or of a SigLIP; `gemma3` (4b and larger); `idefics3` and `smolvlm`; `qwen3_vl`, whose
+/// images are of any size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageTextToTextConfig {
     declared: Declared,
@@ -52,8 +52,8 @@ impl ImageTextToTextConfig {
         self.connector.tokens(self.features().0)
     }
 
-    /// The number of image tokens that an image of this size takes in the ids: [`tokens_per_image`](Self::tokens_per_image),
-    /// but where images are seen in tiles, or are of any size.
+    /// The number of image tokens that an image of this size takes in the ids:
+    /// [`tokens_per_image`](Self::tokens_per_image), but where images are seen in tiles, or are of any size.
     ///
     /// # Errors
     /// `InvalidArgument` for an image without pixels, or one whose patches fill no squares.
@@ -73,6 +73,13 @@ impl ImageTextToTextConfig {
 
 const HEADS: &[Head] = &[Head::None, Head::LanguageModel];
 
+/// The keys of the parts.
+const VISION: &str = "vision_config";
+const TEXT: &str = "text_config";
+
+/// The key of the image token's id, and its former one.
+const IMAGE_TOKEN: [&str; 2] = ["image_token_id", "image_token_index"];
+
 impl ModelConfig for ImageTextToTextConfig {
     fn model_types() -> Vec<&'static str> {
         FAMILIES.iter().map(|family| family.model_type).collect()
@@ -84,7 +91,8 @@ impl ModelConfig for ImageTextToTextConfig {
         let is_read = |model_type: &str| model_type == declared.model_type();
         let family = FAMILIES.iter().find(|family| is_read(family.model_type));
         let family = family.unwrap_or(&FAMILIES[0]);
-        let (vision, text) = (part(config, &family.vision)?, part(config, &family.text)?);
+        let (vision, text) =
+            (part(config, VISION, &family.vision)?, part(config, TEXT, &family.text)?);
         let tower = if family.packs {
             ImageTowerConfig::read_packed(&vision)?
         } else {
@@ -94,9 +102,9 @@ impl ModelConfig for ImageTextToTextConfig {
             if family.packs { three_axes::read(&text)? } else { DecoderConfig::of_part(&text)? };
         let text = text.within(declared.head(), is_tied(config))?.with_generation(config)?;
         let (taken, connector) = (family.connector)(config, &tower, &text)?;
-        let ([key, former], default) = family.image_token;
-        let key = [key, former].into_iter().find(|key| config.get(*key).is_some());
-        let image_token_id = key.map_or(Ok(default), |key| integer(config, key))?;
+        let given = |key| optional_integer(config, key);
+        let image_token_id = given(IMAGE_TOKEN[0])?.or(given(IMAGE_TOKEN[1])?);
+        let image_token_id = image_token_id.unwrap_or(family.image_token);
         let tiles =
             family.in_tiles.then(|| TilesConfig::read(config, &tower, &taken)).transpose()?;
         let Family { names, looks_both_ways, .. } = *family;
@@ -128,15 +136,15 @@ impl ModelConfig for ImageTextToTextConfig {
 }
 
 /// The configuration of a part, which has another head than the whole.
-fn part(config: &Value, part: &Part) -> Result<Value> {
-    let mut fields = match config.get(part.key) {
+fn part(config: &Value, key: &str, part: &Part) -> Result<Value> {
+    let mut fields = match config.get(key) {
         None | Some(Value::Null) => {
             let fields =
                 part.fields.iter().map(|(key, value)| ((*key).to_owned(), (*value).into()));
             fields.collect()
         }
         Some(Value::Object(fields)) => fields.clone(),
-        Some(_) => refuse!(InvalidConfig, "'{}' is not a mapping", part.key),
+        Some(_) => refuse!(InvalidConfig, "'{key}' is not a mapping"),
     };
     fields.remove("architectures");
     fields.entry("model_type").or_insert_with(|| part.model_type.into());

@@ -22,7 +22,6 @@ const LLAVA: Family = Family {
         text: "language_model",
     },
     vision: Part {
-        key: "vision_config",
         model_type: "clip_vision_model",
         fields: &[
             ("hidden_size", 1024),
@@ -33,8 +32,8 @@ const LLAVA: Family = Family {
             ("num_attention_heads", 16),
         ],
     },
-    text: Part { key: "text_config", model_type: "llama", fields: &[] },
-    image_token: (["image_token_id", "image_token_index"], 32_000),
+    text: Part { model_type: "llama", fields: &[] },
+    image_token: 32_000,
     connector: llava,
     in_tiles: false,
     looks_both_ways: false,
@@ -44,8 +43,8 @@ const LLAVA: Family = Family {
 const IDEFICS3: Family = Family {
     model_type: "idefics3",
     names: Names { tower: "vision_model", connector: "connector", text: "text_model" },
-    vision: Part { key: "vision_config", model_type: "idefics3_vision", fields: &[] },
-    image_token: (["image_token_id", "image_token_index"], 128_257),
+    vision: Part { model_type: "idefics3_vision", fields: &[] },
+    image_token: 128_257,
     connector: idefics3,
     ..LLAVA
 };
@@ -55,9 +54,9 @@ pub(super) const FAMILIES: &[Family] = &[
     Family { model_type: "llava_next", in_tiles: true, ..LLAVA },
     Family {
         model_type: "gemma3",
-        vision: Part { key: "vision_config", model_type: "siglip_vision_model", fields: &[] },
-        text: Part { key: "text_config", model_type: "gemma3_text", fields: &[] },
-        image_token: (["image_token_id", "image_token_index"], 262_144),
+        vision: Part { model_type: "siglip_vision_model", fields: &[] },
+        text: Part { model_type: "gemma3_text", fields: &[] },
+        image_token: 262_144,
         connector: gemma3,
         looks_both_ways: true,
         ..LLAVA
@@ -66,9 +65,9 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         model_type: "qwen3_vl",
         names: Names { tower: "visual", connector: "visual", text: "language_model" },
-        vision: Part { key: "vision_config", model_type: "qwen3_vl_vision", fields: &[] },
-        text: Part { key: "text_config", model_type: "qwen3_vl_text", fields: &[] },
-        image_token: (["image_token_id", "image_token_index"], 151_655),
+        vision: Part { model_type: "qwen3_vl_vision", fields: &[] },
+        text: Part { model_type: "qwen3_vl_text", fields: &[] },
+        image_token: 151_655,
         connector: qwen3_vl,
         packs: true,
         ..LLAVA

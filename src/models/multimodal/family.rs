@@ -15,8 +15,8 @@ pub(super) struct Family {
     pub(super) names: Names,
     pub(super) vision: Part,
     pub(super) text: Part,
-    /// The key of the image token's id, its former one, and the id where neither is there.
-    pub(super) image_token: ([&'static str; 2], i64),
+    /// The id of the image token where none is given.
+    pub(super) image_token: i64,
     pub(super) connector:
         fn(&Value, &ImageTowerConfig, &DecoderConfig) -> Result<(Taken, ConnectorConfig)>,
     /// True if an image is seen as a whole and in tiles.
@@ -38,7 +38,6 @@ pub(super) struct Names {
 /// A part that is configured below a key of its own.
 #[derive(Debug)]
 pub(super) struct Part {
-    pub(super) key: &'static str,
     /// The `model_type` where none is given.
     pub(super) model_type: &'static str,
     /// Fields where the whole key is missing.

@@ -1,4 +1,4 @@
-//! Qwen3-VL's connector: the patches of a square side by side, two linear layers; for each of the states that are taken.
+//! Qwen3-VL's connector: the patches of a square side by side, two linear layers; for each of the states taken.
 
 use tch::nn::Init;
 use tch::Tensor;

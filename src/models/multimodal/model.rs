@@ -136,8 +136,8 @@ impl ImageTextToText {
     }
 
     /// Images `[images, channels, height, width]` to the tower's hidden states that the connector takes,
-    /// `[images, places, width]`: what may be kept as long as the tower does not train. Dropout is off. Where images are
-    /// of any size, `[patches, numbers]` to `[patches, width]`.
+    /// `[images, places, width]`: what may be kept as long as the tower does not train. Dropout is off. Where images
+    /// are of any size, `[patches, numbers]` to `[patches, width]`.
     ///
     /// # Errors
     /// `ShapeMismatch` for images of another shape; `Torch` for another kind or device than the model's.

@@ -119,8 +119,8 @@ impl Tiles {
         })
     }
 
-    /// Embeddings of the tiles of all images, `[tiles, patches, size]`, to those of the images, `[tokens, size]`: of each
-    /// image the whole, then its rows, each with the new line.
+    /// Embeddings of the tiles of all images, `[tiles, patches, size]`, to those of the images, `[tokens, size]`: of
+    /// each image the whole, then its rows, each with the new line.
     pub(super) fn forward(&self, tiles: &Tensor, sizes: &[Size]) -> Result<Tensor> {
         let (side, size) = (self.config.patches, tiles.size3()?.2);
         let (mut all, mut at) = (Vec::new(), 0);

@@ -142,7 +142,7 @@ impl PackedVisionConfig {
         let Some(given) = inputs.image_grid_thw else {
             refuse!(
                 InvalidArgument,
-                "image_grid_thw are missing: they say how the patches of images stand"
+                "image_grid_thw are missing beside pixel_values: they say how the patches of images stand"
             );
         };
         let size = given.size();

@@ -1,4 +1,4 @@
-//! SigLIP (arXiv 2303.15343) and its successor at a fixed resolution (arXiv 2502.14786), as transformers' `SiglipModel`.
+//! SigLIP (arXiv 2303.15343) and its successor at a fixed resolution (arXiv 2502.14786): transformers' `SiglipModel`.
 
 use tch::nn::Init;
 use tch::{Kind, Tensor};

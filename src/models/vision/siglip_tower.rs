@@ -149,6 +149,7 @@ impl SiglipVision {
         let positions = self.patches.positions_at(&seen.positions(&self.config.grid)?)?;
         Ok((self.patches.forward(images, &positions)?, seen.mask()?))
     }
+
     /// Images to features `[batch, hidden_size]`, by the head that pools the patches.
     ///
     /// # Errors

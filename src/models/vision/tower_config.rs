@@ -7,7 +7,7 @@ use crate::error::{refuse, Result};
 use crate::models::config::{number, size_or, text};
 use crate::models::nn::Activation;
 
-/// What a tower's configuration need not say about its blocks.
+/// Settings of a tower's blocks where its configuration has none.
 pub(super) struct BlockDefaults {
     pub(super) size: i64,
     pub(super) inner: i64,

@@ -31,9 +31,10 @@ const TYPES: [(BlockType, u32); 4] =
 ///
 /// # Errors
 /// `Unsupported` for other types of models than llama, mistral, qwen2 and qwen3, for other heads than that of a
-/// language model, and for what such a file cannot say: other ropes than the default one, linear, YaRN's and, for llama and mistral,
-/// that of Llama 3; windows, other activations than SiLU; `UnexpectedKeys` for a tensor without a name there; `InvalidConfig` for a missing size. Writing gives
-/// `NonFinite` for a weight that the new type cannot hold.
+/// language model, and for what such a file cannot say: other ropes than the default one, linear, YaRN's and, for
+/// llama and mistral, that of Llama 3; windows, other activations than SiLU; `UnexpectedKeys` for a tensor without a
+/// name there; `InvalidConfig` for a missing size. Writing gives `NonFinite` for a weight that the new type cannot
+/// hold.
 pub fn to_gguf(files: &ModelFiles, matrices: BlockType) -> Result<GgufWriter<'_>> {
     let source = Source { files, config: files.config() };
     let architecture = source.architecture()?;

@@ -8,7 +8,7 @@ use crate::storage::gguf::MetadataValue;
 /// A key of the configuration that stands in the way: its name, its value, what is expected.
 pub(super) type Hindrance = (String, String, String);
 
-/// What a file says of a rope.
+/// The part of a file that is about the rope.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Exported {
     /// Below the architecture.

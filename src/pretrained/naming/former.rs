@@ -38,7 +38,6 @@ const RENAMINGS: &[(&str, &[(&str, &str)])] = &[
             (r"^vision_tower", "model.vision_tower"),
             (r"^multi_modal_projector", "model.multi_modal_projector"),
             (r"^image_newline", "model.image_newline"),
-            (r"^image_newline", "model.image_newline"),
             (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
         ],
     ),
