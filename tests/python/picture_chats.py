@@ -3,6 +3,7 @@
 `make DIR`                          models with their processors, by their families' names, and pictures/
 `ids DIR`                           the token ids of the conversations in each MODEL/rows.jsonl of the folder
 `logits MODEL ADAPTER ROW`          the logits of a conversation with PEFT's adapter
+`reference MODEL FILE PICTURES`     a reference for `verify` with the pictures
 `answers MODEL ADAPTER NEW ROWS`    the answers to the prompts of a JSON list; an empty ADAPTER is none
 """
 
@@ -15,10 +16,12 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     Gemma3Config,
@@ -32,8 +35,16 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
 )
 
 transformers.logging.set_verbosity_error()
@@ -70,20 +81,46 @@ TEMPLATES = {
         "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
         "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
     ),
+    "qwen3_vl": (
+        "{%- set image_count = namespace(value=0) %}{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}"
+        "{%- if message.content is string %}{{- message.content }}{%- else %}{%- for content in message.content %}"
+        "{%- if content.type == 'image' or 'image' in content or 'image_url' in content %}"
+        "{%- set image_count.value = image_count.value + 1 %}{%- if add_vision_id %}Picture {{ image_count.value }}: {% endif -%}"
+        "<|vision_start|><|image_pad|><|vision_end|>{%- elif 'text' in content %}{{- content.text }}{%- endif %}{%- endfor %}"
+        "{%- endif %}{{- '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+    ),
     # A text model's, which takes strings.
     "text": (
         "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     ),
 }
+TEMPLATES["llava_next"] = TEMPLATES["llava"]
 SPECIAL = {
     "llava": ["<image>"],
+    "llava_next": ["<image>"],
+    "qwen3_vl": ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>", "<|im_end|>"],
     "gemma3": ["<start_of_image>", "<image_soft_token>", "<end_of_image>", "<start_of_turn>", "<end_of_turn>"],
     "idefics3": [
         "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>",
         *(f"<row_{i + 1}_col_{j + 1}>" for i in range(2) for j in range(6)),
     ],
 }
+
+
+class OfPictures(Qwen3VLProcessor):
+    """Without a processor for videos, which needs torchvision."""
+
+    def check_argument_for_proper_class(self, name, argument):
+        return argument if argument is None else super().check_argument_for_proper_class(name, argument)
+
+
+def processor_of(directory):
+    if json.loads((Path(directory) / "config.json").read_text())["model_type"] != "qwen3_vl":
+        return AutoProcessor.from_pretrained(directory)
+    of_text = AutoTokenizer.from_pretrained(directory)
+    pixels = Qwen2VLImageProcessorPil.from_pretrained(directory)
+    return OfPictures(pixels, of_text, None, chat_template=of_text.chat_template)
 
 
 def tokenizer(family):
@@ -107,7 +144,8 @@ def tokenizer(family):
 def make(directory, family):
     torch.manual_seed(0)
     of_text = tokenizer(family)
-    image = of_text.convert_tokens_to_ids("<image_soft_token>" if family == "gemma3" else "<image>")
+    tokens = {"gemma3": "<image_soft_token>", "qwen3_vl": "<|image_pad|>"}
+    image = of_text.convert_tokens_to_ids(tokens.get(family, "<image>"))
     common = {
         "vocab_size": len(of_text), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024, "initializer_range": 0.2,
@@ -129,6 +167,40 @@ def make(directory, family):
             pixels, of_text, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1,
             chat_template=template,
         )
+    elif family == "llava_next":
+        grids = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+        config = LlavaNextConfig(
+            vision_config=CLIPVisionConfig(**vision), text_config=LlamaConfig(**common), image_token_index=image,
+            image_grid_pinpoints=grids,
+        )
+        model = LlavaNextForConditionalGeneration(config)
+        pixels = LlavaNextImageProcessorPil(
+            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=grids
+        )
+        processor = LlavaNextProcessor(
+            pixels, of_text, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+            chat_template=template,
+        )
+    elif family == "qwen3_vl":
+        numbers = {name: of_text.convert_tokens_to_ids(f"<|{name}|>") for name in ("video_pad", "vision_start", "vision_end")}
+        config = Qwen3VLConfig(
+            vision_config=dict(
+                depth=3, hidden_size=24, intermediate_size=32, num_heads=3, patch_size=4, out_hidden_size=32,
+                num_position_embeddings=16, deepstack_visual_indexes=[0, 1], initializer_range=0.2,
+            ),
+            # What comes behind the last block has no part in a reply.
+            text_config={
+                **common, "num_hidden_layers": 3, "head_dim": 8,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+            },
+            image_token_id=image, video_token_id=numbers["video_pad"], vision_start_token_id=numbers["vision_start"],
+            vision_end_token_id=numbers["vision_end"],
+        )
+        model = Qwen3VLForConditionalGeneration(config)
+        size = {"shortest_edge": 256, "longest_edge": 1600}
+        pixels = Qwen2VLImageProcessorPil(patch_size=4, size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        of_text.chat_template, processor = template, pixels
+        of_text.save_pretrained(directory)
     elif family == "gemma3":
         config = Gemma3Config(
             vision_config=vision, text_config={**common, "head_dim": 8, "sliding_window": 512, "query_pre_attn_scalar": 8},
@@ -190,19 +262,19 @@ def model_of(directory, adapter):
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter)
-    return model.eval(), AutoProcessor.from_pretrained(directory)
+    return model.eval(), processor_of(directory)
 
 
 def main(command, directory, *arguments):
     if command == "make":
-        for family in ["llava", "gemma3", "idefics3"]:
+        for family in ["llava", "llava_next", "gemma3", "idefics3", "qwen3_vl"]:
             make(f"{directory}/{family}", family)
         pictures(f"{directory}/pictures")
         result = None
     elif command == "ids":
         result = {}
         for path in Path(directory).glob("*/rows.jsonl"):
-            processor = AutoProcessor.from_pretrained(path.parent)
+            processor = processor_of(path.parent)
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             result[path.parent.name] = [inputs(processor, row)["input_ids"][0].tolist() for row in rows]
     elif command == "logits":
@@ -210,6 +282,14 @@ def main(command, directory, *arguments):
         model, processor = model_of(directory, adapter)
         with torch.no_grad():
             result = model(**inputs(processor, json.loads(row))).logits.flatten().tolist()
+    elif command == "reference":
+        model, processor = model_of(directory, "")
+        parts = [{"type": "image", "path": path} for path in arguments[1:]]
+        given = inputs(processor, {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "What?"}]}]})
+        with torch.no_grad():
+            made = {"logits": model(**given).logits, **given}
+        save_file({name: tensor.contiguous() for name, tensor in made.items()}, arguments[0])
+        result = None
     elif command == "answers":
         adapter, new, rows = arguments
         model, processor = model_of(directory, adapter)

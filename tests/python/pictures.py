@@ -24,6 +24,8 @@ from transformers import (
     Gemma3ImageProcessorPil,
     Idefics3ImageProcessorPil,
     LlavaImageProcessorPil,
+    LlavaNextImageProcessorPil,
+    Qwen2VLImageProcessorPil,
     SiglipImageProcessorPil,
     SmolVLMImageProcessorPil,
     ViTImageProcessorPil,
@@ -115,6 +117,16 @@ PROCESSORS = {
     "bit": BitImageProcessorPil(size={"shortest_edge": 33}, crop_size=28, image_mean=[0.485, 0.456, 0.406]),
     "llava": LlavaImageProcessorPil(size={"shortest_edge": 28}, crop_size=28, do_pad=True),
     "llava_plain": LlavaImageProcessorPil(size={"shortest_edge": 28}, crop_size=28),
+    "llava_next": LlavaNextImageProcessorPil(
+        size={"shortest_edge": 16}, crop_size=16, image_grid_pinpoints=[[16, 32], [32, 16], [32, 32], [48, 16], [16, 48]],
+    ),
+    "llava_next_odd": LlavaNextImageProcessorPil(
+        size={"height": 21, "width": 13}, crop_size={"height": 14, "width": 10}, image_grid_pinpoints=[[14, 42], [56, 28]], **PLAIN,
+    ),
+    "qwen": Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 400, "longest_edge": 3000}),
+    "qwen_large": Qwen2VLImageProcessorPil(
+        patch_size=5, merge_size=3, temporal_patch_size=1, min_pixels=5000, max_pixels=9000, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+    ),
     "siglip": SiglipImageProcessorPil(size={"height": 31, "width": 29}),
     "vit": ViTImageProcessorPil(size=32),
     "gemma3": Gemma3ImageProcessorPil(size={"height": 30, "width": 30}),
@@ -140,6 +152,14 @@ FILES = {
         "do_rescale": None, "do_normalize": None, "resample": 0,
     },
     "former": {"feature_extractor_type": "CLIPFeatureExtractor", "size": 24, "crop_size": 20, "do_convert_rgb": None},
+    "next": {
+        "image_processor_type": "LlavaNextImageProcessor", "size": 12, "crop_size": 12, "image_grid_pinpoints": [[12, 24], [36, 12]],
+        "do_resize": False, "do_pad": False,
+    },
+    "qwen_former": {
+        "image_processor_type": "Qwen2VLImageProcessorFast", "min_pixels": 2000, "max_pixels": 5000, "size": None, "patch_size": 7,
+        "resample": 2, "do_normalize": False,
+    },
     "square": {"size": 24, "do_resize": True, "resample": 2},
 }
 
@@ -181,7 +201,10 @@ def main(directory):
             if kwargs:
                 assert made.pixel_attention_mask.min() == 1
                 tiles[key] = [made["rows"][0][0], made["cols"][0][0]]
-            tensors[key] = made.pixel_values.float().flatten(0, -4).contiguous()
+            values = made.pixel_values.float()
+            tensors[key] = (values if values.dim() == 2 else values.flatten(0, -4)).contiguous()
+            for size in {"image_sizes", "image_grid_thw"} & made.keys():
+                tiles[key] = made[size][0].tolist()[-2:]
     save_file(tensors, directory / "pixels.safetensors")
     print(json.dumps(tiles))
 

@@ -127,9 +127,10 @@ fn generated(args: &Args) -> Result<()> {
     let wanted = Load::on(device).kind(kind).frozen(args.base_weights).head(Head::LanguageModel);
     let (vs, model) = LanguageModel::load(files, &wanted)?;
     bar.finish_and_clear();
+    let sizes = encoder.sizes(&grids)?;
     let pixels = pixels(&encoder, pictures.iter().zip(grids), model.kind())?;
     let pixels = pixels.map(|pixels| pixels.f_to_device(device)).transpose()?;
-    let inputs = Inputs::new(&ids).pixel_values(pixels.as_ref());
+    let inputs = sizes.beside(Inputs::new(&ids).pixel_values(pixels.as_ref()));
     let load = args.key_mapping.load_options();
     let mut tuned: Option<LnTuningModel> = None;
     for (name, dir) in &adapters {

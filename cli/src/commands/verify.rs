@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_name = "MODEL", required_unless_present = "script")]
     model: Option<PathBuf>,
     /// Inputs: `input_ids` (`attention_mask`, `token_type_ids`; `decoder_input_ids` and `decoder_attention_mask` of an
-    /// encoder-decoder) or `pixel_values`, or both. Outputs: `logits` or `last_hidden_state`
+    /// encoder-decoder) or `pixel_values` (`image_sizes`, `image_grid_thw`), or both. Outputs: `logits` or `last_hidden_state`
     #[arg(long, value_name = "FILE.safetensors", required_unless_present = "script")]
     reference: Option<PathBuf>,
     /// A picture of the reference (--image of the script): its pixels as they are made here must be near the
@@ -206,6 +206,8 @@ fn inputs<'a>(reference: &'a HashMap<String, Tensor>, pixels: Option<&'a Tensor>
     let given = |name: &str| reference.get(name);
     Inputs::default()
         .pixel_values(pixels)
+        .image_sizes(given("image_sizes"))
+        .image_grid_thw(given("image_grid_thw"))
         .attention_mask(given("attention_mask"))
         .token_type_ids(given("token_type_ids"))
         .input_ids(given("input_ids"))

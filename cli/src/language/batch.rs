@@ -6,6 +6,7 @@ use tch::{no_grad, Tensor};
 
 use super::features::{Features, Key};
 use super::model::LanguageModel;
+use super::sizes::Sizes;
 
 /// A batch of rows; padding is on the right, where no token looks.
 pub struct Tokens {
@@ -14,6 +15,7 @@ pub struct Tokens {
     pub documents: Option<Tensor>,
     /// The pictures of the rows, in their order.
     pub pictures: Vec<Shown>,
+    pub sizes: Sizes,
 }
 
 /// A picture: its pixels, or what the tower has made of it.
@@ -44,24 +46,26 @@ impl Tokens {
         let fixed = model.tower_is_fixed(train);
         // An evaluation keeps nothing that training would see otherwise.
         let kept = kept.filter(|_| model.tower_is_fixed(true));
-        let shown = |shown: &Shown| match shown {
+        let shown = |(at, shown): (usize, &Shown)| match shown {
             Shown::Features(features) => Ok(features.shallow_clone()),
             Shown::Pixels { values, .. } if !fixed => Ok(values.shallow_clone()),
             Shown::Pixels { key, values } => {
-                let features = no_grad(|| model.image_features(values))?;
+                let features =
+                    no_grad(|| model.image_features(values, self.sizes.of_tower(at)?.as_ref()))?;
                 if let Some(kept) = kept {
                     kept.keep(key, &features)?;
                 }
                 Ok(features)
             }
         };
-        let shown = self.pictures.iter().map(shown).collect::<Result<Vec<Tensor>>>()?;
+        let shown = self.pictures.iter().enumerate().map(shown).collect::<Result<Vec<Tensor>>>()?;
         let all = Tensor::f_cat(&shown, 0)?;
         Ok(if fixed { Seen::Features(all) } else { Seen::Pixels(all) })
     }
 
     pub fn inputs<'t>(&'t self, seen: &'t Seen, train: bool) -> Inputs<'t> {
         let inputs = Inputs::new(&self.ids).documents(self.documents.as_ref()).train(train);
+        let inputs = self.sizes.beside(inputs);
         match seen {
             Seen::Nothing => inputs,
             Seen::Pixels(pixels) => inputs.pixel_values(pixels),

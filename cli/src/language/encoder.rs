@@ -14,6 +14,7 @@ use super::image_tokens::{Expanded, Grid, ImageTokens};
 use super::mentions;
 use super::pictures::Picture;
 use super::settings::LossOn;
+use super::sizes::Sizes;
 use super::takes::Takes;
 use super::vision::Vision;
 use crate::records::keys::is_empty;
@@ -103,7 +104,7 @@ impl TextEncoder {
         self.vision.as_ref().map_or(Vec::new(), |vision| vision.tokens.marks())
     }
 
-    /// The rows and columns of tiles that pictures are cut into, found in this way.
+    /// The rows and columns that pictures are cut into, found in this way.
     pub fn grids(
         &self,
         pictures: &[Picture],
@@ -111,6 +112,11 @@ impl TextEncoder {
     ) -> Result<Vec<Grid>> {
         let vision = || self.vision.as_ref().context("the model takes text alone");
         pictures.iter().map(|picture| of(vision()?, picture)).collect()
+    }
+
+    /// The sizes of pictures of these grids beside their pixels, if the model must know them.
+    pub fn sizes(&self, grids: &[Grid]) -> Result<Sizes> {
+        self.vision.as_ref().map_or(Ok(Sizes::default()), |vision| Sizes::of(&vision.tokens, grids))
     }
 
     /// A plain document.
@@ -279,7 +285,7 @@ impl TextEncoder {
     fn marked<'t>(&self, text: &'t str) -> Cow<'t, str> {
         match &self.vision {
             Some(vision) => {
-                mentions::marked(text, &vision.tokens.marks(), &vision.tokens.mark).into()
+                mentions::marked(text, &vision.tokens.marks(), &vision.tokens.written).into()
             }
             None => text.into(),
         }

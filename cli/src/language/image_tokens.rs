@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use anyhow::{bail, ensure, Context, Result};
+use ln_tuning::models::{ImageTextToTextConfig, ModelConfig};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
@@ -16,6 +17,10 @@ use super::mentions::MARK;
 enum Form {
     /// `LlavaProcessor`: image tokens alone.
     Llava,
+    /// `LlavaNextProcessor`: as many of them as tiles have parts that are no padding.
+    LlavaNext,
+    /// `Qwen3VLProcessor`: as many as there are squares of patches.
+    Qwen3Vl,
     /// `Gemma3Processor`: between a beginning and an end.
     Gemma3,
     /// `Idefics3Processor` and `SmolVLMProcessor`: tiles in rows and columns, then the whole.
@@ -23,8 +28,10 @@ enum Form {
 }
 
 /// The models, and the processor of each.
-const FORMS: [(&str, Form); 4] = [
+const FORMS: [(&str, Form); 6] = [
     ("llava", Form::Llava),
+    ("llava_next", Form::LlavaNext),
+    ("qwen3_vl", Form::Qwen3Vl),
     ("gemma3", Form::Gemma3),
     ("idefics3", Form::Idefics3),
     ("smolvlm", Form::Idefics3),
@@ -35,7 +42,8 @@ pub fn model_types() -> Vec<&'static str> {
     FORMS.iter().map(|(name, _)| *name).collect()
 }
 
-/// The rows and columns of tiles that a picture is cut into, besides the whole; 0 where it is not.
+/// What the image tokens of a picture follow from: the rows and columns of
+/// [`Processor::grid`](crate::pictures::Processor::grid).
 pub type Grid = (usize, usize);
 
 #[derive(Debug, Clone)]
@@ -43,13 +51,17 @@ pub struct ImageTokens {
     form: Form,
     /// The text that a chat template writes for a picture.
     pub mark: String,
+    /// The text of a picture in data, where the mark has others around it.
+    pub written: String,
     /// The token that gives way to what the model sees.
     pub token: String,
     pub id: u32,
-    /// Image tokens of a tile.
+    /// Image tokens of a tile; patches of one token, where pictures are cut into patches.
     pub count: usize,
     begin: String,
     end: String,
+    /// Counts the tokens of pictures in tiles.
+    model: Option<Box<ImageTextToTextConfig>>,
 }
 
 /// A text in which pictures have their tokens.
@@ -74,9 +86,14 @@ impl ImageTokens {
         let special = special_tokens(words)?;
         let token = |name: &str, usual: &str| named(&special, &given, name, usual);
         let (mark, image, begin, end) = match form {
-            Form::Llava => {
+            Form::Llava | Form::LlavaNext => {
                 let image = token("image_token", "<image>");
                 (image.clone(), image, String::new(), String::new())
+            }
+            Form::Qwen3Vl => {
+                let image = token("image_token", "<|image_pad|>");
+                let begin = token("vision_start_token", "<|vision_start|>");
+                (image.clone(), image, begin, token("vision_end_token", "<|vision_end|>"))
             }
             Form::Gemma3 => {
                 let begin = token("boi_token", "<start_of_image>");
@@ -105,24 +122,50 @@ impl ImageTokens {
         );
         let count =
             count(*form, config, &given).context("config.json and processor_config.json")?;
-        Ok(Some(ImageTokens { form: *form, mark, token: image, id, count, begin, end }))
+        let written = match form {
+            Form::Qwen3Vl => format!("{begin}{image}{end}"),
+            _ => mark.clone(),
+        };
+        let model = (*form == Form::LlavaNext)
+            .then(|| ImageTextToTextConfig::from_value(config).map(Box::new))
+            .transpose()?;
+        let (form, token) = (*form, image);
+        Ok(Some(ImageTokens { form, mark, written, token, id, count, begin, end, model }))
+    }
+
+    /// Set for a model that must know the sizes of pictures; true if it takes those in patches.
+    pub fn needs_sizes(&self) -> Option<bool> {
+        match self.form {
+            Form::LlavaNext => Some(false),
+            Form::Qwen3Vl => Some(true),
+            _ => None,
+        }
     }
 
     /// The marks of pictures in data.
     pub fn marks(&self) -> Vec<String> {
         let mut marks = vec![MARK.to_owned()];
-        if self.mark != MARK {
-            marks.push(self.mark.clone());
+        if self.written != MARK {
+            marks.push(self.written.clone());
         }
         marks
     }
 
-    /// The text of a picture that is cut into such a grid.
-    fn picture(&self, (rows, columns): Grid) -> String {
+    /// The number of a picture's image tokens.
+    fn tokens(&self, (rows, columns): Grid) -> Result<usize> {
+        Ok(match (&self.model, self.form) {
+            (Some(model), _) => model.image_tokens(rows as i64, columns as i64)? as usize,
+            (None, Form::Qwen3Vl) => rows * columns / self.count,
+            (None, _) => self.count * (1 + rows * columns),
+        })
+    }
+
+    /// The text of a picture that is cut into such a grid, and has so many image tokens.
+    fn picture(&self, (rows, columns): Grid, tokens: usize) -> String {
         let ImageTokens { begin, end, .. } = self;
         let image = self.token.repeat(self.count);
         match self.form {
-            Form::Llava => image,
+            Form::Llava | Form::LlavaNext | Form::Qwen3Vl => self.token.repeat(tokens),
             Form::Gemma3 => {
                 let whole = format!("\n\n{begin}{image}{end}\n\n");
                 if rows * columns == 0 {
@@ -167,10 +210,11 @@ impl ImageTokens {
         for (mark, grid) in marks.iter().zip(grids) {
             new += &text[last..mark.start];
             let start = new.len();
-            new += &self.picture(*grid);
+            let tokens = self.tokens(*grid)?;
+            new += &self.picture(*grid, tokens);
             pictures.push(start..new.len());
             last = mark.end;
-            count += self.count * (1 + grid.0 * grid.1);
+            count += tokens;
         }
         new += &text[last..];
         Ok(Expanded { text: new, pictures, count, marks })
@@ -212,7 +256,11 @@ fn count(form: Form, config: &Value, given: &Value) -> Result<usize> {
         }
     };
     let (name, found, model) = match form {
-        Form::Llava => {
+        Form::Qwen3Vl => {
+            let merge = of(&vision["spatial_merge_size"], "vision_config.spatial_merge_size", 2)?;
+            ("merge_size", None, merge.pow(2))
+        }
+        Form::Llava | Form::LlavaNext => {
             let size = of(&vision["image_size"], "vision_config.image_size", 336)?;
             let own = of(&vision["patch_size"], "vision_config.patch_size", 14)?;
             let strategy =
@@ -252,4 +300,16 @@ fn count(form: Form, config: &Value, given: &Value) -> Result<usize> {
         "the processor gives a picture {found} image tokens ({name}), and the model {model}: mend processor_config.json"
     );
     Ok(model as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_sees_with_every_model_that_sees() {
+        for model_type in ImageTextToTextConfig::model_types() {
+            assert!(FORMS.iter().any(|(name, _)| *name == model_type), "{model_type}");
+        }
+    }
 }

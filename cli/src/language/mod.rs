@@ -14,6 +14,7 @@ mod packing;
 pub mod pictures;
 pub mod settings;
 mod shape;
+pub mod sizes;
 mod stages;
 mod takes;
 mod task;
@@ -22,7 +23,7 @@ pub mod vision;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{ensure, Result};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{Selection, TaskType};
 
@@ -108,5 +109,12 @@ pub fn combine(run: &RunSettings<LanguageData>, adapters: &[PathBuf], out: &Path
 }
 
 fn encoder(files: &ModelFiles, words: &TextFiles, data: &LanguageData) -> Result<TextEncoder> {
-    TextEncoder::open(files, words, data.append_eos, data.loss_on)
+    let encoder = TextEncoder::open(files, words, data.append_eos, data.loss_on)?;
+    let in_patches = encoder.vision.as_ref().and_then(|vision| vision.tokens.needs_sizes());
+    ensure!(
+        !(data.packing && in_patches == Some(true)),
+        "'data.packing' is true, and a {} takes no several documents in a row: set data.packing=false",
+        files.model_type().unwrap_or_default()
+    );
+    Ok(encoder)
 }

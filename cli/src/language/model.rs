@@ -98,10 +98,16 @@ impl LanguageModel {
         !(train && self.drops || self.tower.iter().any(Tensor::requires_grad))
     }
 
-    /// As the library's [`ImageTextToText::image_features`].
-    pub fn image_features(&self, pixels: &Tensor) -> ln_tuning::Result<Tensor> {
+    /// As the library's [`ImageTextToText::image_features`]; `grid` is that of a picture in patches.
+    pub fn image_features(
+        &self,
+        pixels: &Tensor,
+        grid: Option<&Tensor>,
+    ) -> ln_tuning::Result<Tensor> {
         match &self.form {
-            Form::Seeing(model) => model.image_features(pixels),
+            Form::Seeing(model) => {
+                model.image_features(Inputs::images(pixels).image_grid_thw(grid))
+            }
             // Its loader gives no pictures.
             Form::Text(_) => Ok(pixels.shallow_clone()),
         }
@@ -152,8 +158,19 @@ impl LanguageModel {
 }
 
 /// The names that towers have, with and without a head on the model.
-const TOWERS: [&str; 4] =
-    ["model.vision_tower.", "model.vision_model.", "vision_tower.", "vision_model."];
+const TOWERS: [&str; 10] = [
+    "model.vision_tower.",
+    "model.vision_model.",
+    "vision_tower.",
+    "vision_model.",
+    // Beside them stand the mergers, which are the connector.
+    "model.visual.blocks.",
+    "model.visual.patch_embed.",
+    "model.visual.pos_embed.",
+    "visual.blocks.",
+    "visual.patch_embed.",
+    "visual.pos_embed.",
+];
 
 /// Parts of a model that texts alone go past.
 const SEEING: [&str; 5] =

@@ -46,7 +46,7 @@ impl Takes {
     /// The messages as the template takes them, if they are not so already.
     pub fn fitted(self, messages: &[Value], vision: Option<&Vision>) -> Option<Vec<Value>> {
         let (marks, mark) = vision.map_or((Vec::new(), ""), |vision| {
-            (vision.tokens.marks(), vision.tokens.mark.as_str())
+            (vision.tokens.marks(), vision.tokens.written.as_str())
         });
         let fitted = |content: &Value| {
             let shows = match content {

@@ -98,7 +98,7 @@ impl Load for LanguageLoader {
         let mut documents: Vec<i64> =
             if packed { (0..cells as i64).map(|at| -1 - at).collect() } else { Vec::new() };
         let (mut targets, mut size, mut sources) = (0, 0, Vec::new());
-        let mut pictures = Vec::new();
+        let (mut pictures, mut grids) = (Vec::new(), Vec::new());
         for (row, pieces) in rows.iter().enumerate() {
             let mut at = row * length;
             for (number, piece) in pieces.iter().enumerate() {
@@ -109,7 +109,8 @@ impl Load for LanguageLoader {
                     let shown = self.shown(picture, *grid, key);
                     pictures.push(shown.with_context(|| all.corpus.place(piece))?);
                 }
-                let Part { ids: own, learned, .. } = part;
+                let Part { ids: own, learned, pictures: own_pictures } = part;
+                grids.extend(own_pictures.into_iter().map(|(_, grid)| grid));
                 for (id, learned) in own.into_iter().zip(learned) {
                     ids[at] = id;
                     labels[at] = if learned { id } else { IGNORE_INDEX };
@@ -131,7 +132,7 @@ impl Load for LanguageLoader {
         // A model that sees counts the tokens of pictures on the CPU, and sends them itself.
         let ids = if pictures.is_empty() { sent(&ids)? } else { table(&ids)? };
         Ok(Batch {
-            inputs: Tokens { ids, documents, pictures },
+            inputs: Tokens { ids, documents, pictures, sizes: self.encoder.sizes(&grids)? },
             // The loss leaves out what does not count, and looks for it on the CPU.
             labels: table(&labels)?,
             targets,

@@ -40,7 +40,7 @@ impl Vision {
         ChatTemplate::of_processor(words, self.llava.then_some(VICUNA))
     }
 
-    /// The rows and columns of tiles that a picture is cut into, from its head.
+    /// The rows and columns that a picture is cut into, from its head.
     ///
     /// # Errors
     /// If it is no picture, or one that would fill the memory.
@@ -49,7 +49,7 @@ impl Vision {
         self.processor.grid(height as usize, width as usize)
     }
 
-    /// The same of a picture that was looked at before: its file is read again only if pictures are cut.
+    /// The same of a picture that was looked at before: its file is read again only if its tokens follow from its size.
     ///
     /// # Errors
     /// As [`grid`](Self::grid).
@@ -60,7 +60,7 @@ impl Vision {
         Ok((0, 0))
     }
 
-    /// A picture as the model sees it: `[tiles, channels, height, width]` in f32. Its tokens are those of this grid.
+    /// A picture as the model sees it, in f32: `[tiles, channels, height, width]`, or `[patches, numbers]`. Its tokens are those of this grid.
     pub fn pixels(&self, picture: &Picture, grid: Grid) -> Result<Tensor> {
         let pixels = self.processor.apply(&picture.read()?).with_context(|| picture.name())?;
         ensure!(

@@ -14,6 +14,10 @@ pub enum Scheme {
     Resized,
     /// Idefics3's: tiles, and a small copy of the whole.
     Split,
+    /// LLaVA-NeXT's: the whole, and tiles of the grid that suits best.
+    Pinpoints,
+    /// Qwen's: patches of a picture of any size.
+    Patches,
 }
 
 /// A processor's class.
@@ -31,6 +35,12 @@ pub struct Class {
 const CLASSES: &[(&str, &str, Scheme, &str)] = &[
     ("CLIPImageProcessor BitImageProcessor", "clip dinov2", Scheme::Plain, CLIP),
     ("LlavaImageProcessor", "llava", Scheme::Squared, CLIP),
+    ("LlavaNextImageProcessor", "llava_next", Scheme::Pinpoints, NEXT),
+    ("Qwen2VLImageProcessor", "qwen3_vl", Scheme::Patches, r#"{
+        "size": {"shortest_edge": 3136, "longest_edge": 1003520}, "resample": 3, "default_to_square": false,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2
+    }"#),
     ("SiglipImageProcessor", "siglip paligemma", Scheme::Plain, r#"{
         "size": {"height": 224, "width": 224}, "resample": 3, "image_mean": 0.5, "image_std": 0.5, "default_to_square": false
     }"#),
@@ -50,6 +60,13 @@ const CLIP: &str = r#"{
     "size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": true, "resample": 3,
     "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
     "default_to_square": false
+}"#;
+
+const NEXT: &str = r#"{
+    "size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": true, "resample": 3,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "default_to_square": false, "do_pad": true,
+    "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 }"#;
 
 impl Class {
@@ -106,6 +123,8 @@ mod tests {
             ("LlavaImageProcessorPil", Scheme::Squared),
             ("SmolVLMImageProcessorFast", Scheme::Split),
             ("Gemma3ImageProcessor", Scheme::Resized),
+            ("LlavaNextImageProcessorFast", Scheme::Pinpoints),
+            ("Qwen2VLImageProcessorPil", Scheme::Patches),
         ] {
             assert_eq!(scheme(json!({"image_processor_type": name})).unwrap(), expected, "{name}");
         }
@@ -114,11 +133,11 @@ mod tests {
             Scheme::Squared
         );
         assert_eq!(scheme(json!({})).unwrap(), Scheme::Plain);
-        let error = scheme(json!({"image_processor_type": "LlavaNextImageProcessor"}))
+        let error = scheme(json!({"image_processor_type": "LlavaOnevisionImageProcessor"}))
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("LlavaNextImageProcessor is not implemented, expected one of CLIP"),
+            error.contains("LlavaOnevisionImageProcessor is not implemented, expected one of CLIP"),
             "{error}"
         );
         let error = Class::of(&json!({}), "swin").unwrap_err().to_string();

@@ -62,8 +62,8 @@ impl Options {
     /// Refuses what changes pixels in other processors, and would not here.
     fn refuse_others(&self) -> Result<()> {
         let of_scheme: &[&str] = match self.class.scheme {
-            Scheme::Plain | Scheme::Squared => &["do_center_crop", "do_pad"],
-            Scheme::Resized => &[],
+            Scheme::Plain | Scheme::Squared | Scheme::Pinpoints => &["do_center_crop", "do_pad"],
+            Scheme::Resized | Scheme::Patches => &[],
             Scheme::Split => &["do_image_splitting", "do_pad"],
         };
         let fields = self.given.as_object().into_iter().flatten();
@@ -83,11 +83,11 @@ impl Options {
     }
 
     /// The file's, or the class's where the file has none: null turns off what the class has, as in transformers.
-    fn value(&self, key: &str) -> &Value {
+    pub fn value(&self, key: &str) -> &Value {
         self.given.get(key).unwrap_or(&self.class.defaults[key])
     }
 
-    fn wrong<T>(&self, key: &str, expected: &str) -> Result<T> {
+    pub fn wrong<T>(&self, key: &str, expected: &str) -> Result<T> {
         bail!("{}: '{key}' is {}, expected {expected}", self.place, self.value(key))
     }
 

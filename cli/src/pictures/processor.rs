@@ -10,6 +10,8 @@ use tch::Tensor;
 
 use super::class::Scheme;
 use super::options::Options;
+use super::patches::Patches;
+use super::pinpoints::Pinpoints;
 use super::raster::Raster;
 use super::resize::Filter;
 use super::size::{check_area, Size};
@@ -27,6 +29,10 @@ pub struct Processor {
     /// Zeros are put on the right and below the pixel values.
     pad: Option<(usize, usize)>,
     tiles: Option<Tiles>,
+    /// LLaVA-NeXT's tiles, each of which is resized and cut.
+    pinpoints: Option<Pinpoints>,
+    /// In the place of all steps but the last.
+    patches: Option<Patches>,
     /// Per channel, the value of each byte.
     values: Vec<Vec<f32>>,
 }
@@ -44,9 +50,10 @@ struct Tiles {
 /// A picture as a model sees it.
 #[derive(Debug)]
 pub struct Pixels {
-    /// `[tiles, channels, height, width]` in f32; one tile, but for processors that split pictures.
+    /// `[tiles, channels, height, width]` in f32; one tile, but for processors that split pictures. For those that cut
+    /// them into patches, `[patches, numbers]`.
     pub values: Tensor,
-    /// Rows and columns of tiles, behind which stands one tile for the whole picture; 0 where it is not split.
+    /// As [`Processor::grid`] has them.
     pub rows: usize,
     pub columns: usize,
 }
@@ -65,14 +72,16 @@ impl Processor {
         let options = Options::open(dir, config)?;
         let tower =
             if config["vision_config"].is_null() { config } else { &config["vision_config"] };
-        let channels = tower["num_channels"].as_u64().unwrap_or(3) as usize;
+        let channels = ["num_channels", "in_channels"].iter().find_map(|key| tower[*key].as_u64());
+        let channels = channels.unwrap_or(3) as usize;
         ensure!(
             [1, 3].contains(&channels),
             "'num_channels' of config.json is {channels}, expected 1 or 3"
         );
         let switch = |key: &str| options.switch(key, false);
-        let plain = matches!(options.class.scheme, Scheme::Plain | Scheme::Squared);
-        let squared = options.class.scheme == Scheme::Squared && switch("do_pad")?;
+        let is = |scheme: Scheme| options.class.scheme == scheme;
+        let plain = is(Scheme::Plain) || is(Scheme::Squared) || is(Scheme::Pinpoints);
+        let squared = is(Scheme::Squared) && switch("do_pad")?;
         let square = || -> Result<Vec<u8>> {
             let mean = options.per_channel("image_mean", channels)?;
             Ok(mean.iter().map(|mean| (mean * 255.) as u8).collect())
@@ -80,7 +89,7 @@ impl Processor {
         let crop = plain && switch("do_center_crop")?;
         let cropped =
             || options.exact("crop_size")?.ok_or_else(|| options.fault("'crop_size' is missing"));
-        let pad = options.class.scheme == Scheme::Plain && switch("do_pad")?;
+        let pad = is(Scheme::Plain) && switch("do_pad")?;
         let split = || -> Result<Tiles> {
             Ok(Tiles {
                 edge: options.longest("max_image_size")?,
@@ -91,10 +100,14 @@ impl Processor {
         let processor = Processor {
             channels,
             square: squared.then(square).transpose()?,
-            resize: options.resizing()?,
+            resize: if is(Scheme::Patches) { None } else { options.resizing()? },
             crop: crop.then(cropped).transpose()?,
             pad: if pad { options.exact("pad_size")? } else { None },
-            tiles: (options.class.scheme == Scheme::Split).then(split).transpose()?,
+            tiles: is(Scheme::Split).then(split).transpose()?,
+            pinpoints: is(Scheme::Pinpoints)
+                .then(|| Pinpoints::open(&options, config))
+                .transpose()?,
+            patches: is(Scheme::Patches).then(|| Patches::open(&options, config)).transpose()?,
             values: values(&options, channels)?,
         };
         processor.check_size(&options, config, tower)?;
@@ -128,16 +141,25 @@ impl Processor {
         })
     }
 
-    /// True if pictures are cut into tiles.
+    /// True if what a picture becomes follows from its size.
     pub fn splits(&self) -> bool {
-        self.tiles.is_some_and(|tiles| tiles.split)
+        let tiles = self.tiles.is_some_and(|tiles| tiles.split);
+        tiles || self.pinpoints.is_some() || self.patches.is_some()
     }
 
-    /// The rows and columns of tiles that a picture of this size is cut into, as [`apply`](Self::apply) does it.
+    /// The rows and columns of tiles that a picture of this size is cut into, as [`apply`](Self::apply) does it: behind
+    /// them stands one tile for the whole; 0 where it is not cut. Of a picture in patches those of patches. LLaVA-NeXT's
+    /// models find them themselves: height and width.
     ///
     /// # Errors
     /// As [`apply`](Self::apply).
     pub fn grid(&self, height: usize, width: usize) -> Result<(usize, usize)> {
+        if let Some(patches) = &self.patches {
+            return patches.grid(height, width);
+        }
+        if self.pinpoints.is_some() {
+            return Ok((height, width));
+        }
         let (height, width) = match self.resize {
             Some((size, _)) => size.of(height, width)?,
             None => (height, width),
@@ -156,24 +178,24 @@ impl Processor {
     /// # Errors
     /// For a picture of such proportions that it would fill the memory.
     pub fn apply(&self, image: &RgbImage) -> Result<Pixels> {
-        let mut image = Raster::of(image, self.channels);
-        if let Some(colour) = &self.square {
-            let edge = image.width.max(image.height);
-            check_area(edge, edge)?;
-            image = image.squared(colour);
+        let image = Raster::of(image, self.channels);
+        let (rows, columns) = self.grid(image.height, image.width)?;
+        if let Some(patches) = &self.patches {
+            let values = patches.packed(&patches.resized(&image)?, &self.values)?;
+            return Ok(Pixels { values, rows, columns });
         }
-        if self.resize.is_some() || self.crop.is_some() {
-            let same = (Size::Exact { height: image.height, width: image.width }, Filter::Nearest);
-            let (size, filter) = self.resize.unwrap_or(same);
-            let (height, width) = size.of(image.height, image.width)?;
-            let (high, wide) = self.crop.unwrap_or((height, width));
-            check_area(high, wide)?;
-            image = image.middle_of_resized((width, height), filter, (wide, high));
-        }
-        let (tiles, rows, columns) = match self.tiles {
-            Some(Tiles { edge, split: true, filter }) => tiles::split(image, edge, filter)?,
-            Some(Tiles { edge, filter, .. }) => (vec![image.resized(edge, edge, filter)], 0, 0),
-            None => (vec![image], 0, 0),
+        let tiles = match (&self.pinpoints, self.tiles) {
+            (Some(pinpoints), _) => {
+                let tiles = pinpoints.split(&image)?.into_iter();
+                tiles.map(|tile| self.sized(tile)).collect::<Result<_>>()?
+            }
+            (None, Some(Tiles { edge, split: true, filter })) => {
+                tiles::split(self.sized(image)?, edge, filter)?
+            }
+            (None, Some(Tiles { edge, filter, .. })) => {
+                vec![self.sized(image)?.resized(edge, edge, filter)]
+            }
+            (None, None) => vec![self.sized(image)?],
         };
         let (high, wide) =
             tiles.first().map(|tile| (tile.height, tile.width)).context("no tile")?;
@@ -187,6 +209,24 @@ impl Processor {
         let shape = [tiles.len(), self.channels, high, wide].map(|size| size as i64);
         let values = Tensor::f_from_slice(&pixels)?.f_view(shape)?;
         Ok(Pixels { values: self.padded(values, high, wide)?, rows, columns })
+    }
+
+    /// Resized, and cut.
+    fn sized(&self, mut image: Raster) -> Result<Raster> {
+        if let Some(colour) = &self.square {
+            let edge = image.width.max(image.height);
+            check_area(edge, edge)?;
+            image = image.squared(colour);
+        }
+        if self.resize.is_some() || self.crop.is_some() {
+            let same = (Size::Exact { height: image.height, width: image.width }, Filter::Nearest);
+            let (size, filter) = self.resize.unwrap_or(same);
+            let (height, width) = size.of(image.height, image.width)?;
+            let (high, wide) = self.crop.unwrap_or((height, width));
+            check_area(high, wide)?;
+            image = image.middle_of_resized((width, height), filter, (wide, high));
+        }
+        Ok(image)
     }
 
     fn padded(&self, values: Tensor, high: usize, wide: usize) -> Result<Tensor> {

@@ -50,7 +50,7 @@ impl Raster {
             else {
                 continue;
             };
-            if old < self.height {
+            if old < self.height && count > 0 {
                 let (to, at) =
                     ((row * width + first) * channels, (old * self.width + from) * channels);
                 bytes[to..to + count * channels]

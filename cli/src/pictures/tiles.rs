@@ -6,13 +6,12 @@ use super::raster::Raster;
 use super::resize::Filter;
 use super::size::check_area;
 
-/// Squares of this edge, row after row, and the whole as one square; with the number of rows and columns. A picture
-/// that is one square itself has no rows and columns.
-pub fn split(image: Raster, edge: usize, filter: Filter) -> Result<(Vec<Raster>, usize, usize)> {
+/// Squares of this edge, row after row, and the whole as one square; unless the picture is one.
+pub fn split(image: Raster, edge: usize, filter: Filter) -> Result<Vec<Raster>> {
     let (rows, columns) = grid(image.height, image.width, edge)?;
     let whole = image.resized(columns * edge, rows * edge, filter);
     if (rows, columns) == (1, 1) {
-        return Ok((vec![whole], 0, 0));
+        return Ok(vec![whole]);
     }
     let places = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
     let tile = |(row, column): (usize, usize)| {
@@ -21,7 +20,7 @@ pub fn split(image: Raster, edge: usize, filter: Filter) -> Result<(Vec<Raster>,
     };
     let mut tiles: Vec<Raster> = places.map(tile).collect();
     tiles.push(whole.resized(edge, edge, filter));
-    Ok((tiles, rows, columns))
+    Ok(tiles)
 }
 
 /// The rows and columns of tiles of this edge: whole ones, with the proportions of the picture as near as they allow.

@@ -31,6 +31,7 @@ mod outputs;
 mod padding;
 mod pictures;
 mod pictures_ids;
+mod pictures_sizes;
 mod pictures_train;
 mod plan;
 mod program;

@@ -28,7 +28,7 @@ fn rows() -> Vec<Value> {
     rows
 }
 
-fn training(family: &str) -> Training {
+pub fn training(family: &str) -> Training {
     let training = Training::new(&models().join(family));
     training.write("train.json", &Value::from(rows()).to_string());
     let images = format!("data.images={}", models().join("pictures").display());
@@ -43,7 +43,7 @@ fn training(family: &str) -> Training {
     ])
 }
 
-fn adapter(training: &Training, out: &str) -> Vec<u8> {
+pub fn adapter(training: &Training, out: &str) -> Vec<u8> {
     std::fs::read(training.path(out).join("adapter/adapter_model.safetensors")).unwrap()
 }
 
@@ -158,7 +158,7 @@ fn models_that_see_are_verified_on_pictures_from_the_pixels_on() {
     let script = dir.path().join("reference.py");
     std::fs::write(&script, printed(&["verify", "--script"])).unwrap();
     let (wide, grey, file) = (picture("wide.png"), picture("grey.png"), dir.path().join("x.st"));
-    for family in ["llava", "gemma3", "idefics3"] {
+    for family in ["llava", "llava_next", "gemma3", "idefics3"] {
         let model = models().join(family);
         let pictures = ["--image", &wide, "--image", &grey];
         run_python(text(&script), &[&[text(&model), text(&file)], &pictures[..]].concat());

@@ -150,7 +150,18 @@ if args.adapter:
     known |= {"steps": torch.tensor(args.steps), "lr": torch.tensor(args.lr, dtype=torch.float64)}
 if sees:
     # All tiles in a row; what else the processor gives follows from the ids and the pixels.
-    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
-    inputs["pixel_values"] = inputs["pixel_values"].reshape(-1, *inputs["pixel_values"].shape[-3:])
+    names = ("input_ids", "attention_mask", "pixel_values", "image_sizes", "image_grid_thw")
+    inputs = {name: inputs[name] for name in names if name in inputs}
+    pixels = inputs["pixel_values"]
+    if "image_sizes" in inputs:
+        # Without the tiles that only fill up the batch.
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches as tiles_of
+
+        grids, edge = config.image_grid_pinpoints, config.vision_config.image_size
+        tiles = [tiles_of(size, grids, edge) for size in inputs["image_sizes"]]
+        pixels = torch.cat([image[:count] for image, count in zip(pixels, tiles)])
+    if "image_grid_thw" not in inputs:
+        pixels = pixels.reshape(-1, *pixels.shape[-3:])
+    inputs["pixel_values"] = pixels
 everything = {**inputs, **known, **results}
 save_file({name: tensor.cpu().contiguous().clone() for name, tensor in everything.items()}, args.out)
