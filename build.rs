@@ -1,5 +1,5 @@
-//! Points our own tests, examples and benches at the libtorch they were linked with, and prepares the README for the
-//! documentation.
+//! Points our own tests, examples and benches at the libtorch they were linked with, prepares the README for the
+//! documentation, and compiles the C++ of the features that have some.
 
 use std::path::Path;
 
@@ -10,6 +10,8 @@ fn main() -> std::io::Result<()> {
     if !lib.is_empty() && (os == "linux" || os == "macos") {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
     }
+    #[cfg(any(feature = "distributed", feature = "kernels"))]
+    cpp::compile(&lib);
     let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
     std::fs::write(Path::new(&out).join("README.md"), standalone(&read("README.md")?)?)
 }
@@ -47,4 +49,35 @@ fn standalone(readme: &str) -> std::io::Result<String> {
         text += &format!("]({target}){rest}");
     }
     Ok(text)
+}
+
+#[cfg(any(feature = "distributed", feature = "kernels"))]
+mod cpp {
+    use std::path::Path;
+
+    /// Compiles the files in `csrc` of the features that are on, against the headers of the libtorch in `lib`.
+    pub(super) fn compile(lib: &str) {
+        // Documentation alone needs no C++, and there is no libtorch.
+        if cfg!(feature = "doc-only") {
+            return;
+        }
+        let files: &[&str] = &[];
+        let include = Path::new(lib).parent().map(|root| root.join("include"));
+        let include = include.filter(|dir| dir.join("ATen").is_dir()).unwrap_or_else(|| {
+            panic!("the features 'distributed' and 'kernels' compile C++ against libtorch, but its headers are not in \
+                    '{lib}/../include': set LIBTORCH to a libtorch, or to the directory of Python's torch, that has them")
+        });
+        if files.is_empty() {
+            return;
+        }
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").pic(true).warnings(false);
+        build.include(&include).include(include.join("torch/csrc/api/include"));
+        build.opt_level(3);
+        for file in files {
+            println!("cargo:rerun-if-changed=csrc/{file}");
+            build.file(Path::new("csrc").join(file));
+        }
+        build.compile("ln_tuning_csrc");
+    }
 }
