@@ -17,6 +17,7 @@ mod prefetch;
 mod preflight;
 mod report;
 pub mod settings;
+pub mod several;
 pub mod shift;
 pub mod start;
 pub mod task;

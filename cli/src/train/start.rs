@@ -65,8 +65,9 @@ pub fn start<T: Task, D>(
         report.line(format!("{total} steps, {epoch_steps} in an epoch"));
     }
     if !matches!(mode, Mode::DryRun { .. }) {
-        let tuned = &mut tuned;
-        return trainer::train(Ready { task, vs, tuned, optimizer, settings, plan, state, total });
+        let (name, adapter) = (String::new(), DEFAULT_ADAPTER.to_owned());
+        let ready = Ready { task, name, adapter, optimizer, settings, plan, state, total };
+        return trainer::train(ready, vs, &mut tuned);
     }
     let example = task.example()?;
     if mode == (Mode::DryRun { json: false }) {

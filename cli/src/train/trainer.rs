@@ -1,12 +1,13 @@
 //! The training loop.
 
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use indicatif::ProgressBar;
 use ln_tuning::recompute::Recompute;
-use ln_tuning::{LnTuningModel, Optimizer, DEFAULT_ADAPTER};
+use ln_tuning::{LnTuningModel, Optimizer, SaveOptions, Schedule};
 use tch::nn::VarStore;
 use tch::{no_grad, Device, Tensor};
 
@@ -27,18 +28,25 @@ const READ: Duration = Duration::from_secs(1);
 /// Steps in a row that dynamic loss scaling may skip: the scale is 2^-30 of the first by then.
 const MOST_SKIPPED: u64 = 30;
 
-struct Run<'a, T: Task> {
+/// One adapter that trains, on its own data and with its own settings.
+pub(super) struct Run<'a, T: Task> {
     task: &'a T,
-    tuned: &'a mut LnTuningModel,
-    optimizer: Optimizer,
+    /// The words that tell it from other runs beside it; nothing if it is alone.
+    name: String,
+    /// The name of its adapter.
+    adapter: String,
+    pub(super) optimizer: Optimizer,
     settings: &'a Settings,
-    state: State,
-    total: u64,
+    pub(super) state: State,
+    pub(super) total: u64,
     plan: Plan,
     /// Batches in an epoch.
     per_epoch: usize,
+    /// Those of the present epoch.
+    batches: Option<Prefetch<T::Loader>>,
+    schedule: Schedule,
     recompute: Option<Recompute>,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     device: Device,
     /// Steps skipped so far, and in a row, by dynamic loss scaling.
     skipped: u64,
@@ -71,8 +79,8 @@ struct Pending {
 /// A run that has passed the preflight.
 pub struct Ready<'a, T> {
     pub task: &'a T,
-    pub vs: &'a VarStore,
-    pub tuned: &'a mut LnTuningModel,
+    pub name: String,
+    pub adapter: String,
     pub optimizer: Optimizer,
     pub settings: &'a Settings,
     pub plan: Plan,
@@ -81,114 +89,170 @@ pub struct Ready<'a, T> {
     pub total: u64,
 }
 
-/// Trains from `state` to the last step, or until Ctrl-C.
-pub fn train<T: Task>(ready: Ready<T>) -> Result<()> {
-    let Ready { task, vs, tuned, mut optimizer, settings, plan, state, total } = ready;
-    let out = settings.out.as_path();
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make '{}'", out.display()))?;
-    if state.step > 0 {
-        checkpoint::load(out, state.step, tuned, &mut optimizer)?;
+/// The end of a run whose numbers are not finite any more, or whose loss scale finds none that are. The settings or the
+/// data are to blame: other runs may go on.
+#[derive(Debug)]
+pub(super) struct Diverged(String);
+
+impl fmt::Display for Diverged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
-    checkpoint::rotate(out, settings.keep_last, state.best.map(|best| best.0))?;
-    let mut run = Run {
-        metrics: Metrics::open(out, state.step, settings.tensorboard)?,
-        device: vs.device(),
-        skipped: u64::try_from(optimizer.skipped_steps()?.f_int64_value(&[])?)?,
-        in_a_row: 0,
-        pending: Vec::new(),
-        sources: String::new(),
-        // A CPU has done its work when it comes back.
-        read_interval: if vs.device() == Device::Cpu { Duration::ZERO } else { READ },
-        clock: Instant::now(),
-        bar: progress::steps(total, state.step)?,
-        begun: Instant::now(),
-        drawn: Instant::now(),
-        said: Instant::now(),
-        task,
-        tuned,
-        optimizer,
-        settings,
-        state,
-        total,
-        per_epoch: plan.epoch(0).len(),
-        plan,
-        recompute: settings.recompute()?,
-    };
-    run.whole()?;
-    run.finish(out)
 }
 
-impl<T: Task> Run<'_, T> {
-    fn whole(&mut self) -> Result<()> {
-        let schedule = self.settings.schedule(self.total);
-        let loader = self.task.loader();
-        self.clock = Instant::now();
-        while self.state.step < self.total {
-            let jobs = self.plan.epoch(self.state.epoch).split_off(self.state.batch);
-            let mut batches = Prefetch::new(&loader, jobs, self.settings.workers);
-            loop {
-                let group = batches.by_ref().take(self.settings.accumulation);
-                let group = group.collect::<Result<Vec<_>>>()?;
-                if group.is_empty() {
-                    break;
-                }
-                let next = self.step(&group, schedule.factor(self.state.step))?;
-                self.pending.push(next);
-                self.state.batch += group.len();
-                self.state.step += 1;
-                let (evaluate, save) = self.due();
-                let stop = interrupt::asked();
-                if evaluate || save || stop || self.clock.elapsed() >= self.read_interval {
-                    self.read()?;
-                }
-                let improved = evaluate && self.evaluate()?;
-                if save || stop || improved {
-                    self.save()?;
-                }
-                if evaluate || save {
-                    self.clock = Instant::now();
-                }
-                if stop {
-                    return Ok(());
-                }
-                if self.state.step == self.total {
-                    break;
-                }
-            }
-            if self.state.batch >= self.per_epoch {
-                (self.state.epoch, self.state.batch) = (self.state.epoch + 1, 0);
-            }
+impl std::error::Error for Diverged {}
+
+macro_rules! diverged {
+    ($($words:tt)*) => {
+        return Err(Diverged(format!($($words)*)).into())
+    };
+}
+
+/// Trains from the state of the run to the last step, or until Ctrl-C.
+pub fn train<T: Task>(ready: Ready<T>, vs: &VarStore, tuned: &mut LnTuningModel) -> Result<()> {
+    let bar = progress::steps(ready.total, ready.state.step)?;
+    let mut run = Run::begin(ready, vs.device(), tuned, bar)?;
+    while run.is_unfinished() {
+        let group = run.group()?;
+        run.step(&group)?;
+        let stop = interrupt::asked();
+        if run.settle(stop)? {
+            run.save(tuned)?;
+            run.rotate()?;
         }
-        self.read()
+        if stop {
+            break;
+        }
+    }
+    run.read()?;
+    run.finish(tuned)
+}
+
+impl<'a, T: Task> Run<'a, T> {
+    pub(super) fn begin(
+        ready: Ready<'a, T>,
+        device: Device,
+        tuned: &mut LnTuningModel,
+        bar: ProgressBar,
+    ) -> Result<Self> {
+        let Ready { task, name, adapter, mut optimizer, settings, plan, state, total } = ready;
+        let out = settings.out.as_path();
+        std::fs::create_dir_all(out).with_context(|| format!("cannot make '{}'", out.display()))?;
+        if state.step > 0 {
+            checkpoint::load(out, state.step, tuned, &adapter, &mut optimizer)?;
+        }
+        checkpoint::rotate(out, settings.keep_last, state.best.map(|best| best.0))?;
+        Ok(Run {
+            metrics: Metrics::open(out, state.step, settings.tensorboard)?,
+            device,
+            skipped: u64::try_from(optimizer.skipped_steps()?.f_int64_value(&[])?)?,
+            in_a_row: 0,
+            pending: Vec::new(),
+            sources: String::new(),
+            // A CPU has done its work when it comes back.
+            read_interval: if device == Device::Cpu { Duration::ZERO } else { READ },
+            clock: Instant::now(),
+            bar,
+            begun: Instant::now(),
+            drawn: Instant::now(),
+            said: Instant::now(),
+            task,
+            name,
+            adapter,
+            optimizer,
+            settings,
+            state,
+            total,
+            per_epoch: plan.epoch(0).len(),
+            plan,
+            batches: None,
+            schedule: settings.schedule(total),
+            recompute: settings.recompute()?,
+        })
+    }
+
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.state.step < self.total
+    }
+
+    pub(super) fn adapter(&self) -> &str {
+        &self.adapter
+    }
+
+    /// The seed of the order of the data, if it has one.
+    pub(super) fn order(&self) -> Option<u64> {
+        self.plan.seed
+    }
+
+    /// True if an evaluation is due behind the step that was just made.
+    pub(super) fn evaluates(&self) -> bool {
+        self.due().0
+    }
+
+    /// The epoch, and its batches that are behind the run.
+    pub(super) fn place(&mut self) -> (u64, usize) {
+        if self.state.batch >= self.per_epoch {
+            (self.state.epoch, self.state.batch) = (self.state.epoch + 1, 0);
+            self.batches = None;
+        }
+        (self.state.epoch, self.state.batch)
+    }
+
+    /// The batches of the next step.
+    pub(super) fn group(&mut self) -> Result<Vec<Of<T>>> {
+        let (epoch, batch) = self.place();
+        let begin = || {
+            let jobs = self.plan.epoch(epoch).split_off(batch);
+            Prefetch::new(&self.task.loader(), jobs, self.settings.workers)
+        };
+        let batches = self.batches.get_or_insert_with(begin);
+        batches.by_ref().take(self.settings.accumulation).collect()
     }
 
     /// One update from a group of batches. Nothing here waits for the device.
-    fn step(&mut self, group: &[Of<T>], factor: f64) -> Result<Pending> {
-        let figures = update(
-            self.task,
-            group,
-            self.settings,
-            self.recompute.as_ref(),
-            &mut self.optimizer,
-            (self.state.step, factor),
-        )?;
+    pub(super) fn step(&mut self, group: &[Of<T>]) -> Result<()> {
+        let at = (self.state.step, self.schedule.factor(self.state.step));
+        let recompute = self.recompute.as_ref();
+        let figures = update(self.task, group, self.settings, recompute, &mut self.optimizer, at)?;
+        self.stepped(group, figures)
+    }
+
+    /// Counts a step that was made, with its loss and gradient norm.
+    fn stepped(&mut self, group: &[Of<T>], figures: [Tensor; 2]) -> Result<()> {
         let sources: Vec<&str> = group.iter().map(|batch| batch.sources.as_str()).collect();
         self.sources = sources.join("; ");
         let mut figures = Vec::from(figures);
         if self.settings.scales_dynamically() {
             figures.push(self.optimizer.skipped_steps()?);
         }
-        Ok(Pending {
-            step: self.state.step + 1,
+        let lr = self.settings.lr() * self.schedule.factor(self.state.step);
+        self.state.batch += group.len();
+        self.state.step += 1;
+        self.pending.push(Pending {
+            step: self.state.step,
             figures,
-            lr: self.settings.lr() * factor,
+            lr,
             size: group.iter().map(|batch| batch.size).sum(),
             sources: self.sources.clone(),
-        })
+        });
+        Ok(())
+    }
+
+    /// Reads and evaluates what is due behind a step, and says whether a checkpoint is.
+    pub(super) fn settle(&mut self, stop: bool) -> Result<bool> {
+        let (evaluate, save) = self.due();
+        if evaluate || save || stop || self.clock.elapsed() >= self.read_interval {
+            self.read()?;
+        }
+        let improved = evaluate && self.evaluate()?;
+        if evaluate || save {
+            self.clock = Instant::now();
+        }
+        Ok(save || stop || improved)
     }
 
     /// Waits for the figures of the steps since the last reading, and writes them down.
-    fn read(&mut self) -> Result<()> {
+    pub(super) fn read(&mut self) -> Result<()> {
         let steps = std::mem::take(&mut self.pending);
         if steps.is_empty() {
             return Ok(());
@@ -212,14 +276,15 @@ impl<T: Task> Run<'_, T> {
         let was_skipped = skipped > self.skipped;
         self.skipped = skipped;
         self.in_a_row = if was_skipped { self.in_a_row + 1 } else { 0 };
-        ensure!(
-            !loss.is_finite() || self.in_a_row < MOST_SKIPPED,
-            "step {step}: the last {MOST_SKIPPED} steps were skipped, since their gradients are not finite at any loss \
-             scale, from {sources}. Try 'kind' bf16 or f32"
-        );
+        if loss.is_finite() && self.in_a_row >= MOST_SKIPPED {
+            diverged!(
+                "step {step}: the last {MOST_SKIPPED} steps were skipped, since their gradients are not finite at any \
+                 loss scale, from {sources}. Try 'kind' bf16 or f32"
+            );
+        }
         if !loss.is_finite() || !(grad_norm.is_finite() || was_skipped) {
             let good = self.last_good()?;
-            bail!(
+            diverged!(
                 "step {step}: the loss is {loss} and the gradient norm {grad_norm}, from {sources}; {good}. Check these \
                  lines, or try a lower 'optimizer.lr'"
             );
@@ -244,7 +309,8 @@ impl<T: Task> Run<'_, T> {
         }
         self.metrics.write(*step, &figures)?;
         let unit = self.task.unit();
-        let shown = format!("loss {loss:.4} {speed:.0} {unit}/s {memory_mb:.0} MB");
+        let name = self.prefix();
+        let shown = format!("{name}loss {loss:.4} {speed:.0} {unit}/s {memory_mb:.0} MB");
         self.bar.set_position(*step);
         if self.bar.is_hidden() && self.said.elapsed().as_secs() >= progress::REPEAT {
             self.said = Instant::now();
@@ -303,21 +369,30 @@ impl<T: Task> Run<'_, T> {
         })
     }
 
-    fn save(&mut self) -> Result<()> {
+    /// Writes a checkpoint.
+    pub(super) fn save(&mut self, tuned: &LnTuningModel) -> Result<()> {
         // No loss has seen the last update, and such weights could not be read again.
-        for (key, weights) in self.tuned.state_dict(DEFAULT_ADAPTER)? {
-            ensure!(
-                weights.f_isfinite()?.f_all()?.f_int64_value(&[])? == 1,
-                "step {}: '{key}' is NaN or infinite behind the update, from {}; {}. Try a lower 'optimizer.lr' or \
-                 'optimizer.weight_decay'",
-                self.state.step,
-                self.sources,
-                self.last_good()?
-            );
+        for (key, weights) in tuned.state_dict(&self.adapter)? {
+            if weights.f_isfinite()?.f_all()?.f_int64_value(&[])? != 1 {
+                diverged!(
+                    "step {}: '{key}' is NaN or infinite behind the update, from {}; {}. Try a lower 'optimizer.lr' \
+                     or 'optimizer.weight_decay'",
+                    self.state.step,
+                    self.sources,
+                    self.last_good()?
+                );
+            }
         }
         let out = &self.settings.out;
-        checkpoint::save(out, &self.state, self.tuned, &mut self.optimizer)?;
-        checkpoint::rotate(out, self.settings.keep_last, self.state.best.map(|best| best.0))?;
+        checkpoint::save(out, &self.state, tuned, &self.adapter, &mut self.optimizer)?;
+        self.clock = Instant::now();
+        Ok(())
+    }
+
+    /// Removes old checkpoints, behind a new one.
+    pub(super) fn rotate(&mut self) -> Result<()> {
+        let best = self.state.best.map(|best| best.0);
+        checkpoint::rotate(&self.settings.out, self.settings.keep_last, best)?;
         self.draw()
     }
 
@@ -326,8 +401,16 @@ impl<T: Task> Run<'_, T> {
         curves::draw(&self.settings.out, &self.metrics)
     }
 
+    fn prefix(&self) -> String {
+        if self.name.is_empty() {
+            return String::new();
+        }
+        format!("{}: ", self.name)
+    }
+
     /// A line above the bar, or alone where no bar is shown.
-    fn say(&self, line: &str) {
+    pub(super) fn say(&self, line: &str) {
+        let line = &format!("{}{line}", self.prefix());
         if self.bar.is_hidden() {
             println!("{line}");
         } else {
@@ -335,7 +418,15 @@ impl<T: Task> Run<'_, T> {
         }
     }
 
-    fn finish(self, out: &Path) -> Result<()> {
+    /// Writes the adapter as a directory for PEFT.
+    pub(super) fn write_adapter(&self, tuned: &LnTuningModel, dir: &Path) -> Result<()> {
+        tuned.save_pretrained_with(dir, &SaveOptions::default().only(&self.adapter))?;
+        self.task.add_files(dir)
+    }
+
+    /// Saves the adapter.
+    fn finish(self, tuned: &LnTuningModel) -> Result<()> {
+        let out = &self.settings.out;
         self.bar.finish();
         let step = self.state.step;
         if step < self.total {
@@ -344,8 +435,7 @@ impl<T: Task> Run<'_, T> {
         }
         ensure!(step > 0, "there was nothing to do");
         let adapter = out.join("adapter");
-        self.tuned.save_pretrained(&adapter)?;
-        self.task.add_files(&adapter)?;
+        self.write_adapter(tuned, &adapter)?;
         if self.skipped > 0 {
             println!("{} of {step} steps were skipped by the loss scale", self.skipped);
         }
