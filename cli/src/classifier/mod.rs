@@ -31,7 +31,7 @@ pub const SAMPLE: &str = include_str!("sample.yaml");
 /// The loss over the scale of what an adapter learned. Labels are those that the adapter was trained for.
 pub fn shift(run: &RunSettings<ClassifierData>, asked: &Asked) -> Result<Shift> {
     let settings = &run.common;
-    let device = settings.device()?;
+    let device = settings.device(&run.ranks)?;
     let rows = Rows::open(run.files.train()?, run)?;
     let files = ModelFiles::open(&settings.model)?;
     let new = asked.saved.new_head(ModelFiles::open(&settings.model)?)?;
@@ -47,7 +47,7 @@ pub fn train_several(several: &Several<ClassifierData>, mode: Mode) -> Result<()
     let runs = || several.members.iter().map(|member| &member.run);
     let first = runs().next().context("there is no run")?;
     let settings = &first.common;
-    let device = settings.device()?;
+    let device = settings.device(&first.ranks)?;
     let files = ModelFiles::open(&settings.model)?;
     // A seed decides which rows are evaluated.
     let data = |run: &RunSettings<ClassifierData>| {
@@ -96,15 +96,18 @@ pub fn train_several(several: &Several<ClassifierData>, mode: Mode) -> Result<()
     several::start(several, work, &vs, config.clone(), mode)
 }
 
-pub fn train(run: &RunSettings<ClassifierData>, mode: Mode) -> Result<()> {
+/// Trains, and says whether the run is at its end.
+pub fn train(run: &RunSettings<ClassifierData>, mode: Mode) -> Result<bool> {
     let settings = &run.common;
-    let device = settings.device()?;
+    let device = settings.device(&run.ranks)?;
     // Before the model is loaded: bad rows are found first.
     let open = |path: &_| Rows::open(path, run);
     let (train, eval) = run.files.open(settings.seed, open, Rows::split)?;
     let files = ModelFiles::open(&settings.model)?;
     let labels = Labels::of(&train, eval.as_ref(), &files, &run.data)?;
     let images = train.are_images();
+    // Bad rows are said once, and nobody waits for whoever has none.
+    run.ranks.agree(Ok(()))?;
     let (vs, model) = Classifier::open(files, &labels, images, settings, device)?;
     let config = model.adapter(settings.adapter()?);
     let task = ClassifierTask::new(&model, device, train, eval, labels, run)?;

@@ -28,7 +28,9 @@ use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{LnTuningConfig, Selection, TaskType};
 use tch::Device;
 
+use crate::progress;
 use crate::text::files::TextFiles;
+use crate::train::ranks::Directory;
 use crate::train::settings::{RunSettings, Settings};
 use crate::train::several::{self, Several, Work};
 use crate::train::shift::{Asked, Shift};
@@ -47,7 +49,7 @@ pub fn shift(mut run: RunSettings<LanguageData>, asked: &Asked) -> Result<Shift>
     // The adapter may change the tower from scale to scale.
     run.data.features_mb = None;
     let (settings, run) = (&run.common, &run);
-    let device = settings.device()?;
+    let device = settings.device(&run.ranks)?;
     let files = ModelFiles::open(&settings.model)?;
     let words = TextFiles::of(&files)?;
     let encoder = encoder(&files, &words, &run.data)?;
@@ -124,16 +126,20 @@ fn config(settings: &Settings) -> Result<LnTuningConfig> {
     Ok(config)
 }
 
-/// Trains, on the base with the adapters of `before` in it.
-pub fn train(run: &RunSettings<LanguageData>, mode: Mode, before: &[PathBuf]) -> Result<()> {
+/// Trains, on the base with the adapters of `before` in it. True if the run is at its end.
+pub fn train(run: &RunSettings<LanguageData>, mode: Mode, before: &[PathBuf]) -> Result<bool> {
     let settings = &run.common;
-    let device = settings.device()?;
+    let device = settings.device(&run.ranks)?;
     // Before the model is loaded: bad lines are found first.
     let files = ModelFiles::open(&settings.model)?;
     let prepared = Prepared::open(run, &files)?;
+    // Bad lines are said once, and nobody waits for whoever has none.
+    run.ranks.agree(Ok(()))?;
+    let before: Vec<Directory> =
+        before.iter().map(|dir| run.ranks.directory(dir)).collect::<Result<_>>()?;
     let (vs, model) = LanguageModel::open(files, settings, device)?;
     prepared.check(&model)?;
-    stages::carry(&vs, before)?;
+    stages::carry(&vs, before.iter().map(|dir| dir.path.as_path()))?;
     let task = prepared.task(&model, device, run);
     start(&task, &vs, config(settings)?, run, mode)
 }
@@ -141,8 +147,9 @@ pub fn train(run: &RunSettings<LanguageData>, mode: Mode, before: &[PathBuf]) ->
 /// Trains several adapters at once, each with its settings.
 pub fn train_several(several: &Several<LanguageData>, mode: Mode) -> Result<()> {
     let runs = || several.members.iter().map(|member| &member.run);
-    let settings = &runs().next().context("there is no run")?.common;
-    let device = settings.device()?;
+    let run = runs().next().context("there is no run")?;
+    let settings = &run.common;
+    let device = settings.device(&run.ranks)?;
     let files = ModelFiles::open(&settings.model)?;
     // A seed decides which documents stand in a row, and which are evaluated.
     let data = |run: &RunSettings<LanguageData>| {
@@ -169,7 +176,7 @@ pub fn train_several(several: &Several<LanguageData>, mode: Mode) -> Result<()> 
 /// Writes all that the adapters of some stages trained as one adapter; of what several trained, the last counts.
 pub fn combine(run: &RunSettings<LanguageData>, adapters: &[PathBuf], out: &Path) -> Result<()> {
     stages::combine(&run.common, adapters, out)?;
-    println!("the adapter of all stages is in '{}'", out.display());
+    progress::say(format!("the adapter of all stages is in '{}'", out.display()));
     Ok(())
 }
 

@@ -24,11 +24,17 @@ fn bytes(training: &Training, name: &str) -> Vec<u8> {
 }
 
 /// All that a run leaves in a folder, and in its checkpoint of this step.
-fn left(training: &Training, out: &str, step: u64) -> (Vec<Vec<u8>>, [Vec<(u64, f64)>; 4]) {
+#[derive(PartialEq)]
+struct Left {
+    files: [Vec<u8>; 3],
+    series: [Vec<(u64, f64)>; 4],
+}
+
+fn left(training: &Training, out: &str, step: u64) -> Left {
     let files = ["adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors"];
     let files = files.map(|file| bytes(training, &format!("{out}/checkpoints/step-{step}/{file}")));
     let series = ["loss", "grad_norm", "lr", "eval_loss"].map(|key| training.series(out, key));
-    (files.to_vec(), series)
+    Left { files, series }
 }
 
 #[test]

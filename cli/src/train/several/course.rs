@@ -13,8 +13,8 @@ use super::{halving, picture};
 use crate::progress;
 use crate::train::interrupt;
 use crate::train::metrics::Metrics;
-use crate::train::task::{Of, Task};
-use crate::train::trainer::{Diverged, Ready, Run};
+use crate::train::task::Task;
+use crate::train::trainer::{Diverged, Group, Ready, Run};
 
 /// Time between two drawings of the curves.
 const REDRAW: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ enum Going<'a, T: Task> {
     Stopped(Metrics),
 }
 
-/// The batches of a step: the number of the task, the seed of their order, the place in it.
+/// The place of a step's batches: the number of the task, the seed of their order, the epoch and its rows before.
 type Place = (usize, Option<u64>, (u64, usize));
 
 /// A run before it begins: ready, or stopped earlier.
@@ -52,10 +52,10 @@ pub(super) enum Begun<'a, T> {
 }
 
 impl<T: Task> Seat<'_, T> {
-    fn metrics(&self) -> &Metrics {
+    fn metrics(&self) -> Option<&Metrics> {
         match &self.state {
-            Going::On(run) => &run.metrics,
-            Going::Stopped(metrics) => metrics,
+            Going::On(run) => run.metrics.as_ref(),
+            Going::Stopped(metrics) => Some(metrics),
         }
     }
 }
@@ -81,7 +81,7 @@ pub(super) fn train<T: Task, D>(
     for (task, begun) in begun {
         let state = match begun {
             Begun::Ready(ready) => {
-                Going::On(Box::new(Run::begin(*ready, vs.device(), tuned, bar.clone())?))
+                Going::On(Box::new(Run::begin(*ready, vs.device(), bar.clone())?))
             }
             Begun::Stopped(metrics) => Going::Stopped(metrics),
         };
@@ -90,6 +90,7 @@ pub(super) fn train<T: Task, D>(
     let now = Instant::now();
     let mut course = Course { runs, record, rungs, bar, begun: now, drawn: now };
     course.record.write(&several.out)?;
+    let _steps = interrupt::Steps::begin();
     let mut stop = false;
     while !stop && course.runs.iter().any(|seat| seat.goes_on().is_some()) {
         course.halve(several)?;
@@ -123,7 +124,7 @@ impl<T: Task> Course<'_, T> {
     /// One step of each run, and what is due behind it. True if Ctrl-C asked for an end.
     fn round<D>(&mut self, several: &Several<D>, tuned: &mut LnTuningModel) -> Result<bool> {
         // Runs of one task with one order of the data share their batches.
-        let mut shared: Vec<(Place, Vec<Of<T>>)> = Vec::new();
+        let mut shared: Vec<(Place, Group<T>)> = Vec::new();
         let mut went = Vec::new();
         for (at, Seat { task, state }) in self.runs.iter_mut().enumerate() {
             let Going::On(run) = state else { continue };
@@ -140,15 +141,15 @@ impl<T: Task> Course<'_, T> {
             run.step(group)?;
             went.push(at);
         }
-        let stop = interrupt::asked();
-        let mut save = false;
+        let (mut save, mut stop) = (false, false);
         for at in &went {
             let Going::On(run) = &mut self.runs[*at].state else { continue };
             if run.evaluates() {
                 tuned.set_adapter(run.adapter())?;
             }
-            let due = run.settle(stop);
-            save |= self.or_stopped(*at, due, several)?.unwrap_or(false);
+            let due = run.settle();
+            let (own_save, own_stop) = self.or_stopped(*at, due, several)?.unwrap_or_default();
+            (save, stop) = (save || own_save, stop || own_stop);
         }
         if save {
             // Of all runs at one step, so that all go on from there.
@@ -229,7 +230,8 @@ impl<T: Task> Course<'_, T> {
     fn draw<D>(&mut self, several: &Several<D>) -> Result<()> {
         self.drawn = Instant::now();
         let names = several.members.iter().map(|member| member.name.as_str());
-        picture::draw(&several.out, names.zip(self.runs.iter().map(Seat::metrics)))
+        let runs = names.zip(self.runs.iter().map(Seat::metrics));
+        picture::draw(&several.out, runs.filter_map(|(name, metrics)| Some((name, metrics?))))
     }
 
     /// Saves the best adapter, or all, and shows how the runs went.

@@ -23,7 +23,7 @@ const REFUSED: [(&[&str], &str); 5] = [
         "all runs of a sweep learn from the same data; for several data sets there is 'tasks'",
     ),
     (
-        &["batch_size", "accumulation", "epochs", "max_steps"],
+        &["batch_size", "accumulation", "global_batch_size", "epochs", "max_steps"],
         "all runs of a sweep make the same steps",
     ),
     (

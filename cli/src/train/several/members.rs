@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
+use crate::train::ranks::Ranks;
 use crate::train::settings::{DataSettings, RunSettings};
 use crate::train::yaml::Tree;
 
@@ -37,9 +38,14 @@ pub enum Purpose {
 
 impl<D: DataSettings> Several<D> {
     /// Those of these names and settings.
-    pub fn new(out: PathBuf, trees: &[(String, Tree)], purpose: Purpose) -> Result<Self> {
+    pub fn new(
+        out: PathBuf,
+        trees: &[(String, Tree)],
+        purpose: Purpose,
+        ranks: &Ranks,
+    ) -> Result<Self> {
         let member = |(name, tree): &(String, Tree)| {
-            let run = RunSettings::new(tree).with_context(|| name.clone())?;
+            let run = RunSettings::new(tree, ranks).with_context(|| name.clone())?;
             Ok(Member { name: name.clone(), run })
         };
         Ok(Several { out, members: trees.iter().map(member).collect::<Result<_>>()?, purpose })

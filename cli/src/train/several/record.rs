@@ -102,7 +102,8 @@ impl Record {
     }
 
     /// Takes the results so far.
-    pub fn score(&mut self, run: usize, metrics: &Metrics) {
+    pub fn score(&mut self, run: usize, metrics: Option<&Metrics>) {
+        let Some(metrics) = metrics else { return };
         let line = &mut self.runs[run];
         line.eval_loss = metrics.series("eval_loss").last().map(|point| point.1);
         line.loss = recent(metrics);

@@ -71,58 +71,67 @@ pub fn start<T: Task, D>(
         let settings = &members[at].run.common;
         tensors = measure(own, vs, &tuned, &mut optimizers[at], settings, &mut report)?;
     }
-    let mut prepared = Vec::with_capacity(members.len());
+    let mut plans = Vec::with_capacity(members.len());
     for ((member, task), optimizer) in members.iter().zip(work.of).zip(&mut optimizers) {
-        let (settings, task) = (&member.run.common, &work.tasks[*task]);
+        let settings = &member.run.common;
         if settings.scales_dynamically() {
             optimizer.set_dynamic_loss_scale(DynamicLossScale::default())?;
         }
-        let seed = member.run.files.shuffle.then_some(settings.seed);
-        let plan = Plan { lengths: task.lengths(), size: settings.batch_size, seed };
-        let batches = plan.epoch(0).len();
-        let epoch_steps = batches.div_ceil(settings.accumulation) as u64;
-        let total = settings.max_steps.unwrap_or(epoch_steps * settings.epochs);
-        prepared.push((plan, batches, total));
+        plans.push(Plan {
+            lengths: work.tasks[*task].lengths(),
+            group: settings.group(),
+            seed: member.run.files.shuffle.then_some(settings.seed),
+            share: settings.share(&member.run.ranks),
+        });
     }
+    let totals = members.iter().zip(&plans).map(|(member, plan)| {
+        let settings = &member.run.common;
+        settings.max_steps.unwrap_or_else(|| plan.per_epoch() * settings.epochs)
+    });
+    let totals: Vec<u64> = totals.collect();
     let names: Vec<String> = members.iter().map(|member| member.name.clone()).collect();
     let folders = grid::folders(names.iter().map(String::as_str));
     let mut record = Record::open(&several.out, &names, &folders)?;
-    let positions =
-        members.iter().zip(&record.runs).zip(&prepared).map(|((member, run), (_, _, total))| {
-            let stopped = run.stopped.as_ref().map(|stopped| stopped.step);
-            let saved = checkpoint::steps(&member.run.common.out)?;
-            Ok(Position { saved, stopped, total: *total })
-        });
+    let positions = members.iter().zip(&record.runs).zip(&totals).map(|((member, run), total)| {
+        let stopped = run.stopped.as_ref().map(|stopped| stopped.step);
+        let saved = checkpoint::steps(&member.run.common.out)?;
+        Ok(Position { saved, stopped, total: *total })
+    });
     let positions = positions.collect::<Result<Vec<_>>>()?;
     let step = common(&positions);
     record.back_to(step);
-    let total = prepared.iter().map(|(_, _, total)| *total).max().unwrap_or(0);
+    let total = totals.iter().max().copied().unwrap_or(0);
     report.line(if step > 0 {
         format!("{} runs, resuming after step {step} of {total}", members.len())
     } else {
         format!("{} runs of {total} steps", members.len())
     });
     let mut begun = Vec::with_capacity(members.len());
-    let seats = members.iter().zip(work.of).zip(&adapters).zip(optimizers).zip(prepared);
-    for (at, ((((member, of), adapter), optimizer), (plan, batches, total))) in seats.enumerate() {
+    let trains = !matches!(mode, Mode::DryRun { .. });
+    let seats = members.iter().zip(work.of).zip(adapters).zip(optimizers).zip(plans).zip(totals);
+    for (at, seat) in seats.enumerate() {
+        let (((((member, of), adapter), mut optimizer), mut plan), total) = seat;
         let (run, task) = (&member.run, &work.tasks[*of]);
         let settings = &run.common;
-        if let Some(stopped) = &record.runs[at].stopped {
-            if !matches!(mode, Mode::DryRun { .. }) {
-                let metrics = Metrics::open(&settings.out, stopped.step, false)?;
-                begun.push((*of, Begun::Stopped(metrics)));
-            }
+        let out = settings.out.as_path();
+        if let Some(stopped) = record.runs[at].stopped.as_ref().filter(|_| trains) {
+            begun.push((*of, Begun::Stopped(Metrics::open(out, stopped.step, false)?)));
             continue;
         }
         let own = Some(step.min(total)).filter(|step| *step > 0);
-        let state = checkpoint::begin_at(own, settings, run.all.clone(), task.digest(), batches)
-            .with_context(|| member.name.clone())?;
-        if matches!(mode, Mode::DryRun { .. }) {
+        let own = own.filter(|_| record.runs[at].stopped.is_none());
+        let state = checkpoint::begin_at(own, settings, run.all.clone(), task.digest(), &mut plan);
+        let (state, _) = state.with_context(|| member.name.clone())?;
+        if !trains {
             continue;
         }
-        checkpoint::forget_behind(&settings.out, state.step)?;
-        let (name, adapter) = (member.name.clone(), adapter.clone());
-        let ready = Ready { task, name, adapter, optimizer, settings, plan, state, total };
+        if let Some(step) = own {
+            let dir = checkpoint::dir(out, step);
+            checkpoint::load(&dir, &dir, &mut tuned, &adapter, &mut optimizer)?;
+        }
+        checkpoint::forget_behind(out, state.step)?;
+        let (name, ranks) = (member.name.clone(), &run.ranks);
+        let ready = Ready { task, name, adapter, optimizer, settings, ranks, plan, state, total };
         begun.push((*of, Begun::Ready(Box::new(ready))));
     }
     if let Mode::DryRun { json } = mode {

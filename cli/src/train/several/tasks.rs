@@ -36,7 +36,7 @@ const SHARED: [&str; 21] = [
 ];
 
 /// Settings that a task may have of its own.
-pub const OWN: [&str; 12] = [
+pub const OWN: [&str; 13] = [
     "data",
     "optimizer",
     "schedule",
@@ -45,6 +45,7 @@ pub const OWN: [&str; 12] = [
     "seed",
     "batch_size",
     "accumulation",
+    "global_batch_size",
     "epochs",
     "max_steps",
     "eval_interval",
