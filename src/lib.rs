@@ -92,6 +92,7 @@ pub mod device;
 mod error;
 mod kernels;
 mod memory;
+mod mixed;
 #[cfg(feature = "models")]
 pub mod models;
 mod names;
