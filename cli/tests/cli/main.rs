@@ -36,6 +36,7 @@ mod pictures_sizes;
 mod pictures_train;
 mod plan;
 mod program;
+mod ranks;
 mod rates;
 mod refusals;
 mod replies;
