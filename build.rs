@@ -61,7 +61,10 @@ mod cpp {
         if cfg!(feature = "doc-only") {
             return;
         }
-        let files: &[&str] = &[];
+        let files: &[&str] = &[
+            #[cfg(feature = "kernels")]
+            "linear.cpp",
+        ];
         let include = Path::new(lib).parent().map(|root| root.join("include"));
         let include = include.filter(|dir| dir.join("ATen").is_dir()).unwrap_or_else(|| {
             panic!("the features 'distributed' and 'kernels' compile C++ against libtorch, but its headers are not in \
