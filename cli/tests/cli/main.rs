@@ -35,6 +35,7 @@ mod pictures_sizes;
 mod pictures_train;
 mod plan;
 mod program;
+mod ranks;
 mod rates;
 mod refusals;
 mod replies;

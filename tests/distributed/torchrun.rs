@@ -1,0 +1,1 @@
+pub fn of_one_rank() {}
