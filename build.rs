@@ -70,6 +70,8 @@ mod cpp {
             }
             files.push("c10d.cpp");
         }
+        #[cfg(feature = "kernels")]
+        files.push("linear.cpp");
         let include = Path::new(lib).parent().map(|root| root.join("include"));
         let include = include.filter(|dir| dir.join("ATen").is_dir()).unwrap_or_else(|| {
             panic!("the features 'distributed' and 'kernels' compile C++ against libtorch, but its headers are not in \
@@ -90,7 +92,24 @@ mod cpp {
             println!("cargo:rerun-if-changed=csrc/{file}");
             build.file(Path::new("csrc").join(file));
         }
+        #[cfg(feature = "kernels")]
+        openmp(&mut build, lib);
         build.compile("ln_tuning_csrc");
+    }
+
+    /// Loops in several threads of libtorch's headers: with libtorch's own OpenMP, since each has threads.
+    #[cfg(feature = "kernels")]
+    fn openmp(build: &mut cc::Build, lib: &str) {
+        if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
+            return;
+        }
+        build.flag("-fopenmp");
+        let files = std::fs::read_dir(lib).into_iter().flatten().flatten();
+        let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+        match names.filter(|name| name.starts_with("libgomp")).min() {
+            Some(name) => println!("cargo:rustc-link-lib=dylib:+verbatim={name}"),
+            None => println!("cargo:rustc-link-lib=gomp"),
+        }
     }
 }
 

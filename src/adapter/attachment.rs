@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 use crate::adapter::gradients::undefine;
 use crate::adapter::options::AdapterOptions;
 use crate::adapter::samples::Samples;
+use crate::adapter::stack::Stack;
 use crate::adapter::variables::{Variable, Variables};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, Result};
@@ -34,6 +35,8 @@ pub(crate) struct Attachment {
     pub(super) shown: Option<String>,
     /// The last adapter that trained, by its number: graphs may need its weights.
     graphs_of: Option<u64>,
+    /// The vectors of the adapters that batches have named; made anew where the base's variables are others.
+    pub(super) stack: Option<Stack>,
 }
 
 impl Attachment {
@@ -49,6 +52,7 @@ impl Attachment {
             merged: None,
             shown: None,
             graphs_of: None,
+            stack: None,
         }
     }
 
@@ -64,6 +68,7 @@ impl Attachment {
         self.outdate_all()?;
         self.adapters.clear();
         self.base.clear();
+        self.stack = None;
         (self.active, self.merged, self.shown) = (None, None, None);
         self.enabled = true;
         self.forget_requires_grad()
@@ -163,6 +168,9 @@ impl Attachment {
                 self.samples.remember(&[(*variable, data)])?;
             }
         }
+        if !missing.is_empty() {
+            self.stack = None;
+        }
         self.base.extend(missing);
         self.adapters.insert(name.to_owned(), adapter);
         Ok(())
@@ -192,6 +200,9 @@ impl Attachment {
             let before = self.shown.as_ref().and_then(|name| self.adapters.get(name));
             let same_slots = before.map(|a| &a.slot_variables) == next.map(|a| &a.slot_variables);
             if let Some(adapter) = before {
+                if let Some(stack) = &mut self.stack {
+                    stack.outdate(adapter.id);
+                }
                 let mut stays = vec![false; self.variables.len()];
                 if let Some(next) = next {
                     next.all_storages(&self.base).for_each(|(variable, _)| stays[variable] = true);

@@ -138,6 +138,12 @@ impl FlatParams {
         Ok(buffer.f_narrow(0, start, end - start)?)
     }
 
+    /// A number that every marked change raises, of masters or of live copies.
+    pub(crate) fn version(&self) -> Result<i64> {
+        let lives = self.runs.iter().map(|run| Ok(run.live.f_internal_version()?));
+        Ok(self.master.f_internal_version()? + lives.sum::<Result<i64>>()?)
+    }
+
     /// Overwrites tensor `slot`, master and live.
     pub(crate) fn set_value(&mut self, slot: usize, value: &Tensor) -> Result<()> {
         self.value(slot)?.f_copy_(&value.f_reshape(&self.slots[slot].shape)?)?;

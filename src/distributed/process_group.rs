@@ -14,7 +14,7 @@ use super::deadline::within;
 use super::environment::{self, Environment};
 use super::members::{address_towards, listed, own_address, Member};
 use super::operation::ReduceOp;
-use super::rendezvous::{compare, connect, meet};
+use super::rendezvous::{compare, connect, meet, LINGER};
 use crate::error::{refusal, refuse, Error, Result};
 
 /// The time that anything here takes at most, unless the program says otherwise. That of torch's NCCL.
@@ -108,10 +108,12 @@ impl ProcessGroup {
         let place = Environment::read(|name| env::var_os(name))?;
         let Environment { rank, world_size, local_rank, .. } = place;
         let late = format!(
-            "rank {rank} waits for {}:{}, which does not answer as the store of rank 0",
+            "rank {rank} waits for {}:{}, which does not answer as the store of rank 0: MASTER_ADDR and MASTER_PORT must \
+             be those of the machine of rank 0",
             place.master_addr, place.master_port
         );
-        let joined = within(timeout, &late, move || Joined::new(&place, timeout))?;
+        let time = time_of(rank, timeout);
+        let joined = within(time, &late, move || Joined::new(&place, timeout))?;
         Ok(ProcessGroup { rank, world_size, local_rank, timeout, joined: Some(joined) })
     }
 
@@ -242,7 +244,7 @@ impl ProcessGroup {
         let (place, agent_store) = ((self.rank, self.world_size), joined.agent_store);
         let until = Instant::now() + self.timeout;
         let late = format!("rank {} waits for the store, which does not answer", self.rank);
-        within(self.timeout, &late, move || {
+        within(time_of(self.rank, self.timeout), &late, move || {
             compare(&store, &key, place, &facts, agent_store, until)
         })
     }
@@ -411,6 +413,15 @@ impl Joined {
             }
         });
         all.ok()
+    }
+}
+
+/// Rank 0 may stay a moment longer, to tell the others.
+fn time_of(rank: usize, timeout: Duration) -> Duration {
+    if rank == 0 {
+        timeout.saturating_add(LINGER)
+    } else {
+        timeout
     }
 }
 

@@ -6,7 +6,7 @@
 //! the present rank 0 is.
 
 use std::collections::BTreeMap;
-use std::net::ToSocketAddrs;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::error::{refusal, refuse, Error, Result};
 /// The key of the nonce of the present rank 0.
 const LEADER: &str = "ln_tuning/leader";
 /// The time for which rank 0, if it serves the store, stays after an error, so that the others read it too.
-const LINGER: Duration = Duration::from_secs(3);
+pub(super) const LINGER: Duration = Duration::from_secs(3);
 
 /// The answer of rank 0 to all who have come.
 #[derive(Debug, Serialize, Deserialize)]
@@ -47,21 +47,22 @@ impl Pause {
 /// Connects to the store of rank 0 or of the launcher.
 pub(super) fn connect(place: &Environment, until: Instant) -> Result<Store> {
     let Environment { rank, master_addr, master_port, agent_store, .. } = place;
-    let at = format!("{master_addr}:{master_port}");
+    let serves = *rank == 0 && !agent_store;
+    let left = || until.saturating_duration_since(Instant::now());
     let mut pause = Pause::new();
-    // A name may come to be known only when its machine does.
-    while let Err(error) = (master_addr.as_str(), *master_port).to_socket_addrs() {
-        if Instant::now() >= until {
+    // A name may come to be known only when its machine does, and the store is served only when rank 0 is there. c10d
+    // waits for both, but cannot tell them apart.
+    while let Err(reason) = reach(master_addr, *master_port, serves, left()) {
+        if left().is_zero() {
             refuse!(
                 Distributed,
-                "rank {rank} does not find MASTER_ADDR '{master_addr}', the machine of rank 0: {error}"
+                "rank {rank} {reason}. MASTER_ADDR and MASTER_PORT must be those of the machine of rank 0, rank 0 must run, \
+                 and no firewall may be between"
             );
         }
         pause.wait();
     }
-    let serves = *rank == 0 && !agent_store;
-    let left = until.saturating_duration_since(Instant::now());
-    Store::connect(master_addr, *master_port, serves, left).map_err(|error| {
+    Store::connect(master_addr, *master_port, serves, left()).map_err(|error| {
         if serves && (error.contains("EADDRINUSE") || error.contains("already in use")) {
             return refusal!(
                 Distributed,
@@ -71,10 +72,26 @@ pub(super) fn connect(place: &Environment, until: Instant) -> Result<Store> {
         }
         refusal!(
             Distributed,
-            "rank {rank} cannot reach the store at {at}: MASTER_ADDR must be the machine of rank 0, which must run, and \
-             no firewall may be between ({error})"
+            "rank {rank} cannot use {master_addr}:{master_port} as the store of rank 0: is it another service? ({error})"
         )
     })
+}
+
+/// Looks for the host, and for somebody who listens unless this process `serves`. Gives the reason if there is none.
+fn reach(host: &str, port: u16, serves: bool, left: Duration) -> std::result::Result<(), String> {
+    let found = (host, port).to_socket_addrs();
+    let found = found.map_err(|error| format!("does not find the host '{host}' ({error})"))?;
+    let mut reason = format!("finds no address of the host '{host}'");
+    for address in found {
+        if serves {
+            return Ok(());
+        }
+        match TcpStream::connect_timeout(&address, left.max(Duration::from_millis(1))) {
+            Ok(_) => return Ok(()),
+            Err(error) => reason = format!("finds nobody at {host}:{port} ({error})"),
+        }
+    }
+    Err(reason)
 }
 
 /// Waits for all processes of the group. Gives them, and the prefix of their keys in the store.

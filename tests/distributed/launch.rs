@@ -1,9 +1,10 @@
 //! The ranks of a group as processes of their own.
-#![allow(dead_code)]
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Names what a rank does, and where it leaves what it found.
@@ -13,9 +14,15 @@ pub const OUT: &str = "LN_TUNING_TEST_OUT";
 /// The most that a test waits for a rank.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A port that nobody listens at.
+/// A port that nobody listens at, and that no other group of these tests has.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if GIVEN.lock().unwrap().insert(port) {
+            return port;
+        }
+    }
 }
 
 /// This program as one rank, with these variables besides.
@@ -71,10 +78,6 @@ pub fn group(task: &str, world_size: usize, dir: &Path) -> Vec<Rank> {
 }
 
 impl Rank {
-    pub fn id(&self) -> u32 {
-        self.child.as_ref().unwrap().id()
-    }
-
     pub fn out(&self) -> &Path {
         &self.out
     }

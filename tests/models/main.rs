@@ -5,6 +5,7 @@ mod common;
 #[path = "../nets/mod.rs"]
 mod nets;
 
+mod adapter_names;
 mod decoder_heads;
 mod decoder_loss;
 mod decoders;

@@ -33,6 +33,7 @@ const NEVER: &[(&str, &[&str])] = &[
             "optim",
         ],
     ),
+    ("mixed", &["storage", "names", "autograd", "pretrained", "adapter", "models", "optim"]),
     ("quantised", &["storage", "names", "autograd", "pretrained", "adapter", "models", "optim"]),
     ("storage", &["pretrained", "adapter", "models", "optim"]),
     ("names", &["pretrained", "adapter", "models", "optim"]),

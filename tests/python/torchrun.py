@@ -1,5 +1,10 @@
-"""torchrun itself, in a process that has imported PyTorch already."""
+"""Starts a program by torchrun, with variables set: `torchrun.py [NAME=VALUE… --] ARGUMENTS OF TORCHRUN…`."""
+
+import os
+import sys
 
 from torch.distributed.run import main
 
-main()
+split = sys.argv.index("--") if "--" in sys.argv else 0
+os.environ.update(variable.split("=", 1) for variable in sys.argv[1:split])
+main(sys.argv[split + 1 :])

@@ -13,6 +13,7 @@ mod cuda;
 mod curves;
 mod data;
 mod device;
+mod distributed;
 mod dry_run;
 mod formats;
 mod frozen;

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use tch::{no_grad, Device, Kind, Tensor};
 
+use super::rows::Rows;
 use super::streamed::Matrix;
 use crate::autograd::loss::HeadWeight;
 use crate::autograd::scratch::{with_values, Fill, Pass};
@@ -56,6 +57,15 @@ impl Weight {
 
     pub(in crate::models) fn shallow_clone(&self) -> Self {
         Weight { variable: self.variable.shallow_clone(), elsewhere: self.elsewhere.clone() }
+    }
+
+    /// The weight as this adapter has it.
+    pub(in crate::models) fn of_adapter(&self, rows: &Rows, adapter: usize) -> Result<Self> {
+        match self.elsewhere {
+            // No adapter has its own.
+            Some(_) => Ok(self.shallow_clone()),
+            None => Ok(Weight::from(rows.of(&self.variable, adapter)?)),
+        }
     }
 
     pub(in crate::models) fn size(&self) -> Vec<i64> {
@@ -162,6 +172,11 @@ impl Weight {
 
     /// The rows of these numbers `[…]`: `[…, columns]`. The row `padding` gets no gradient.
     pub(in crate::models) fn lookup(&self, ids: &Tensor, padding: i64) -> Result<Tensor> {
+        if let Some(rows) = Rows::with_own([Some(&self.variable)]) {
+            return rows.grouped(ids, |ids, adapter| {
+                self.of_adapter(&rows, adapter)?.lookup(ids, padding)
+            });
+        }
         match self.quantised()? {
             Some((quantised, kind)) => quantised.gather(ids, kind),
             None => Ok(Tensor::f_embedding(&self.variable, ids, padding, false, false)?),
@@ -171,10 +186,10 @@ impl Weight {
     /// x · weightᵀ + bias for a head, whose rows are computed a tile at a time where they are in few bits.
     pub(in crate::models) fn logits(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let Some((quantised, kind)) = self.quantised()? else {
-            return Ok(x.f_linear(&self.variable, bias)?);
+            return linear(x, &self.variable, bias);
         };
         let [rows, columns] = quantised.shape()[..] else {
-            return Ok(x.f_linear(&self.variable, bias)?);
+            return linear(x, &self.variable, bias);
         };
         let height = (TILE / columns.max(1)).max(1);
         let place = (kind, quantised.device());

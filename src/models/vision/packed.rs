@@ -11,7 +11,7 @@ use crate::autograd::recompute::Tape;
 use crate::error::{refuse, Result};
 use crate::kernels::number;
 use crate::models::inputs::Inputs;
-use crate::models::nn::{powers, run_batches, Block, Context, Mask, Rope, Rotation, Weights};
+use crate::models::nn::{powers, run_batches, Block, Context, Mask, Rope, Rotation, Rows, Weights};
 
 const NAMES: BlockNames = BlockNames {
     norms: ["norm1", "norm2"],
@@ -79,7 +79,9 @@ impl PackedVision {
         let kernel = self.weight.f_view([size, numbers])?;
         let hidden = images.f_linear(&kernel, Some(&self.bias))?;
         let (mut frames, mut contexts, mut start) = (Vec::new(), Vec::new(), 0);
-        for [count, rows, columns] in grids {
+        for (image, [count, rows, columns]) in grids.into_iter().enumerate() {
+            let own = inputs.rows.as_ref().map(|rows| rows.part(image)).transpose()?;
+            let _rows = Rows::enter(own);
             let positions = self.positions_of(rows, columns)?;
             let (cos, sin) = self.angles(rows, columns, images.device(), hidden.f_kind()?)?;
             for _ in 0..count {
