@@ -89,6 +89,8 @@
 mod adapter;
 mod autograd;
 pub mod device;
+#[cfg(feature = "distributed")]
+pub mod distributed;
 mod error;
 mod kernels;
 mod memory;

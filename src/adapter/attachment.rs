@@ -24,7 +24,7 @@ pub(crate) struct Attachment {
     /// The storage without adapters, for every variable that an adapter replaces.
     pub(super) base: HashMap<usize, Tensor>,
     /// A few elements of every frozen variable, as they were when an adapter was attached.
-    pub(super) samples: Samples,
+    pub(crate) samples: Samples,
     pub(crate) adapters: BTreeMap<String, Adapter>,
     /// The adapter that is used while adapters are enabled.
     pub(crate) active: Option<String>,

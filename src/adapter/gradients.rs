@@ -222,6 +222,38 @@ impl Gradients {
         self.flat.as_mut().map_or(Ok(()), FlatParams::publish)
     }
 
+    /// The whole buffer in the layout of the masters, with zeros for slots without a gradient, and for each slot
+    /// whether it has one.
+    #[cfg(feature = "distributed")]
+    pub(crate) fn with_presence(&mut self, layout: &FlatParams) -> Result<(Tensor, Vec<bool>)> {
+        let (empty, present) = (self.is_empty(), self.slots.iter().map(|slot| slot.present));
+        let present = present.collect();
+        let flat = self.made(layout)?;
+        if empty {
+            flat.zero()?;
+        }
+        Ok((flat.master().shallow_clone(), present))
+    }
+
+    /// Overwrites the whole buffer. Slots that are `present` have a gradient from now on.
+    #[cfg(feature = "distributed")]
+    pub(crate) fn overwrite(
+        &mut self,
+        layout: &FlatParams,
+        leaves: &[&Tensor],
+        values: &Tensor,
+        present: &[bool],
+    ) -> Result<()> {
+        let flat = self.made(layout)?;
+        flat.master().shallow_clone().f_copy_(values)?;
+        flat.publish()?;
+        for (slot, present) in self.slots.iter_mut().zip(present) {
+            slot.present |= present;
+        }
+        self.added |= present.contains(&true);
+        self.show(leaves)
+    }
+
     /// The name of each slot with a copy of its gradient, if there is one.
     pub(crate) fn named(&self, names: Vec<String>) -> Result<Vec<(String, Option<Tensor>)>> {
         let of = |(slot, name): (usize, String)| {

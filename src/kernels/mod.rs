@@ -2,6 +2,9 @@
 
 #[cfg(feature = "models")]
 pub(crate) mod attention;
+#[cfg(feature = "kernels")]
+mod linear_calls;
+mod measured;
 pub(crate) mod number;
 pub(crate) mod processor;
 pub(crate) mod product;

@@ -58,7 +58,9 @@ impl Optimizer {
         } else {
             gradients.take_in(flat, &leaves)?;
         }
-        gradients.add(flat, &leaves, found, |all| factor.unscale(all))
+        gradients.add(flat, &leaves, found, |all| factor.unscale(all))?;
+        self.ranks.renew();
+        Ok(())
     }
 
     /// [`backward`](Self::backward) with block checkpointing: `forward` computes the loss and runs its blocks through

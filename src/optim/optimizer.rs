@@ -8,6 +8,7 @@ use tch::{no_grad, Device, Tensor};
 use super::algorithm::{check_range, Algorithm};
 use super::group::{check_lr, Group, Key};
 use super::loss_scale::{refuse_scale, LossScale};
+use super::ranks::Ranks;
 use super::state::{by_key, State};
 use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::gradients::Gradients;
@@ -63,6 +64,7 @@ pub struct Optimizer {
     /// Those that the present update consists of: `accumulation`, as it was at the first.
     parts: i64,
     pub(super) loss_scale: LossScale,
+    pub(super) ranks: Ranks,
 }
 
 impl LnTuningModel {
@@ -114,6 +116,7 @@ impl Optimizer {
             accumulated: 0,
             parts: 1,
             loss_scale: LossScale::Fixed(1.),
+            ranks: Ranks::default(),
         })
     }
 
@@ -129,6 +132,7 @@ impl Optimizer {
                 scaler.forget()?;
             }
             this.accumulated = 0;
+            this.ranks.renew();
             Ok(())
         })
     }
@@ -142,6 +146,7 @@ impl Optimizer {
         self.with_adapter(|this, attachment| {
             attachment.check_trainable(&this.adapter)?;
             this.followed(attachment)?;
+            this.reduce(attachment, None)?;
             this.update(attachment)
         })
     }
@@ -170,6 +175,7 @@ impl Optimizer {
             (0..slot_groups.len()).map(|slot| adapter.gradients.is_present(slot)).collect();
         attachment.outdate(&self.adapter, |slot| stepped[slot])?;
         self.accumulated = 0;
+        self.ranks.renew();
         Ok(())
     }
 
@@ -206,6 +212,7 @@ impl Optimizer {
         clip: impl Fn(&mut Self, &mut Gradients) -> Result<()>,
     ) -> Result<()> {
         let update = |this: &mut Self, attachment: &mut Attachment| {
+            this.reduce(attachment, None)?;
             clip(this, &mut attachment.graded(&this.adapter)?.0.gradients)?;
             this.update(attachment)
         };
@@ -337,13 +344,14 @@ impl Optimizer {
         f: impl FnOnce(&mut Self, &mut Gradients) -> Result<T>,
     ) -> Result<T> {
         self.with_adapter(|this, attachment| {
-            let adapter = this.followed(attachment)?;
-            f(this, &mut adapter.gradients)
+            this.followed(attachment)?;
+            this.reduce(attachment, None)?;
+            f(this, &mut attachment.graded(&this.adapter)?.0.gradients)
         })
     }
 
     /// The adapter, whose gradients are now what user code has made of them.
-    fn followed<'a>(&self, attachment: &'a mut Attachment) -> Result<&'a mut Adapter> {
+    pub(super) fn followed<'a>(&self, attachment: &'a mut Attachment) -> Result<&'a mut Adapter> {
         let (adapter, leaves) = attachment.graded(&self.adapter)?;
         adapter.gradients.take_in(&adapter.flat, &leaves)?;
         Ok(adapter)

@@ -29,7 +29,7 @@ pub const SAMPLE: &str = include_str!("sample.yaml");
 /// The loss over the scale of what an adapter learned. Labels are those that the adapter was trained for.
 pub fn shift(run: &RunSettings<ClassifierData>, asked: &Asked) -> Result<Shift> {
     let settings = &run.common;
-    let device = settings.device()?;
+    let device = settings.device(&run.ranks)?;
     let rows = Rows::open(run.files.train()?, run)?;
     let files = ModelFiles::open(&settings.model)?;
     let new = asked.saved.new_head(ModelFiles::open(&settings.model)?)?;
@@ -40,15 +40,18 @@ pub fn shift(run: &RunSettings<ClassifierData>, asked: &Asked) -> Result<Shift> 
     Shift::of(&task, &vs, asked, settings)
 }
 
-pub fn train(run: &RunSettings<ClassifierData>, mode: Mode) -> Result<()> {
+/// Trains, and says whether the run is at its end.
+pub fn train(run: &RunSettings<ClassifierData>, mode: Mode) -> Result<bool> {
     let settings = &run.common;
-    let device = settings.device()?;
+    let device = settings.device(&run.ranks)?;
     // Before the model is loaded: bad rows are found first.
     let open = |path: &_| Rows::open(path, run);
     let (train, eval) = run.files.open(settings.seed, open, Rows::split)?;
     let files = ModelFiles::open(&settings.model)?;
     let labels = Labels::of(&train, eval.as_ref(), &files, &run.data)?;
     let images = train.are_images();
+    // Bad rows are said once, and nobody waits for whoever has none.
+    run.ranks.agree(Ok(()))?;
     let (vs, model) = Classifier::open(files, &labels, images, settings, device)?;
     let config = model.adapter(settings.adapter()?);
     let task = ClassifierTask::new(&model, device, train, eval, labels, run)?;

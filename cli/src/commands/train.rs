@@ -1,11 +1,14 @@
 //! Training from a settings file, from `--set`, or from both.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use clap::ValueEnum;
 
 use crate::language::settings::LanguageData;
+use crate::progress;
+use crate::train::ranks::Ranks;
 use crate::train::settings::{RunSettings, TaskName};
 use crate::train::start::Mode;
 use crate::train::yaml::Given;
@@ -17,6 +20,9 @@ use crate::{classifier, language};
 /// The task follows from the model and the data, or from the setting 'task'. The result is a PEFT directory, with
 /// curves, metrics and checkpoints beside it; the same command resumes a run that was stopped. Data are a text, a
 /// folder of images, or rows: lines of JSON, a JSON array, CSV, TSV or Parquet; --sample explains what a row may hold.
+///
+/// Under torchrun, the processes it starts (ranks) train together, on one machine or several: each takes its rows of the
+/// data, and rank 0 writes and prints. Ctrl-C or SIGTERM ends after a step, with a checkpoint.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
@@ -38,6 +44,9 @@ pub struct Args {
     #[arg(long, value_name = "then-train", num_args = 0..=1, require_equals = true, default_missing_value = "only")]
     #[arg(conflicts_with_all = ["dry_run", "show"])]
     find_lr: Option<FindLr>,
+    /// Under torchrun: seconds that a rank waits for the others, at the start and in each step, before it gives up
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    ddp_timeout: u64,
     /// Print all settings as they would be used
     #[arg(long, conflicts_with = "dry_run")]
     show: bool,
@@ -57,9 +66,25 @@ Example:
   ln-tuning train --sample language > lm.yaml
   ln-tuning train lm.yaml --set optimizer.lr=1e-3 --dry-run
   ln-tuning train lm.yaml --find-lr
-  ln-tuning train --set model=bert-base-uncased --set data.train=reviews.csv";
+  ln-tuning train --set model=bert-base-uncased --set data.train=reviews.csv
+  torchrun --nproc-per-node 8 --no-python ln-tuning train lm.yaml";
 
 pub fn run(args: &Args) -> Result<()> {
+    let place = Ranks::of_launcher()?;
+    if !place.is_first() {
+        progress::be_quiet();
+    }
+    if args.dry_run || args.show || args.sample.is_some() {
+        // Nothing is done together.
+        return if place.is_first() { at_place(args, &place) } else { Ok(()) };
+    }
+    interrupt::listen()?;
+    // Before anything that may fail in one of them alone.
+    let ranks = place.connect(Duration::from_secs(args.ddp_timeout))?;
+    at_place(args, &ranks).map_err(|error| ranks.failed(error))
+}
+
+fn at_place(args: &Args, ranks: &Ranks) -> Result<()> {
     if let Some(task) = args.sample {
         print!("{}", sample(task));
         return Ok(());
@@ -68,7 +93,7 @@ pub fn run(args: &Args) -> Result<()> {
     let task = detect::task(&given)?;
     let stages = given.stages()?;
     if !stages.is_empty() {
-        return in_stages(args, task, &stages);
+        return in_stages(args, task, &stages, ranks);
     }
     let mut settings = given.over(sample(task))?;
     let kept = former::keep(&given, &mut settings);
@@ -77,25 +102,30 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     if let Some(kept) = kept.filter(|_| !args.json) {
-        println!("{kept}");
+        progress::say(kept);
     }
     let mode = match args.find_lr {
         Some(after) => Mode::FindLr { train: after == FindLr::ThenTrain },
         None if args.dry_run => Mode::DryRun { json: args.json },
         None => Mode::Train,
     };
-    if !args.dry_run {
-        interrupt::listen()?;
-    }
     let done = match task {
-        TaskName::Language => language::train(&RunSettings::new(&settings)?, mode, &[]),
-        TaskName::Classifier => classifier::train(&RunSettings::new(&settings)?, mode),
+        TaskName::Language => {
+            let run = RunSettings::new(&settings, ranks)?;
+            ranks.agree(Ok(()))?;
+            language::train(&run, mode, &[])
+        }
+        TaskName::Classifier => {
+            let run = RunSettings::new(&settings, ranks)?;
+            ranks.agree(Ok(()))?;
+            classifier::train(&run, mode)
+        }
     };
-    done.map_err(|error| memory::explained(error, memory::SETTINGS))
+    done.map(drop).map_err(|error| memory::explained(error, memory::SETTINGS))
 }
 
 /// One stage after the other, each in a folder of its own; in the end all that they trained is one adapter.
-fn in_stages(args: &Args, task: TaskName, stages: &[Given]) -> Result<()> {
+fn in_stages(args: &Args, task: TaskName, stages: &[Given], ranks: &Ranks) -> Result<()> {
     ensure!(
         task == TaskName::Language,
         "'stages' are for language models: leave them out for a classifier"
@@ -104,9 +134,6 @@ fn in_stages(args: &Args, task: TaskName, stages: &[Given]) -> Result<()> {
         args.find_lr.is_none(),
         "--find-lr is for a run without 'stages': leave them out, and set what one of them sets"
     );
-    if !args.dry_run {
-        interrupt::listen()?;
-    }
     let mut runs = Vec::new();
     for (number, stage) in stages.iter().enumerate() {
         let mut tree = stage.over(sample(task))?;
@@ -116,7 +143,7 @@ fn in_stages(args: &Args, task: TaskName, stages: &[Given]) -> Result<()> {
             print!("---\n{}", serde_yaml::to_string(&tree.all)?);
         }
         // Faults of later stages come before the first one.
-        runs.push((PathBuf::from(out), RunSettings::<LanguageData>::new(&tree)?));
+        runs.push((PathBuf::from(out), RunSettings::<LanguageData>::new(&tree, ranks)?));
     }
     if args.show {
         return Ok(());
@@ -127,28 +154,29 @@ fn in_stages(args: &Args, task: TaskName, stages: &[Given]) -> Result<()> {
         let rows = runs[..number].iter().all(|(_, before)| before.all["data"] != *data);
         language::check(run, rows).with_context(|| format!("stage {}", number + 1))?;
     }
+    ranks.agree(Ok(()))?;
     let mut done: Vec<PathBuf> = Vec::new();
     for (number, (_, run)) in runs.iter().enumerate() {
         if !args.json {
-            println!("stage {} of {}", number + 1, runs.len());
+            progress::say(format!("stage {} of {}", number + 1, runs.len()));
         }
-        language::train(run, mode, &done)
+        let ended = language::train(run, mode, &done)
             .map_err(|error| memory::explained(error, memory::SETTINGS))
             .with_context(|| format!("stage {}", number + 1))?;
-        let adapter = run.common.out.join("adapter");
+        if !ended {
+            return Ok(());
+        }
         if mode == Mode::Train {
-            if !adapter.join("adapter_config.json").exists() {
-                return Ok(());
-            }
-            done.push(adapter);
+            done.push(run.common.out.join("adapter"));
         }
     }
-    match runs.last() {
-        Some((out, run)) if mode == Mode::Train => {
+    let combined = match runs.last() {
+        Some((out, run)) if mode == Mode::Train && ranks.is_first() => {
             language::combine(run, &done, &out.join("adapter"))
         }
         _ => Ok(()),
-    }
+    };
+    ranks.agree(combined)
 }
 
 pub(super) fn sample(task: TaskName) -> &'static str {
@@ -183,8 +211,12 @@ mod tests {
                 let given = Given::read(None, &[format!("{key}={{no: 0}}")]).unwrap();
                 let settings = given.over(sample(task)).unwrap();
                 let error = match task {
-                    TaskName::Language => RunSettings::<LanguageData>::new(&settings).map(drop),
-                    TaskName::Classifier => RunSettings::<ClassifierData>::new(&settings).map(drop),
+                    TaskName::Language => {
+                        RunSettings::<LanguageData>::new(&settings, &Ranks::alone()).map(drop)
+                    }
+                    TaskName::Classifier => {
+                        RunSettings::<ClassifierData>::new(&settings, &Ranks::alone()).map(drop)
+                    }
                 };
                 let error = format!("{:#}", error.unwrap_err());
                 assert!(error.contains(&format!("'{key}' is no: 0: ")), "{key}: {error}");

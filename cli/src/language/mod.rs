@@ -27,7 +27,9 @@ use anyhow::{ensure, Result};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{Selection, TaskType};
 
+use crate::progress;
 use crate::text::files::TextFiles;
+use crate::train::ranks::Directory;
 use crate::train::settings::{RunSettings, Settings};
 use crate::train::shift::{Asked, Shift};
 use crate::train::start::{start, Mode};
@@ -45,7 +47,7 @@ pub fn shift(mut run: RunSettings<LanguageData>, asked: &Asked) -> Result<Shift>
     // The adapter may change the tower from scale to scale.
     run.data.features_mb = None;
     let (settings, run) = (&run.common, &run);
-    let device = settings.device()?;
+    let device = settings.device(&run.ranks)?;
     let files = ModelFiles::open(&settings.model)?;
     let words = TextFiles::of(&files)?;
     let encoder = encoder(&files, &words, &run.data)?;
@@ -79,10 +81,10 @@ fn chosen(files: &ModelFiles, settings: &Settings) -> Result<Selection> {
     })
 }
 
-/// Trains, on the base with the adapters of `before` in it.
-pub fn train(run: &RunSettings<LanguageData>, mode: Mode, before: &[PathBuf]) -> Result<()> {
+/// Trains, on the base with the adapters of `before` in it. True if the run is at its end.
+pub fn train(run: &RunSettings<LanguageData>, mode: Mode, before: &[PathBuf]) -> Result<bool> {
     let settings = &run.common;
-    let device = settings.device()?;
+    let device = settings.device(&run.ranks)?;
     // Before the model is loaded: bad lines are found first.
     let files = ModelFiles::open(&settings.model)?;
     let words = TextFiles::of(&files)?;
@@ -92,9 +94,13 @@ pub fn train(run: &RunSettings<LanguageData>, mode: Mode, before: &[PathBuf]) ->
     if encoder.vision.is_some() && chosen(&files, settings)?.variables().all(is_of_pictures) {
         train = train.with_pictures()?;
     }
+    // Bad lines are said once, and nobody waits for whoever has none.
+    run.ranks.agree(Ok(()))?;
+    let before: Vec<Directory> =
+        before.iter().map(|dir| run.ranks.directory(dir)).collect::<Result<_>>()?;
     let (vs, model) = LanguageModel::open(files, settings, device)?;
     model.check_ids(train.largest_id().max(eval.as_ref().and_then(Corpus::largest_id)))?;
-    stages::carry(&vs, before)?;
+    stages::carry(&vs, before.iter().map(|dir| dir.path.as_path()))?;
     let mut config = settings.adapter()?;
     config.task_type = config.task_type.or(Some(TaskType::CausalLm));
     let task = LanguageTask::new(&model, device, encoder, train, eval, words, run);
@@ -104,7 +110,7 @@ pub fn train(run: &RunSettings<LanguageData>, mode: Mode, before: &[PathBuf]) ->
 /// Writes all that the adapters of some stages trained as one adapter; of what several trained, the last counts.
 pub fn combine(run: &RunSettings<LanguageData>, adapters: &[PathBuf], out: &Path) -> Result<()> {
     stages::combine(&run.common, adapters, out)?;
-    println!("the adapter of all stages is in '{}'", out.display());
+    progress::say(format!("the adapter of all stages is in '{}'", out.display()));
     Ok(())
 }
 

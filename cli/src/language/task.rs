@@ -25,11 +25,10 @@ use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::order::Random;
 use crate::train::settings::RunSettings;
-use crate::train::task::{Batch, Load, Of, Scores, Task};
+use crate::train::task::{numbers, Batch, Load, Of, Scores, Task};
 
 pub struct LanguageTask<'m> {
     model: &'m LanguageModel,
-    device: Device,
     packing: bool,
     loader: Arc<LanguageLoader>,
     words: TextFiles,
@@ -175,7 +174,7 @@ impl<'m> LanguageTask<'m> {
         let loader =
             LanguageLoader { encoder, config, device, kind, features, multiple, train, eval };
         let loader = Arc::new(loader);
-        LanguageTask { model, device, packing: data.packing, loader, words }
+        LanguageTask { model, packing: data.packing, loader, words }
     }
 
     fn loss_of<'t>(
@@ -258,15 +257,25 @@ impl Task for LanguageTask<'_> {
         self.model.is_streamed()
     }
 
-    fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores> {
-        let (mut sum, mut targets) = (Tensor::f_zeros([], (Kind::Double, self.device))?, 0);
+    /// The sum of the loss, and the targets.
+    fn evaluate(
+        &self,
+        batches: &mut dyn Iterator<Item = Result<Of<Self>>>,
+    ) -> Result<Vec<Vec<f64>>> {
+        let (mut sums, mut targets) = (Vec::new(), Vec::new());
         for batch in batches {
             let batch = batch?;
-            let part = self.loss_of(&batch, false, Reduction::Sum, &mut Tape::off())?;
-            sum = sum.f_add(&part.f_to_kind(Kind::Double)?)?;
-            targets += batch.targets;
+            sums.push(self.loss_of(&batch, false, Reduction::Sum, &mut Tape::off())?);
+            targets.push(batch.targets as f64);
         }
-        let loss = sum.f_double_value(&[])? / targets.max(1) as f64;
+        // Only now, so that the device is waited for once.
+        let sums = numbers(&sums)?;
+        Ok(sums.into_iter().zip(targets).map(|(sum, targets)| vec![sum, targets]).collect())
+    }
+
+    fn scores(&self, batches: &[Vec<f64>]) -> Result<Scores> {
+        let all = |at: usize| batches.iter().map(|batch| batch[at]).sum::<f64>();
+        let loss = all(0) / all(1).max(1.);
         Ok(vec![("eval_loss", loss), ("perplexity", loss.exp())])
     }
 

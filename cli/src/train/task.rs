@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ln_tuning::recompute::{Recompute, Tape};
 use ln_tuning::Optimizer;
 use tch::{Device, Kind, TchError, Tensor};
@@ -76,7 +76,14 @@ pub trait Task {
         false
     }
 
-    fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores>;
+    /// Numbers of each batch, from which [`scores`](Self::scores) follow.
+    fn evaluate(
+        &self,
+        batches: &mut dyn Iterator<Item = Result<Of<Self>>>,
+    ) -> Result<Vec<Vec<f64>>>;
+
+    /// The scores of batches with these numbers.
+    fn scores(&self, batches: &[Vec<f64>]) -> Result<Scores>;
 
     /// The unit of a batch's size.
     fn unit(&self) -> &'static str;
@@ -98,7 +105,7 @@ pub trait Task {
 
 pub type Of<T> = Batch<<<T as Task>::Loader as Load>::Inputs>;
 
-/// Adds the gradient of the batches' summed loss divided by `over`, and gives that loss.
+/// Adds the gradient of the batches' summed loss divided by `over`, and gives that loss: 0 without a batch.
 pub fn backward<T: Task>(
     task: &T,
     batches: &[Of<T>],
@@ -108,6 +115,7 @@ pub fn backward<T: Task>(
 ) -> Result<Tensor> {
     let mut losses = Vec::new();
     match recompute {
+        _ if batches.is_empty() => (),
         Some(recompute) if task.goes_block_by_block() => {
             losses = optimizer
                 .backward_recompute_many(recompute, |tape| task.losses(batches, over, tape))?;
@@ -128,7 +136,7 @@ pub fn backward<T: Task>(
         }
     }
     let mut losses = losses.into_iter();
-    let first = losses.next().context("a step without batches")?;
+    let Some(first) = losses.next() else { return Ok(Tensor::from(0_f32)) };
     Ok(losses.try_fold(first, |sum, loss| sum.f_add(&loss))?)
 }
 

@@ -8,12 +8,14 @@ use indicatif::ProgressBar;
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{LnTuningModel, Optimizer, DEFAULT_ADAPTER};
 use tch::nn::VarStore;
-use tch::{no_grad, Device, Tensor};
+use tch::{Device, Tensor};
 
-use super::batches::{self, Plan};
+use super::batches::Plan;
 use super::checkpoint::{self, State};
+use super::evaluation::evaluate;
 use super::metrics::Metrics;
-use super::prefetch::Prefetch;
+use super::prefetch::Batches;
+use super::ranks::Ranks;
 use super::settings::Settings;
 use super::task::{numbers, Of, Task};
 use super::update::update;
@@ -32,13 +34,13 @@ struct Run<'a, T: Task> {
     tuned: &'a mut LnTuningModel,
     optimizer: Optimizer,
     settings: &'a Settings,
+    ranks: &'a Ranks,
     state: State,
     total: u64,
     plan: Plan,
-    /// Batches in an epoch.
-    per_epoch: usize,
     recompute: Option<Recompute>,
-    metrics: Metrics,
+    /// Of rank 0.
+    metrics: Option<Metrics>,
     device: Device,
     /// Steps skipped so far, and in a row, by dynamic loss scaling.
     skipped: u64,
@@ -49,6 +51,8 @@ struct Run<'a, T: Task> {
     sources: String,
     /// The time between two readings, each of which waits for the device.
     read_interval: Duration,
+    /// The step of the next reading, which is the same for all of several ranks.
+    next_read: u64,
     /// The time of the last reading.
     clock: Instant,
     bar: ProgressBar,
@@ -60,7 +64,7 @@ struct Run<'a, T: Task> {
 /// A step whose figures have not been read yet: the device may still be at it.
 struct Pending {
     step: u64,
-    /// Scalars: the loss, the gradient's norm and, with dynamic loss scaling, the steps skipped up to this one.
+    /// Scalars: this rank's loss, that of all, the gradient's norm and, with dynamic loss scaling, the steps skipped up to this one.
     figures: Vec<Tensor>,
     /// That of what has none of its own.
     lr: f64,
@@ -75,29 +79,32 @@ pub struct Ready<'a, T> {
     pub tuned: &'a mut LnTuningModel,
     pub optimizer: Optimizer,
     pub settings: &'a Settings,
+    pub ranks: &'a Ranks,
     pub plan: Plan,
     pub state: State,
     /// Steps from the beginning to the end.
     pub total: u64,
 }
 
-/// Trains from `state` to the last step, or until Ctrl-C.
-pub fn train<T: Task>(ready: Ready<T>) -> Result<()> {
-    let Ready { task, vs, tuned, mut optimizer, settings, plan, state, total } = ready;
+/// Trains from `state` to the last step, or until a signal; true at the last step.
+pub fn train<T: Task>(ready: Ready<T>) -> Result<bool> {
+    let Ready { task, vs, tuned, optimizer, settings, ranks, plan, state, total } = ready;
     let out = settings.out.as_path();
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make '{}'", out.display()))?;
-    if state.step > 0 {
-        checkpoint::load(out, state.step, tuned, &mut optimizer)?;
-    }
-    checkpoint::rotate(out, settings.keep_last, state.best.map(|best| best.0))?;
+    let open = || -> Result<Metrics> {
+        std::fs::create_dir_all(out).with_context(|| format!("cannot make '{}'", out.display()))?;
+        checkpoint::rotate(out, settings.keep_last, state.best.map(|best| best.0))?;
+        Metrics::open(out, state.step, settings.tensorboard)
+    };
+    let metrics = ranks.agree(ranks.is_first().then(open).transpose())?;
     let mut run = Run {
-        metrics: Metrics::open(out, state.step, settings.tensorboard)?,
+        metrics,
         device: vs.device(),
         skipped: u64::try_from(optimizer.skipped_steps()?.f_int64_value(&[])?)?,
         in_a_row: 0,
         pending: Vec::new(),
         sources: String::new(),
         // A CPU has done its work when it comes back.
+        next_read: state.step + 1,
         read_interval: if vs.device() == Device::Cpu { Duration::ZERO } else { READ },
         clock: Instant::now(),
         bar: progress::steps(total, state.step)?,
@@ -108,39 +115,34 @@ pub fn train<T: Task>(ready: Ready<T>) -> Result<()> {
         tuned,
         optimizer,
         settings,
+        ranks,
         state,
         total,
-        per_epoch: plan.epoch(0).len(),
         plan,
         recompute: settings.recompute()?,
     };
-    run.whole()?;
-    run.finish(out)
+    ranks.stepping(|| run.whole())?;
+    let ended = run.state.step == run.total;
+    let finished = if ranks.is_first() { run.finish(out) } else { Ok(()) };
+    ranks.agree(finished)?;
+    Ok(ended)
 }
 
 impl<T: Task> Run<'_, T> {
     fn whole(&mut self) -> Result<()> {
+        let _steps = interrupt::Steps::begin();
         let schedule = self.settings.schedule(self.total);
-        let loader = self.task.loader();
         self.clock = Instant::now();
         while self.state.step < self.total {
-            let jobs = self.plan.epoch(self.state.epoch).split_off(self.state.batch);
-            let mut batches = Prefetch::new(&loader, jobs, self.settings.workers);
-            loop {
-                let group = batches.by_ref().take(self.settings.accumulation);
-                let group = group.collect::<Result<Vec<_>>>()?;
-                if group.is_empty() {
-                    break;
-                }
+            let steps = self.plan.steps(self.state.epoch, self.state.rows);
+            for step in Batches::new(self.task, self.settings, steps, usize::MAX) {
+                let (rows, group) = step?;
                 let next = self.step(&group, schedule.factor(self.state.step))?;
                 self.pending.push(next);
-                self.state.batch += group.len();
+                self.state.rows += rows;
                 self.state.step += 1;
                 let (evaluate, save) = self.due();
-                let stop = interrupt::asked();
-                if evaluate || save || stop || self.clock.elapsed() >= self.read_interval {
-                    self.read()?;
-                }
+                let stop = (evaluate || save || self.is_read()) && self.read()?;
                 let improved = evaluate && self.evaluate()?;
                 if save || stop || improved {
                     self.save()?;
@@ -155,26 +157,27 @@ impl<T: Task> Run<'_, T> {
                     break;
                 }
             }
-            if self.state.batch >= self.per_epoch {
-                (self.state.epoch, self.state.batch) = (self.state.epoch + 1, 0);
+            if self.state.rows >= self.plan.lengths.len() {
+                (self.state.epoch, self.state.rows) = (self.state.epoch + 1, 0);
             }
         }
-        self.read()
+        self.read().map(drop)
     }
 
     /// One update from a group of batches. Nothing here waits for the device.
     fn step(&mut self, group: &[Of<T>], factor: f64) -> Result<Pending> {
-        let figures = update(
+        let [loss, grad_norm, own] = update(
             self.task,
             group,
             self.settings,
             self.recompute.as_ref(),
             &mut self.optimizer,
+            self.ranks,
             (self.state.step, factor),
         )?;
         let sources: Vec<&str> = group.iter().map(|batch| batch.sources.as_str()).collect();
         self.sources = sources.join("; ");
-        let mut figures = Vec::from(figures);
+        let mut figures = vec![own, loss, grad_norm];
         if self.settings.scales_dynamically() {
             figures.push(self.optimizer.skipped_steps()?);
         }
@@ -187,21 +190,51 @@ impl<T: Task> Run<'_, T> {
         })
     }
 
-    /// Waits for the figures of the steps since the last reading, and writes them down.
-    fn read(&mut self) -> Result<()> {
-        let steps = std::mem::take(&mut self.pending);
+    /// True if figures are read after this step. A process with others cannot go by its own clock.
+    fn is_read(&self) -> bool {
+        if self.ranks.are_one() {
+            return interrupt::asked() || self.clock.elapsed() >= self.read_interval;
+        }
+        self.state.step >= self.next_read
+    }
+
+    /// Waits for the figures of the steps since the last reading, and writes them down. True if the run shall stop,
+    /// since a rank was asked to.
+    fn read(&mut self) -> Result<bool> {
+        let asked = interrupt::asked();
+        let mut steps = std::mem::take(&mut self.pending);
         if steps.is_empty() {
-            return Ok(());
+            return Ok(asked);
         }
         let all = numbers(steps.iter().flat_map(|step| &step.figures))?;
-        let size: u64 = steps.iter().map(|step| step.size).sum();
-        let speed = size as f64 / self.clock.elapsed().as_secs_f64();
-        self.clock = Instant::now();
         let figures = all.chunks(all.len() / steps.len());
+        let mut sums: Vec<f64> = steps.iter().map(|step| step.size as f64).collect();
+        sums.extend([f64::from(u8::from(asked)), self.clock.elapsed().as_secs_f64()]);
+        self.ranks.sum(&mut sums)?;
+        for ((step, size), figures) in steps.iter_mut().zip(&sums).zip(figures.clone()) {
+            step.size = *size as u64;
+            if figures[0].is_finite() && !self.ranks.are_one() {
+                step.sources += " or rows of other ranks";
+            }
+        }
+        let size: u64 = steps.iter().map(|step| step.size).sum();
+        let (asked, seconds) = (sums[steps.len()] > 0., sums[steps.len() + 1]);
+        let seconds = seconds / self.ranks.size() as f64;
+        let speed = size as f64 / seconds;
+        self.next_read = self.state.step + self.steps_until_read(steps.len(), seconds);
+        self.clock = Instant::now();
         // Once for all of them: a GPU is asked in a thread of its own.
         let memory_mb = memory::used(self.device).unwrap_or(0) as f64 / 1e6;
         let mut both = steps.iter().zip(figures);
-        both.try_for_each(|(step, figures)| self.log(step, figures, speed, memory_mb))
+        both.try_for_each(|(step, figures)| self.log(step, &figures[1..], speed, memory_mb))?;
+        Ok(asked)
+    }
+
+    /// Steps that take about as long as should be between two readings, after so many took so many seconds.
+    fn steps_until_read(&self, steps: usize, seconds: f64) -> u64 {
+        let most = self.read_interval.as_secs_f64() * steps as f64 / seconds.max(1e-9);
+        // A pause in these seconds, such as an evaluation, passes.
+        most.clamp(1., 1e6) as u64
     }
 
     /// Writes down the figures of a step, the speed (of the batches' sizes, in a second) and the memory.
@@ -242,7 +275,8 @@ impl<T: Task> Run<'_, T> {
         if self.settings.scales_dynamically() {
             figures.push(("skipped_steps", skipped as f64));
         }
-        self.metrics.write(*step, &figures)?;
+        let Some(metrics) = &mut self.metrics else { return Ok(()) };
+        metrics.write(*step, &figures)?;
         let unit = self.task.unit();
         let shown = format!("loss {loss:.4} {speed:.0} {unit}/s {memory_mb:.0} MB");
         self.bar.set_position(*step);
@@ -260,7 +294,7 @@ impl<T: Task> Run<'_, T> {
 
     /// (evaluation, checkpoint): whether they come after the step that was just made.
     fn due(&self) -> (bool, bool) {
-        let end = self.state.step == self.total || self.state.batch >= self.per_epoch;
+        let end = self.state.step == self.total || self.state.rows >= self.plan.lengths.len();
         let at = |interval: Option<u64>| match interval {
             Some(interval) => {
                 self.state.step.is_multiple_of(interval) || self.state.step == self.total
@@ -274,13 +308,10 @@ impl<T: Task> Run<'_, T> {
     /// Evaluates, and says whether the result is better than all before.
     fn evaluate(&mut self) -> Result<bool> {
         let step = self.state.step;
-        let jobs = batches::evaluation(self.task.eval_rows(), self.settings.batch_size);
-        let bar = progress::counted("evaluating", jobs.len() as u64)?;
-        let batches = Prefetch::new(&self.task.loader(), jobs, self.settings.workers);
-        let mut batches = batches.inspect(|_| bar.inc(1));
-        let scores = no_grad(|| self.task.evaluate(&mut batches))?;
-        bar.finish_and_clear();
-        self.metrics.write(step, &scores)?;
+        let scores = evaluate(self.task, self.task.eval_rows(), self.settings, self.ranks)?;
+        if let Some(metrics) = &mut self.metrics {
+            metrics.write(step, &scores)?;
+        }
         let shown: Vec<String> =
             scores.iter().map(|(n, value)| format!("{n} {value:.4}")).collect();
         self.say(&format!("step {step}: {}", shown.join(", ")));
@@ -315,6 +346,9 @@ impl<T: Task> Run<'_, T> {
                 self.last_good()?
             );
         }
+        if !self.ranks.is_first() {
+            return Ok(());
+        }
         let out = &self.settings.out;
         checkpoint::save(out, &self.state, self.tuned, &mut self.optimizer)?;
         checkpoint::rotate(out, self.settings.keep_last, self.state.best.map(|best| best.0))?;
@@ -323,13 +357,14 @@ impl<T: Task> Run<'_, T> {
 
     fn draw(&mut self) -> Result<()> {
         self.drawn = Instant::now();
-        curves::draw(&self.settings.out, &self.metrics)
+        let metrics = self.metrics.as_ref();
+        metrics.map_or(Ok(()), |metrics| curves::draw(&self.settings.out, metrics))
     }
 
     /// A line above the bar, or alone where no bar is shown.
     fn say(&self, line: &str) {
         if self.bar.is_hidden() {
-            println!("{line}");
+            progress::say(line);
         } else {
             self.bar.println(line);
         }

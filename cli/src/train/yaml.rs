@@ -7,6 +7,10 @@ use ln_tuning::{regular, yaml};
 use serde::de::DeserializeOwned;
 use serde_yaml::{Mapping, Value};
 
+/// A setting, and the one that it stands in the place of.
+const GLOBAL: &str = "global_batch_size";
+const BATCH: &str = "batch_size";
+
 /// The key of a run's stages.
 const STAGES: &str = "stages";
 
@@ -98,12 +102,16 @@ impl Given {
             check(given, &all, "").with_context(|| place.clone())?;
         }
         put(&mut all, &self.whole);
+        if self.whole.get(GLOBAL).is_some_and(|size| !size.is_null()) && !self.has(BATCH) {
+            set(&mut all, BATCH, Value::Null)?;
+        }
         let place = self.stages.first().map(|(place, _)| place.clone()).unwrap_or_default();
         Ok(Tree { all, place })
     }
 }
 
 /// All settings of a run.
+#[derive(Clone)]
 pub struct Tree {
     pub all: Value,
     /// The words that name them in errors.

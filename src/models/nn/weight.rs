@@ -186,10 +186,10 @@ impl Weight {
     /// x · weightᵀ + bias for a head, whose rows are computed a tile at a time where they are in few bits.
     pub(in crate::models) fn logits(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let Some((quantised, kind)) = self.quantised()? else {
-            return Ok(x.f_linear(&self.variable, bias)?);
+            return linear(x, &self.variable, bias);
         };
         let [rows, columns] = quantised.shape()[..] else {
-            return Ok(x.f_linear(&self.variable, bias)?);
+            return linear(x, &self.variable, bias);
         };
         let height = (TILE / columns.max(1)).max(1);
         let place = (kind, quantised.device());

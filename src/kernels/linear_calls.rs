@@ -1,0 +1,86 @@
+//! The calls of `csrc/linear.cpp`.
+#![allow(unsafe_code)]
+
+use std::ffi::c_int;
+use std::ptr::null_mut;
+use std::sync::OnceLock;
+
+use tch::{TchError, Tensor};
+use torch_sys::C_tensor;
+
+use super::number::{made, read};
+
+extern "C" {
+    fn ln_linear_graph(
+        out: *mut *mut C_tensor,
+        value: *mut C_tensor,
+        x: *mut C_tensor,
+        weight: *mut C_tensor,
+        bias: *mut C_tensor,
+        transposed: c_int,
+        convolution: c_int,
+    );
+    fn ln_linear_is_traced() -> c_int;
+    fn ln_linear_most_rows() -> i64;
+    fn ln_linear_few_rows(
+        out: *mut *mut C_tensor,
+        x: *mut C_tensor,
+        weight: *mut C_tensor,
+        bias: *mut C_tensor,
+    );
+}
+
+/// Null for none.
+fn perhaps(tensor: Option<&Tensor>) -> *mut C_tensor {
+    tensor.map_or(null_mut(), read)
+}
+
+/// True if these calls may be used: not while a trace is recorded, which would not see what they compute.
+pub(super) fn are_on() -> bool {
+    // SAFETY: reads a state of this thread.
+    unsafe { ln_linear_is_traced() == 0 }
+}
+
+/// The backward pass of a product.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Back {
+    /// The weight is `[in, out]`.
+    pub(super) transposed: bool,
+    /// As a convolution.
+    pub(super) convolution: bool,
+}
+
+/// `value`, which is x · weightᵀ + bias without a graph, with one if any of these wants a gradient. It keeps `x` for the
+/// gradient of the weight only.
+pub(super) fn with_graph(
+    value: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    back: Back,
+) -> Result<Tensor, TchError> {
+    let (value, x, weight, bias) = (read(value), read(x), read(weight), perhaps(bias));
+    let (transposed, convolution) = (c_int::from(back.transposed), c_int::from(back.convolution));
+    // SAFETY: the tensors are read, and live longer than the call, which makes one or leaves an error.
+    made(|out| unsafe {
+        ln_linear_graph(out, value, x, weight, bias, transposed, convolution)
+    })
+}
+
+/// The largest number of rows that [`few_rows`] takes; 0 on processors that it is not written for.
+pub(super) fn most_rows() -> i64 {
+    static MOST: OnceLock<i64> = OnceLock::new();
+    // SAFETY: reads a constant.
+    *MOST.get_or_init(|| unsafe { ln_linear_most_rows() })
+}
+
+/// x · weightᵀ + bias without a graph, for contiguous weights `[out, in]` in f32 or bf16.
+pub(super) fn few_rows(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor, TchError> {
+    let (x, weight, bias) = (read(x), read(weight), perhaps(bias));
+    // SAFETY: as above.
+    made(|out| unsafe { ln_linear_few_rows(out, x, weight, bias) })
+}
