@@ -19,6 +19,7 @@ mod preflight;
 pub mod ranks;
 mod report;
 pub mod settings;
+pub mod several;
 pub mod shift;
 pub mod start;
 pub mod task;
