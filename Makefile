@@ -60,13 +60,13 @@ EXAMPLES := $(patsubst examples/%/main.rs,%,$(wildcard examples/*/main.rs)) \
 	$(basename $(notdir $(wildcard examples/*.rs)))
 
 examples:
-	$(CARGO) build --locked --examples
+	$(CARGO) build --locked --features distributed --examples
 	rm -rf $(RUN)
 	$(foreach example,$(EXAMPLES),$(call run_example,$(example)))
 
 define run_example
 
-	$(CARGO) run --locked --quiet --example $(1) -- $(ARGS_$(1))
+	$(CARGO) run --locked --quiet --features distributed --example $(1) -- $(ARGS_$(1))
 endef
 
 doc: ## The documentation, with warnings as errors

@@ -104,8 +104,8 @@ impl Rows {
                 vectors.insert(address, Vectors { variable, of_choices, shape });
             }
         }
+        let at = Rc::new(At::new(lead, choices, adapters.len(), device)?);
         let weights = Rc::new(Weights { vectors, matrices, adapters, device });
-        let at = Rc::new(At::new(lead, choices, device)?);
         Ok(Rows { weights, at })
     }
 
@@ -122,7 +122,8 @@ impl Rows {
 
     /// The same adapters for the parts of something that goes with the batch, such as images, one after the other.
     pub(in crate::models) fn of_parts(&self, choices: Vec<usize>) -> Result<Self> {
-        let at = At::new(vec![choices.len() as i64], choices, self.weights.device)?;
+        let Weights { adapters, device, .. } = &*self.weights;
+        let at = At::new(vec![choices.len() as i64], choices, adapters.len(), *device)?;
         Ok(Rows { weights: self.weights.clone(), at: Rc::new(at) })
     }
 
@@ -275,8 +276,10 @@ impl Matrix {
 }
 
 impl At {
-    fn new(lead: Vec<i64>, choices: Vec<usize>, device: Device) -> Result<Self> {
-        let same = choices.iter().enumerate().all(|(part, choice)| part == *choice);
+    /// Of `all` choices.
+    fn new(lead: Vec<i64>, choices: Vec<usize>, all: usize, device: Device) -> Result<Self> {
+        let same = choices.len() == all
+            && choices.iter().enumerate().all(|(part, choice)| part == *choice);
         let index: Vec<i64> = choices.iter().map(|choice| *choice as i64).collect();
         let index = if same { None } else { Some(sent(&Tensor::f_from_slice(&index)?, device)?) };
         Ok(At { lead, choices, index })
