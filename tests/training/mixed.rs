@@ -64,7 +64,7 @@ fn alone() -> (Vec<Tensor>, Vec<Vec<f64>>) {
             optimizer.zero_grad().unwrap();
             let loss = model.loss(Inputs::new(&ids).train(true), &labels, &loss).unwrap();
             optimizer.backward(&loss).unwrap();
-            optimizer.clip_grad_norm(0.1).unwrap();
+            let _ = optimizer.clip_grad_norm(0.1).unwrap();
             optimizer.step().unwrap();
             own.push(loss.double_value(&[]));
         }
@@ -117,7 +117,7 @@ fn together(recompute: Option<&Recompute>) -> (Vec<Tensor>, Vec<Vec<f64>>) {
             }
         };
         for (at, optimizer) in optimizers.iter_mut().enumerate() {
-            optimizer.clip_grad_norm(0.1).unwrap();
+            let _ = optimizer.clip_grad_norm(0.1).unwrap();
             optimizer.step().unwrap();
             losses[at].push(own.double_value(&[at as i64]));
         }
@@ -162,7 +162,7 @@ fn what_cannot_train_at_once_is_refused_with_the_cure() {
         let inputs = Inputs::new(&ids).adapter_names(names).train(true);
         model.loss(inputs, &labels, &rows).unwrap().sum(Kind::Float)
     };
-    let mut made = |name: &str| tuned.optimizer_for(name, AdamW::default(), 1e-3);
+    let made = |name: &str| tuned.optimizer_for(name, AdamW::default(), 1e-3);
     let (mut a, mut b) = (made("slow").unwrap(), made("fast").unwrap());
     let refused = |optimizers: &mut [Optimizer], loss: &Tensor, kind, words: &str| {
         let error = Optimizer::backward_mixed(optimizers, loss).unwrap_err();
