@@ -9,7 +9,7 @@ use super::model::LanguageModel;
 use super::sizes::Sizes;
 
 /// A batch of rows; padding is on the right, where no token looks.
-pub struct Tokens {
+pub struct TokenRows {
     pub ids: Tensor,
     /// The number of each token's document, where rows have several.
     pub documents: Option<Tensor>,
@@ -31,7 +31,7 @@ pub enum Seen {
     Features(Tensor),
 }
 
-impl Tokens {
+impl TokenRows {
     /// A tower that does not train sees each picture alone, so that what it makes of one is the same whatever stands
     /// beside it, was kept or not.
     pub fn seen(

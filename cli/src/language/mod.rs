@@ -110,9 +110,8 @@ pub fn combine(run: &RunSettings<LanguageData>, adapters: &[PathBuf], out: &Path
 
 fn encoder(files: &ModelFiles, words: &TextFiles, data: &LanguageData) -> Result<TextEncoder> {
     let encoder = TextEncoder::open(files, words, data.append_eos, data.loss_on)?;
-    let in_patches = encoder.vision.as_ref().and_then(|vision| vision.tokens.needs_sizes());
     ensure!(
-        !(data.packing && in_patches == Some(true)),
+        encoder.packs() || data.packing != Some(true),
         "'data.packing' is true, and a {} takes no several documents in a row: set data.packing=false",
         files.model_type().unwrap_or_default()
     );
