@@ -162,7 +162,13 @@ fn seen(rows: Placed, workers: usize) -> Result<Placed> {
             if let Input::Image(path) = &input {
                 let size =
                     regular::read(path).map_err(Into::into).and_then(|bytes| head::size(&bytes));
-                size.with_context(|| format!("'{}'", path.display()))?;
+                let name = path.display().to_string();
+                // In a folder, the place of a picture is its file.
+                if place == name {
+                    size?;
+                } else {
+                    size.with_context(|| format!("'{name}'"))?;
+                }
             }
             Ok((input, label))
         });
