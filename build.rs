@@ -66,7 +66,11 @@ mod cpp {
         if cfg!(feature = "doc-only") {
             return;
         }
-        let mut files: Vec<&str> = Vec::new();
+        #[cfg_attr(not(feature = "distributed"), allow(unused_mut))]
+        let mut files: Vec<&str> = Vec::from([
+            #[cfg(feature = "kernels")]
+            "linear.cpp",
+        ]);
         #[cfg(feature = "distributed")]
         {
             let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
@@ -76,8 +80,6 @@ mod cpp {
             }
             files.push("c10d.cpp");
         }
-        #[cfg(feature = "kernels")]
-        files.push("linear.cpp");
         let include = Path::new(lib).parent().map(|root| root.join("include"));
         let include = include.filter(|dir| dir.join("ATen").is_dir()).unwrap_or_else(|| {
             panic!("the features 'distributed' and 'kernels' compile C++ against libtorch, but its headers are not in \

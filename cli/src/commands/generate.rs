@@ -74,8 +74,8 @@ pub struct Args {
     /// holds that
     #[arg(long, value_enum, default_value_t)]
     kind: ModelKind,
-    /// The way in which the model's matrices are kept: mapped, device, gguf (the blocks of a GGUF file), int8, nf4 or
-    /// streamed; or two of them, as nf4,streamed
+    /// The way in which the model's matrices are kept: mapped, device, gguf (the blocks of a GGUF file), int8, nf4,
+    /// packed (the order that the CPU multiplies fastest with) or streamed; or two of them, as nf4,streamed
     #[arg(long, value_name = "HOW", default_value_t)]
     base_weights: Frozen,
     /// auto (a CUDA device if there is one), cpu, cuda or cuda:N
