@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{LnTuningModel, Optimizer, DEFAULT_ADAPTER};
 use tch::nn::VarStore;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::batches::Plan;
 use super::checkpoint::{self, State};
@@ -21,6 +21,7 @@ use super::task::{numbers, Of, Task};
 use super::update::update;
 use super::{curves, interrupt, memory};
 use crate::progress;
+use crate::records::digest::Digest;
 
 /// Seconds between two drawings of the curves.
 const REDRAW: u64 = 5;
@@ -122,6 +123,9 @@ pub fn train<T: Task>(ready: Ready<T>) -> Result<bool> {
         recompute: settings.recompute()?,
     };
     ranks.stepping(|| run.whole())?;
+    if !ranks.are_one() {
+        ranks.check_same("trained weights", &run.digest()?)?;
+    }
     let ended = run.state.step == run.total;
     let finished = if ranks.is_first() { run.finish(out) } else { Ok(()) };
     ranks.agree(finished)?;
@@ -322,6 +326,17 @@ impl<T: Task> Run<'_, T> {
         }
         self.draw()?;
         Ok(better)
+    }
+
+    /// A number for the weights.
+    fn digest(&self) -> Result<String> {
+        let mut digest = Digest::new();
+        for (_, weights) in self.tuned.state_dict(DEFAULT_ADAPTER)? {
+            let values = weights.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;
+            let values = Vec::<f32>::try_from(values.f_reshape([-1])?)?;
+            values.iter().for_each(|value| digest.add(&value.to_le_bytes()));
+        }
+        Ok(digest.text())
     }
 
     fn last_good(&self) -> Result<String> {
