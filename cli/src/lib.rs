@@ -27,7 +27,7 @@ use clap::Parser;
 
 use commands::Command;
 use one_line::one_line;
-use train::ranks::SaidElsewhere;
+use train::ranks::{Ranks, SaidElsewhere};
 
 /// LayerNorm tuning: trains the norms of a model, and nothing else.
 #[derive(Parser)]
@@ -55,7 +55,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
 
 /// Runs the command line, prints an error, and gives the exit code.
 pub fn main() -> ExitCode {
-    let command = Program::parse().command;
+    let command = match Program::try_parse() {
+        Ok(program) => program.command,
+        // Of the processes that a launcher has started, one says how the program is used.
+        Err(error) if Ranks::of_launcher().is_ok_and(|ranks| !ranks.is_first()) => {
+            return ExitCode::from(error.exit_code() as u8);
+        }
+        Err(error) => error.exit(),
+    };
     let failure = command.failure();
     match command.run() {
         Ok(code) => code,

@@ -115,8 +115,10 @@ impl Ranks {
         if self.are_one() {
             return Ok(self);
         }
-        let group = Arc::new(ProcessGroup::from_env_with(timeout)?);
         let Inner { rank, size, local, .. } = *self.0;
+        let group =
+            ProcessGroup::from_env_with(timeout).map_err(|error| self.named(error.into()))?;
+        let group = Arc::new(group);
         let phase = AtomicU8::new(PREPARING);
         Ok(Ranks(Arc::new(Inner { rank, size, local, group: Some(group), phase })))
     }
@@ -294,11 +296,26 @@ impl Ranks {
         if self.are_one() || error.is::<SaidElsewhere>() {
             return error;
         }
+        self.named(error)
+    }
+
+    /// The error, with the rank that has it.
+    fn named(&self, error: Error) -> Error {
         let place = format!("rank {}", self.rank());
         if error.to_string().starts_with(&place) {
             return error;
         }
         error.context(place)
+    }
+
+    /// Refuses ranks that have not the same.
+    pub fn check_same(&self, what: &str, value: &str) -> Result<()> {
+        #[cfg(feature = "distributed")]
+        if let Some(group) = &self.0.group {
+            group.verify_equal([(what, value)])?;
+        }
+        let _ = (what, value);
+        Ok(())
     }
 
     /// Runs steps that all ranks make together. An error in them is for the others the end of a connection.

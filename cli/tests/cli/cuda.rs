@@ -226,3 +226,33 @@ fn memory_that_ends_while_training_costs_nothing_that_was_saved() {
     run(Gpu::default(), command).unwrap();
     assert_eq!(training.series("out", "loss").len(), 9);
 }
+
+#[test]
+fn each_process_of_a_machine_has_a_gpu_of_its_own() {
+    let training = training();
+    let of_second = |gpu: Gpu, device: &str| {
+        let mut command = training.command(&[device, "max_steps=1"]);
+        command.arg("--dry-run");
+        for (name, value) in
+            [("RANK", "0"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")]
+        {
+            command.env(name, value);
+        }
+        (gpu, command)
+    };
+    let two = Gpu { devices: 2, ..Gpu::default() };
+    for (device, expected) in [
+        ("device=cuda", "on Cuda(1)"),
+        ("device=auto", "on Cuda(1)"),
+        ("device=cuda:0", "on Cuda(0)"),
+    ] {
+        let (gpu, command) = of_second(two, device);
+        let Some((out, _)) = run(gpu, command) else { return };
+        assert!(out.contains(expected), "{device}: {out}");
+    }
+    let (gpu, command) = of_second(Gpu::default(), "device=cuda");
+    let error = refused(gpu, command).unwrap();
+    for words in ["there are 2 processes on this machine", "this one sees 1", "cuda:0"] {
+        assert!(error.contains(words), "{error}");
+    }
+}
