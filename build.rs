@@ -66,7 +66,11 @@ mod cpp {
         if cfg!(feature = "doc-only") {
             return;
         }
-        let mut files: Vec<&str> = Vec::new();
+        #[cfg_attr(not(feature = "distributed"), allow(unused_mut))]
+        let mut files: Vec<&str> = Vec::from([
+            #[cfg(feature = "kernels")]
+            "linear.cpp",
+        ]);
         #[cfg(feature = "distributed")]
         {
             let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
@@ -96,6 +100,23 @@ mod cpp {
             println!("cargo:rerun-if-changed=csrc/{file}");
             build.file(Path::new("csrc").join(file));
         }
+        #[cfg(feature = "kernels")]
+        openmp(&mut build, lib);
         build.compile("ln_tuning_csrc");
+    }
+
+    /// Loops in several threads of libtorch's headers: with libtorch's own OpenMP, since each has threads.
+    #[cfg(feature = "kernels")]
+    fn openmp(build: &mut cc::Build, lib: &str) {
+        if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
+            return;
+        }
+        build.flag("-fopenmp");
+        let files = std::fs::read_dir(lib).into_iter().flatten().flatten();
+        let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+        match names.filter(|name| name.starts_with("libgomp")).min() {
+            Some(name) => println!("cargo:rustc-link-lib=dylib:+verbatim={name}"),
+            None => println!("cargo:rustc-link-lib=gomp"),
+        }
     }
 }

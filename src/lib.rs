@@ -95,6 +95,7 @@ pub mod distributed;
 mod error;
 mod kernels;
 mod memory;
+mod mixed;
 #[cfg(feature = "models")]
 pub mod models;
 mod names;

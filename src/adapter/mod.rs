@@ -1,6 +1,7 @@
 //! Adapters on the variables of a `VarStore`: selecting, attaching, switching, combining, PEFT directories.
 
 pub(crate) mod attachment;
+mod by_adapter;
 mod config;
 mod diff;
 pub(crate) mod flat;
@@ -11,6 +12,7 @@ mod interpolation;
 mod merge;
 mod merged;
 mod merged_gguf;
+mod mixed;
 mod model;
 mod options;
 mod peft;
@@ -19,13 +21,15 @@ mod registry;
 mod samples;
 mod scaling;
 mod selection;
+mod stack;
 mod status;
 mod switching;
 mod sync;
+mod task_type;
 mod variables;
 pub(crate) mod weights;
 
-pub use config::{LnTuningConfig, Modules, ParsedConfig, TaskType};
+pub use config::{LnTuningConfig, Modules, ParsedConfig};
 pub use diff::{AdapterDiff, TensorDiff};
 pub use flat::Precision;
 pub use interpolation::{InterpolateOptions, Interpolation};
@@ -38,3 +42,4 @@ pub use recipe::Recipe;
 pub use selection::{Layers, NormPlace, Norms, Role, SelectedModule, Selection, UnusedModule};
 pub use status::{LayerStatus, ModelStatus, TrainableParameters};
 pub use switching::DisabledAdapters;
+pub use task_type::TaskType;

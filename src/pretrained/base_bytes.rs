@@ -1,6 +1,8 @@
 //! The memory that a base takes.
 
 use tch::nn::VarStore;
+#[cfg(feature = "models")]
+use tch::Device;
 use tch::Kind;
 
 #[cfg(feature = "models")]
@@ -18,7 +20,7 @@ use crate::storage::info::is_float;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct BaseBytes {
-    /// The bytes of all tensors.
+    /// The bytes of all tensors; before a model is loaded, also of the other orders that packed matrices get in training.
     pub all: u64,
     /// The number of matrices in few bits.
     pub matrices: u64,
@@ -58,7 +60,7 @@ impl ModelFiles {
         wanted: impl Fn(&str) -> bool,
         keeping: &Keeping,
     ) -> Result<BaseBytes> {
-        self.check_form(keeping.frozen)?;
+        self.check_form(keeping.frozen, Device::Cpu)?;
         let mut bytes = BaseBytes::default();
         for file in self.tensors().iter().filter(|file| wanted(&file.name)) {
             let (shape, encoding) = keeping.encoding(self, file);
@@ -69,7 +71,10 @@ impl ModelFiles {
             let own = file.kind().unwrap_or(Kind::Float);
             let asked = kind.filter(|_| is_float(own) && !keeping.is_streamed(&file.name));
             let size = asked.unwrap_or(own).elt_size_in_bytes() as i64;
-            bytes.add((size * shape.iter().product::<i64>()) as u64, false);
+            let own = (size * shape.iter().product::<i64>()) as u64;
+            // Two orders of its own, while a model trains.
+            let times = if keeping.is_packed(&file.name) { 3 } else { 1 };
+            bytes.add(times * own, false);
         }
         Ok(bytes)
     }

@@ -23,6 +23,7 @@ const NEVER: &[(&str, &[&str])] = &[
         "distributed",
         &["storage", "names", "kernels", "autograd", "pretrained", "adapter", "models", "optim"],
     ),
+    ("mixed", &["storage", "names", "autograd", "pretrained", "adapter", "models", "optim"]),
     ("quantised", &["storage", "names", "autograd", "pretrained", "adapter", "models", "optim"]),
     ("storage", &["pretrained", "adapter", "models", "optim"]),
     ("names", &["pretrained", "adapter", "models", "optim"]),

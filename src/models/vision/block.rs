@@ -29,6 +29,7 @@ pub(super) struct BlockShape {
     pub(super) inner: i64,
     pub(super) heads: i64,
     pub(super) qkv_bias: bool,
+    pub(super) norm: NormKind,
     pub(super) norm_eps: f64,
     pub(super) activation: Activation,
     /// On what attention and MLP add.
@@ -50,7 +51,7 @@ impl BlockShape {
     }
 
     pub(super) fn norm(&self, weights: &Weights) -> Result<Norm> {
-        Norm::build(weights, NormKind::Layer, self.size, self.norm_eps)
+        Norm::build(weights, self.norm, self.size, self.norm_eps)
     }
 
     /// `layers` blocks of the variables below `weights`, by their numbers.
@@ -75,7 +76,7 @@ impl BlockShape {
         let norm = |name: &str| self.norm(&weights.at(name)).map(Some);
         let branch = |place: usize| -> Result<Branch> {
             let name = names.scales.map(|names| names[place]);
-            let scale = |name: &str| weights.tensor(name, &[size], Init::Const(self.scale));
+            let scale = |name: &str| weights.by_row(name, &[size], Init::Const(self.scale));
             let scales = name.map(scale).transpose()?;
             Ok(Branch { scales, ..Branch::with_dropout(self.dropout) })
         };
