@@ -1,6 +1,8 @@
 // libtorch's c10d behind a C interface: the store through which processes meet, and Gloo, through which they add up
 // tensors. Every function returns null, or a message that the caller frees with `ln_c10d_free`; no exception leaves.
 
+#include <dlfcn.h>
+
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -75,6 +77,21 @@ Backend& backend_at(void* backend) {
 
 at::Tensor& tensor_at(void* tensor) {
   return *static_cast<at::Tensor*>(tensor);
+}
+
+// An object whose size is not known, built by `construct` in memory that holds any.
+template <typename T, typename F>
+T* built(F construct) {
+  constexpr size_t room = 1 << 16;
+  void* memory = ::operator new(room);
+  std::memset(memory, 0, room);
+  try {
+    construct(memory);
+  } catch (...) {
+    ::operator delete(memory);
+    throw;
+  }
+  return static_cast<T*>(memory);
 }
 
 // c10d logs each try, with its stack, to standard error. What counts comes as an error, once. TORCH_CPP_LOG_LEVEL shows
@@ -165,6 +182,37 @@ char* ln_c10d_gloo_new(
     options->threads = 1;
     auto own = c10::make_intrusive<c10d::PrefixStore>(prefix, store_at(store));
     *backend = new Backend(c10::make_intrusive<Gloo>(own, rank, size, options));
+  });
+}
+
+// NCCL stands in libtorch_cuda, which a program loads late or never, so that it is looked up here and not linked. Its
+// header needs those of CUDA, which few machines have: the two constructors are called by their names in libtorch 2.11
+// to 2.13, on memory that is larger than the objects. All else is virtual, or is in the classes that they extend.
+char* ln_c10d_nccl_new(
+    void* store,
+    const char* prefix,
+    int32_t rank,
+    int32_t size,
+    int64_t timeout_ms,
+    void** backend) {
+  return guarded([&] {
+    using Options = c10d::Backend::Options;
+    using OptionsPtr = c10::intrusive_ptr<Options>;
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    TORCH_CHECK(library != nullptr, "libtorch_cuda.so, which has NCCL, is not loaded");
+    const auto make_options = reinterpret_cast<void (*)(void*, bool)>(
+        dlsym(library, "_ZN4c10d16ProcessGroupNCCL7OptionsC1Eb"));
+    const auto make = reinterpret_cast<void (*)(void*, Store, int, int, OptionsPtr)>(dlsym(
+        library,
+        "_ZN4c10d16ProcessGroupNCCLC1EN3c1013intrusive_ptrINS_5StoreENS1_6detail34intrusive_target_default_null_typeI"
+        "S3_EEEEiiNS2_INS0_7OptionsENS5_IS8_EEEE"));
+    TORCH_CHECK(make_options != nullptr && make != nullptr, "this libtorch_cuda.so has no NCCL, or another one");
+    auto options = OptionsPtr::unsafe_steal_from_new(
+        built<Options>([&](void* memory) { make_options(memory, false); }));
+    options->timeout = Millis(timeout_ms);
+    const Store own = c10::make_intrusive<c10d::PrefixStore>(prefix, store_at(store));
+    *backend = new Backend(Backend::unsafe_steal_from_new(
+        built<c10d::Backend>([&](void* memory) { make(memory, own, rank, size, options); })));
   });
 }
 

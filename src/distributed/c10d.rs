@@ -44,6 +44,14 @@ extern "C" {
         timeout_ms: i64,
         backend: *mut *mut c_void,
     ) -> *mut c_char;
+    fn ln_c10d_nccl_new(
+        store: *mut c_void,
+        prefix: *const c_char,
+        rank: i32,
+        size: i32,
+        timeout_ms: i64,
+        backend: *mut *mut c_void,
+    ) -> *mut c_char;
     fn ln_c10d_backend_free(backend: *mut c_void);
     fn ln_c10d_all_reduce(backend: *mut c_void, tensor: *mut c_void, operation: u8) -> *mut c_char;
     fn ln_c10d_broadcast(backend: *mut c_void, tensor: *mut c_void, root: i64) -> *mut c_char;
@@ -155,6 +163,28 @@ impl Backend {
         Ok(Backend(NonNull::new(backend).ok_or("no process group")?))
     }
 
+    /// Connects the GPUs of all by NCCL, at its first operation.
+    pub(super) fn nccl(
+        store: &Store,
+        prefix: &str,
+        (rank, size): (usize, usize),
+        timeout: Duration,
+    ) -> Result<Self> {
+        let (prefix, mut backend) = (text(prefix)?, null_mut());
+        // SAFETY: as for Gloo.
+        checked(unsafe {
+            ln_c10d_nccl_new(
+                store.0.as_ptr(),
+                prefix.as_ptr(),
+                rank as i32,
+                size as i32,
+                millis(timeout),
+                &mut backend,
+            )
+        })?;
+        Ok(Backend(NonNull::new(backend).ok_or("no process group")?))
+    }
+
     /// Reduces in place. The tensor is contiguous and on the backend's device, and has the same size on all ranks:
     /// c10d ends the process otherwise.
     pub(super) fn all_reduce(&self, tensor: &mut Tensor, operation: u8) -> Result<()> {
@@ -211,5 +241,33 @@ fn checked(message: *mut c_char) -> Result<()> {
         let text = CStr::from_ptr(message).to_string_lossy().into_owned();
         ln_c10d_free(message.cast());
         Err(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::load_cuda;
+
+    #[test]
+    fn nccl_says_what_it_lacks() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let time = Duration::from_secs(30);
+        let store = Store::connect("127.0.0.1", port, true, time).unwrap();
+        let reason = || Backend::nccl(&store, "nccl", (0, 1), time).map(drop).unwrap_err();
+        if tch::Cuda::device_count() > 0 {
+            return;
+        }
+        assert!(load_cuda().is_ok() || reason().contains("is not loaded"));
+        if load_cuda().is_ok() {
+            let reason = reason();
+            assert!(reason.contains("no GPUs found"), "{reason}");
+        }
+        // The store is as before.
+        store.set("key", "value").unwrap();
+        assert_eq!(store.get("key").unwrap().as_deref(), Some("value"));
+        assert_eq!(store.get("another").unwrap(), None);
     }
 }

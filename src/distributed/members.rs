@@ -1,6 +1,6 @@
 //! The processes of a group as they say of themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,8 @@ pub(super) struct Member {
     pub(super) nonce: String,
     /// The address of its machine on the way to rank 0.
     pub(super) address: Option<IpAddr>,
+    /// The number of its GPU on its machine, if it has one and may use NCCL.
+    pub(super) gpu: Option<usize>,
 }
 
 /// One process per line.
@@ -89,6 +91,13 @@ fn joined(mut faults: Vec<String>) -> String {
     faults.join("; ")
 }
 
+/// True if every process has a GPU of its own, as NCCL demands.
+pub(super) fn have_gpus(members: &[Member]) -> bool {
+    let gpu = |member: &Member| Some((member.address?, member.gpu?));
+    let gpus: Option<BTreeSet<_>> = members.iter().map(gpu).collect();
+    gpus.is_some_and(|gpus| gpus.len() == members.len())
+}
+
 /// The ranks from 0 to below `world_size` that are not among the members, as text.
 pub(super) fn missing(members: &[Member], world_size: usize) -> String {
     let absent = |rank: &usize| !members.iter().any(|member| member.rank == *rank);
@@ -138,7 +147,7 @@ mod tests {
 
     fn member(rank: usize, world_size: usize, version: &str) -> Member {
         let (version, nonce) = (version.into(), format!("{rank} {world_size} {version}"));
-        Member { rank, world_size, version, nonce, address: None }
+        Member { rank, world_size, version, nonce, address: None, gpu: None }
     }
 
     #[test]
@@ -179,6 +188,18 @@ mod tests {
             differences(&[same.clone(), same, of(&[("b", "3"), ("c", "4")])]),
             "rank 2 has a none, but rank 0 has 1; rank 2 has b 3, but rank 0 has 2; rank 2 has c 4, but rank 0 has none"
         );
+    }
+
+    #[test]
+    fn nccl_is_for_those_who_have_a_gpu_each() {
+        let with = |host: u8, gpu| Member {
+            address: Some(IpAddr::from([10, 0, 0, host])),
+            gpu,
+            ..member(0, 2, "1")
+        };
+        assert!(have_gpus(&[with(1, Some(0)), with(1, Some(1)), with(2, Some(0))]));
+        assert!(!have_gpus(&[with(1, Some(0)), with(1, Some(0))]));
+        assert!(!have_gpus(&[with(1, Some(0)), with(2, None)]));
     }
 
     #[test]

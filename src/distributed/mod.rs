@@ -24,6 +24,7 @@ mod c10d;
 mod deadline;
 pub(crate) mod digest;
 mod environment;
+mod joined;
 mod members;
 mod operation;
 mod process_group;

@@ -2,25 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tch::{no_grad, Device, Kind, Tensor};
 
-use super::c10d::{Backend, Store};
+use super::c10d::Backend;
 use super::deadline::within;
 use super::environment::{self, Environment};
-use super::members::{address_towards, differences, listed, own_address, Member};
+use super::joined::{Backends, Joined};
+use super::members::differences;
 use super::operation::ReduceOp;
-use super::rendezvous::{connect, meet, LINGER};
-use crate::error::{refusal, refuse, Error, Result};
+use super::rendezvous::LINGER;
+use crate::error::{refuse, Result};
 
 /// The time that anything here takes at most, unless the program says otherwise. That of torch's NCCL.
 const TIMEOUT: Duration = Duration::from_secs(600);
-/// The time for which a process that fails waits for word from the others.
-const WORD: Duration = Duration::from_secs(1);
 
 /// The processes that a launcher has started together: `torchrun`, or any other that sets `RANK`, `WORLD_SIZE`,
 /// `MASTER_ADDR` and `MASTER_PORT`.
@@ -54,22 +50,6 @@ pub struct ProcessGroup {
     joined: Option<Joined>,
 }
 
-/// The way to the others.
-#[derive(Debug)]
-struct Joined {
-    store: Arc<Store>,
-    /// The beginning of this group's keys in the store.
-    prefix: String,
-    connection: Mutex<Connection>,
-}
-
-#[derive(Debug)]
-enum Connection {
-    Open(Backend),
-    /// The first error.
-    Failed(String),
-}
-
 impl ProcessGroup {
     /// True if a launcher has given this process a place among others: `RANK` or `WORLD_SIZE` is set.
     #[doc(alias = "is_torchelastic_launched")]
@@ -82,6 +62,9 @@ impl ProcessGroup {
     /// Read are `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT` and `TORCHELASTIC_USE_AGENT_STORE`,
     /// which `torchrun` sets, and `GLOO_SOCKET_IFNAME`, which names the network interface of tensors. Without that,
     /// they go through the interface that leads to rank 0.
+    ///
+    /// Tensors on CUDA go from GPU to GPU by NCCL where every process has one of its own, that of its
+    /// [`local_rank`](Self::local_rank), and through the host's memory otherwise, or if `LN_TUNING_NCCL` is 0.
     ///
     /// # Errors
     /// `InvalidConfig` if variables are missing or malformed, all of which it names; `Distributed` if the port is taken,
@@ -133,6 +116,11 @@ impl ProcessGroup {
     #[doc(alias = "get_node_local_rank")]
     pub fn local_rank(&self) -> usize {
         self.local_rank
+    }
+
+    /// True if tensors on CUDA go from GPU to GPU, by NCCL.
+    pub fn uses_nccl(&self) -> bool {
+        self.joined.as_ref().is_some_and(|joined| joined.nccl)
     }
 
     /// The time that an operation takes at most.
@@ -191,8 +179,7 @@ impl ProcessGroup {
         checked(tensor)?;
         self.compare_calls("all_gather", Some(tensor))?;
         no_grad(|| {
-            let mut host = Tensor::f_empty(tensor.size(), (tensor.f_kind()?, Device::Cpu))?;
-            host.f_copy_(tensor)?;
+            let host = self.copy_to_send(tensor)?;
             let alone = self.world_size == 1 || host.numel() == 0;
             let all = if alone {
                 (0..self.world_size).map(|_| host.shallow_clone()).collect()
@@ -266,13 +253,16 @@ impl ProcessGroup {
         for _ in 0..self.world_size {
             all.push(own.f_empty_like()?);
         }
-        self.run(name, |backend| backend.all_gather(own, &mut all))?;
+        self.run(name, |backends| backends.on(own.device()).all_gather(own, &mut all))?;
         Ok(all)
     }
 
-    /// Adds up a contiguous tensor on the CPU, in place, whose size is known to be the same on all ranks.
+    /// Adds up a contiguous tensor, in place, whose size is known to be the same on all ranks, and which is where
+    /// [`device_for`](Self::device_for) says.
     pub(crate) fn sum(&self, tensor: &mut Tensor) -> Result<()> {
-        self.run("all_reduce", |backend| backend.all_reduce(tensor, ReduceOp::Sum.number()))
+        self.run("all_reduce", |backends| {
+            backends.on(tensor.device()).all_reduce(tensor, ReduceOp::Sum.number())
+        })
     }
 
     /// Compares this call with those of the others: c10d ends the process if tensors do not fit.
@@ -282,7 +272,12 @@ impl ProcessGroup {
         }
         let call = match tensor {
             Some(tensor) => {
-                format!("{name} of a tensor {:?} of kind {:?}", tensor.size(), tensor.f_kind()?)
+                let on = match self.device_for(tensor.device()) {
+                    Device::Cpu => "",
+                    _ => " on CUDA",
+                };
+                let kind = tensor.f_kind()?;
+                format!("{name} of a tensor {:?} of kind {kind:?}{on}", tensor.size())
             }
             None => name.to_owned(),
         };
@@ -309,7 +304,24 @@ impl ProcessGroup {
         Ok(())
     }
 
-    /// Runs an operation on a contiguous tensor on the CPU: the tensor itself, or a copy that is written back.
+    /// The device from which tensors that are on this one are sent.
+    pub(crate) fn device_for(&self, device: Device) -> Device {
+        if device.is_cuda() && self.uses_nccl() {
+            device
+        } else {
+            Device::Cpu
+        }
+    }
+
+    /// A contiguous copy on that device.
+    fn copy_to_send(&self, tensor: &Tensor) -> Result<Tensor> {
+        let options = (tensor.f_kind()?, self.device_for(tensor.device()));
+        let mut copy = Tensor::f_empty(tensor.size(), options)?;
+        copy.f_copy_(tensor)?;
+        Ok(copy)
+    }
+
+    /// Runs an operation on a copy, which is written back.
     fn in_place(
         &self,
         tensor: &mut Tensor,
@@ -321,10 +333,9 @@ impl ProcessGroup {
         }
         no_grad(|| {
             // On an error, what is half-written is not the caller's.
-            let mut host = Tensor::f_empty(tensor.size(), (tensor.f_kind()?, Device::Cpu))?;
-            host.f_copy_(tensor)?;
-            self.run(name, |backend| operation(backend, &mut host))?;
-            Ok(tensor.f_copy_(&host)?)
+            let mut copy = self.copy_to_send(tensor)?;
+            self.run(name, |backends| operation(backends.on(copy.device()), &mut copy))?;
+            Ok(tensor.f_copy_(&copy)?)
         })
     }
 
@@ -332,100 +343,12 @@ impl ProcessGroup {
     fn run(
         &self,
         name: &str,
-        operation: impl FnOnce(&Backend) -> Result<(), String>,
+        operation: impl FnOnce(&Backends) -> Result<(), String>,
     ) -> Result<()> {
-        let Some(joined) = &self.joined else { return Ok(()) };
-        let mut connection = joined.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let error = match &*connection {
-            Connection::Failed(error) => return Err(useless(error)),
-            Connection::Open(backend) => match operation(backend) {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            },
-        };
-        // Closes the connections, so that the others, who may wait for this process, hear of it.
-        *connection = Connection::Failed(error.clone());
-        drop(connection);
-        let silent = match joined.silent(self.rank, self.world_size) {
-            Some(silent) if silent.is_empty() => String::new(),
-            Some(silent) => {
-                format!("; no word from {}: killed, stopped or out of reach?", listed(&silent))
-            }
-            None => "; no word from the store, which rank 0 or the launcher serves".into(),
-        };
-        Err(refusal!(
-            Distributed,
-            "rank {}: {name} with the other {} failed{silent} ({error})",
-            self.rank,
-            if self.world_size == 2 { "rank" } else { "ranks" }
-        ))
-    }
-}
-
-impl Joined {
-    fn new(place: &Environment, timeout: Duration) -> Result<Self> {
-        let until = Instant::now() + timeout;
-        let store = connect(place, until)?;
-        let own = Member {
-            rank: place.rank,
-            world_size: place.world_size,
-            version: env!("CARGO_PKG_VERSION").into(),
-            nonce: nonce(),
-            address: address_towards(&place.master_addr, place.master_port),
-        };
-        let (members, prefix) = meet(&store, &own, place.agent_store, until)?;
-        // The user's word, which c10d reads.
-        let named = env::var_os("GLOO_SOCKET_IFNAME").is_some_and(|name| !name.is_empty());
-        let address = own_address(&own, &members, place.master_port).filter(|_| !named);
-        let backend = Backend::gloo(
-            &store,
-            &format!("{prefix}/gloo"),
-            (place.rank, place.world_size),
-            address.map(|address| address.to_string()).as_deref(),
-            timeout,
-        )
-        .map_err(|error| {
-            refusal!(
-                Distributed,
-                "rank {} cannot connect to the other ranks, from the address {}. GLOO_SOCKET_IFNAME names another \
-                 network interface ({error})",
-                place.rank,
-                address.map_or("of its name".into(), |address| address.to_string())
-            )
-        })?;
-        Ok(Joined {
-            store: Arc::new(store),
-            prefix,
-            connection: Mutex::new(Connection::Open(backend)),
-        })
-    }
-
-    /// The ranks that do not say within a second that an operation of theirs failed as well: the cause, usually. None
-    /// if the store is gone.
-    fn silent(&self, rank: usize, world_size: usize) -> Option<Vec<usize>> {
-        let (store, key) = (self.store.clone(), format!("{}/failed", self.prefix));
-        let all = within(WORD, "", move || {
-            let error = |error| refusal!(Distributed, "{error}");
-            store.append(&key, &format!("{rank}\n")).map_err(error)?;
-            let end = Instant::now() + WORD;
-            let mut silent = None;
-            loop {
-                // Rank 0 may have heard of all that it can, and have ended with its store.
-                let said = match (store.get(&key), silent) {
-                    (Ok(said), _) => said.unwrap_or_default(),
-                    (Err(_), Some(silent)) => return Ok(silent),
-                    (Err(lost), None) => return Err(error(lost)),
-                };
-                let said: Vec<usize> = said.lines().filter_map(|rank| rank.parse().ok()).collect();
-                let now: Vec<usize> = (0..world_size).filter(|rank| !said.contains(rank)).collect();
-                if now.is_empty() || Instant::now() >= end {
-                    return Ok(now);
-                }
-                silent = Some(now);
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
-        all.ok()
+        match &self.joined {
+            Some(joined) => joined.run((self.rank, self.world_size), name, operation),
+            None => Ok(()),
+        }
     }
 }
 
@@ -436,24 +359,6 @@ fn time_of(rank: usize, timeout: Duration) -> Duration {
     } else {
         timeout
     }
-}
-
-fn useless(error: &str) -> Error {
-    refusal!(
-        InvalidState,
-        "an earlier operation of this process group failed, so that it is of no use any more: end the program, and \
-         start all processes again ({error})"
-    )
-}
-
-/// Different for every process that ever was, and for every group.
-fn nonce() -> String {
-    static GROUPS: AtomicU64 = AtomicU64::new(0);
-    let count = GROUPS.fetch_add(1, Ordering::Relaxed);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now = now.map_or(0, |now| now.as_nanos());
-    let random = RandomState::new().hash_one((std::process::id(), count, now));
-    format!("{now:x}-{:x}-{random:x}", std::process::id())
 }
 
 /// The kind of a tensor that can be sent.

@@ -84,9 +84,11 @@ mod with_group {
     use crate::optim::loss_scale::LossScale;
     use crate::storage::safetensors::bytes_of;
 
-    /// Numbers of each rank in the tail of the buffer: the loss times the tokens, and the tokens, each as a large and a
-    /// small part, so that f32 loses nothing.
-    const OWN: usize = 4;
+    /// The numbers of each rank behind the gradient: the loss times the tokens, as a large and a small part, so that f32
+    /// loses nothing.
+    const LOSS: i64 = 2;
+    /// The numbers of each rank in the tail: its tokens, likewise.
+    const TOKENS: usize = 2;
     /// The large part of a number of tokens counts in these.
     const LARGE: i64 = 1 << 20;
 
@@ -225,20 +227,36 @@ mod with_group {
             let (gradient, present) = gradients.with_presence(flat)?;
             let (elements, slots) = (gradient.size1()?, present.len());
             let (rank, world_size) = (group.rank(), group.world_size());
-            let tail = Tail { present, rank, world_size, share: share.map(totals).transpose()? };
-            let tail = Tensor::f_from_slice(&tail.numbers())?.f_to_kind(gradient.f_kind()?)?;
-            let size = elements + tail.size1()?;
-            let mut buffer = Tensor::f_zeros([size], (gradient.f_kind()?, Device::Cpu))?;
+            let (kind, device) = (gradient.f_kind()?, group.device_for(gradient.device()));
+            // Numbers that the host has to read go in the same buffer, unless that stays on a device.
+            let tail = Tail { present, rank, world_size, tokens: share.map(|(_, tokens)| tokens) };
+            let mut tail = Tensor::f_from_slice(&tail.numbers())?.f_to_kind(kind)?;
+            let (of_losses, of_tail) = (LOSS * world_size as i64, tail.size1()?);
+            let apart = device != Device::Cpu;
+            let size = elements + of_losses + if apart { 0 } else { of_tail };
+            let mut buffer = Tensor::f_zeros([size], (kind, device))?;
             let mut own = buffer.f_narrow(0, 0, elements)?;
+            let losses = buffer.f_narrow(0, elements, of_losses)?;
             match share {
                 Some((_, 0)) => (),
-                Some((_, tokens)) => own.f_copy_(&gradient.f_mul_number(tokens as f64)?)?,
+                Some((loss, tokens)) => {
+                    own.f_copy_(&gradient.f_mul_number(tokens as f64)?)?;
+                    let parts = parts_of(loss, tokens, device)?;
+                    losses.f_narrow(0, LOSS * rank as i64, LOSS)?.f_copy_(&parts)?;
+                }
                 None => own.f_copy_(&gradient)?,
             }
-            buffer.f_narrow(0, elements, size - elements)?.f_copy_(&tail)?;
-            group.sum(&mut buffer)?;
-            let tail = buffer.f_narrow(0, elements, size - elements)?.f_to_kind(Kind::Double)?;
-            let tail = Vec::<f64>::try_from(&tail)?;
+            if apart {
+                // The host's first: it hears of a rank that has ended.
+                group.sum(&mut tail)?;
+                group.sum(&mut buffer)?;
+            } else {
+                let mut place = buffer.f_narrow(0, elements + of_losses, of_tail)?;
+                place.f_copy_(&tail)?;
+                group.sum(&mut buffer)?;
+                tail = place;
+            }
+            let tail = Vec::<f64>::try_from(&tail.f_to_kind(Kind::Double)?)?;
             let (present, rest) = tail.split_at(slots);
             let (weighted, of_ranks) = rest.split_at(1);
             let weighted = weighted[0] as usize;
@@ -249,7 +267,7 @@ mod with_group {
                      expected all or none"
                 );
             }
-            let (sum, tokens) = of_all(of_ranks);
+            let tokens = of_all(of_ranks);
             let total = if share.is_some() { tokens.max(1) as f64 } else { world_size as f64 };
             let _ = no_grad(|| own.f_div_scalar_(total))?;
             let present: Vec<bool> = present.iter().map(|count| *count > 0.).collect();
@@ -257,52 +275,49 @@ mod with_group {
             self.ranks.reduced = true;
             let Some((loss, _)) = share else { return Ok(None) };
             let kind = if loss.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
-            let mean = Tensor::from(sum / total).f_to_kind(kind)?.f_to_device(loss.device())?;
+            let sum = losses.f_to_kind(Kind::Double)?.f_sum(Kind::Double)?;
+            let mean = sum.f_div_number(total)?.f_to_kind(kind)?.f_to_device(loss.device())?;
             Ok(Some((mean, tokens)))
         }
     }
 
-    /// Numbers behind the gradient in the buffer.
+    /// The loss times the tokens in two parts.
+    fn parts_of(loss: &Tensor, tokens: i64, device: Device) -> Result<Tensor> {
+        let sum = loss.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Double)?.f_reshape([1])?;
+        let sum = sum.f_mul_number(tokens as f64)?;
+        let large = sum.f_to_kind(Kind::Float)?.f_to_kind(Kind::Double)?;
+        // Nothing is left of a number that is not finite.
+        let small = sum.f_sub(&large)?.f_nan_to_num(0., None, None)?;
+        Ok(Tensor::f_cat(&[large, small], 0)?)
+    }
+
+    /// Numbers that the host has to read.
     struct Tail {
         present: Vec<bool>,
         rank: usize,
         world_size: usize,
-        /// The loss times the tokens, and the tokens.
-        share: Option<(f64, i64)>,
+        tokens: Option<i64>,
     }
 
     impl Tail {
         /// One per slot, the number of ranks that weigh, and those of each rank, which only that rank writes.
         fn numbers(&self) -> Vec<f64> {
-            let mut numbers: Vec<f64> =
-                self.present.iter().map(|present| f64::from(u8::from(*present))).collect();
-            numbers.push(f64::from(u8::from(self.share.is_some())));
-            let mut of_ranks = vec![0.; OWN * self.world_size];
-            if let Some((sum, tokens)) = self.share {
-                let large = f64::from(sum as f32);
-                let small = if large.is_finite() { sum - large } else { 0. };
-                let parts = [large, small, (tokens / LARGE) as f64, (tokens % LARGE) as f64];
-                of_ranks[OWN * self.rank..OWN * (self.rank + 1)].copy_from_slice(&parts);
+            let one = |is| f64::from(u8::from(is));
+            let mut numbers: Vec<f64> = self.present.iter().map(|present| one(*present)).collect();
+            numbers.push(one(self.tokens.is_some()));
+            let mut of_ranks = vec![0.; TOKENS * self.world_size];
+            if let Some(tokens) = self.tokens {
+                let parts = [(tokens / LARGE) as f64, (tokens % LARGE) as f64];
+                of_ranks[TOKENS * self.rank..TOKENS * (self.rank + 1)].copy_from_slice(&parts);
             }
             numbers.extend(of_ranks);
             numbers
         }
     }
 
-    /// The loss times the tokens, and the tokens. The loss over no tokens may be anything, and does not count.
-    fn totals((loss, tokens): Share) -> Result<(f64, i64)> {
-        let loss = if tokens == 0 { 0. } else { loss.f_double_value(&[])? };
-        Ok((loss * tokens as f64, tokens))
-    }
-
-    /// The sums over all ranks, in their order.
-    fn of_all(of_ranks: &[f64]) -> (f64, i64) {
-        let (mut sum, mut tokens) = (0., 0);
-        for own in of_ranks.chunks_exact(OWN) {
-            sum += own[0] + own[1];
-            tokens += own[2] as i64 * LARGE + own[3] as i64;
-        }
-        (sum, tokens)
+    /// The tokens of all ranks.
+    fn of_all(of_ranks: &[f64]) -> i64 {
+        of_ranks.chunks_exact(TOKENS).map(|own| own[0] as i64 * LARGE + own[1] as i64).sum()
     }
 
     #[cfg(test)]
@@ -312,23 +327,21 @@ mod with_group {
         #[test]
         fn numbers_of_a_rank_pass_through_f32_unharmed() {
             for (sum, tokens) in
-                [(0., 0), (1. / 3. * 1e9, (1 << 40) + 12345), (-7.1, 1), (f64::INFINITY, 3)]
+                [(0., 1), (1. / 3. * 1e9, (1 << 40) + 12345), (-7.1, 1), (f64::INFINITY, 3)]
             {
-                let tail = Tail {
-                    present: vec![true, false],
-                    rank: 1,
-                    world_size: 3,
-                    share: Some((sum, tokens)),
-                };
-                let numbers: Vec<f64> =
-                    tail.numbers().iter().map(|number| f64::from(*number as f32)).collect();
-                assert_eq!(numbers[..3], [1., 0., 1.]);
-                let (found, count) = of_all(&numbers[3..]);
+                let loss = Tensor::from(sum / tokens as f64);
+                let parts = parts_of(&loss, tokens, Device::Cpu).unwrap().to_kind(Kind::Float);
+                let found = parts.to_kind(Kind::Double).sum(Kind::Double).double_value(&[]);
                 assert!(
                     found == sum || (found - sum).abs() <= sum.abs() * 1e-13,
                     "{found} for {sum}"
                 );
-                assert_eq!(count, tokens);
+                let present = vec![true, false];
+                let tail = Tail { present, rank: 1, world_size: 3, tokens: Some(tokens) };
+                let numbers: Vec<f64> =
+                    tail.numbers().iter().map(|number| f64::from(*number as f32)).collect();
+                assert_eq!(numbers[..3], [1., 0., 1.]);
+                assert_eq!(of_all(&numbers[3..]), tokens);
             }
         }
     }

@@ -21,17 +21,7 @@ const NEVER: &[(&str, &[&str])] = &[
     ),
     (
         "distributed",
-        &[
-            "storage",
-            "names",
-            "kernels",
-            "device",
-            "autograd",
-            "pretrained",
-            "adapter",
-            "models",
-            "optim",
-        ],
+        &["storage", "names", "kernels", "autograd", "pretrained", "adapter", "models", "optim"],
     ),
     ("mixed", &["storage", "names", "autograd", "pretrained", "adapter", "models", "optim"]),
     ("quantised", &["storage", "names", "autograd", "pretrained", "adapter", "models", "optim"]),
