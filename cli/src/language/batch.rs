@@ -9,7 +9,7 @@ use super::model::LanguageModel;
 use super::sizes::Sizes;
 
 /// A batch of rows; padding is on the right, where no token looks.
-pub struct Tokens {
+pub struct TokenRows {
     pub ids: Tensor,
     /// The number of each token's document, where rows have several.
     pub documents: Option<Tensor>,
@@ -31,7 +31,7 @@ pub enum Seen {
     Features(Tensor),
 }
 
-impl Tokens {
+impl TokenRows {
     /// A tower that does not train sees each picture alone, so that what it makes of one is the same whatever stands
     /// beside it, was kept or not.
     pub fn seen(
@@ -64,7 +64,7 @@ impl Tokens {
     }
 
     /// Texts of several batches in one, padded on the right, where no token looks.
-    pub fn together(batches: &[&Tokens]) -> Result<Tokens> {
+    pub fn together(batches: &[&TokenRows]) -> Result<TokenRows> {
         let length = batches.iter().map(|batch| batch.length()).max().unwrap_or(0);
         let ids = padded(batches.iter().map(|batch| &batch.ids), length, |_| 0)?;
         let packed = batches.iter().any(|batch| batch.documents.is_some());
@@ -77,7 +77,7 @@ impl Tokens {
         // Each place of the padding is a document of its own, as in the batches themselves.
         let own = |place: i64| -1 - (1 << 40) - place;
         let documents = packed.then(|| padded(documents.iter(), length, own)).transpose()?;
-        Ok(Tokens { ids, documents, pictures: Vec::new(), sizes: Sizes::default() })
+        Ok(TokenRows { ids, documents, pictures: Vec::new(), sizes: Sizes::default() })
     }
 
     /// Places of a row.
