@@ -45,6 +45,11 @@ fn main() -> anyhow::Result<()> {
     }
     tuned.with_disabled(|| row("base"))?;
 
+    // A batch whose rows use different adapters; this crate's models take the names (`Inputs::adapter_names`).
+    let names: Vec<&str> = (0..256).map(|row| ["largest", "smallest"][row % 2]).collect();
+    let mixed = tuned.by_adapter(&names, |rows, _| Ok(net.forward(&x.index_select(0, rows))))?;
+    println!("a batch of both: {:?}", mixed.size());
+
     // Compare: against another adapter, or against the base with `None`.
     println!("\n{}", tuned.diff("largest", "smallest")?);
 

@@ -63,6 +63,7 @@
 //! | `save_pretrained(dir)` | the same |
 //! | `add_adapter`, `load_adapter`, `set_adapter`, `delete_adapter` | the same |
 //! | `active_adapter`, `peft_config.keys()` | [`active_adapter`](LnTuningModel::active_adapter), [`adapters`](LnTuningModel::adapters) |
+//! | `model(**x, adapter_names=[…])`, `generate(adapter_names=[…])` (PEFT has it for LoRA and a few others) | [`Inputs::adapter_names`](models::Inputs::adapter_names), for other models [`by_adapter`](LnTuningModel::by_adapter) |
 //! | `with model.disable_adapter():` | [`disable`](LnTuningModel::disable) (a guard), [`with_disabled`](LnTuningModel::with_disabled) |
 //! | `enable_adapter_layers()` | [`enable`](LnTuningModel::enable), after a guard was forgotten |
 //! | `merge_adapter`, `unmerge_adapter`, `merge_and_unload`, `unload` | the same |

@@ -1,10 +1,11 @@
 //! Modules that are no norms compute the rows of each adapter by themselves.
 
-use super::{bart, decoder, ids, masks, named, t5, Case, NAMES};
+use super::{attach, bart, decoder, ids, masks, named, t5, Case, NAMES};
 use ln_tuning::loss::{LinearCrossEntropy, Reduction};
-use ln_tuning::models::{Decoder, Encoder, Head, Inputs, Model, Seq2Seq};
+use ln_tuning::models::{Decoder, Encoder, Head, Inputs, Model, ModelConfig, Seq2Seq};
+use ln_tuning::pretrained;
 use serde_json::json;
-use tch::{no_grad, Kind};
+use tch::{no_grad, Device, Kind};
 
 /// So far may a product of fewer rows be off.
 const OFF: f64 = 1e-6;
@@ -48,6 +49,30 @@ fn heads_and_embeddings_of_adapters_compute_their_rows_alone() {
             let inputs = Inputs::new(&ids).adapter_names(&NAMES);
             let found = no_grad(|| case.model.loss(inputs, &ids, &loss).unwrap()).double_value(&[]);
             assert!((found - expected).abs() <= 1e-5 * expected, "{family} {reduction:?}");
+        }
+    }
+}
+
+/// As in PEFT, an adapter that has a part of tied embeddings unties them; rows of others have them tied.
+#[test]
+fn a_head_that_one_adapter_unties_is_tied_for_the_rows_of_others() {
+    let ids = ids();
+    for saved in [&["embed_tokens"][..], &["lm_head"], &["embed_tokens", "lm_head"]] {
+        let case: Case<Decoder> =
+            Case::new(&decoder("gemma"), Head::LanguageModel, Kind::Float, &[]);
+        let dir = tempfile::tempdir().unwrap();
+        case.tuned.unload().unwrap();
+        pretrained::save(&case.vs, dir.path(), &case.model.config().to_json()).unwrap();
+        let (vs, model) = Decoder::from_pretrained(dir.path(), Device::Cpu, None).unwrap();
+        let tuned = attach(&vs, saved);
+        let mut case = Case { name: format!("{saved:?}"), vs, model, tuned };
+        for active in ["c", "a"] {
+            case.tuned.set_adapter(active).unwrap();
+            let expected = case.row_by_row(&NAMES, &|model| model.logits(&ids));
+            let inputs = Inputs::new(&ids).adapter_names(&NAMES);
+            let found = no_grad(|| case.model.logits(inputs).unwrap());
+            let off = (found - expected).abs().max().double_value(&[]);
+            assert!(off <= 1e-5, "{saved:?} while {active} is active: {off} off");
         }
     }
 }

@@ -4,6 +4,7 @@ use super::{Case, NAMES};
 use crate::nets::{bits, noise};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{GenerateOptions, Head, ImageTextToText, Inputs, Model};
+use ln_tuning::ErrorKind;
 use serde_json::{json, Value};
 use tch::{no_grad, Kind, Tensor};
 
@@ -130,6 +131,15 @@ fn rows_are_those_of_set_adapter(model_type: &str, saved: &[&str], tolerance: f6
     case.check(&NAMES, tolerance, |model, mixed| {
         model.logits(inputs(mixed).image_features(&features))
     });
+    if ["gemma3", "idefics3", "smolvlm", "llava"].contains(&model_type) {
+        case.check(&NAMES, tolerance, |model, mixed| {
+            model.image_features(super::named(Inputs::images(&images), mixed))
+        });
+    } else if model_type == "qwen3_vl" {
+        let named = Inputs::images(&images).image_grid_thw(&grids).adapter_names(&NAMES);
+        let error = case.model.image_features(named).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
     let options = GenerateOptions::default().max_new_tokens(3).stop_tokens([]);
     let expected = case
         .row_by_row(&NAMES, &|model| model.generate(inputs(false).pixel_values(&images), &options));
