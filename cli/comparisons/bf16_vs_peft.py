@@ -1,7 +1,7 @@
 """LN tuning of a bf16 model by `ln-tuning train` and by PEFT, side by side: the same model, rows, order and batches.
 
 `python bf16_vs_peft.py --binary target/release/ln-tuning --out DIR [--steps N] [--base-steps N] [--real-steps N]
-[--eval-rows N]`
+[--eval-rows N] [--rows N]`
 
 First a model whose norms are near 1, with the settings of PEFT's own benchmark (AdamW with lr 1e-4 and weight decay 0.1,
 cosine schedule, clipping at 1.0): a small Llama that was trained on documentation strings of torch and numpy is tuned to
@@ -96,7 +96,7 @@ def near_one(args):
         make_base(directory, strings("torch", count * 3 // 4) + strings("numpy", count // 4), args.base_steps)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     # Those that fit into a row as a whole.
-    count = min(settings.steps * settings.batch, 1000) + args.eval_rows
+    count = min(settings.steps * settings.batch, args.rows) + args.eval_rows
     rows = {text: row(tokenizer, text) for text in strings("sympy", 4 * count)}
     texts = [text for text, ids in rows.items() if len(ids) <= LENGTH][:count]
     for name, part in [("train", texts[: -args.eval_rows]), ("eval", texts[-args.eval_rows :])]:
@@ -140,6 +140,7 @@ def main():
     parser.add_argument("--base-steps", type=int, default=1500)
     parser.add_argument("--real-steps", type=int, default=40)
     parser.add_argument("--eval-rows", type=int, default=100, help="of the small Llama")
+    parser.add_argument("--rows", type=int, default=1000, help="the most that the small Llama learns from")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,7 +1,9 @@
 //! The program `ln-tuning`.
 
-fn main() -> std::process::ExitCode {
+mod end;
+
+fn main() {
     // `ln-tuning … | head` ends quietly, as other programs do.
     sigpipe::reset();
-    ln_tuning_cli::main()
+    end::with(ln_tuning_cli::main())
 }

@@ -1,12 +1,12 @@
 //! PEFT's `LNTuningConfig`: ten fields, read from JSON or YAML, written byte for byte as PEFT does; and a recipe.
 
-use std::fmt;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::adapter::recipe::Recipe;
+use crate::adapter::task_type::{TaskType, TASK_TYPES};
 use crate::error::{refusal, refuse, Result};
 use crate::names::nearest::listed;
 use crate::storage::regular;
@@ -65,34 +65,6 @@ pub enum Modules {
     Pattern(String),
     /// Names: each matches a path that equals it or ends in `.name`.
     List(Vec<String>),
-}
-
-/// The task of a model: PEFT's `TaskType`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum TaskType {
-    /// `SEQ_CLS`: sequence classification.
-    SeqCls,
-    /// `SEQ_2_SEQ_LM`: sequence-to-sequence language model.
-    #[serde(rename = "SEQ_2_SEQ_LM")]
-    Seq2SeqLm,
-    /// `CAUSAL_LM`: causal language model.
-    CausalLm,
-    /// `TOKEN_CLS`: token classification.
-    TokenCls,
-    /// `QUESTION_ANS`: question answering.
-    QuestionAns,
-    /// `FEATURE_EXTRACTION`: hidden states as features.
-    FeatureExtraction,
-}
-
-const TASK_TYPES: [&str; 6] =
-    ["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"];
-
-impl fmt::Display for TaskType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(TASK_TYPES[*self as usize])
-    }
 }
 
 /// A configuration as read, and the unknown keys, which were left out.

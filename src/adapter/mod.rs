@@ -25,10 +25,11 @@ mod stack;
 mod status;
 mod switching;
 mod sync;
+mod task_type;
 mod variables;
 pub(crate) mod weights;
 
-pub use config::{LnTuningConfig, Modules, ParsedConfig, TaskType};
+pub use config::{LnTuningConfig, Modules, ParsedConfig};
 pub use diff::{AdapterDiff, TensorDiff};
 pub use flat::Precision;
 pub use interpolation::{InterpolateOptions, Interpolation};
@@ -41,3 +42,4 @@ pub use recipe::Recipe;
 pub use selection::{Layers, NormPlace, Norms, Role, SelectedModule, Selection, UnusedModule};
 pub use status::{LayerStatus, ModelStatus, TrainableParameters};
 pub use switching::DisabledAdapters;
+pub use task_type::TaskType;

@@ -272,7 +272,8 @@ impl LnTuningModel {
         self.with_attachment(|attachment| state_dict::tensors(attachment.current(name)?))
     }
 
-    /// Overwrites the tensors of an adapter, active, merged or neither. The base does not change.
+    /// Overwrites the tensors of an adapter, active, merged or neither. The base does not change. Keys may be those of
+    /// another layout of the model, such as that of a former version of transformers.
     ///
     /// # Errors
     /// `UnknownAdapter`, and those of [`from_pretrained_with`](Self::from_pretrained_with) for tensors that do not fit.

@@ -234,7 +234,8 @@ impl Variables {
             refuse!(
                 Unsupported,
                 "'{}' is frozen and kept as {words}, so no adapter can train it: load the model without it (`base: \
-                 mapped` or `device`), or leave the module out of `target_modules` and `modules_to_save`",
+                 mapped` or `device`), or leave the module out of `target_modules` and `modules_to_save`; out of a recipe with \
+                 `exclude_modules`",
                 variable.name
             );
         }

@@ -21,6 +21,15 @@ pub trait ModelConfig: Sized + Clone + std::fmt::Debug {
         true
     }
 
+    /// The module of a larger model that is this model, and its configuration there, if that is what a `config.json`
+    /// describes. Default: it never is.
+    ///
+    /// # Errors
+    /// `InvalidConfig` for a key that does not fit.
+    fn part_of(_config: &Value) -> Result<Option<(&'static str, Value)>> {
+        Ok(None)
+    }
+
     /// Reads the parsed `config.json`. The head is the one of `architectures`.
     ///
     /// # Errors

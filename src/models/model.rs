@@ -166,8 +166,11 @@ struct Opened<M: Model> {
 }
 
 impl<M: Model> Opened<M> {
-    fn of(files: ModelFiles, load: &Load) -> Result<Self> {
+    fn of(mut files: ModelFiles, load: &Load) -> Result<Self> {
         check_unwrapped(&files)?;
+        if let Some((module, config)) = M::Config::part_of(files.config())? {
+            files = files.part(module, config)?;
+        }
         let mut config = match load.chosen_head::<M::Config>() {
             Some(head) => M::Config::from_value(&with_class_of(files.config(), head))?,
             None => M::Config::from_value(files.config())?,

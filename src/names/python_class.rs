@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::ops::RangeInclusive;
 use std::sync::OnceLock;
 
 use super::python_flags::Flags;
@@ -117,15 +118,41 @@ fn cases() -> &'static [Vec<char>] {
     CASES.get_or_init(|| {
         let mut groups: HashMap<String, Vec<char>> = HashMap::new();
         // Most characters have no case; those that others become are added with them.
-        let cased = |c: &char| !c.to_lowercase().eq([*c]) || !c.to_uppercase().eq([*c]);
-        for c in ('\0'..=char::MAX).filter(cased) {
+        for c in CASED.iter().cloned().flatten().filter(has_case) {
             groups.entry(lower(c).to_uppercase().collect()).or_default().push(c);
         }
         groups.into_values().filter(|group| group.len() > 1).collect()
     })
 }
 
+/// Ranges that hold all characters with a case. To look through all of Unicode takes a program longer than to open a
+/// model.
+const CASED: [RangeInclusive<char>; 5] = [
+    '\0'..='\u{2FFF}',
+    '\u{A600}'..='\u{ABFF}',
+    '\u{FB00}'..='\u{11FFF}',
+    '\u{16E00}'..='\u{16FFF}',
+    '\u{1DF00}'..='\u{1E9FF}',
+];
+
+fn has_case(c: &char) -> bool {
+    !c.to_lowercase().eq([*c]) || !c.to_uppercase().eq([*c])
+}
+
 /// The one letter that a letter becomes in lower case.
 fn lower(c: char) -> char {
     c.to_lowercase().next().unwrap_or(c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_characters_with_a_case_are_in_the_ranges() {
+        let is_known = |c: &char| CASED.iter().any(|range| range.contains(c));
+        let missing: Vec<char> =
+            ('\0'..=char::MAX).filter(|c| !is_known(c) && has_case(c)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
 }

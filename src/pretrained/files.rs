@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::naming::head::Head;
 use super::naming::layout::Layout;
+use super::naming::table::below;
 use super::naming::ties::settled;
 use super::opened::{Opened, WEIGHTS};
 use super::tensor_file::{is_parameter, TensorFile};
@@ -45,6 +46,8 @@ pub struct ModelFiles {
     pub(super) generation: Option<Value>,
     shards: Vec<StoredTensors>,
     layout: Layout,
+    /// The module that is the model, where the files are of a larger one.
+    module: Option<&'static str>,
     /// All tensors of the files, by their present names, for any head.
     stored: Vec<TensorFile>,
     tensors: Vec<TensorFile>,
@@ -89,6 +92,7 @@ impl ModelFiles {
             generation,
             shards,
             layout,
+            module: None,
             stored,
             tensors,
             by_name,
@@ -139,9 +143,21 @@ impl ModelFiles {
         keys.filter(|key| !used.contains(key)).collect()
     }
 
+    /// The same files as those of one module of the model, which is a model with this configuration.
+    #[cfg(feature = "models")]
+    pub(crate) fn part(mut self, module: &'static str, config: Value) -> Result<Self> {
+        let mut names = names(&self.stored);
+        names.retain(|name| below(name, module).is_some());
+        let model_type = config.get("model_type").and_then(Value::as_str);
+        self.layout = Layout::of(model_type, None, &names);
+        (self.module, self.config) = (Some(module), config);
+        self.placed()
+    }
+
     /// Gives each tensor its place in the layout.
     fn placed(mut self) -> Result<Self> {
         let place = |tensor: &TensorFile| {
+            self.module.is_none_or(|module| below(&tensor.name, module).is_some()).then_some(())?;
             let name = self.layout.place(&tensor.name)?;
             Some(TensorFile { name, ..tensor.clone() })
         };

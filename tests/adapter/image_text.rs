@@ -333,10 +333,20 @@ fn adapters_of_every_layout_load_bit_for_bit() {
         let before = snapshot(&vs);
         let options = LoadOptions::default();
         for adapter in ["default", "mine"] {
-            let (tuned, report) =
+            let (mut tuned, report) =
                 LnTuningModel::from_pretrained_with(&vs, &dir, adapter, &options).unwrap();
             assert_eq!(report.missing_keys.len() + report.unexpected_keys.len(), 0, "{case}");
             assert_same(&named(tuned.state_dict(adapter).unwrap()), &expected, &case);
+            // Into an adapter that is attached, too.
+            let moved: Vec<(String, Tensor)> =
+                Tensor::read_safetensors(dir.join("adapter_model.safetensors")).unwrap();
+            let moved: Vec<_> = moved.into_iter().map(|(key, value)| (key, value + 1.)).collect();
+            let all: BTreeMap<String, Tensor> =
+                expected.iter().map(|(name, value)| (name.clone(), value + 1.)).collect();
+            let state = tuned.state_dict(adapter).unwrap();
+            tuned.load_state_dict(adapter, &moved, &options).unwrap();
+            assert_same(&named(tuned.state_dict(adapter).unwrap()), &all, &case);
+            tuned.load_state_dict(adapter, &state, &options).unwrap();
             // Saved, it has the names of now.
             let again = tempfile::tempdir().unwrap();
             tuned.save_pretrained(again.path()).unwrap();

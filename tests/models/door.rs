@@ -299,7 +299,8 @@ fn of_images_and_texts() -> Vec<Value> {
     let of = |model_type: &str, class: &str, text: &str, vision: &str| {
         let mut tower = images(vision, "");
         tower["patch_size"] = json!(8);
-        let token = if ["llava_next", "qwen3_vl"].contains(&model_type) { 39 } else { 2 };
+        let token =
+            if ["llava_next", "qwen2_5_vl", "qwen3_vl"].contains(&model_type) { 39 } else { 2 };
         json!({
             "model_type": model_type, "architectures": [class], "image_token_id": token, "image_token_index": token,
             "mm_tokens_per_image": 1, "scale_factor": 1, "image_grid_pinpoints": [[8, 16]],
@@ -319,12 +320,21 @@ fn of_images_and_texts() -> Vec<Value> {
         "depth": 2, "num_heads": 2, "num_position_embeddings": 4, "deepstack_visual_indexes": [0], "out_hidden_size": 16,
     });
     qwen["vision_config"].as_object_mut().unwrap().extend(tower.as_object().unwrap().clone());
+    let mut windows = of(
+        "qwen2_5_vl",
+        "Qwen2_5_VLForConditionalGeneration",
+        "qwen2_5_vl_text",
+        "qwen2_5_vl_vision",
+    );
+    windows["text_config"]["rope_parameters"] = qwen["text_config"]["rope_parameters"].clone();
+    windows["vision_config"].as_object_mut().unwrap().extend(tower.as_object().unwrap().clone());
     let (clip, siglip, idefics3) = ("clip_vision_model", "siglip_vision_model", "idefics3_vision");
     vec![
         of("gemma3", "Gemma3ForConditionalGeneration", "gemma3_text", siglip),
         of("idefics3", "Idefics3ForConditionalGeneration", "llama", idefics3),
         of("llava", "LlavaForConditionalGeneration", "llama", clip),
         of("llava_next", "LlavaNextForConditionalGeneration", "mistral", clip),
+        windows,
         qwen,
         of("smolvlm", "SmolVLMForConditionalGeneration", "llama", "smolvlm_vision"),
     ]
@@ -407,7 +417,7 @@ fn every_model_is_made_loaded_described_and_run_in_one_way() {
     for config in &seeing {
         let taken: &[&str] = match config["model_type"].as_str() {
             Some("llava_next") => &["documents"],
-            Some("qwen3_vl") => &["attention_mask"],
+            Some("qwen2_5_vl" | "qwen3_vl") => &["attention_mask"],
             _ => &["documents", "pixel_values"],
         };
         door(&["input_ids"], taken, None, true).check::<ImageTextToText>(config);
@@ -440,6 +450,6 @@ fn every_model_is_made_loaded_described_and_run_in_one_way() {
         count += 1;
     }
     // All but encoder-decoders, CLIP, SigLIP, and models of images and texts.
-    assert_eq!(count, types.len() - 3 - 4 - 6);
+    assert_eq!(count, types.len() - 3 - 4 - 7);
     assert_eq!(without_class, ["cohere_labels", "granite_labels"]);
 }

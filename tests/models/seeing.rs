@@ -1,5 +1,6 @@
 //! Models of images and texts with a tower of SigLIP compute what transformers computes, forwards and backwards.
 
+mod places;
 mod refusals;
 
 use std::collections::HashMap;
@@ -21,8 +22,16 @@ use tch::{Device, Kind, Tensor};
 
 type Tensors = HashMap<String, Tensor>;
 
-const CASES: [&str; 7] =
-    ["gemma3", "gemma3_odd", "idefics3", "smolvlm", "qwen3_vl", "llava", "llava_middle"];
+const CASES: [&str; 8] = [
+    "gemma3",
+    "gemma3_odd",
+    "idefics3",
+    "smolvlm",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llava",
+    "llava_middle",
+];
 
 /// The checkpoints of the script, made once for all tests.
 fn made() -> &'static Path {
@@ -110,12 +119,21 @@ fn logits_losses_gradients_and_texts_are_those_of_transformers() {
     }
 }
 
+/// The layouts that a case's files are there in besides.
+fn layouts(case: &str) -> &'static [&'static str] {
+    match case {
+        "gemma3" => &["a", "b", "c", "d"],
+        "qwen2_5_vl" => &["a"],
+        _ => &[],
+    }
+}
+
 #[test]
 fn files_of_every_version_open_and_so_do_those_of_a_model_without_a_head() {
-    for case in ["gemma3", "idefics3", "qwen3_vl"] {
+    for case in ["gemma3", "idefics3", "qwen2_5_vl", "qwen3_vl"] {
         let (_, model, reference) = open(case);
         let inputs = inputs(&reference, "one", images(&reference, "one"));
-        for layout in ["a", "b", "c", "d"].iter().filter(|_| case == "gemma3") {
+        for layout in layouts(case) {
             let path = made().join(format!("{case}_{layout}"));
             let (_, model) = AnyModel::from_pretrained(path, Device::Cpu, None).unwrap();
             let off = off(&model.logits(inputs).unwrap(), &reference["one.logits"]);
@@ -145,7 +163,9 @@ fn files_of_every_version_open_and_so_do_those_of_a_model_without_a_head() {
 
 #[test]
 fn features_of_images_take_their_place_bit_for_bit_and_blocks_run_again_change_nothing() {
-    for (case, of) in [("gemma3", "right"), ("idefics3", "padded"), ("qwen3_vl", "left")] {
+    for (case, of) in
+        [("gemma3", "right"), ("idefics3", "padded"), ("qwen2_5_vl", "left"), ("qwen3_vl", "left")]
+    {
         let (vs, model, reference) = open(case);
         let images = images(&reference, of);
         let whole = inputs(&reference, of, images);
@@ -184,7 +204,7 @@ fn features_of_images_take_their_place_bit_for_bit_and_blocks_run_again_change_n
 fn what_is_merged_under_the_names_of_any_version_loads_in_transformers_and_computes_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let mut args = vec![made().to_str().unwrap().to_owned()];
-    for case in ["gemma3", "gemma3_odd", "idefics3", "smolvlm", "qwen3_vl"] {
+    for case in ["gemma3", "gemma3_odd", "idefics3", "smolvlm", "qwen2_5_vl", "qwen3_vl"] {
         let (vs, model, reference) = open(case);
         let options = AdapterOptions::default().norms(Norms::All);
         let config = LnTuningConfig::default();
@@ -198,8 +218,8 @@ fn what_is_merged_under_the_names_of_any_version_loads_in_transformers_and_compu
         assert!(off(&expected, &reference["two.logits"]) > 1e-2, "{case}");
         let adapter = dir.path().join(case).join("adapter");
         tuned.save_pretrained(&adapter).unwrap();
-        let layouts: &[&str] = if case == "gemma3" { &["", "_a", "_b", "_c", "_d"] } else { &[""] };
-        for layout in layouts {
+        let others = layouts(case).iter().map(|layout| format!("_{layout}"));
+        for layout in [String::new()].into_iter().chain(others) {
             let merged = dir.path().join(format!("{case}{layout}")).join("merged");
             merge(made().join(format!("{case}{layout}")), &adapter, &merged, |_, _| ()).unwrap();
             Tensor::write_safetensors(&[("logits", &expected)], merged.join("expected.st"))
@@ -351,6 +371,21 @@ fn configurations_of_every_version_are_read_and_what_they_lack_is_the_default_of
             "temporal_patch_size": 2,
         },
     });
+    // Without a key for the language model.
+    let flat = json!({
+        "model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"], "image_token_id": 151_655,
+        "attention_dropout": 0.0, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 11_008,
+        "max_position_embeddings": 128_000, "max_window_layers": 70, "num_attention_heads": 16, "num_hidden_layers": 36,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "sliding_window": 32_768,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "use_sliding_window": false,
+        "tie_word_embeddings": true, "vocab_size": 151_936, "vision_start_token_id": 151_652,
+        "vision_config": {
+            "depth": 32, "fullatt_block_indexes": [7, 15, 23, 31], "hidden_act": "silu", "hidden_size": 1280,
+            "in_chans": 3, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048, "patch_size": 14,
+            "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2, "tokens_per_second": 2,
+            "window_size": 112,
+        },
+    });
     // Pixels beyond the last whole patch.
     let larger = json!({
         "model_type": "smolvlm", "architectures": ["SmolVLMForConditionalGeneration"], "image_token_id": 49_190,
@@ -365,6 +400,7 @@ fn configurations_of_every_version_are_read_and_what_they_lack_is_the_default_of
         (small, 64, 49_190, 49_280),
         (larger, 81, 49_190, 49_280),
         (qwen, 0, 151_655, 151_936),
+        (flat, 0, 151_655, 151_936),
     ] {
         let read = ImageTextToTextConfig::from_value(&config).unwrap();
         assert_eq!(read.tokens_per_image(), tokens);

@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 
 use crate::common;
 use ln_tuning::models::{
-    AnyModel, Inputs, Load, Model, ModelConfig, Siglip, SiglipConfig, SiglipVision, TowerClassifier,
+    AnyModel, ClipText, ClipVision, Inputs, Load, Model, ModelConfig, Siglip, SiglipConfig,
+    SiglipText, SiglipVision, TowerClassifier,
 };
 use ln_tuning::pretrained::{Head, ModelFiles};
 use ln_tuning::{ErrorKind, LnTuningConfig, LnTuningModel};
@@ -193,6 +194,37 @@ fn a_tower_as_a_classifier_is_that_of_transformers_from_its_own_files_and_from_t
         let error = AnyModel::from_files(files, &load).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
     }
+}
+
+#[test]
+fn a_tower_opens_the_files_of_both_and_leaves_the_other_out() {
+    fn check<M: Model>(case: &str, part: &str, input: &str) {
+        let reference = reference(case);
+        let files = ModelFiles::open(made().join(case)).unwrap();
+        let (vs, model) = M::from_files(files, &Load::on(Device::Cpu)).unwrap();
+        let inputs = match input {
+            "ids" => Inputs::new(&reference[input]),
+            _ => Inputs::images(&reference[input]),
+        };
+        let hidden = model.hidden_states(inputs).unwrap();
+        close(&format!("{case} {part}"), &hidden, &reference[&format!("{part}.output")]);
+        backward(&hidden);
+        gradients(&vs, &reference, part);
+        // Saved, the tower stands alone.
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), model.config().to_json()).unwrap();
+        let tensors: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
+        Tensor::write_safetensors(&tensors, dir.path().join("model.safetensors")).unwrap();
+        let (_, again) = M::from_pretrained(dir.path(), Device::Cpu, None).unwrap();
+        assert_eq!(again.hidden_states(inputs).unwrap(), hidden);
+    }
+    check::<SiglipVision>("siglip", "Vision", "images");
+    check::<SiglipText>("siglip", "Text", "ids");
+    check::<ClipVision>("clip", "Vision", "images");
+    check::<ClipText>("clip", "Text", "ids");
+    // Of another model they open nothing.
+    let error = ClipVision::from_pretrained(made().join("siglip"), Device::Cpu, None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
 }
 
 #[test]

@@ -39,12 +39,14 @@ fn tiny(model_type: &str) -> Value {
     let tower = config.clone();
     let text = match model_type {
         "gemma3" => "gemma3_text",
+        "qwen2_5_vl" => "qwen2_5_vl_text",
         "qwen3_vl" => "qwen3_vl_text",
         _ => "llama",
     };
     let vision = match model_type {
         "gemma3" => "siglip_vision_model",
         "idefics3" | "smolvlm" => "idefics3_vision",
+        "qwen2_5_vl" => "qwen2_5_vl_vision",
         "qwen3_vl" => "qwen3_vl_vision",
         _ => "clip_vision_model",
     };

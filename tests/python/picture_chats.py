@@ -42,6 +42,9 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessorPil,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
@@ -96,6 +99,7 @@ TEMPLATES = {
     ),
 }
 TEMPLATES["llava_next"] = TEMPLATES["llava"]
+TEMPLATES["qwen2_5_vl"] = TEMPLATES["qwen3_vl"]
 SPECIAL = {
     "llava": ["<image>"],
     "llava_next": ["<image>"],
@@ -106,21 +110,34 @@ SPECIAL = {
         *(f"<row_{i + 1}_col_{j + 1}>" for i in range(2) for j in range(6)),
     ],
 }
+SPECIAL["qwen2_5_vl"] = SPECIAL["qwen3_vl"]
 
 
-class OfPictures(Qwen3VLProcessor):
+class WithoutVideos:
     """Without a processor for videos, which needs torchvision."""
 
     def check_argument_for_proper_class(self, name, argument):
         return argument if argument is None else super().check_argument_for_proper_class(name, argument)
 
 
+class OfQwen2_5(WithoutVideos, Qwen2_5_VLProcessor):
+    pass
+
+
+class OfQwen3(WithoutVideos, Qwen3VLProcessor):
+    pass
+
+
+PROCESSORS = {"qwen2_5_vl": OfQwen2_5, "qwen3_vl": OfQwen3}
+
+
 def processor_of(directory):
-    if json.loads((Path(directory) / "config.json").read_text())["model_type"] != "qwen3_vl":
+    family = json.loads((Path(directory) / "config.json").read_text())["model_type"]
+    if family not in PROCESSORS:
         return AutoProcessor.from_pretrained(directory)
     of_text = AutoTokenizer.from_pretrained(directory)
     pixels = Qwen2VLImageProcessorPil.from_pretrained(directory)
-    return OfPictures(pixels, of_text, None, chat_template=of_text.chat_template)
+    return PROCESSORS[family](pixels, of_text, None, chat_template=of_text.chat_template)
 
 
 def tokenizer(family):
@@ -144,7 +161,7 @@ def tokenizer(family):
 def make(directory, family):
     torch.manual_seed(0)
     of_text = tokenizer(family)
-    tokens = {"gemma3": "<image_soft_token>", "qwen3_vl": "<|image_pad|>"}
+    tokens = {"gemma3": "<image_soft_token>", "qwen2_5_vl": "<|image_pad|>", "qwen3_vl": "<|image_pad|>"}
     image = of_text.convert_tokens_to_ids(tokens.get(family, "<image>"))
     common = {
         "vocab_size": len(of_text), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -181,13 +198,19 @@ def make(directory, family):
             pixels, of_text, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1,
             chat_template=template,
         )
-    elif family == "qwen3_vl":
+    elif family in PROCESSORS:
         numbers = {name: of_text.convert_tokens_to_ids(f"<|{name}|>") for name in ("video_pad", "vision_start", "vision_end")}
-        config = Qwen3VLConfig(
-            vision_config=dict(
-                depth=3, hidden_size=24, intermediate_size=32, num_heads=3, patch_size=4, out_hidden_size=32,
-                num_position_embeddings=16, deepstack_visual_indexes=[0, 1], initializer_range=0.2,
-            ),
+        tower = dict(depth=3, hidden_size=24, intermediate_size=32, num_heads=3, patch_size=4, out_hidden_size=32, initializer_range=0.2)
+        of_family = {
+            "qwen2_5_vl": dict(window_size=16, fullatt_block_indexes=[1]),
+            "qwen3_vl": dict(num_position_embeddings=16, deepstack_visual_indexes=[0, 1]),
+        }
+        kinds = {
+            "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+            "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
+        }
+        config = kinds[family][0](
+            vision_config=tower | of_family[family],
             # What comes behind the last block has no part in a reply.
             text_config={
                 **common, "num_hidden_layers": 3, "head_dim": 8,
@@ -196,7 +219,7 @@ def make(directory, family):
             image_token_id=image, video_token_id=numbers["video_pad"], vision_start_token_id=numbers["vision_start"],
             vision_end_token_id=numbers["vision_end"],
         )
-        model = Qwen3VLForConditionalGeneration(config)
+        model = kinds[family][1](config)
         size = {"shortest_edge": 256, "longest_edge": 1600}
         pixels = Qwen2VLImageProcessorPil(patch_size=4, size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
         of_text.chat_template, processor = template, pixels
@@ -267,7 +290,7 @@ def model_of(directory, adapter):
 
 def main(command, directory, *arguments):
     if command == "make":
-        for family in ["llava", "llava_next", "gemma3", "idefics3", "qwen3_vl"]:
+        for family in ["llava", "llava_next", "gemma3", "idefics3", "qwen2_5_vl", "qwen3_vl"]:
             make(f"{directory}/{family}", family)
         pictures(f"{directory}/pictures")
         result = None

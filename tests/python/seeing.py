@@ -1,6 +1,7 @@
 """`seeing.py DIR`: tiny random models of images and texts: what they compute, and all gradients. `seeing.py DIR
 CASE:MODEL…`: the models load, and compute of a batch of the case what `MODEL/expected.st` says."""
 
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -29,6 +30,11 @@ QWEN_TOWER = dict(
     depth=4, hidden_size=24, num_heads=3, intermediate_size=40, patch_size=2, temporal_patch_size=2, spatial_merge_size=2,
     num_position_embeddings=9, deepstack_visual_indexes=[0, 2], out_hidden_size=32,
 )
+QWEN2_5_TOWER = dict(
+    depth=3, hidden_size=24, num_heads=3, intermediate_size=40, patch_size=2, temporal_patch_size=2, spatial_merge_size=2,
+    window_size=8, fullatt_block_indexes=[1], out_hidden_size=32,
+)
+QWEN = ("qwen2_5_vl", "qwen3_vl")
 CASES = {
     "gemma3": (
         "gemma3", GEMMA | dict(sliding_window_pattern=2, rope_scaling=dict(rope_type="linear", factor=8.0)),
@@ -54,6 +60,12 @@ CASES = {
             rope_theta=1000.0,
         ),
         QWEN_TOWER, dict(image_token_id=60, video_token_id=61), None,
+    ),
+    # Windows, which some images do not fill, and one image lies in whole.
+    "qwen2_5_vl": (
+        "qwen2_5_vl",
+        TEXT | dict(num_hidden_layers=3, rope_scaling=dict(type="mrope", mrope_section=[2, 1, 1]), rope_theta=1000.0),
+        QWEN2_5_TOWER, dict(image_token_id=60, video_token_id=61), None,
     ),
     "llava": (
         "llava", TEXT | dict(model_type="qwen2"), SIGLIP | dict(image_size=6, vision_use_head=False),
@@ -85,7 +97,7 @@ def of_images(model, images, counts, ids, image, mask=None):
     if not len(images):
         return {}
     kind = model.config.model_type
-    if kind == "qwen3_vl":
+    if kind in QWEN:
         patches, grids = patched(images)
         return dict(pixel_values=patches, image_grid_thw=grids, mm_token_type_ids=(ids == image).int())
     if kind in ("idefics3", "smolvlm"):
@@ -115,6 +127,20 @@ def layouts(model, case, root):
         assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in state.items()), name
 
 
+def of_the_hub(model, case, root):
+    """The same weights and settings as the first files of Qwen2.5-VL have them."""
+    kind, text, tower, whole, _ = CASES[case]
+    folder = root / f"{case}_a"
+    folder.mkdir()
+    config = dict(model_type=kind, architectures=[type(model).__name__], vision_config=tower | dict(model_type=kind), **text, **whole)
+    (folder / "config.json").write_text(json.dumps(config))
+    state = renamed(model.state_dict(), ("model.language_model.", "model."), ("model.visual.", "visual."))
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    again, found = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not any(found.values()), found
+    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
 def check(case, folder):
     kind, _, _, whole, _ = CASES[case]
     model, found = AutoModelForImageTextToText.from_pretrained(
@@ -124,7 +150,7 @@ def check(case, folder):
     reference = load_file(root / case / "reference.st")
     batch = {name: reference.get(f"two.{name}") for name in ("ids", "mask", "images", "grids")}
     images = batch["images"]
-    if kind == "qwen3_vl":
+    if kind in QWEN:
         ends = batch["grids"].prod(1).cumsum(0).tolist()
         images = list(zip(images.tensor_split(ends[:-1]), map(tuple, batch["grids"].tolist())))
     image = whole.get("image_token_id", whole.get("image_token_index"))
@@ -148,7 +174,7 @@ for case, (kind, text, tower, whole, each) in CASES.items():
     model = shaken(AutoModelForImageTextToText.from_config(config, attn_implementation="eager"))
     model.save_pretrained(root / case)
     image = whole.get("image_token_id", whole.get("image_token_index"))
-    if kind == "qwen3_vl":
+    if kind in QWEN:
         images = [(torch.randn(t * h * w, 3 * 2 * 2 * 2), (t, h, w)) for t, h, w in GRIDS]
         given = rows([[image] * (h * w // 4) for _, h, w in GRIDS])
     else:
@@ -161,7 +187,7 @@ for case, (kind, text, tower, whole, each) in CASES.items():
         computed(model, reference, name, ids, mask, image, **of_images(model, images, counts, ids, image, pixels))
         if not len(images):
             return
-        if kind == "qwen3_vl":
+        if kind in QWEN:
             reference[f"{name}.images"], reference[f"{name}.grids"] = patched(images)
         else:
             reference[f"{name}.images"] = images
@@ -193,5 +219,7 @@ for case, (kind, text, tower, whole, each) in CASES.items():
     save_file(reference, root / case / "reference.st")
     if case == "gemma3":
         layouts(model, case, root)
-    if case in ("gemma3", "idefics3", "qwen3_vl"):
+    if case == "qwen2_5_vl":
+        of_the_hub(model, case, root)
+    if case in ("gemma3", "idefics3", *QWEN):
         model.model.save_pretrained(root / f"{case}_base")

@@ -78,6 +78,7 @@ for number, output in enumerate(outputs, 1):
     os.dup2(output.fileno(), number)
 os.chdir(directory)
 sys.argv = command
+sys.path[0] = os.path.dirname(os.path.abspath(command[0]))
 status = 0
 try:
     runpy.run_path(command[0], run_name="__main__")

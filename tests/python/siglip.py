@@ -101,6 +101,14 @@ for case, (name, options, prefix) in CASES.items():
         reference |= {f"tuned.{key}": tensor.detach().clone() for key, tensor in model.named_parameters()}
         logits = model(pixel_values=images).logits
         reference |= {"tuned.output": logits} | gradients(model, logits, "tuned")
+        # Each tower from the files of both.
+        ids = torch.randint(3, 48, (4, 11))
+        for part, inputs in (("Vision", dict(pixel_values=images)), ("Text", dict(input_ids=ids))):
+            tower = getattr(transformers, name.replace("Model", f"{part}Model"))
+            model, found = tower.from_pretrained(root / case, attn_implementation="eager", output_loading_info=True)
+            assert not found["missing_keys"] and not found["mismatched_keys"], found
+            hidden = model.eval()(**inputs).last_hidden_state
+            reference |= {f"{part}.output": hidden, "ids": ids.clone()} | gradients(model, hidden, part)
     else:
         sizes = {"same": images}
         if name.startswith("Siglip"):

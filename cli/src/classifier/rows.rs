@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
+use ln_tuning::regular;
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use serde_json::Value;
 
 use super::folder::Folder;
 use super::settings::ClassifierData;
-use crate::pictures::picture;
+use crate::pictures::head;
 use crate::progress;
 use crate::records::digest::Digest;
 use crate::records::keys::{left, near, KeyCounts};
@@ -67,11 +69,11 @@ impl Rows {
         let data = &run.data;
         // Each with its place.
         let ((found, digest), unread) = if data.format.is_images(path) {
-            image_rows(path)
+            image_rows(path, run.common.workers)
                 .with_context(|| format!("cannot read the data '{}'", path.display()))?
         } else {
             let mut unread = KeyCounts::default();
-            (rows_of(path, data, &mut unread)?, unread.report())
+            (rows_of(path, run, &mut unread)?, unread.report())
         };
         let (mut rows, mut bad) = (Vec::new(), Bad::default());
         for (place, row) in found {
@@ -119,23 +121,27 @@ impl Rows {
 }
 
 /// The rows, or what is wrong with them, with their places; and a number for all of it.
-type Found = (Vec<(String, Result<(Input, String)>)>, String);
+type Found = (Placed, String);
+
+/// Rows with their places.
+type Placed = Vec<(String, Result<(Input, String)>)>;
 
 /// The words are about files that are left out.
-fn image_rows(path: &Path) -> Result<(Found, Option<String>)> {
+fn image_rows(path: &Path, workers: usize) -> Result<(Found, Option<String>)> {
     refuse_data_set(path)?;
     let mut digest = Digest::new();
     let Folder { files, left_out } = Folder::open(path, &mut digest)?;
-    let mut rows = Vec::new();
+    let row = |(file, label): &(PathBuf, String)| {
+        (file.display().to_string(), Ok((Input::Image(file.clone()), label.clone())))
+    };
+    let mut rows = seen(files.iter().map(row).collect(), workers)?;
+    let mut end = 0;
     for class in files.chunk_by(|(_, class), (_, next)| class == next) {
-        let before = rows.len();
-        rows.extend(class.iter().map(|(file, label)| {
-            let row = picture::check(file).map(|()| (Input::Image(file.clone()), label.clone()));
-            (file.display().to_string(), row)
-        }));
+        let begin = end;
+        end += class.len();
         // Skipped, they would take the class along.
-        if rows[before..].iter().all(|(_, row)| row.is_err()) {
-            if let Some((place, Err(error))) = rows.pop() {
+        if rows[begin..end].iter().all(|(_, row)| row.is_err()) {
+            if let (place, Err(error)) = rows.swap_remove(end - 1) {
                 bail!("no picture of the class '{}' can be read: {place}: {error:#}", class[0].1);
             }
         }
@@ -144,8 +150,43 @@ fn image_rows(path: &Path) -> Result<(Found, Option<String>)> {
     Ok(((rows, digest.text()), left_out))
 }
 
+/// The same, with an error for each picture that is none, or is cut off. On several threads.
+fn seen(rows: Placed, workers: usize) -> Result<Placed> {
+    if !rows.iter().any(|(_, row)| matches!(row, Ok((Input::Image(_), _)))) {
+        return Ok(rows);
+    }
+    let bar = progress::counted("looking at pictures", rows.len() as u64)?;
+    let look = |(place, row): (String, Result<(Input, String)>)| {
+        bar.inc(1);
+        let row = row.and_then(|(input, label)| {
+            if let Input::Image(path) = &input {
+                let size =
+                    regular::read(path).map_err(Into::into).and_then(|bytes| head::size(&bytes));
+                let name = path.display().to_string();
+                // In a folder, the place of a picture is its file.
+                if place == name {
+                    size?;
+                } else {
+                    size.with_context(|| format!("'{name}'"))?;
+                }
+            }
+            Ok((input, label))
+        });
+        (place, row)
+    };
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(workers).build()?;
+    let seen = threads.install(|| rows.into_par_iter().map(look).collect());
+    bar.finish_and_clear();
+    Ok(seen)
+}
+
 /// Rows of a file, which hold texts or the paths of pictures.
-fn rows_of(path: &Path, data: &ClassifierData, unread: &mut KeyCounts) -> Result<Found> {
+fn rows_of(
+    path: &Path,
+    run: &RunSettings<ClassifierData>,
+    unread: &mut KeyCounts,
+) -> Result<Found> {
+    let data = &run.data;
     let records = Records::open(path, data.format, Documents::Lines)?;
     ensure!(
         !records.is_text(),
@@ -178,7 +219,7 @@ fn rows_of(path: &Path, data: &ClassifierData, unread: &mut KeyCounts) -> Result
     };
     let rows = (0..records.len()).map(row).collect();
     bar.finish_and_clear();
-    Ok((rows, records.digest))
+    Ok((seen(rows, run.common.workers)?, records.digest))
 }
 
 /// The key of the label: datasets and transformers say both `label` and `labels`.
@@ -238,11 +279,7 @@ fn labelled(
         "the {what} or the label is empty"
     );
     let input = match data.image {
-        Some(_) => {
-            let path = folder.join(input);
-            picture::check(&path).with_context(|| format!("'{}'", path.display()))?;
-            Input::Image(path)
-        }
+        Some(_) => Input::Image(folder.join(input)),
         None => Input::Text { text: input, pair },
     };
     Ok((input, label, left(row, REFUSED)?))

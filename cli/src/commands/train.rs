@@ -52,6 +52,10 @@ pub struct Args {
     /// clipping, loss_scale and seed
     #[arg(long, value_name = "KEY=VALUE,VALUE", conflicts_with = "find_lr")]
     sweep: Vec<String>,
+    /// Of a sweep or tasks: run after run in each step, so that each ends, to the bit, as it would alone. Otherwise rows of
+    /// several runs go through the model together where that is faster, and results differ in the last digits
+    #[arg(long)]
+    exact: bool,
     /// Keep the adapters of all runs of a sweep, each in its folder
     #[arg(long, requires = "sweep")]
     keep_all: bool,
@@ -203,10 +207,10 @@ fn at_once(
     let mode = mode(args);
     let done = match task {
         TaskName::Language => {
-            language::train_several(&Several::new(out, &trees, purpose, ranks)?, mode)
+            language::train_several(&Several::new(out, &trees, purpose, args.exact, ranks)?, mode)
         }
         TaskName::Classifier => {
-            classifier::train_several(&Several::new(out, &trees, purpose, ranks)?, mode)
+            classifier::train_several(&Several::new(out, &trees, purpose, args.exact, ranks)?, mode)
         }
     };
     done.map_err(|error| memory::explained(error, memory::SETTINGS))

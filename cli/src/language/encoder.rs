@@ -119,6 +119,12 @@ impl TextEncoder {
         self.vision.as_ref().map_or(Ok(Sizes::default()), |vision| Sizes::of(&vision.tokens, grids))
     }
 
+    /// True if the model takes several documents in a row.
+    pub fn packs(&self) -> bool {
+        let in_patches = |vision: &Vision| vision.tokens.needs_sizes() == Some(true);
+        !self.vision.as_ref().is_some_and(in_patches)
+    }
+
     /// A plain document.
     pub fn text(&self, text: &str, grids: &[Grid]) -> Result<Tokens> {
         let mut encoded = self.encode(&self.marked(text), true, grids, false)?;

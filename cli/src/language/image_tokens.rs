@@ -19,8 +19,8 @@ enum Form {
     Llava,
     /// `LlavaNextProcessor`: as many of them as tiles have parts that are no padding.
     LlavaNext,
-    /// `Qwen3VLProcessor`: as many as there are squares of patches.
-    Qwen3Vl,
+    /// `Qwen2_5_VLProcessor` and `Qwen3VLProcessor`: as many as there are squares of patches.
+    QwenVl,
     /// `Gemma3Processor`: between a beginning and an end.
     Gemma3,
     /// `Idefics3Processor` and `SmolVLMProcessor`: tiles in rows and columns, then the whole.
@@ -28,10 +28,11 @@ enum Form {
 }
 
 /// The models, and the processor of each.
-const FORMS: [(&str, Form); 6] = [
+const FORMS: [(&str, Form); 7] = [
     ("llava", Form::Llava),
     ("llava_next", Form::LlavaNext),
-    ("qwen3_vl", Form::Qwen3Vl),
+    ("qwen2_5_vl", Form::QwenVl),
+    ("qwen3_vl", Form::QwenVl),
     ("gemma3", Form::Gemma3),
     ("idefics3", Form::Idefics3),
     ("smolvlm", Form::Idefics3),
@@ -90,7 +91,7 @@ impl ImageTokens {
                 let image = token("image_token", "<image>");
                 (image.clone(), image, String::new(), String::new())
             }
-            Form::Qwen3Vl => {
+            Form::QwenVl => {
                 let image = token("image_token", "<|image_pad|>");
                 let begin = token("vision_start_token", "<|vision_start|>");
                 (image.clone(), image, begin, token("vision_end_token", "<|vision_end|>"))
@@ -123,7 +124,7 @@ impl ImageTokens {
         let count =
             count(*form, config, &given).context("config.json and processor_config.json")?;
         let written = match form {
-            Form::Qwen3Vl => format!("{begin}{image}{end}"),
+            Form::QwenVl => format!("{begin}{image}{end}"),
             _ => mark.clone(),
         };
         let model = (*form == Form::LlavaNext)
@@ -137,7 +138,7 @@ impl ImageTokens {
     pub fn needs_sizes(&self) -> Option<bool> {
         match self.form {
             Form::LlavaNext => Some(false),
-            Form::Qwen3Vl => Some(true),
+            Form::QwenVl => Some(true),
             _ => None,
         }
     }
@@ -155,7 +156,7 @@ impl ImageTokens {
     fn tokens(&self, (rows, columns): Grid) -> Result<usize> {
         Ok(match (&self.model, self.form) {
             (Some(model), _) => model.image_tokens(rows as i64, columns as i64)? as usize,
-            (None, Form::Qwen3Vl) => rows * columns / self.count,
+            (None, Form::QwenVl) => rows * columns / self.count,
             (None, _) => self.count * (1 + rows * columns),
         })
     }
@@ -165,7 +166,7 @@ impl ImageTokens {
         let ImageTokens { begin, end, .. } = self;
         let image = self.token.repeat(self.count);
         match self.form {
-            Form::Llava | Form::LlavaNext | Form::Qwen3Vl => self.token.repeat(tokens),
+            Form::Llava | Form::LlavaNext | Form::QwenVl => self.token.repeat(tokens),
             Form::Gemma3 => {
                 let whole = format!("\n\n{begin}{image}{end}\n\n");
                 if rows * columns == 0 {
@@ -200,7 +201,8 @@ impl ImageTokens {
         if marks.len() != grids.len() {
             let who = if template { "the chat template writes" } else { "the text has" };
             bail!(
-                "{who} '{}' {} times for {} pictures, expected once for each: give as many pictures as there are marks",
+                "{who} '{}' {} times for {} pictures, expected once for each: give as many pictures as there \
+                 are marks, and write one that stands for no picture in another way",
                 self.mark,
                 marks.len(),
                 grids.len()
@@ -256,7 +258,7 @@ fn count(form: Form, config: &Value, given: &Value) -> Result<usize> {
         }
     };
     let (name, found, model) = match form {
-        Form::Qwen3Vl => {
+        Form::QwenVl => {
             let merge = of(&vision["spatial_merge_size"], "vision_config.spatial_merge_size", 2)?;
             ("merge_size", None, merge.pow(2))
         }

@@ -153,7 +153,8 @@ pub fn train_several(several: &Several<LanguageData>, mode: Mode) -> Result<()> 
     let files = ModelFiles::open(&settings.model)?;
     // A seed decides which documents stand in a row, and which are evaluated.
     let data = |run: &RunSettings<LanguageData>| {
-        let seeded = run.data.packing && run.files.shuffle || run.files.eval_fraction > 0.;
+        let packing = run.data.packing.unwrap_or(true);
+        let seeded = packing && run.files.shuffle || run.files.eval_fraction > 0.;
         (run.all["data"].clone(), seeded.then_some(run.common.seed))
     };
     let (of, firsts) = several::alike(runs().map(data));
@@ -182,9 +183,8 @@ pub fn combine(run: &RunSettings<LanguageData>, adapters: &[PathBuf], out: &Path
 
 fn encoder(files: &ModelFiles, words: &TextFiles, data: &LanguageData) -> Result<TextEncoder> {
     let encoder = TextEncoder::open(files, words, data.append_eos, data.loss_on)?;
-    let in_patches = encoder.vision.as_ref().and_then(|vision| vision.tokens.needs_sizes());
     ensure!(
-        !(data.packing && in_patches == Some(true)),
+        encoder.packs() || data.packing != Some(true),
         "'data.packing' is true, and a {} takes no several documents in a row: set data.packing=false",
         files.model_type().unwrap_or_default()
     );

@@ -62,7 +62,10 @@ pub fn matched(mentions: Mentions, listed: Vec<Value>, dir: &Path) -> Result<Vec
     let open = mentions.iter().filter(|mention| mention.is_none()).count();
     if open != listed.len() {
         let cure = match (open, listed.len()) {
-            (_, 0) => "name the files in 'images'",
+            (_, 0) => {
+                "name the files in 'images'; a text about the mark itself must write it in another way, such as '< image>', \
+                 since the model knows it as a picture alone"
+            }
             (0, _) => "put '<image>', or a part of the type 'image', where each is",
             _ => "make them as many",
         };

@@ -20,7 +20,8 @@ pub struct LanguageData {
     pub features_mb: Option<u64>,
     pub documents: Documents,
     pub max_length: usize,
-    pub packing: bool,
+    /// Wherever the model takes several documents in a row, unless it says something.
+    pub packing: Option<bool>,
     pub append_eos: bool,
     pub loss_on: LossOn,
 }

@@ -11,7 +11,7 @@ use ln_tuning::models::{DecoderConfig, Inputs};
 use ln_tuning::recompute::Tape;
 use tch::{Device, Kind, Tensor};
 
-use super::batch::{Shown, Tokens};
+use super::batch::{padded, Seen, Shown, TokenRows};
 use super::corpus::{Corpus, Part};
 use super::encoder::TextEncoder;
 use super::features::{Features, Key};
@@ -25,10 +25,11 @@ use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::order::Random;
 use crate::train::settings::RunSettings;
-use crate::train::task::{numbers, Batch, Load, Of, Scores, Task};
+use crate::train::task::{numbers, Batch, Load, Of, OfRun, Scores, Task};
 
 pub struct LanguageTask<'m> {
     model: &'m LanguageModel,
+    /// Rows hold several documents.
     packing: bool,
     loader: Arc<LanguageLoader>,
     words: TextFiles,
@@ -56,13 +57,13 @@ struct Rows {
 }
 
 impl Rows {
-    fn new(corpus: Corpus, data: &LanguageData, seed: Option<u64>) -> Self {
+    /// Rows of up to so many tokens, or of one piece each.
+    fn new(corpus: Corpus, packed: Option<u32>, seed: Option<u64>) -> Self {
         let lengths: Vec<u32> = corpus.pieces.iter().map(|piece| piece.len).collect();
         let random = seed.map(|seed| Random::new(seed, ROWS));
-        let rows = if data.packing {
-            pack(&lengths, data.max_length as u32, random)
-        } else {
-            (0..lengths.len()).map(|piece| vec![piece]).collect()
+        let rows = match packed {
+            Some(length) => pack(&lengths, length, random),
+            None => (0..lengths.len()).map(|piece| vec![piece]).collect(),
         };
         Rows { corpus, rows }
     }
@@ -83,9 +84,9 @@ impl Rows {
 }
 
 impl Load for LanguageLoader {
-    type Inputs = Tokens;
+    type Inputs = TokenRows;
 
-    fn load(&self, job: &Job) -> Result<Batch<Tokens>> {
+    fn load(&self, job: &Job) -> Result<Batch<TokenRows>> {
         let all = self.eval.as_ref().filter(|_| job.eval).unwrap_or(&self.train);
         let rows: Vec<&Vec<usize>> = job.rows.iter().map(|row| &all.rows[*row]).collect();
         let length = job.rows.iter().map(|row| i64::from(all.width(*row))).max().unwrap_or(0);
@@ -131,7 +132,7 @@ impl Load for LanguageLoader {
         // A model that sees counts the tokens of pictures on the CPU, and sends them itself.
         let ids = if pictures.is_empty() { sent(&ids)? } else { table(&ids)? };
         Ok(Batch {
-            inputs: Tokens { ids, documents, pictures, sizes: self.encoder.sizes(&grids)? },
+            inputs: TokenRows { ids, documents, pictures, sizes: self.encoder.sizes(&grids)? },
             // The loss leaves out what does not count, and looks for it on the CPU.
             labels: table(&labels)?,
             targets,
@@ -165,8 +166,10 @@ impl<'m> LanguageTask<'m> {
     ) -> Self {
         let data = &run.data;
         let seed = run.files.shuffle.then_some(run.common.seed);
-        let train = Rows::new(train, data, seed);
-        let eval = eval.map(|eval| Rows::new(eval, data, None));
+        let packing = data.packing.unwrap_or(encoder.packs());
+        let packed = packing.then_some(data.max_length as u32);
+        let train = Rows::new(train, packed, seed);
+        let eval = eval.map(|eval| Rows::new(eval, packed, None));
         let (config, multiple) = (model.config().clone(), run.files.multiple(device) as i64);
         let features =
             data.features_mb.map(|megabytes| Features::new(megabytes.saturating_mul(1_000_000)));
@@ -174,7 +177,7 @@ impl<'m> LanguageTask<'m> {
         let loader =
             LanguageLoader { encoder, config, device, kind, features, multiple, train, eval };
         let loader = Arc::new(loader);
-        LanguageTask { model, packing: data.packing, loader, words }
+        LanguageTask { model, packing, loader, words }
     }
 
     fn loss_of<'t>(
@@ -253,6 +256,33 @@ impl Task for LanguageTask<'_> {
         self.model.losses(&batches, Reduction::SumOver(over), tape)
     }
 
+    fn goes_together(&self, batch: &Of<Self>) -> bool {
+        batch.inputs.pictures.is_empty()
+    }
+
+    fn losses_together<'t>(
+        &'t self,
+        batches: &[OfRun<Self>],
+        tape: &mut Tape<'t>,
+    ) -> ln_tuning::Result<Vec<Tensor>> {
+        let own: Vec<&TokenRows> = batches.iter().map(|of| &of.batch.inputs).collect();
+        let all = TokenRows::together(&own)?;
+        let labels = batches.iter().map(|of| &of.batch.labels);
+        let labels = padded(labels, all.length(), |_| IGNORE_INDEX)?;
+        let names = batches.iter().zip(&own);
+        let names = names.flat_map(|(of, own)| (0..own.rows()).map(|_| of.adapter));
+        let names: Vec<&str> = names.collect();
+        let inputs = all.inputs(&Seen::Nothing, true).adapter_names(&names);
+        let rows = self.model.loss(inputs, &labels, Reduction::SumPerRow, tape)?;
+        let mut start = 0;
+        let losses = batches.iter().zip(own).map(|(of, own)| {
+            let sum = rows.f_narrow(0, start, own.rows())?.f_sum(rows.f_kind()?)?;
+            start += own.rows();
+            Ok(sum.f_div(&Tensor::from(of.over as f64).f_to_device(sum.device())?)?)
+        });
+        losses.collect()
+    }
+
     fn goes_block_by_block(&self) -> bool {
         self.model.is_streamed()
     }
@@ -290,6 +320,8 @@ impl Task for LanguageTask<'_> {
             let (rows, tokens) = (train.rows.len(), train.widths().map(u64::from).sum::<u64>());
             let mean = tokens as f64 / rows as f64;
             lines.push(format!("packed into {rows} rows, {mean:.0} tokens each"));
+        } else if !self.loader.encoder.packs() {
+            lines.push("one document a row: the model takes no several (data.packing)".into());
         }
         lines.extend(eval.iter().map(|eval| format!("evaluating on {}", eval.corpus.report)));
         lines

@@ -36,7 +36,7 @@ const CLASSES: &[(&str, &str, Scheme, &str)] = &[
     ("CLIPImageProcessor BitImageProcessor", "clip dinov2", Scheme::Plain, CLIP),
     ("LlavaImageProcessor", "llava", Scheme::Squared, CLIP),
     ("LlavaNextImageProcessor", "llava_next", Scheme::Pinpoints, NEXT),
-    ("Qwen2VLImageProcessor", "qwen3_vl", Scheme::Patches, r#"{
+    ("Qwen2VLImageProcessor", "qwen2_5_vl qwen3_vl", Scheme::Patches, r#"{
         "size": {"shortest_edge": 3136, "longest_edge": 1003520}, "resample": 3, "default_to_square": false,
         "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
         "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2

@@ -3,11 +3,11 @@
 use std::io::Cursor;
 
 use anyhow::{ensure, Context, Result};
-use flate2::Crc;
 use image::metadata::Orientation;
 use image::{ImageDecoder, ImageFormat, ImageReader};
 
 use super::picture::{check_size, decoded, has_end, orientation};
+use super::png;
 
 /// Width and height of a picture in these bytes, turned as its EXIF or XMP data say.
 ///
@@ -21,7 +21,7 @@ pub fn size(bytes: &[u8]) -> Result<(u32, u32)> {
     check_size((width, height))?;
     let whole = match format {
         Some(ImageFormat::Jpeg) => has_end(bytes),
-        Some(ImageFormat::Png) => png_has_end(bytes),
+        Some(ImageFormat::Png) => png::is_whole(bytes) || decoded(bytes).map(|_| true)?,
         Some(ImageFormat::WebP) => riff_has_end(bytes),
         // Seldom, and small or without compression: its pixels say so.
         _ => decoded(bytes).map(|_| true)?,
@@ -38,32 +38,6 @@ pub fn size(bytes: &[u8]) -> Result<(u32, u32)> {
         | Orientation::FlipVertical => false,
     };
     Ok(if turned { (height, width) } else { (width, height) })
-}
-
-/// True if a PNG's chunks lead to its end, and those of its pixels are as they were written.
-fn png_has_end(bytes: &[u8]) -> bool {
-    let mut at = 8;
-    while let Some(head) = bytes.get(at..at + 8) {
-        let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
-        let end = at.saturating_add(length).saturating_add(12);
-        if &head[4..] == b"IEND" {
-            return true;
-        }
-        if &head[4..] == b"IDAT" {
-            let Some((data, sum)) =
-                bytes.get(at + 4..end).and_then(|chunk| chunk.split_last_chunk::<4>())
-            else {
-                return false;
-            };
-            let mut found = Crc::new();
-            found.update(data);
-            if found.sum() != u32::from_be_bytes(*sum) {
-                return false;
-            }
-        }
-        at = end;
-    }
-    false
 }
 
 fn riff_has_end(bytes: &[u8]) -> bool {

@@ -18,6 +18,7 @@ pub mod options;
 mod patches;
 pub mod picture;
 mod pinpoints;
+mod png;
 pub mod processor;
 pub mod raster;
 pub mod resize;

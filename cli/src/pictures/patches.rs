@@ -40,7 +40,10 @@ impl Patches {
         for ((key, of_model, usual), setting) in OF_MODEL.iter().zip(&mut settings) {
             *setting = number(key)?;
             let vision = &config["vision_config"];
-            let model = vision[*of_model].as_u64().unwrap_or(*usual);
+            // Those of Qwen2.5-VL are smaller than those of Qwen3-VL.
+            let smaller = *key == "patch_size" && config["model_type"] == "qwen2_5_vl";
+            let usual = if smaller { 14 } else { *usual };
+            let model = vision[*of_model].as_u64().unwrap_or(usual);
             if vision.is_object() && *setting as u64 != model {
                 options.wrong(key, &format!("{model}, the '{of_model}' of config.json"))?;
             }

@@ -12,7 +12,7 @@ const REFUSED: &[(&[&str], &str)] = &[
     (
         &["image", "images", "image_url", "pixel_values"],
         "pictures beside text are for models of images and texts (llava, llava_next, gemma3, idefics3, smolvlm, \
-         qwen3_vl), and are named by 'images' there. Take such a model, or rows without them",
+         qwen2_5_vl, qwen3_vl), and are named by 'images' there. Take such a model, or rows without them",
     ),
     (
         &["audio", "audios", "video", "videos"],

@@ -26,6 +26,13 @@ pub fn keep(given: &Given, all: &mut Tree) -> Option<String> {
             *now = Value::from(value);
         }
     }
+    // Today's default is the same wherever that could be.
+    let packing = all.all.get_mut("data").and_then(|data| data.get_mut("packing"));
+    if let Some(now) = packing.filter(|_| !given.has("data.packing")) {
+        if before["data"]["packing"] == true {
+            *now = Value::from(true);
+        }
+    }
     let kept = kept.join(", ");
     (!kept.is_empty()).then(|| {
         format!("'{out}' holds a run with the defaults of its time, which it keeps: {kept}")

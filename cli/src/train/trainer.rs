@@ -19,7 +19,7 @@ use super::prefetch::Batches;
 use super::ranks::Ranks;
 use super::settings::Settings;
 use super::task::{numbers, Of, Task};
-use super::update::update;
+use super::update::{self, update};
 use super::{curves, interrupt, memory};
 use crate::progress;
 
@@ -196,6 +196,23 @@ impl<'a, T: Task> Run<'a, T> {
         &self.adapter
     }
 
+    pub(super) fn settings(&self) -> &Settings {
+        self.settings
+    }
+
+    pub(super) fn task(&self) -> &'a T {
+        self.task
+    }
+
+    pub(super) fn recompute(&self) -> Option<Recompute> {
+        self.recompute
+    }
+
+    /// True if these batches can go through the model together with those of other runs.
+    pub(super) fn goes_together(&self, (_, group): &Group<T>) -> bool {
+        group.iter().all(|batch| self.task.goes_together(batch))
+    }
+
     /// The seed of the order of the data, if it has one.
     pub(super) fn order(&self) -> Option<u64> {
         self.plan.seed
@@ -238,6 +255,19 @@ impl<'a, T: Task> Run<'a, T> {
             at,
         )?;
         self.stepped(group, figures)
+    }
+
+    /// Begins an update whose gradients come from elsewhere.
+    pub(super) fn begin_update(&mut self) -> Result<()> {
+        let factor = self.schedule.factor(self.state.step);
+        update::begin(self.settings, &mut self.optimizer, factor)
+    }
+
+    /// Ends an update whose gradients are there, of batches with this loss.
+    pub(super) fn end_update(&mut self, group: &Group<T>, loss: Tensor) -> Result<()> {
+        let grad_norm = update::end(self.settings, &mut self.optimizer)?;
+        let own = loss.shallow_clone();
+        self.stepped(group, [loss, grad_norm, own])
     }
 
     /// Counts a step that was made, with its loss, gradient norm, and the loss of this rank.

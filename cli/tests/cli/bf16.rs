@@ -1,18 +1,30 @@
 //! The comparison with PEFT in bf16 that the README shows, in short.
 
-use crate::common::{python, root};
+use crate::common::{root, run_python};
+use crate::program::text;
 
 #[test]
 fn in_bf16_our_weights_move_and_those_of_peft_do_not() {
     let out = tempfile::tempdir().unwrap();
     let script = root().join("cli/comparisons/bf16_vs_peft.py");
-    let mut command = python();
-    command.arg(script).arg("--binary").arg(crate::program::path()).arg("--out").arg(out.path());
-    command.args(["--steps", "100", "--base-steps", "5", "--real-steps", "0", "--threads", "1"]);
-    command.args(["--eval-rows", "8"]);
-    let output = command.output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let program = crate::program::path().into_string().unwrap();
+    let text = run_python(
+        text(&script),
+        &[
+            &[
+                "--binary",
+                &program,
+                "--out",
+                text(out.path()),
+                "--steps",
+                "100",
+                "--base-steps",
+                "5",
+            ][..],
+            &["--real-steps", "0", "--threads", "1", "--eval-rows", "8", "--rows", "64"],
+        ]
+        .concat(),
+    );
     assert!(text.contains("weights that moved: ours 1152 of 1152, PEFT 0 of 1152"), "{text}");
     let report = std::fs::read_to_string(out.path().join("bf16.json")).unwrap();
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();

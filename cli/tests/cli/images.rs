@@ -74,6 +74,11 @@ fn files_that_are_no_pictures_are_named_and_a_class_without_any_stops_the_run() 
     let error = training.refusal(&["out=second", "data.bad_lines=skip"]);
     assert!(error.contains("no picture of the class 'c' can be read"), "{error}");
     file("c/y.png", &std::fs::read(training.path("images/a/0.bmp")).unwrap());
+    // Known by the whole file, before the run.
+    let mut png = std::io::Cursor::new(Vec::new());
+    image::RgbImage::new(8, 8).write_to(&mut png, image::ImageFormat::Png).unwrap();
+    let png = png.into_inner();
+    file("c/z.png", &png[..png.len() * 6 / 10]);
     let printed = training.run(&["out=second", "data.bad_lines=skip"]);
-    assert!(printed.contains("5 images of 'images'; 1 bad ones skipped; left out"), "{printed}");
+    assert!(printed.contains("5 images of 'images'; 2 bad ones skipped; left out"), "{printed}");
 }

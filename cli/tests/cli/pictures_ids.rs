@@ -101,7 +101,7 @@ fn rows() -> Vec<Value> {
 fn conversations_with_pictures_have_the_ids_of_transformers_processors() {
     let dir = tempfile::tempdir().unwrap();
     let mut cases: Vec<(String, Vec<Value>)> =
-        ["llava", "llava_next", "gemma3", "idefics3", "qwen3_vl"]
+        ["llava", "llava_next", "gemma3", "idefics3", "qwen2_5_vl", "qwen3_vl"]
             .map(|family| (family.to_owned(), rows()))
             .into();
     // A text model's template takes strings, with the mark in them.
@@ -115,7 +115,9 @@ fn conversations_with_pictures_have_the_ids_of_transformers_processors() {
     ];
     cases.push(("text".into(), strings));
     let whole = "<|vision_start|><|image_pad|><|vision_end|>";
-    cases[4].1.push(json!({"text": format!("Of {whole} and{whole}"), "images": [picture("wide.png"), picture("tall.png")]}));
+    for of_qwen in [4, 5] {
+        cases[of_qwen].1.push(json!({"text": format!("Of {whole} and{whole}"), "images": [picture("wide.png"), picture("tall.png")]}));
+    }
     for (name, rows) in &cases {
         let family = if name == "text" { "llava" } else { name };
         let copied = copied(family);

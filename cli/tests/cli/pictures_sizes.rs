@@ -71,4 +71,7 @@ fn a_model_of_pictures_of_any_size_is_verified_and_refuses_packed_rows_before_th
     let error = training.refusal(&["data.packing=true"]);
     assert!(error.contains("a qwen3_vl takes no several documents in a row"), "{error}");
     assert!(error.contains("set data.packing=false"), "{error}");
+    // Rows are packed by themselves only where they can be.
+    let printed = self::training("qwen2_5_vl").run(&["max_steps=1"]);
+    assert!(printed.contains("one document a row: the model takes no several"), "{printed}");
 }

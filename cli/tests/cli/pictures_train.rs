@@ -280,6 +280,12 @@ fn pictures_that_are_missing_broken_or_too_many_are_found_before_the_run_with_th
             ["rows.jsonl:2: ", "speaks of 0 pictures", "the row lists 1"],
         ),
         (json!(null), "<image>", ["rows.jsonl:2: ", "speaks of 1 pictures", "the row lists 0"]),
+        // A literal mark, for which the tokenizer has one token, as in transformers.
+        (
+            json!(null),
+            "What is <image>?",
+            ["rows.jsonl:2: ", "a text about the mark", "'< image>'"],
+        ),
         (json!("https://a.b/c.png"), "<image>", ["rows.jsonl:2: ", "on the web", "download"]),
         (
             json!({"bytes": "data:;base64,AAAA"}),

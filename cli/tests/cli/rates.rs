@@ -50,6 +50,9 @@ fn a_run_that_began_with_former_defaults_goes_on_with_them() {
     let state = "out/checkpoints/step-2/state.json";
     let mut before: Value = serde_json::from_str(&training.read(state)).unwrap();
     assert_eq!(before["settings"].as_object_mut().unwrap().remove("base"), Some(json!("mapped")));
+    // And packed rows for all models.
+    assert_eq!(before["settings"]["data"]["packing"].take(), Value::Null);
+    before["settings"]["data"]["packing"] = json!(true);
     training.write(state, &before.to_string());
     let printed = training.run(&["max_steps=4", "save_interval=2"]);
     let line = "'out' holds a run with the defaults of its time, which it keeps: 'optimizer.weight_decay' 0.01 (now 0), \

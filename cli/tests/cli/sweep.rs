@@ -41,7 +41,11 @@ fn left(training: &Training, out: &str, step: u64) -> Left {
 fn each_run_of_a_sweep_ends_bit_for_bit_as_it_would_alone() {
     let training = settings();
     let sweep = ["--sweep", "optimizer.lr=1e-3,0.03", "--sweep", "seed=0,5", "--keep-all"];
-    let printed = swept(&training, &["out=sweep"], &sweep);
+    let exact = [&sweep[..], &["--exact"]].concat();
+    let printed = swept(&training, &["out=sweep"], &exact);
+    // Rows of several runs together: batches of other lengths, orders and rates.
+    let shown = swept(&training, &["out=together", "checkpointing=all"], &sweep);
+    assert!(shown.contains("go through the model together"), "{shown}");
     let mut scores = Vec::new();
     for (name, own) in [
         ("lr=0.001,seed=0", ["optimizer.lr=1e-3", "seed=0"]),
@@ -53,6 +57,13 @@ fn each_run_of_a_sweep_ends_bit_for_bit_as_it_would_alone() {
         training.run(&[alone.as_str(), own[0], own[1]]);
         let run = format!("sweep/runs/{name}");
         assert!(left(&training, &run, 6) == left(&training, name, 6), "{name}");
+        let near = |key: &str| {
+            let series = |out: &str| training.series(out, key);
+            let pairs = series(&format!("together/runs/{name}")).into_iter().zip(series(name));
+            pairs.map(|((_, ours), (_, alone))| (ours - alone).abs() / alone).fold(0., f64::max)
+        };
+        assert!(near("loss") < 1e-5 && near("eval_loss") < 1e-5, "{name}: {}", near("loss"));
+        assert!(near("grad_norm") < 1e-3, "{name}: {}", near("grad_norm"));
         let adapter =
             |out: &str| bytes(&training, &format!("{out}/adapter/adapter_model.safetensors"));
         assert!(adapter(&run) == adapter(name), "{name}");

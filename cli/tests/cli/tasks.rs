@@ -23,7 +23,9 @@ fn each_task_ends_bit_for_bit_as_it_would_alone_whatever_the_others_do() {
         {"name": "bad", "optimizer": {"lr": 1e30}, "schedule": {"warmup_ratio": 0.0}, "clip_norm": null},
     ]);
     let tasks = format!("tasks={tasks}");
-    let error = training.refusal(&[&tasks]);
+    let output = training.command(&[&tasks]).arg("--exact").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
     assert!(
         error.contains("'bad' stopped behind step") && error.contains("the loss is"),
         "{error}"

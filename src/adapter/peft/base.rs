@@ -6,7 +6,8 @@ use serde_json::{json, Map, Value};
 use tch::Kind;
 
 use super::keys::variable_of;
-use crate::adapter::config::{LnTuningConfig, TaskType};
+use crate::adapter::config::LnTuningConfig;
+use crate::adapter::task_type::TaskType;
 use crate::error::{refuse, Result};
 use crate::names::natural::natural_cmp;
 use crate::pretrained::files::ModelFiles;

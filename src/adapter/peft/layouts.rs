@@ -142,6 +142,40 @@ pub(crate) fn all_known(
     Ok(true)
 }
 
+/// The keys of tensors for an adapter in the names of its model, if they are those of another layout, all of them.
+pub(crate) fn keys_here(
+    wanted: &[&SelectedTensor],
+    keys: &[&str],
+    adapter: &str,
+    mapping: &KeyMapping,
+) -> Result<Option<Vec<String>>> {
+    for layout in LAYOUTS.iter().chain(CLASSES) {
+        let rules = KeyMapping::new(layout.rules)?;
+        let there = |tensor: &&SelectedTensor| -> Result<Option<SelectedTensor>> {
+            let name = rules.apply(&tensor.variable())?;
+            let module = name.strip_suffix(&tensor.name).and_then(|name| name.strip_suffix('.'));
+            Ok(module
+                .map(|module| SelectedTensor { module: module.to_owned(), ..(*tensor).clone() }))
+        };
+        let there = wanted.iter().map(there).collect::<Result<Option<Vec<_>>>>()?;
+        let Some(there) = there else { continue };
+        let Ok(matched) = match_keys(&there.iter().collect::<Vec<_>>(), keys, adapter, mapping)
+        else {
+            continue;
+        };
+        if matched.missing.is_empty() && matched.unexpected.is_empty() {
+            let mut keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+            for (tensor, place) in wanted.iter().zip(matched.found) {
+                if let Some(place) = place {
+                    keys[place] = file_key(tensor);
+                }
+            }
+            return Ok(Some(keys));
+        }
+    }
+    Ok(None)
+}
+
 impl Known<'_> {
     /// Compares an adapter, which was saved or is to be loaded under the name `adapter`, with every layout.
     pub(crate) fn fit(

@@ -8,14 +8,16 @@ use tch::Tensor;
 use super::card::Card;
 use super::directory::{adapter_dir, adapter_files, card_file};
 use super::keys::{file_key, match_keys, KeyMapping};
+use super::layouts::keys_here;
 use super::mismatch;
 use crate::adapter::attachment::Attachment;
-use crate::adapter::config::{LnTuningConfig, Modules, TaskType};
+use crate::adapter::config::{LnTuningConfig, Modules};
 use crate::adapter::flat::copy_of;
 use crate::adapter::options::{LoadOptions, SaveKind, SaveOptions};
 use crate::adapter::scaling::{check_scale, scaled};
 use crate::adapter::selection::{Role, SelectedTensor};
 use crate::adapter::status::TrainableParameters;
+use crate::adapter::task_type::TaskType;
 use crate::adapter::weights::{Adapter, Place};
 use crate::error::{refuse, Result};
 use crate::storage::atomic::Contents;
@@ -79,7 +81,13 @@ pub(crate) fn load(
     let mapping = KeyMapping::new(&options.key_mapping)?;
     let wanted: Vec<&SelectedTensor> = adapter.entries.iter().map(|entry| &entry.tensor).collect();
     let keys: Vec<&str> = tensors.iter().map(|(key, _)| key.as_str()).collect();
-    let matched = match_keys(&wanted, &keys, name, &mapping)?;
+    let mut matched = match_keys(&wanted, &keys, name, &mapping)?;
+    if !(matched.missing.is_empty() && matched.unexpected.is_empty()) {
+        if let Some(here) = keys_here(&wanted, &keys, name, &mapping)? {
+            let here: Vec<&str> = here.iter().map(String::as_str).collect();
+            matched = match_keys(&wanted, &here, name, &KeyMapping::default())?;
+        }
+    }
     let allowed = (options.allow_missing, options.allow_unexpected);
     mismatch::check(&matched, &wanted, &keys, "here", allowed)?;
     let mut report = LoadReport {

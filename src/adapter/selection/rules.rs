@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use crate::adapter::config::{LnTuningConfig, Modules, TaskType};
+use crate::adapter::config::{LnTuningConfig, Modules};
+use crate::adapter::task_type::TaskType;
 use crate::error::{refuse, Result};
 use crate::names::pattern::Pattern;
 

@@ -17,8 +17,8 @@ use crate::pretrained::{is_tied, Head};
 /// The shape and the options of a model of images and texts, read from a `config.json` of transformers.
 ///
 /// Families: `llava` (1.5) and `llava_next` (1.6), whose language model is of any family of [`DecoderConfig`], and
-/// whose tower is that of a CLIP or of a SigLIP; `gemma3` (4b and larger); `idefics3` and `smolvlm`; `qwen3_vl`, whose
-/// images are of any size.
+/// whose tower is that of a CLIP or of a SigLIP; `gemma3` (4b and larger); `idefics3` and `smolvlm`;
+/// `qwen2_5_vl` and `qwen3_vl`, whose images are of any size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageTextToTextConfig {
     declared: Declared,
@@ -91,8 +91,7 @@ impl ModelConfig for ImageTextToTextConfig {
         let is_read = |model_type: &str| model_type == declared.model_type();
         let family = FAMILIES.iter().find(|family| is_read(family.model_type));
         let family = family.unwrap_or(&FAMILIES[0]);
-        let (vision, text) =
-            (part(config, VISION, &family.vision)?, part(config, TEXT, &family.text)?);
+        let (vision, text) = (part(config, VISION, &family.vision)?, text_part(config, family)?);
         let tower = if family.packs {
             ImageTowerConfig::read_packed(&vision)?
         } else {
@@ -133,6 +132,22 @@ impl ModelConfig for ImageTextToTextConfig {
         self.text = self.text.with_generation(generation)?;
         Ok(self)
     }
+}
+
+/// The configuration of the language model.
+fn text_part(config: &Value, family: &Family) -> Result<Value> {
+    let mut fields = part(config, TEXT, &family.text)?;
+    if let (true, None | Some(Value::Null), Some(all)) =
+        (family.is_flat, config.get(TEXT), config.as_object())
+    {
+        let own =
+            all.iter().filter(|(key, _)| !["model_type", VISION, TEXT].contains(&key.as_str()));
+        fields.as_object_mut().into_iter().for_each(|fields| {
+            fields.extend(own.clone().map(|(key, value)| (key.clone(), value.clone())));
+            fields.remove("architectures");
+        });
+    }
+    Ok(fields)
 }
 
 /// The configuration of a part, which has another head than the whole.

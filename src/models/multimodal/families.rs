@@ -36,6 +36,7 @@ const LLAVA: Family = Family {
     in_tiles: false,
     looks_both_ways: false,
     packs: false,
+    is_flat: false,
 };
 
 const IDEFICS3: Family = Family {
@@ -45,6 +46,17 @@ const IDEFICS3: Family = Family {
     text: Part { model_type: "llama", fields: || json!({"rms_norm_eps": 1e-5}) },
     image_token: 128_257,
     connector: idefics3,
+    ..LLAVA
+};
+
+const QWEN3_VL: Family = Family {
+    model_type: "qwen3_vl",
+    names: Names { tower: "visual", connector: "visual", text: "language_model" },
+    vision: Part { model_type: "qwen3_vl_vision", fields: || json!({}) },
+    text: Part { model_type: "qwen3_vl_text", fields: || json!({}) },
+    image_token: 151_655,
+    connector: qwen_vl,
+    packs: true,
     ..LLAVA
 };
 
@@ -62,15 +74,13 @@ pub(super) const FAMILIES: &[Family] = &[
     },
     IDEFICS3,
     Family {
-        model_type: "qwen3_vl",
-        names: Names { tower: "visual", connector: "visual", text: "language_model" },
-        vision: Part { model_type: "qwen3_vl_vision", fields: || json!({}) },
-        text: Part { model_type: "qwen3_vl_text", fields: || json!({}) },
-        image_token: 151_655,
-        connector: qwen3_vl,
-        packs: true,
-        ..LLAVA
+        model_type: "qwen2_5_vl",
+        vision: Part { model_type: "qwen2_5_vl_vision", fields: || json!({}) },
+        text: Part { model_type: "qwen2_5_vl_text", fields: || json!({}) },
+        is_flat: true,
+        ..QWEN3_VL
     },
+    QWEN3_VL,
     Family { model_type: "smolvlm", ..IDEFICS3 },
 ];
 
@@ -101,13 +111,13 @@ fn idefics3(
     Ok((Taken::Last, ConnectorConfig::Shuffle(connector)))
 }
 
-fn qwen3_vl(
+fn qwen_vl(
     _config: &Value,
     tower: &ImageTowerConfig,
     text: &DecoderConfig,
 ) -> Result<(Taken, ConnectorConfig)> {
     let Some(tower) = tower.packed() else {
-        return not_implemented("another tower for images than qwen3_vl's own");
+        return not_implemented("another tower for images than the model's own");
     };
     Ok((Taken::Last, ConnectorConfig::Mergers(MergersConfig::read(tower, text)?)))
 }

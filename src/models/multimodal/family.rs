@@ -25,6 +25,8 @@ pub(super) struct Family {
     pub(super) looks_both_ways: bool,
     /// True if images are of any size, cut into patches, and positions stand on three axes.
     pub(super) packs: bool,
+    /// True if the language model's settings stand beside those of the whole where they have no key of their own.
+    pub(super) is_flat: bool,
 }
 
 /// Names of the parts, below the base model.

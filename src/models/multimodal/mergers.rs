@@ -1,4 +1,4 @@
-//! Qwen3-VL's connector: the patches of a square side by side, two linear layers; for each of the states taken.
+//! The connector of Qwen2.5-VL and Qwen3-VL: the patches of a square side by side, two linear layers; for each of the states taken.
 
 use tch::nn::Init;
 use tch::Tensor;
@@ -20,6 +20,7 @@ pub(super) struct MergersConfig {
     widths: [i64; 3],
     /// The states that are taken besides the last.
     deep: i64,
+    norm: NormKind,
 }
 
 #[derive(Debug)]
@@ -42,22 +43,26 @@ impl MergersConfig {
             );
         }
         let widths = [width, width * tower.merge.pow(2), tower.out];
-        Ok(MergersConfig { widths, deep: tower.deep.len() as i64 })
+        Ok(MergersConfig { widths, deep: tower.deep.len() as i64, norm: tower.norm() })
     }
 }
 
 impl Mergers {
     pub(super) fn build(weights: &Weights, config: &MergersConfig, init: Init) -> Result<Self> {
         let [width, square, out] = config.widths;
+        let (norm, first, second) = match config.norm {
+            NormKind::Rms => ("ln_q", "mlp.0", "mlp.2"),
+            _ => ("norm", "linear_fc1", "linear_fc2"),
+        };
         let merger = |weights: &Weights, on_squares: bool| -> Result<Merger> {
             let linear = |name: &str, to: i64| {
                 Linear::build_plain(&weights.at(name), (square, to), true, init)
             };
             let normed = if on_squares { square } else { width };
             Ok(Merger {
-                norm: Norm::build(&weights.at("norm"), NormKind::Layer, normed, 1e-6)?,
+                norm: Norm::build(&weights.at(norm), config.norm, normed, 1e-6)?,
                 on_squares,
-                layers: [linear("linear_fc1", square)?, linear("linear_fc2", out)?],
+                layers: [linear(first, square)?, linear(second, out)?],
             })
         };
         let list = weights.at("deepstack_merger_list");

@@ -45,6 +45,7 @@ use crate::pretrained::Head;
 #[doc(alias = "Gemma3ForConditionalGeneration")]
 #[doc(alias = "Idefics3ForConditionalGeneration")]
 #[doc(alias = "SmolVLMForConditionalGeneration")]
+#[doc(alias = "Qwen2_5_VLForConditionalGeneration")]
 #[doc(alias = "Qwen3VLForConditionalGeneration")]
 pub struct ImageTextToText {
     config: ImageTextToTextConfig,

@@ -1,4 +1,4 @@
-//! The positions of texts and images on three axes, as Qwen3-VL counts them.
+//! The positions of texts and images on three axes, as Qwen2.5-VL and Qwen3-VL count them.
 
 use tch::{Kind, Tensor};
 

@@ -29,6 +29,7 @@ pub(super) struct BlockShape {
     pub(super) inner: i64,
     pub(super) heads: i64,
     pub(super) qkv_bias: bool,
+    pub(super) norm: NormKind,
     pub(super) norm_eps: f64,
     pub(super) activation: Activation,
     /// On what attention and MLP add.
@@ -50,7 +51,7 @@ impl BlockShape {
     }
 
     pub(super) fn norm(&self, weights: &Weights) -> Result<Norm> {
-        Norm::build(weights, NormKind::Layer, self.size, self.norm_eps)
+        Norm::build(weights, self.norm, self.size, self.norm_eps)
     }
 
     /// `layers` blocks of the variables below `weights`, by their numbers.

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::block::BlockShape;
 use super::patches::Grid;
-use super::tower_config::{block, tower, BlockDefaults};
+use super::tower_config::{block, tower, tower_of, BlockDefaults};
 use crate::error::Result;
 use crate::models::config::{
     declared, integer_or, layers_or, number, size_or, Declared, ModelConfig,
@@ -90,6 +90,10 @@ impl ModelConfig for ClipTextConfig {
         vec!["clip_text_model"]
     }
 
+    fn part_of(config: &Value) -> Result<Option<(&'static str, Value)>> {
+        tower_of(config, "clip", TEXT, ("text_model", Self::model_types()[0]))
+    }
+
     fn from_value(config: &Value) -> Result<Self> {
         let read = ClipTextConfig {
             block: block(config, &TEXT_BLOCK)?,
@@ -108,6 +112,10 @@ impl ModelConfig for ClipTextConfig {
 impl ModelConfig for ClipVisionConfig {
     fn model_types() -> Vec<&'static str> {
         vec!["clip_vision_model"]
+    }
+
+    fn part_of(config: &Value) -> Result<Option<(&'static str, Value)>> {
+        tower_of(config, "clip", VISION, ("vision_model", Self::model_types()[0]))
     }
 
     fn from_value(config: &Value) -> Result<Self> {

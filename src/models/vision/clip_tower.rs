@@ -23,7 +23,7 @@ pub(super) const NAMES: BlockNames = BlockNames {
     scales: None,
 };
 
-/// The tower for texts. Its hidden states are those behind the last norm.
+/// The tower for texts. Its hidden states are those behind the last norm. Files of both towers open too.
 #[derive(Debug)]
 #[doc(alias = "CLIPTextModel")]
 pub struct ClipText {
@@ -34,7 +34,8 @@ pub struct ClipText {
     sites: Arc<Sites>,
 }
 
-/// The tower for images. Its hidden states, the class token's first, are those in front of the last norm.
+/// The tower for images. Its hidden states, the class token's first, are those in front of the last norm. Files of both
+/// towers open too.
 #[derive(Debug)]
 #[doc(alias = "CLIPVisionModel")]
 pub struct ClipVision {

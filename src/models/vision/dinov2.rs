@@ -15,7 +15,9 @@ use crate::models::config::{
 };
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{dropped, run_all, Activation, Block, Linear, Mask, Norm, Sites, Weights};
+use crate::models::nn::{
+    dropped, run_all, Activation, Block, Linear, Mask, Norm, NormKind, Sites, Weights,
+};
 use crate::pretrained::Head;
 
 const HEADS: &[Head] = &[Head::None, Head::ImageClassification];
@@ -56,6 +58,7 @@ impl ModelConfig for Dinov2Config {
                 inner: if gated { ((inner as f64 * 2. / 3.) as i64 + 7) / 8 * 8 } else { inner },
                 heads: size_or(config, "num_attention_heads", 12)?,
                 qkv_bias: flag(config, "qkv_bias", true)?,
+                norm: NormKind::Layer,
                 norm_eps: number(config, "layer_norm_eps", 1e-6)?,
                 activation: if gated { Activation::Silu } else { activation },
                 dropout: 0.,

@@ -1,4 +1,4 @@
-//! Qwen3-VL's tower: images of any size, cut into patches that stand in one row.
+//! The towers of Qwen2.5-VL and Qwen3-VL: images of any size, cut into patches that stand in one row.
 
 use std::rc::Rc;
 
@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::block::BlockNames;
 use super::packed_config::PackedVisionConfig;
 use crate::autograd::recompute::Tape;
+use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
 use crate::kernels::number;
 use crate::models::inputs::Inputs;
@@ -22,6 +23,10 @@ const NAMES: BlockNames = BlockNames {
     scales: None,
 };
 
+/// Those of Qwen2.5-VL, whose MLPs have a gate.
+const GATED_NAMES: BlockNames =
+    BlockNames { inner: &["mlp.gate_proj", "mlp.up_proj"], outer: "mlp.down_proj", ..NAMES };
+
 /// The frames, rows and columns of an image's patches.
 pub(in crate::models) type GridThw = [i64; 3];
 
@@ -30,9 +35,10 @@ pub(in crate::models) struct PackedVision {
     config: PackedVisionConfig,
     /// `[size, channels, frames, height, width]`
     weight: Tensor,
-    bias: Tensor,
+    /// As position embeddings, of Qwen3-VL alone.
+    bias: Option<Tensor>,
     /// `[places, size]`
-    positions: Tensor,
+    positions: Option<Tensor>,
     blocks: Vec<Block>,
     rope: Rope,
 }
@@ -43,9 +49,12 @@ impl PackedVision {
         let (size, init, patch) = (shape.size, shape.init(), config.patch_size);
         let kernel = [size, config.channels, config.frames, patch, patch];
         let embed = weights.at("patch_embed.proj");
-        let mut blocks = shape.blocks(&weights.at("blocks"), &NAMES, config.layers)?;
-        for block in &mut blocks {
+        let names = if config.windows.is_some() { &GATED_NAMES } else { &NAMES };
+        let mut blocks = shape.blocks(&weights.at("blocks"), names, config.layers)?;
+        for (at, block) in blocks.iter_mut().enumerate() {
             block.attention.rotation = Some(Rotation { rope: 0, side_by_side: false });
+            let windows = config.windows.as_ref().filter(|windows| !windows.whole.contains(&at));
+            block.attention.window = windows.map(|windows| windows.side);
         }
         // Rows turn the first half of the pairs, columns the second.
         let half = powers(config.theta, size / shape.heads / 2)?.f_reciprocal()?;
@@ -54,12 +63,14 @@ impl PackedVision {
         rope.axes = (0..2 * pairs).map(|pair| pair / pairs).collect();
         Ok(PackedVision {
             weight: embed.tensor("weight", &kernel, init)?,
-            bias: embed.tensor("bias", &[size], Init::Const(0.))?,
-            positions: weights.at("pos_embed").tensor(
-                "weight",
-                &[config.side.pow(2), size],
-                init,
-            )?,
+            bias: config
+                .side
+                .map(|_| embed.tensor("bias", &[size], Init::Const(0.)))
+                .transpose()?,
+            positions: config
+                .side
+                .map(|side| weights.at("pos_embed").tensor("weight", &[side.pow(2), size], init))
+                .transpose()?,
             blocks,
             rope,
             config: config.clone(),
@@ -77,18 +88,28 @@ impl PackedVision {
         let grids = self.config.grids(&inputs)?;
         let (size, numbers) = self.config.widths();
         let kernel = self.weight.f_view([size, numbers])?;
-        let hidden = images.f_linear(&kernel, Some(&self.bias))?;
+        let hidden = images.f_linear(&kernel, self.bias.as_ref())?;
+        let kind = hidden.f_kind()?;
         let (mut frames, mut contexts, mut start) = (Vec::new(), Vec::new(), 0);
         for (image, [count, rows, columns]) in grids.into_iter().enumerate() {
             let own = inputs.rows.as_ref().map(|rows| rows.part(image)).transpose()?;
             let _rows = Rows::enter(own);
             let positions = self.positions_of(rows, columns)?;
-            let (cos, sin) = self.angles(rows, columns, images.device(), hidden.f_kind()?)?;
+            let (cos, sin) = self.angles(rows, columns, images.device(), kind)?;
+            let window = self.window(rows, columns, images.device())?;
             for _ in 0..count {
-                let frame = hidden.f_narrow(0, start, rows * columns)?.f_add(&positions)?;
+                let mut frame = hidden.f_narrow(0, start, rows * columns)?;
+                if let Some(positions) = &positions {
+                    frame = frame.f_add(positions)?;
+                }
                 frames.push(frame.f_unsqueeze(0)?);
                 let angles = vec![(cos.shallow_clone(), sin.shallow_clone())];
-                let masks = vec![(None, Mask::Everything)];
+                let mut masks = vec![(None, Mask::Everything)];
+                if let Some((side, seen)) = &window {
+                    let heads = self.config.block.heads;
+                    let mask = Mask::Seen(seen.shallow_clone());
+                    masks.push((Some(*side), mask.ready(kind, (heads, heads))?));
+                }
                 contexts.push(Rc::new(Context::with_windows(inputs.train, masks, angles)));
                 start += rows * columns;
             }
@@ -104,13 +125,32 @@ impl PackedVision {
     }
 
     /// The position embeddings `[rows · columns, size]`, interpolated, in the order of the patches.
-    fn positions_of(&self, rows: i64, columns: i64) -> Result<Tensor> {
-        let (side, size) = (self.config.side, self.config.block.size);
-        let square = self.positions.f_view([1, side, side, size])?.f_permute([0, 3, 1, 2])?;
+    fn positions_of(&self, rows: i64, columns: i64) -> Result<Option<Tensor>> {
+        let (Some(side), Some(positions)) = (self.config.side, &self.positions) else {
+            return Ok(None);
+        };
+        let square = positions.f_view([1, side, side, -1])?.f_permute([0, 3, 1, 2])?;
         let square = square.f_to_kind(Kind::Float)?;
         let fitted = square.f_upsample_bilinear2d([rows, columns], true, None, None)?;
         let fitted = fitted.f_squeeze_dim(0)?.f_permute([1, 2, 0])?;
-        self.in_order(&fitted)?.f_to_kind(self.kind()).map_err(Into::into)
+        Ok(Some(self.in_order(&fitted)?.f_to_kind(self.kind())?))
+    }
+
+    /// The side of a window, and for each patch those that it sees in its own, `[patches, patches]`; none where an image
+    /// is one window.
+    fn window(&self, rows: i64, columns: i64, device: Device) -> Result<Option<(i64, Tensor)>> {
+        let Some(windows) = &self.config.windows else { return Ok(None) };
+        let side = windows.side;
+        if rows <= side && columns <= side {
+            return Ok(None);
+        }
+        let number: Vec<i64> = (0..rows * columns)
+            .map(|at| (at / columns / side) * columns + at % columns / side)
+            .collect();
+        let number = sent(&Tensor::f_from_slice(&number)?.f_view([rows, columns])?, device)?;
+        let number = self.in_order(&number)?;
+        let same = number.f_unsqueeze(1)?.f_eq_tensor(&number.f_unsqueeze(0)?)?;
+        Ok(Some((side, same)))
     }
 
     /// `[rows, columns, …]` to `[rows · columns, …]`: the patches of a token stand together.

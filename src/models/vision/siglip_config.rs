@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::block::BlockShape;
 use super::patches::Grid;
-use super::tower_config::{block, tower, BlockDefaults};
+use super::tower_config::{block, tower, tower_of, BlockDefaults};
 use crate::error::Result;
 use crate::models::config::{declared, flag, layers_or, size_or, Declared, ModelConfig};
 use crate::pretrained::Head;
@@ -41,6 +41,9 @@ pub struct SiglipVisionConfig {
     pub(super) pads: bool,
 }
 
+const TEXT: &[&str] = &["text_config"];
+const VISION: &[&str] = &["vision_config"];
+
 const BLOCK: BlockDefaults = BlockDefaults {
     size: 768,
     inner: 3072,
@@ -73,8 +76,8 @@ impl ModelConfig for SiglipConfig {
     fn from_value(config: &Value) -> Result<Self> {
         Ok(SiglipConfig {
             declared: Declared::read(config, &Self::model_types(), &[Head::None], Head::None)?,
-            text: SiglipTextConfig::from_value(&tower(config, &["text_config"])?)?,
-            vision: SiglipVisionConfig::from_value(&tower(config, &["vision_config"])?)?,
+            text: SiglipTextConfig::from_value(&tower(config, TEXT)?)?,
+            vision: SiglipVisionConfig::from_value(&tower(config, VISION)?)?,
         })
     }
 
@@ -84,6 +87,10 @@ impl ModelConfig for SiglipConfig {
 impl ModelConfig for SiglipTextConfig {
     fn model_types() -> Vec<&'static str> {
         vec!["siglip_text_model"]
+    }
+
+    fn part_of(config: &Value) -> Result<Option<(&'static str, Value)>> {
+        tower_of(config, "siglip", TEXT, ("text_model", Self::model_types()[0]))
     }
 
     fn from_value(config: &Value) -> Result<Self> {
@@ -104,6 +111,10 @@ impl ModelConfig for SiglipTextConfig {
 impl ModelConfig for SiglipVisionConfig {
     fn model_types() -> Vec<&'static str> {
         vec!["siglip_vision_model"]
+    }
+
+    fn part_of(config: &Value) -> Result<Option<(&'static str, Value)>> {
+        tower_of(config, "siglip", VISION, ("vision_model", Self::model_types()[0]))
     }
 
     fn from_value(config: &Value) -> Result<Self> {

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::block::BlockShape;
 use crate::error::{refuse, Result};
 use crate::models::config::{number, size_or, text};
-use crate::models::nn::Activation;
+use crate::models::nn::{Activation, NormKind};
 
 /// Settings of a tower's blocks where its configuration has none.
 pub(super) struct BlockDefaults {
@@ -31,6 +31,21 @@ pub(super) fn tower(config: &Value, keys: &[&str]) -> Result<Value> {
     Ok(Value::Object(fields))
 }
 
+/// The module of a tower of this type, and its configuration, where that of a `whole` model is given.
+pub(super) fn tower_of(
+    config: &Value,
+    whole: &str,
+    keys: &[&str],
+    (module, model_type): (&'static str, &str),
+) -> Result<Option<(&'static str, Value)>> {
+    if config.get("model_type").and_then(Value::as_str) != Some(whole) {
+        return Ok(None);
+    }
+    let mut settings = tower(config, keys)?;
+    settings["model_type"] = model_type.into();
+    Ok(Some((module, settings)))
+}
+
 /// The block of a tower of CLIP or SigLIP.
 pub(super) fn block(config: &Value, defaults: &BlockDefaults) -> Result<BlockShape> {
     let act = text(config, "hidden_act", defaults.activation)?;
@@ -39,6 +54,7 @@ pub(super) fn block(config: &Value, defaults: &BlockDefaults) -> Result<BlockSha
         inner: size_or(config, "intermediate_size", defaults.inner)?,
         heads: size_or(config, "num_attention_heads", defaults.heads)?,
         qkv_bias: true,
+        norm: NormKind::Layer,
         norm_eps: number(config, "layer_norm_eps", defaults.norm_eps)?,
         activation: Activation::named(act, "hidden_act")?,
         dropout: 0.,

@@ -15,7 +15,9 @@ use crate::models::config::{
 };
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{dropped, run_all, Activation, Block, Linear, Mask, Norm, Sites, Weights};
+use crate::models::nn::{
+    dropped, run_all, Activation, Block, Linear, Mask, Norm, NormKind, Sites, Weights,
+};
 use crate::pretrained::Head;
 
 /// The shape and the options of a ViT, read from a `config.json` of transformers.
@@ -44,6 +46,7 @@ impl ModelConfig for ViTConfig {
                 inner: size_or(config, "intermediate_size", 3072)?,
                 heads: size_or(config, "num_attention_heads", 12)?,
                 qkv_bias: flag(config, "qkv_bias", true)?,
+                norm: NormKind::Layer,
                 norm_eps: number(config, "layer_norm_eps", 1e-12)?,
                 activation,
                 dropout: number(config, "hidden_dropout_prob", 0.)?,

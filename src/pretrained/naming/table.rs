@@ -268,7 +268,7 @@ const IDEFICS3: Row = Row {
     ..LLAVA
 };
 
-pub(super) static ROWS: [Row; 30] = [
+pub(super) static ROWS: [Row; 31] = [
     LLAMA,
     MISTRAL,
     Row {
@@ -378,6 +378,7 @@ pub(super) static ROWS: [Row; 30] = [
     Row { model_types: "llava_next", tied: Tied::Own(false), ..LLAVA },
     Row { model_types: "gemma3", tied: Tied::Own(true), ..LLAVA },
     IDEFICS3,
+    Row { model_types: "qwen2_5_vl", ..LLAVA },
     Row { model_types: "qwen3_vl", tied: Tied::Own(false), ..LLAVA },
 ];
 
@@ -407,6 +408,6 @@ pub(crate) fn is_part_of(name: &str, module: &str) -> bool {
 }
 
 /// The part of `name` below a module.
-pub(super) fn below<'a>(name: &'a str, module: &str) -> Option<&'a str> {
+pub(in crate::pretrained) fn below<'a>(name: &'a str, module: &str) -> Option<&'a str> {
     name.strip_prefix(module)?.strip_prefix('.')
 }

@@ -6,10 +6,11 @@ use anyhow::{bail, Context, Result};
 use indicatif::ProgressBar;
 use ln_tuning::LnTuningModel;
 use tch::nn::VarStore;
+use tch::Device;
 
 use super::members::Several;
 use super::record::{Record, Stopped};
-use super::{halving, picture};
+use super::{halving, picture, together};
 use crate::progress;
 use crate::train::interrupt;
 use crate::train::metrics::Metrics;
@@ -24,6 +25,9 @@ pub(super) struct Course<'a, T: Task> {
     record: Record,
     /// The steps at which half of the runs stops.
     rungs: Vec<u64>,
+    /// Rows of several runs go through the model together.
+    together: bool,
+    device: Device,
     bar: ProgressBar,
     begun: Instant,
     drawn: Instant,
@@ -66,6 +70,7 @@ pub(super) fn train<T: Task, D>(
     begun: Vec<(usize, Begun<T>)>,
     record: Record,
     rungs: Vec<u64>,
+    together: bool,
     vs: &VarStore,
     tuned: &mut LnTuningModel,
 ) -> Result<()> {
@@ -88,7 +93,8 @@ pub(super) fn train<T: Task, D>(
         runs.push(Seat { task, state });
     }
     let now = Instant::now();
-    let mut course = Course { runs, record, rungs, bar, begun: now, drawn: now };
+    let device = vs.device();
+    let mut course = Course { runs, record, rungs, together, device, bar, begun: now, drawn: now };
     course.record.write(&several.out)?;
     let _steps = interrupt::Steps::begin();
     let mut stop = false;
@@ -131,16 +137,36 @@ impl<T: Task> Course<'_, T> {
             if !run.is_unfinished() {
                 continue;
             }
-            let key = (*task, run.order(), run.place());
-            if !shared.iter().any(|(other, _)| *other == key) {
-                shared.push((key, run.group()?));
-            }
-            let found = shared.iter().find(|(other, _)| *other == key);
-            let (_, group) = found.context("a step without batches")?;
-            tuned.set_adapter(run.adapter())?;
-            run.step(group)?;
-            went.push(at);
+            let place = (*task, run.order(), run.place());
+            let known = shared.iter().position(|(other, _)| *other == place);
+            let group = match known {
+                Some(known) => known,
+                None => {
+                    shared.push((place, run.group()?));
+                    shared.len() - 1
+                }
+            };
+            went.push((at, group));
         }
+        let mut groups = went.iter();
+        let mut next = groups.next();
+        let mut runs = Vec::with_capacity(went.len());
+        for (at, Seat { state, .. }) in self.runs.iter_mut().enumerate() {
+            let Some((_, group)) = next.filter(|(next, _)| *next == at) else { continue };
+            next = groups.next();
+            if let Going::On(run) = state {
+                runs.push((&mut **run, &shared[*group].1));
+            }
+        }
+        if self.together {
+            together::step(runs, self.device, tuned)?;
+        } else {
+            for (run, group) in runs {
+                tuned.set_adapter(run.adapter())?;
+                run.step(group)?;
+            }
+        }
+        let went: Vec<usize> = went.into_iter().map(|(at, _)| at).collect();
         let (mut save, mut stop) = (false, false);
         for at in &went {
             let Going::On(run) = &mut self.runs[*at].state else { continue };

@@ -14,6 +14,8 @@ pub struct Several<D> {
     pub out: PathBuf,
     pub members: Vec<Member<D>>,
     pub purpose: Purpose,
+    /// Each ends to the bit as it would alone: no rows of several runs go through the model together.
+    pub exact: bool,
 }
 
 /// A run.
@@ -42,13 +44,19 @@ impl<D: DataSettings> Several<D> {
         out: PathBuf,
         trees: &[(String, Tree)],
         purpose: Purpose,
+        exact: bool,
         ranks: &Ranks,
     ) -> Result<Self> {
         let member = |(name, tree): &(String, Tree)| {
             let run = RunSettings::new(tree, ranks).with_context(|| name.clone())?;
             Ok(Member { name: name.clone(), run })
         };
-        Ok(Several { out, members: trees.iter().map(member).collect::<Result<_>>()?, purpose })
+        Ok(Several {
+            out,
+            members: trees.iter().map(member).collect::<Result<_>>()?,
+            purpose,
+            exact,
+        })
     }
 }
 

@@ -9,6 +9,7 @@ mod picture;
 mod record;
 mod start;
 pub mod tasks;
+mod together;
 
 pub use members::{alike, Purpose, Several};
 pub use start::{start, Weights, Work};

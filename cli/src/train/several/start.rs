@@ -1,7 +1,9 @@
 //! The start of several runs: an adapter for each is attached, all is checked, and training begins or is only shown.
 
 use anyhow::{Context, Result};
-use ln_tuning::{DynamicLossScale, LnTuningConfig, LnTuningModel, LoadOptions};
+use ln_tuning::{
+    DynamicLossScale, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions, Optimizer,
+};
 use serde_json::json;
 use tch::nn::VarStore;
 use tch::Tensor;
@@ -9,14 +11,14 @@ use tch::Tensor;
 use super::course::{self, Begun};
 use super::members::{Member, Purpose, Several};
 use super::record::{Line, Record};
-use super::{grid, halving};
-use crate::train::batches::Plan;
+use super::{grid, halving, together};
+use crate::train::batches::{Job, Plan};
 use crate::train::checkpoint;
 use crate::train::metrics::Metrics;
 use crate::train::preflight::{describe, measure};
 use crate::train::report::Report;
 use crate::train::start::Mode;
-use crate::train::task::Task;
+use crate::train::task::{Load, OfRun, Task};
 use crate::train::trainer::Ready;
 
 /// The work of the runs: their tasks, and the number of each run's.
@@ -52,11 +54,18 @@ pub fn start<T: Task, D>(
             tuned.load_state_dict(adapter, weights, &LoadOptions::default())?;
         }
     }
-    let mut optimizers = Vec::with_capacity(members.len());
-    for (adapter, member) in adapters.iter().zip(members) {
-        tuned.set_adapter(adapter)?;
-        let optimizer = member.run.common.optimizer(&tuned);
-        optimizers.push(optimizer.with_context(|| member.name.clone())?);
+    let (mut optimizers, apart) = optimizers(several, &adapters, &mut tuned)?;
+    let alone = match apart {
+        Some(reason) => Some(reason),
+        None => trial(several, &work, &adapters, &mut optimizers)?,
+    };
+    if members.len() > 1 {
+        report.line(match &alone {
+            Some(reason) => format!("one run after the other in each step: {reason}"),
+            None => "rows of several runs go through the model together, where that is faster: each ends as it would \
+                     alone, but for rounding; --exact: to the bit"
+                .to_owned(),
+        });
     }
     let mut tensors = Vec::new();
     for (task, own) in work.tasks.iter().enumerate() {
@@ -142,7 +151,90 @@ pub fn start<T: Task, D>(
         _ => Vec::new(),
     };
     rungs.retain(|rung| *rung > record.halved);
-    course::train(several, begun, record, rungs, vs, &mut tuned)
+    course::train(several, begun, record, rungs, alone.is_none(), vs, &mut tuned)
+}
+
+/// The optimisers, and the reason, if there is one, why no rows of several runs go through the model together.
+fn optimizers<D>(
+    several: &Several<D>,
+    adapters: &[String],
+    tuned: &mut LnTuningModel,
+) -> Result<(Vec<Optimizer>, Option<String>)> {
+    let members = || adapters.iter().zip(&several.members);
+    let scale = |member: &Member<D>| {
+        (member.run.common.scales_dynamically(), member.run.common.loss_scale())
+    };
+    let first = scale(&several.members[0]);
+    let mut apart = None;
+    if several.exact {
+        apart = Some("each ends to the bit as it would alone".to_owned());
+    } else if first.0 || members().any(|(_, member)| scale(member) != first) {
+        apart = Some("each has a loss scale of its own".to_owned());
+    }
+    if apart.is_none() {
+        let mut by_name = Vec::new();
+        for (adapter, member) in members() {
+            match member.run.common.optimizer_for(tuned, adapter) {
+                Ok(optimizer) => by_name.push(optimizer),
+                Err(error) if is_unsupported(&error) => {
+                    apart = Some(format!("{}", error.root_cause()));
+                    break;
+                }
+                Err(error) => return Err(error.context(member.name.clone())),
+            }
+        }
+        if apart.is_none() {
+            return Ok((by_name, None));
+        }
+    }
+    let mut optimizers = Vec::with_capacity(adapters.len());
+    for (adapter, member) in members() {
+        tuned.set_adapter(adapter)?;
+        let optimizer = member.run.common.optimizer(tuned);
+        optimizers.push(optimizer.with_context(|| member.name.clone())?);
+    }
+    Ok((optimizers, apart))
+}
+
+fn is_unsupported(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<ln_tuning::Error>().map(ln_tuning::Error::kind);
+    kind == Some(ErrorKind::Unsupported)
+}
+
+/// Lets the largest batches of the first two runs go through the model together, which changes nothing. Gives the
+/// reason, if they cannot.
+fn trial<T: Task, D>(
+    several: &Several<D>,
+    work: &Work<T>,
+    adapters: &[String],
+    optimizers: &mut [Optimizer],
+) -> Result<Option<String>> {
+    let loaded = work.of.iter().take(2).zip(&several.members).map(|(of, member)| {
+        let (task, settings) = (&work.tasks[*of], &member.run.common);
+        let rows = task.largest(settings.batch_size).into_iter().find(|rows| !rows.is_empty());
+        let rows = rows.context("there is nothing to train on: the data is empty")?;
+        task.loader().load(&Job { eval: false, rows })
+    });
+    let loaded = loaded.collect::<Result<Vec<_>>>()?;
+    let task = &work.tasks[work.of[0]];
+    if loaded.len() < 2 || !loaded.iter().all(|batch| task.goes_together(batch)) {
+        return Ok(Some("batches like these go through the model alone".to_owned()));
+    }
+    let batches = loaded.iter().zip(adapters).map(|(batch, adapter)| OfRun {
+        batch,
+        over: batch.targets.max(1),
+        adapter,
+    });
+    let batches: Vec<OfRun<T>> = batches.collect();
+    let recompute = several.members[0].run.common.recompute()?;
+    let two = &mut optimizers[..2];
+    let tried = together::backward(task, &batches, recompute, two.iter_mut());
+    two.iter_mut().try_for_each(Optimizer::zero_grad)?;
+    match tried {
+        Ok(_) => Ok(None),
+        Err(error) if is_unsupported(&error) => Ok(Some(format!("{}", error.root_cause()))),
+        Err(error) => Err(error),
+    }
 }
 
 /// The end of a dry run.
