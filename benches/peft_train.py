@@ -65,7 +65,12 @@ elif (directory / "model.safetensors").exists():
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=kind).to(device)
 else:
     model = random_model()
-model = get_peft_model(model, LNTuningConfig(task_type="SEQ_CLS" if batch["padded"] else "CAUSAL_LM"))
+if batch["padded"]:
+    # PEFT's table has no row for bert.
+    config = LNTuningConfig(task_type="SEQ_CLS", target_modules=["LayerNorm"])
+else:
+    config = LNTuningConfig(task_type="CAUSAL_LM")
+model = get_peft_model(model, config)
 vocabulary = model.config.vocab_size
 if how == "generate":
     model.eval()

@@ -80,7 +80,9 @@ fn prepare(task: &Task, device: Device) -> Result<(Step, u64)> {
     if batch.padded {
         let (vs, model) = Encoder::from_pretrained(&task.dir, device, kind)?;
         let weights = bytes_of(&vs);
+        // PEFT's table has no row for bert.
         let config = LnTuningConfig::default().task_type(TaskType::SeqCls);
+        let config = config.target_modules(["LayerNorm"]);
         let opt = LnTuningModel::new(&vs, config)?.optimizer(AdamW::default().wd(0.01), 1e-4)?;
         let mut training = Classification { _vs: vs, model, opt };
         return Ok((Box::new(move |step| training.step(step, batch, device)), weights));
