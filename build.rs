@@ -3,8 +3,13 @@
 
 use std::path::Path;
 
+#[cfg(feature = "distributed")]
+#[path = "build/c10d.rs"]
+mod c10d;
+
 fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_default();
     let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     if !lib.is_empty() && (os == "linux" || os == "macos") {
@@ -61,7 +66,20 @@ mod cpp {
         if cfg!(feature = "doc-only") {
             return;
         }
-        let files: &[&str] = &[];
+        #[cfg_attr(not(feature = "distributed"), allow(unused_mut))]
+        let mut files: Vec<&str> = Vec::from([
+            #[cfg(feature = "kernels")]
+            "linear.cpp",
+        ]);
+        #[cfg(feature = "distributed")]
+        {
+            let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
+            if let Err(reason) = super::c10d::check(Path::new(lib), &os) {
+                println!("cargo::error=the feature 'distributed' of ln-tuning {reason}");
+                std::process::exit(1);
+            }
+            files.push("c10d.cpp");
+        }
         let include = Path::new(lib).parent().map(|root| root.join("include"));
         let include = include.filter(|dir| dir.join("ATen").is_dir()).unwrap_or_else(|| {
             panic!("the features 'distributed' and 'kernels' compile C++ against libtorch, but its headers are not in \
@@ -71,6 +89,10 @@ mod cpp {
             return;
         }
         let mut build = cc::Build::new();
+        #[cfg(feature = "distributed")]
+        {
+            build.include(super::c10d::gloo().expect("the build script's folder can be written"));
+        }
         build.cpp(true).std("c++17").pic(true).warnings(false);
         build.include(&include).include(include.join("torch/csrc/api/include"));
         build.opt_level(3);
@@ -78,6 +100,23 @@ mod cpp {
             println!("cargo:rerun-if-changed=csrc/{file}");
             build.file(Path::new("csrc").join(file));
         }
+        #[cfg(feature = "kernels")]
+        openmp(&mut build, lib);
         build.compile("ln_tuning_csrc");
+    }
+
+    /// Loops in several threads of libtorch's headers: with libtorch's own OpenMP, since each has threads.
+    #[cfg(feature = "kernels")]
+    fn openmp(build: &mut cc::Build, lib: &str) {
+        if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
+            return;
+        }
+        build.flag("-fopenmp");
+        let files = std::fs::read_dir(lib).into_iter().flatten().flatten();
+        let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+        match names.filter(|name| name.starts_with("libgomp")).min() {
+            Some(name) => println!("cargo:rustc-link-lib=dylib:+verbatim={name}"),
+            None => println!("cargo:rustc-link-lib=gomp"),
+        }
     }
 }

@@ -21,7 +21,7 @@ import peft  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from peft import LNTuningConfig, get_peft_model  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification  # noqa: E402
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -57,13 +57,15 @@ def random_model():
 
 
 before = used()
-if (directory / "model.gguf").exists():
+if batch["padded"]:
+    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=kind).to(device)
+elif (directory / "model.gguf").exists():
     model = AutoModelForCausalLM.from_pretrained(directory, gguf_file="model.gguf", dtype=kind).to(device)
 elif (directory / "model.safetensors").exists():
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=kind).to(device)
 else:
     model = random_model()
-model = get_peft_model(model, LNTuningConfig(task_type="CAUSAL_LM"))
+model = get_peft_model(model, LNTuningConfig(task_type="SEQ_CLS" if batch["padded"] else "CAUSAL_LM"))
 vocabulary = model.config.vocab_size
 if how == "generate":
     model.eval()
@@ -87,6 +89,11 @@ def ids(step):
 def train(step):
     tokens = ids(step)
     labels, more = tokens.to(device), {}
+    if batch["padded"]:
+        row = torch.arange(rows)
+        lengths = most - row * 37 % (most // 2)
+        more["attention_mask"] = (torch.arange(most) < lengths[:, None]).long().to(device)
+        labels = (row % 2).to(device)
     if documents:
         # Without a cache, transformers finds the documents where positions start again. No label crosses from one to
         # the next.

@@ -9,7 +9,7 @@ use serde_json::{json, Value};
 use crate::contender::{Contender, Who};
 use crate::measure::median;
 use crate::options::Options;
-use crate::work::{Batch, Shape, Work};
+use crate::work::{Batch, Shape, Weights, Work};
 
 /// Small, so that what grows is seen and all of it takes minutes.
 const SHAPE: Shape = Shape {
@@ -52,7 +52,8 @@ type Quantity = fn(&Measured) -> f64;
 
 fn row(shape: Shape, length: i64) -> Work {
     let (name, kind, device) = ("growth", "bfloat16", "cpu");
-    Work { name, shape, kind, batch: Batch::new(1, length), device, generates: false, real: false }
+    let (batch, weights) = (Batch::new(1, length), Weights::Random);
+    Work { name, shape, kind, batch, device, generates: false, weights }
 }
 
 /// Of one of the contenders, at one place of an axis.

@@ -34,26 +34,34 @@ use options::Options;
 use report::{line, processor, table, Report};
 use serde_json::json;
 use work::{
-    smollm2, Batch, Shape, Work, LLAMA_3B, LLAMA_56M, LONG_VOCABULARY, SMALL, SMOLLM2, THREADS,
+    Batch, Shape, Weights, Work, LLAMA_3B, LLAMA_56M, LONG_VOCABULARY, MINILM, SMALL, SMOLLM2,
+    THREADS,
 };
 
 const START_UP: &str = "start to first step";
 
 fn work(name: &'static str, shape: Shape, kind: &'static str, batch: i64, length: i64) -> Work {
     let (batch, device) = (Batch::new(batch, length), "cpu");
-    Work { name, shape, kind, batch, device, generates: false, real: false }
+    Work { name, shape, kind, batch, device, generates: false, weights: Weights::Random }
 }
 
 fn rows() -> Vec<(Work, Vec<Who>)> {
     use Who::*;
     let all = || vec![Ours, Floor, Eager, Compiled];
+    let encoder = || vec![Ours, Eager, Compiled];
     let long = || vec![Ours, OursRecomputed, Eager, Checkpointed];
     let every = || vec![Ours, OursRecomputed, Floor, Eager, Checkpointed, Compiled];
     let generation =
         Work { generates: true, ..work("generation, bf16", LLAMA_56M, "bfloat16", 1, 16) };
     let cuda =
         |name, batch| Work { batch, device: "cuda", ..work(name, LLAMA_3B, "bfloat16", 1, 1) };
-    let real = |name, kind| Work { real: true, ..work(name, SMOLLM2, kind, 4, 256) };
+    let deep = |name, kind| work(name, SMOLLM2, kind, 1, 512);
+    let real = |name, kind| Work { weights: Weights::SmolLm2, ..work(name, SMOLLM2, kind, 4, 256) };
+    let classifier = |name, kind| Work {
+        batch: Batch { padded: true, ..Batch::new(16, 128) },
+        weights: Weights::MiniLm,
+        ..work(name, MINILM, kind, 16, 128)
+    };
     let varies = Batch { varies: true, ..Batch::new(4, 768) };
     let packed = Batch { documents: Some(300), ..Batch::new(4, 2048) };
     let generates = |work| Work { generates: true, ..work };
@@ -66,6 +74,10 @@ fn rows() -> Vec<(Work, Vec<Who>)> {
         (generation, vec![Ours, Eager]),
         (real("step, the real SmolLM2-135M, bf16, 4 x 256", "bfloat16"), all()),
         (real("step, the real SmolLM2-135M, f32, 4 x 256", "float32"), all()),
+        (deep("step, deep and narrow, bf16, 1 x 512", "bfloat16"), all()),
+        (deep("step, deep and narrow, f32, 1 x 512", "float32"), all()),
+        (classifier("step, the real MiniLM classifies, bf16, 16 x 128", "bfloat16"), encoder()),
+        (classifier("step, the real MiniLM classifies, f32, 16 x 128", "float32"), encoder()),
         (cuda("CUDA, 3B, bf16, 4 x 768", Batch::new(4, 768)), every()),
         (cuda("CUDA, 3B, bf16, 1 x 128", Batch::new(1, 128)), every()),
         (cuda("CUDA, 3B, bf16, varying lengths", varies), every()),
@@ -122,7 +134,7 @@ fn main() -> Result<()> {
             report.line(&json!({"row": work.name, "not_run": cuda.to_string()}))?;
             continue;
         }
-        if let Some(error) = work.real.then(smollm2).and_then(Result::err) {
+        if let Some(error) = work.weights.package().and_then(Result::err) {
             println!("\n{}: not run. {error:#}", work.name);
             report.line(&json!({"row": work.name, "not_run": format!("{error:#}")}))?;
             continue;

@@ -7,15 +7,17 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use ln_tuning::device::{best_device, memory_info};
 use ln_tuning::loss::LinearCrossEntropy;
-use ln_tuning::models::{Decoder, DecoderConfig, GenerateOptions, Inputs, Model, ModelConfig};
+use ln_tuning::models::{
+    Decoder, DecoderConfig, Encoder, GenerateOptions, Inputs, Model, ModelConfig,
+};
 use ln_tuning::recompute::Recompute;
-use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel, Optimizer};
+use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel, Optimizer, TaskType};
 use tch::nn::VarStore;
 use tch::{no_grad, Cuda, Device, Kind, Tensor};
 
 use crate::floor::floor;
 use crate::task::{Ready, Task};
-use crate::work::{kind, Batch, GGUF};
+use crate::work::{kind, Batch, GGUF, MINILM};
 
 /// A step, from its number to its loss.
 type Step = Box<dyn FnMut(i64) -> Result<Tensor>>;
@@ -75,9 +77,16 @@ fn prepare(task: &Task, device: Device) -> Result<(Step, u64)> {
         };
         return Ok((Box::new(step), 0));
     }
+    if batch.padded {
+        let (vs, model) = Encoder::from_pretrained(&task.dir, device, kind)?;
+        let weights = bytes_of(&vs);
+        let config = LnTuningConfig::default().task_type(TaskType::SeqCls);
+        let opt = LnTuningModel::new(&vs, config)?.optimizer(AdamW::default().wd(0.01), 1e-4)?;
+        let mut training = Classification { _vs: vs, model, opt };
+        return Ok((Box::new(move |step| training.step(step, batch, device)), weights));
+    }
     let (vs, model) = open(&task.dir, device, kind)?;
-    let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
-    let weights = vs.variables().values().map(bytes).sum::<usize>() as u64;
+    let weights = bytes_of(&vs);
     let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
     if task.how == "generate" {
         let options = GenerateOptions::default().max_new_tokens(64).stop_tokens([]);
@@ -92,6 +101,11 @@ fn prepare(task: &Task, device: Device) -> Result<(Step, u64)> {
     let recompute = task.how == "recompute";
     let mut training = Training { _vs: vs, model, opt, recompute };
     Ok((Box::new(move |step| training.step(step, batch, device)), weights))
+}
+
+fn bytes_of(vs: &VarStore) -> u64 {
+    let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+    vs.variables().values().map(bytes).sum::<usize>() as u64
 }
 
 /// The model of a directory. Without weights there, they are those that benches/peft_train.py makes.
@@ -127,6 +141,28 @@ fn ids(step: i64, batch: Batch, vocabulary: i64) -> Tensor {
     let index = Tensor::arange(batch.rows * length, (Kind::Int64, Device::Cpu)) + step * 7919;
     let ids = (&index * &index * 31 + &index * 17).remainder(vocabulary);
     ids.view([batch.rows, length])
+}
+
+/// Whole rows get one of two labels.
+struct Classification {
+    _vs: VarStore,
+    model: Encoder,
+    opt: Optimizer,
+}
+
+impl Classification {
+    fn step(&mut self, step: i64, batch: Batch, device: Device) -> Result<Tensor> {
+        let ids = ids(step, batch, MINILM.vocabulary).to_device(device);
+        let rows = Tensor::arange(batch.rows, (Kind::Int64, device));
+        let places = Tensor::arange(batch.length, (Kind::Int64, device));
+        // Those of benches/peft_train.py.
+        let lengths: Tensor = batch.length - (&rows * 37).remainder(batch.length / 2);
+        let mask = places.unsqueeze(0).lt_tensor(&lengths.unsqueeze(1)).to_kind(Kind::Int64);
+        let inputs = Inputs::new(&ids).attention_mask(&mask).train(true);
+        let loss = self.model.logits(inputs)?.cross_entropy_for_logits(&rows.remainder(2));
+        self.opt.backward_step_clip_norm(&loss, 1.)?;
+        Ok(loss.detach())
+    }
 }
 
 struct Training {

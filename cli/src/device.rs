@@ -8,29 +8,67 @@ use ln_tuning::pretrained::ModelFiles;
 use serde::Deserialize;
 use tch::{Device, Kind};
 
+/// The place of a process among those of its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Local {
+    /// From 0.
+    pub rank: usize,
+    pub count: usize,
+}
+
+impl Local {
+    pub const ALONE: Local = Local { rank: 0, count: 1 };
+}
+
 /// `auto`, `cpu`, `cuda` or `cuda:N`.
 pub fn named(name: &str) -> Result<Device> {
+    of_rank(name, Local::ALONE)
+}
+
+/// The same for one of several processes: each has a GPU of its own, unless one is named by its number.
+pub fn of_rank(name: &str, local: Local) -> Result<Device> {
+    let own = |name: &str| -> Result<Device> {
+        load_cuda()?;
+        let count = tch::Cuda::device_count().max(0) as usize;
+        ensure!(count > 0, "'device' is '{name}': {}", cuda_status());
+        let visible = visible();
+        ensure!(
+            local.rank < count,
+            "there are {} processes on this machine, and each needs a GPU of its own, but this one sees {count}{visible}: \
+             start as many processes as there are GPUs, or, where each sees only its own, set 'device' to cuda:0",
+            local.count
+        );
+        Ok(Device::Cuda(local.rank))
+    };
     let cuda = |index: usize| -> Result<Device> {
         load_cuda()?;
         let count = tch::Cuda::device_count().max(0) as usize;
         ensure!(count > 0, "'device' is '{name}': {}", cuda_status());
         let last = count - 1;
         let there = if last == 0 { "cuda:0".into() } else { format!("cuda:0 to cuda:{last}") };
-        let visible = match std::env::var("CUDA_VISIBLE_DEVICES") {
-            Ok(visible) => format!(" (CUDA_VISIBLE_DEVICES is '{visible}')"),
-            Err(_) => String::new(),
-        };
+        let visible = visible();
         ensure!(index < count, "'device' is '{name}', expected cpu or {there}{visible}");
         Ok(Device::Cuda(index))
     };
     match name {
-        "auto" => Ok(best_device()),
+        "auto" => match best_device() {
+            Device::Cuda(_) => own(name),
+            other => Ok(other),
+        },
         "cpu" => Ok(Device::Cpu),
-        "cuda" => cuda(0),
+        "cuda" => own(name),
         other => match other.strip_prefix("cuda:").map(str::parse) {
             Some(Ok(index)) => cuda(index),
             _ => bail!("'device' is '{other}', expected auto, cpu, cuda or cuda:N"),
         },
+    }
+}
+
+/// The words about the GPUs that are hidden from this process.
+fn visible() -> String {
+    match std::env::var("CUDA_VISIBLE_DEVICES") {
+        Ok(visible) => format!(" (CUDA_VISIBLE_DEVICES is '{visible}')"),
+        Err(_) => String::new(),
     }
 }
 

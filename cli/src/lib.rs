@@ -1,7 +1,7 @@
 //! `ln-tuning`: LayerNorm tuning on the command line.
 //!
 //! Commands stand on the tasks (`language`, `classifier`), these on the trainer (`train`), that on the ground (`text`,
-//! `pictures`, `records`, `device`, `progress`, `columns`, `chart`).
+//! `pictures`, `records`, `device`, `progress`, `columns`, `chart`, `one_line`).
 
 mod chart;
 mod classifier;
@@ -10,6 +10,7 @@ mod commands;
 mod device;
 #[doc(hidden)]
 pub mod language;
+mod one_line;
 #[doc(hidden)]
 pub mod pictures;
 mod progress;
@@ -25,7 +26,8 @@ use anyhow::{anyhow, Result};
 use clap::Parser;
 
 use commands::Command;
-use records::shortened;
+use one_line::one_line;
+use train::ranks::SaidElsewhere;
 
 /// LayerNorm tuning: trains the norms of a model, and nothing else.
 #[derive(Parser)]
@@ -58,21 +60,10 @@ pub fn main() -> ExitCode {
     match command.run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error));
+            if !error.is::<SaidElsewhere>() {
+                eprintln!("error: {}", one_line(&error));
+            }
             failure
         }
     }
-}
-
-/// The error and its causes, without the frames of C++ that libtorch adds, and without the end of what is very long: a
-/// file's text may be in it.
-fn one_line(error: &anyhow::Error) -> String {
-    const MOST: usize = 2000;
-    let causes = error.chain().map(|cause| {
-        let text = cause.to_string();
-        let text = text.split("\nException raised from").next().unwrap_or(&text);
-        let text = text.split('\n').map(str::trim).collect::<Vec<_>>().join(" ");
-        shortened(text.trim(), MOST).into_owned()
-    });
-    causes.collect::<Vec<_>>().join(": ")
 }

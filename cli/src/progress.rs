@@ -1,11 +1,39 @@
-//! Bars for what takes long.
+//! Lines for people, and bars for what takes long.
 
+use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ln_tuning::pretrained::ModelFiles;
+
+/// Another process of the run speaks for all.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Leaves lines, warnings and bars to another process.
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::SeqCst);
+}
+
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::SeqCst)
+}
+
+/// A line on the standard output.
+pub fn say(line: impl Display) {
+    if !is_quiet() {
+        println!("{line}");
+    }
+}
+
+/// A line on the error output.
+pub fn warn(line: impl Display) {
+    if !is_quiet() {
+        eprintln!("{line}");
+    }
+}
 
 /// The steps of a run: loss, tokens per second, memory, time left.
 pub fn steps(total: u64, done: u64) -> Result<ProgressBar> {
@@ -37,7 +65,7 @@ impl Counted {
     pub fn inc(&self, done: u64) {
         self.bar.inc(done);
         if let Some(line) = self.bar.is_hidden().then(|| self.line()).flatten() {
-            eprintln!("{line}");
+            warn(line);
         }
     }
 
@@ -80,7 +108,11 @@ pub fn loading(files: ModelFiles) -> Result<(ModelFiles, ProgressBar)> {
 }
 
 fn bar(total: u64, style: &str) -> Result<ProgressBar> {
-    Ok(ProgressBar::new(total).with_style(ProgressStyle::with_template(style)?))
+    let bar = ProgressBar::new(total).with_style(ProgressStyle::with_template(style)?);
+    if is_quiet() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    Ok(bar)
 }
 
 #[cfg(test)]

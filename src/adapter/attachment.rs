@@ -1,6 +1,6 @@
 //! Adapters attached to variables: the storage that each variable uses now.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, Tensor};
@@ -8,9 +8,11 @@ use tch::{Kind, Tensor};
 use crate::adapter::gradients::undefine;
 use crate::adapter::options::AdapterOptions;
 use crate::adapter::samples::Samples;
+use crate::adapter::stack::Stack;
 use crate::adapter::variables::{Variable, Variables};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, Result};
+use crate::mixed::Pass;
 use crate::names::nearest::listed;
 use crate::pretrained::origin::Described;
 
@@ -23,7 +25,7 @@ pub(crate) struct Attachment {
     /// The storage without adapters, for every variable that an adapter replaces.
     pub(super) base: HashMap<usize, Tensor>,
     /// A few elements of every frozen variable, as they were when an adapter was attached.
-    pub(super) samples: Samples,
+    pub(crate) samples: Samples,
     pub(crate) adapters: BTreeMap<String, Adapter>,
     /// The adapter that is used while adapters are enabled.
     pub(crate) active: Option<String>,
@@ -34,6 +36,12 @@ pub(crate) struct Attachment {
     pub(super) shown: Option<String>,
     /// The last adapter that trained, by its number: graphs may need its weights.
     graphs_of: Option<u64>,
+    /// The vectors of the adapters that batches have named; made anew where the base's variables are others.
+    pub(super) stack: Option<Stack>,
+    /// The numbers of adapters that train in batches whose rows name them.
+    pub(super) trained_by_name: HashSet<u64>,
+    /// Such batches, since the last backward pass.
+    pub(crate) passes: Vec<Pass>,
 }
 
 impl Attachment {
@@ -49,6 +57,9 @@ impl Attachment {
             merged: None,
             shown: None,
             graphs_of: None,
+            stack: None,
+            trained_by_name: HashSet::new(),
+            passes: Vec::new(),
         }
     }
 
@@ -64,6 +75,8 @@ impl Attachment {
         self.outdate_all()?;
         self.adapters.clear();
         self.base.clear();
+        self.stack = None;
+        self.passes.clear();
         (self.active, self.merged, self.shown) = (None, None, None);
         self.enabled = true;
         self.forget_requires_grad()
@@ -163,6 +176,9 @@ impl Attachment {
                 self.samples.remember(&[(*variable, data)])?;
             }
         }
+        if !missing.is_empty() {
+            self.stack = None;
+        }
         self.base.extend(missing);
         self.adapters.insert(name.to_owned(), adapter);
         Ok(())
@@ -192,6 +208,9 @@ impl Attachment {
             let before = self.shown.as_ref().and_then(|name| self.adapters.get(name));
             let same_slots = before.map(|a| &a.slot_variables) == next.map(|a| &a.slot_variables);
             if let Some(adapter) = before {
+                if let Some(stack) = &mut self.stack {
+                    stack.outdate(adapter.id);
+                }
                 let mut stays = vec![false; self.variables.len()];
                 if let Some(next) = next {
                     next.all_storages(&self.base).for_each(|(variable, _)| stays[variable] = true);
@@ -314,19 +333,7 @@ impl Attachment {
     /// Refuses an optimiser step on this adapter unless exactly its weights are trainable.
     pub(crate) fn check_trainable(&self, name: &str) -> Result<()> {
         let adapter = self.adapter(name)?;
-        if let Some(merged) = &self.merged {
-            refuse!(
-                InvalidState,
-                "adapter '{merged}' is merged, so nothing trains: call `unmerge_adapter` first"
-            );
-        }
-        if !self.enabled {
-            refuse!(
-                InvalidState,
-                "adapters are disabled, so nothing trains: drop the guard of `disable` first, or call `enable` if it was \
-                 forgotten"
-            );
-        }
+        self.check_in_use()?;
         if self.active.as_deref() != Some(name) {
             refuse!(
                 InvalidState,
@@ -334,13 +341,7 @@ impl Attachment {
                 self.active.as_deref().unwrap_or("none")
             );
         }
-        if !adapter.trainable {
-            refuse!(
-                InvalidState,
-                "adapter '{name}' is frozen (loaded for inference?): call `set_requires_grad(\"{name}\", true)` to \
-                 train it"
-            );
-        }
+        check_not_frozen(name, adapter)?;
         if let Some(frozen) = self.trained(name)?.find(|v| !v.tensor.requires_grad()) {
             refuse!(
                 InvalidState,
@@ -364,6 +365,52 @@ impl Attachment {
         Ok(())
     }
 
+    /// Refuses a step while adapters are merged or disabled.
+    fn check_in_use(&self) -> Result<()> {
+        if let Some(merged) = &self.merged {
+            refuse!(
+                InvalidState,
+                "adapter '{merged}' is merged, so nothing trains: call `unmerge_adapter` first"
+            );
+        }
+        if !self.enabled {
+            refuse!(
+                InvalidState,
+                "adapters are disabled, so nothing trains: drop the guard of `disable` first, or call `enable` if it was \
+                 forgotten"
+            );
+        }
+        Ok(())
+    }
+
+    /// [`check_trainable`](Self::check_trainable) for an adapter that rows name, whichever is active.
+    pub(crate) fn check_trainable_by_name(&self, name: &str) -> Result<()> {
+        let adapter = self.adapter(name)?;
+        self.check_in_use()?;
+        check_not_frozen(name, adapter)?;
+        self.check_claimed()
+    }
+
+    /// Lets an adapter train in batches whose rows name it.
+    pub(crate) fn train_by_name(&mut self, name: &str) -> Result<()> {
+        self.check_trainable_by_name(name)?;
+        let adapter = self.adapter(name)?;
+        for (slot, variable) in adapter.flat.slots().iter().zip(&adapter.slot_variables) {
+            if slot.shape.len() != 1 {
+                refuse!(
+                    Unsupported,
+                    "adapter '{name}' trains '{}' of shape {:?}, and only vectors, such as the weights of norms, train in \
+                     batches whose rows name their adapters: train it while it is active (`optimizer`)",
+                    self.variables.get(*variable).name,
+                    slot.shape
+                );
+            }
+        }
+        let id = adapter.id;
+        self.trained_by_name.insert(id);
+        Ok(())
+    }
+
     /// Refuses trainable variables that were made after an adapter was attached and that no adapter trains or saves.
     pub(crate) fn check_claimed(&self) -> Result<()> {
         let mut new = self.variables.iter().filter(|variable| variable.is_new);
@@ -381,6 +428,16 @@ impl Attachment {
             first.name
         )
     }
+}
+
+fn check_not_frozen(name: &str, adapter: &Adapter) -> Result<()> {
+    if !adapter.trainable {
+        refuse!(
+            InvalidState,
+            "adapter '{name}' is frozen (loaded for inference?): call `set_requires_grad(\"{name}\", true)` to train it"
+        );
+    }
+    Ok(())
 }
 
 /// Locks the state, even after a thread that held it has panicked.

@@ -138,6 +138,12 @@ impl FlatParams {
         Ok(buffer.f_narrow(0, start, end - start)?)
     }
 
+    /// A number that every marked change raises, of masters or of live copies.
+    pub(crate) fn version(&self) -> Result<i64> {
+        let lives = self.runs.iter().map(|run| Ok(run.live.f_internal_version()?));
+        Ok(self.master.f_internal_version()? + lives.sum::<Result<i64>>()?)
+    }
+
     /// Overwrites tensor `slot`, master and live.
     pub(crate) fn set_value(&mut self, slot: usize, value: &Tensor) -> Result<()> {
         self.value(slot)?.f_copy_(&value.f_reshape(&self.slots[slot].shape)?)?;
@@ -258,6 +264,25 @@ impl FlatParams {
             from = to;
         }
         Ok(others)
+    }
+
+    /// Tensors of several rows, `[rows, …]` per slot (`None`: zeros), side by side as `[rows, size]` in this layout, in f32
+    /// at least.
+    pub(crate) fn gathered_rows(&self, tensors: &[Option<&Tensor>], rows: i64) -> Result<Tensor> {
+        let kind = if self.master.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
+        let place = (kind, self.master.device());
+        let mut pieces = Vec::with_capacity(2 * tensors.len());
+        for (slot, tensor) in self.slots.iter().zip(tensors) {
+            pieces.push(match tensor {
+                Some(tensor) => tensor.f_reshape([rows, slot.len])?.f_to_kind(kind)?,
+                None => Tensor::f_zeros([rows, slot.len], place)?,
+            });
+            let padding = slot.end() - slot.start - slot.len;
+            if padding > 0 {
+                pieces.push(Tensor::f_zeros([rows, padding], place)?);
+            }
+        }
+        Ok(Tensor::f_cat(&pieces, 1)?)
     }
 
     fn bounds(&self, slots: &Range<usize>) -> (i64, i64) {

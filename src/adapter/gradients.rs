@@ -163,6 +163,30 @@ impl Gradients {
         self.show(leaves)
     }
 
+    /// Adds a gradient in this layout, with zeros where none is `present`. The caller has taken in.
+    pub(crate) fn add_whole(
+        &mut self,
+        layout: &FlatParams,
+        leaves: &[&Tensor],
+        gradient: &Tensor,
+        present: &[bool],
+    ) -> Result<()> {
+        let first = self.is_empty();
+        let flat = self.made(layout)?;
+        let mut sum = flat.master().shallow_clone();
+        if first {
+            sum.f_copy_(gradient)?;
+        } else {
+            let _ = sum.f_add_(gradient)?;
+        }
+        flat.publish()?;
+        for (slot, present) in self.slots.iter_mut().zip(present) {
+            slot.present |= present;
+        }
+        self.added = true;
+        self.show(leaves)
+    }
+
     /// Makes every gradient the `.grad()` of its variable.
     pub(crate) fn show(&mut self, leaves: &[&Tensor]) -> Result<()> {
         let Some(flat) = &self.flat else { return Ok(()) };
@@ -220,6 +244,38 @@ impl Gradients {
     ) -> Result<()> {
         let _ = f(&mut self.flat()?.shallow_clone())?;
         self.flat.as_mut().map_or(Ok(()), FlatParams::publish)
+    }
+
+    /// The whole buffer in the layout of the masters, with zeros for slots without a gradient, and for each slot
+    /// whether it has one.
+    #[cfg(feature = "distributed")]
+    pub(crate) fn with_presence(&mut self, layout: &FlatParams) -> Result<(Tensor, Vec<bool>)> {
+        let (empty, present) = (self.is_empty(), self.slots.iter().map(|slot| slot.present));
+        let present = present.collect();
+        let flat = self.made(layout)?;
+        if empty {
+            flat.zero()?;
+        }
+        Ok((flat.master().shallow_clone(), present))
+    }
+
+    /// Overwrites the whole buffer. Slots that are `present` have a gradient from now on.
+    #[cfg(feature = "distributed")]
+    pub(crate) fn overwrite(
+        &mut self,
+        layout: &FlatParams,
+        leaves: &[&Tensor],
+        values: &Tensor,
+        present: &[bool],
+    ) -> Result<()> {
+        let flat = self.made(layout)?;
+        flat.master().shallow_clone().f_copy_(values)?;
+        flat.publish()?;
+        for (slot, present) in self.slots.iter_mut().zip(present) {
+            slot.present |= present;
+        }
+        self.added |= present.contains(&true);
+        self.show(leaves)
     }
 
     /// The name of each slot with a copy of its gradient, if there is one.

@@ -1,6 +1,7 @@
 //! Adapters on the variables of a `VarStore`: selecting, attaching, switching, combining, PEFT directories.
 
 pub(crate) mod attachment;
+mod by_adapter;
 mod config;
 mod diff;
 pub(crate) mod flat;
@@ -11,6 +12,7 @@ mod interpolation;
 mod merge;
 mod merged;
 mod merged_gguf;
+mod mixed;
 mod model;
 mod options;
 mod peft;
@@ -19,6 +21,7 @@ mod registry;
 mod samples;
 mod scaling;
 mod selection;
+mod stack;
 mod status;
 mod switching;
 mod sync;

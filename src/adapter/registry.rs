@@ -6,6 +6,7 @@ use tch::nn::{self, VarStore};
 
 use super::attachment::{lock, Attachment};
 use crate::error::{refuse, Result};
+use crate::mixed::{self, Adapters};
 
 /// A VarStore's variables and the adapters on them, both weak.
 type Attached = (Weak<Mutex<nn::Variables>>, Weak<Mutex<Attachment>>);
@@ -37,5 +38,7 @@ impl Registry {
 
     pub(crate) fn add(&mut self, vs: &VarStore, attachment: &Arc<Mutex<Attachment>>) {
         self.0.push((Arc::downgrade(&vs.variables_), Arc::downgrade(attachment)));
+        let adapters: Weak<dyn Adapters> = Arc::<Mutex<Attachment>>::downgrade(attachment);
+        mixed::register(adapters);
     }
 }

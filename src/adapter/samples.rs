@@ -34,6 +34,15 @@ impl Samples {
         Ok(())
     }
 
+    /// The remembered elements as bytes, in the order of the variables, but for those of `except`.
+    #[cfg(feature = "distributed")]
+    pub(crate) fn bytes(&self, except: &[usize]) -> impl Iterator<Item = &[u8]> {
+        let other = |(variable, _): &(&usize, &Sample)| !except.contains(variable);
+        let mut samples: Vec<(&usize, &Sample)> = self.0.iter().filter(other).collect();
+        samples.sort_unstable_by_key(|(variable, _)| **variable);
+        samples.into_iter().map(|(_, sample)| sample.bytes.as_slice())
+    }
+
     /// The first variable whose elements are not those remembered.
     pub(crate) fn first_changed(&self, tensors: &[(usize, &Tensor)]) -> Result<Option<usize>> {
         let now = samples(tensors)?;

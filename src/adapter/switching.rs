@@ -165,7 +165,7 @@ impl LnTuningModel {
     }
 
     /// Changes the state and updates the variables; on an error, restores the former state.
-    fn change(&mut self, f: impl FnOnce(&mut Attachment) -> Result<()>) -> Result<()> {
+    pub(super) fn change(&mut self, f: impl FnOnce(&mut Attachment) -> Result<()>) -> Result<()> {
         self.with_attachment(|attachment| {
             let before = (attachment.active.clone(), attachment.enabled, attachment.merged.clone());
             f(attachment).and_then(|()| attachment.apply()).inspect_err(|_| {

@@ -123,6 +123,7 @@ impl Attachment {
             adapter.set_storage(storage);
         }
         self.base = base;
+        self.stack = None;
         self.variables.accept(changes);
         let moved = changes.moved.iter().copied();
         self.samples.remember(&frozen(&self.variables, &self.base, moved))?;

@@ -154,6 +154,28 @@ impl Adapter {
             .chain(kept.filter_map(|(copy, original)| Some((*copy, base.get(original)?))))
     }
 
+    /// True if it replaces this variable.
+    pub(crate) fn has(&self, variable: usize) -> bool {
+        self.slot_variables.contains(&variable)
+            || self.buffers.iter().any(|(v, _)| *v == variable)
+            || self.kept.iter().any(|(copy, _)| *copy == variable)
+    }
+
+    /// Its storage for a variable, if it replaces that one.
+    pub(crate) fn storage<'s>(
+        &'s self,
+        variable: usize,
+        base: &'s HashMap<usize, Tensor>,
+    ) -> Option<&'s Tensor> {
+        self.all_storages(base).find(|(v, _)| *v == variable).map(|(_, storage)| storage)
+    }
+
+    /// A number that every marked change of its weights raises.
+    pub(crate) fn version(&self) -> Result<i64> {
+        let buffers = self.buffers.iter().map(|(_, tensor)| Ok(tensor.f_internal_version()?));
+        Ok(self.flat.version()? + buffers.sum::<Result<i64>>()?)
+    }
+
     /// Every variable that it replaces, with the adapter's storage for it.
     pub(crate) fn storages(&self) -> impl Iterator<Item = (usize, &Tensor)> {
         let slots = self.slot_variables.iter().enumerate().map(|(s, v)| (*v, self.flat.view(s)));

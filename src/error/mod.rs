@@ -85,6 +85,9 @@ pub enum ErrorKind {
     /// [`recompute::Recompute`](crate::recompute::Recompute).
     #[doc(alias = "OutOfMemoryError")]
     OutOfMemory,
+    /// The processes of a group do not find each other, do not fit together, or one of them ended or does not answer.
+    #[doc(alias = "DistBackendError")]
+    Distributed,
     /// The operating system refused (permissions, a full disk …).
     Io,
     /// libtorch refused.

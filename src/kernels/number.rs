@@ -41,7 +41,7 @@ impl Drop for Number {
 }
 
 /// The tensor that a call of libtorch makes, or its error.
-fn made(call: impl FnOnce(*mut *mut C_tensor)) -> Result<Tensor, TchError> {
+pub(super) fn made(call: impl FnOnce(*mut *mut C_tensor)) -> Result<Tensor, TchError> {
     let mut tensor = std::ptr::null_mut();
     call(&mut tensor);
     // SAFETY: the message, if there is one, ends with a zero and is ours to free; without one, the call has made a
@@ -58,7 +58,7 @@ fn made(call: impl FnOnce(*mut *mut C_tensor)) -> Result<Tensor, TchError> {
 }
 
 /// A tensor that libtorch is given to read.
-fn read(tensor: &Tensor) -> *mut C_tensor {
+pub(super) fn read(tensor: &Tensor) -> *mut C_tensor {
     tensor.as_ptr().cast_mut()
 }
 

@@ -1,9 +1,13 @@
 //! Products with a weight, by the library of libtorch that is fastest on this processor.
 
+#[cfg(feature = "kernels")]
+use tch::no_grad;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::kernels::processor::mkl_is_slow;
+#[cfg(feature = "kernels")]
+use crate::kernels::linear_calls::{are_on, few_rows, most_rows, with_graph, Back};
+use crate::kernels::measured::convolution_is_faster;
 
 /// Weights of at most this many elements stay in the cache while they are reordered for oneDNN.
 pub(crate) const SMALL_WEIGHT: i64 = 1 << 22;
@@ -16,13 +20,7 @@ const LEAST_ROWS: i64 = 4;
 
 /// x · weightᵀ + bias, for a weight `[out, in]`.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    match pixels(x, weight)? {
-        None => Ok(x.f_linear(weight, bias)?),
-        Some(pixels) => {
-            let product = pixels.f_conv2d(&windows(weight)?, bias, [1], [0], [1], 1)?;
-            rows(&product, x)
-        }
-    }
+    product(x, weight, bias, false)
 }
 
 /// x · weight + bias, for a weight `[in, out]`.
@@ -31,14 +29,56 @@ pub(crate) fn linear_transposed(
     weight: &Tensor,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    match pixels(x, weight)? {
-        None => Ok(x.f_linear(&weight.f_tr()?, bias)?),
-        Some(pixels) => {
-            let weight = windows(weight)?;
-            let product = pixels.f_conv_transpose2d(&weight, bias, [1], [0], [0], 1, [1])?;
-            rows(&product, x)
-        }
+    product(x, weight, bias, true)
+}
+
+/// The value does not depend on what trains: an adapter that is attached changes no bit of it.
+fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, transposed: bool) -> Result<Tensor> {
+    let size = x.size();
+    let count = size.split_last().map_or(0, |(_, outer)| outer.iter().product());
+    #[cfg(feature = "kernels")]
+    if takes_few_rows(x, weight, count, transposed)? {
+        let back = Back { transposed, ..Back::default() };
+        let value = no_grad(|| few_rows(x, weight, bias))?;
+        return Ok(with_graph(&value, x, weight, bias, back)?);
     }
+    if count > 0 && prefers_convolution(count, weight)? {
+        // libtorch's graph of a convolution keeps the input, also where the weight is frozen.
+        #[cfg(feature = "kernels")]
+        if are_on() && !weight.requires_grad() {
+            let back = Back { transposed, convolution: true, ..Back::default() };
+            let value = no_grad(|| convolution(x, weight, bias, count, transposed))?;
+            return Ok(with_graph(&value, x, weight, bias, back)?);
+        }
+        return convolution(x, weight, bias, count, transposed);
+    }
+    if transposed {
+        Ok(x.f_linear(&weight.f_tr()?, bias)?)
+    } else {
+        Ok(x.f_linear(weight, bias)?)
+    }
+}
+
+/// The product of `count` rows as a convolution of an image, channels last, with windows of one pixel.
+fn convolution(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    count: i64,
+    transposed: bool,
+) -> Result<Tensor> {
+    let mut shape = x.size();
+    let from = shape.pop().unwrap_or(1);
+    let pixels = x.f_reshape([1, count, 1, from])?.f_permute([0, 3, 1, 2])?;
+    let (first, second) = weight.size2()?;
+    let windows = weight.f_view([first, second, 1, 1])?;
+    let product = if transposed {
+        pixels.f_conv_transpose2d(&windows, bias, [1], [0], [0], 1, [1])?
+    } else {
+        pixels.f_conv2d(&windows, bias, [1], [0], [1], 1)?
+    };
+    shape.push(product.size4()?.1);
+    Ok(product.f_permute([0, 2, 3, 1])?.f_reshape(shape)?)
 }
 
 /// The rows of a long product, on the CPU with zeros below if they are so few that it would be less exact.
@@ -62,29 +102,17 @@ pub(crate) fn widened(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
     Ok(out.f_copy_(&a.f_mm(b)?)?)
 }
 
-/// The rows of `x` as the pixels of an image, channels last, if their product with `weight` is faster as a convolution.
-fn pixels(x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
-    let size = x.size();
-    let Some((from, outer)) = size.split_last() else { return Ok(None) };
-    let count = outer.iter().product();
-    if !prefers_convolution(count, weight)? {
-        return Ok(None);
-    }
-    Ok(Some(x.f_reshape([1, count, 1, *from])?.f_permute([0, 3, 1, 2])?))
-}
-
-/// The weight as windows of one pixel.
-fn windows(weight: &Tensor) -> Result<Tensor> {
-    let (first, second) = weight.size2()?;
-    Ok(weight.f_view([first, second, 1, 1])?)
-}
-
-/// The pixels as rows again, in the shape of `x`.
-fn rows(pixels: &Tensor, x: &Tensor) -> Result<Tensor> {
-    let mut shape = x.size();
-    shape.pop();
-    shape.push(pixels.size4()?.1);
-    Ok(pixels.f_permute([0, 2, 3, 1])?.f_reshape(shape)?)
+/// True if a product of so few rows only waits for the weight to be read once.
+#[cfg(feature = "kernels")]
+fn takes_few_rows(x: &Tensor, weight: &Tensor, count: i64, transposed: bool) -> Result<bool> {
+    Ok((1..=most_rows()).contains(&count)
+        && !transposed
+        && weight.device() == Device::Cpu
+        && weight.numel() as i64 >= LEAST_WEIGHT
+        && matches!(weight.f_kind()?, Kind::Float | Kind::BFloat16)
+        && x.f_kind()? == weight.f_kind()?
+        && weight.is_contiguous()
+        && are_on())
 }
 
 /// True if a product of `rows` rows with this weight is faster as a convolution. libtorch computes products of f32
@@ -98,40 +126,117 @@ pub(crate) fn prefers_convolution(rows: i64, weight: &Tensor) -> Result<bool> {
         && weight.device() == Device::Cpu
         && weight.f_kind()? == Kind::Float
         && weight.is_contiguous()
-        && mkl_is_slow())
+        && convolution_is_faster()?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Values and all gradients equal those of `linear`.
+    const CPU: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+    /// The gradients of the sum with `upstream`, and the value.
+    fn all(y: Tensor, upstream: &Tensor, inputs: &[&Tensor]) -> Vec<Tensor> {
+        assert_eq!(y.size(), upstream.size());
+        let sum = (&y * upstream).sum(Kind::Float);
+        let mut all = Tensor::run_backward(&[sum], inputs, false, false);
+        all.push(y.detach());
+        all
+    }
+
+    fn check(found: &[Tensor], expected: &[Tensor], tolerance: f64) {
+        for (found, expected) in found.iter().zip(expected) {
+            assert_eq!((found.size(), found.kind()), (expected.size(), expected.kind()));
+            let [found, expected] = [found, expected].map(|tensor| tensor.to_kind(Kind::Double));
+            let off = (found - &expected).abs().max().double_value(&[]);
+            assert!(off <= tolerance * expected.abs().max().double_value(&[]), "{off} off");
+        }
+    }
+
+    /// Values and all gradients equal those of `linear`, whether the weight trains or not.
     #[test]
     fn a_product_as_a_convolution_is_the_same() {
         tch::set_num_threads(1);
-        let options = (Kind::Float, Device::Cpu);
-        let x = Tensor::randn([2, 256, 256], options).set_requires_grad(true);
-        let weight = (Tensor::randn([300, 256], options) * 0.06).set_requires_grad(true);
-        let bias = Tensor::randn([300], options).set_requires_grad(true);
-        let upstream = Tensor::randn([2, 256, 300], options);
-        let all = |y: Tensor| {
-            assert_eq!(y.size(), upstream.size());
-            let inputs = [&x, &weight, &bias];
-            let sum = (&y * &upstream).sum(Kind::Float);
-            let mut all = Tensor::run_backward(&[sum], &inputs, false, false);
-            all.push(y.detach());
-            all
-        };
-        let expected = all(x.linear(&weight, Some(&bias)));
-        for found in [
-            all(linear(&x, &weight, Some(&bias)).unwrap()),
-            all(linear_transposed(&x, &weight.tr().contiguous(), Some(&bias)).unwrap()),
-        ] {
-            for (found, expected) in found.iter().zip(&expected) {
-                assert_eq!(found.size(), expected.size());
-                let off = (found - expected).abs().max().double_value(&[]);
-                assert!(off <= 1e-5 * expected.abs().max().double_value(&[]), "{off} off");
+        for trains in [true, false] {
+            let x = Tensor::randn([2, 256, 256], CPU).set_requires_grad(true);
+            let weight = (Tensor::randn([300, 256], CPU) * 0.06).set_requires_grad(trains);
+            let turned = weight.detach().tr().contiguous();
+            let bias = Tensor::randn([300], CPU).set_requires_grad(true);
+            let upstream = Tensor::randn([2, 256, 300], CPU);
+            let inputs = [&x, &bias, &weight];
+            let inputs = if trains { &inputs[..] } else { &inputs[..2] };
+            let expected = all(x.linear(&weight, Some(&bias)), &upstream, inputs);
+            let found = all(linear(&x, &weight, Some(&bias)).unwrap(), &upstream, inputs);
+            check(&found, &expected, 1e-5);
+            let found = linear_transposed(&x, &turned, Some(&bias)).unwrap();
+            let found = all(found, &upstream, &inputs[..2]);
+            check(&found[..2], &expected[..2], 1e-5);
+            check(&found[2..], &expected[expected.len() - 1..], 1e-5);
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "kernels")]
+    fn a_product_of_few_rows_is_the_same_in_each_kind_and_size_and_each_row_is_by_itself() {
+        tch::set_num_threads(2);
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for (size, outputs) in [(256, 300), (513, 131), (1031, 64)] {
+                let weight = (Tensor::randn([outputs, size], CPU) * 0.06).to_kind(kind);
+                let weight = weight.set_requires_grad(true);
+                let bias = Tensor::randn([outputs], CPU).to_kind(kind).set_requires_grad(true);
+                let rows = Tensor::randn([12, size], CPU).to_kind(kind);
+                let single = |row: i64| linear(&rows.narrow(0, row, 1), &weight, Some(&bias));
+                for count in 1..=9 {
+                    // Not contiguous.
+                    let x = rows.narrow(0, 0, count).tr().contiguous().tr().set_requires_grad(true);
+                    let upstream = Tensor::randn([count, outputs], CPU).to_kind(kind);
+                    for bias in [Some(&bias), None] {
+                        let inputs: Vec<&Tensor> = [&x, &weight].into_iter().chain(bias).collect();
+                        let found = linear(&x, &weight, bias).unwrap();
+                        let found = all(found, &upstream, &inputs);
+                        let expected = all(x.linear(&weight, bias), &upstream, &inputs);
+                        check(&found, &expected, if kind == Kind::Float { 1e-5 } else { 1e-2 });
+                        let value = &found[found.len() - 1];
+                        if bias.is_some() && takes_few_rows(&x, &weight, count, false).unwrap() {
+                            let last = single(count - 1).unwrap();
+                            assert_eq!(value.narrow(0, count - 1, 1), last);
+                        }
+                    }
+                }
             }
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "kernels")]
+    fn the_input_of_a_frozen_weight_is_not_kept() {
+        tch::set_num_threads(1);
+        for rows in [2, 256] {
+            let leaf = Tensor::randn([rows, 256], CPU).set_requires_grad(true);
+            let weight = Tensor::randn([300, 256], CPU);
+            let mut x = &leaf * 1.;
+            let y = linear(&x, &weight, None).unwrap();
+            // Autograd would refuse to go backward over a tensor that was kept and has changed.
+            let _ = x.zero_();
+            let found = Tensor::run_backward(&[y.sum(Kind::Float)], &[&leaf], false, false);
+            let expected = weight.sum_dim_intlist([0_i64].as_slice(), true, Kind::Float);
+            check(&found, &[expected.expand([rows, 256], false)], 1e-4);
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "kernels")]
+    fn a_product_has_gradients_of_gradients() {
+        tch::set_num_threads(1);
+        for rows in [2, 256] {
+            let x = Tensor::randn([rows, 256], CPU).set_requires_grad(true);
+            let weight = Tensor::randn([300, 256], CPU) * 0.06;
+            let twice = |y: Tensor| {
+                let first = Tensor::run_backward(&[y.square().sum(Kind::Float)], &[&x], true, true);
+                Tensor::run_backward(&[first[0].square().sum(Kind::Float)], &[&x], false, false)
+            };
+            let expected = twice(x.linear(&weight, None::<Tensor>));
+            check(&twice(linear(&x, &weight, None).unwrap()), &expected, 1e-4);
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use tch::{Kind, Tensor};
 
+use super::adapter_names::AdapterNames;
+use super::nn::Rows;
 use crate::error::{refusal, refuse, Error, Result};
 
 /// Token ids or images, and what goes with them. From `&Tensor` where there is nothing else: integers are ids, other
@@ -38,6 +40,10 @@ pub struct Inputs<'a> {
     pub(super) decoder_ids: Option<&'a Tensor>,
     pub(super) decoder_attention_mask: Option<&'a Tensor>,
     pub(super) train: bool,
+    /// One for each row or document.
+    pub(super) adapter_names: Option<AdapterNames<'a>>,
+    /// The weights of the adapters that were named.
+    pub(super) rows: Option<&'a Rows>,
 }
 
 impl<'a> Inputs<'a> {
@@ -130,6 +136,38 @@ impl<'a> Inputs<'a> {
     /// Turns dropout on, for training. Default: off.
     pub fn train(mut self, train: bool) -> Self {
         self.train = train;
+        self
+    }
+
+    /// The adapter of each row, by its name; `__base__` is the base without adapters. With [`documents`](Self::documents)
+    /// there may be a name for each document instead, in their order; those of a number below 0 are padding, and have
+    /// none. Default: the active adapter for all.
+    ///
+    /// The adapters are those of the [`LnTuningModel`](crate::LnTuningModel) that is attached to the model's variables.
+    /// Each row is computed as under [`set_adapter`](crate::LnTuningModel::set_adapter): what its adapter does not tune
+    /// is the base's. On the CPU the norms of a batch give, in f32, the same numbers, bit for bit. Modules that are no
+    /// norms, such as a head of `modules_to_save`, compute the rows of each adapter by themselves. A name costs no more
+    /// than a copy of its norms' weights; an adapter is copied once and again when it has changed.
+    ///
+    /// ```
+    /// # use tch::{nn::VarStore, Device, Tensor};
+    /// use ln_tuning::models::{Decoder, DecoderConfig, Inputs, Model, ModelConfig};
+    /// use ln_tuning::{LnTuningConfig, LnTuningModel};
+    /// # let config = serde_json::json!({"model_type": "llama", "vocab_size": 20, "hidden_size": 8,
+    /// #     "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2});
+    /// # let config = DecoderConfig::from_value(&config)?;
+    /// let vs = VarStore::new(Device::Cpu);
+    /// let model = Decoder::new(&vs.root(), &config)?;
+    /// let mut tuned = LnTuningModel::with_adapter_name(&vs, LnTuningConfig::default(), "poetry")?;
+    /// tuned.add_adapter("prose", LnTuningConfig::default())?;
+    /// let ids = Tensor::from_slice2(&[[1_i64, 2], [3, 4], [5, 6]]);
+    /// let inputs = Inputs::new(&ids).adapter_names(&["poetry", "prose", "__base__"]);
+    /// let logits = model.logits(inputs)?;
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
+    #[doc(alias = "mixed_batch")]
+    pub fn adapter_names(mut self, names: impl Into<AdapterNames<'a>>) -> Self {
+        self.adapter_names = Some(names.into());
         self
     }
 

@@ -2,6 +2,7 @@
 //!
 //! [`Model`] is what they have in common: one way to load, one way to run. [`AnyModel`] is whichever a directory holds.
 
+mod adapter_names;
 mod any;
 mod config;
 mod decoder;
@@ -11,10 +12,12 @@ mod generation_config;
 mod inputs;
 mod model;
 mod multimodal;
+mod named_rows;
 mod nn;
 mod seq2seq;
 mod vision;
 
+pub use adapter_names::AdapterNames;
 pub use any::AnyModel;
 pub use config::{Declared, ModelConfig};
 pub use decoder::{Decoder, DecoderConfig};

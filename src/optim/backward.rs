@@ -58,7 +58,9 @@ impl Optimizer {
         } else {
             gradients.take_in(flat, &leaves)?;
         }
-        gradients.add(flat, &leaves, found, |all| factor.unscale(all))
+        gradients.add(flat, &leaves, found, |all| factor.unscale(all))?;
+        self.ranks.renew();
+        Ok(())
     }
 
     /// [`backward`](Self::backward) with block checkpointing: `forward` computes the loss and runs its blocks through
@@ -175,7 +177,7 @@ impl Optimizer {
     }
 }
 
-fn check_loss(loss: &Tensor) -> Result<()> {
+pub(super) fn check_loss(loss: &Tensor) -> Result<()> {
     if !loss.defined() || loss.numel() != 1 {
         let shape = if loss.defined() { format!("{:?}", loss.size()) } else { "nothing".into() };
         refuse!(NoGradient, "the loss must be a scalar, found {shape}: take its mean or sum");

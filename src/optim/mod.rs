@@ -1,11 +1,14 @@
 //! Training the active adapter: the methods of `tch::nn::Optimizer` over one flat buffer.
 
 mod algorithm;
+mod all_reduce;
 mod backward;
 mod file;
 mod group;
 mod loss_scale;
+mod mixed;
 mod optimizer;
+mod ranks;
 mod schedule;
 mod settings;
 mod state;

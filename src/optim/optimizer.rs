@@ -8,6 +8,7 @@ use tch::{no_grad, Device, Tensor};
 use super::algorithm::{check_range, Algorithm};
 use super::group::{check_lr, Group, Key};
 use super::loss_scale::{refuse_scale, LossScale};
+use super::ranks::Ranks;
 use super::state::{by_key, State};
 use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::gradients::Gradients;
@@ -53,6 +54,8 @@ pub struct Optimizer {
     attachment: Arc<Mutex<Attachment>>,
     pub(super) adapter: String,
     adapter_id: u64,
+    /// It trains its adapter in batches whose rows name it, whichever is active.
+    pub(super) by_name: bool,
     pub(super) groups: BTreeMap<Key, Group>,
     /// The group of each slot.
     slot_groups: Vec<Key>,
@@ -63,6 +66,7 @@ pub struct Optimizer {
     /// Those that the present update consists of: `accumulation`, as it was at the first.
     parts: i64,
     pub(super) loss_scale: LossScale,
+    pub(super) ranks: Ranks,
 }
 
 impl LnTuningModel {
@@ -80,7 +84,21 @@ impl LnTuningModel {
         let active = self.attachment().active.clone().ok_or_else(|| {
             refusal!(InvalidState, "no adapter is active: call `set_adapter` first")
         })?;
-        Optimizer::new(self.attachment.clone(), &active, algorithm.into(), lr)
+        Optimizer::new(self.attachment.clone(), &active, false, algorithm.into(), lr)
+    }
+
+    /// An optimiser for an adapter by its name, whichever is active, for batches whose rows name their adapters
+    /// ([`Optimizer::backward_mixed`]).
+    ///
+    /// # Errors
+    /// As [`optimizer`](Self::optimizer), but for what is active, and `UnknownAdapter`.
+    pub fn optimizer_for(
+        &self,
+        adapter: &str,
+        algorithm: impl Into<Algorithm>,
+        lr: f64,
+    ) -> Result<Optimizer> {
+        Optimizer::new(self.attachment.clone(), adapter, true, algorithm.into(), lr)
     }
 }
 
@@ -88,6 +106,7 @@ impl Optimizer {
     fn new(
         attachment: Arc<Mutex<Attachment>>,
         adapter: &str,
+        by_name: bool,
         algorithm: Algorithm,
         lr: f64,
     ) -> Result<Self> {
@@ -96,7 +115,11 @@ impl Optimizer {
         let shared = attachment.clone();
         let mut guard = lock(&shared);
         no_grad(|| guard.sync())?;
-        guard.check_trainable(adapter)?;
+        if by_name {
+            guard.train_by_name(adapter)?;
+        } else {
+            guard.check_trainable(adapter)?;
+        }
         let own = guard.adapter(adapter)?.id;
         let places = guard.adapter(adapter)?.slot_places();
         let groups = guard.trained(adapter)?.map(|variable| variable.group);
@@ -107,6 +130,7 @@ impl Optimizer {
             attachment,
             adapter: adapter.to_owned(),
             adapter_id: own,
+            by_name,
             groups,
             slot_groups,
             state: State::new(algorithm, slots),
@@ -114,6 +138,7 @@ impl Optimizer {
             accumulated: 0,
             parts: 1,
             loss_scale: LossScale::Fixed(1.),
+            ranks: Ranks::default(),
         })
     }
 
@@ -129,8 +154,18 @@ impl Optimizer {
                 scaler.forget()?;
             }
             this.accumulated = 0;
+            this.ranks.renew();
             Ok(())
         })
+    }
+
+    /// Refuses a step while the adapter does not train.
+    pub(super) fn check(&self, attachment: &Attachment) -> Result<()> {
+        if self.by_name {
+            attachment.check_trainable_by_name(&self.adapter)
+        } else {
+            attachment.check_trainable(&self.adapter)
+        }
     }
 
     /// Updates the weights from the gradients. As in PyTorch, a tensor without a gradient does not change, by weight
@@ -140,8 +175,9 @@ impl Optimizer {
     /// `NoGradient` if there is no gradient; `InvalidState` as for [`backward`](Self::backward).
     pub fn step(&mut self) -> Result<()> {
         self.with_adapter(|this, attachment| {
-            attachment.check_trainable(&this.adapter)?;
+            this.check(attachment)?;
             this.followed(attachment)?;
+            this.reduce(attachment, None)?;
             this.update(attachment)
         })
     }
@@ -170,6 +206,7 @@ impl Optimizer {
             (0..slot_groups.len()).map(|slot| adapter.gradients.is_present(slot)).collect();
         attachment.outdate(&self.adapter, |slot| stepped[slot])?;
         self.accumulated = 0;
+        self.ranks.renew();
         Ok(())
     }
 
@@ -206,6 +243,7 @@ impl Optimizer {
         clip: impl Fn(&mut Self, &mut Gradients) -> Result<()>,
     ) -> Result<()> {
         let update = |this: &mut Self, attachment: &mut Attachment| {
+            this.reduce(attachment, None)?;
             clip(this, &mut attachment.graded(&this.adapter)?.0.gradients)?;
             this.update(attachment)
         };
@@ -337,13 +375,14 @@ impl Optimizer {
         f: impl FnOnce(&mut Self, &mut Gradients) -> Result<T>,
     ) -> Result<T> {
         self.with_adapter(|this, attachment| {
-            let adapter = this.followed(attachment)?;
-            f(this, &mut adapter.gradients)
+            this.followed(attachment)?;
+            this.reduce(attachment, None)?;
+            f(this, &mut attachment.graded(&this.adapter)?.0.gradients)
         })
     }
 
     /// The adapter, whose gradients are now what user code has made of them.
-    fn followed<'a>(&self, attachment: &'a mut Attachment) -> Result<&'a mut Adapter> {
+    pub(super) fn followed<'a>(&self, attachment: &'a mut Attachment) -> Result<&'a mut Adapter> {
         let (adapter, leaves) = attachment.graded(&self.adapter)?;
         adapter.gradients.take_in(&adapter.flat, &leaves)?;
         Ok(adapter)

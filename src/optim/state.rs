@@ -41,6 +41,12 @@ impl State {
         State { names, buffers: Vec::new(), steps: vec![0; slots], skipping: None }
     }
 
+    /// True before the first update.
+    #[cfg(feature = "distributed")]
+    pub(super) fn is_new(&self) -> bool {
+        self.steps.iter().all(|step| *step == 0)
+    }
+
     /// From now on, updates may be skipped.
     pub(super) fn start_skipping(&mut self, device: Device) -> Result<()> {
         self.stop_skipping()?;

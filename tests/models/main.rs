@@ -5,6 +5,7 @@ mod common;
 #[path = "../nets/mod.rs"]
 mod nets;
 
+mod adapter_names;
 mod decoder_heads;
 mod decoder_loss;
 mod decoders;
@@ -25,6 +26,8 @@ mod loading;
 mod minilm;
 mod naming;
 mod nesting;
+#[cfg(feature = "kernels")]
+mod packed;
 mod padding;
 mod ropes;
 mod seeing;

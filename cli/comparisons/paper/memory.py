@@ -2,14 +2,15 @@
 
 import ctypes
 import gc
+import time
 from pathlib import Path
 
 OWN = Path("/proc/self")
 
 
-def held(name="VmRSS"):
+def held(name="VmRSS", process=OWN):
     """GB now, or with VmHWM the most since the last begin()."""
-    line = next(line for line in (OWN / "status").read_text().splitlines() if line.startswith(name))
+    line = next(line for line in (process / "status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024 / 1e9
 
 
@@ -27,3 +28,16 @@ def begin():
 def taken(before):
     """GB at most since begin(), which gave `before`."""
     return None if before is None else held("VmHWM") - before
+
+
+def of_all(process):
+    """GB at most in a process of another program, asked until it ends: what the system says at the end counts what this
+    process held when it started the other. None where nothing can be said."""
+    most = None
+    while process.poll() is None:
+        try:
+            most = held("VmHWM", Path(f"/proc/{process.pid}"))
+        except (OSError, StopIteration):
+            pass
+        time.sleep(0.05)
+    return most

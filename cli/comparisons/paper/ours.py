@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from peft import PeftModel
 from PIL import Image
 from safetensors import safe_open
 
+import memory
 from training import BATCH, CLIP, WARMUP, Cost
 
 # Of norms before attention and MLPs, and of the final one; the default is that of the connector.
@@ -60,8 +60,8 @@ def train(binary, base, model, rows, norms, connector, out):
     (out / "train.yaml").write_text(settings(base, out, rows, norms, connector))
     begun = time.perf_counter()
     process = subprocess.Popen([binary, "train", out / "train.yaml"], stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    if status != 0:
+    most = memory.of_all(process)
+    if process.returncode != 0:
         sys.exit(f"error: {binary} train {out / 'train.yaml'} failed; its message stands above")
     seconds = time.perf_counter() - begun
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -69,4 +69,4 @@ def train(binary, base, model, rows, norms, connector, out):
         weights = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
     PeftModel.from_pretrained(model, out / "adapter")
     losses = [line["loss"] for line in lines if "loss" in line]
-    return Cost(losses, weights, seconds, used.ru_maxrss * 1024 / 1e9)
+    return Cost(losses, weights, seconds, most)

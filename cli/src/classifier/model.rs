@@ -39,7 +39,7 @@ impl Classifier {
         settings: &Settings,
         device: Device,
     ) -> Result<(VarStore, Self)> {
-        tch::manual_seed(step_seed(settings.seed, u64::MAX));
+        tch::manual_seed(step_seed(settings.seed, u64::MAX, 0));
         let model_type = files.model_type().unwrap_or_default().to_owned();
         let has_pooler = files.variables().iter().any(|variable| variable.name.contains("pooler."));
         let head = match (model_type.as_str(), images) {

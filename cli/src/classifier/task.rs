@@ -162,21 +162,43 @@ impl Task for ClassifierTask<'_> {
         Ok(self.loss_of(&logits, &batch.labels)?.f_div_scalar_(over)?)
     }
 
-    fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores> {
+    /// The sum of the loss, the labels, and the predictions.
+    fn evaluate(
+        &self,
+        batches: &mut dyn Iterator<Item = Result<Of<Self>>>,
+    ) -> Result<Vec<Vec<f64>>> {
         let regression = self.loader.labels.are_numbers();
-        let (mut losses, mut labels, mut predictions) = (Vec::new(), Vec::new(), Vec::new());
+        let mut figures = Vec::new();
         for batch in batches {
             let batch = batch?;
             let logits = self.model.logits(&batch.inputs, false, &mut Tape::off())?;
-            losses.push(self.loss_of(&logits, &batch.labels)?);
+            figures.push(self.loss_of(&logits, &batch.labels)?);
             let predicted =
                 if regression { logits.f_squeeze_dim(-1)? } else { logits.f_argmax(-1, false)? };
-            labels.push(batch.labels);
-            predictions.push(predicted);
+            figures.extend([batch.labels, predicted]);
         }
-        // Only now, so that the device is waited for as few times as can be.
-        let sum: f64 = numbers(&losses)?.iter().sum();
-        let (labels, predictions) = (numbers(&labels)?, numbers(&predictions)?);
+        // Only now, so that the device is waited for once.
+        let all = numbers(&figures)?;
+        let mut rest = all.as_slice();
+        let of_batch = figures.chunks(3).map(|tensors| {
+            let count = tensors.iter().map(Tensor::numel).sum();
+            let (own, more) = rest.split_at(count);
+            rest = more;
+            own.to_vec()
+        });
+        Ok(of_batch.collect())
+    }
+
+    fn scores(&self, batches: &[Vec<f64>]) -> Result<Scores> {
+        let (mut sum, mut labels, mut predictions) = (0., Vec::new(), Vec::new());
+        for batch in batches {
+            let (loss, both) = batch.split_first().context("a batch without a loss")?;
+            sum += loss;
+            let (of_batch, predicted) = both.split_at(both.len() / 2);
+            labels.extend_from_slice(of_batch);
+            predictions.extend_from_slice(predicted);
+        }
+        let regression = self.loader.labels.are_numbers();
         let count = labels.len();
         let mut scores = vec![("eval_loss", sum / count.max(1) as f64)];
         if regression {

@@ -10,6 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::key_mapping::KeyMapping;
 use super::train::sample;
+use crate::train::ranks::Ranks;
 use crate::train::settings::{RunSettings, TaskName};
 use crate::train::shift::{Asked, Shift};
 use crate::train::yaml::Given;
@@ -115,8 +116,12 @@ fn shift(saved: &SavedAdapter, args: &Args, base: &Path, data: &Path) -> Result<
     let load = args.key_mapping.load_options();
     let asked = Asked { adapter: &args.adapter, saved, load: &load };
     let done = match task {
-        TaskName::Language => language::shift(RunSettings::new(&settings)?, &asked),
-        TaskName::Classifier => classifier::shift(&RunSettings::new(&settings)?, &asked),
+        TaskName::Language => {
+            language::shift(RunSettings::new(&settings, &Ranks::alone())?, &asked)
+        }
+        TaskName::Classifier => {
+            classifier::shift(&RunSettings::new(&settings, &Ranks::alone())?, &asked)
+        }
     };
     done.map_err(|error| memory::explained(error, LESS_MEMORY))
 }

@@ -1,5 +1,6 @@
 //! The commands: one per file, each with its flags and its `run`.
 
+mod answers;
 mod completions;
 mod generate;
 mod inspect;
@@ -14,6 +15,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Subcommand;
 
+use crate::train::ranks::Ranks;
+
 #[derive(Subcommand)]
 pub enum Command {
     Train(train::Args),
@@ -27,6 +30,10 @@ pub enum Command {
 
 impl Command {
     pub fn run(&self) -> Result<ExitCode> {
+        // Of several processes that a launcher has started, one is enough.
+        if !matches!(self, Command::Train(_)) && !Ranks::of_launcher()?.is_first() {
+            return Ok(ExitCode::SUCCESS);
+        }
         let done = match self {
             Command::Train(args) => train::run(args),
             Command::Generate(args) => generate::run(args),

@@ -35,7 +35,7 @@ impl LanguageModel {
         device: Device,
     ) -> Result<(VarStore, Self)> {
         let (files, bar) = progress::loading(files)?;
-        tch::manual_seed(step_seed(settings.seed, u64::MAX));
+        tch::manual_seed(step_seed(settings.seed, u64::MAX, 0));
         let load = Load::on(device)
             .kind(settings.kind.on(device))
             .frozen(settings.base)

@@ -17,7 +17,7 @@ use super::model::LanguageModel;
 use crate::train::settings::Settings;
 
 /// Merges adapters into a model, in the kind that it has.
-pub fn carry(vs: &VarStore, adapters: &[PathBuf]) -> Result<()> {
+pub fn carry<'p>(vs: &VarStore, adapters: impl Iterator<Item = &'p Path>) -> Result<()> {
     for dir in adapters {
         let load = LoadOptions::default();
         let carried = LnTuningModel::from_pretrained_with(vs, dir, DEFAULT_ADAPTER, &load);

@@ -11,7 +11,7 @@ use ln_tuning::models::{DecoderConfig, Inputs};
 use ln_tuning::recompute::Tape;
 use tch::{Device, Kind, Tensor};
 
-use super::batch::{Shown, TokenRows};
+use super::batch::{padded, Seen, Shown, TokenRows};
 use super::corpus::{Corpus, Part};
 use super::encoder::TextEncoder;
 use super::features::{Features, Key};
@@ -25,11 +25,10 @@ use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::order::Random;
 use crate::train::settings::RunSettings;
-use crate::train::task::{Batch, Load, Of, Scores, Task};
+use crate::train::task::{numbers, Batch, Load, Of, OfRun, Scores, Task};
 
 pub struct LanguageTask<'m> {
     model: &'m LanguageModel,
-    device: Device,
     /// Rows hold several documents.
     packing: bool,
     loader: Arc<LanguageLoader>,
@@ -178,7 +177,7 @@ impl<'m> LanguageTask<'m> {
         let loader =
             LanguageLoader { encoder, config, device, kind, features, multiple, train, eval };
         let loader = Arc::new(loader);
-        LanguageTask { model, device, packing, loader, words }
+        LanguageTask { model, packing, loader, words }
     }
 
     fn loss_of<'t>(
@@ -257,19 +256,56 @@ impl Task for LanguageTask<'_> {
         self.model.losses(&batches, Reduction::SumOver(over), tape)
     }
 
+    fn goes_together(&self, batch: &Of<Self>) -> bool {
+        batch.inputs.pictures.is_empty()
+    }
+
+    fn losses_together<'t>(
+        &'t self,
+        batches: &[OfRun<Self>],
+        tape: &mut Tape<'t>,
+    ) -> ln_tuning::Result<Vec<Tensor>> {
+        let own: Vec<&TokenRows> = batches.iter().map(|of| &of.batch.inputs).collect();
+        let all = TokenRows::together(&own)?;
+        let labels = batches.iter().map(|of| &of.batch.labels);
+        let labels = padded(labels, all.length(), |_| IGNORE_INDEX)?;
+        let names = batches.iter().zip(&own);
+        let names = names.flat_map(|(of, own)| (0..own.rows()).map(|_| of.adapter));
+        let names: Vec<&str> = names.collect();
+        let inputs = all.inputs(&Seen::Nothing, true).adapter_names(&names);
+        let rows = self.model.loss(inputs, &labels, Reduction::SumPerRow, tape)?;
+        let mut start = 0;
+        let losses = batches.iter().zip(own).map(|(of, own)| {
+            let sum = rows.f_narrow(0, start, own.rows())?.f_sum(rows.f_kind()?)?;
+            start += own.rows();
+            Ok(sum.f_div(&Tensor::from(of.over as f64).f_to_device(sum.device())?)?)
+        });
+        losses.collect()
+    }
+
     fn goes_block_by_block(&self) -> bool {
         self.model.is_streamed()
     }
 
-    fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores> {
-        let (mut sum, mut targets) = (Tensor::f_zeros([], (Kind::Double, self.device))?, 0);
+    /// The sum of the loss, and the targets.
+    fn evaluate(
+        &self,
+        batches: &mut dyn Iterator<Item = Result<Of<Self>>>,
+    ) -> Result<Vec<Vec<f64>>> {
+        let (mut sums, mut targets) = (Vec::new(), Vec::new());
         for batch in batches {
             let batch = batch?;
-            let part = self.loss_of(&batch, false, Reduction::Sum, &mut Tape::off())?;
-            sum = sum.f_add(&part.f_to_kind(Kind::Double)?)?;
-            targets += batch.targets;
+            sums.push(self.loss_of(&batch, false, Reduction::Sum, &mut Tape::off())?);
+            targets.push(batch.targets as f64);
         }
-        let loss = sum.f_double_value(&[])? / targets.max(1) as f64;
+        // Only now, so that the device is waited for once.
+        let sums = numbers(&sums)?;
+        Ok(sums.into_iter().zip(targets).map(|(sum, targets)| vec![sum, targets]).collect())
+    }
+
+    fn scores(&self, batches: &[Vec<f64>]) -> Result<Scores> {
+        let all = |at: usize| batches.iter().map(|batch| batch[at]).sum::<f64>();
+        let loss = all(0) / all(1).max(1.);
         Ok(vec![("eval_loss", loss), ("perplexity", loss.exp())])
     }
 

@@ -10,6 +10,7 @@ use ln_tuning::{regular, ErrorKind};
 use serde_json::Value;
 
 use super::gguf::vocabulary::Vocabulary;
+use crate::progress;
 
 /// The tokenizer's file.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -48,11 +49,11 @@ impl TextFiles {
         let path = || model.display();
         if words.tokens.is_empty() {
             if beside.exists() {
-                eprintln!(
+                progress::warn(format!(
                     "'{}' holds no tokenizer: that of '{}' is used",
                     path(),
                     beside.display()
-                );
+                ));
                 return Ok(TextFiles::Directory(folder.to_owned()));
             }
             bail!("'{}' holds no tokenizer ('tokenizer.ggml.tokens'): {cure}", path());
@@ -63,7 +64,7 @@ impl TextFiles {
                 let Some(tokenizer) = text(&beside)? else {
                     return Err(anyhow!("'{}': {error:#}: {cure}", path()));
                 };
-                eprintln!("'{}': {error:#}: '{}' is used", path(), beside.display());
+                progress::warn(format!("'{}': {error:#}: '{}' is used", path(), beside.display()));
                 tokenizer
             }
         };

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
 use ln_tuning::pretrained::{Frozen, Place};
-use ln_tuning::{regular, LnTuningModel, LoadOptions, Optimizer, SavedAdapter, DEFAULT_ADAPTER};
+use ln_tuning::{regular, LnTuningModel, LoadOptions, Optimizer, SaveOptions, SavedAdapter};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::batches::{Plan, Share};
 use super::settings::{Resume, Settings, FREE};
 
 /// The position of a run. Weights and moments are files beside it; random numbers follow from the seed and the step.
@@ -16,8 +17,21 @@ use super::settings::{Resume, Settings, FREE};
 pub struct State {
     pub step: u64,
     pub epoch: u64,
-    /// Batches of this epoch that have been trained on.
-    pub batch: usize,
+    /// Rows of this epoch that have been trained on, by all ranks: documents, or what they were packed into.
+    #[serde(default)]
+    pub rows: usize,
+    /// Batches, in place of rows, of former versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    batch: Option<usize>,
+    /// Rows that stand together in the order of the data, as when the run began; former versions do not say it.
+    #[serde(default)]
+    pub group: usize,
+    /// Ranks of the run so far.
+    #[serde(default)]
+    world_size: usize,
+    /// Rows in a step so far.
+    #[serde(default)]
+    global_batch_size: usize,
     /// The step and the value of the lowest evaluation.
     pub best: Option<(u64, f64)>,
     pub settings: Value,
@@ -25,16 +39,65 @@ pub struct State {
 }
 
 impl State {
-    /// Refuses a position that no run reaches: the file was changed.
-    fn check(&self, step: u64, batches: usize) -> Result<()> {
+    fn new(settings: Value, data: String, plan: &Plan) -> Self {
+        State {
+            step: 0,
+            epoch: 0,
+            rows: 0,
+            batch: None,
+            group: plan.group,
+            world_size: plan.share.ranks,
+            global_batch_size: plan.share.global_batch_size(),
+            best: None,
+            settings,
+            data,
+        }
+    }
+
+    /// Refuses a position that no run reaches, since the file was changed; and finds that of a former version, which
+    /// had one rank, in its order.
+    fn locate(&mut self, step: u64, plan: &Plan) -> Result<()> {
         let cure = "was it changed? Remove this checkpoint";
-        let State { step: found, epoch, batch, .. } = self;
-        ensure!(*found == step, "'step' is {found}, expected {step} as in its name: {cure}");
-        ensure!(*epoch <= step, "'epoch' is {epoch}, expected {step} at most: {cure}");
-        ensure!(*batch <= batches, "'batch' is {batch}, expected {batches} at most: {cure}");
+        let State { step: found, epoch, batch, .. } = *self;
+        ensure!(found == step, "'step' is {found}, expected {step} as in its name: {cure}");
+        ensure!(epoch <= step, "'epoch' is {epoch}, expected {step} at most: {cure}");
+        if self.group == 0 {
+            let size = |key: &str| self.settings[key].as_u64().unwrap_or(1).max(1) as usize;
+            self.group = size("batch_size");
+            self.world_size = 1;
+            self.global_batch_size = self.group.saturating_mul(size("accumulation"));
+            let groups = Plan { group: self.group, ..plan.clone() }.groups(epoch);
+            let (batch, batches) = (batch.context("'batch' is not there")?, groups.len());
+            ensure!(batch <= batches, "'batch' is {batch}, expected {batches} at most: {cure}");
+            self.rows = groups[..batch].iter().map(Vec::len).sum();
+            self.batch = None;
+        }
+        if let Some(batch) = self.batch {
+            bail!("'batch' is {batch}, expected 'rows' alone: {cure}");
+        }
+        let (rows, all) = (self.rows, plan.lengths.len());
+        ensure!(rows <= all, "'rows' is {rows}, expected {all} at most: {cure}");
         Ok(())
     }
+
+    /// A line, if steps have another size from now on.
+    fn change(&self, now: Share) -> Option<String> {
+        let (size, before) = (now.global_batch_size(), self.global_batch_size);
+        (size != before).then(|| {
+            format!(
+                "a step has {size} rows from now on: 'batch_size' {} × 'accumulation' {} × {} ranks; it had {before}, with {} \
+                 ranks. The data goes on where it stood",
+                now.batch_size, now.accumulation, now.ranks, self.world_size
+            )
+        })
+    }
 }
+
+/// Settings that may change with the number of ranks.
+const SIZES: [&str; 3] = ["batch_size", "accumulation", "global_batch_size"];
+
+/// The record of several runs, which have folders of their own.
+pub const RUNS: &str = "runs.json";
 
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -53,6 +116,7 @@ pub fn save(
     out: &Path,
     state: &State,
     tuned: &LnTuningModel,
+    adapter: &str,
     optimizer: &mut Optimizer,
 ) -> Result<()> {
     let (folder, dir) = (folder(out), dir(out, state.step));
@@ -64,7 +128,7 @@ pub fn save(
     let mut write = || -> Result<()> {
         let _ = fs::remove_dir_all(&unfinished);
         fs::create_dir_all(&unfinished)?;
-        tuned.save_pretrained(&unfinished)?;
+        tuned.save_pretrained_with(&unfinished, &SaveOptions::default().only(adapter))?;
         optimizer.save(unfinished.join(OPTIMIZER))?;
         fs::write(unfinished.join(STATE), serde_json::to_string_pretty(state)?)?;
         File::open(unfinished.join(STATE))?.sync_all()?;
@@ -105,52 +169,98 @@ pub fn settings(out: &Path) -> Result<Option<Value>> {
 }
 
 /// The state that a run starts from: that of the newest checkpoint, which must be of a run with these settings (`all`)
-/// and data, or step 0. An epoch has this many `batches`.
-pub fn begin(settings: &Settings, all: Value, data: String, batches: usize) -> Result<State> {
+/// and data, or step 0. The plan takes over its order. Also gives a line about a change of what a step is.
+pub fn begin(
+    settings: &Settings,
+    all: Value,
+    data: String,
+    plan: &mut Plan,
+) -> Result<(State, Option<String>)> {
     let out = &settings.out;
-    let Some(step) = steps(out)?.pop() else {
-        return Ok(State { step: 0, epoch: 0, batch: 0, best: None, settings: all, data });
+    ensure!(
+        !out.join(RUNS).exists(),
+        "'{}' holds several runs, of a sweep or of tasks: choose another 'out', or repeat their command to go on",
+        out.display()
+    );
+    begin_at(steps(out)?.pop(), settings, all, data, plan)
+}
+
+/// [`begin`] with the checkpoint of this step, or without one.
+pub fn begin_at(
+    step: Option<u64>,
+    settings: &Settings,
+    all: Value,
+    data: String,
+    plan: &mut Plan,
+) -> Result<(State, Option<String>)> {
+    let out = &settings.out;
+    let Some(step) = step else {
+        return Ok((State::new(all, data, plan), None));
     };
     let path = dir(out, step).join(STATE);
     let place = || format!("the checkpoint '{}' cannot be read", path.display());
     let text = regular::read_text(&path).with_context(place)?;
     let mut state: State = serde_json::from_str(&text).with_context(place)?;
+    let located = state.locate(step, plan);
+    let share = plan.share;
+    let same = state.global_batch_size == share.global_batch_size();
     if let Value::Object(before) = &mut state.settings {
         // Former versions had no other.
         before.entry("base").or_insert("mapped".into());
+        if same || state.world_size != share.ranks {
+            SIZES.iter().for_each(|key| drop(before.insert((*key).into(), all[*key].clone())));
+        }
     }
     let (holds, cure) =
         (format!("'{}' holds", out.display()), "choose another 'out', or undo the change");
-    if let Some((key, before, now)) = difference(&state.settings, &all, "") {
+    if let Some((key, before, now)) = difference(&state.settings, &all, "", &FREE) {
         bail!("{holds} a run with {key}: {before}, and it is {now} now: {cure}");
     }
     if state.data != data {
         bail!("{holds} a run on other data: {cure}");
     }
-    state.check(step, batches).with_context(place)?;
+    located.with_context(place)?;
     if settings.resume == Resume::Never {
         bail!(
             "{holds} checkpoints of a run, and 'resume' is never: choose another 'out', or set 'resume' to auto"
         );
     }
-    Ok(state)
+    let line = state.change(share);
+    plan.group = state.group;
+    state.world_size = share.ranks;
+    state.global_batch_size = share.global_batch_size();
+    Ok((state, line))
 }
 
-/// Loads weights and moments.
+/// Loads weights and moments from a directory that is the checkpoint `named`, or a copy of it.
 pub fn load(
-    out: &Path,
-    step: u64,
+    dir: &Path,
+    named: &Path,
     tuned: &mut LnTuningModel,
+    adapter: &str,
     optimizer: &mut Optimizer,
 ) -> Result<()> {
-    let dir = dir(out, step);
     let mut take = || -> Result<()> {
-        let weights = SavedAdapter::open(&dir)?.tensors;
-        tuned.load_state_dict(DEFAULT_ADAPTER, &weights, &LoadOptions::default())?;
+        let weights = SavedAdapter::open(dir)?.tensors;
+        tuned.load_state_dict(adapter, &weights, &LoadOptions::default())?;
         optimizer.load(dir.join(OPTIMIZER))?;
         Ok(())
     };
-    take().with_context(|| format!("the checkpoint '{}' cannot be read", dir.display()))
+    take().with_context(|| format!("the checkpoint '{}' cannot be read", named.display()))
+}
+
+/// Removes the checkpoints behind a step, from which the run goes on.
+pub fn forget_behind(out: &Path, step: u64) -> Result<()> {
+    steps(out)?.into_iter().filter(|later| *later > step).try_for_each(|later| remove(out, later))
+}
+
+/// Removes a checkpoint, under another name first: it is never there in part.
+fn remove(out: &Path, step: u64) -> Result<()> {
+    let gone = folder(out).join(format!("{UNFINISHED}{step}"));
+    let _ = fs::remove_dir_all(&gone);
+    let dir = dir(out, step);
+    let removed = fs::rename(&dir, &gone).and_then(|()| fs::remove_dir_all(&gone));
+    removed.with_context(|| format!("cannot remove '{}'", dir.display()))
 }
 
 /// Keeps the newest `keep_last` checkpoints and the best one. Unfinished ones go as well.
@@ -161,28 +271,25 @@ pub fn rotate(out: &Path, keep_last: usize, best: Option<u64>) -> Result<()> {
         let _ = fs::remove_dir_all(entry.path());
     }
     let old = &steps[..steps.len().saturating_sub(keep_last)];
-    for step in old.iter().filter(|step| Some(**step) != best) {
-        // Under another name first: a checkpoint is never there in part.
-        let gone = folder(out).join(format!("{UNFINISHED}{step}"));
-        let _ = fs::remove_dir_all(&gone);
-        let dir = dir(out, *step);
-        let removed = fs::rename(&dir, &gone).and_then(|()| fs::remove_dir_all(&gone));
-        removed.with_context(|| format!("cannot remove '{}'", dir.display()))?;
-    }
-    Ok(())
+    old.iter().filter(|step| Some(**step) != best).try_for_each(|step| remove(out, *step))
 }
 
-/// The first key whose values differ, with both.
-fn difference(before: &Value, now: &Value, above: &str) -> Option<(String, Value, Value)> {
+/// The first key whose values differ, with both; those that are `free` may.
+pub fn difference(
+    before: &Value,
+    now: &Value,
+    above: &str,
+    free: &[&str],
+) -> Option<(String, Value, Value)> {
     if let (Value::Object(a), Value::Object(b)) = (before, now) {
         let keys = a.keys().chain(b.keys().filter(|key| !a.contains_key(*key)));
         let of = |map: &serde_json::Map<String, Value>, key: &String| {
             map.get(key).cloned().unwrap_or(Value::Null)
         };
-        let counts = |key: &&String| !FREE.contains(&format!("{above}{key}").as_str());
+        let counts = |key: &&String| !free.contains(&format!("{above}{key}").as_str());
         return keys
             .filter(counts)
-            .find_map(|key| difference(&of(a, key), &of(b, key), &format!("{above}{key}.")));
+            .find_map(|key| difference(&of(a, key), &of(b, key), &format!("{above}{key}."), free));
     }
     let key = || format!("'{}'", above.trim_end_matches('.'));
     // 1 and 1.0 are the same number.
@@ -210,7 +317,7 @@ mod tests {
     #[test]
     fn a_run_goes_on_with_its_base_in_another_place_but_not_in_another_form() {
         let differs = |before: &str, now: &str| {
-            difference(&json!({"base": before}), &json!({"base": now}), "").is_some()
+            difference(&json!({"base": before}), &json!({"base": now}), "", &FREE).is_some()
         };
         for (before, now) in
             [("mapped", "streamed"), ("nf4, device", "nf4"), ("gguf", "gguf, streamed")]
@@ -221,6 +328,6 @@ mod tests {
             assert!(differs(before, now) && differs(now, before), "{before}, {now}");
         }
         let other = json!({"model": "nf4"});
-        assert!(difference(&json!({"model": "nf4, device"}), &other, "").is_some());
+        assert!(difference(&json!({"model": "nf4, device"}), &other, "", &FREE).is_some());
     }
 }

@@ -7,6 +7,8 @@ use anyhow::{bail, ensure, Context, Result};
 use serde::Deserialize;
 use tch::Device;
 
+use crate::progress;
+
 /// The longest that a short row may be made.
 const MOST_PADDED: usize = 1 << 16;
 
@@ -131,7 +133,7 @@ impl Data {
                 path.display()
             );
         }
-        eprintln!("warning: {count} bad lines were skipped: {bad}");
+        progress::warn(format!("warning: {count} bad lines were skipped: {bad}"));
         Ok(())
     }
 }

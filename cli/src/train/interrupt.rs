@@ -1,18 +1,51 @@
-//! Ctrl-C: the first asks for an end after the present step, the second ends at once.
+//! Ctrl-C, and SIGTERM of launchers and schedulers. While steps are made, the first asks for an end after the present
+//! one, and the second ends the process at once. Before there are steps, there is nothing to save: the first ends it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use anyhow::Result;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::exit;
+
+use crate::progress;
 
 static ASKED: AtomicBool = AtomicBool::new(false);
+static STEPPING: AtomicBool = AtomicBool::new(false);
 
 pub fn listen() -> Result<()> {
-    Ok(ctrlc::set_handler(|| {
-        if ASKED.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            let again = ASKED.swap(true, Ordering::SeqCst);
+            if !STEPPING.load(Ordering::SeqCst) {
+                progress::warn("\nstopped; no step was cut off");
+                exit(128 + signal);
+            }
+            if again {
+                exit(128 + signal);
+            }
+            progress::warn("\nstopping after this step; press Ctrl-C again to stop at once");
         }
-        eprintln!("\nstopping after this step; press Ctrl-C again to stop at once");
-    })?)
+    })?;
+    Ok(())
+}
+
+/// Steps are made as long as this is there.
+pub struct Steps;
+
+impl Steps {
+    pub fn begin() -> Self {
+        STEPPING.store(true, Ordering::SeqCst);
+        Steps
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        STEPPING.store(false, Ordering::SeqCst);
+    }
 }
 
 pub fn asked() -> bool {

@@ -9,9 +9,10 @@ use ln_tuning::{atomic, DynamicLossScale, LnTuningModel, LoadOptions, Optimizer,
 use super::batches::Plan;
 use super::by_place::ByPlace;
 use super::interrupt;
-use super::prefetch::Prefetch;
+use super::prefetch::Batches;
+use super::ranks::Ranks;
 use super::settings::Settings;
-use super::task::{Of, Task};
+use super::task::Task;
 use super::update::update;
 use crate::chart::{panel, picture, Axis, Points};
 use crate::progress;
@@ -55,6 +56,7 @@ pub fn find<T: Task>(
     tuned: &mut LnTuningModel,
     settings: &Settings,
     plan: &Plan,
+    ranks: &Ranks,
 ) -> Result<()> {
     let before = tuned.state_dict(DEFAULT_ADAPTER)?;
     let mut optimizer = settings.optimizer(tuned)?;
@@ -62,12 +64,18 @@ pub fn find<T: Task>(
     ensure!(lr > 0., "'optimizer.lr' is {lr}, and the rates of the test are multiples of it");
     // Before the work, not behind it.
     std::fs::create_dir_all(out).with_context(|| format!("cannot make '{}'", out.display()))?;
-    let found = steps(task, &mut optimizer, settings, plan);
+    ranks.join(&mut optimizer)?;
+    let found = ranks.stepping(|| steps(task, &mut optimizer, settings, plan, ranks));
     // Whatever happened.
     optimizer.zero_grad()?;
     tuned.load_state_dict(DEFAULT_ADAPTER, &before, &LoadOptions::default())?;
     let found = found?;
-    write(&settings.out, &found)?;
+    let told = if ranks.is_first() { tell(&found, settings) } else { Ok(()) };
+    ranks.agree(told)
+}
+
+fn tell(found: &Found, settings: &Settings) -> Result<()> {
+    write(&settings.out, found)?;
     print!("{}", found.table());
     println!("{}", found.advice(&settings.optimizer.lr)?);
     for name in [PICTURE, NUMBERS] {
@@ -81,7 +89,9 @@ fn steps<T: Task>(
     optimizer: &mut Optimizer,
     settings: &Settings,
     plan: &Plan,
+    ranks: &Ranks,
 ) -> Result<Found> {
+    let _steps = interrupt::Steps::begin();
     let lr = settings.lr();
     if settings.scales_dynamically() {
         optimizer.set_dynamic_loss_scale(DynamicLossScale::default())?;
@@ -89,27 +99,28 @@ fn steps<T: Task>(
     let recompute = settings.recompute()?;
     let bar = progress::counted("trying learning rates", STEPS as u64)?;
     let mut found = Found { points: Vec::new(), diverged: None, skipped: 0 };
-    let (mut epoch, mut batches) = (0, batches(task, settings, plan, 0));
+    let mut epoch = 0;
+    let mut batches = Batches::new(task, settings, plan.steps(0, 0), STEPS);
     for step in 0..STEPS {
-        if interrupt::asked() {
-            bail!("stopped by Ctrl-C after {step} of {STEPS} steps; weights are as before");
-        }
-        let mut group: Vec<Of<T>> = Vec::new();
-        while group.len() < settings.accumulation {
-            match batches.next() {
-                Some(batch) => group.push(batch?),
-                // A step of training ends with its epoch as well.
-                None if !group.is_empty() => break,
-                None => {
-                    epoch += 1;
-                    batches = self::batches(task, settings, plan, epoch);
-                }
+        let (_, group) = match batches.next() {
+            Some(next) => next?,
+            None => {
+                epoch += 1;
+                batches = Batches::new(task, settings, plan.steps(epoch, 0), STEPS);
+                batches.next().context("there is nothing to train on")??
             }
-        }
+        };
         let rate = LOWEST * (HIGHEST / LOWEST).powf(step as f64 / (STEPS - 1) as f64);
         let at = (step as u64, rate / lr);
-        let [loss, _] = update(task, &group, settings, recompute.as_ref(), optimizer, at)?;
+        let recompute = recompute.as_ref();
+        let [loss, ..] = update(task, &group, settings, recompute, optimizer, ranks, at)?;
         bar.inc(1);
+        let asked = f64::from(u8::from(interrupt::asked()));
+        let mut all_asked = [asked];
+        ranks.sum(&mut all_asked)?;
+        if all_asked[0] > 0. {
+            bail!("stopped by a signal after {} of {STEPS} steps; weights are as before", step + 1);
+        }
         if !found.add(rate, loss.f_double_value(&[])?) {
             break;
         }
@@ -117,13 +128,6 @@ fn steps<T: Task>(
     bar.finish_and_clear();
     found.skipped = u64::try_from(optimizer.skipped_steps()?.f_int64_value(&[])?)?;
     Ok(found)
-}
-
-fn batches<T: Task>(task: &T, settings: &Settings, plan: &Plan, epoch: u64) -> Prefetch<T::Loader> {
-    let mut jobs = plan.epoch(epoch);
-    // No more than are needed are made.
-    jobs.truncate(STEPS * settings.accumulation);
-    Prefetch::new(&task.loader(), jobs, settings.workers)
 }
 
 impl Found {

@@ -32,9 +32,10 @@ pub const SPLIT: u64 = 1;
 /// The epochs' orders, from here on.
 pub const EPOCHS: u64 = 1 << 32;
 
-/// The seed of libtorch's generators in one step, for dropout.
-pub fn step_seed(seed: u64, step: u64) -> i64 {
-    (Random::new(seed, step.wrapping_add(1 << 48)).next() >> 1) as i64
+/// The seed of libtorch's generators in one step, for dropout. Each rank has its own.
+pub fn step_seed(seed: u64, step: u64, rank: usize) -> i64 {
+    let stream = step.wrapping_add(1 << 48).wrapping_add((rank as u64) << 52);
+    (Random::new(seed, stream).next() >> 1) as i64
 }
 
 /// A part of the numbers below `count`, chosen by the seed, and the rest; both in ascending order.

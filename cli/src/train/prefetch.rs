@@ -1,13 +1,15 @@
 //! Batches made by worker threads and sent to the device, in order, a few ahead.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{sync_channel, Receiver};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{anyhow, Result};
 
-use super::batches::Job;
-use super::task::{Batch, Load};
+use super::batches::{Job, Step};
+use super::settings::Settings;
+use super::task::{Batch, Load, Of, Task};
 
 /// The batches of each worker that wait, on the device: the one that it sends next comes on top.
 const AHEAD: usize = 1;
@@ -66,5 +68,35 @@ impl<L: Load> Drop for Prefetch<L> {
             // A panic of it was reported as an error.
             let _ = thread.join();
         }
+    }
+}
+
+/// The batches of this rank in each of some steps, with the number of rows of all ranks.
+pub struct Batches<T: Task> {
+    /// The rows of all ranks, and the batches of this one.
+    steps: VecDeque<(usize, usize)>,
+    batches: Prefetch<T::Loader>,
+}
+
+impl<T: Task> Batches<T> {
+    /// Those of the first steps, `most` at most.
+    pub fn new(task: &T, settings: &Settings, steps: Vec<Step>, most: usize) -> Self {
+        let (mut jobs, mut counts) = (Vec::new(), VecDeque::new());
+        for step in steps.into_iter().take(most) {
+            counts.push_back((step.rows, step.own.len()));
+            jobs.extend(step.own);
+        }
+        let batches = Prefetch::new(&task.loader(), jobs, settings.workers);
+        Batches { steps: counts, batches }
+    }
+}
+
+impl<T: Task> Iterator for Batches<T> {
+    type Item = Result<(usize, Vec<Of<T>>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (rows, count) = self.steps.pop_front()?;
+        let group = self.batches.by_ref().take(count).collect::<Result<Vec<_>>>();
+        Some(group.map(|group| (rows, group)))
     }
 }

@@ -4,6 +4,8 @@ use std::fmt::Display;
 
 use serde_json::{json, Map, Value};
 
+use crate::progress;
+
 pub struct Report {
     json: bool,
     lines: Vec<String>,
@@ -17,9 +19,13 @@ impl Report {
 
     pub fn line(&mut self, line: impl Display) {
         if !self.json {
-            println!("{line}");
+            progress::say(&line);
         }
         self.lines.push(line.to_string());
+    }
+
+    pub fn lines(&mut self, lines: impl IntoIterator<Item = String>) {
+        lines.into_iter().for_each(|line| self.line(line));
     }
 
     /// A value of the JSON.

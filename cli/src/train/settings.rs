@@ -16,8 +16,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use tch::Device;
 
+use super::batches::Share;
 use super::by_place::ByPlace;
 use super::data::Data;
+use super::ranks::Ranks;
 use super::yaml::Tree;
 use crate::device::{self, ModelKind};
 
@@ -28,6 +30,7 @@ pub struct RunSettings<D> {
     pub data: D,
     /// All of them, as they are kept in checkpoints.
     pub all: Value,
+    pub ranks: Ranks,
 }
 
 /// The settings of a task's data.
@@ -36,17 +39,54 @@ pub trait DataSettings: DeserializeOwned {
 }
 
 impl<D: DataSettings> RunSettings<D> {
-    pub fn new(tree: &Tree) -> Result<Self> {
+    /// The settings of one of `ranks`.
+    pub fn new(tree: &Tree, ranks: &Ranks) -> Result<Self> {
+        let sizes: BatchSizes = tree.parse("")?;
+        let mut of_rank = tree.clone();
+        of_rank.all["batch_size"] = sizes.of_rank(ranks.size())?.into();
         let run = RunSettings {
-            common: tree.parse("")?,
+            common: of_rank.parse("")?,
             files: tree.parse("data")?,
             data: tree.parse::<D>("data")?,
             all: tree.to_json()?,
+            ranks: ranks.clone(),
         };
         run.common.check()?;
         run.data.check()?;
         run.files.check()?;
         Ok(run)
+    }
+}
+
+/// The settings that say how many rows a step has.
+#[derive(Deserialize)]
+struct BatchSizes {
+    batch_size: Option<usize>,
+    global_batch_size: Option<usize>,
+    accumulation: usize,
+}
+
+impl BatchSizes {
+    /// Rows in a batch of one of `ranks`.
+    fn of_rank(&self, ranks: usize) -> Result<usize> {
+        let accumulation = self.accumulation;
+        let global = match (self.batch_size, self.global_batch_size) {
+            (Some(size), None) => return Ok(size),
+            (None, Some(global)) => global,
+            (Some(_), Some(_)) => {
+                bail!("both 'batch_size' and 'global_batch_size' are set: leave out one")
+            }
+            (None, None) => {
+                bail!("neither 'batch_size' nor 'global_batch_size' is set: set one, such as batch_size: 8")
+            }
+        };
+        let parts = ranks * accumulation.max(1);
+        ensure!(
+            global > 0 && global.is_multiple_of(parts),
+            "'global_batch_size' is {global}, expected a multiple of {parts}: {ranks} ranks, each with 'accumulation' \
+             {accumulation}"
+        );
+        Ok(global / parts)
     }
 }
 
@@ -80,7 +120,9 @@ pub struct Settings {
     pub precision: Precision,
     pub optimizer: OptimizerSettings,
     pub schedule: ScheduleSettings,
+    /// Of one rank.
     pub batch_size: usize,
+    pub global_batch_size: Option<usize>,
     pub accumulation: usize,
     pub clip_norm: Option<f64>,
     pub loss_scale: Option<LossScale>,
@@ -194,8 +236,19 @@ impl Settings {
         AdapterOptions::default().norms(self.norms).layers(self.layers).precision(self.precision)
     }
 
-    /// The device, with libtorch set up for it.
-    pub fn device(&self) -> Result<Device> {
+    /// The rows of each step that a rank trains on.
+    pub fn share(&self, ranks: &Ranks) -> Share {
+        let Settings { batch_size, accumulation, .. } = *self;
+        Share { rank: ranks.rank(), ranks: ranks.size(), batch_size, accumulation }
+    }
+
+    /// Rows that stand together in the order of the data, which is thereby the same for any number of ranks.
+    pub fn group(&self) -> usize {
+        self.global_batch_size.unwrap_or(self.batch_size)
+    }
+
+    /// The device of this process, with libtorch set up for it.
+    pub fn device(&self, ranks: &Ranks) -> Result<Device> {
         if self.deterministic {
             set_deterministic(true).context("'deterministic'")?;
         }
@@ -205,7 +258,7 @@ impl Settings {
         if let Some(threads) = self.threads {
             tch::set_num_threads(threads);
         }
-        device::named(&self.device)
+        device::of_rank(&self.device, ranks.local())
     }
 
     /// The fixed factor of the loss in the backward pass; that of the preflight if it is found while training.
@@ -226,12 +279,24 @@ impl Settings {
         }
     }
 
-    /// The optimiser of the first step.
+    /// The optimiser of the first step, of the active adapter.
     pub fn optimizer(&self, tuned: &LnTuningModel) -> Result<Optimizer> {
+        self.optimizer_by(|adamw, lr| tuned.optimizer(adamw, lr))
+    }
+
+    /// The optimiser of the first step, of an adapter that rows of batches name.
+    pub fn optimizer_for(&self, tuned: &LnTuningModel, adapter: &str) -> Result<Optimizer> {
+        self.optimizer_by(|adamw, lr| tuned.optimizer_for(adapter, adamw, lr))
+    }
+
+    fn optimizer_by(
+        &self,
+        make: impl FnOnce(AdamW, f64) -> ln_tuning::Result<Optimizer>,
+    ) -> Result<Optimizer> {
         let OptimizerSettings { betas, eps, lr, weight_decay } = &self.optimizer;
         let (beta1, beta2, wd) = (betas[0], betas[1], weight_decay.default().unwrap_or(0.));
         let adamw = AdamW { beta1, beta2, wd, eps: *eps, ..AdamW::default() };
-        let mut optimizer = tuned.optimizer(adamw, self.lr()).context("'optimizer'")?;
+        let mut optimizer = make(adamw, self.lr()).context("'optimizer'")?;
         lr.check("optimizer.lr", optimizer.norm_places().into_iter())?;
         weight_decay.check("optimizer.weight_decay", optimizer.norm_places().into_iter())?;
         for (place, weight_decay) in weight_decay.places() {

@@ -7,14 +7,12 @@ use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{LnTuningModel, LoadOptions, SavedAdapter, DEFAULT_ADAPTER};
 use serde_json::{json, Value};
 use tch::nn::VarStore;
-use tch::no_grad;
 
-use super::batches;
-use super::prefetch::Prefetch;
+use super::evaluation::evaluate;
+use super::ranks::Ranks;
 use super::settings::Settings;
 use super::task::{Scores, Task};
 use crate::chart::{panel, picture, Axis};
-use crate::progress;
 
 /// 0 is the base, 1 the adapter.
 const SCALES: [f64; 7] = [0., 0.25, 0.5, 0.75, 1., 1.25, 1.5];
@@ -43,18 +41,14 @@ impl Shift {
     ) -> Result<Self> {
         let (mut tuned, _) =
             LnTuningModel::from_pretrained_with(vs, asked.adapter, DEFAULT_ADAPTER, asked.load)?;
-        let jobs = batches::evaluation(task.lengths().len(), settings.batch_size);
-        let bar = progress::counted("evaluating", (SCALES.len() * jobs.len()) as u64)?;
+        let rows = task.lengths().len();
         let mut shift = Shift { rows: Vec::new(), whole: Vec::new() };
         for scale in SCALES {
             let (scaled, whole) = asked.saved.scaled(ModelFiles::open(&settings.model)?, scale)?;
             tuned.load_state_dict(DEFAULT_ADAPTER, &scaled.tensors, &LoadOptions::default())?;
-            let batches = Prefetch::new(&task.loader(), jobs.clone(), settings.workers);
-            let mut batches = batches.inspect(|_| bar.inc(1));
-            shift.rows.push((scale, no_grad(|| task.evaluate(&mut batches))?));
+            shift.rows.push((scale, evaluate(task, rows, settings, &Ranks::alone())?));
             shift.whole = whole;
         }
-        bar.finish_and_clear();
         Ok(shift)
     }
 

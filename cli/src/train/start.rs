@@ -1,14 +1,16 @@
 //! The start of a run: the adapter is attached, all is checked, and training begins or is only shown.
 
-use anyhow::Result;
+use anyhow::{bail, ensure, Result};
 use ln_tuning::{DynamicLossScale, LnTuningConfig, LnTuningModel, DEFAULT_ADAPTER};
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Value};
 use tch::nn::VarStore;
 
 use super::batches::Plan;
+use super::checkpoint::State;
 use super::preflight::{describe, measure};
 use super::report::Report;
-use super::settings::RunSettings;
+use super::settings::{RunSettings, Settings, FREE};
 use super::task::Task;
 use super::trainer::Ready;
 use super::{checkpoint, lr_finder, trainer};
@@ -27,14 +29,15 @@ pub enum Mode {
     },
 }
 
+/// Trains, and says whether the run is at its end.
 pub fn start<T: Task, D>(
     task: &T,
     vs: &VarStore,
     config: LnTuningConfig,
     run: &RunSettings<D>,
     mode: Mode,
-) -> Result<()> {
-    let settings = &run.common;
+) -> Result<bool> {
+    let (settings, ranks) = (&run.common, &run.ranks);
     let options = settings.adapter_options();
     let mut tuned = LnTuningModel::with_options(vs, config, DEFAULT_ADAPTER, &options)?;
     let mut optimizer = settings.optimizer(&tuned)?;
@@ -44,29 +47,82 @@ pub fn start<T: Task, D>(
     if settings.scales_dynamically() {
         optimizer.set_dynamic_loss_scale(DynamicLossScale::default())?;
     }
-    let plan = Plan {
+    let mut plan = Plan {
         lengths: task.lengths(),
-        size: settings.batch_size,
+        group: settings.group(),
         seed: run.files.shuffle.then_some(settings.seed),
+        share: settings.share(ranks),
     };
     if let Mode::FindLr { train } = mode {
-        lr_finder::find(task, &mut tuned, settings, &plan)?;
+        ranks.agree(Ok(()))?;
+        lr_finder::find(task, &mut tuned, settings, &plan, ranks)?;
         if !train {
-            return Ok(());
+            return Ok(true);
         }
     }
-    let batches = plan.epoch(0).len();
-    let state = checkpoint::begin(settings, run.all.clone(), task.digest(), batches)?;
-    let epoch_steps = batches.div_ceil(settings.accumulation) as u64;
-    let total = settings.max_steps.unwrap_or(epoch_steps * settings.epochs);
+    let trains = !matches!(mode, Mode::DryRun { .. });
+    let out = settings.out.as_path();
+    // Rank 0 alone looks for a checkpoint, so that all go on from the same.
+    let mut begun = None;
+    if ranks.is_first() {
+        let (all, data) = (run.all.clone(), task.digest());
+        let (state, change) = checkpoint::begin(settings, all.clone(), data.clone(), &mut plan)?;
+        if trains && state.step > 0 {
+            let dir = checkpoint::dir(out, state.step);
+            checkpoint::load(&dir, &dir, &mut tuned, DEFAULT_ADAPTER, &mut optimizer)?;
+        }
+        begun = Some(Begun { settings: all, data, state, change });
+    }
+    let begun = ranks.agree(Ok(begun))?;
+    let Begun { state, change, .. } = match begun {
+        Some(begun) if ranks.are_one() => begun,
+        begun => {
+            let begun = begun.map(|begun| serde_json::to_vec(&begun)).transpose()?;
+            let begun = ranks.bytes(begun.unwrap_or_default())?;
+            let begun: Begun = serde_json::from_slice(&begun)?;
+            let fits = begun.check(&run.all, &task.digest(), settings);
+            ranks.agree(fits)?;
+            begun
+        }
+    };
+    plan.group = state.group;
+    if trains && state.step > 0 && !ranks.are_one() {
+        let dir = checkpoint::dir(out, state.step);
+        let copy = ranks.directory(&dir)?;
+        let loaded = match ranks.is_first() {
+            true => Ok(()),
+            false => {
+                checkpoint::load(&copy.path, &dir, &mut tuned, DEFAULT_ADAPTER, &mut optimizer)
+            }
+        };
+        ranks.agree(loaded)?;
+    }
+    report.lines(change);
+    let epoch_steps = plan.per_epoch();
+    // Steps may have had another size so far.
+    let later = settings.epochs.saturating_sub(state.epoch + 1) * epoch_steps;
+    let left = plan.steps(state.epoch, state.rows).len() as u64 + later;
+    let total = settings.max_steps.unwrap_or(state.step + left);
+    if !ranks.are_one() {
+        report.line(format!(
+            "{} ranks, {} rows in a step: 'batch_size' {} × 'accumulation' {} × {}",
+            ranks.size(),
+            plan.share.global_batch_size(),
+            settings.batch_size,
+            settings.accumulation,
+            ranks.size()
+        ));
+    }
     if state.step > 0 {
         report.line(format!("resuming after step {} of {total}", state.step));
     } else {
         report.line(format!("{total} steps, {epoch_steps} in an epoch"));
     }
-    if !matches!(mode, Mode::DryRun { .. }) {
-        let tuned = &mut tuned;
-        return trainer::train(Ready { task, vs, tuned, optimizer, settings, plan, state, total });
+    if trains {
+        ranks.join(&mut optimizer)?;
+        let (name, adapter) = (String::new(), DEFAULT_ADAPTER.to_owned());
+        let ready = Ready { task, name, adapter, optimizer, settings, ranks, plan, state, total };
+        return trainer::train(ready, vs, &tuned);
     }
     let example = task.example()?;
     if mode == (Mode::DryRun { json: false }) {
@@ -74,12 +130,47 @@ pub fn start<T: Task, D>(
         let width = tensors.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         tensors.iter().for_each(|(name, shape)| println!("  {name:<width$} {shape:?}"));
         println!("\n{example}\n\nThis was a dry run: nothing was written.");
-        return Ok(());
+        return Ok(true);
     }
     let tensor = |(name, shape): &(String, Vec<i64>)| json!({"name": name, "shape": shape});
     report.set("tensors", tensors.iter().map(tensor).collect());
     report.set("steps", json!({"total": total, "epoch": epoch_steps, "done": state.step}));
     report.set("example", json!(example));
     report.finish();
-    Ok(())
+    Ok(true)
+}
+
+/// What all ranks begin with: that of rank 0.
+#[derive(Serialize, Deserialize)]
+struct Begun {
+    settings: Value,
+    data: String,
+    state: State,
+    change: Option<String>,
+}
+
+/// Settings that may differ between ranks, beside those that may differ between the parts of a run.
+const OF_RANK: [&str; 5] = ["model", "out", "data.train", "data.eval", "data.images"];
+
+impl Begun {
+    /// Refuses ranks that would not train the same.
+    fn check(&self, settings: &Value, data: &str, own: &Settings) -> Result<()> {
+        let cure = "give all ranks the same";
+        let free = [&FREE[..], &OF_RANK].concat();
+        if let Some((key, first, here)) =
+            checkpoint::difference(&self.settings, settings, "", &free)
+        {
+            bail!("{key} is {here} on this rank and {first} on rank 0: {cure}");
+        }
+        ensure!(self.data == data, "the data of this rank are not those of rank 0: {cure}");
+        let (step, newest) = (self.state.step, checkpoint::steps(&own.out)?.pop());
+        ensure!(
+            newest.is_none_or(|newest| newest <= step),
+            "rank 0 goes on from step {step}, and this rank has a checkpoint of step {} in '{}': let 'out' be one folder \
+             that all machines share, or let rank 0 be on this machine",
+            newest.unwrap_or_default(),
+            own.out.display()
+        );
+        Ok(())
+    }
 }

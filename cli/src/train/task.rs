@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ln_tuning::recompute::{Recompute, Tape};
 use ln_tuning::Optimizer;
 use tch::{Device, Kind, TchError, Tensor};
@@ -71,12 +71,34 @@ pub trait Task {
         batches.iter().map(|batch| self.loss(batch, over, tape)).collect()
     }
 
+    /// True if a batch like this one can go through the model together with those of other runs.
+    fn goes_together(&self, _batch: &Of<Self>) -> bool {
+        false
+    }
+
+    /// The loss of each of some batches, from one pass in which the rows of each use their own adapter. All of them
+    /// [go together](Self::goes_together).
+    fn losses_together<'t>(
+        &'t self,
+        _batches: &[OfRun<Self>],
+        _tape: &mut Tape<'t>,
+    ) -> ln_tuning::Result<Vec<Tensor>> {
+        Ok(Vec::new())
+    }
+
     /// True if all batches of a step go through a block of the model before the next one.
     fn goes_block_by_block(&self) -> bool {
         false
     }
 
-    fn evaluate(&self, batches: &mut dyn Iterator<Item = Result<Of<Self>>>) -> Result<Scores>;
+    /// Numbers of each batch, from which [`scores`](Self::scores) follow.
+    fn evaluate(
+        &self,
+        batches: &mut dyn Iterator<Item = Result<Of<Self>>>,
+    ) -> Result<Vec<Vec<f64>>>;
+
+    /// The scores of batches with these numbers.
+    fn scores(&self, batches: &[Vec<f64>]) -> Result<Scores>;
 
     /// The unit of a batch's size.
     fn unit(&self) -> &'static str;
@@ -96,9 +118,17 @@ pub trait Task {
     }
 }
 
+/// A batch of one of several runs.
+pub struct OfRun<'b, T: Task + ?Sized> {
+    pub batch: &'b Of<T>,
+    /// The number that its loss is divided by.
+    pub over: i64,
+    pub adapter: &'b str,
+}
+
 pub type Of<T> = Batch<<<T as Task>::Loader as Load>::Inputs>;
 
-/// Adds the gradient of the batches' summed loss divided by `over`, and gives that loss.
+/// Adds the gradient of the batches' summed loss divided by `over`, and gives that loss: 0 without a batch.
 pub fn backward<T: Task>(
     task: &T,
     batches: &[Of<T>],
@@ -108,6 +138,7 @@ pub fn backward<T: Task>(
 ) -> Result<Tensor> {
     let mut losses = Vec::new();
     match recompute {
+        _ if batches.is_empty() => (),
         Some(recompute) if task.goes_block_by_block() => {
             losses = optimizer
                 .backward_recompute_many(recompute, |tape| task.losses(batches, over, tape))?;
@@ -128,7 +159,7 @@ pub fn backward<T: Task>(
         }
     }
     let mut losses = losses.into_iter();
-    let first = losses.next().context("a step without batches")?;
+    let Some(first) = losses.next() else { return Ok(Tensor::from(0_f32)) };
     Ok(losses.try_fold(first, |sum, loss| sum.f_add(&loss))?)
 }
 

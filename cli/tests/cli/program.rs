@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 pub struct Training {
     pub dir: TempDir,
-    settings: Vec<String>,
+    pub settings: Vec<String>,
 }
 
 impl Training {

@@ -42,7 +42,7 @@ fn lines(training: &Training) -> usize {
 }
 
 /// A small generator of its own, so that the instants are the same in each run of the test.
-fn random(state: &mut u64) -> u64 {
+pub fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
     *state >> 33
 }

@@ -13,6 +13,7 @@ use super::layouts::{Fit, Known, Renamed};
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::selection::Norms;
 use crate::error::{refusal, refuse, Result};
+use crate::mixed::BASE;
 use crate::pretrained::files::ModelFiles;
 use crate::pretrained::json::object;
 use crate::pretrained::load::place_of;
@@ -269,6 +270,8 @@ pub(crate) fn check_adapter_name(name: &str) -> Result<()> {
         "it would be a path"
     } else if name.chars().any(char::is_control) {
         "it holds control characters"
+    } else if name == BASE {
+        "in `adapter_names` it stands for the base"
     } else if name.len() > 200 {
         "it is longer than 200 bytes, and file systems end at 255"
     } else {

@@ -1,6 +1,6 @@
 //! Text continued by a decoder.
 
-use tch::{no_grad_guard, Tensor};
+use tch::{no_grad, no_grad_guard, Tensor};
 
 use super::ahead::Ahead;
 use super::model::Decoder;
@@ -53,6 +53,9 @@ impl Decoder {
     ) -> Result<Tensor> {
         let inputs = inputs.into();
         inputs.check(self.model_type(), &["input_ids", "attention_mask"])?;
+        // Gathered once for all tokens: rows stay in their places, also those that have ended.
+        let rows = no_grad(|| inputs.named_rows(&self.sites))?;
+        let inputs = inputs.with_rows(rows.as_ref());
         if inputs.train {
             refuse!(InvalidArgument, "generation knows no dropout: leave out `train`");
         }
@@ -106,6 +109,7 @@ impl Decoder {
         // A guard: gradients come back also where `on_tokens` panics.
         let _without_graph = no_grad_guard();
         generated(options, prompt, on_tokens, |last| {
+            let _rows = inputs.enter();
             let mut ids = last.unwrap_or(ids);
             if let (Some(places), Some(last)) = (self.config.kept_places, last) {
                 all = Tensor::f_cat(&[&all, last], 1)?;

@@ -35,7 +35,7 @@ impl Head {
                 },
                 bias: config
                     .head_bias
-                    .then(|| weights.tensor("lm_head.bias", &[vocab], Init::Const(0.)))
+                    .then(|| weights.by_row("lm_head.bias", &[vocab], Init::Const(0.)))
                     .transpose()?,
             }),
             pretrained::Head::SequenceClassification => {
@@ -62,9 +62,9 @@ impl Head {
     }
 
     /// The weight and the bias of a language model's head.
-    pub(super) fn language_model(&self) -> Result<(&Weight, Option<&Tensor>)> {
+    pub(super) fn language_model(&self) -> Result<(&Tied, Option<&Tensor>)> {
         match self {
-            Head::LanguageModel { weight, bias } => Ok((weight.get(), bias.as_ref())),
+            Head::LanguageModel { weight, bias } => Ok((weight, bias.as_ref())),
             _ => Err(refusal!(
                 InvalidState,
                 "the model has no language model's head: load it with Head::LanguageModel, or ask for hidden_states"

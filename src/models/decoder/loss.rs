@@ -3,13 +3,13 @@
 use tch::{Device, Kind, Tensor};
 
 use super::model::Decoder;
-use crate::autograd::loss::LinearCrossEntropy;
+use crate::autograd::loss::{LinearCrossEntropy, Reduction};
 use crate::autograd::recompute::Tape;
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
 use crate::kernels::number::{self, WithNumber};
 use crate::models::inputs::Inputs;
-use crate::models::nn::Stay;
+use crate::models::nn::{Rows, Stay, Tied};
 
 impl Decoder {
     /// The cross-entropy of each token given those before it. `labels` `[batch, length]` are the ids once more, with
@@ -122,13 +122,22 @@ impl Decoder {
         }
         let targets = batches.iter().map(|(inputs, labels)| self.targets(inputs, labels, loss));
         let targets = targets.collect::<Result<Vec<_>>>()?;
-        let inputs: Vec<Inputs> = batches.iter().map(|(inputs, _)| *inputs).collect();
+        let rows = batches.iter().map(|(inputs, _)| inputs.named_rows(&self.sites));
+        let rows = rows.collect::<Result<Vec<_>>>()?;
+        let inputs = batches.iter().zip(&rows);
+        let inputs: Vec<Inputs> =
+            inputs.map(|((inputs, _), rows)| inputs.with_rows(rows.as_ref())).collect();
         let hidden = self.hidden_states_of(&inputs, tape)?;
         self.head_stay.iter().try_for_each(Stay::enter)?;
         let (weight, bias) = self.head.language_model()?;
         let loss = loss.logit_scale(self.config.logit_scale).logit_cap(self.config.logit_cap);
-        let weight = weight.of_head()?;
-        let losses = hidden.iter().zip(&targets).map(|(hidden, (targets, left_out))| {
+        let losses = inputs.iter().zip(&hidden).zip(&targets);
+        let losses = losses.map(|((inputs, hidden), (targets, left_out))| {
+            let _rows = inputs.enter();
+            if let Some(rows) = weight.rows(bias) {
+                return by_row(&loss, &rows, hidden, (weight, bias), (targets, left_out.as_ref()));
+            }
+            let weight = weight.get().of_head()?;
             loss.compute_without(hidden, &weight, bias, targets, left_out.as_ref())
         });
         losses.collect()
@@ -178,6 +187,57 @@ impl Decoder {
         }
         // Places behind which there is nothing are masked rather than cut off: no copy of the hidden states.
         Ok((Tensor::f_cat(&[&next, &none], 1)?, left_out))
+    }
+}
+
+/// The loss where rows have a head of their own: the sum of those of each adapter's rows.
+fn by_row(
+    loss: &LinearCrossEntropy,
+    rows: &Rows,
+    hidden: &Tensor,
+    (weight, bias): (&Tied, Option<&Tensor>),
+    (targets, left_out): (&Tensor, Option<&Tensor>),
+) -> Result<Tensor> {
+    if loss.reduction == Reduction::SumPerRow {
+        refuse!(
+            Unsupported,
+            "rows have heads of their own, for which there is no loss per row (`SumPerRow`): compute a loss for the rows \
+             of each adapter"
+        );
+    }
+    let parts = rows.lead().len() as i64;
+    let sum = loss.reduction(Reduction::Sum);
+    let mut total: Option<Tensor> = None;
+    for (adapter, places) in rows.groups() {
+        let places = Tensor::f_from_slice(&places)?;
+        let of_group = |x: &Tensor| -> Result<Tensor> {
+            let places = sent(&places, x.device())?;
+            Ok(x.f_flatten(0, parts - 1)?.f_index_select(0, &places)?)
+        };
+        let weight = weight.of_adapter(rows, adapter)?.of_head()?;
+        let bias = bias.map(|bias| rows.of(bias, adapter)).transpose()?;
+        let left_out = left_out.map(of_group).transpose()?;
+        let (hidden, targets) = (of_group(hidden)?, of_group(targets)?);
+        let own =
+            sum.compute_without(&hidden, &weight, bias.as_ref(), &targets, left_out.as_ref())?;
+        total = Some(match total {
+            Some(total) => total.f_add(&own)?,
+            None => own,
+        });
+    }
+    let total = total.unwrap_or_default();
+    match loss.reduction {
+        Reduction::Sum | Reduction::SumPerRow => Ok(total),
+        Reduction::SumOver(count) => Ok(total.f_div_number(count as f64)?),
+        Reduction::Mean => {
+            let mut counts = targets.f_ne_number(loss.ignore_index)?;
+            if let Some(left_out) = left_out {
+                let counted = left_out.f_logical_not()?;
+                counts = counts.f_to_device(counted.device())?.f_logical_and(&counted)?;
+            }
+            let count = counts.f_sum(total.f_kind()?)?.f_at_least(1.)?;
+            Ok(total.f_div(&sent(&count, total.device())?)?)
+        }
     }
 }
 

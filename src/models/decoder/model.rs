@@ -1,6 +1,7 @@
 //! A decoder: embeddings, blocks of attention and MLP, a head.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tch::nn::Init;
 use tch::{Device, Kind, Tensor};
@@ -19,7 +20,7 @@ use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{
     dropped, run, run_batches, stream, Block, Cache, Context, Linear, Norm, Places, RopeTables,
-    Stay, Through, Weight, Weights,
+    Rows, Sites, Stay, Through, Weight, Weights,
 };
 use crate::pretrained;
 
@@ -52,6 +53,7 @@ pub struct Decoder {
     /// The place where the head's matrix comes when it is needed.
     pub(super) head_stay: Option<Stay>,
     pub(super) ropes: Vec<RopeTables>,
+    pub(super) sites: Arc<Sites>,
 }
 
 const TAKEN: [&str; 3] = ["input_ids", "attention_mask", "documents"];
@@ -80,7 +82,10 @@ impl Model for Decoder {
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
         let hidden = self.hidden_states_with(inputs, tape)?;
+        let _rows = inputs.enter();
         self.head_stay.iter().try_for_each(Stay::enter)?;
         self.head.forward(&hidden, &self.config, &inputs)
     }
@@ -136,6 +141,7 @@ impl Decoder {
             head_stay,
             ropes: config.ropes.iter().map(|rope| RopeTables::new(rope, side_by_side)).collect(),
             embed,
+            sites: base.sites(),
             config: config.clone(),
         })
     }
@@ -161,8 +167,11 @@ impl Decoder {
         tape: &mut Tape<'m>,
     ) -> Result<Vec<Tensor>> {
         let (mut hidden, mut contexts) = (Vec::new(), Vec::new());
+        let mut rows = Vec::new();
         for inputs in batches {
             inputs.check(self.model_type(), &TAKEN)?;
+            let own = inputs.named_rows(&self.sites)?;
+            let _rows = Rows::enter(own.clone());
             let (ids, tokens) = (inputs.needed_ids()?, inputs.tokens()?);
             let places = Places {
                 start: 0,
@@ -187,9 +196,14 @@ impl Decoder {
             context.added = inputs.added.iter().map(Tensor::shallow_clone).collect();
             hidden.push(begun);
             contexts.push(Rc::new(context));
+            rows.push(own);
         }
         let hidden = run_batches(&self.blocks, hidden, &contexts, tape)?;
-        hidden.into_iter().map(|hidden| self.finished(hidden)).collect()
+        let finished = hidden.into_iter().zip(rows).map(|(hidden, own)| {
+            let _rows = Rows::enter(own);
+            self.finished(hidden)
+        });
+        finished.collect()
     }
 
     /// Embeddings `[batch, length, size]` at these places and positions to the hidden states below the head, with a

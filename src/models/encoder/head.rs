@@ -42,7 +42,7 @@ impl Head {
         Ok(match config.head() {
             pretrained::Head::MaskedLm => {
                 let names = config.family.masked_lm;
-                let bias = weights.tensor(names.bias, &[config.vocab_size], Init::Const(0.))?;
+                let bias = weights.by_row(names.bias, &[config.vocab_size], Init::Const(0.))?;
                 let decoder = if config.tied {
                     let decoder = weights.at(names.decoder);
                     let bias = Weight::from(bias);
@@ -97,9 +97,18 @@ impl Head {
             Head::MaskedLm { dense, activation, norm, decoder } => {
                 let hidden = activation.apply(&dense.forward(hidden)?)?;
                 let hidden = norm.forward(&hidden)?;
-                let values = |tied: &Tied| tied.get().values(hidden.device());
+                let device = hidden.device();
+                let logits = |x: &Tensor, [weight, bias]: [&Weight; 2]| {
+                    product(x, &weight.values(device)?, Some(&bias.values(device)?))
+                };
                 let [weight, bias] = decoder;
-                product(&hidden, &values(weight)?, Some(&values(bias)?))
+                match weight.rows(None).or_else(|| bias.rows(None)) {
+                    Some(rows) => rows.grouped(&hidden, |x, adapter| {
+                        let own = |tied: &Tied| tied.of_adapter(&rows, adapter);
+                        logits(x, [&own(weight)?, &own(bias)?])
+                    }),
+                    None => logits(&hidden, [weight.get(), bias.get()]),
+                }
             }
             Head::Sequence { dense, activation, output, dropout, dropout_first } => {
                 let first = hidden.f_select(1, 0)?;

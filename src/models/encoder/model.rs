@@ -1,5 +1,7 @@
 //! A text encoder: embeddings, blocks with LayerNorm behind attention and MLP, a head.
 
+use std::sync::Arc;
+
 use tch::nn::Init;
 use tch::{Kind, Tensor};
 
@@ -14,7 +16,8 @@ use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{
-    dropped, run_all, stream, Activation, Block, Linear, Mask, Norm, NormKind, Weight, Weights,
+    dropped, run_all, stream, Activation, Block, Linear, Mask, Norm, NormKind, Sites, Weight,
+    Weights,
 };
 use crate::pretrained;
 
@@ -44,6 +47,7 @@ pub struct Encoder {
     blocks: Vec<Block>,
     pooler: Option<Linear>,
     head: Head,
+    sites: Arc<Sites>,
 }
 
 const TAKEN: [&str; 3] = ["input_ids", "attention_mask", "token_type_ids"];
@@ -85,6 +89,7 @@ impl Model for Encoder {
                 .transpose()?,
             head: Head::build(weights, config, &words)?,
             words,
+            sites: weights.sites(),
             config: config.clone(),
         })
     }
@@ -99,6 +104,9 @@ impl Model for Encoder {
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check(self.model_type(), &TAKEN)?;
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
+        let _rows = inputs.enter();
         let ids = inputs.needed_ids()?;
         let (length, most) = (ids.size2()?.1, self.config.max_length());
         if length > most {
@@ -121,7 +129,11 @@ impl Model for Encoder {
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
-        self.head.forward(&self.hidden_states_with(inputs, tape)?, inputs.train)
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
+        let hidden = self.hidden_states_with(inputs, tape)?;
+        let _rows = inputs.enter();
+        self.head.forward(&hidden, inputs.train)
     }
 }
 

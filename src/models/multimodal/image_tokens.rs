@@ -13,6 +13,8 @@ pub(super) struct ImageTokens {
     pub(super) places: Tensor,
     /// Of images of any size.
     pub(super) grids: Vec<GridThw>,
+    /// Of each image: its parts, which are tiles or the image itself, and its tokens.
+    pub(super) each: Vec<(i64, i64)>,
 }
 
 impl ImageTokens {
@@ -42,10 +44,12 @@ impl ImageTokens {
                      one into the ids for each {merge} x {merge} patches"
                 );
             }
-            return Ok(ImageTokens { places, grids });
+            let each = grids.iter().map(|grid| (1, squares(grid))).collect();
+            return Ok(ImageTokens { places, grids, each });
         }
         let images = images(config, inputs)?;
-        let expected = tokens_of(config, images, inputs)?;
+        let each = tokens_of(config, images, inputs)?;
+        let expected: i64 = each.iter().map(|(_, tokens)| tokens).sum();
         if found != expected {
             let each = match &config.tiles {
                 Some(_) => "as many as `image_tokens` says".to_owned(),
@@ -57,7 +61,7 @@ impl ImageTokens {
                  for each image"
             );
         }
-        Ok(ImageTokens { places, grids: Vec::new() })
+        Ok(ImageTokens { places, grids: Vec::new(), each })
     }
 }
 
@@ -90,16 +94,18 @@ fn images(config: &ImageTextToTextConfig, inputs: &Inputs) -> Result<i64> {
     }
 }
 
-/// The number of tokens that so many images take, or tiles of images.
-fn tokens_of(config: &ImageTextToTextConfig, images: i64, inputs: &Inputs) -> Result<i64> {
+/// The tiles, or 1, and the tokens of each image.
+fn tokens_of(
+    config: &ImageTextToTextConfig,
+    images: i64,
+    inputs: &Inputs,
+) -> Result<Vec<(i64, i64)>> {
     let Some(tiles) = config.tiles.as_ref().filter(|_| images > 0) else {
-        return Ok(images * config.tokens_per_image());
+        return Ok(vec![(1, config.tokens_per_image()); images.max(0) as usize]);
     };
-    let (sizes, mut expected, mut tokens) = (inputs.needed_sizes()?, 0, 0);
-    for size in &sizes {
-        let of_image = tiles.count(*size)?;
-        (expected, tokens) = (expected + of_image.0, tokens + of_image.1);
-    }
+    let sizes = inputs.needed_sizes()?;
+    let each = sizes.iter().map(|size| tiles.count(*size)).collect::<Result<Vec<_>>>()?;
+    let expected: i64 = each.iter().map(|(tiles, _)| tiles).sum();
     if images != expected {
         refuse!(
             ShapeMismatch,
@@ -108,5 +114,5 @@ fn tokens_of(config: &ImageTextToTextConfig, images: i64, inputs: &Inputs) -> Re
             sizes.len()
         );
     }
-    Ok(tokens)
+    Ok(each)
 }

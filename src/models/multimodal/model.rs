@@ -1,5 +1,7 @@
 //! A model of images and texts: images become embeddings, which take the places of their tokens.
 
+use std::sync::Arc;
+
 use tch::nn::Init;
 use tch::{Kind, Tensor};
 
@@ -16,7 +18,7 @@ use crate::models::config::ModelConfig;
 use crate::models::decoder::Decoder;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::Weights;
+use crate::models::nn::{Rows, Sites, Weights};
 use crate::models::vision::ImageTower;
 use crate::pretrained::Head;
 
@@ -51,6 +53,7 @@ pub struct ImageTextToText {
     connector: Connector,
     tiles: Option<Tiles>,
     pub(super) text: Decoder,
+    pub(super) sites: Arc<Sites>,
 }
 
 /// A batch whose images stand in the places of their tokens, on the model's device.
@@ -66,6 +69,7 @@ pub(super) struct Merged {
     added: Vec<Tensor>,
     embeds: Tensor,
     train: bool,
+    rows: Option<Rows>,
 }
 
 impl Model for ImageTextToText {
@@ -87,6 +91,7 @@ impl Model for ImageTextToText {
                 .as_ref()
                 .map(|tiles| Tiles::build(&base, tiles, config.text.hidden_size()))
                 .transpose()?,
+            sites: weights.sites(),
             config: config.clone(),
         })
     }
@@ -145,7 +150,7 @@ impl ImageTextToText {
     pub fn image_features<'a>(&self, images: impl Into<Inputs<'a>>) -> Result<Tensor> {
         let images = images.into();
         images.check(self.model_type(), &self.taken_by_tower())?;
-        self.features(&images, &mut Tape::off())
+        self.features(&images, None, &mut Tape::off())
     }
 
     /// The inputs that there is use for.
@@ -164,23 +169,43 @@ impl ImageTextToText {
         taken
     }
 
-    fn features<'m>(&'m self, inputs: &Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+    /// `rows` are those of the images.
+    fn features<'m>(
+        &'m self,
+        inputs: &Inputs,
+        rows: Option<Rows>,
+        tape: &mut Tape<'m>,
+    ) -> Result<Tensor> {
         self.config.tower.check_images(inputs.needed_images()?)?;
         let images = Inputs {
             pixel_values: inputs.pixel_values,
             pixel_attention_mask: inputs.pixel_attention_mask,
             image_grid_thw: inputs.image_grid_thw,
             train: inputs.train,
+            rows: rows.as_ref(),
             ..Inputs::default()
         };
+        let _rows = images.enter();
         self.config.taken.of(&self.tower, images, tape)
     }
 
     /// Puts the embeddings of images into the places of their tokens.
     pub(super) fn merged<'m>(&'m self, inputs: &Inputs, tape: &mut Tape<'m>) -> Result<Merged> {
         inputs.check(self.model_type(), &self.taken())?;
+        let own = inputs.named_rows(&self.sites)?;
+        let inputs = &inputs.with_rows(own.as_ref());
         let ids = inputs.needed_ids()?;
-        let ImageTokens { places, grids } = ImageTokens::of(&self.config, inputs, ids)?;
+        let ImageTokens { places, grids, each } = ImageTokens::of(&self.config, inputs, ids)?;
+        let of_parts = |each: &[(i64, i64)]| {
+            let rows = own.as_ref().filter(|_| !each.is_empty());
+            rows.map(|rows| rows_of_images(rows, &places, each, ids)).transpose()
+        };
+        let rows = of_parts(&each)?;
+        // A connector of images of any size sees the patches of all of them one after the other.
+        let patches = grids.iter().map(|grid| grid.iter().product());
+        let patches: Vec<(i64, i64)> =
+            patches.zip(each.iter().map(|(_, tokens)| *tokens)).collect();
+        let of_connector = if grids.is_empty() { rows.clone() } else { of_parts(&patches)? };
         let device = self.text.device();
         let places = sent(&places, device)?;
         let there = |tensor: Option<&Tensor>| tensor.map(|tensor| sent(tensor, device)).transpose();
@@ -193,13 +218,14 @@ impl ImageTextToText {
         };
         let ids = sent(ids, device)?;
         let features = match (inputs.pixel_values, inputs.image_features) {
-            (Some(_), _) => Some(self.features(inputs, tape)?),
+            (Some(_), _) => Some(self.features(inputs, rows.clone(), tape)?),
             (None, features) => features.map(Tensor::shallow_clone),
         };
         let shown = ids.f_eq_number(self.image_token_id())?;
         // The token of images may have no embedding of its own.
         let unknown = self.image_token_id() >= self.config.text.vocab_size();
         let known = if unknown { ids.f_fill_where(&shown, 0)? } else { ids.shallow_clone() };
+        let _text = inputs.enter();
         let mut embeds = self.text.embedded(&known)?;
         let (mut blocks, mut added) = (None, Vec::new());
         if let Some(features) = features {
@@ -211,6 +237,7 @@ impl ImageTextToText {
                 let rows = into.f_reshape([-1, size])?;
                 Ok(rows.f_index_copy(0, &places, &images)?.f_view(&shape[..])?)
             };
+            let _images = Rows::enter(of_connector);
             let mut images = self.connector.forward(&features)?;
             if let Some(tiles) = &self.tiles {
                 images[0] = tiles.forward(&images[0], &inputs.needed_sizes()?)?;
@@ -228,8 +255,22 @@ impl ImageTextToText {
             added,
             embeds,
             train: inputs.train,
+            rows: own,
         })
     }
+}
+
+/// The rows of the parts of images, of which each has a number of image tokens, in order: an image belongs to the row, or
+/// the document, of its tokens.
+fn rows_of_images(rows: &Rows, places: &Tensor, each: &[(i64, i64)], ids: &Tensor) -> Result<Rows> {
+    let (places, length) = (Vec::<i64>::try_from(places)?, ids.size2()?.1);
+    let (mut choices, mut at) = (Vec::new(), 0);
+    for (parts, tokens) in each {
+        let choice = rows.choice_at(places.get(at).copied().unwrap_or(0), length);
+        choices.extend(vec![choice; *parts as usize]);
+        at += *tokens as usize;
+    }
+    rows.of_parts(choices)
 }
 
 /// The numbers of the runs of places that are `shown`, `[batch, length]` both, from 1 on; 0 elsewhere.
@@ -243,6 +284,7 @@ impl Merged {
     /// The inputs of the language model.
     pub(super) fn inputs(&self) -> Inputs<'_> {
         Inputs {
+            rows: self.rows.as_ref(),
             inputs_embeds: Some(&self.embeds),
             blocks: self.blocks.as_ref(),
             positions: self.positions.as_ref(),

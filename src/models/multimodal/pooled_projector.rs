@@ -7,7 +7,7 @@ use tch::Tensor;
 use crate::error::{refuse, Result};
 use crate::models::config::size_or;
 use crate::models::decoder::DecoderConfig;
-use crate::models::nn::{Norm, NormKind, Weights};
+use crate::models::nn::{Norm, NormKind, Rows, Weights};
 use crate::models::vision::ImageTowerConfig;
 
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl PooledProjector {
         let norm = weights.at("mm_soft_emb_norm");
         Ok(PooledProjector {
             norm: Norm::build(&norm, NormKind::RmsFromOne, width, config.norm_eps)?,
-            weight: weights.tensor(
+            weight: weights.by_row(
                 "mm_input_projection_weight",
                 &[width, size],
                 Init::Const(0.),
@@ -75,6 +75,12 @@ impl PooledProjector {
         let kernel = [kernel; 2];
         let pooled = square.f_avg_pool2d(kernel, kernel, [0, 0], false, true, None)?;
         let pooled = pooled.f_flatten(2, 3)?.f_transpose(1, 2)?;
-        Ok(self.norm.forward(&pooled)?.f_matmul(&self.weight)?)
+        let normed = self.norm.forward(&pooled)?;
+        match Rows::with_own([Some(&self.weight)]) {
+            Some(rows) => rows.grouped(&normed, |normed, adapter| {
+                Ok(normed.f_matmul(&rows.of(&self.weight, adapter)?)?)
+            }),
+            None => Ok(normed.f_matmul(&self.weight)?),
+        }
     }
 }

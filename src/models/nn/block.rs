@@ -11,6 +11,7 @@ use super::linear::Linear;
 use super::mask::Mask;
 use super::mlp::{dropped, Mlp};
 use super::norm::Norm;
+use super::rows::Rows;
 use super::streamed::{Matrix, Stay};
 use super::weights::Weights;
 use crate::autograd::recompute::Tape;
@@ -217,6 +218,7 @@ impl Block {
         source: Option<&Tensor>,
         (own, across): (Option<Slot>, Option<Slot>),
     ) -> Result<Tensor> {
+        let _rows = Rows::enter(context.rows.clone());
         self.stay.iter().try_for_each(Stay::enter)?;
         let [before_attention, after_attention, before_mlp, after_mlp] = &self.norms;
         let train = context.train;
@@ -276,7 +278,10 @@ impl Branch {
 
     fn forward(&self, mut x: Tensor, train: bool) -> Result<Tensor> {
         if let Some(scales) = &self.scales {
-            x = x.f_mul(scales)?;
+            x = match Rows::with_own([Some(scales)]) {
+                Some(rows) => x.f_mul(&rows.beside(scales, &x)?)?,
+                None => x.f_mul(scales)?,
+            };
         }
         if let Some(factor) = self.factor {
             x = x.f_mul_number(factor)?;

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::mask::Mask;
+use super::rows::Rows;
 use crate::error::Result;
 
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(in crate::models) struct Context {
     pub(in crate::models) across: Mask,
     /// Added to what the first blocks give, `[batch, length, size]` each.
     pub(in crate::models) added: Vec<Tensor>,
+    /// The adapters of the rows, where these have their own: blocks that run again have the same.
+    pub(super) rows: Option<Rows>,
 }
 
 impl Context {
@@ -32,7 +35,8 @@ impl Context {
         masks: Vec<(Option<i64>, Mask)>,
         angles: Vec<(Tensor, Tensor)>,
     ) -> Self {
-        Context { train, angles, masks, across: Mask::Everything, added: Vec::new() }
+        let (added, rows) = (Vec::new(), Rows::current());
+        Context { train, angles, masks, across: Mask::Everything, added, rows }
     }
 
     /// The output of the block at this place, with what is added to it.

@@ -4,6 +4,7 @@ use tch::nn::Init;
 use tch::{Kind, Tensor};
 
 use super::norm::{Norm, NormKind};
+use super::rows::Rows;
 use super::weights::Weights;
 use crate::error::Result;
 
@@ -49,11 +50,11 @@ impl HeadNorm {
             QkNorm::None => return Ok(HeadNorm::None),
             QkNorm::OwnHeads { listed: true } => {
                 let own = (0..heads)
-                    .map(|head| weights.tensor(&format!("norms.{head}.weight"), &[head_dim], init));
+                    .map(|head| weights.by_row(&format!("norms.{head}.weight"), &[head_dim], init));
                 return Ok(HeadNorm::Own { weights: own.collect::<Result<_>>()?, eps });
             }
             QkNorm::OwnHeads { listed: false } => {
-                let own = weights.tensor("weight", &[heads, head_dim], init)?;
+                let own = weights.by_row("weight", &[heads, head_dim], init)?;
                 return Ok(HeadNorm::Own { weights: vec![own], eps });
             }
             QkNorm::Heads => (head_dim, false),
@@ -71,11 +72,19 @@ impl HeadNorm {
                 Ok(norm.forward(&x.f_flatten(2, 3)?)?.f_reshape(x.size())?)
             }
             HeadNorm::Own { weights, eps } => {
+                let rows = Rows::with_own(weights.iter().map(Some));
+                let own = weights.iter().map(|weight| match &rows {
+                    Some(rows) if weight.dim() == 2 => rows.beside(weight, &x),
+                    // Those of one head, as if there were no other.
+                    Some(rows) => rows.beside(weight, &x.f_select(2, 0)?),
+                    None => Ok(weight.shallow_clone()),
+                });
+                let mut own = own.collect::<Result<Vec<_>>>()?;
                 let weight = match weights.as_slice() {
-                    [one] if one.dim() == 2 => one.shallow_clone(),
-                    listed => Tensor::f_stack(listed, 0)?,
+                    [one] if one.dim() == 2 => own.swap_remove(0),
+                    _ => Tensor::f_stack(&Tensor::f_broadcast_tensors(&own)?, -2)?,
                 };
-                let size = [weight.size()[1]];
+                let size = [*weight.size().last().unwrap_or(&0)];
                 let x32 = x.f_to_kind(Kind::Float)?;
                 let normed =
                     x32.f_layer_norm(size, None::<&Tensor>, None::<&Tensor>, *eps, true)?;

@@ -3,6 +3,7 @@
 use tch::nn::Init;
 use tch::{Device, Tensor};
 
+use super::rows::Rows;
 use super::streamed::Matrix;
 use super::weight::Weight;
 use super::weights::Weights;
@@ -36,7 +37,7 @@ impl Linear {
         bias: bool,
         init: Init,
     ) -> Result<Self> {
-        let weight = Weight::from(weights.tensor("weight", &[to, from], init)?);
+        let weight = Weight::from(weights.by_row("weight", &[to, from], init)?);
         Ok(Linear { weight, bias: bias_of(weights, to, bias)?, transposed: false })
     }
 
@@ -63,17 +64,30 @@ impl Linear {
         Ok(Linear::of(part(&self.weight.values(device)?)?, bias))
     }
 
+    fn of_adapter(&self, rows: &Rows, adapter: usize) -> Result<Self> {
+        let bias = self.bias.as_ref().map(|bias| rows.of(bias, adapter)).transpose()?;
+        let weight = self.weight.of_adapter(rows, adapter)?;
+        Ok(Linear { weight, bias, transposed: self.transposed })
+    }
+
     /// The weight, if it comes when it is needed.
     pub(super) fn streamed(&self) -> Option<Matrix> {
         self.weight.streamed()
     }
 
     pub(in crate::models) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(rows) = Rows::with_own([Some(self.weight.variable()), self.bias.as_ref()]) {
+            return rows.grouped(x, |x, adapter| self.of_adapter(&rows, adapter)?.forward(x));
+        }
+        #[cfg(feature = "kernels")]
+        if let Some(y) = self.weight.packed_product(x, self.bias.as_ref(), self.transposed)? {
+            return Ok(y);
+        }
         let product = if self.transposed { linear_transposed } else { linear };
         self.weight.with_values(x.device(), |weight| product(x, weight, self.bias.as_ref()))
     }
 }
 
 fn bias_of(weights: &Weights, size: i64, bias: bool) -> Result<Option<Tensor>> {
-    bias.then(|| weights.tensor("bias", &[size], Init::Const(0.))).transpose()
+    bias.then(|| weights.by_row("bias", &[size], Init::Const(0.))).transpose()
 }

@@ -14,6 +14,8 @@ mod norm;
 mod order;
 mod rope;
 mod rope_tables;
+mod rows;
+mod sites;
 #[cfg(target_os = "linux")]
 mod streamed;
 #[cfg(not(target_os = "linux"))]
@@ -37,6 +39,8 @@ pub(in crate::models) use mlp::{dropped, Inner, Mlp};
 pub(in crate::models) use norm::{Norm, NormKind};
 pub(in crate::models) use rope::{powers, Beyond, Rope};
 pub(in crate::models) use rope_tables::RopeTables;
+pub(in crate::models) use rows::{Entered, Rows};
+pub(in crate::models) use sites::Sites;
 pub(in crate::models) use streamed::{Matrix, Stay};
 pub(in crate::models) use tied::Tied;
 pub(in crate::models) use weight::Weight;

@@ -3,6 +3,7 @@
 use tch::nn::Init;
 use tch::{Kind, Tensor};
 
+use super::rows::Rows;
 use super::weights::Weights;
 use crate::error::Result;
 use crate::kernels::number::WithNumber;
@@ -47,7 +48,7 @@ impl Norm {
         init: Init,
     ) -> Result<Self> {
         let tensor = |there: bool, name: &str, init: Init| {
-            there.then(|| weights.tensor(name, &[size], init)).transpose()
+            there.then(|| weights.by_row(name, &[size], init)).transpose()
         };
         Ok(Norm {
             kind,
@@ -59,6 +60,9 @@ impl Norm {
     }
 
     pub(in crate::models) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(rows) = Rows::with_own([self.weight.as_ref(), self.bias.as_ref()]) {
+            return self.forward_by_row(x, &rows);
+        }
         let (shape, weight) = ([self.size], self.weight.as_ref());
         match (self.kind, weight) {
             (NormKind::Rms, Some(weight)) => {
@@ -79,5 +83,40 @@ impl Norm {
             }
             _ => Ok(x.f_layer_norm(shape, weight, self.bias.as_ref(), self.eps, true)?),
         }
+    }
+
+    /// [`forward`](Self::forward) where rows have weights of their own, which no kernel takes.
+    fn forward_by_row(&self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+        let (shape, kind) = ([self.size], x.f_kind()?);
+        let own = |variable: &Option<Tensor>| {
+            variable.as_ref().map(|variable| rows.beside(variable, x)).transpose()
+        };
+        let (weight, bias) = (own(&self.weight)?, own(&self.bias)?);
+        // The kernels of the CPU round once, behind the product. On CUDA a copy in f32 costs more than it is worth.
+        let low = [Kind::Half, Kind::BFloat16].contains(&kind) && !x.device().is_cuda();
+        let wide = low || self.kind == NormKind::RmsFromOne;
+        let up = |x: Tensor| if wide { x.f_to_kind(Kind::Float) } else { Ok(x) };
+        let (x, bias) = (up(x.shallow_clone())?, bias.map(up).transpose()?);
+        let normed = match self.kind {
+            NormKind::Rms | NormKind::RmsFromOne => {
+                x.f_rms_norm(shape, None::<&Tensor>, self.eps)?
+            }
+            _ => x.f_layer_norm(shape, None::<&Tensor>, None::<&Tensor>, self.eps, true)?,
+        };
+        let Some(weight) = weight else { return Ok(normed.f_to_kind(kind)?) };
+        let own_kind = weight.f_kind()?;
+        if own_kind != kind && self.kind == NormKind::Rms {
+            // T5 in f16 keeps some of its layers in f32.
+            return Ok(normed.f_to_kind(kind)?.f_to_kind(own_kind)?.f_mul(&weight)?);
+        }
+        let weight = match self.kind {
+            NormKind::RmsFromOne => up(weight)?.f_add_number(1.)?,
+            _ => up(weight)?,
+        };
+        let scaled = match bias {
+            Some(bias) => bias.f_addcmul(&normed, &weight)?,
+            None => normed.f_mul(&weight)?,
+        };
+        Ok(scaled.f_to_kind(kind)?)
     }
 }

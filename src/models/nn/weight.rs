@@ -1,14 +1,19 @@
 //! A matrix of the model that may be kept in few bits, or elsewhere, until it is needed.
 
 use std::rc::Rc;
+#[cfg(feature = "kernels")]
+use std::sync::Arc;
 
 use tch::{no_grad, Device, Kind, Tensor};
 
+use super::rows::Rows;
 use super::streamed::Matrix;
 use crate::autograd::loss::HeadWeight;
 use crate::autograd::scratch::{with_values, Fill, Pass};
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
+#[cfg(feature = "kernels")]
+use crate::kernels::packed::Packed;
 use crate::kernels::product::linear;
 use crate::pretrained::kept::Kept;
 use crate::quantised::{Encoding, Quantised};
@@ -35,6 +40,9 @@ struct Elsewhere {
     stored: Option<Kind>,
     /// The variable's name, if its storage comes when it is needed.
     streamed: Option<String>,
+    /// The variable in another order.
+    #[cfg(feature = "kernels")]
+    packed: Option<Arc<Packed>>,
 }
 
 /// One that is used as it is.
@@ -46,16 +54,36 @@ impl From<Tensor> for Weight {
 
 impl Weight {
     pub(super) fn kept(variable: Tensor, kept: &Kept) -> Self {
+        #[cfg(feature = "kernels")]
+        let packed = kept.packed.then(Arc::default);
         let Kept { name, shape, encoding, rows, kind, streamed, .. } = kept;
         let streamed = streamed.map(|_| name.clone());
         let (shape, encoding, rows, kind) = (shape.clone(), *encoding, rows.clone(), *kind);
         let stored = variable.f_kind().ok();
-        let elsewhere = Elsewhere { shape, encoding, rows, kind, stored, streamed };
+        let elsewhere = Elsewhere {
+            shape,
+            encoding,
+            rows,
+            kind,
+            stored,
+            streamed,
+            #[cfg(feature = "kernels")]
+            packed,
+        };
         Weight { variable, elsewhere: Some(Box::new(elsewhere)) }
     }
 
     pub(in crate::models) fn shallow_clone(&self) -> Self {
         Weight { variable: self.variable.shallow_clone(), elsewhere: self.elsewhere.clone() }
+    }
+
+    /// The weight as this adapter has it.
+    pub(in crate::models) fn of_adapter(&self, rows: &Rows, adapter: usize) -> Result<Self> {
+        match self.elsewhere {
+            // No adapter has its own.
+            Some(_) => Ok(self.shallow_clone()),
+            None => Ok(Weight::from(rows.of(&self.variable, adapter)?)),
+        }
     }
 
     pub(in crate::models) fn size(&self) -> Vec<i64> {
@@ -65,8 +93,8 @@ impl Weight {
     /// The kind of the values.
     pub(in crate::models) fn kind(&self) -> Result<Kind> {
         Ok(match &self.elsewhere {
-            Some(kept) => kept.kind,
-            None => self.variable.f_kind()?,
+            Some(kept) if kept.encoding.is_some() || kept.streamed.is_some() => kept.kind,
+            _ => self.variable.f_kind()?,
         })
     }
 
@@ -129,9 +157,25 @@ impl Weight {
         }
     }
 
+    /// The product with `x` that [`Packed`] gives, if it gives one.
+    #[cfg(feature = "kernels")]
+    pub(super) fn packed_product(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        transposed: bool,
+    ) -> Result<Option<Tensor>> {
+        let packed = self.elsewhere.as_ref().and_then(|kept| kept.packed.as_ref());
+        packed.map_or(Ok(None), |packed| packed.product(x, &self.variable, bias, transposed))
+    }
+
     /// The kind of the values on this device and the way to them; `None` if they are those of the variable.
     fn computed(&self, device: Device) -> Result<Option<(Kind, Fill)>> {
         let Some(kept) = &self.elsewhere else { return Ok(None) };
+        // Packed: the variable is what it is in a plain model.
+        if kept.encoding.is_none() && kept.streamed.is_none() {
+            return Ok(None);
+        }
         if let Some((quantised, kind)) = self.quantised()? {
             let rows = kept.rows.as_ref().map(|rows| Tensor::f_from_slice(rows)).transpose()?;
             let fill = move |out: &Tensor| match &rows {
@@ -162,6 +206,11 @@ impl Weight {
 
     /// The rows of these numbers `[…]`: `[…, columns]`. The row `padding` gets no gradient.
     pub(in crate::models) fn lookup(&self, ids: &Tensor, padding: i64) -> Result<Tensor> {
+        if let Some(rows) = Rows::with_own([Some(&self.variable)]) {
+            return rows.grouped(ids, |ids, adapter| {
+                self.of_adapter(&rows, adapter)?.lookup(ids, padding)
+            });
+        }
         match self.quantised()? {
             Some((quantised, kind)) => quantised.gather(ids, kind),
             None => Ok(Tensor::f_embedding(&self.variable, ids, padding, false, false)?),
@@ -171,10 +220,10 @@ impl Weight {
     /// x · weightᵀ + bias for a head, whose rows are computed a tile at a time where they are in few bits.
     pub(in crate::models) fn logits(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let Some((quantised, kind)) = self.quantised()? else {
-            return Ok(x.f_linear(&self.variable, bias)?);
+            return linear(x, &self.variable, bias);
         };
         let [rows, columns] = quantised.shape()[..] else {
-            return Ok(x.f_linear(&self.variable, bias)?);
+            return linear(x, &self.variable, bias);
         };
         let height = (TILE / columns.max(1)).max(1);
         let place = (kind, quantised.device());

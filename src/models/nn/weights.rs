@@ -4,10 +4,12 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tch::nn::{f_init, Init, Path};
 use tch::{Device, Kind, Tensor};
 
+use super::sites::Sites;
 use super::tied::Tied;
 use super::weight::Weight;
 use crate::error::{refuse, Result};
@@ -42,6 +44,8 @@ struct Record {
     /// The matrices that were handed out.
     matrices: RefCell<HashMap<String, Use>>,
     taken: RefCell<HashSet<String>>,
+    /// The same for rows with adapters of their own.
+    sites: Arc<Sites>,
     made: RefCell<Vec<String>>,
 }
 
@@ -82,10 +86,28 @@ impl<'a> Weights<'a> {
         fresh: Option<Vec<String>>,
         only_names: bool,
     ) -> Self {
-        let (taken, made, matrices) = Default::default();
+        let (taken, made, matrices, sites) = Default::default();
         let kept = kept.into_iter().map(|kept| (kept.name.clone(), kept)).collect();
-        let record = Record { kind, copies, kept, only_names, fresh, taken, made, matrices };
+        let record = Record { kind, copies, kept, only_names, fresh, taken, sites, made, matrices };
         Weights { path: path.clone(), record: Rc::new(record) }
+    }
+
+    /// The variables that were handed out so far and will be.
+    pub(in crate::models) fn sites(&self) -> Arc<Sites> {
+        self.record.sites.clone()
+    }
+
+    /// [`tensor`](Self::tensor) for a part that asks [`Rows`](super::Rows) for it.
+    pub(in crate::models) fn by_row(
+        &self,
+        name: &str,
+        shape: &[i64],
+        init: Init,
+    ) -> Result<Tensor> {
+        let tensor = self.tensor(name, shape, init)?;
+        let (path, last) = place_of(&self.path, name);
+        self.record.sites.take_by_row(&full_name(&path, last), Some(&tensor));
+        Ok(tensor)
     }
 
     /// The device of new variables.
@@ -127,7 +149,7 @@ impl<'a> Weights<'a> {
             self.check_shape(name, kept.size(), &expected)?;
             return Ok((kept, transposed && !turned));
         }
-        Ok((Weight::from(self.tensor(name, &shape, init)?), transposed))
+        Ok((Weight::from(self.by_row(name, &shape, init)?), transposed))
     }
 
     /// A matrix whose rows are looked up, or are multiplied with as a head.
@@ -141,7 +163,7 @@ impl<'a> Weights<'a> {
             self.check_shape(name, kept.size(), &shape)?;
             return Ok(kept);
         }
-        Ok(Weight::from(self.tensor(name, &shape, init)?))
+        Ok(Weight::from(self.by_row(name, &shape, init)?))
     }
 
     /// Notes the use of a matrix, and gives it if it is kept in another form or place.
@@ -185,13 +207,16 @@ impl<'a> Weights<'a> {
             return Ok(Tied::from(kept));
         }
         if let Some(tensor) = self.found(name, &other.size())? {
+            let (path, last) = place_of(&self.path, name);
+            self.record.sites.take_by_row(&full_name(&path, last), None);
             return Ok(Tied::from(Weight::from(tensor)));
         }
         let (path, last) = place_of(&self.path, name);
         let full = full_name(&path, last);
+        self.record.sites.take_by_row(&full, None);
         let copy = self.record.copies.iter().find(|copy| copy.name == full);
-        self.record.taken.borrow_mut().insert(full);
-        Ok(Tied::new(other, copy.map(|copy| copy.tensor.shallow_clone())))
+        self.record.taken.borrow_mut().insert(full.clone());
+        Ok(Tied::new(other, copy.map(|copy| (full, copy.tensor.shallow_clone()))))
     }
 
     /// True for a part that files may lack if the variable exists, or if the model is not from files.
@@ -221,7 +246,7 @@ impl<'a> Weights<'a> {
         if numbers.is_none_or(|numbers| numbers > MOST_NUMBERS) {
             refuse!(InvalidConfig, "'{full}' has shape {shape:?}: no memory can hold that");
         }
-        self.record.taken.borrow_mut().insert(full.clone());
+        self.take(full.clone());
         if self.record.only_names {
             let none = Tensor::f_zeros([0; 0], (self.record.kind, path.device()))?;
             return Ok(none.f_expand(shape, false)?);
@@ -258,8 +283,13 @@ impl<'a> Weights<'a> {
                 tensor.size()
             );
         }
-        self.record.taken.borrow_mut().insert(full);
+        self.take(full);
         Ok(Some(tensor))
+    }
+
+    fn take(&self, full: String) {
+        self.record.sites.take(&full);
+        self.record.taken.borrow_mut().insert(full);
     }
 }
 

@@ -53,6 +53,8 @@ impl Seq2Seq {
         }
         // A guard: gradients come back also where `on_tokens` panics.
         let _without_graph = no_grad_guard();
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
         let hidden = self.encode(inputs)?;
         let tokens = inputs.tokens()?;
         let source = Source::new(&hidden, tokens.as_ref())?.for_each_of(last, &self.decoder)?;
@@ -62,6 +64,7 @@ impl Seq2Seq {
         let prompt = Prompt { ids: &first, config: rules };
         let mut steps = 0..;
         generated(options, prompt, on_tokens, |last_tokens| {
+            let _rows = inputs.enter();
             let (ids, step) = (last_tokens.unwrap_or(&first), steps.next().unwrap_or(0));
             let through = Through::Cache(&mut cache);
             let decoded = self.decoder.forward(ids, None, Some(&source), false, through)?;

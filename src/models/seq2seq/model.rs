@@ -1,5 +1,7 @@
 //! An encoder-decoder: two stacks and a head.
 
+use std::sync::Arc;
+
 use tch::nn::{Init, VarStore};
 use tch::{no_grad, Kind, Tensor};
 
@@ -11,7 +13,7 @@ use crate::kernels::number::{self, WithNumber};
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{Through, Tied, Weights};
+use crate::models::nn::{Sites, Through, Tied, Weights};
 use crate::pretrained::{origin, ModelFiles};
 
 /// An encoder-decoder language model.
@@ -41,6 +43,7 @@ pub struct Seq2Seq {
     pub(super) decoder: Stack,
     head: Tied,
     logits_bias: Option<Tensor>,
+    pub(super) sites: Arc<Sites>,
 }
 
 const TAKEN: [&str; 4] =
@@ -68,6 +71,7 @@ impl Model for Seq2Seq {
             logits_bias: bart
                 .then(|| weights.buffer("final_logits_bias", &[1, vocab]))
                 .transpose()?,
+            sites: weights.sites(),
             config: config.clone(),
         })
     }
@@ -88,7 +92,10 @@ impl Model for Seq2Seq {
         if ours != theirs {
             refuse!(ShapeMismatch, "the decoder has {ours} sequences, the encoder {theirs}");
         }
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
         let hidden = self.encode_with(inputs, tape)?;
+        let _rows = inputs.enter();
         let tokens = inputs.tokens()?;
         let source = Source::new(&hidden, tokens.as_ref())?;
         let own = inputs.decoder_attention_mask.map(|mask| mask.f_to_kind(Kind::Bool));
@@ -98,7 +105,11 @@ impl Model for Seq2Seq {
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
-        self.head(&self.hidden_states_with(inputs, tape)?)
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
+        let hidden = self.hidden_states_with(inputs, tape)?;
+        let _rows = inputs.enter();
+        self.head(&hidden)
     }
 
     fn loaded(config: &Seq2SeqConfig, vs: &VarStore, files: &ModelFiles) -> Result<()> {
@@ -120,6 +131,9 @@ impl Seq2Seq {
 
     pub(super) fn encode_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check(self.config.model_type(), &TAKEN)?;
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
+        let _rows = inputs.enter();
         let (ids, tokens) = (inputs.needed_ids()?, inputs.tokens()?);
         let through = Through::Tape(tape);
         self.encoder.forward(ids, tokens.as_ref(), None, inputs.train, through)
@@ -151,7 +165,7 @@ impl Seq2Seq {
             1. => hidden.shallow_clone(),
             scale => hidden.f_mul_number(scale)?,
         };
-        let logits = self.head.get().logits(&hidden, None)?;
+        let logits = self.head.logits(&hidden, None)?;
         match &self.logits_bias {
             Some(bias) => Ok(logits.f_add(&bias.f_to_kind(logits.f_kind()?)?)?),
             None => Ok(logits),

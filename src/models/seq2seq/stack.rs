@@ -128,7 +128,7 @@ impl Stack {
         };
         let (length, device) = (ids.size2()?.1, ids.device());
         let places = Places { start, length, device, tokens, documents: None, blocks: None };
-        let mut hidden = self.embed.get().lookup(ids, self.padding)?;
+        let mut hidden = self.embed.lookup(ids, self.padding)?;
         if self.embedding_scale != 1. {
             hidden = hidden.f_mul_number(self.embedding_scale)?;
         }

@@ -76,7 +76,7 @@ impl BlockShape {
         let norm = |name: &str| self.norm(&weights.at(name)).map(Some);
         let branch = |place: usize| -> Result<Branch> {
             let name = names.scales.map(|names| names[place]);
-            let scale = |name: &str| weights.tensor(name, &[size], Init::Const(self.scale));
+            let scale = |name: &str| weights.by_row(name, &[size], Init::Const(self.scale));
             let scales = name.map(scale).transpose()?;
             Ok(Branch { scales, ..Branch::with_dropout(self.dropout) })
         };

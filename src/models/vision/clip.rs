@@ -1,5 +1,7 @@
 //! CLIP (arXiv 2103.00020), as transformers' `CLIPModel`: a tower for texts, a tower for images.
 
+use std::sync::Arc;
+
 use tch::nn::Init;
 use tch::{Kind, Tensor};
 
@@ -10,7 +12,7 @@ use crate::error::{refusal, Result};
 use crate::kernels::number::WithNumber;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{Linear, Weights};
+use crate::models::nn::{Linear, Sites, Weights};
 
 /// Both towers of a CLIP and what brings them together.
 ///
@@ -26,6 +28,7 @@ pub struct Clip {
     text_projection: Linear,
     visual_projection: Linear,
     logit_scale: Tensor,
+    sites: Arc<Sites>,
 }
 
 impl Model for Clip {
@@ -42,6 +45,7 @@ impl Model for Clip {
             text_projection: projection("text_projection", text.size, text.init())?,
             visual_projection: projection("visual_projection", vision.size, vision.init())?,
             logit_scale: weights.tensor("logit_scale", &[], Init::Const(config.logit_scale))?,
+            sites: weights.sites(),
             config: config.clone(),
         })
     }
@@ -67,6 +71,8 @@ impl Model for Clip {
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("clip", &["input_ids", "attention_mask", "pixel_values"])?;
+        let rows = inputs.named_pairs(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
         let images = Inputs { ids: None, attention_mask: None, ..inputs };
         let images = self.image_features_with(images, tape)?;
         let texts = Inputs { pixel_values: None, ..inputs };
@@ -98,7 +104,10 @@ impl Clip {
     /// # Errors
     /// As [`hidden_states`](Model::hidden_states).
     pub fn text_features_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
         let hidden = self.text.hidden_states_with(inputs, tape)?;
+        let _rows = inputs.enter();
         let ids = inputs.needed_ids()?;
         let at = match self.config.text.eos {
             // The first configurations have a wrong number; the end token is the highest of all.
@@ -119,7 +128,11 @@ impl Clip {
         inputs: Inputs,
         tape: &mut Tape<'m>,
     ) -> Result<Tensor> {
-        let class = self.vision.hidden_states_with(inputs, tape)?.f_select(1, 0)?;
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
+        let hidden = self.vision.hidden_states_with(inputs, tape)?;
+        let _rows = inputs.enter();
+        let class = hidden.f_select(1, 0)?;
         self.visual_projection.forward(&self.vision.last_norm.forward(&class)?)
     }
 

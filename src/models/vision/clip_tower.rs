@@ -1,5 +1,7 @@
 //! The towers of CLIP: one for texts, one for images.
 
+use std::sync::Arc;
+
 use tch::{Kind, Tensor};
 
 use super::block::BlockNames;
@@ -10,7 +12,7 @@ use crate::autograd::recompute::Tape;
 use crate::error::{refusal, Result};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{run_all, run_to, Block, Mask, Norm, Places, Weights};
+use crate::models::nn::{run_all, run_to, Block, Mask, Norm, Places, Sites, Weights};
 
 pub(super) const NAMES: BlockNames = BlockNames {
     norms: ["layer_norm1", "layer_norm2"],
@@ -29,6 +31,7 @@ pub struct ClipText {
     embeddings: TextEmbeddings,
     blocks: Vec<Block>,
     norm: Norm,
+    sites: Arc<Sites>,
 }
 
 /// The tower for images. Its hidden states, the class token's first, are those in front of the last norm. Files of both
@@ -41,6 +44,7 @@ pub struct ClipVision {
     norm: Norm,
     blocks: Vec<Block>,
     pub(super) last_norm: Norm,
+    sites: Arc<Sites>,
 }
 
 impl Model for ClipText {
@@ -53,6 +57,7 @@ impl Model for ClipText {
             embeddings: TextEmbeddings::build(&weights.at("embeddings"), places, shape)?,
             blocks: shape.blocks(&weights.at("encoder.layers"), &NAMES, config.layers)?,
             norm: shape.norm(&weights.at("final_layer_norm"))?,
+            sites: weights.sites(),
             config: config.clone(),
         })
     }
@@ -67,6 +72,9 @@ impl Model for ClipText {
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("CLIP's text tower", &["input_ids", "attention_mask"])?;
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
+        let _rows = inputs.enter();
         let (ids, tokens) = (inputs.needed_ids()?, inputs.tokens()?);
         let hidden = self.embeddings.forward(ids)?;
         let places = Places {
@@ -98,6 +106,7 @@ impl Model for ClipVision {
             norm: shape.norm(&weights.at("pre_layrnorm"))?,
             blocks: shape.blocks(&weights.at("encoder.layers"), &NAMES, config.layers)?,
             last_norm: shape.norm(&weights.at("post_layernorm"))?,
+            sites: weights.sites(),
             config: config.clone(),
         })
     }
@@ -112,6 +121,9 @@ impl Model for ClipVision {
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("CLIP's image tower", &["pixel_values"])?;
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
+        let _rows = inputs.enter();
         let hidden = self.embedded(inputs.needed_images()?)?;
         run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)
     }

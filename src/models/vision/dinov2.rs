@@ -1,5 +1,7 @@
 //! DINOv2 (arXiv 2304.07193), as transformers' `Dinov2Model` and `Dinov2ForImageClassification`.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tch::nn::Init;
 use tch::{Kind, Tensor};
@@ -14,7 +16,7 @@ use crate::models::config::{
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{
-    dropped, run_all, Activation, Block, Linear, Mask, Norm, NormKind, Weights,
+    dropped, run_all, Activation, Block, Linear, Mask, Norm, NormKind, Sites, Weights,
 };
 use crate::pretrained::Head;
 
@@ -92,6 +94,7 @@ pub struct Dinov2 {
     blocks: Vec<Block>,
     norm: Norm,
     classifier: Option<Linear>,
+    sites: Arc<Sites>,
 }
 
 const NAMES: BlockNames = BlockNames {
@@ -124,6 +127,7 @@ impl Model for Dinov2 {
             blocks: shape.blocks(&base.at("encoder.layer"), &names, config.layers)?,
             norm: shape.norm(&base.at("layernorm"))?,
             classifier: (head != Head::None).then(classifier).transpose()?,
+            sites: weights.sites(),
             config: config.clone(),
         })
     }
@@ -138,6 +142,9 @@ impl Model for Dinov2 {
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("dinov2", &["pixel_values"])?;
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
+        let _rows = inputs.enter();
         let images = inputs.needed_images()?;
         let hidden = self.patches.forward(images, &self.patches.positions_for(images)?)?;
         let hidden = dropped(hidden, self.config.embedding_dropout, inputs.train)?;
@@ -149,7 +156,10 @@ impl Model for Dinov2 {
         let Some(classifier) = &self.classifier else {
             refuse!(InvalidState, "this model has no classifier: its architecture is Dinov2Model");
         };
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
         let hidden = self.hidden_states_with(inputs, tape)?;
+        let _rows = inputs.enter();
         let patches = hidden.f_narrow(1, 1, hidden.size()[1] - 1)?;
         let mean = patches.f_mean_dim([1_i64].as_slice(), false, hidden.f_kind()?)?;
         classifier.forward(&Tensor::f_cat(&[&hidden.f_select(1, 0)?, &mean], 1)?)

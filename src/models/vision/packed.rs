@@ -12,7 +12,7 @@ use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
 use crate::kernels::number;
 use crate::models::inputs::Inputs;
-use crate::models::nn::{powers, run_batches, Block, Context, Mask, Rope, Rotation, Weights};
+use crate::models::nn::{powers, run_batches, Block, Context, Mask, Rope, Rotation, Rows, Weights};
 
 const NAMES: BlockNames = BlockNames {
     norms: ["norm1", "norm2"],
@@ -91,7 +91,9 @@ impl PackedVision {
         let hidden = images.f_linear(&kernel, self.bias.as_ref())?;
         let kind = hidden.f_kind()?;
         let (mut frames, mut contexts, mut start) = (Vec::new(), Vec::new(), 0);
-        for [count, rows, columns] in grids {
+        for (image, [count, rows, columns]) in grids.into_iter().enumerate() {
+            let own = inputs.rows.as_ref().map(|rows| rows.part(image)).transpose()?;
+            let _rows = Rows::enter(own);
             let positions = self.positions_of(rows, columns)?;
             let (cos, sin) = self.angles(rows, columns, images.device(), kind)?;
             let window = self.window(rows, columns, images.device())?;

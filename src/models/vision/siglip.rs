@@ -1,5 +1,7 @@
 //! SigLIP (arXiv 2303.15343) and its successor at a fixed resolution (arXiv 2502.14786): transformers' `SiglipModel`.
 
+use std::sync::Arc;
+
 use tch::nn::Init;
 use tch::{Kind, Tensor};
 
@@ -10,7 +12,7 @@ use crate::autograd::recompute::Tape;
 use crate::error::{refusal, Result};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::Weights;
+use crate::models::nn::{Sites, Weights};
 
 /// Both towers of a SigLIP and what brings them together.
 ///
@@ -26,6 +28,7 @@ pub struct Siglip {
     /// `[1]` each
     logit_scale: Tensor,
     logit_bias: Tensor,
+    sites: Arc<Sites>,
 }
 
 impl Model for Siglip {
@@ -38,6 +41,7 @@ impl Model for Siglip {
             vision: SiglipVision::build(&weights.at("vision_model"), &config.vision)?,
             logit_scale: number("logit_scale")?,
             logit_bias: number("logit_bias")?,
+            sites: weights.sites(),
             config: config.clone(),
         })
     }
@@ -63,6 +67,8 @@ impl Model for Siglip {
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("siglip", &["input_ids", "attention_mask", "pixel_values"])?;
+        let rows = inputs.named_pairs(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
         let images = Inputs { ids: None, attention_mask: None, ..inputs };
         let images = self.image_features_with(images, tape)?;
         let texts = Inputs { pixel_values: None, ..inputs };

@@ -1,5 +1,7 @@
 //! The towers of SigLIP: one for texts, one for images.
 
+use std::sync::Arc;
+
 use tch::{Kind, Tensor};
 
 use super::clip_tower::NAMES;
@@ -12,7 +14,7 @@ use crate::autograd::recompute::Tape;
 use crate::error::{refusal, Result};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{run_all, run_to, Block, Linear, Mask, Norm, Weights};
+use crate::models::nn::{run_all, run_to, Block, Linear, Mask, Norm, Sites, Weights};
 
 /// The tower for texts. Its hidden states are those behind the last norm.
 ///
@@ -26,6 +28,7 @@ pub struct SiglipText {
     blocks: Vec<Block>,
     norm: Norm,
     head: Linear,
+    sites: Arc<Sites>,
 }
 
 /// The tower for images. Its hidden states, one per patch, are those behind the last norm.
@@ -40,6 +43,7 @@ pub struct SiglipVision {
     blocks: Vec<Block>,
     norm: Norm,
     head: Option<Pooling>,
+    sites: Arc<Sites>,
 }
 
 impl Model for SiglipText {
@@ -54,6 +58,7 @@ impl Model for SiglipText {
             blocks: shape.blocks(&weights.at("encoder.layers"), &NAMES, config.layers)?,
             norm: shape.norm(&weights.at("final_layer_norm"))?,
             head: Linear::build(&weights.at("head"), projection, true, shape.init())?,
+            sites: weights.sites(),
             config: config.clone(),
         })
     }
@@ -68,6 +73,9 @@ impl Model for SiglipText {
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("SigLIP's text tower", &["input_ids", "attention_mask"])?;
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
+        let _rows = inputs.enter();
         let hidden = self.embeddings.forward(inputs.needed_ids()?)?;
         let mask = Mask::tokens(inputs.attention_mask)?;
         let hidden = run_all(&self.blocks, hidden, mask, inputs.train, tape)?;
@@ -82,7 +90,10 @@ impl Model for SiglipText {
 impl SiglipText {
     /// Texts to features `[batch, projection_size]`.
     pub(super) fn features<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
         let hidden = self.hidden_states_with(inputs, tape)?;
+        let _rows = inputs.enter();
         self.head.forward(&hidden.f_select(1, -1)?)
     }
 }
@@ -98,6 +109,7 @@ impl Model for SiglipVision {
             blocks: shape.blocks(&weights.at("encoder.layers"), &NAMES, config.layers)?,
             norm: shape.norm(&weights.at("post_layernorm"))?,
             head: config.pools.then(head).transpose()?,
+            sites: weights.sites(),
             config: config.clone(),
         })
     }
@@ -114,6 +126,9 @@ impl Model for SiglipVision {
         let mut taken = vec!["pixel_values"];
         taken.extend(self.config.pads.then_some("pixel_attention_mask"));
         inputs.check("SigLIP's image tower", &taken)?;
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
+        let _rows = inputs.enter();
         let (hidden, mask) = self.embedded(&inputs)?;
         let hidden = run_all(&self.blocks, hidden, mask, inputs.train, tape)?;
         self.norm.forward(&hidden)
@@ -170,7 +185,11 @@ impl SiglipVision {
                 "this tower has no head that pools its patches ('vision_use_head' is false): ask for hidden_states"
             )
         })?;
-        head.forward(&self.hidden_states_with(inputs, tape)?)
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
+        let hidden = self.hidden_states_with(inputs, tape)?;
+        let _rows = inputs.enter();
+        head.forward(&hidden)
     }
 }
 

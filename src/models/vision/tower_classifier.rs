@@ -1,6 +1,8 @@
 //! The tower for images of a CLIP or a SigLIP as a classifier, as transformers' `CLIPForImageClassification` and
 //! `SiglipForImageClassification`.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tch::nn::Init;
 use tch::{Kind, Tensor};
@@ -13,7 +15,7 @@ use crate::error::Result;
 use crate::models::config::{declared, number, Declared, ModelConfig};
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
-use crate::models::nn::{Linear, Weights};
+use crate::models::nn::{Linear, Sites, Weights};
 use crate::pretrained::Head;
 
 /// The shape and the options of the tower, and the labels, read from a `config.json` of transformers.
@@ -64,6 +66,7 @@ pub struct TowerClassifier {
     config: TowerClassifierConfig,
     tower: ImageTower,
     classifier: Linear,
+    sites: Arc<Sites>,
 }
 
 impl Model for TowerClassifier {
@@ -77,6 +80,7 @@ impl Model for TowerClassifier {
         Ok(TowerClassifier {
             tower: ImageTower::build(&weights.at("vision_model"), &config.tower)?,
             classifier: Linear::build(&weights.at("classifier"), classes, true, init)?,
+            sites: weights.sites(),
             config: config.clone(),
         })
     }
@@ -94,7 +98,10 @@ impl Model for TowerClassifier {
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
         let hidden = self.hidden_states_with(inputs, tape)?;
+        let _rows = inputs.enter();
         let patches = self.tower.patches(&hidden)?;
         let mean = patches.f_mean_dim([1_i64].as_slice(), false, hidden.f_kind()?)?;
         self.classifier.forward(&mean)

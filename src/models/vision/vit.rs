@@ -1,5 +1,7 @@
 //! The vision transformer of Dosovitskiy et al. (arXiv 2010.11929), as transformers' `ViTForImageClassification`.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tch::nn::ModuleT;
 use tch::{Kind, Tensor};
@@ -14,7 +16,7 @@ use crate::models::config::{
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{
-    dropped, run_all, Activation, Block, Linear, Mask, Norm, NormKind, Weights,
+    dropped, run_all, Activation, Block, Linear, Mask, Norm, NormKind, Sites, Weights,
 };
 use crate::pretrained::Head;
 
@@ -74,6 +76,7 @@ pub struct ViTForImageClassification {
     blocks: Vec<Block>,
     norm: Norm,
     classifier: Linear,
+    sites: Arc<Sites>,
 }
 
 const NAMES: BlockNames = BlockNames {
@@ -96,6 +99,7 @@ impl Model for ViTForImageClassification {
             blocks: shape.blocks(&base.at("layers"), &NAMES, config.layers)?,
             norm: shape.norm(&base.at("layernorm"))?,
             classifier: Linear::build(&weights.at("classifier"), classes, true, shape.init())?,
+            sites: weights.sites(),
             config: config.clone(),
         })
     }
@@ -110,6 +114,9 @@ impl Model for ViTForImageClassification {
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("vit", &["pixel_values"])?;
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
+        let _rows = inputs.enter();
         let images = inputs.needed_images()?;
         self.config.grid.check_images(images)?;
         let hidden = self.patches.forward(images, &self.patches.positions)?;
@@ -119,7 +126,10 @@ impl Model for ViTForImageClassification {
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
+        let rows = inputs.named_rows(&self.sites)?;
+        let inputs = inputs.with_rows(rows.as_ref());
         let hidden = self.hidden_states_with(inputs, tape)?;
+        let _rows = inputs.enter();
         self.classifier.forward(&hidden.f_select(1, 0)?)
     }
 }

@@ -1,0 +1,93 @@
+//! Launchers that are set wrong, and ports where something else listens.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread::scope;
+
+use super::{port, refused, short, variables, Hosts};
+
+/// Variables that differ from those of rank 0 of 2, or are not there, and words of the error.
+type Fault = (&'static [(&'static str, Option<&'static str>)], &'static [&'static str]);
+
+const FAULTS: &[Fault] = &[
+    (&[("RANK", None)], &["RANK", "torchrun"]),
+    (&[("WORLD_SIZE", None)], &["WORLD_SIZE", "torchrun"]),
+    (&[("MASTER_ADDR", None)], &["MASTER_ADDR", "torchrun"]),
+    (&[("MASTER_PORT", None)], &["MASTER_PORT", "torchrun"]),
+    (&[("RANK", Some("first"))], &["RANK", "'first'", "a number"]),
+    (&[("RANK", Some("2"))], &["RANK", "2", "WORLD_SIZE"]),
+    (&[("RANK", Some("-1"))], &["RANK", "-1"]),
+    (&[("WORLD_SIZE", Some("0"))], &["WORLD_SIZE", "0"]),
+    (&[("WORLD_SIZE", Some("many"))], &["WORLD_SIZE", "many"]),
+    (&[("MASTER_PORT", Some("70000"))], &["MASTER_PORT", "70000"]),
+    (&[("MASTER_PORT", Some("ssh"))], &["MASTER_PORT", "ssh"]),
+    (&[("MASTER_ADDR", Some(""))], &["MASTER_ADDR"]),
+    (&[("LOCAL_RANK", Some("x"))], &["LOCAL_RANK", "x"]),
+    (
+        &[("RANK", Some("1")), ("MASTER_ADDR", Some("no-such-host.invalid"))],
+        &["no-such-host.invalid"],
+    ),
+];
+
+#[test]
+fn a_launcher_that_is_set_wrong_is_refused_in_seconds_and_the_variable_is_named() {
+    let training = short();
+    scope(|scope| {
+        for (faults, words) in FAULTS {
+            let training = &training;
+            scope.spawn(move || {
+                let port = port();
+                let mut variables = variables("0", "2", &port).to_vec();
+                for (name, value) in *faults {
+                    variables.retain(|(other, _)| other != name);
+                    variables.extend(value.map(|value| (*name, value)));
+                }
+                let ended =
+                    Hosts::new(60).deadline(8).rank(&variables, training, &[]).run().unwrap();
+                refused(&ended, 20.);
+                let err = &ended[0].err;
+                assert!(words.iter().all(|word| err.contains(word)), "{faults:?}: {err}");
+            });
+        }
+    });
+    assert!(!training.path("out").exists(), "something was written");
+}
+
+/// What listens on the port of the launcher: it answers with these words, or never.
+const LISTENERS: [(&str, &str); 3] = [
+    ("silent", ""),
+    ("http", "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+    ("ssh", "SSH-2.0-OpenSSH_9.9\r\n"),
+];
+
+#[test]
+fn a_port_where_something_else_listens_is_named_by_all_ranks_in_seconds() {
+    let training = short();
+    scope(|scope| {
+        for (what, words) in LISTENERS {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port().to_string();
+            let training = &training;
+            // Ends with the tests.
+            std::thread::spawn(move || {
+                let mut held = Vec::new();
+                for mut stream in listener.incoming().flatten() {
+                    if !words.is_empty() {
+                        let _ = stream.write_all(words.as_bytes());
+                        let _ = stream.read(&mut [0; 100]);
+                    }
+                    held.push(stream);
+                }
+            });
+            scope.spawn(move || {
+                let hosts = Hosts::new(60).deadline(8);
+                let hosts = ["0", "1"].iter().fold(hosts, |hosts, rank| {
+                    hosts.rank(&variables(rank, "2", &port), training, &[])
+                });
+                let ended = hosts.run().unwrap();
+                refused(&ended, 30.);
+                assert!(ended.iter().all(|rank| rank.err.contains(&port)), "{what}: {ended:#?}");
+            });
+        }
+    });
+}

@@ -1,0 +1,307 @@
+//! Several processes train together as one does.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::{json, Value};
+use tch::{Kind, Tensor};
+
+use crate::program::{texts, Training};
+use crate::{classifier, common, program, training};
+
+/// Starts the ranks of a run as a launcher does, each with settings of its own.
+fn start(training: &Training, size: usize, more: impl Fn(usize) -> Vec<String>) -> Vec<Child> {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let rank = |rank: usize| {
+        let more = more(rank);
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        let mut command = training.command(&more);
+        command.args(["--ddp-timeout", "60"]);
+        for (name, value) in [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", size)] {
+            command.env(name, value.to_string());
+        }
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+        command.spawn().unwrap()
+    };
+    (0..size).map(rank).collect()
+}
+
+fn ended(ranks: Vec<Child>) -> Vec<Output> {
+    ranks.into_iter().map(|rank| rank.wait_with_output().unwrap()).collect()
+}
+
+/// What rank 0 prints in a run that succeeds. The others say nothing.
+fn printed(outputs: Vec<Output>) -> String {
+    for (rank, output) in outputs.iter().enumerate() {
+        let (out, err) = texts(output);
+        assert!(output.status.success(), "rank {rank}: {}\n{out}\n{err}", output.status);
+        assert!(rank == 0 || (out.is_empty() && err.is_empty()), "rank {rank}: {out}\n{err}");
+    }
+    texts(&outputs[0]).0
+}
+
+fn run(training: &Training, size: usize, more: &[&str]) -> String {
+    let more: Vec<String> = more.iter().map(|setting| (*setting).to_owned()).collect();
+    printed(ended(start(training, size, |_| more.clone())))
+}
+
+/// The largest difference between the weights of two adapters, or the moments of two checkpoints.
+fn apart(a: &Path, b: &Path) -> f64 {
+    let (a, b) = (Tensor::read_safetensors(a).unwrap(), Tensor::read_safetensors(b).unwrap());
+    assert_eq!(a.len(), b.len());
+    let apart = a.iter().zip(&b).map(|((name, a), (other, b))| {
+        assert_eq!(name, other);
+        (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
+    });
+    apart.fold(0., f64::max)
+}
+
+/// A run in `out` ended as the one in `one`, but for rounding.
+fn assert_same(training: &Training, one: &str, out: &str) {
+    let path = |out: &str, file: &str| training.path(out).join(file);
+    for file in ["adapter/adapter_model.safetensors", "checkpoints/step-5/optimizer.safetensors"] {
+        let apart = apart(&path(one, file), &path(out, file));
+        assert!(apart < 1e-6, "{out}/{file} is {apart:e} from that of one process");
+    }
+    for key in ["loss", "eval_loss", "grad_norm", "tokens"] {
+        let (expected, found) = (training.series(one, key), training.series(out, key));
+        assert_eq!(expected.len(), found.len(), "{out}, {key}");
+        for ((step, a), (other, b)) in expected.into_iter().zip(found) {
+            assert_eq!(step, other);
+            assert!(
+                (a - b).abs() < 1e-6 * a.abs().max(1.),
+                "{out}, step {step}: {key} {b}, not {a}"
+            );
+        }
+    }
+}
+
+/// Five steps in an epoch of 48 rows and 12 to evaluate on, the last with some of the rows that others have.
+fn language() -> Training {
+    let more = ["data.packing=false", "data.eval_fraction=0.2", "eval_interval=1"];
+    let training = training().set(&more);
+    training.set(&[
+        "save_interval=1",
+        "keep_last=9",
+        "batch_size=null",
+        "global_batch_size=12",
+        "epochs=1",
+    ])
+}
+
+/// Copies the checkpoints up to a step, as of a run that was killed then.
+fn cut_off(training: &Training, from: &str, to: &str, last: u64) {
+    let (from, to) = (training.path(from), training.path(to));
+    let folder = to.join("checkpoints");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(from.join("metrics.jsonl"), to.join("metrics.jsonl")).unwrap();
+    for step in 1..=last {
+        let name = format!("checkpoints/step-{step}");
+        std::fs::create_dir_all(to.join(&name)).unwrap();
+        for file in std::fs::read_dir(from.join(&name)).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), to.join(&name).join(file.file_name())).unwrap();
+        }
+    }
+}
+
+#[test]
+fn ranks_train_as_one_process_does_and_others_go_on_from_their_checkpoints() {
+    let training = language();
+    // 51 rows: the last step has 3.
+    training.write("train.txt", &crate::text(64));
+    training.run(&["out=one"]);
+    let steps = training.checkpoints("one");
+    assert_eq!(steps, [1, 2, 3, 4, 5]);
+
+    // torchrun itself, beside ranks that have batches of one row and several of them in a step.
+    let out = |name: &str| format!("out={}", training.path(name).display());
+    let settings = training.path("settings.yaml");
+    let mut command: Vec<String> =
+        ["--standalone", "--nproc-per-node", "2", "--no-python"].map(String::from).into();
+    command.push(program::path().into_string().unwrap());
+    command.extend(["train".into(), settings.display().to_string()]);
+    let data = format!("data.train={}", training.path("train.txt").display());
+    for setting in training.settings.iter().chain([&out("torchrun"), &data]) {
+        command.extend(["--set".into(), setting.clone()]);
+    }
+    let several = start(&training, 3, |_| {
+        vec!["out=three".into(), "accumulation=2".into(), "tensorboard=true".into()]
+    });
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    let (status, printed_by_all, err) = common::try_python("torchrun.py", &command);
+    assert_eq!(status, 0, "{printed_by_all}\n{err}");
+    assert_eq!(printed_by_all.matches("2 ranks, 12 rows in a step").count(), 1, "{printed_by_all}");
+    assert_eq!(printed_by_all.matches("the adapter is in").count(), 1, "{printed_by_all}");
+    let printed_by_first = printed(ended(several));
+    assert!(
+        printed_by_first.contains("'batch_size' 2 × 'accumulation' 2 × 3"),
+        "{printed_by_first}"
+    );
+    assert_same(&training, "one", "torchrun");
+    assert_eq!(std::fs::read_dir(training.path("three/tensorboard")).unwrap().count(), 1);
+
+    // The first step has a rate of 0: weights are the same, and so are all sums of the evaluation.
+    for out in ["torchrun", "three"] {
+        let first = |out: &str| training.series(out, "eval_loss")[0];
+        assert_eq!(first(out), first("one"));
+    }
+
+    // Two, four and three go on in turn, from steps that one, two and four have made.
+    let mut before = "one";
+    for (size, out, last) in [(2, "two", 1), (4, "four", 2), (3, "last", 4)] {
+        cut_off(&training, before, out, last);
+        let printed = run(&training, size, &[&format!("out={out}")]);
+        assert!(printed.contains(&format!("resuming after step {last} of 5")), "{printed}");
+        assert!(!printed.contains("from now on"), "{printed}");
+        assert_same(&training, "one", out);
+        before = out;
+    }
+
+    // A checkpoint of a former version says how many batches were done, and nothing of ranks.
+    cut_off(&training, "one", "former", 3);
+    let file = training.path("former/checkpoints/step-3/state.json");
+    let mut state: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(state["rows"], 36);
+    let state_of = state.as_object_mut().unwrap();
+    for key in ["rows", "group", "world_size", "global_batch_size"] {
+        state_of.remove(key).unwrap();
+    }
+    state_of.insert("batch".into(), json!(3));
+    let settings = state["settings"].as_object_mut().unwrap();
+    settings.remove("global_batch_size");
+    settings.insert("batch_size".into(), json!(12));
+    std::fs::write(&file, state.to_string()).unwrap();
+    training.run(&["out=former"]);
+    for file in ["adapter/adapter_model.safetensors", "checkpoints/step-5/optimizer.safetensors"] {
+        let bytes = |out: &str| std::fs::read(training.path(out).join(file)).unwrap();
+        assert!(bytes("former") == bytes("one"), "{file}");
+    }
+
+    // With other steps the data goes on where it stood: 36 of 51 rows, then 15 in steps of 8.
+    cut_off(&training, "one", "larger", 3);
+    let printed = run(&training, 2, &["out=larger", "batch_size=4", "global_batch_size=null"]);
+    for words in ["a step has 8 rows from now on", "it had 12, with 1 ranks", "step 3 of 5"] {
+        assert!(printed.contains(words), "{printed}");
+    }
+}
+
+#[test]
+fn a_signal_to_one_rank_ends_all_after_the_same_step_with_a_checkpoint() {
+    let training = language();
+    let more = ["epochs=100", "save_interval=1000", "eval_interval=1000", "max_steps=400"];
+    let training = training.set(&more);
+    let ranks = start(&training, 2, |_| Vec::new());
+    let begun = Instant::now();
+    let lines = || {
+        let text = std::fs::read_to_string(training.path("out/metrics.jsonl"));
+        text.unwrap_or_default().lines().count()
+    };
+    while lines() < 3 && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let id = ranks[1].id().to_string();
+    let sent = std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap();
+    assert!(sent.success());
+    let outputs = ended(ranks);
+    let printed = printed(outputs);
+    let step = *training.checkpoints("out").last().expect("a checkpoint");
+    assert!(printed.contains(&format!("stopped after step {step} of 400")), "{printed}");
+    assert_eq!(training.series("out", "loss").last().unwrap().0, step);
+}
+
+#[test]
+fn an_error_of_one_rank_ends_all_and_an_error_of_all_is_said_once() {
+    let training = language().set(&["max_steps=400"]);
+    training.write("bad.jsonl", "{\"text\": \"a\"");
+    let of_second = |setting: &'static str| {
+        move |rank: usize| if rank == 1 { vec![setting.to_owned()] } else { Vec::new() }
+    };
+    let begun = Instant::now();
+    // Beside each other.
+    let runs = [
+        (start(&training, 2, of_second("data.train=bad.jsonl")), "rank 1: ", "bad lines in"),
+        (start(&training, 2, of_second("clip_norm=-1")), "rank 1: ", "'clip_norm' is -1"),
+        (start(&training, 2, of_second("optimizer.lr=0.5")), "rank 1: ", "on rank 0"),
+        (start(&training, 2, |_| vec!["data.train=bad.jsonl".into()]), "rank 0: ", "bad lines in"),
+        (start(&training, 5, |_| Vec::new()), "rank 0: ", "expected a multiple of 5"),
+    ];
+    for (number, (ranks, first, words)) in runs.into_iter().enumerate() {
+        let errors: Vec<String> = ended(ranks)
+            .iter()
+            .map(|output| {
+                assert_eq!(output.status.code(), Some(1), "{words}");
+                texts(output).1
+            })
+            .collect();
+        let said: Vec<&String> = errors.iter().filter(|error| error.contains(words)).collect();
+        assert!(said.iter().any(|error| error.contains(first)), "{words}: {errors:?}");
+        if number < 3 {
+            // The other one ends as well, and says why.
+            assert!(errors[0].contains("rank 0: stopped, since rank 1 failed"), "{errors:?}");
+            assert_eq!(said.len(), 2, "{errors:?}");
+        } else {
+            assert_eq!(said.len(), 1, "{errors:?}");
+            assert!(errors[1..].iter().all(String::is_empty), "{errors:?}");
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert!(!training.path("out/metrics.jsonl").exists());
+}
+
+#[test]
+fn a_classifier_is_scored_by_all_ranks_as_by_one() {
+    let training = Training::new(&classifier::model("bert")).set(&[
+        "data.train=train.csv",
+        "data.eval_fraction=0.3",
+        "global_batch_size=12",
+        "eval_interval=1",
+        "max_steps=3",
+        "optimizer.lr=0.01",
+        "threads=1",
+        "workers=1",
+        "device=cpu",
+    ]);
+    let row =
+        |i: usize| format!("{},{}\n", crate::SENTENCES[i % 4].replace(',', ""), ["a", "b"][i % 2]);
+    training.write("train.csv", &format!("text,label\n{}", (0..50).map(row).collect::<String>()));
+    training.run(&["out=one"]);
+    run(&training, 3, &["out=three"]);
+    for key in ["eval_loss", "accuracy", "f1"] {
+        let (one, three) = (training.series("one", key), training.series("three", key));
+        assert_eq!(one.len(), 3);
+        assert_eq!(one[0], three[0], "{key}");
+        for (a, b) in one.iter().zip(&three) {
+            assert!((a.1 - b.1).abs() < 1e-6, "{key}: {one:?} {three:?}");
+        }
+    }
+}
+
+#[test]
+fn what_one_process_can_do_is_done_by_rank_0_alone() {
+    let training = language();
+    let output = |rank: &str, more: &[&str]| {
+        let mut command = training.command(&[]);
+        // There are no others.
+        command.args(more).env("RANK", rank).env("WORLD_SIZE", "2");
+        let output = command.output().unwrap();
+        let (out, err) = texts(&output);
+        assert!(output.status.success(), "{out}\n{err}");
+        assert!(rank == "0" || (out.is_empty() && err.is_empty()), "{out}\n{err}");
+        out
+    };
+    for (arguments, words) in [
+        (&["--dry-run"][..], "2 ranks, 12 rows in a step: 'batch_size' 6"),
+        (&["--show"], "global_batch_size: 12"),
+    ] {
+        assert!(output("0", arguments).contains(words));
+        output("1", arguments);
+    }
+    let mut plan = program::program();
+    let model = crate::model("llama");
+    plan.args(["plan", "--model", model.to_str().unwrap()]);
+    plan.env("RANK", "1").env("WORLD_SIZE", "2");
+    assert!(texts(&plan.output().unwrap()).0.is_empty());
+}

@@ -1,0 +1,215 @@
+//! `csrc/c10d.cpp` behind safe types. Errors are the messages of c10d.
+#![allow(unsafe_code)]
+
+use std::ffi::{c_char, c_void, CStr, CString};
+use std::ptr::{null, null_mut, NonNull};
+use std::time::Duration;
+
+use tch::Tensor;
+
+extern "C" {
+    fn ln_c10d_free(memory: *mut c_void);
+    fn ln_c10d_store_connect(
+        host: *const c_char,
+        port: u16,
+        is_server: bool,
+        timeout_ms: i64,
+        store: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn ln_c10d_store_free(store: *mut c_void);
+    fn ln_c10d_store_set(
+        store: *mut c_void,
+        key: *const c_char,
+        bytes: *const u8,
+        length: usize,
+    ) -> *mut c_char;
+    fn ln_c10d_store_append(
+        store: *mut c_void,
+        key: *const c_char,
+        bytes: *const u8,
+        length: usize,
+    ) -> *mut c_char;
+    fn ln_c10d_store_get(
+        store: *mut c_void,
+        key: *const c_char,
+        bytes: *mut *mut u8,
+        length: *mut usize,
+    ) -> *mut c_char;
+    fn ln_c10d_gloo_new(
+        store: *mut c_void,
+        prefix: *const c_char,
+        rank: i32,
+        size: i32,
+        address: *const c_char,
+        timeout_ms: i64,
+        backend: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn ln_c10d_backend_free(backend: *mut c_void);
+    fn ln_c10d_all_reduce(backend: *mut c_void, tensor: *mut c_void, operation: u8) -> *mut c_char;
+    fn ln_c10d_broadcast(backend: *mut c_void, tensor: *mut c_void, root: i64) -> *mut c_char;
+    fn ln_c10d_all_gather(
+        backend: *mut c_void,
+        input: *mut c_void,
+        outputs: *mut *mut c_void,
+        count: usize,
+    ) -> *mut c_char;
+}
+
+type Result<T> = std::result::Result<T, String>;
+
+/// The store of keys and values through which processes meet.
+#[derive(Debug)]
+pub(super) struct Store(NonNull<c_void>);
+
+/// The connections between the processes of a group.
+#[derive(Debug)]
+pub(super) struct Backend(NonNull<c_void>);
+
+// SAFETY: c10d locks both itself.
+unsafe impl Send for Store {}
+unsafe impl Sync for Store {}
+unsafe impl Send for Backend {}
+unsafe impl Sync for Backend {}
+
+impl Store {
+    /// Connects, after starting the server if this process is the one that has it.
+    pub(super) fn connect(
+        host: &str,
+        port: u16,
+        is_server: bool,
+        timeout: Duration,
+    ) -> Result<Self> {
+        let (host, mut store) = (text(host)?, null_mut());
+        // SAFETY: the text lives longer than the call, which sets `store` unless it fails.
+        checked(unsafe {
+            ln_c10d_store_connect(host.as_ptr(), port, is_server, millis(timeout), &mut store)
+        })?;
+        Ok(Store(NonNull::new(store).ok_or("no store")?))
+    }
+
+    pub(super) fn set(&self, key: &str, value: &str) -> Result<()> {
+        let key = text(key)?;
+        // SAFETY: all is read during the call.
+        checked(unsafe {
+            ln_c10d_store_set(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len())
+        })
+    }
+
+    /// Adds to the end of a value, which need not be there yet.
+    pub(super) fn append(&self, key: &str, value: &str) -> Result<()> {
+        let key = text(key)?;
+        // SAFETY: as above.
+        checked(unsafe {
+            ln_c10d_store_append(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len())
+        })
+    }
+
+    /// A value, if it is there.
+    pub(super) fn get(&self, key: &str) -> Result<Option<String>> {
+        let (key, mut bytes, mut length) = (text(key)?, null_mut(), 0);
+        // SAFETY: as above; what is made is so long and ours to free.
+        unsafe {
+            checked(ln_c10d_store_get(self.0.as_ptr(), key.as_ptr(), &mut bytes, &mut length))?;
+            if bytes.is_null() {
+                return Ok(None);
+            }
+            let value = std::slice::from_raw_parts(bytes, length);
+            let value = String::from_utf8_lossy(value).into_owned();
+            ln_c10d_free(bytes.cast());
+            Ok(Some(value))
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // SAFETY: made above, and freed once.
+        unsafe { ln_c10d_store_free(self.0.as_ptr()) }
+    }
+}
+
+impl Backend {
+    /// Connects to all others by Gloo. Their keys in the store begin with `prefix`.
+    pub(super) fn gloo(
+        store: &Store,
+        prefix: &str,
+        (rank, size): (usize, usize),
+        address: Option<&str>,
+        timeout: Duration,
+    ) -> Result<Self> {
+        let (prefix, mut backend) = (text(prefix)?, null_mut());
+        let address = address.map(text).transpose()?;
+        // SAFETY: the texts live longer than the call, which sets `backend` unless it fails, and takes a share of the
+        // store.
+        checked(unsafe {
+            ln_c10d_gloo_new(
+                store.0.as_ptr(),
+                prefix.as_ptr(),
+                rank as i32,
+                size as i32,
+                address.as_ref().map_or(null(), |address| address.as_ptr()),
+                millis(timeout),
+                &mut backend,
+            )
+        })?;
+        Ok(Backend(NonNull::new(backend).ok_or("no process group")?))
+    }
+
+    /// Reduces in place. The tensor is contiguous and on the backend's device, and has the same size on all ranks:
+    /// c10d ends the process otherwise.
+    pub(super) fn all_reduce(&self, tensor: &mut Tensor, operation: u8) -> Result<()> {
+        // SAFETY: c10d has written when it returns, and the tensor is borrowed for so long.
+        checked(unsafe { ln_c10d_all_reduce(self.0.as_ptr(), pointer(tensor), operation) })
+    }
+
+    /// Overwrites with the tensor of rank `root`; as for [`all_reduce`](Self::all_reduce).
+    pub(super) fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<()> {
+        // SAFETY: as above.
+        checked(unsafe { ln_c10d_broadcast(self.0.as_ptr(), pointer(tensor), root as i64) })
+    }
+
+    /// Fills `outputs`, one per rank, of the input's size; as for [`all_reduce`](Self::all_reduce).
+    pub(super) fn all_gather(&self, input: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
+        let mut pointers: Vec<*mut c_void> = outputs.iter().map(pointer).collect();
+        // SAFETY: as above.
+        checked(unsafe {
+            ln_c10d_all_gather(
+                self.0.as_ptr(),
+                pointer(input),
+                pointers.as_mut_ptr(),
+                pointers.len(),
+            )
+        })
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // SAFETY: made above, and freed once.
+        unsafe { ln_c10d_backend_free(self.0.as_ptr()) }
+    }
+}
+
+fn pointer(tensor: &Tensor) -> *mut c_void {
+    tensor.as_ptr().cast_mut().cast()
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).max(1)
+}
+
+fn text(text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| format!("{text:?} has a zero byte in it"))
+}
+
+fn checked(message: *mut c_char) -> Result<()> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the message ends with a zero and is ours to free.
+    unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        ln_c10d_free(message.cast());
+        Err(text)
+    }
+}

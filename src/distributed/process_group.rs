@@ -1,0 +1,486 @@
+//! The processes of a run, and what they do together.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tch::{no_grad, Device, Kind, Tensor};
+
+use super::c10d::{Backend, Store};
+use super::deadline::within;
+use super::environment::{self, Environment};
+use super::members::{address_towards, differences, listed, own_address, Member};
+use super::operation::ReduceOp;
+use super::rendezvous::{connect, meet, LINGER};
+use crate::error::{refusal, refuse, Error, Result};
+
+/// The time that anything here takes at most, unless the program says otherwise. That of torch's NCCL.
+const TIMEOUT: Duration = Duration::from_secs(600);
+/// The time for which a process that fails waits for word from the others.
+const WORD: Duration = Duration::from_secs(1);
+
+/// The processes that a launcher has started together: `torchrun`, or any other that sets `RANK`, `WORLD_SIZE`,
+/// `MASTER_ADDR` and `MASTER_PORT`.
+///
+/// Every process calls the same operations in the same order. Each first compares with the others what it is called
+/// with; if that differs, all get an error that says who differs in what.
+///
+/// ```
+/// use ln_tuning::distributed::{ProcessGroup, ReduceOp};
+/// // Alone where no launcher has started the program.
+/// let group = match ProcessGroup::is_launched() {
+///     true => ProcessGroup::from_env()?,
+///     false => ProcessGroup::alone(),
+/// };
+/// let mut rows = tch::Tensor::from(100_i64);
+/// group.all_reduce(&mut rows, ReduceOp::Sum)?;
+/// assert_eq!(rows.int64_value(&[]), 100 * group.world_size() as i64);
+/// if group.rank() == 0 {
+///     println!("{} rows on {} processes", rows.int64_value(&[]), group.world_size());
+/// }
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
+#[doc(alias = "init_process_group")]
+#[derive(Debug)]
+pub struct ProcessGroup {
+    rank: usize,
+    world_size: usize,
+    local_rank: usize,
+    timeout: Duration,
+    /// None where the process is alone.
+    joined: Option<Joined>,
+}
+
+/// The way to the others.
+#[derive(Debug)]
+struct Joined {
+    store: Arc<Store>,
+    /// The beginning of this group's keys in the store.
+    prefix: String,
+    connection: Mutex<Connection>,
+}
+
+#[derive(Debug)]
+enum Connection {
+    Open(Backend),
+    /// The first error.
+    Failed(String),
+}
+
+impl ProcessGroup {
+    /// True if a launcher has given this process a place among others: `RANK` or `WORLD_SIZE` is set.
+    #[doc(alias = "is_torchelastic_launched")]
+    pub fn is_launched() -> bool {
+        environment::is_launched(|name| env::var_os(name))
+    }
+
+    /// Joins the other processes, as the environment says. Waits for all of them, for ten minutes at most.
+    ///
+    /// Read are `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT` and `TORCHELASTIC_USE_AGENT_STORE`,
+    /// which `torchrun` sets, and `GLOO_SOCKET_IFNAME`, which names the network interface of tensors. Without that,
+    /// they go through the interface that leads to rank 0.
+    ///
+    /// # Errors
+    /// `InvalidConfig` if variables are missing or malformed, all of which it names; `Distributed` if the port is taken,
+    /// the others do not come in time, or do not fit: another world size or version of this crate, one rank twice.
+    /// All processes that have come get the error, within seconds.
+    #[doc(alias = "init_process_group")]
+    pub fn from_env() -> Result<Self> {
+        Self::from_env_with(TIMEOUT)
+    }
+
+    /// [`from_env`](Self::from_env) with the time that it, and every operation of the group, takes at most.
+    ///
+    /// # Errors
+    /// As [`from_env`](Self::from_env), and `InvalidArgument` for a time of zero.
+    pub fn from_env_with(timeout: Duration) -> Result<Self> {
+        if timeout.is_zero() {
+            refuse!(InvalidArgument, "the timeout of a process group is zero, expected more");
+        }
+        // c10d counts milliseconds in 64 bits; a year is for ever.
+        let timeout = timeout.min(Duration::from_secs(366 * 24 * 3600));
+        let place = Environment::read(|name| env::var_os(name))?;
+        let Environment { rank, world_size, local_rank, .. } = place;
+        let late = format!(
+            "rank {rank} waits for {}:{}, which does not answer as the store of rank 0: MASTER_ADDR and MASTER_PORT must \
+             be those of the machine of rank 0",
+            place.master_addr, place.master_port
+        );
+        let time = time_of(rank, timeout);
+        let joined = within(time, &late, move || Joined::new(&place, timeout))?;
+        Ok(ProcessGroup { rank, world_size, local_rank, timeout, joined: Some(joined) })
+    }
+
+    /// A group of this process alone, whatever the environment says.
+    pub fn alone() -> Self {
+        ProcessGroup { rank: 0, world_size: 1, local_rank: 0, timeout: TIMEOUT, joined: None }
+    }
+
+    /// The number of this process, from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The number of processes.
+    pub fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    /// The number of this process on its machine, from 0: that of its GPU. 0 where the launcher does not say it.
+    #[doc(alias = "get_node_local_rank")]
+    pub fn local_rank(&self) -> usize {
+        self.local_rank
+    }
+
+    /// The time that an operation takes at most.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Replaces the tensor, in place, by that which follows from those of all ranks; afterwards all have the same, bit
+    /// for bit. It may be on any device and need not be contiguous.
+    ///
+    /// # Errors
+    /// `Distributed` if the ranks call it with another shape, kind or operation, which changes nothing, or if one ends or
+    /// does not answer in time; `KindMismatch` for a kind that cannot be added, such as a complex one.
+    pub fn all_reduce(&self, tensor: &mut Tensor, operation: ReduceOp) -> Result<()> {
+        let kind = checked(tensor)?;
+        let whole = matches!(kind, Kind::Uint8 | Kind::Int8 | Kind::Int | Kind::Int64);
+        if kind == Kind::Bool || (whole && operation == ReduceOp::Mean) {
+            refuse!(
+                KindMismatch,
+                "{operation:?} of a tensor of kind {kind:?}, expected {}: convert it before",
+                if whole { "floating-point numbers" } else { "numbers" }
+            );
+        }
+        self.compare_calls(&format!("all_reduce {operation:?}"), Some(tensor))?;
+        self.in_place(tensor, "all_reduce", |backend, host| {
+            backend.all_reduce(host, operation.number())
+        })?;
+        if operation == ReduceOp::Mean && self.world_size > 1 {
+            let _ = no_grad(|| tensor.f_div_scalar_(self.world_size as f64))?;
+        }
+        Ok(())
+    }
+
+    /// Overwrites the tensor, in place, with that of rank `root`. It may be on any device and need not be contiguous.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce), and `InvalidArgument` if there is no rank `root`.
+    pub fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<()> {
+        checked(tensor)?;
+        if root >= self.world_size {
+            refuse!(
+                InvalidArgument,
+                "there is no rank {root} to broadcast from: ranks are 0 to {}",
+                self.world_size - 1
+            );
+        }
+        self.compare_calls(&format!("broadcast from {root}"), Some(tensor))?;
+        self.in_place(tensor, "broadcast", |backend, host| backend.broadcast(host, root))
+    }
+
+    /// The tensors of all ranks, in the order of the ranks, on the device of this one.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>> {
+        checked(tensor)?;
+        self.compare_calls("all_gather", Some(tensor))?;
+        no_grad(|| {
+            let mut host = Tensor::f_empty(tensor.size(), (tensor.f_kind()?, Device::Cpu))?;
+            host.f_copy_(tensor)?;
+            let alone = self.world_size == 1 || host.numel() == 0;
+            let all = if alone {
+                (0..self.world_size).map(|_| host.shallow_clone()).collect()
+            } else {
+                self.gather("all_gather", &host)?
+            };
+            all.iter().map(|part| Ok(part.f_to_device(tensor.device())?)).collect()
+        })
+    }
+
+    /// Waits until all ranks are here.
+    ///
+    /// # Errors
+    /// `Distributed` if one ends, does not answer in time or calls another operation.
+    pub fn barrier(&self) -> Result<()> {
+        self.compare_calls("barrier", None)
+    }
+
+    /// Compares what the ranks say of themselves, by name: a digest of their settings, the number of their rows. Words
+    /// in the error are the names and values.
+    ///
+    /// # Errors
+    /// `Distributed`, on all ranks, that says who differs from rank 0 in what; or if one ends or does not answer in
+    /// time.
+    ///
+    /// ```
+    /// # use ln_tuning::distributed::ProcessGroup;
+    /// # let group = ProcessGroup::alone();
+    /// group.verify_equal([("number of rows", "1000"), ("seed", "7")])?;
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
+    pub fn verify_equal<'a>(
+        &self,
+        facts: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<()> {
+        let facts: BTreeMap<String, String> =
+            facts.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        if self.world_size == 1 {
+            return Ok(());
+        }
+        self.compare_calls("verify_equal", None)?;
+        let said =
+            self.gather_texts("verify_equal", &serde_json::to_string(&facts).unwrap_or_default())?;
+        let said: Vec<BTreeMap<String, String>> =
+            said.iter().map(|text| serde_json::from_str(text).unwrap_or_default()).collect();
+        let differences = differences(&said);
+        if !differences.is_empty() {
+            refuse!(Distributed, "the ranks do not fit together: {differences}");
+        }
+        Ok(())
+    }
+
+    /// The texts of all ranks, of any lengths.
+    fn gather_texts(&self, name: &str, text: &str) -> Result<Vec<String>> {
+        let lengths = self.gather(name, &Tensor::from(text.len() as i64))?;
+        let lengths = lengths.iter().map(|length| length.f_int64_value(&[]));
+        let lengths = lengths.collect::<Result<Vec<i64>, _>>()?;
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.resize(lengths.iter().copied().max().unwrap_or(0) as usize, 0);
+        let all = self.gather(name, &Tensor::f_from_slice(&bytes)?)?;
+        let text = |(bytes, length): (&Tensor, i64)| {
+            let bytes = Vec::<u8>::try_from(bytes)?;
+            Ok(String::from_utf8_lossy(&bytes[..length as usize]).into_owned())
+        };
+        all.iter().zip(lengths).map(text).collect()
+    }
+
+    /// The tensors of all ranks, each contiguous, on the CPU and of the size of this one.
+    fn gather(&self, name: &str, own: &Tensor) -> Result<Vec<Tensor>> {
+        let mut all = Vec::with_capacity(self.world_size);
+        for _ in 0..self.world_size {
+            all.push(own.f_empty_like()?);
+        }
+        self.run(name, |backend| backend.all_gather(own, &mut all))?;
+        Ok(all)
+    }
+
+    /// Adds up a contiguous tensor on the CPU, in place, whose size is known to be the same on all ranks.
+    pub(crate) fn sum(&self, tensor: &mut Tensor) -> Result<()> {
+        self.run("all_reduce", |backend| backend.all_reduce(tensor, ReduceOp::Sum.number()))
+    }
+
+    /// Compares this call with those of the others: c10d ends the process if tensors do not fit.
+    fn compare_calls(&self, name: &str, tensor: Option<&Tensor>) -> Result<()> {
+        if self.world_size == 1 {
+            return Ok(());
+        }
+        let call = match tensor {
+            Some(tensor) => {
+                format!("{name} of a tensor {:?} of kind {:?}", tensor.size(), tensor.f_kind()?)
+            }
+            None => name.to_owned(),
+        };
+        // The same number of bytes whatever is called.
+        let mut bytes = [0_u8; 128];
+        for (to, from) in bytes.iter_mut().zip(call.bytes()) {
+            *to = from;
+        }
+        let all = self.gather(name, &Tensor::f_from_slice(&bytes)?)?;
+        let text = |tensor: &Tensor| -> Result<String> {
+            let bytes = Vec::<u8>::try_from(tensor)?;
+            Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
+        };
+        let first = text(&all[0])?;
+        for (rank, other) in all.iter().enumerate().skip(1) {
+            let other = text(other)?;
+            if other != first {
+                refuse!(
+                    Distributed,
+                    "the ranks call operations that do not fit together: rank {rank} calls {other}, but rank 0 {first}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs an operation on a contiguous tensor on the CPU: the tensor itself, or a copy that is written back.
+    fn in_place(
+        &self,
+        tensor: &mut Tensor,
+        name: &str,
+        operation: impl FnOnce(&Backend, &mut Tensor) -> Result<(), String>,
+    ) -> Result<()> {
+        if self.world_size == 1 || tensor.numel() == 0 {
+            return Ok(());
+        }
+        no_grad(|| {
+            // On an error, what is half-written is not the caller's.
+            let mut host = Tensor::f_empty(tensor.size(), (tensor.f_kind()?, Device::Cpu))?;
+            host.f_copy_(tensor)?;
+            self.run(name, |backend| operation(backend, &mut host))?;
+            Ok(tensor.f_copy_(&host)?)
+        })
+    }
+
+    /// Runs an operation of c10d. After an error the group is of no use.
+    fn run(
+        &self,
+        name: &str,
+        operation: impl FnOnce(&Backend) -> Result<(), String>,
+    ) -> Result<()> {
+        let Some(joined) = &self.joined else { return Ok(()) };
+        let mut connection = joined.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = match &*connection {
+            Connection::Failed(error) => return Err(useless(error)),
+            Connection::Open(backend) => match operation(backend) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            },
+        };
+        // Closes the connections, so that the others, who may wait for this process, hear of it.
+        *connection = Connection::Failed(error.clone());
+        drop(connection);
+        let silent = match joined.silent(self.rank, self.world_size) {
+            Some(silent) if silent.is_empty() => String::new(),
+            Some(silent) => {
+                format!("; no word from {}: killed, stopped or out of reach?", listed(&silent))
+            }
+            None => "; no word from the store, which rank 0 or the launcher serves".into(),
+        };
+        Err(refusal!(
+            Distributed,
+            "rank {}: {name} with the other {} failed{silent} ({error})",
+            self.rank,
+            if self.world_size == 2 { "rank" } else { "ranks" }
+        ))
+    }
+}
+
+impl Joined {
+    fn new(place: &Environment, timeout: Duration) -> Result<Self> {
+        let until = Instant::now() + timeout;
+        let store = connect(place, until)?;
+        let own = Member {
+            rank: place.rank,
+            world_size: place.world_size,
+            version: env!("CARGO_PKG_VERSION").into(),
+            nonce: nonce(),
+            address: address_towards(&place.master_addr, place.master_port),
+        };
+        let (members, prefix) = meet(&store, &own, place.agent_store, until)?;
+        // The user's word, which c10d reads.
+        let named = env::var_os("GLOO_SOCKET_IFNAME").is_some_and(|name| !name.is_empty());
+        let address = own_address(&own, &members, place.master_port).filter(|_| !named);
+        let backend = Backend::gloo(
+            &store,
+            &format!("{prefix}/gloo"),
+            (place.rank, place.world_size),
+            address.map(|address| address.to_string()).as_deref(),
+            timeout,
+        )
+        .map_err(|error| {
+            refusal!(
+                Distributed,
+                "rank {} cannot connect to the other ranks, from the address {}. GLOO_SOCKET_IFNAME names another \
+                 network interface ({error})",
+                place.rank,
+                address.map_or("of its name".into(), |address| address.to_string())
+            )
+        })?;
+        Ok(Joined {
+            store: Arc::new(store),
+            prefix,
+            connection: Mutex::new(Connection::Open(backend)),
+        })
+    }
+
+    /// The ranks that do not say within a second that an operation of theirs failed as well: the cause, usually. None
+    /// if the store is gone.
+    fn silent(&self, rank: usize, world_size: usize) -> Option<Vec<usize>> {
+        let (store, key) = (self.store.clone(), format!("{}/failed", self.prefix));
+        let all = within(WORD, "", move || {
+            let error = |error| refusal!(Distributed, "{error}");
+            store.append(&key, &format!("{rank}\n")).map_err(error)?;
+            let end = Instant::now() + WORD;
+            let mut silent = None;
+            loop {
+                // Rank 0 may have heard of all that it can, and have ended with its store.
+                let said = match (store.get(&key), silent) {
+                    (Ok(said), _) => said.unwrap_or_default(),
+                    (Err(_), Some(silent)) => return Ok(silent),
+                    (Err(lost), None) => return Err(error(lost)),
+                };
+                let said: Vec<usize> = said.lines().filter_map(|rank| rank.parse().ok()).collect();
+                let now: Vec<usize> = (0..world_size).filter(|rank| !said.contains(rank)).collect();
+                if now.is_empty() || Instant::now() >= end {
+                    return Ok(now);
+                }
+                silent = Some(now);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        all.ok()
+    }
+}
+
+/// Rank 0 may stay a moment longer, to tell the others.
+fn time_of(rank: usize, timeout: Duration) -> Duration {
+    if rank == 0 {
+        timeout.saturating_add(LINGER)
+    } else {
+        timeout
+    }
+}
+
+fn useless(error: &str) -> Error {
+    refusal!(
+        InvalidState,
+        "an earlier operation of this process group failed, so that it is of no use any more: end the program, and \
+         start all processes again ({error})"
+    )
+}
+
+/// Different for every process that ever was, and for every group.
+fn nonce() -> String {
+    static GROUPS: AtomicU64 = AtomicU64::new(0);
+    let count = GROUPS.fetch_add(1, Ordering::Relaxed);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.map_or(0, |now| now.as_nanos());
+    let random = RandomState::new().hash_one((std::process::id(), count, now));
+    format!("{now:x}-{:x}-{random:x}", std::process::id())
+}
+
+/// The kind of a tensor that can be sent.
+fn checked(tensor: &Tensor) -> Result<Kind> {
+    if !tensor.defined() {
+        refuse!(InvalidArgument, "an undefined tensor, expected one to send to the other ranks");
+    }
+    let kind = tensor.f_kind()?;
+    let sent = matches!(
+        kind,
+        Kind::Float
+            | Kind::Double
+            | Kind::Half
+            | Kind::BFloat16
+            | Kind::Uint8
+            | Kind::Int8
+            | Kind::Int
+            | Kind::Int64
+            | Kind::Bool
+    );
+    if !sent || tensor.is_sparse() || tensor.is_mkldnn() {
+        let layout = if tensor.is_sparse() { "sparse " } else { "" };
+        refuse!(
+            KindMismatch,
+            "a tensor of kind {layout}{kind:?} cannot be sent to the other ranks, expected a dense one of numbers: f64, \
+             f32, f16, bf16, u8, i8, i32 or i64"
+        );
+    }
+    Ok(kind)
+}
