@@ -13,7 +13,7 @@ TEST_PYTHON = $${LN_TUNING_PYTHON:-.venv/bin/python}
 export PROPTEST_RNG_SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit unit-b-and-c unit-others examples doc finetune-demo bf16-vs-peft minilm sweep-vs-runs paper fashion-mnist bench fuzz gpu-bundle test-tch-0.26 clean
+.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit unit-b-and-c unit-others examples doc finetune-demo bf16-vs-peft minilm sweep-vs-runs paper fashion-mnist bench distributed-bench distributed-kills fuzz gpu-bundle test-tch-0.26 clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -111,6 +111,12 @@ fashion-mnist:
 bench: setup-tests ## The benchmarks, those beside PEFT included: about half an hour on a quiet machine
 	$(CARGO) bench --locked
 	$(CARGO) bench --locked --bench train_vs_peft -- --growth
+
+distributed-bench: setup-tests ## Ranks on this machine: steps, all-reduce beside Python's Gloo, memory: three minutes
+	$(CARGO) bench --locked --features distributed --bench distributed
+
+distributed-kills: setup-tests ## A run under torchrun whose ranks are killed at 20 instants: SEED=2 for others
+	SEED=$(SEED) $(CARGO) test --locked --package ln-tuning-cli --test cli killed_at_20_instants -- --ignored
 
 # Overflow of integers panics in this profile, and is found.
 MINUTES ?= 1

@@ -40,6 +40,7 @@ class UnboundBuffer {
 #ifndef USE_C10D_GLOO
 #define USE_C10D_GLOO
 #endif
+#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -76,6 +77,24 @@ at::Tensor& tensor_at(void* tensor) {
   return *static_cast<at::Tensor*>(tensor);
 }
 
+// c10d logs each try, with its stack, to standard error. What counts comes as an error, once. TORCH_CPP_LOG_LEVEL shows
+// all of it, as in Python.
+struct Quiet {
+  const int before = FLAGS_caffe2_log_level;
+  Quiet() {
+    if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) {
+      FLAGS_caffe2_log_level = c10::GLOG_FATAL;
+    } else {
+      c10::initLogging();
+    }
+  }
+  ~Quiet() {
+    if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) {
+      FLAGS_caffe2_log_level = before;
+    }
+  }
+};
+
 } // namespace
 
 extern "C" {
@@ -86,6 +105,7 @@ void ln_c10d_free(void* memory) {
 
 char* ln_c10d_store_connect(const char* host, uint16_t port, bool is_server, int64_t timeout_ms, void** store) {
   return guarded([&] {
+    Quiet quiet;
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = is_server;

@@ -47,10 +47,13 @@ fn perhaps(tensor: Option<&Tensor>) -> *mut C_tensor {
     tensor.map_or(null_mut(), read)
 }
 
-/// True if these calls may be used: not while a trace is recorded, which would not see what they compute.
+/// True if these calls may be used: not while a trace is recorded, which would not see what they compute, and not where
+/// `LN_TUNING_FUSED=0` asks for libtorch's own operators.
 pub(super) fn are_on() -> bool {
+    static OFF: OnceLock<bool> = OnceLock::new();
+    let off = OFF.get_or_init(|| std::env::var_os("LN_TUNING_FUSED").is_some_and(|v| v == "0"));
     // SAFETY: reads a state of this thread.
-    unsafe { ln_linear_is_traced() == 0 }
+    !off && unsafe { ln_linear_is_traced() == 0 }
 }
 
 /// The backward pass of a product.

@@ -20,7 +20,7 @@ use crate::storage::info::is_float;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct BaseBytes {
-    /// The bytes of all tensors.
+    /// The bytes of all tensors; before a model is loaded, also of the other orders that packed matrices get in training.
     pub all: u64,
     /// The number of matrices in few bits.
     pub matrices: u64,

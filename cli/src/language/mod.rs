@@ -153,8 +153,8 @@ pub fn train_several(several: &Several<LanguageData>, mode: Mode) -> Result<()> 
     let files = ModelFiles::open(&settings.model)?;
     // A seed decides which documents stand in a row, and which are evaluated.
     let data = |run: &RunSettings<LanguageData>| {
-        let seeded =
-            run.data.packing != Some(false) && run.files.shuffle || run.files.eval_fraction > 0.;
+        let packing = run.data.packing.unwrap_or(true);
+        let seeded = packing && run.files.shuffle || run.files.eval_fraction > 0.;
         (run.all["data"].clone(), seeded.then_some(run.common.seed))
     };
     let (of, firsts) = several::alike(runs().map(data));

@@ -84,6 +84,9 @@ impl Ranks {
             Ok(Some(number.map_err(|_| anyhow!("{name} is '{text}', expected a number from 0"))?))
         };
         let (rank, size) = match (number("RANK")?, number("WORLD_SIZE")?) {
+            (Some(rank), None) if variable("MASTER_ADDR").is_some() => bail!(
+                "RANK is {rank}, MASTER_ADDR is set and WORLD_SIZE is not set: set all of them, as torchrun does, or none"
+            ),
             (_, None) | (None, Some(1)) => return Ok(Ranks::alone()),
             (None, Some(size)) => {
                 bail!("WORLD_SIZE is {size} and RANK is not set: set both, as torchrun does, or neither")
@@ -399,6 +402,7 @@ mod tests {
     fn variables_that_do_not_fit_each_other_are_refused_by_name() {
         for (variables, words) in [
             (&[("WORLD_SIZE", "2")][..], "WORLD_SIZE is 2 and RANK is not set"),
+            (&[("RANK", "0"), ("MASTER_ADDR", "10.0.0.1")], "WORLD_SIZE is not set"),
             (&[("RANK", "2"), ("WORLD_SIZE", "2")], "RANK is 2, expected 0 to 1"),
             (&[("RANK", "1"), ("WORLD_SIZE", "1")], "RANK is 1, expected 0 to 0"),
             (&[("RANK", "-1"), ("WORLD_SIZE", "2")], "RANK is '-1', expected a number"),

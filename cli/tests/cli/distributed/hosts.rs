@@ -49,10 +49,10 @@ fn two_hosts_end_as_two_processes_of_one_though_packets_are_late_and_lost() {
 #[test]
 fn a_link_that_is_cut_ends_the_ranks_of_both_hosts_and_the_run_goes_on_later() {
     let training = short().set(&["save_interval=1"]);
-    let more = ["max_steps=1000", "out=cut"];
+    let more = ["max_steps=1000", "out=apart"];
     let ended = scope(|scope| {
         let run = scope.spawn(|| both(&training, json!({}), (60, 5), &more).run());
-        wait_until(|| lines(&training, "cut") >= 6 || run.is_finished());
+        wait_until(|| lines(&training, "apart") >= 6 || run.is_finished());
         training.write("cut", "");
         run.join().unwrap()
     });

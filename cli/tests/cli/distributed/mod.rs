@@ -22,6 +22,7 @@ use crate::training;
 struct Ended {
     /// None if it was still there at the limit.
     status: Option<i32>,
+    #[allow(dead_code)] // For what a failing test shows.
     out: String,
     err: String,
     seconds: Option<f64>,
@@ -127,7 +128,8 @@ fn refused(ended: &[Ended], seconds: f64) {
         assert!(status.is_some_and(|status| status != 0), "{ended:#?}");
         assert!(took <= seconds, "{took:.1} s, expected {seconds} at most: {ended:#?}");
         assert!(err.contains("error: ") && !err.contains("panicked"), "{ended:#?}");
-        assert!(!err.contains("terminate called"), "{ended:#?}");
+        // Neither an abort nor c10d's own log with its stacks.
+        assert!(!err.contains("terminate called") && !err.contains("frame #"), "{ended:#?}");
     }
 }
 

@@ -58,7 +58,7 @@ fn kills(count: usize, seed: u64) {
             let before = lines(&killed, "out");
             let rank = (random(&mut state) % 2) as usize;
             // In the first instants of a run, while it starts, or among its steps, while it saves.
-            let starts = random(&mut state) % 5 == 0;
+            let starts = random(&mut state).is_multiple_of(5);
             let found = || processes(killed.dir.path(), rank);
             wait_until(|| !found().is_empty() || run.is_finished());
             wait_until(|| starts || lines(&killed, "out") > before || run.is_finished());
