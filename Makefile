@@ -13,7 +13,7 @@ TEST_PYTHON = $${LN_TUNING_PYTHON:-.venv/bin/python}
 export PROPTEST_RNG_SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit unit-b-and-c unit-others examples doc finetune-demo bf16-vs-peft minilm paper fashion-mnist bench fuzz gpu-bundle test-tch-0.26 clean
+.PHONY: help setup setup-tests quickstart test fmt fmt-check clippy unit unit-b-and-c unit-others examples doc finetune-demo bf16-vs-peft minilm sweep-vs-runs paper fashion-mnist bench fuzz gpu-bundle test-tch-0.26 clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,13 +60,13 @@ EXAMPLES := $(patsubst examples/%/main.rs,%,$(wildcard examples/*/main.rs)) \
 	$(basename $(notdir $(wildcard examples/*.rs)))
 
 examples:
-	$(CARGO) build --locked --examples
+	$(CARGO) build --locked --features distributed --examples
 	rm -rf $(RUN)
 	$(foreach example,$(EXAMPLES),$(call run_example,$(example)))
 
 define run_example
 
-	$(CARGO) run --locked --quiet --example $(1) -- $(ARGS_$(1))
+	$(CARGO) run --locked --quiet --features distributed --example $(1) -- $(ARGS_$(1))
 endef
 
 doc: ## The documentation, with warnings as errors
@@ -90,6 +90,10 @@ minilm: setup-tests ## The real all-MiniLM-L6-v2 on real texts: LN tuning and he
 	ln -s "$$($(TEST_PYTHON) tests/python/minilm.py where)" target/minilm/model
 	$(MINILM) --set out=target/minilm/norms
 	$(MINILM) --set out=target/minilm/head --set 'adapter.target_modules=[classifier]'
+
+sweep-vs-runs: setup-tests ## A sweep of eight rates beside eight runs, on the CPU: two minutes; ARGS='--batch-size 4'
+	$(CARGO) build --locked --release --package ln-tuning-cli
+	$(TEST_PYTHON) cli/comparisons/sweep.py --out target/sweep --binary $(PROGRAM) $(ARGS)
 
 paper: setup-tests fashion-mnist ## SmolLM2 learns to see: LN tuning, LoRA and others; twenty minutes; ARGS=--quick: one
 	$(CARGO) build --locked --release --package ln-tuning-cli

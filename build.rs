@@ -3,8 +3,13 @@
 
 use std::path::Path;
 
+#[cfg(feature = "distributed")]
+#[path = "build/c10d.rs"]
+mod c10d;
+
 fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_default();
     let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     if !lib.is_empty() && (os == "linux" || os == "macos") {
@@ -61,17 +66,20 @@ mod cpp {
         if cfg!(feature = "doc-only") {
             return;
         }
-        let mut files: Vec<&str> = Vec::new();
+        #[cfg_attr(not(feature = "distributed"), allow(unused_mut))]
+        let mut files: Vec<&str> = Vec::from([
+            #[cfg(feature = "kernels")]
+            "linear.cpp",
+        ]);
         #[cfg(feature = "distributed")]
         {
-            if let Err(reason) = super::c10d::check(Path::new(lib)) {
+            let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
+            if let Err(reason) = super::c10d::check(Path::new(lib), &os) {
                 println!("cargo::error=the feature 'distributed' of ln-tuning {reason}");
                 std::process::exit(1);
             }
             files.push("c10d.cpp");
         }
-        #[cfg(feature = "kernels")]
-        files.push("linear.cpp");
         let include = Path::new(lib).parent().map(|root| root.join("include"));
         let include = include.filter(|dir| dir.join("ATen").is_dir()).unwrap_or_else(|| {
             panic!("the features 'distributed' and 'kernels' compile C++ against libtorch, but its headers are not in \
@@ -110,101 +118,5 @@ mod cpp {
             Some(name) => println!("cargo:rustc-link-lib=dylib:+verbatim={name}"),
             None => println!("cargo:rustc-link-lib=gomp"),
         }
-    }
-}
-
-#[cfg(feature = "distributed")]
-mod c10d {
-    use std::fs::File;
-    use std::io::{Error, Read, Result, Seek, SeekFrom};
-    use std::path::{Path, PathBuf};
-
-    /// The constructors that `c10d.cpp` calls, as the compiler names them.
-    const NEEDED: [&str; 2] = ["_ZN4c10d8TCPStoreC1E", "_ZN4c10d16ProcessGroupGlooC1E"];
-
-    /// The reason why this libtorch cannot connect processes, if it cannot.
-    pub(super) fn check(lib: &Path) -> std::result::Result<(), String> {
-        let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
-        if os != "linux" {
-            return Err(format!("needs Linux, and this is built for {os}: leave the feature out"));
-        }
-        let cure = "set LIBTORCH to one that is built with USE_DISTRIBUTED and USE_GLOO, as those of pytorch.org and of \
-                    PyPI are, or leave the feature out";
-        let header = lib.join("../include/torch/csrc/distributed/c10d/ProcessGroupGloo.hpp");
-        if !header.is_file() {
-            return Err(format!(
-                "needs a libtorch with c10d, and '{}' is not there: {cure}",
-                header.display()
-            ));
-        }
-        let library = lib.join("libtorch_cpu.so");
-        // A static one shows when it is linked.
-        if !library.is_file() {
-            return Ok(());
-        }
-        println!("cargo:rerun-if-changed={}", library.display());
-        let absent = absent(&library)
-            .map_err(|error| format!("cannot read '{}': {error}", library.display()))?;
-        match absent {
-            None => Ok(()),
-            Some(name) => Err(format!(
-                "needs a libtorch with c10d and Gloo, and '{}' lacks {name}: {cure}",
-                library.display()
-            )),
-        }
-    }
-
-    /// The first name that is needed and that an ELF library of 64 bits does not have.
-    fn absent(library: &Path) -> Result<Option<&'static str>> {
-        let mut file = File::open(library)?;
-        let head = read(&mut file, 0, 64)?;
-        let (start, size, count) =
-            (number(&head, 0x28, 8), number(&head, 0x3a, 2), number(&head, 0x3c, 2));
-        let mut needed = NEEDED.to_vec();
-        for section in 0..count {
-            let section = read(&mut file, start + section * size, 64)?;
-            // A table of names.
-            if number(&section, 4, 4) == 3 {
-                let names = read(&mut file, number(&section, 0x18, 8), number(&section, 0x20, 8))?;
-                for name in names.split(|byte| *byte == 0) {
-                    needed.retain(|needed| !name.starts_with(needed.as_bytes()));
-                }
-            }
-        }
-        Ok(needed.first().copied())
-    }
-
-    fn read(file: &mut File, start: u64, length: u64) -> Result<Vec<u8>> {
-        let length = usize::try_from(length).map_err(Error::other)?;
-        let mut bytes = Vec::with_capacity(length.min(1 << 28));
-        file.seek(SeekFrom::Start(start))?;
-        file.by_ref().take(length as u64).read_to_end(&mut bytes)?;
-        if bytes.len() < length {
-            return Err(Error::other("it ends too early"));
-        }
-        Ok(bytes)
-    }
-
-    fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
-        bytes[at..at + length].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
-    }
-
-    /// A folder with the headers of Gloo that c10d's includes and libtorch does not have. They are empty: `c10d.cpp`
-    /// has the few names that are needed.
-    pub(super) fn gloo() -> Result<PathBuf> {
-        let out =
-            PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("gloo_headers");
-        for name in [
-            "algorithm.h",
-            "common/error.h",
-            "context.h",
-            "rendezvous/store.h",
-            "transport/device.h",
-        ] {
-            let path = out.join("gloo").join(name);
-            std::fs::create_dir_all(path.parent().unwrap_or(&out))?;
-            std::fs::write(path, "")?;
-        }
-        Ok(out)
     }
 }

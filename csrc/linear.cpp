@@ -15,6 +15,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/Version.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/jit/frontend/tracer.h>
@@ -53,6 +54,16 @@ Tensor rows(const Tensor& pixels, const Tensor& x) {
   auto shape = x.sizes().vec();
   shape.back() = pixels.size(1);
   return pixels.permute({0, 2, 3, 1}).reshape(shape);
+}
+
+// oneDNN's product with a matrix in its own order.
+Tensor packed_product(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias) {
+  static auto op = c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", "");
+  torch::jit::Stack stack;
+  const c10::List<std::optional<at::Scalar>> none;
+  torch::jit::push(stack, x.contiguous(), packed, bias, std::string("none"), c10::IValue(none), std::string());
+  op.callBoxed(stack);
+  return stack.front().toTensor();
 }
 
 constexpr int64_t MOST_ROWS = 8;
@@ -193,11 +204,14 @@ struct Product : torch::autograd::Function<Product> {
       const Tensor& weight,
       const std::optional<Tensor>& bias,
       const Tensor* value,
+      const Tensor* packed,
       bool transposed,
       bool convolution) {
     // Neither is kept for a gradient that nobody wants: the input of a frozen weight above all.
     ctx->save_for_backward(
         {weight.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor()});
+    if (packed != nullptr) ctx->saved_data["packed"] = *packed;
+    ctx->saved_data["biased"] = bias.has_value();
     ctx->saved_data["transposed"] = transposed;
     ctx->saved_data["convolution"] = convolution;
     // Without the marks of a view, in case it is one.
@@ -212,7 +226,10 @@ struct Product : torch::autograd::Function<Product> {
     Tensor dx, dw, db;
     if (weight.defined() && ctx->needs_input_grad(0)) {
       // A graph of the gradient, if one is wanted, is that of libtorch's product.
-      if (convolution && !at::GradMode::is_enabled()) {
+      const auto packed = ctx->saved_data.find("packed");
+      if (packed != ctx->saved_data.end() && !at::GradMode::is_enabled()) {
+        dx = packed_product(dy, packed->second.toTensor(), std::nullopt);
+      } else if (convolution && !at::GradMode::is_enabled()) {
         const auto windows = weight.view({weight.size(0), weight.size(1), 1, 1});
         const auto image = pixels(dy);
         dx = rows(transposed ? at::conv2d(image, windows) : at::conv_transpose2d(image, windows), dy);
@@ -224,8 +241,9 @@ struct Product : torch::autograd::Function<Product> {
       const auto flat_x = x.reshape({outer(x), x.size(-1)}), flat = dy.reshape({outer(dy), dy.size(-1)});
       dw = transposed ? flat_x.t().mm(flat) : flat.t().mm(flat_x);
     }
-    if (ctx->needs_input_grad(2)) db = dy.reshape({outer(dy), dy.size(-1)}).sum(0);
-    return {dx, dw, db, Tensor(), Tensor(), Tensor()};
+    // Only tensors that are there have an edge.
+    if (ctx->saved_data["biased"].toBool() && ctx->needs_input_grad(2)) db = dy.reshape({outer(dy), dy.size(-1)}).sum(0);
+    return {dx, dw, db, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -237,13 +255,15 @@ std::optional<Tensor> given(const Tensor* tensor) {
 
 extern "C" {
 
-// `value` with the graph of the product, if anything in it wants a gradient.
+// `value` with the graph of the product, if anything in it wants a gradient. `packed` is the weight for the way back, in
+// oneDNN's order, if there is one.
 void ln_linear_graph(
     Tensor** out,
     const Tensor* value,
     const Tensor* x,
     const Tensor* weight,
     const Tensor* bias,
+    const Tensor* packed,
     int transposed,
     int convolution) {
   caught([&] {
@@ -251,7 +271,7 @@ void ln_linear_graph(
         (bias != nullptr && bias->requires_grad());
     *out = new Tensor(
         at::GradMode::is_enabled() && wanted
-            ? Product::apply(*x, *weight, given(bias), value, transposed != 0, convolution != 0)
+            ? Product::apply(*x, *weight, given(bias), value, packed, transposed != 0, convolution != 0)
             : *value);
   });
 }
@@ -276,6 +296,23 @@ void ln_linear_few_rows(Tensor** out, const Tensor* x, const Tensor* weight, con
         "a product of few rows whose tensors do not fit");
     *out = new Tensor(few_rows(*x, *weight, given(bias)));
   });
+}
+
+// A matrix `[out, in]` in the order that oneDNN multiplies fastest with.
+void ln_linear_pack(Tensor** out, const Tensor* weight) {
+  caught([&] {
+    static auto op = c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_reorder_linear_weight", "");
+    torch::jit::Stack stack;
+    // For so many rows.
+    torch::jit::push(stack, *weight, std::optional<int64_t>(1024));
+    op.callBoxed(stack);
+    *out = new Tensor(stack.front().toTensor());
+  });
+}
+
+// x · weightᵀ + bias without a graph, for a packed weight.
+void ln_linear_packed(Tensor** out, const Tensor* x, const Tensor* packed, const Tensor* bias) {
+  caught([&] { *out = new Tensor(packed_product(*x, *packed, given(bias))); });
 }
 
 } // extern "C"

@@ -35,11 +35,25 @@ pub(crate) trait Adapters: Send + Sync {
     /// `UnknownAdapter`; `InvalidState` while an adapter is merged or adapters are disabled; `Unsupported` if one of the
     /// adapters has a variable that is used as one.
     fn of(&self, names: &[&str], uses: &dyn Fn(&str) -> Use) -> Result<Differing>;
+
+    /// Takes notice of a forward pass whose gradients belong to these adapters.
+    fn note(&self, pass: Pass);
+}
+
+/// The weights of adapters in one forward pass, at which gradients arrive.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    /// Of each row or document that was given a name.
+    pub(crate) names: Vec<String>,
+    /// The number of a variable among those of the adapters, and its vectors `[names, numbers]`.
+    pub(crate) vectors: Vec<(usize, Tensor)>,
 }
 
 /// Weights that differ between adapters.
 #[cfg_attr(not(feature = "models"), allow(dead_code))]
 pub(crate) struct Differing {
+    /// One of the adapters trains by its name.
+    pub(crate) trains: bool,
     /// Vectors: all those of one kind side by side.
     pub(crate) stacks: Vec<Stack>,
     /// Of each name, its row in the stacks.
@@ -50,7 +64,7 @@ pub(crate) struct Differing {
 /// The vectors of all adapters, of one kind.
 #[cfg_attr(not(feature = "models"), allow(dead_code))]
 pub(crate) struct Stack {
-    /// `[adapters, size]`, in the live kind. Gradients arrive here.
+    /// `[adapters, size]`, in the live kind.
     pub(crate) rows: Tensor,
     /// In the order in which they stand in a row.
     pub(crate) columns: Vec<Column>,
@@ -59,6 +73,8 @@ pub(crate) struct Stack {
 /// The place of a variable in each row of a stack.
 #[cfg_attr(not(feature = "models"), allow(dead_code))]
 pub(crate) struct Column {
+    /// The number of the variable.
+    pub(crate) variable: usize,
     /// The address of the variable's elements now.
     pub(crate) address: usize,
     pub(crate) start: i64,

@@ -56,8 +56,7 @@ fn rows() -> Vec<(Work, Vec<Who>)> {
     let cuda =
         |name, batch| Work { batch, device: "cuda", ..work(name, LLAMA_3B, "bfloat16", 1, 1) };
     let deep = |name, kind| work(name, SMOLLM2, kind, 1, 512);
-    let real =
-        |name, kind| Work { weights: Weights::SmolLm2, ..work(name, SMOLLM2, kind, 4, 256) };
+    let real = |name, kind| Work { weights: Weights::SmolLm2, ..work(name, SMOLLM2, kind, 4, 256) };
     let classifier = |name, kind| Work {
         batch: Batch { padded: true, ..Batch::new(16, 128) },
         weights: Weights::MiniLm,

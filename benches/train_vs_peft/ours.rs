@@ -81,8 +81,7 @@ fn prepare(task: &Task, device: Device) -> Result<(Step, u64)> {
         let (vs, model) = Encoder::from_pretrained(&task.dir, device, kind)?;
         let weights = bytes_of(&vs);
         let config = LnTuningConfig::default().task_type(TaskType::SeqCls);
-        let opt =
-            LnTuningModel::new(&vs, config)?.optimizer(AdamW::default().wd(0.01), 1e-4)?;
+        let opt = LnTuningModel::new(&vs, config)?.optimizer(AdamW::default().wd(0.01), 1e-4)?;
         let mut training = Classification { _vs: vs, model, opt };
         return Ok((Box::new(move |step| training.step(step, batch, device)), weights));
     }

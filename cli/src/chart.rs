@@ -70,9 +70,7 @@ pub fn panel(
             }
         })
         .draw()?;
-    for ((name, points), colour) in
-        lines.iter().zip([RGBColor(70, 110, 180), RGBColor(200, 60, 50)])
-    {
+    for ((name, points), colour) in lines.iter().zip(colours(lines.len())) {
         if points.is_empty() {
             continue;
         }
@@ -99,6 +97,19 @@ pub fn panel(
             .draw()?;
     }
     Ok(())
+}
+
+/// From blue to red, so that lines in an order can be told apart.
+fn colours(count: usize) -> Vec<RGBColor> {
+    let colour = |at: usize| {
+        let hue = 0.6 * (1. - at as f64 / (count - 1) as f64);
+        let (red, green, blue) = HSLColor(hue, 0.7, 0.42).to_backend_color().rgb;
+        RGBColor(red, green, blue)
+    };
+    match count {
+        0..=2 => vec![RGBColor(70, 110, 180), RGBColor(200, 60, 50)],
+        _ => (0..count).map(colour).collect(),
+    }
 }
 
 /// Means of neighbours, where there are too many points to be told apart.

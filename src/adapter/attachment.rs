@@ -1,6 +1,6 @@
 //! Adapters attached to variables: the storage that each variable uses now.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, Tensor};
@@ -12,6 +12,7 @@ use crate::adapter::stack::Stack;
 use crate::adapter::variables::{Variable, Variables};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, Result};
+use crate::mixed::Pass;
 use crate::names::nearest::listed;
 use crate::pretrained::origin::Described;
 
@@ -37,6 +38,10 @@ pub(crate) struct Attachment {
     graphs_of: Option<u64>,
     /// The vectors of the adapters that batches have named; made anew where the base's variables are others.
     pub(super) stack: Option<Stack>,
+    /// The numbers of adapters that train in batches whose rows name them.
+    pub(super) trained_by_name: HashSet<u64>,
+    /// Such batches, since the last backward pass.
+    pub(crate) passes: Vec<Pass>,
 }
 
 impl Attachment {
@@ -53,6 +58,8 @@ impl Attachment {
             shown: None,
             graphs_of: None,
             stack: None,
+            trained_by_name: HashSet::new(),
+            passes: Vec::new(),
         }
     }
 
@@ -69,6 +76,7 @@ impl Attachment {
         self.adapters.clear();
         self.base.clear();
         self.stack = None;
+        self.passes.clear();
         (self.active, self.merged, self.shown) = (None, None, None);
         self.enabled = true;
         self.forget_requires_grad()
@@ -325,19 +333,7 @@ impl Attachment {
     /// Refuses an optimiser step on this adapter unless exactly its weights are trainable.
     pub(crate) fn check_trainable(&self, name: &str) -> Result<()> {
         let adapter = self.adapter(name)?;
-        if let Some(merged) = &self.merged {
-            refuse!(
-                InvalidState,
-                "adapter '{merged}' is merged, so nothing trains: call `unmerge_adapter` first"
-            );
-        }
-        if !self.enabled {
-            refuse!(
-                InvalidState,
-                "adapters are disabled, so nothing trains: drop the guard of `disable` first, or call `enable` if it was \
-                 forgotten"
-            );
-        }
+        self.check_in_use()?;
         if self.active.as_deref() != Some(name) {
             refuse!(
                 InvalidState,
@@ -345,13 +341,7 @@ impl Attachment {
                 self.active.as_deref().unwrap_or("none")
             );
         }
-        if !adapter.trainable {
-            refuse!(
-                InvalidState,
-                "adapter '{name}' is frozen (loaded for inference?): call `set_requires_grad(\"{name}\", true)` to \
-                 train it"
-            );
-        }
+        check_not_frozen(name, adapter)?;
         if let Some(frozen) = self.trained(name)?.find(|v| !v.tensor.requires_grad()) {
             refuse!(
                 InvalidState,
@@ -375,6 +365,52 @@ impl Attachment {
         Ok(())
     }
 
+    /// Refuses a step while adapters are merged or disabled.
+    fn check_in_use(&self) -> Result<()> {
+        if let Some(merged) = &self.merged {
+            refuse!(
+                InvalidState,
+                "adapter '{merged}' is merged, so nothing trains: call `unmerge_adapter` first"
+            );
+        }
+        if !self.enabled {
+            refuse!(
+                InvalidState,
+                "adapters are disabled, so nothing trains: drop the guard of `disable` first, or call `enable` if it was \
+                 forgotten"
+            );
+        }
+        Ok(())
+    }
+
+    /// [`check_trainable`](Self::check_trainable) for an adapter that rows name, whichever is active.
+    pub(crate) fn check_trainable_by_name(&self, name: &str) -> Result<()> {
+        let adapter = self.adapter(name)?;
+        self.check_in_use()?;
+        check_not_frozen(name, adapter)?;
+        self.check_claimed()
+    }
+
+    /// Lets an adapter train in batches whose rows name it.
+    pub(crate) fn train_by_name(&mut self, name: &str) -> Result<()> {
+        self.check_trainable_by_name(name)?;
+        let adapter = self.adapter(name)?;
+        for (slot, variable) in adapter.flat.slots().iter().zip(&adapter.slot_variables) {
+            if slot.shape.len() != 1 {
+                refuse!(
+                    Unsupported,
+                    "adapter '{name}' trains '{}' of shape {:?}, and only vectors, such as the weights of norms, train in \
+                     batches whose rows name their adapters: train it while it is active (`optimizer`)",
+                    self.variables.get(*variable).name,
+                    slot.shape
+                );
+            }
+        }
+        let id = adapter.id;
+        self.trained_by_name.insert(id);
+        Ok(())
+    }
+
     /// Refuses trainable variables that were made after an adapter was attached and that no adapter trains or saves.
     pub(crate) fn check_claimed(&self) -> Result<()> {
         let mut new = self.variables.iter().filter(|variable| variable.is_new);
@@ -392,6 +428,16 @@ impl Attachment {
             first.name
         )
     }
+}
+
+fn check_not_frozen(name: &str, adapter: &Adapter) -> Result<()> {
+    if !adapter.trainable {
+        refuse!(
+            InvalidState,
+            "adapter '{name}' is frozen (loaded for inference?): call `set_requires_grad(\"{name}\", true)` to train it"
+        );
+    }
+    Ok(())
 }
 
 /// Locks the state, even after a thread that held it has panicked.

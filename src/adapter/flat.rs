@@ -266,6 +266,25 @@ impl FlatParams {
         Ok(others)
     }
 
+    /// Tensors of several rows, `[rows, …]` per slot (`None`: zeros), side by side as `[rows, size]` in this layout, in f32
+    /// at least.
+    pub(crate) fn gathered_rows(&self, tensors: &[Option<&Tensor>], rows: i64) -> Result<Tensor> {
+        let kind = if self.master.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
+        let place = (kind, self.master.device());
+        let mut pieces = Vec::with_capacity(2 * tensors.len());
+        for (slot, tensor) in self.slots.iter().zip(tensors) {
+            pieces.push(match tensor {
+                Some(tensor) => tensor.f_reshape([rows, slot.len])?.f_to_kind(kind)?,
+                None => Tensor::f_zeros([rows, slot.len], place)?,
+            });
+            let padding = slot.end() - slot.start - slot.len;
+            if padding > 0 {
+                pieces.push(Tensor::f_zeros([rows, padding], place)?);
+            }
+        }
+        Ok(Tensor::f_cat(&pieces, 1)?)
+    }
+
     fn bounds(&self, slots: &Range<usize>) -> (i64, i64) {
         bounds(&self.slots, slots)
     }

@@ -163,6 +163,30 @@ impl Gradients {
         self.show(leaves)
     }
 
+    /// Adds a gradient in this layout, with zeros where none is `present`. The caller has taken in.
+    pub(crate) fn add_whole(
+        &mut self,
+        layout: &FlatParams,
+        leaves: &[&Tensor],
+        gradient: &Tensor,
+        present: &[bool],
+    ) -> Result<()> {
+        let first = self.is_empty();
+        let flat = self.made(layout)?;
+        let mut sum = flat.master().shallow_clone();
+        if first {
+            sum.f_copy_(gradient)?;
+        } else {
+            let _ = sum.f_add_(gradient)?;
+        }
+        flat.publish()?;
+        for (slot, present) in self.slots.iter_mut().zip(present) {
+            slot.present |= present;
+        }
+        self.added = true;
+        self.show(leaves)
+    }
+
     /// Makes every gradient the `.grad()` of its variable.
     pub(crate) fn show(&mut self, leaves: &[&Tensor]) -> Result<()> {
         let Some(flat) = &self.flat else { return Ok(()) };

@@ -8,7 +8,7 @@ use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::stack::{is_vector, Stack};
 use crate::adapter::variables::Variable;
 use crate::error::{refusal, refuse, Error, Result};
-use crate::mixed::{self, Adapters, Column, Differing, Matrix, Use, BASE};
+use crate::mixed::{self, Adapters, Column, Differing, Matrix, Pass, Use, BASE};
 use crate::names::nearest::{listed, nearest};
 
 impl Adapters for Mutex<Attachment> {
@@ -28,7 +28,19 @@ impl Adapters for Mutex<Attachment> {
             attachment.differing(names, &by_row)
         })
     }
+
+    fn note(&self, pass: Pass) {
+        let mut attachment = lock(self);
+        // Those that nobody went back through.
+        if attachment.passes.len() >= MOST_PASSES {
+            attachment.passes.remove(0);
+        }
+        attachment.passes.push(pass);
+    }
 }
+
+/// Forward passes between two backward passes: each keeps the vectors of its rows.
+const MOST_PASSES: usize = 1024;
 
 impl Attachment {
     /// Refuses names for rows that have no adapter, or whose adapter cannot be used now.
@@ -111,6 +123,7 @@ impl Attachment {
         });
         let rows = rows.collect::<Result<Vec<_>>>()?;
         let column = |(variable, start, shape): &(usize, i64, Vec<i64>)| Column {
+            variable: *variable,
             address: self.variables.get(*variable).tensor.data_ptr() as usize,
             start: *start,
             shape: shape.clone(),
@@ -127,7 +140,11 @@ impl Attachment {
             }
         }
         self.stack = Some(stack);
-        Ok(Differing { stacks, rows, matrices })
+        let trains = names.iter().any(|name| {
+            let adapter = self.adapters.get(*name);
+            adapter.is_some_and(|a| a.trainable && self.trained_by_name.contains(&a.id))
+        });
+        Ok(Differing { trains, stacks, rows, matrices })
     }
 
     /// The values of a variable; `None` if neither an adapter of the batch nor the one in use replaces the base's.

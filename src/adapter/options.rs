@@ -118,13 +118,15 @@ pub struct SaveOptions {
     pub(crate) kind: SaveKind,
     pub(crate) scale: f64,
     pub(crate) selected_adapters: Option<Vec<String>>,
+    /// The adapter that the directory itself gets; `None`: that of the usual name.
+    pub(crate) at_root: Option<String>,
     pub(crate) key_mapping: Vec<(String, String)>,
 }
 
 impl Default for SaveOptions {
     fn default() -> Self {
-        let (kind, selected_adapters, key_mapping) = Default::default();
-        SaveOptions { kind, scale: 1., selected_adapters, key_mapping }
+        let (kind, selected_adapters, at_root, key_mapping) = Default::default();
+        SaveOptions { kind, scale: 1., selected_adapters, at_root, key_mapping }
     }
 }
 
@@ -149,6 +151,15 @@ impl SaveOptions {
         names: impl IntoIterator<Item = S>,
     ) -> Self {
         self.selected_adapters = Some(names.into_iter().map(Into::into).collect());
+        self.at_root = None;
+        self
+    }
+
+    /// Writes this adapter alone, to the directory itself whatever its name.
+    pub fn only(mut self, name: impl Into<String>) -> Self {
+        let name = name.into();
+        self.selected_adapters = Some(vec![name.clone()]);
+        self.at_root = Some(name);
         self
     }
 

@@ -139,9 +139,20 @@ impl Recompute {
         inputs: &[Tensor],
         forward: impl FnOnce(&mut Tape<'a>) -> Result<Vec<Tensor>>,
     ) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+        self.gradients_of_made(forward, || inputs.iter().map(Tensor::shallow_clone).collect())
+    }
+
+    /// [`gradients_of_many`](Self::gradients_of_many) with respect to tensors that `forward` makes: `inputs` gives them
+    /// when it is done.
+    pub(crate) fn gradients_of_made<'a>(
+        &self,
+        forward: impl FnOnce(&mut Tape<'a>) -> Result<Vec<Tensor>>,
+        inputs: impl FnOnce() -> Vec<Tensor>,
+    ) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
         let _pass = Pass::begin();
         let mut tape = Tape { options: *self, count: 0, walked: true, segments: Vec::new() };
         let losses = forward(&mut tape)?;
+        let inputs = inputs();
         if losses.is_empty() {
             refuse!(NoGradient, "there is no loss to go backward from");
         }
@@ -159,7 +170,7 @@ impl Recompute {
         // The seed for afterwards: the second runs reset the generators to states of the forward pass.
         let seed = tape.segments.iter().any(|segment| segment.way.has_seed());
         let seed = seed.then(draw_seed).transpose()?;
-        let gradients = tape.walk(losses, inputs);
+        let gradients = tape.walk(losses, &inputs);
         if let Some(seed) = seed {
             tch::manual_seed(seed);
         }

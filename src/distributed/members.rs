@@ -1,5 +1,6 @@
 //! The processes of a group as they say of themselves.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,13 @@ pub(super) struct Member {
 /// One process per line.
 pub(super) fn read(lines: &str) -> Vec<Member> {
     lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// The last of the processes with each rank, among those of this world size.
+pub(super) fn last_of_each(members: Vec<Member>, world_size: usize) -> Vec<Member> {
+    let fitting = members.into_iter().filter(|member| member.world_size == world_size);
+    let last: BTreeMap<usize, Member> = fitting.map(|member| (member.rank, member)).collect();
+    last.into_values().collect()
 }
 
 /// The reason why these processes make no group, if they do not.
@@ -47,12 +55,38 @@ pub(super) fn disagreement(members: &[Member]) -> Option<String> {
     if faults.is_empty() {
         return None;
     }
-    let more = faults.len().saturating_sub(8);
-    faults.truncate(8);
+    Some(joined(faults))
+}
+
+/// The differences of what ranks say of themselves from what rank 0 says, in words; empty if there are none.
+pub(super) fn differences(said: &[BTreeMap<String, String>]) -> String {
+    let mut found = Vec::new();
+    let nothing = String::from("none");
+    let Some((first, others)) = said.split_first() else { return String::new() };
+    for (rank, other) in others.iter().enumerate() {
+        for name in first.keys().chain(other.keys().filter(|name| !first.contains_key(*name))) {
+            let (expected, value) = (first.get(name), other.get(name));
+            if expected != value {
+                let (expected, value) = (expected.unwrap_or(&nothing), value.unwrap_or(&nothing));
+                found.push(format!(
+                    "rank {} has {name} {value}, but rank 0 has {expected}",
+                    rank + 1
+                ));
+            }
+        }
+    }
+    joined(found)
+}
+
+/// The first of them, and how many more.
+fn joined(mut faults: Vec<String>) -> String {
+    const MOST: usize = 8;
+    let more = faults.len().saturating_sub(MOST);
+    faults.truncate(MOST);
     if more > 0 {
         faults.push(format!("and {more} more"));
     }
-    Some(faults.join("; "))
+    faults.join("; ")
 }
 
 /// The ranks from 0 to below `world_size` that are not among the members, as text.
@@ -125,6 +159,26 @@ mod tests {
         assert_eq!(disagreement(&twice).unwrap(), "two processes have RANK 1");
         let many: Vec<Member> = (0..20).map(|rank| member(rank, 20 + rank, "1")).collect();
         assert!(disagreement(&many).unwrap().ends_with("; and 11 more"));
+    }
+
+    #[test]
+    fn a_launcher_that_starts_ranks_again_is_not_held_up_by_those_of_before() {
+        let all =
+            vec![member(0, 2, "1"), member(1, 4, "1"), member(1, 2, "old"), member(1, 2, "1")];
+        assert_eq!(last_of_each(all, 2), [member(0, 2, "1"), member(1, 2, "1")]);
+    }
+
+    #[test]
+    fn differences_are_told_by_rank_and_name() {
+        let of = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+        };
+        let same = of(&[("a", "1"), ("b", "2")]);
+        assert_eq!(differences(&[same.clone(), same.clone()]), "");
+        assert_eq!(
+            differences(&[same.clone(), same, of(&[("b", "3"), ("c", "4")])]),
+            "rank 2 has a none, but rank 0 has 1; rank 2 has b 3, but rank 0 has 2; rank 2 has c 4, but rank 0 has none"
+        );
     }
 
     #[test]

@@ -12,9 +12,9 @@ use tch::{no_grad, Device, Kind, Tensor};
 use super::c10d::{Backend, Store};
 use super::deadline::within;
 use super::environment::{self, Environment};
-use super::members::{address_towards, listed, own_address, Member};
+use super::members::{address_towards, differences, listed, own_address, Member};
 use super::operation::ReduceOp;
-use super::rendezvous::{compare, connect, meet, LINGER};
+use super::rendezvous::{connect, meet, LINGER};
 use crate::error::{refusal, refuse, Error, Result};
 
 /// The time that anything here takes at most, unless the program says otherwise. That of torch's NCCL.
@@ -60,10 +60,7 @@ struct Joined {
     store: Arc<Store>,
     /// The beginning of this group's keys in the store.
     prefix: String,
-    agent_store: bool,
     connection: Mutex<Connection>,
-    /// Comparisons so far.
-    compared: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -194,16 +191,14 @@ impl ProcessGroup {
         checked(tensor)?;
         self.compare_calls("all_gather", Some(tensor))?;
         no_grad(|| {
-            let host = on_host(tensor)?;
-            let mut all = Vec::with_capacity(self.world_size);
-            for _ in 0..self.world_size {
-                all.push(host.f_empty_like()?);
-            }
-            if self.world_size == 1 {
-                all[0].f_copy_(&host)?;
-            } else if host.numel() > 0 {
-                self.run("all_gather", |backend| backend.all_gather(&host, &mut all))?;
-            }
+            let mut host = Tensor::f_empty(tensor.size(), (tensor.f_kind()?, Device::Cpu))?;
+            host.f_copy_(tensor)?;
+            let alone = self.world_size == 1 || host.numel() == 0;
+            let all = if alone {
+                (0..self.world_size).map(|_| host.shallow_clone()).collect()
+            } else {
+                self.gather("all_gather", &host)?
+            };
             all.iter().map(|part| Ok(part.f_to_device(tensor.device())?)).collect()
         })
     }
@@ -235,18 +230,44 @@ impl ProcessGroup {
     ) -> Result<()> {
         let facts: BTreeMap<String, String> =
             facts.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let Some(joined) = self.joined.as_ref().filter(|_| self.world_size > 1) else {
+        if self.world_size == 1 {
             return Ok(());
+        }
+        self.compare_calls("verify_equal", None)?;
+        let said =
+            self.gather_texts("verify_equal", &serde_json::to_string(&facts).unwrap_or_default())?;
+        let said: Vec<BTreeMap<String, String>> =
+            said.iter().map(|text| serde_json::from_str(text).unwrap_or_default()).collect();
+        let differences = differences(&said);
+        if !differences.is_empty() {
+            refuse!(Distributed, "the ranks do not fit together: {differences}");
+        }
+        Ok(())
+    }
+
+    /// The texts of all ranks, of any lengths.
+    fn gather_texts(&self, name: &str, text: &str) -> Result<Vec<String>> {
+        let lengths = self.gather(name, &Tensor::from(text.len() as i64))?;
+        let lengths = lengths.iter().map(|length| length.f_int64_value(&[]));
+        let lengths = lengths.collect::<Result<Vec<i64>, _>>()?;
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.resize(lengths.iter().copied().max().unwrap_or(0) as usize, 0);
+        let all = self.gather(name, &Tensor::f_from_slice(&bytes)?)?;
+        let text = |(bytes, length): (&Tensor, i64)| {
+            let bytes = Vec::<u8>::try_from(bytes)?;
+            Ok(String::from_utf8_lossy(&bytes[..length as usize]).into_owned())
         };
-        joined.check_open()?;
-        let count = joined.compared.fetch_add(1, Ordering::Relaxed);
-        let (key, store) = (format!("{}/compared/{count}", joined.prefix), joined.store.clone());
-        let (place, agent_store) = ((self.rank, self.world_size), joined.agent_store);
-        let until = Instant::now() + self.timeout;
-        let late = format!("rank {} waits for the store, which does not answer", self.rank);
-        within(time_of(self.rank, self.timeout), &late, move || {
-            compare(&store, &key, place, &facts, agent_store, until)
-        })
+        all.iter().zip(lengths).map(text).collect()
+    }
+
+    /// The tensors of all ranks, each contiguous, on the CPU and of the size of this one.
+    fn gather(&self, name: &str, own: &Tensor) -> Result<Vec<Tensor>> {
+        let mut all = Vec::with_capacity(self.world_size);
+        for _ in 0..self.world_size {
+            all.push(own.f_empty_like()?);
+        }
+        self.run(name, |backend| backend.all_gather(own, &mut all))?;
+        Ok(all)
     }
 
     /// Adds up a contiguous tensor on the CPU, in place, whose size is known to be the same on all ranks.
@@ -270,12 +291,7 @@ impl ProcessGroup {
         for (to, from) in bytes.iter_mut().zip(call.bytes()) {
             *to = from;
         }
-        let own = Tensor::f_from_slice(&bytes)?;
-        let mut all = Vec::with_capacity(self.world_size);
-        for _ in 0..self.world_size {
-            all.push(own.f_empty_like()?);
-        }
-        self.run(name, |backend| backend.all_gather(&own, &mut all))?;
+        let all = self.gather(name, &Tensor::f_from_slice(&bytes)?)?;
         let text = |tensor: &Tensor| -> Result<String> {
             let bytes = Vec::<u8>::try_from(tensor)?;
             Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
@@ -380,17 +396,8 @@ impl Joined {
         Ok(Joined {
             store: Arc::new(store),
             prefix,
-            agent_store: place.agent_store,
             connection: Mutex::new(Connection::Open(backend)),
-            compared: AtomicU64::new(0),
         })
-    }
-
-    fn check_open(&self) -> Result<()> {
-        match &*self.connection.lock().unwrap_or_else(PoisonError::into_inner) {
-            Connection::Open(_) => Ok(()),
-            Connection::Failed(error) => Err(useless(error)),
-        }
     }
 
     /// The ranks that do not say within a second that an operation of theirs failed as well: the cause, usually. None
@@ -401,14 +408,20 @@ impl Joined {
             let error = |error| refusal!(Distributed, "{error}");
             store.append(&key, &format!("{rank}\n")).map_err(error)?;
             let end = Instant::now() + WORD;
+            let mut silent = None;
             loop {
-                let said = store.get(&key).map_err(error)?.unwrap_or_default();
+                // Rank 0 may have heard of all that it can, and have ended with its store.
+                let said = match (store.get(&key), silent) {
+                    (Ok(said), _) => said.unwrap_or_default(),
+                    (Err(_), Some(silent)) => return Ok(silent),
+                    (Err(lost), None) => return Err(error(lost)),
+                };
                 let said: Vec<usize> = said.lines().filter_map(|rank| rank.parse().ok()).collect();
-                let silent = (0..world_size).filter(|rank| !said.contains(rank));
-                let silent: Vec<usize> = silent.collect();
-                if silent.is_empty() || Instant::now() >= end {
-                    return Ok(silent);
+                let now: Vec<usize> = (0..world_size).filter(|rank| !said.contains(rank)).collect();
+                if now.is_empty() || Instant::now() >= end {
+                    return Ok(now);
                 }
+                silent = Some(now);
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
@@ -470,8 +483,4 @@ fn checked(tensor: &Tensor) -> Result<Kind> {
         );
     }
     Ok(kind)
-}
-
-fn on_host(tensor: &Tensor) -> Result<Tensor> {
-    Ok(tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?)
 }

@@ -5,7 +5,6 @@
 //! of restarts differs between machines. So rank 0 begins each time under a prefix of its own, and all others go where
 //! the present rank 0 is.
 
-use std::collections::BTreeMap;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::c10d::Store;
 use super::environment::Environment;
-use super::members::{self, disagreement, listed, missing, Member};
+use super::members::{self, disagreement, last_of_each, missing, Member};
 use crate::error::{refusal, refuse, Error, Result};
 
 /// The key of the nonce of the present rank 0.
@@ -118,8 +117,12 @@ fn lead(store: &Store, own: &Member, agent_store: bool, until: Instant) -> Resul
     let (come, answer) = (format!("{prefix}/members"), format!("{prefix}/answer"));
     store.append(&come, &line(own)).and_then(|()| store.set(LEADER, &own.nonce)).map_err(lost)?;
     let mut pause = Pause::new();
-    let present =
-        || Ok::<_, Error>(members::read(&store.get(&come).map_err(lost)?.unwrap_or_default()));
+    let present = || {
+        let members = members::read(&store.get(&come).map_err(lost)?.unwrap_or_default());
+        // A launcher gives every rank once, and the same world size to all: any other process is one of an earlier
+        // round that waits still.
+        Ok::<_, Error>(if agent_store { last_of_each(members, own.world_size) } else { members })
+    };
     loop {
         let mut members = present()?;
         members.sort_by_key(|member| member.rank);
@@ -215,88 +218,6 @@ fn follow(
         }
         pause.wait();
     }
-}
-
-/// Compares what all ranks say of themselves, by name, and gives the same error on each if they differ.
-pub(super) fn compare(
-    store: &Store,
-    key: &str,
-    (rank, world_size): (usize, usize),
-    facts: &BTreeMap<String, String>,
-    agent_store: bool,
-    until: Instant,
-) -> Result<()> {
-    let said = serde_json::to_string(&(rank, facts)).unwrap_or_default() + "\n";
-    store.append(key, &said).map_err(lost)?;
-    let verdict = format!("{key}/verdict");
-    let mut pause = Pause::new();
-    loop {
-        let late = Instant::now() >= until;
-        if rank == 0 || late {
-            let all = store.get(key).map_err(lost)?.unwrap_or_default();
-            let said = |line| serde_json::from_str::<(usize, BTreeMap<String, String>)>(line).ok();
-            let all: Vec<_> = all.lines().filter_map(said).collect();
-            if late && all.len() < world_size {
-                let absent = |rank: &usize| !all.iter().any(|(other, _)| other == rank);
-                let absent: Vec<usize> = (0..world_size).filter(absent).collect();
-                refuse!(
-                    Distributed,
-                    "{} of {world_size} did not say in time what it would do, for which rank {rank} waits",
-                    listed(&absent)
-                );
-            }
-            if rank == 0 && all.len() >= world_size {
-                let fault = differences(facts, &all);
-                store.set(&verdict, &fault).map_err(lost)?;
-                if fault.is_empty() {
-                    return Ok(());
-                }
-                let end = Instant::now() + LINGER;
-                while !agent_store
-                    && Instant::now() < end
-                    && come_and_gone(store, key) < world_size - 1
-                {
-                    thread::sleep(Duration::from_millis(5));
-                }
-                refuse!(Distributed, "the ranks do not fit together: {fault}");
-            }
-        }
-        if rank > 0 {
-            match store.get(&verdict).map_err(lost)? {
-                Some(fault) if fault.is_empty() => return Ok(()),
-                Some(fault) => {
-                    say_gone(store, key);
-                    refuse!(Distributed, "the ranks do not fit together: {fault}");
-                }
-                None => (),
-            }
-        }
-        pause.wait();
-    }
-}
-
-/// The differences from what rank 0 says, in words; empty if there are none.
-fn differences(
-    facts: &BTreeMap<String, String>,
-    all: &[(usize, BTreeMap<String, String>)],
-) -> String {
-    let mut found = Vec::new();
-    let nothing = String::from("none");
-    for (rank, others) in all {
-        for name in facts.keys().chain(others.keys().filter(|name| !facts.contains_key(*name))) {
-            let (own, other) = (facts.get(name), others.get(name));
-            if own != other {
-                let (own, other) = (own.unwrap_or(&nothing), other.unwrap_or(&nothing));
-                found.push(format!("rank {rank} has {name} {other}, but rank 0 has {own}"));
-            }
-        }
-    }
-    let more = found.len().saturating_sub(8);
-    found.truncate(8);
-    if more > 0 {
-        found.push(format!("and {more} more"));
-    }
-    found.join("; ")
 }
 
 /// The ranks that have read an error.

@@ -17,6 +17,7 @@ extern "C" {
         x: *mut C_tensor,
         weight: *mut C_tensor,
         bias: *mut C_tensor,
+        packed: *mut C_tensor,
         transposed: c_int,
         convolution: c_int,
     );
@@ -26,6 +27,17 @@ extern "C" {
         out: *mut *mut C_tensor,
         x: *mut C_tensor,
         weight: *mut C_tensor,
+        bias: *mut C_tensor,
+    );
+}
+
+#[cfg(feature = "models")]
+extern "C" {
+    fn ln_linear_pack(out: *mut *mut C_tensor, weight: *mut C_tensor);
+    fn ln_linear_packed(
+        out: *mut *mut C_tensor,
+        x: *mut C_tensor,
+        packed: *mut C_tensor,
         bias: *mut C_tensor,
     );
 }
@@ -42,12 +54,14 @@ pub(super) fn are_on() -> bool {
 }
 
 /// The backward pass of a product.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Back {
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Back<'a> {
     /// The weight is `[in, out]`.
     pub(super) transposed: bool,
     /// As a convolution.
     pub(super) convolution: bool,
+    /// With the weight as [`packed`] makes it of `[in, out]`.
+    pub(super) packed: Option<&'a Tensor>,
 }
 
 /// `value`, which is x · weightᵀ + bias without a graph, with one if any of these wants a gradient. It keeps `x` for the
@@ -61,9 +75,10 @@ pub(super) fn with_graph(
 ) -> Result<Tensor, TchError> {
     let (value, x, weight, bias) = (read(value), read(x), read(weight), perhaps(bias));
     let (transposed, convolution) = (c_int::from(back.transposed), c_int::from(back.convolution));
+    let packed = perhaps(back.packed);
     // SAFETY: the tensors are read, and live longer than the call, which makes one or leaves an error.
     made(|out| unsafe {
-        ln_linear_graph(out, value, x, weight, bias, transposed, convolution)
+        ln_linear_graph(out, value, x, weight, bias, packed, transposed, convolution)
     })
 }
 
@@ -83,4 +98,24 @@ pub(super) fn few_rows(
     let (x, weight, bias) = (read(x), read(weight), perhaps(bias));
     // SAFETY: as above.
     made(|out| unsafe { ln_linear_few_rows(out, x, weight, bias) })
+}
+
+/// A matrix `[out, in]` in f32 or bf16, in the order that oneDNN multiplies fastest with. It can only be multiplied with.
+#[cfg(feature = "models")]
+pub(super) fn packed(weight: &Tensor) -> Result<Tensor, TchError> {
+    let weight = read(weight);
+    // SAFETY: as above.
+    made(|out| unsafe { ln_linear_pack(out, weight) })
+}
+
+/// x · weightᵀ + bias without a graph, for a weight that is [`packed`].
+#[cfg(feature = "models")]
+pub(super) fn packed_product(
+    x: &Tensor,
+    packed: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor, TchError> {
+    let (x, packed, bias) = (read(x), read(packed), perhaps(bias));
+    // SAFETY: as above.
+    made(|out| unsafe { ln_linear_packed(out, x, packed, bias) })
 }

@@ -6,5 +6,7 @@ pub(crate) mod attention;
 mod linear_calls;
 mod measured;
 pub(crate) mod number;
+#[cfg(all(feature = "kernels", feature = "models"))]
+pub(crate) mod packed;
 pub(crate) mod processor;
 pub(crate) mod product;

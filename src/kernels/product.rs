@@ -38,7 +38,7 @@ fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, transposed: bool)
     let count = size.split_last().map_or(0, |(_, outer)| outer.iter().product());
     #[cfg(feature = "kernels")]
     if takes_few_rows(x, weight, count, transposed)? {
-        let back = Back { transposed, convolution: false };
+        let back = Back { transposed, ..Back::default() };
         let value = no_grad(|| few_rows(x, weight, bias))?;
         return Ok(with_graph(&value, x, weight, bias, back)?);
     }
@@ -46,7 +46,7 @@ fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, transposed: bool)
         // libtorch's graph of a convolution keeps the input, also where the weight is frozen.
         #[cfg(feature = "kernels")]
         if are_on() && !weight.requires_grad() {
-            let back = Back { transposed, convolution: true };
+            let back = Back { transposed, convolution: true, ..Back::default() };
             let value = no_grad(|| convolution(x, weight, bias, count, transposed))?;
             return Ok(with_graph(&value, x, weight, bias, back)?);
         }
@@ -232,12 +232,7 @@ mod tests {
             let x = Tensor::randn([rows, 256], CPU).set_requires_grad(true);
             let weight = Tensor::randn([300, 256], CPU) * 0.06;
             let twice = |y: Tensor| {
-                let first = Tensor::run_backward(
-                    &[y.square().sum(Kind::Float)],
-                    &[&x],
-                    true,
-                    true,
-                );
+                let first = Tensor::run_backward(&[y.square().sum(Kind::Float)], &[&x], true, true);
                 Tensor::run_backward(&[first[0].square().sum(Kind::Float)], &[&x], false, false)
             };
             let expected = twice(x.linear(&weight, None::<Tensor>));

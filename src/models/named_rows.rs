@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use super::inputs::Inputs;
 use super::nn::{Entered, Rows, Sites};
 use crate::error::{refuse, Result};
-use crate::mixed::{self, BASE};
+use crate::mixed::{self, Pass, BASE};
 
 impl<'a> Inputs<'a> {
     /// The weights of the adapters that are named, of the model that has these variables. Those that are there already
@@ -74,7 +74,13 @@ impl<'a> Inputs<'a> {
             );
         };
         let differing = attached.of(&distinct, &|name| sites.use_of(name))?;
-        Ok(Some(Rows::new(differing, adapters, lead, choices)?))
+        let rows = Rows::new(differing, adapters, lead, choices)?;
+        let vectors = rows.trained();
+        if !vectors.is_empty() {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            attached.note(Pass { names, vectors });
+        }
+        Ok(Some(rows))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::error::{refuse, Result};
 type Share<'a> = (&'a Tensor, i64);
 
 impl Optimizer {
-    /// Makes the gradients those of all processes of the [group](Self::set_process_group), weighted by their tokens, and
+    /// Makes the gradients those of all processes of the group (`set_process_group`), weighted by their tokens, and
     /// gives the mean loss over all tokens, a scalar on the device of `loss`, and their number.
     ///
     /// `loss` is that of this process, a mean over its `tokens` targets, whose gradient is here by
@@ -39,7 +39,7 @@ impl Optimizer {
     /// let loss = norm.forward(&x).square().mean(Kind::Float);
     /// opt.backward(&loss)?;
     /// let (loss, tokens) = opt.all_reduce(&loss, 8)?;
-    /// opt.clip_grad_norm(1.0)?;
+    /// let norm = opt.clip_grad_norm(1.0)?;
     /// opt.step()?;
     /// # Ok::<(), ln_tuning::Error>(())
     /// ```

@@ -177,7 +177,7 @@ impl Optimizer {
     }
 }
 
-fn check_loss(loss: &Tensor) -> Result<()> {
+pub(super) fn check_loss(loss: &Tensor) -> Result<()> {
     if !loss.defined() || loss.numel() != 1 {
         let shape = if loss.defined() { format!("{:?}", loss.size()) } else { "nothing".into() };
         refuse!(NoGradient, "the loss must be a scalar, found {shape}: take its mean or sum");

@@ -6,6 +6,7 @@ mod backward;
 mod file;
 mod group;
 mod loss_scale;
+mod mixed;
 mod optimizer;
 mod ranks;
 mod schedule;

@@ -54,6 +54,8 @@ pub struct Optimizer {
     attachment: Arc<Mutex<Attachment>>,
     pub(super) adapter: String,
     adapter_id: u64,
+    /// It trains its adapter in batches whose rows name it, whichever is active.
+    pub(super) by_name: bool,
     pub(super) groups: BTreeMap<Key, Group>,
     /// The group of each slot.
     slot_groups: Vec<Key>,
@@ -82,7 +84,21 @@ impl LnTuningModel {
         let active = self.attachment().active.clone().ok_or_else(|| {
             refusal!(InvalidState, "no adapter is active: call `set_adapter` first")
         })?;
-        Optimizer::new(self.attachment.clone(), &active, algorithm.into(), lr)
+        Optimizer::new(self.attachment.clone(), &active, false, algorithm.into(), lr)
+    }
+
+    /// An optimiser for an adapter by its name, whichever is active, for batches whose rows name their adapters
+    /// ([`Optimizer::backward_mixed`]).
+    ///
+    /// # Errors
+    /// As [`optimizer`](Self::optimizer), but for what is active, and `UnknownAdapter`.
+    pub fn optimizer_for(
+        &self,
+        adapter: &str,
+        algorithm: impl Into<Algorithm>,
+        lr: f64,
+    ) -> Result<Optimizer> {
+        Optimizer::new(self.attachment.clone(), adapter, true, algorithm.into(), lr)
     }
 }
 
@@ -90,6 +106,7 @@ impl Optimizer {
     fn new(
         attachment: Arc<Mutex<Attachment>>,
         adapter: &str,
+        by_name: bool,
         algorithm: Algorithm,
         lr: f64,
     ) -> Result<Self> {
@@ -98,7 +115,11 @@ impl Optimizer {
         let shared = attachment.clone();
         let mut guard = lock(&shared);
         no_grad(|| guard.sync())?;
-        guard.check_trainable(adapter)?;
+        if by_name {
+            guard.train_by_name(adapter)?;
+        } else {
+            guard.check_trainable(adapter)?;
+        }
         let own = guard.adapter(adapter)?.id;
         let places = guard.adapter(adapter)?.slot_places();
         let groups = guard.trained(adapter)?.map(|variable| variable.group);
@@ -109,6 +130,7 @@ impl Optimizer {
             attachment,
             adapter: adapter.to_owned(),
             adapter_id: own,
+            by_name,
             groups,
             slot_groups,
             state: State::new(algorithm, slots),
@@ -137,6 +159,15 @@ impl Optimizer {
         })
     }
 
+    /// Refuses a step while the adapter does not train.
+    pub(super) fn check(&self, attachment: &Attachment) -> Result<()> {
+        if self.by_name {
+            attachment.check_trainable_by_name(&self.adapter)
+        } else {
+            attachment.check_trainable(&self.adapter)
+        }
+    }
+
     /// Updates the weights from the gradients. As in PyTorch, a tensor without a gradient does not change, by weight
     /// decay neither, and the gradients stay until [`zero_grad`](Self::zero_grad).
     ///
@@ -144,7 +175,7 @@ impl Optimizer {
     /// `NoGradient` if there is no gradient; `InvalidState` as for [`backward`](Self::backward).
     pub fn step(&mut self) -> Result<()> {
         self.with_adapter(|this, attachment| {
-            attachment.check_trainable(&this.adapter)?;
+            this.check(attachment)?;
             this.followed(attachment)?;
             this.reduce(attachment, None)?;
             this.update(attachment)

@@ -1,6 +1,8 @@
 //! The memory that a base takes.
 
 use tch::nn::VarStore;
+#[cfg(feature = "models")]
+use tch::Device;
 use tch::Kind;
 
 #[cfg(feature = "models")]
@@ -58,7 +60,7 @@ impl ModelFiles {
         wanted: impl Fn(&str) -> bool,
         keeping: &Keeping,
     ) -> Result<BaseBytes> {
-        self.check_form(keeping.frozen)?;
+        self.check_form(keeping.frozen, Device::Cpu)?;
         let mut bytes = BaseBytes::default();
         for file in self.tensors().iter().filter(|file| wanted(&file.name)) {
             let (shape, encoding) = keeping.encoding(self, file);
@@ -69,7 +71,10 @@ impl ModelFiles {
             let own = file.kind().unwrap_or(Kind::Float);
             let asked = kind.filter(|_| is_float(own) && !keeping.is_streamed(&file.name));
             let size = asked.unwrap_or(own).elt_size_in_bytes() as i64;
-            bytes.add((size * shape.iter().product::<i64>()) as u64, false);
+            let own = (size * shape.iter().product::<i64>()) as u64;
+            // Two orders of its own, while a model trains.
+            let times = if keeping.is_packed(&file.name) { 3 } else { 1 };
+            bytes.add(times * own, false);
         }
         Ok(bytes)
     }

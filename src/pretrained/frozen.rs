@@ -55,6 +55,13 @@ pub enum Form {
     /// Four bits per weight, with a factor per 64 weights, as bitsandbytes computes them (QLoRA, arXiv 2305.14314):
     /// 0.28 times the memory of bf16.
     Nf4,
+    /// Numbers of the model's kind, f32 or bf16, in the order that the CPU multiplies fastest with; on the CPU only, and
+    /// with the feature `kernels`. The matrices of linear layers are brought to that order when they are first used, and
+    /// a second time, the other way round, when a gradient first goes through them: that is their memory twice while a
+    /// model trains, and once where it only answers. Pages of the file's map that they came from are given back.
+    /// Variables stay as they are, under their names: what saves or merges them sees no difference. One that is changed
+    /// is multiplied with as it is from then on. Embeddings and the heads of language models stay plain.
+    Packed,
 }
 
 /// The place of frozen matrices.
@@ -117,14 +124,15 @@ impl Frozen {
 
     /// True if matrices are kept in few bits.
     pub fn is_quantised(self) -> bool {
-        self.form != Form::Plain
+        !matches!(self.form, Form::Plain | Form::Packed)
     }
 }
 
 /// Stands before the share of the blocks that stay.
 const RESIDENT: &str = "resident";
 
-const FORMS: [(&str, Form); 3] = [("gguf", Form::Gguf), ("int8", Form::Int8), ("nf4", Form::Nf4)];
+const FORMS: [(&str, Form); 4] =
+    [("gguf", Form::Gguf), ("int8", Form::Int8), ("nf4", Form::Nf4), ("packed", Form::Packed)];
 const PLACES: [(&str, Place); 3] =
     [("mapped", Place::Mapped), ("device", Place::Device), ("streamed", Place::Streamed)];
 
@@ -158,7 +166,7 @@ impl FromStr for Frozen {
                 (_, Some((_, known))) => place.replace(*known).is_some(),
                 _ => refuse!(
                     InvalidArgument,
-                    "frozen weights cannot be kept as '{word}', expected a form (gguf, int8, nf4), a place (mapped, \
+                    "frozen weights cannot be kept as '{word}', expected a form (gguf, int8, nf4, packed), a place (mapped, \
                      device, streamed), or one of each, as 'gguf, streamed'; beside 'streamed' also the share of the \
                      blocks that stays, as '{RESIDENT} 0.5'"
                 ),
@@ -166,13 +174,19 @@ impl FromStr for Frozen {
             if twice {
                 refuse!(
                     InvalidArgument,
-                    "'{text}' names two forms or two places of frozen weights: give one form (gguf, int8, nf4) and one \
+                    "'{text}' names two forms or two places of frozen weights: give one form (gguf, int8, nf4, packed) and one \
                      place (mapped, device, streamed) at most"
                 );
             }
         }
         let frozen = Frozen { form: form.unwrap_or_default(), ..Frozen::default() };
         let frozen = frozen.place(place.unwrap_or_default());
+        if frozen.form == Form::Packed && frozen.is_streamed() {
+            refuse!(
+                InvalidArgument,
+                "'{text}' asks for matrices that are packed, which is in memory, and streamed, which is elsewhere: choose one"
+            );
+        }
         match resident {
             Some(_) if !frozen.is_streamed() => refuse!(
                 InvalidArgument,
@@ -207,7 +221,7 @@ impl<'de> Deserialize<'de> for Frozen {
             type Value = Frozen;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the words of a form (gguf, int8, nf4), of a place (mapped, device, streamed), or of both")
+                f.write_str("the words of a form (gguf, int8, nf4, packed), of a place (mapped, device, streamed), or of both")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Frozen, E> {

@@ -30,6 +30,9 @@ pub(crate) struct Kept {
     /// The way in which its storage comes to the device when it is needed, if it does.
     #[cfg_attr(not(feature = "models"), allow(dead_code))]
     pub(crate) streamed: Option<Frozen>,
+    /// Multiplied with in another order than the variable's.
+    #[cfg_attr(not(feature = "models"), allow(dead_code))]
+    pub(crate) packed: bool,
 }
 
 impl Kept {
@@ -46,7 +49,8 @@ impl Kept {
 
     /// The form and the place, for people.
     pub(crate) fn in_words(&self) -> String {
-        self.encoding.map_or("streamed".to_owned(), |encoding| encoding.to_string())
+        let plain = if self.packed { "packed" } else { "streamed" };
+        self.encoding.map_or(plain.to_owned(), |encoding| encoding.to_string())
     }
 }
 
@@ -84,6 +88,7 @@ impl Keeping {
         match self.matrices.get(name) {
             None if place == Place::Streamed => (Form::Plain, Place::Mapped, None),
             None => (Form::Plain, place, None),
+            Some(Use::Rows) if form == Form::Packed => (Form::Plain, place, None),
             // A few rows of a table are needed, or all of them at the end.
             Some(Use::Rows) if place == Place::Streamed => (form, Place::Mapped, Some(Use::Rows)),
             Some(of) => (form, place, Some(*of)),
@@ -99,6 +104,12 @@ impl Keeping {
     #[cfg(feature = "models")]
     pub(super) fn is_streamed(&self, name: &str) -> bool {
         self.of(name).1 == Place::Streamed
+    }
+
+    /// True if a tensor is multiplied with in an order of its own.
+    #[cfg(feature = "models")]
+    pub(super) fn is_packed(&self, name: &str) -> bool {
+        self.of(name).0 == Form::Packed
     }
 
     /// The shape that a tensor is kept in, and the encoding if it is kept in few bits.
@@ -137,8 +148,8 @@ impl Keeping {
             let kind = kind.or_else(|| file.kind()).unwrap_or(Kind::Float);
             let (transposed, rows) = (encoding.is_some() && turned, None);
             let streamed = Some(self.frozen).filter(|_| place == Place::Streamed);
-            let (name, shape) = (name.clone(), shape.to_vec());
-            Ok(Kept { name, shape, transposed, encoding, rows, kind, streamed })
+            let (name, shape, packed) = (name.clone(), shape.to_vec(), form == Form::Packed);
+            Ok(Kept { name, shape, transposed, encoding, rows, kind, streamed, packed })
         };
         let mut rows = None;
         let whole = match form.encoding() {
@@ -194,9 +205,33 @@ impl Keeping {
                 let on_disk = read()?;
                 Ok(Some((kept(&on_disk.size(), None)?, on_disk)))
             }
+            None if form == Form::Packed => {
+                let on_disk = read()?;
+                let kept = kept(&on_disk.size(), None)?;
+                check_packed(name, kept.kind)?;
+                let numbers = on_disk.f_to_kind(kept.kind)?;
+                if kept.kind != on_disk.f_kind()? {
+                    let source = format!("'{name}' in '{}'", files.dir().display());
+                    check_cast(&source, &on_disk, &numbers)?;
+                }
+                let own = place == Place::Device && kept.kind == on_disk.f_kind()?;
+                Ok(Some((kept, if own { copied(&numbers)? } else { numbers })))
+            }
             None => Ok(None),
         }
     }
+}
+
+/// Refuses a kind that has no order of its own.
+fn check_packed(name: &str, kind: Kind) -> Result<()> {
+    if !matches!(kind, Kind::Float | Kind::BFloat16) {
+        refuse!(
+            Unsupported,
+            "'{name}' is in {kind:?}, and only f32 and bf16 can be packed: load the model in one of them, or leave out \
+             'packed'"
+        );
+    }
+    Ok(())
 }
 
 /// A copy in memory of its own.
@@ -208,8 +243,21 @@ pub(super) fn copied(tensor: &Tensor) -> Result<Tensor> {
 
 impl ModelFiles {
     /// Refuses a form that the files do not have.
-    pub(crate) fn check_form(&self, frozen: Frozen) -> Result<()> {
+    pub(crate) fn check_form(&self, frozen: Frozen, device: Device) -> Result<()> {
         let (form, _) = frozen.parts();
+        if form == Form::Packed && device != Device::Cpu {
+            refuse!(
+                Unsupported,
+                "'packed' is an order of matrices for the CPU, and the model is to be on {device:?}: leave it out"
+            );
+        }
+        let possible = cfg!(feature = "kernels") && tch::utils::has_mkldnn();
+        if form == Form::Packed && !possible {
+            refuse!(
+                Unsupported,
+                "'packed' needs the feature 'kernels' of ln-tuning, and a libtorch with oneDNN: leave it out"
+            );
+        }
         if form == Form::Gguf && self.gguf().is_none() {
             refuse!(
                 Unsupported,

@@ -49,7 +49,7 @@ impl ModelFiles {
         wanted: impl Fn(&str) -> bool,
         keeping: &Keeping,
     ) -> Result<VarStore> {
-        self.check_form(keeping.frozen)?;
+        self.check_form(keeping.frozen, device)?;
         let vs = VarStore::new(device);
         let wanted = self.tensors().iter().filter(|place| wanted(&place.name));
         let wanted: Vec<_> = wanted.collect();

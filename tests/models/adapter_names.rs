@@ -1,7 +1,15 @@
 //! A batch whose rows use different adapters: each row is computed as under `set_adapter`.
 
+mod heads;
+mod seeing;
+mod states;
+mod texts;
+
 use crate::nets::{self, bits, noise};
-use ln_tuning::models::{Decoder, DecoderConfig, Head, Inputs, Model, ModelConfig};
+use ln_tuning::models::{
+    Clip, Decoder, DecoderConfig, Dinov2, Encoder, Head, Inputs, Model, ModelConfig, Seq2Seq,
+    Siglip, TowerClassifier, ViTForImageClassification,
+};
 use ln_tuning::{AdapterOptions, LnTuningConfig, LnTuningModel, LoadOptions, Norms, Result};
 use serde_json::{json, Value};
 use tch::nn::VarStore;
@@ -14,7 +22,7 @@ pub const NAMES: [&str; 4] = ["a", "b", "__base__", "a"];
 /// `c` (all norms).
 pub struct Case<M> {
     pub name: String,
-    _vs: VarStore,
+    pub vs: VarStore,
     pub model: M,
     pub tuned: LnTuningModel,
 }
@@ -50,6 +58,12 @@ pub fn attach(vs: &VarStore, saved: &[&str]) -> LnTuningModel {
 }
 
 impl<M: Model> Case<M> {
+    /// The embedding of a decoder.
+    pub fn embedding(&self) -> Tensor {
+        let mut all = self.vs.variables().into_iter();
+        all.find(|(name, _)| name.ends_with("embed_tokens.weight")).unwrap().1
+    }
+
     pub fn new(config: &Value, head: Head, kind: Kind, saved: &[&str]) -> Self {
         tch::set_num_threads(1);
         let name = format!("{} {head:?} {kind:?}", config["model_type"]);
@@ -63,7 +77,7 @@ impl<M: Model> Case<M> {
             _ => vs.float(),
         }
         let tuned = attach(&vs, saved);
-        Case { name, _vs: vs, model, tuned }
+        Case { name, vs, model, tuned }
     }
 
     /// `run` of all rows under one adapter.
@@ -142,6 +156,14 @@ fn families() -> Vec<&'static str> {
     families
 }
 
+/// Inputs with the names of the rows, or without.
+pub fn named(inputs: Inputs<'_>, mixed: bool) -> Inputs<'_> {
+    if mixed {
+        return inputs.adapter_names(&NAMES);
+    }
+    inputs
+}
+
 #[test]
 fn each_row_of_a_decoder_has_its_adapter_bit_for_bit() {
     let (ids, masks) = (ids(), masks());
@@ -150,9 +172,138 @@ fn each_row_of_a_decoder_has_its_adapter_bit_for_bit() {
             Case::new(&decoder(family), Head::LanguageModel, Kind::Float, &[]);
         for mask in [None, Some(&masks[0]), Some(&masks[1])] {
             case.check(&NAMES, 0., |model, mixed| {
-                let inputs = Inputs::new(&ids).attention_mask(mask);
-                model.logits(if mixed { inputs.adapter_names(&NAMES) } else { inputs })
+                model.logits(named(Inputs::new(&ids).attention_mask(mask), mixed))
             });
+        }
+    }
+}
+
+/// RMSNorms round once, as the kernel does: bit for bit. The means of a LayerNorm's kernel are sums in another order in
+/// these kinds, so that few of its numbers are one unit off.
+#[test]
+fn in_bf16_and_f16_rows_are_those_of_set_adapter_bit_for_bit_or_to_few_units() {
+    let ids = ids();
+    for (kind, unit) in [(Kind::BFloat16, 2_f64.powi(-8)), (Kind::Half, 2_f64.powi(-11))] {
+        for (family, units) in [("llama", 0.), ("gemma3_text", 0.), ("qwen3", 0.), ("gpt2", 4.)] {
+            let mut case: Case<Decoder> =
+                Case::new(&decoder(family), Head::LanguageModel, kind, &[]);
+            case.check(&NAMES, units * unit, |model, mixed| {
+                model.logits(named(Inputs::new(&ids), mixed))
+            });
+        }
+    }
+}
+
+#[test]
+fn each_row_of_an_encoder_has_its_adapter_bit_for_bit() {
+    let (ids, masks) = (ids(), masks());
+    for model_type in ["bert", "roberta", "xlm-roberta", "distilbert"] {
+        let config = json!({
+            "model_type": model_type, "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "dim": 16,
+            "num_attention_heads": 4, "intermediate_size": 24, "hidden_dim": 24, "n_layers": 2, "n_heads": 4,
+            "max_position_embeddings": 16, "pad_token_id": 0,
+        });
+        for head in [Head::MaskedLm, Head::SequenceClassification, Head::TokenClassification] {
+            let mut case: Case<Encoder> = Case::new(&config, head, Kind::Float, &[]);
+            case.check(&NAMES, 0., |model, mixed| {
+                model.logits(named(Inputs::new(&ids).attention_mask(&masks[1]), mixed))
+            });
+        }
+    }
+}
+
+#[test]
+fn both_stacks_of_an_encoder_decoder_have_the_adapters_of_rows_bit_for_bit() {
+    let (ids, masks) = (ids(), masks());
+    let decoder_ids = ids.narrow(1, 0, 5).contiguous();
+    for config in [t5(), bart()] {
+        let mut case: Case<Seq2Seq> = Case::new(&config, Head::LanguageModel, Kind::Float, &[]);
+        case.check(&NAMES, 0., |model, mixed| {
+            let inputs = Inputs::new(&ids).attention_mask(&masks[1]).decoder_ids(&decoder_ids);
+            model.logits(named(inputs, mixed))
+        });
+        case.check(&NAMES, 0., |model, mixed| model.encode(named(Inputs::new(&ids), mixed)));
+    }
+    // Some layers are in another kind than the norms.
+    let mut case: Case<Seq2Seq> = Case::new(&t5(), Head::LanguageModel, Kind::Half, &[]);
+    case.check(&NAMES, 0., |model, mixed| {
+        model.logits(named(Inputs::new(&ids).decoder_ids(&decoder_ids), mixed))
+    });
+}
+
+pub fn t5() -> Value {
+    json!({
+        "model_type": "t5", "vocab_size": 40, "d_model": 12, "d_kv": 6, "d_ff": 16, "num_layers": 2, "num_heads": 2,
+        "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 8, "decoder_start_token_id": 0,
+        "eos_token_id": 1, "pad_token_id": 0,
+    })
+}
+
+pub fn bart() -> Value {
+    json!({
+        "model_type": "bart", "vocab_size": 40, "d_model": 12, "encoder_layers": 2, "decoder_layers": 2,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+        "max_position_embeddings": 20, "pad_token_id": 0, "decoder_start_token_id": 2, "eos_token_id": 2,
+        "forced_eos_token_id": null,
+    })
+}
+
+fn image_model(model_type: &str) -> Value {
+    json!({
+        "model_type": model_type, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 16, "image_size": 8, "patch_size": 4,
+    })
+}
+
+#[test]
+fn each_image_of_a_vision_model_has_its_adapter_bit_for_bit() {
+    let images = noise(&[4, 3, 8, 8], 50);
+    let pixels = |mixed| named(Inputs::images(&images), mixed);
+    let class = Head::ImageClassification;
+    Case::<ViTForImageClassification>::new(&image_model("vit"), class, Kind::Float, &[]).check(
+        &NAMES,
+        0.,
+        |model, mixed| model.logits(pixels(mixed)),
+    );
+    Case::<Dinov2>::new(&image_model("dinov2"), class, Kind::Float, &[]).check(
+        &NAMES,
+        0.,
+        |model, mixed| model.logits(pixels(mixed)),
+    );
+    let ids = ids();
+    let texts = |mixed| named(Inputs::new(&ids), mixed);
+    for model_type in ["clip", "siglip"] {
+        let text = json!({
+            "vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "intermediate_size": 16, "max_position_embeddings": 10, "eos_token_id": 2,
+        });
+        let config = json!({
+            "model_type": model_type, "text_config": text, "projection_dim": 8,
+            "vision_config": image_model(&format!("{model_type}_vision_model")),
+        });
+        Case::<TowerClassifier>::new(&config, class, Kind::Float, &[]).check(
+            &NAMES,
+            0.,
+            |model, mixed| model.logits(pixels(mixed)),
+        );
+        if model_type == "clip" {
+            let mut case = Case::<Clip>::new(&config, Head::None, Kind::Float, &[]);
+            case.check(&NAMES, 0., |model, mixed| model.image_features(pixels(mixed)));
+            case.check(&NAMES, 0., |model, mixed| model.text_features(texts(mixed)));
+            let few = images.narrow(0, 0, 2);
+            let error = case.model.logits(texts(true).pixel_values(&few)).unwrap_err();
+            assert!(error.to_string().contains("4 texts and 2 images"), "{error}");
+        } else {
+            let mut case = Case::<Siglip>::new(&config, Head::None, Kind::Float, &[]);
+            case.check(&NAMES, 0., |model, mixed| model.image_features(pixels(mixed)));
+            case.check(&NAMES, 0., |model, mixed| model.text_features(texts(mixed)));
+            // The score of a text and an image of one row.
+            let both = |mixed| texts(mixed).pixel_values(&images);
+            let own = case.row_by_row(&NAMES, &|model| {
+                Ok(model.logits(both(false))?.diagonal(0, 0, 1).contiguous())
+            });
+            let mixed = no_grad(|| case.model.logits(both(true)).unwrap()).diagonal(0, 0, 1);
+            assert!((mixed - own).abs().max().double_value(&[]) < 1e-5);
         }
     }
 }

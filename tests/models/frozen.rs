@@ -374,6 +374,7 @@ fn the_words_of_a_frozen_base_are_read_as_they_are_written() {
         ("gguf", Form::Gguf, Place::Mapped),
         ("int8", Form::Int8, Place::Mapped),
         ("nf4", Form::Nf4, Place::Mapped),
+        ("packed", Form::Packed, Place::Mapped),
         ("nf4, streamed", Form::Nf4, Place::Streamed),
         ("gguf, device", Form::Gguf, Place::Device),
     ] {
@@ -392,7 +393,8 @@ fn the_words_of_a_frozen_base_are_read_as_they_are_written() {
     assert_eq!("streamed,nf4".parse::<Frozen>().unwrap().to_string(), "nf4, streamed");
     let shares = ["resident 0.5", "nf4, resident 1", "streamed, resident", "streamed, resident 2"];
     let more = ["streamed, resident NaN", "streamed, resident 0.5, resident 0.5"];
-    let bad = ["", "int4", "nf4, int8", "device, mapped", "NF4", "nf4 streamed"];
+    let bad =
+        ["packed, streamed", "", "int4", "nf4, int8", "device, mapped", "NF4", "nf4 streamed"];
     for bad in bad.into_iter().chain(shares).chain(more) {
         let error = bad.parse::<Frozen>().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{bad}");

@@ -26,6 +26,8 @@ mod loading;
 mod minilm;
 mod naming;
 mod nesting;
+#[cfg(feature = "kernels")]
+mod packed;
 mod padding;
 mod ropes;
 mod seeing;

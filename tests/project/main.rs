@@ -5,7 +5,10 @@ mod common;
 #[path = "../nets/mod.rs"]
 mod nets;
 
+#[cfg(feature = "distributed")]
+mod c10d;
 mod numbers;
 mod packaging;
+mod patched;
 mod quickstart;
 mod structure;

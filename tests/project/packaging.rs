@@ -40,7 +40,7 @@ fn the_package_has_no_warning_and_its_documentation_needs_no_libtorch_and_shows_
     run(Command::new("tar").arg("-xzf").arg(archive).arg("-C").arg(dir.path()));
 
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["doc", "--no-deps", "--features", "doc-only", "--locked", "--offline"]);
+    cargo.args(["doc", "--no-deps", "--features", "doc-only,distributed", "--locked", "--offline"]);
     cargo.current_dir(dir.path().join(NAME)).env("CARGO_TARGET_DIR", target);
     cargo.env("RUSTDOCFLAGS", "-D warnings");
     for libtorch in ["LIBTORCH", "LIBTORCH_USE_PYTORCH", "LIBTORCH_LIB", "LIBTORCH_INCLUDE"] {

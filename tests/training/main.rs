@@ -14,6 +14,7 @@ mod gradients;
 mod half_precision;
 mod loss;
 mod loss_scale;
+mod mixed;
 mod new_heads;
 mod optimizer;
 mod optimizer_state;

@@ -1,16 +1,15 @@
 //! Text continued by a model and its adapters, streaming; several answers are shown side by side.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
-use std::time::Instant;
 
-use anyhow::{anyhow, ensure, Context, Result};
-use ln_tuning::models::{GenerateOptions, Head, Inputs, Load};
+use anyhow::{ensure, Context, Result};
+use ln_tuning::models::{GenerateOptions, Head, Load};
 use ln_tuning::pretrained::{Frozen, ModelFiles};
 use ln_tuning::LnTuningModel;
 use tch::{Device, Kind, Tensor};
-use tokenizers::Tokenizer;
 
+use super::answers::{self, Answering, Row, BASE};
 use super::key_mapping::KeyMapping;
 use crate::device::{self, ModelKind};
 use crate::language::encoder::{Prompt, TextEncoder};
@@ -31,7 +30,7 @@ pub struct Args {
     /// A language model: a directory with a tokenizer.json, or a GGUF file
     #[arg(long)]
     model: PathBuf,
-    /// A PEFT directory and a name for it; the answers of several are shown side by side
+    /// A PEFT directory and a name for it. Several answer in one batch, and their answers are shown side by side
     #[arg(long = "adapter", value_name = "NAME=DIR")]
     adapters: Vec<String>,
     #[command(flatten)]
@@ -39,9 +38,13 @@ pub struct Args {
     /// Show the base's answer beside those of the adapters
     #[arg(long)]
     base: bool,
-    /// The text to continue. Default: the standard input
-    #[arg(long)]
-    prompt: Option<String>,
+    /// The text to continue, by all adapters; may be given many times. Default: the standard input
+    #[arg(long, value_name = "TEXT")]
+    prompt: Vec<String>,
+    /// A text that one adapter continues, beside the others in the same batch; __base__ is the base. May be given many
+    /// times
+    #[arg(long, value_name = "NAME=TEXT")]
+    prompt_for: Vec<String>,
     /// A picture, for a model of images and texts; may be given many times. The prompt says by <image> where each is;
     /// otherwise they come before it
     #[arg(long = "image", value_name = "FILE")]
@@ -71,8 +74,8 @@ pub struct Args {
     /// holds that
     #[arg(long, value_enum, default_value_t)]
     kind: ModelKind,
-    /// The way in which the model's matrices are kept: mapped, device, gguf (the blocks of a GGUF file), int8, nf4 or
-    /// streamed; or two of them, as nf4,streamed
+    /// The way in which the model's matrices are kept: mapped, device, gguf (the blocks of a GGUF file), int8, nf4,
+    /// packed (the order that the CPU multiplies fastest with) or streamed; or two of them, as nf4,streamed
     #[arg(long, value_name = "HOW", default_value_t)]
     base_weights: Frozen,
     /// auto (a CUDA device if there is one), cpu, cuda or cuda:N
@@ -86,12 +89,13 @@ pub struct Args {
 const EXAMPLE: &str = "\
 Example:
   ln-tuning generate --model Llama-3.2-1B --adapter mine=tuned/adapter --prompt 'Once upon a time'
+  ln-tuning generate --model Llama-3.2-1B --adapter a=poetry --adapter b=prose --prompt-for 'a=Shall I' --prompt-for 'b=It was'
   ln-tuning generate --model SmolLM2-135M-Instruct.Q4_1.gguf --chat --prompt 'What is the capital of France?'
   ln-tuning generate --model llava-1.5-7b-hf --chat --image cat.png --prompt 'What is the animal doing?'";
 
 /// Helps where memory is not enough.
 const SMALLER: &str =
-    "Give a shorter prompt, a smaller --max-new-tokens, --kind bf16, --base-weights nf4, or another --device, such as cpu";
+    "Give fewer or shorter prompts, a smaller --max-new-tokens, --kind bf16, --base-weights nf4, or another --device, such as cpu";
 
 pub fn run(args: &Args) -> Result<()> {
     generated(args).map_err(|error| memory::explained(error, SMALLER))
@@ -120,17 +124,17 @@ fn generated(args: &Args) -> Result<()> {
         vision::model_types().join(", ")
     );
     let grids = encoder.grids(&pictures, Vision::grid)?;
-    let ids = prompt_ids(args, &encoder, &grids)?.f_to_device(device)?;
+    let Asked { prompts, rows } = asked(args, &adapters)?;
+    let ids = prompts.iter().map(|prompt| prompt_ids(args, prompt, &encoder, &grids));
+    let ids = ids.collect::<Result<Vec<_>>>()?;
 
     let kind = args.kind.answering(device, &files);
     let (files, bar) = progress::loading(files)?;
     let wanted = Load::on(device).kind(kind).frozen(args.base_weights).head(Head::LanguageModel);
     let (vs, model) = LanguageModel::load(files, &wanted)?;
     bar.finish_and_clear();
-    let sizes = encoder.sizes(&grids)?;
-    let pixels = pixels(&encoder, pictures.iter().zip(grids), model.kind())?;
+    let pixels = pixels(&encoder, pictures.iter().zip(grids.iter().copied()), model.kind())?;
     let pixels = pixels.map(|pixels| pixels.f_to_device(device)).transpose()?;
-    let inputs = sizes.beside(Inputs::new(&ids).pixel_values(pixels.as_ref()));
     let load = args.key_mapping.load_options();
     let mut tuned: Option<LnTuningModel> = None;
     for (name, dir) in &adapters {
@@ -140,48 +144,78 @@ fn generated(args: &Args) -> Result<()> {
         }
     }
 
+    let stops = special::eos_ids(&words, tokenizer)?;
     let options = GenerateOptions::default()
         .max_new_tokens(args.max_new_tokens)
         .temperature(args.temperature)
         .top_k(args.top_k)
         .top_p(args.top_p)
         .seed(args.seed)
-        .stop_tokens(special::eos_ids(&words, tokenizer)?);
-    let answer = |stream: bool| generate(&model, tokenizer, inputs, &options, stream);
-    let Some(mut tuned) = tuned else {
-        return answer(true).map(drop);
+        .stop_tokens(stops.iter().copied());
+    let answering = Answering {
+        model: &model,
+        encoder: &encoder,
+        options: &options,
+        stops: &stops,
+        device,
+        pixels: pixels.as_ref(),
+        grids: &grids,
     };
-    let mut answers = Vec::new();
-    let several = adapters.len() + usize::from(args.base) > 1;
-    if args.base {
-        answers.push(("base".to_owned(), tuned.with_disabled(|| answer(!several))??));
-    }
-    for (name, _) in &adapters {
-        tuned.set_adapter(name)?;
-        answers.push((name.clone(), answer(!several)?));
-    }
-    if several {
-        print!("{}", columns::side_by_side(&answers, columns::width()));
+    let answers = answering.answers(&ids, &rows, tuned.as_mut())?;
+    if rows.len() > 1 {
+        print!("{}", answers::table(&prompts, &rows, &answers, columns::width()));
     }
     Ok(())
 }
 
-/// `[1, length]`.
-fn prompt_ids(args: &Args, encoder: &TextEncoder, grids: &[Grid]) -> Result<Tensor> {
-    let prompt = match &args.prompt {
-        Some(prompt) => prompt.clone(),
-        None => {
-            if std::io::stdin().is_terminal() {
-                eprintln!("type the prompt, then press Ctrl-D");
-            }
-            let mut prompt = String::new();
-            std::io::stdin().read_to_string(&mut prompt).context("the prompt")?;
-            prompt
+/// The prompts, and who answers each.
+struct Asked {
+    prompts: Vec<String>,
+    rows: Vec<Row>,
+}
+
+fn asked(args: &Args, adapters: &[(String, PathBuf)]) -> Result<Asked> {
+    let mut prompts = args.prompt.clone();
+    if prompts.is_empty() && args.prompt_for.is_empty() {
+        if std::io::stdin().is_terminal() {
+            eprintln!("type the prompt, then press Ctrl-D");
         }
-    };
+        let mut prompt = String::new();
+        std::io::stdin().read_to_string(&mut prompt).context("the prompt")?;
+        prompts.push(prompt);
+    }
+    let mut names: Vec<&str> = adapters.iter().map(|(name, _)| name.as_str()).collect();
+    if args.base || names.is_empty() {
+        names.insert(0, BASE);
+    }
+    let each = (0..prompts.len()).flat_map(|prompt| names.iter().map(move |name| (prompt, *name)));
+    let row = |(prompt, name): (usize, &str)| Row { prompt, name: name.to_owned() };
+    let mut rows: Vec<Row> = each.map(row).collect();
+    for prompt_for in &args.prompt_for {
+        let (name, text) = prompt_for
+            .split_once('=')
+            .with_context(|| format!("--prompt-for '{prompt_for}', expected NAME=TEXT"))?;
+        ensure!(
+            name == BASE || adapters.iter().any(|(known, _)| known == name),
+            "--prompt-for '{name}=…' names no adapter: give --adapter '{name}=DIR', or one of {BASE}{}",
+            adapters.iter().map(|(known, _)| format!(", {known}")).collect::<String>()
+        );
+        rows.push(row((prompts.len(), name)));
+        prompts.push(text.to_owned());
+    }
+    Ok(Asked { prompts, rows })
+}
+
+/// The ids of a prompt.
+fn prompt_ids(
+    args: &Args,
+    prompt: &str,
+    encoder: &TextEncoder,
+    grids: &[Grid],
+) -> Result<Vec<i64>> {
     // Without marks, pictures come first.
     let prompt = if encoder.marks().iter().any(|mark| prompt.contains(mark)) {
-        prompt
+        prompt.to_owned()
     } else {
         format!("{}{prompt}", format!("{MARK}\n").repeat(grids.len()))
     };
@@ -203,7 +237,7 @@ fn prompt_ids(args: &Args, encoder: &TextEncoder, grids: &[Grid]) -> Result<Tens
     let ids = encoder.prompt(&prompt, grids)?;
     let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
     ensure!(!ids.is_empty(), "the prompt is empty");
-    Ok(Tensor::f_from_slice(&ids)?.f_view([1, -1])?)
+    Ok(ids)
 }
 
 /// The tiles of all pictures, in the model's kind.
@@ -218,46 +252,4 @@ fn pixels<'p>(
     let pixels = pictures.map(|(picture, grid)| vision.pixels(picture, grid));
     let pixels = Tensor::f_cat(&pixels.collect::<Result<Vec<_>>>()?, 0)?;
     Ok(Some(pixels.f_to_kind(kind)?))
-}
-
-/// The answer's text, which is shown as it comes if `stream` says so.
-fn generate(
-    model: &LanguageModel,
-    tokenizer: &Tokenizer,
-    inputs: Inputs,
-    options: &GenerateOptions,
-    stream: bool,
-) -> Result<String> {
-    let mut decoder = tokenizer.decode_stream(true);
-    let (mut answer, mut new, mut failed) = (String::new(), Vec::new(), None);
-    let start = Instant::now();
-    let _ = model.generate_streaming(inputs, options, |tokens| {
-        new.push(tokens[0] as u32);
-        match decoder.step(tokens[0] as u32) {
-            Ok(text) => {
-                let text = text.unwrap_or_default();
-                if stream {
-                    print!("{text}");
-                    let _ = std::io::stdout().flush();
-                }
-                answer += &text;
-                true
-            }
-            Err(error) => {
-                failed = Some(anyhow!(error));
-                false
-            }
-        }
-    })?;
-    if let Some(error) = failed {
-        return Err(error.context("a token cannot be decoded"));
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    // The stream holds back a character whose last bytes never came.
-    let whole = tokenizer.decode(&new, true).map_err(|error| anyhow!(error))?;
-    if stream {
-        println!("{}", whole.strip_prefix(&answer).unwrap_or_default());
-    }
-    eprintln!("{} tokens, {:.1} a second", new.len(), new.len() as f64 / seconds);
-    Ok(whole)
 }

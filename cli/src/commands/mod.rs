@@ -1,5 +1,6 @@
 //! The commands: one per file, each with its flags and its `run`.
 
+mod answers;
 mod completions;
 mod generate;
 mod inspect;

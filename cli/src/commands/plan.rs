@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, value_name = "BAND")]
     layers: Option<Layers>,
     /// The way in which the model's matrices would be kept, as `base` of training and --base-weights of generate:
-    /// mapped, device, gguf, int8, nf4 or streamed; or two of them, as nf4,device
+    /// mapped, device, gguf, int8, nf4, packed or streamed; or two of them, as nf4,device
     #[arg(long, value_name = "HOW", default_value_t)]
     base_weights: Frozen,
     /// Print JSON

@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use clap::ValueEnum;
 
 use crate::language::settings::LanguageData;
 use crate::progress;
 use crate::train::ranks::Ranks;
 use crate::train::settings::{RunSettings, TaskName};
+use crate::train::several::grid::{self, Named};
+use crate::train::several::{tasks, Purpose, Several};
 use crate::train::start::Mode;
 use crate::train::yaml::Given;
 use crate::train::{detect, former, interrupt, memory};
@@ -44,6 +46,23 @@ pub struct Args {
     #[arg(long, value_name = "then-train", num_args = 0..=1, require_equals = true, default_missing_value = "only")]
     #[arg(conflicts_with_all = ["dry_run", "show"])]
     find_lr: Option<FindLr>,
+    /// Train with each of these values of a setting, all on one base at once: the runs share the base and what is read,
+    /// and end as each would alone. The adapter of the best is kept, by eval_loss or, without evaluation, by the loss of
+    /// the last tenth of the steps. Given twice or more: all combinations. For settings of the optimiser, the schedule,
+    /// clipping, loss_scale and seed
+    #[arg(long, value_name = "KEY=VALUE,VALUE", conflicts_with = "find_lr")]
+    sweep: Vec<String>,
+    /// Of a sweep or tasks: run after run in each step, so that each ends, to the bit, as it would alone. Otherwise rows of
+    /// several runs go through the model together where that is faster, and results differ in the last digits
+    #[arg(long)]
+    exact: bool,
+    /// Keep the adapters of all runs of a sweep, each in its folder
+    #[arg(long, requires = "sweep")]
+    keep_all: bool,
+    /// Stop the worse half of a sweep's runs at half of the steps, and at the half of that, until one is left for the
+    /// second half
+    #[arg(long, requires = "sweep")]
+    halving: bool,
     /// Under torchrun: seconds that a rank waits for the others, at the start and in each step, before it gives up
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     ddp_timeout: u64,
@@ -66,6 +85,7 @@ Example:
   ln-tuning train --sample language > lm.yaml
   ln-tuning train lm.yaml --set optimizer.lr=1e-3 --dry-run
   ln-tuning train lm.yaml --find-lr
+  ln-tuning train lm.yaml --sweep optimizer.lr=1e-3,3e-3,1e-2
   ln-tuning train --set model=bert-base-uncased --set data.train=reviews.csv
   torchrun --nproc-per-node 8 --no-python ln-tuning train lm.yaml";
 
@@ -90,10 +110,33 @@ fn at_place(args: &Args, ranks: &Ranks) -> Result<()> {
         return Ok(());
     }
     let given = Given::read(args.file.as_deref(), &args.set)?;
+    let tasks = tasks::runs(&given)?;
+    if let Some(first) = tasks.first() {
+        let other = [
+            (!args.sweep.is_empty(), "--sweep"),
+            (args.find_lr.is_some(), "--find-lr"),
+            (!given.list("stages")?.is_empty(), "'stages'"),
+        ];
+        let other = other.iter().find(|(there, _)| *there);
+        if let Some((_, other)) = other {
+            bail!("{other} is for a run without 'tasks': leave one of them out");
+        }
+        let task = detect::task(&first.given)?;
+        return at_once(args, task, tasks, Purpose::Tasks, ranks);
+    }
     let task = detect::task(&given)?;
     let stages = given.stages()?;
     if !stages.is_empty() {
+        ensure!(
+            args.sweep.is_empty(),
+            "--sweep is for a run without 'stages': leave one of them out"
+        );
         return in_stages(args, task, &stages, ranks);
+    }
+    if !args.sweep.is_empty() {
+        let runs = grid::runs(&given, &args.sweep)?;
+        let purpose = Purpose::Sweep { halving: args.halving, keep_all: args.keep_all };
+        return at_once(args, task, runs, purpose, ranks);
     }
     let mut settings = given.over(sample(task))?;
     let kept = former::keep(&given, &mut settings);
@@ -106,8 +149,7 @@ fn at_place(args: &Args, ranks: &Ranks) -> Result<()> {
     }
     let mode = match args.find_lr {
         Some(after) => Mode::FindLr { train: after == FindLr::ThenTrain },
-        None if args.dry_run => Mode::DryRun { json: args.json },
-        None => Mode::Train,
+        None => mode(args),
     };
     let done = match task {
         TaskName::Language => {
@@ -122,6 +164,56 @@ fn at_place(args: &Args, ranks: &Ranks) -> Result<()> {
         }
     };
     done.map(drop).map_err(|error| memory::explained(error, memory::SETTINGS))
+}
+
+fn mode(args: &Args) -> Mode {
+    if args.dry_run {
+        Mode::DryRun { json: args.json }
+    } else {
+        Mode::Train
+    }
+}
+
+/// Several runs on one base, each in a folder of its own.
+fn at_once(
+    args: &Args,
+    task: TaskName,
+    runs: Vec<Named>,
+    purpose: Purpose,
+    ranks: &Ranks,
+) -> Result<()> {
+    ensure!(
+        ranks.are_one(),
+        "WORLD_SIZE is {}, and several runs (--sweep, 'tasks') train in one process: start it without a launcher, or \
+         train them one by one",
+        ranks.size()
+    );
+    let folders = grid::folders(runs.iter().map(|run| run.name.as_str()));
+    let mut trees = Vec::with_capacity(runs.len());
+    let mut out = PathBuf::new();
+    for (Named { name, given }, folder) in runs.into_iter().zip(folders) {
+        let mut tree = given.over(sample(task))?;
+        out = PathBuf::from(tree.all["out"].as_str().unwrap_or_default());
+        let own = if purpose == Purpose::Tasks { out.clone() } else { out.join("runs") };
+        tree.all["out"] = own.join(folder).display().to_string().into();
+        if args.show {
+            print!("---\n{}", serde_yaml::to_string(&tree.all)?);
+        }
+        trees.push((name, tree));
+    }
+    if args.show {
+        return Ok(());
+    }
+    let mode = mode(args);
+    let done = match task {
+        TaskName::Language => {
+            language::train_several(&Several::new(out, &trees, purpose, args.exact, ranks)?, mode)
+        }
+        TaskName::Classifier => {
+            classifier::train_several(&Several::new(out, &trees, purpose, args.exact, ranks)?, mode)
+        }
+    };
+    done.map_err(|error| memory::explained(error, memory::SETTINGS))
 }
 
 /// One stage after the other, each in a folder of its own; in the end all that they trained is one adapter.
@@ -148,7 +240,7 @@ fn in_stages(args: &Args, task: TaskName, stages: &[Given], ranks: &Ranks) -> Re
     if args.show {
         return Ok(());
     }
-    let mode = if args.dry_run { Mode::DryRun { json: args.json } } else { Mode::Train };
+    let mode = mode(args);
     for (number, (_, run)) in runs.iter().enumerate().skip(1) {
         let data = &run.all["data"];
         let rows = runs[..number].iter().all(|(_, before)| before.all["data"] != *data);
@@ -197,8 +289,27 @@ mod tests {
     fn keys(sample: &Value, above: &str) -> Vec<String> {
         let Value::Mapping(map) = sample else { return vec![above.trim_end_matches('.').into()] };
         let named = map.iter().map(|(key, value)| (key.as_str().unwrap(), value));
-        let inner = named.filter(|(key, _)| !["adapter", "task", "stages"].contains(key));
+        let inner = named.filter(|(key, _)| !["adapter", "task", "stages", "tasks"].contains(key));
         inner.flat_map(|(key, value)| keys(value, &format!("{above}{key}."))).collect()
+    }
+
+    #[test]
+    fn every_setting_of_the_samples_can_be_swept_or_there_is_a_reason() {
+        for task in [TaskName::Language, TaskName::Classifier] {
+            let sample: Value = serde_yaml::from_str(sample(task)).unwrap();
+            for key in sample.as_mapping().unwrap().keys().filter_map(Value::as_str) {
+                let given = Given::read(None, &[]).unwrap();
+                let swept = grid::runs(&given, &[format!("{key}=0,1")]);
+                let reason = swept.map_err(|error| error.to_string()).err();
+                let may = grid::SWEPT.contains(&key);
+                assert_eq!(may, reason.is_none(), "{key}: {reason:?}");
+                let task = tasks::runs(
+                    &Given::read(None, &[format!("tasks=[{{name: a, {key}: 0}}]")]).unwrap(),
+                );
+                let own = task.map_err(|error| error.to_string()).err();
+                assert_eq!(tasks::OWN.contains(&key), own.is_none(), "{key}: {own:?}");
+            }
+        }
     }
 
     #[test]

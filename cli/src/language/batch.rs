@@ -63,6 +63,32 @@ impl Tokens {
         Ok(if fixed { Seen::Features(all) } else { Seen::Pixels(all) })
     }
 
+    /// Texts of several batches in one, padded on the right, where no token looks.
+    pub fn together(batches: &[&Tokens]) -> Result<Tokens> {
+        let length = batches.iter().map(|batch| batch.length()).max().unwrap_or(0);
+        let ids = padded(batches.iter().map(|batch| &batch.ids), length, |_| 0)?;
+        let packed = batches.iter().any(|batch| batch.documents.is_some());
+        let documents = batches.iter().map(|batch| match &batch.documents {
+            Some(documents) => Ok(documents.shallow_clone()),
+            // Each row is one.
+            None => Ok(batch.ids.f_zeros_like()?),
+        });
+        let documents = documents.collect::<Result<Vec<_>>>()?;
+        // Each place of the padding is a document of its own, as in the batches themselves.
+        let own = |place: i64| -1 - (1 << 40) - place;
+        let documents = packed.then(|| padded(documents.iter(), length, own)).transpose()?;
+        Ok(Tokens { ids, documents, pictures: Vec::new(), sizes: Sizes::default() })
+    }
+
+    /// Places of a row.
+    pub fn length(&self) -> i64 {
+        self.ids.size().get(1).copied().unwrap_or(0)
+    }
+
+    pub fn rows(&self) -> i64 {
+        self.ids.size().first().copied().unwrap_or(0)
+    }
+
     pub fn inputs<'t>(&'t self, seen: &'t Seen, train: bool) -> Inputs<'t> {
         let inputs = Inputs::new(&self.ids).documents(self.documents.as_ref()).train(train);
         let inputs = self.sizes.beside(inputs);
@@ -72,4 +98,24 @@ impl Tokens {
             Seen::Features(features) => inputs.image_features(features),
         }
     }
+}
+
+/// Tables of whole numbers `[rows, places]` below each other, with `pad` of each place behind a shorter one's end.
+pub fn padded<'t>(
+    tables: impl Iterator<Item = &'t Tensor>,
+    length: i64,
+    pad: impl Fn(i64) -> i64,
+) -> Result<Tensor> {
+    let mut parts = Vec::new();
+    for table in tables {
+        let (rows, own) = table.size2()?;
+        if own == length {
+            parts.push(table.shallow_clone());
+            continue;
+        }
+        let pads: Vec<i64> = (own..length).map(&pad).collect();
+        let pads = Tensor::f_from_slice(&pads)?.f_expand([rows, length - own], false)?;
+        parts.push(Tensor::f_cat(&[table, &pads.f_to_device(table.device())?], 1)?);
+    }
+    Ok(Tensor::f_cat(&parts, 0)?)
 }

@@ -23,14 +23,16 @@ pub mod vision;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use ln_tuning::pretrained::ModelFiles;
-use ln_tuning::{Selection, TaskType};
+use ln_tuning::{LnTuningConfig, Selection, TaskType};
+use tch::Device;
 
 use crate::progress;
 use crate::text::files::TextFiles;
 use crate::train::ranks::Directory;
 use crate::train::settings::{RunSettings, Settings};
+use crate::train::several::{self, Several, Work};
 use crate::train::shift::{Asked, Shift};
 use crate::train::start::{start, Mode};
 use corpus::Corpus;
@@ -81,30 +83,94 @@ fn chosen(files: &ModelFiles, settings: &Settings) -> Result<Selection> {
     })
 }
 
+/// The data of a run, read and checked.
+struct Prepared {
+    encoder: TextEncoder,
+    words: TextFiles,
+    train: Corpus,
+    eval: Option<Corpus>,
+}
+
+impl Prepared {
+    fn open(run: &RunSettings<LanguageData>, files: &ModelFiles) -> Result<Self> {
+        let words = TextFiles::of(files)?;
+        let encoder = encoder(files, &words, &run.data)?;
+        let open = |path: &_| Corpus::open(path, &encoder, run);
+        let (mut train, eval) = run.files.open(run.common.seed, open, Corpus::split)?;
+        if encoder.vision.is_some() && chosen(files, &run.common)?.variables().all(is_of_pictures) {
+            train = train.with_pictures()?;
+        }
+        Ok(Prepared { encoder, words, train, eval })
+    }
+
+    fn check(&self, model: &LanguageModel) -> Result<()> {
+        let eval = self.eval.as_ref().and_then(Corpus::largest_id);
+        model.check_ids(self.train.largest_id().max(eval))
+    }
+
+    fn task<'m>(
+        self,
+        model: &'m LanguageModel,
+        device: Device,
+        run: &RunSettings<LanguageData>,
+    ) -> LanguageTask<'m> {
+        let Prepared { encoder, words, train, eval } = self;
+        LanguageTask::new(model, device, encoder, train, eval, words, run)
+    }
+}
+
+/// The configuration of the adapters.
+fn config(settings: &Settings) -> Result<LnTuningConfig> {
+    let mut config = settings.adapter()?;
+    config.task_type = config.task_type.or(Some(TaskType::CausalLm));
+    Ok(config)
+}
+
 /// Trains, on the base with the adapters of `before` in it. True if the run is at its end.
 pub fn train(run: &RunSettings<LanguageData>, mode: Mode, before: &[PathBuf]) -> Result<bool> {
     let settings = &run.common;
     let device = settings.device(&run.ranks)?;
     // Before the model is loaded: bad lines are found first.
     let files = ModelFiles::open(&settings.model)?;
-    let words = TextFiles::of(&files)?;
-    let encoder = encoder(&files, &words, &run.data)?;
-    let open = |path: &_| Corpus::open(path, &encoder, run);
-    let (mut train, eval) = run.files.open(settings.seed, open, Corpus::split)?;
-    if encoder.vision.is_some() && chosen(&files, settings)?.variables().all(is_of_pictures) {
-        train = train.with_pictures()?;
-    }
+    let prepared = Prepared::open(run, &files)?;
     // Bad lines are said once, and nobody waits for whoever has none.
     run.ranks.agree(Ok(()))?;
     let before: Vec<Directory> =
         before.iter().map(|dir| run.ranks.directory(dir)).collect::<Result<_>>()?;
     let (vs, model) = LanguageModel::open(files, settings, device)?;
-    model.check_ids(train.largest_id().max(eval.as_ref().and_then(Corpus::largest_id)))?;
+    prepared.check(&model)?;
     stages::carry(&vs, before.iter().map(|dir| dir.path.as_path()))?;
-    let mut config = settings.adapter()?;
-    config.task_type = config.task_type.or(Some(TaskType::CausalLm));
-    let task = LanguageTask::new(&model, device, encoder, train, eval, words, run);
-    start(&task, &vs, config, run, mode)
+    let task = prepared.task(&model, device, run);
+    start(&task, &vs, config(settings)?, run, mode)
+}
+
+/// Trains several adapters at once, each with its settings.
+pub fn train_several(several: &Several<LanguageData>, mode: Mode) -> Result<()> {
+    let runs = || several.members.iter().map(|member| &member.run);
+    let run = runs().next().context("there is no run")?;
+    let settings = &run.common;
+    let device = settings.device(&run.ranks)?;
+    let files = ModelFiles::open(&settings.model)?;
+    // A seed decides which documents stand in a row, and which are evaluated.
+    let data = |run: &RunSettings<LanguageData>| {
+        let seeded = run.data.packing && run.files.shuffle || run.files.eval_fraction > 0.;
+        (run.all["data"].clone(), seeded.then_some(run.common.seed))
+    };
+    let (of, firsts) = several::alike(runs().map(data));
+    let mut prepared = Vec::with_capacity(firsts.len());
+    for first in &firsts {
+        let member = &several.members[*first];
+        prepared.push(Prepared::open(&member.run, &files).with_context(|| member.name.clone())?);
+    }
+    let (vs, model) = LanguageModel::open(files, settings, device)?;
+    prepared.iter().try_for_each(|prepared| prepared.check(&model))?;
+    let prepared = prepared.into_iter().zip(&firsts);
+    let task = |(prepared, first): (Prepared, &usize)| {
+        prepared.task(&model, device, &several.members[*first].run)
+    };
+    let tasks: Vec<LanguageTask> = prepared.map(task).collect();
+    let work = Work { tasks: &tasks, of: &of, first_weights: &[] };
+    several::start(several, work, &vs, config(settings)?, mode)
 }
 
 /// Writes all that the adapters of some stages trained as one adapter; of what several trained, the last counts.

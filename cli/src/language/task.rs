@@ -11,7 +11,7 @@ use ln_tuning::models::{DecoderConfig, Inputs};
 use ln_tuning::recompute::Tape;
 use tch::{Device, Kind, Tensor};
 
-use super::batch::{Shown, Tokens};
+use super::batch::{padded, Seen, Shown, Tokens};
 use super::corpus::{Corpus, Part};
 use super::encoder::TextEncoder;
 use super::features::{Features, Key};
@@ -25,7 +25,7 @@ use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::order::Random;
 use crate::train::settings::RunSettings;
-use crate::train::task::{numbers, Batch, Load, Of, Scores, Task};
+use crate::train::task::{numbers, Batch, Load, Of, OfRun, Scores, Task};
 
 pub struct LanguageTask<'m> {
     model: &'m LanguageModel,
@@ -251,6 +251,33 @@ impl Task for LanguageTask<'_> {
             .map(|(batch, seen)| (batch.inputs.inputs(seen, true), &batch.labels))
             .collect();
         self.model.losses(&batches, Reduction::SumOver(over), tape)
+    }
+
+    fn goes_together(&self, batch: &Of<Self>) -> bool {
+        batch.inputs.pictures.is_empty()
+    }
+
+    fn losses_together<'t>(
+        &'t self,
+        batches: &[OfRun<Self>],
+        tape: &mut Tape<'t>,
+    ) -> ln_tuning::Result<Vec<Tensor>> {
+        let own: Vec<&Tokens> = batches.iter().map(|of| &of.batch.inputs).collect();
+        let all = Tokens::together(&own)?;
+        let labels = batches.iter().map(|of| &of.batch.labels);
+        let labels = padded(labels, all.length(), |_| IGNORE_INDEX)?;
+        let names = batches.iter().zip(&own);
+        let names = names.flat_map(|(of, own)| (0..own.rows()).map(|_| of.adapter));
+        let names: Vec<&str> = names.collect();
+        let inputs = all.inputs(&Seen::Nothing, true).adapter_names(&names);
+        let rows = self.model.loss(inputs, &labels, Reduction::SumPerRow, tape)?;
+        let mut start = 0;
+        let losses = batches.iter().zip(own).map(|(of, own)| {
+            let sum = rows.f_narrow(0, start, own.rows())?.f_sum(rows.f_kind()?)?;
+            start += own.rows();
+            Ok(sum.f_div(&Tensor::from(of.over as f64).f_to_device(sum.device())?)?)
+        });
+        losses.collect()
     }
 
     fn goes_block_by_block(&self) -> bool {

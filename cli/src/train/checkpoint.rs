@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure, Context, Result};
 use ln_tuning::pretrained::{Frozen, Place};
-use ln_tuning::{regular, LnTuningModel, LoadOptions, Optimizer, SavedAdapter, DEFAULT_ADAPTER};
+use ln_tuning::{regular, LnTuningModel, LoadOptions, Optimizer, SaveOptions, SavedAdapter};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -96,6 +96,9 @@ impl State {
 /// Settings that may change with the number of ranks.
 const SIZES: [&str; 3] = ["batch_size", "accumulation", "global_batch_size"];
 
+/// The record of several runs, which have folders of their own.
+pub const RUNS: &str = "runs.json";
+
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const UNFINISHED: &str = ".unfinished-";
@@ -113,6 +116,7 @@ pub fn save(
     out: &Path,
     state: &State,
     tuned: &LnTuningModel,
+    adapter: &str,
     optimizer: &mut Optimizer,
 ) -> Result<()> {
     let (folder, dir) = (folder(out), dir(out, state.step));
@@ -124,7 +128,7 @@ pub fn save(
     let mut write = || -> Result<()> {
         let _ = fs::remove_dir_all(&unfinished);
         fs::create_dir_all(&unfinished)?;
-        tuned.save_pretrained(&unfinished)?;
+        tuned.save_pretrained_with(&unfinished, &SaveOptions::default().only(adapter))?;
         optimizer.save(unfinished.join(OPTIMIZER))?;
         fs::write(unfinished.join(STATE), serde_json::to_string_pretty(state)?)?;
         File::open(unfinished.join(STATE))?.sync_all()?;
@@ -173,7 +177,24 @@ pub fn begin(
     plan: &mut Plan,
 ) -> Result<(State, Option<String>)> {
     let out = &settings.out;
-    let Some(step) = steps(out)?.pop() else {
+    ensure!(
+        !out.join(RUNS).exists(),
+        "'{}' holds several runs, of a sweep or of tasks: choose another 'out', or repeat their command to go on",
+        out.display()
+    );
+    begin_at(steps(out)?.pop(), settings, all, data, plan)
+}
+
+/// [`begin`] with the checkpoint of this step, or without one.
+pub fn begin_at(
+    step: Option<u64>,
+    settings: &Settings,
+    all: Value,
+    data: String,
+    plan: &mut Plan,
+) -> Result<(State, Option<String>)> {
+    let out = &settings.out;
+    let Some(step) = step else {
         return Ok((State::new(all, data, plan), None));
     };
     let path = dir(out, step).join(STATE);
@@ -216,15 +237,30 @@ pub fn load(
     dir: &Path,
     named: &Path,
     tuned: &mut LnTuningModel,
+    adapter: &str,
     optimizer: &mut Optimizer,
 ) -> Result<()> {
     let mut take = || -> Result<()> {
         let weights = SavedAdapter::open(dir)?.tensors;
-        tuned.load_state_dict(DEFAULT_ADAPTER, &weights, &LoadOptions::default())?;
+        tuned.load_state_dict(adapter, &weights, &LoadOptions::default())?;
         optimizer.load(dir.join(OPTIMIZER))?;
         Ok(())
     };
     take().with_context(|| format!("the checkpoint '{}' cannot be read", named.display()))
+}
+
+/// Removes the checkpoints behind a step, from which the run goes on.
+pub fn forget_behind(out: &Path, step: u64) -> Result<()> {
+    steps(out)?.into_iter().filter(|later| *later > step).try_for_each(|later| remove(out, later))
+}
+
+/// Removes a checkpoint, under another name first: it is never there in part.
+fn remove(out: &Path, step: u64) -> Result<()> {
+    let gone = folder(out).join(format!("{UNFINISHED}{step}"));
+    let _ = fs::remove_dir_all(&gone);
+    let dir = dir(out, step);
+    let removed = fs::rename(&dir, &gone).and_then(|()| fs::remove_dir_all(&gone));
+    removed.with_context(|| format!("cannot remove '{}'", dir.display()))
 }
 
 /// Keeps the newest `keep_last` checkpoints and the best one. Unfinished ones go as well.
@@ -235,15 +271,7 @@ pub fn rotate(out: &Path, keep_last: usize, best: Option<u64>) -> Result<()> {
         let _ = fs::remove_dir_all(entry.path());
     }
     let old = &steps[..steps.len().saturating_sub(keep_last)];
-    for step in old.iter().filter(|step| Some(**step) != best) {
-        // Under another name first: a checkpoint is never there in part.
-        let gone = folder(out).join(format!("{UNFINISHED}{step}"));
-        let _ = fs::remove_dir_all(&gone);
-        let dir = dir(out, *step);
-        let removed = fs::rename(&dir, &gone).and_then(|()| fs::remove_dir_all(&gone));
-        removed.with_context(|| format!("cannot remove '{}'", dir.display()))?;
-    }
-    Ok(())
+    old.iter().filter(|step| Some(**step) != best).try_for_each(|step| remove(out, *step))
 }
 
 /// The first key whose values differ, with both; those that are `free` may.

@@ -136,8 +136,9 @@ pub fn measure<T: Task>(
     for tensor in vs.variables().values() {
         weights += tensor.numel() as u64 * tensor.f_kind()?.elt_size_in_bytes() as u64;
     }
-    // Masters, gradients and two moments.
-    let trained = tuned.trainable_parameters().trainable * 16;
+    // Masters, gradients and two moments, of each adapter.
+    let runs = tuned.adapters().len();
+    let trained = tuned.trainable_parameters().trainable * 16 * runs as u64;
     let (peak, words) = match vs.device() {
         Device::Cpu => (memory::peak(), "at most in the process"),
         device => (memory::used(device), "of the GPU by all processes"),
@@ -148,6 +149,9 @@ pub fn measure<T: Task>(
         megabytes(weights),
         megabytes(trained)
     );
+    if runs > 1 {
+        line += &format!(" for {runs} runs");
+    }
     if let Some(peak) = peak {
         line += &format!("; {:.0} MB {words}, measured with the largest batch", megabytes(peak));
     }

@@ -279,12 +279,24 @@ impl Settings {
         }
     }
 
-    /// The optimiser of the first step.
+    /// The optimiser of the first step, of the active adapter.
     pub fn optimizer(&self, tuned: &LnTuningModel) -> Result<Optimizer> {
+        self.optimizer_by(|adamw, lr| tuned.optimizer(adamw, lr))
+    }
+
+    /// The optimiser of the first step, of an adapter that rows of batches name.
+    pub fn optimizer_for(&self, tuned: &LnTuningModel, adapter: &str) -> Result<Optimizer> {
+        self.optimizer_by(|adamw, lr| tuned.optimizer_for(adapter, adamw, lr))
+    }
+
+    fn optimizer_by(
+        &self,
+        make: impl FnOnce(AdamW, f64) -> ln_tuning::Result<Optimizer>,
+    ) -> Result<Optimizer> {
         let OptimizerSettings { betas, eps, lr, weight_decay } = &self.optimizer;
         let (beta1, beta2, wd) = (betas[0], betas[1], weight_decay.default().unwrap_or(0.));
         let adamw = AdamW { beta1, beta2, wd, eps: *eps, ..AdamW::default() };
-        let mut optimizer = tuned.optimizer(adamw, self.lr()).context("'optimizer'")?;
+        let mut optimizer = make(adamw, self.lr()).context("'optimizer'")?;
         lr.check("optimizer.lr", optimizer.norm_places().into_iter())?;
         weight_decay.check("optimizer.weight_decay", optimizer.norm_places().into_iter())?;
         for (place, weight_decay) in weight_decay.places() {

@@ -69,7 +69,7 @@ pub fn start<T: Task, D>(
         let (state, change) = checkpoint::begin(settings, all.clone(), data.clone(), &mut plan)?;
         if trains && state.step > 0 {
             let dir = checkpoint::dir(out, state.step);
-            checkpoint::load(&dir, &dir, &mut tuned, &mut optimizer)?;
+            checkpoint::load(&dir, &dir, &mut tuned, DEFAULT_ADAPTER, &mut optimizer)?;
         }
         begun = Some(Begun { settings: all, data, state, change });
     }
@@ -91,7 +91,9 @@ pub fn start<T: Task, D>(
         let copy = ranks.directory(&dir)?;
         let loaded = match ranks.is_first() {
             true => Ok(()),
-            false => checkpoint::load(&copy.path, &dir, &mut tuned, &mut optimizer),
+            false => {
+                checkpoint::load(&copy.path, &dir, &mut tuned, DEFAULT_ADAPTER, &mut optimizer)
+            }
         };
         ranks.agree(loaded)?;
     }
@@ -118,9 +120,9 @@ pub fn start<T: Task, D>(
     }
     if trains {
         ranks.join(&mut optimizer)?;
-        let tuned = &mut tuned;
-        let ready = Ready { task, vs, tuned, optimizer, settings, ranks, plan, state, total };
-        return trainer::train(ready);
+        let (name, adapter) = (String::new(), DEFAULT_ADAPTER.to_owned());
+        let ready = Ready { task, name, adapter, optimizer, settings, ranks, plan, state, total };
+        return trainer::train(ready, vs, &tuned);
     }
     let example = task.example()?;
     if mode == (Mode::DryRun { json: false }) {

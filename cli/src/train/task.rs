@@ -71,6 +71,21 @@ pub trait Task {
         batches.iter().map(|batch| self.loss(batch, over, tape)).collect()
     }
 
+    /// True if a batch like this one can go through the model together with those of other runs.
+    fn goes_together(&self, _batch: &Of<Self>) -> bool {
+        false
+    }
+
+    /// The loss of each of some batches, from one pass in which the rows of each use their own adapter. All of them
+    /// [go together](Self::goes_together).
+    fn losses_together<'t>(
+        &'t self,
+        _batches: &[OfRun<Self>],
+        _tape: &mut Tape<'t>,
+    ) -> ln_tuning::Result<Vec<Tensor>> {
+        Ok(Vec::new())
+    }
+
     /// True if all batches of a step go through a block of the model before the next one.
     fn goes_block_by_block(&self) -> bool {
         false
@@ -101,6 +116,14 @@ pub trait Task {
     fn add_files(&self, _adapter: &Path) -> Result<()> {
         Ok(())
     }
+}
+
+/// A batch of one of several runs.
+pub struct OfRun<'b, T: Task + ?Sized> {
+    pub batch: &'b Of<T>,
+    /// The number that its loss is divided by.
+    pub over: i64,
+    pub adapter: &'b str,
 }
 
 pub type Of<T> = Batch<<<T as Task>::Loader as Load>::Inputs>;

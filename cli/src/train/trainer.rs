@@ -1,14 +1,15 @@
 //! The training loop.
 
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use indicatif::ProgressBar;
 use ln_tuning::recompute::Recompute;
-use ln_tuning::{LnTuningModel, Optimizer, DEFAULT_ADAPTER};
+use ln_tuning::{LnTuningModel, Optimizer, SaveOptions, Schedule};
 use tch::nn::VarStore;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::batches::Plan;
 use super::checkpoint::{self, State};
@@ -18,10 +19,9 @@ use super::prefetch::Batches;
 use super::ranks::Ranks;
 use super::settings::Settings;
 use super::task::{numbers, Of, Task};
-use super::update::update;
-use super::{curves, interrupt, memory};
+use super::update::{self, update};
+use super::{curves, interrupt, memory, same};
 use crate::progress;
-use crate::records::digest::Digest;
 
 /// Seconds between two drawings of the curves.
 const REDRAW: u64 = 5;
@@ -30,18 +30,25 @@ const READ: Duration = Duration::from_secs(1);
 /// Steps in a row that dynamic loss scaling may skip: the scale is 2^-30 of the first by then.
 const MOST_SKIPPED: u64 = 30;
 
-struct Run<'a, T: Task> {
+/// One adapter that trains, on its own data and with its own settings.
+pub(super) struct Run<'a, T: Task> {
     task: &'a T,
-    tuned: &'a mut LnTuningModel,
-    optimizer: Optimizer,
+    /// The words that tell it from other runs beside it; nothing if it is alone.
+    name: String,
+    /// The name of its adapter.
+    adapter: String,
+    pub(super) optimizer: Optimizer,
     settings: &'a Settings,
     ranks: &'a Ranks,
-    state: State,
+    pub(super) state: State,
     total: u64,
     plan: Plan,
+    /// Those of the present epoch.
+    batches: Option<Batches<T>>,
+    schedule: Schedule,
     recompute: Option<Recompute>,
     /// Of rank 0.
-    metrics: Option<Metrics>,
+    pub(super) metrics: Option<Metrics>,
     device: Device,
     /// Steps skipped so far, and in a row, by dynamic loss scaling.
     skipped: u64,
@@ -65,7 +72,8 @@ struct Run<'a, T: Task> {
 /// A step whose figures have not been read yet: the device may still be at it.
 struct Pending {
     step: u64,
-    /// Scalars: this rank's loss, that of all, the gradient's norm and, with dynamic loss scaling, the steps skipped up to this one.
+    /// Scalars: this rank's loss, that of all, the gradient's norm and, with dynamic loss scaling, the steps skipped up to
+    /// this one.
     figures: Vec<Tensor>,
     /// That of what has none of its own.
     lr: f64,
@@ -73,11 +81,11 @@ struct Pending {
     sources: String,
 }
 
-/// A run that has passed the preflight.
+/// A run that has passed the preflight, with its weights and moments loaded.
 pub struct Ready<'a, T> {
     pub task: &'a T,
-    pub vs: &'a VarStore,
-    pub tuned: &'a mut LnTuningModel,
+    pub name: String,
+    pub adapter: String,
     pub optimizer: Optimizer,
     pub settings: &'a Settings,
     pub ranks: &'a Ranks,
@@ -87,111 +95,213 @@ pub struct Ready<'a, T> {
     pub total: u64,
 }
 
-/// Trains from `state` to the last step, or until a signal; true at the last step.
-pub fn train<T: Task>(ready: Ready<T>) -> Result<bool> {
-    let Ready { task, vs, tuned, optimizer, settings, ranks, plan, state, total } = ready;
-    let out = settings.out.as_path();
-    let open = || -> Result<Metrics> {
-        std::fs::create_dir_all(out).with_context(|| format!("cannot make '{}'", out.display()))?;
-        checkpoint::rotate(out, settings.keep_last, state.best.map(|best| best.0))?;
-        Metrics::open(out, state.step, settings.tensorboard)
-    };
-    let metrics = ranks.agree(ranks.is_first().then(open).transpose())?;
-    let mut run = Run {
-        metrics,
-        device: vs.device(),
-        skipped: u64::try_from(optimizer.skipped_steps()?.f_int64_value(&[])?)?,
-        in_a_row: 0,
-        pending: Vec::new(),
-        sources: String::new(),
-        // A CPU has done its work when it comes back.
-        next_read: state.step + 1,
-        read_interval: if vs.device() == Device::Cpu { Duration::ZERO } else { READ },
-        clock: Instant::now(),
-        bar: progress::steps(total, state.step)?,
-        begun: Instant::now(),
-        drawn: Instant::now(),
-        said: Instant::now(),
-        task,
-        tuned,
-        optimizer,
-        settings,
-        ranks,
-        state,
-        total,
-        plan,
-        recompute: settings.recompute()?,
-    };
-    ranks.stepping(|| run.whole())?;
-    if !ranks.are_one() {
-        ranks.check_same("trained weights", &run.digest()?)?;
+/// The end of a run whose numbers are not finite any more, or whose loss scale finds none that are. The settings or the
+/// data are to blame: other runs may go on.
+#[derive(Debug)]
+pub(super) struct Diverged(String);
+
+impl fmt::Display for Diverged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
-    let ended = run.state.step == run.total;
-    let finished = if ranks.is_first() { run.finish(out) } else { Ok(()) };
+}
+
+impl std::error::Error for Diverged {}
+
+macro_rules! diverged {
+    ($($words:tt)*) => {
+        return Err(Diverged(format!($($words)*)).into())
+    };
+}
+
+/// Rows of a step of all ranks, and the batches of this one.
+pub(super) type Group<T> = (usize, Vec<Of<T>>);
+
+/// Trains from the state of the run to the last step, or until a signal; true at the last step.
+pub fn train<T: Task>(ready: Ready<T>, vs: &VarStore, tuned: &LnTuningModel) -> Result<bool> {
+    let ranks = ready.ranks;
+    let bar = progress::steps(ready.total, ready.state.step)?;
+    let mut run = Run::begin(ready, vs.device(), bar)?;
+    ranks.stepping(|| run.whole(tuned))?;
+    same::check(ranks, tuned, &run.adapter)?;
+    let ended = !run.is_unfinished();
+    let finished = if ranks.is_first() { run.finish(tuned) } else { Ok(()) };
     ranks.agree(finished)?;
     Ok(ended)
 }
 
-impl<T: Task> Run<'_, T> {
-    fn whole(&mut self) -> Result<()> {
+impl<'a, T: Task> Run<'a, T> {
+    pub(super) fn begin(ready: Ready<'a, T>, device: Device, bar: ProgressBar) -> Result<Self> {
+        let Ready { task, name, adapter, optimizer, settings, ranks, plan, state, total } = ready;
+        let out = settings.out.as_path();
+        let open = || -> Result<Metrics> {
+            std::fs::create_dir_all(out)
+                .with_context(|| format!("cannot make '{}'", out.display()))?;
+            checkpoint::rotate(out, settings.keep_last, state.best.map(|best| best.0))?;
+            Metrics::open(out, state.step, settings.tensorboard)
+        };
+        let metrics = ranks.agree(ranks.is_first().then(open).transpose())?;
+        Ok(Run {
+            metrics,
+            device,
+            skipped: u64::try_from(optimizer.skipped_steps()?.f_int64_value(&[])?)?,
+            in_a_row: 0,
+            pending: Vec::new(),
+            sources: String::new(),
+            next_read: state.step + 1,
+            // A CPU has done its work when it comes back.
+            read_interval: if device == Device::Cpu { Duration::ZERO } else { READ },
+            clock: Instant::now(),
+            bar,
+            begun: Instant::now(),
+            drawn: Instant::now(),
+            said: Instant::now(),
+            task,
+            name,
+            adapter,
+            optimizer,
+            settings,
+            ranks,
+            state,
+            total,
+            plan,
+            batches: None,
+            schedule: settings.schedule(total),
+            recompute: settings.recompute()?,
+        })
+    }
+
+    fn whole(&mut self, tuned: &LnTuningModel) -> Result<()> {
         let _steps = interrupt::Steps::begin();
-        let schedule = self.settings.schedule(self.total);
         self.clock = Instant::now();
-        while self.state.step < self.total {
-            let steps = self.plan.steps(self.state.epoch, self.state.rows);
-            for step in Batches::new(self.task, self.settings, steps, usize::MAX) {
-                let (rows, group) = step?;
-                let next = self.step(&group, schedule.factor(self.state.step))?;
-                self.pending.push(next);
-                self.state.rows += rows;
-                self.state.step += 1;
-                let (evaluate, save) = self.due();
-                let stop = (evaluate || save || self.is_read()) && self.read()?;
-                let improved = evaluate && self.evaluate()?;
-                if save || stop || improved {
-                    self.save()?;
-                }
-                if evaluate || save {
-                    self.clock = Instant::now();
-                }
-                if stop {
-                    return Ok(());
-                }
-                if self.state.step == self.total {
-                    break;
-                }
+        while self.is_unfinished() {
+            let group = self.group()?;
+            self.step(&group)?;
+            let (save, stop) = self.settle()?;
+            if save {
+                self.save(tuned)?;
+                self.rotate()?;
             }
-            if self.state.rows >= self.plan.lengths.len() {
-                (self.state.epoch, self.state.rows) = (self.state.epoch + 1, 0);
+            if stop {
+                return Ok(());
             }
         }
         self.read().map(drop)
     }
 
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.state.step < self.total
+    }
+
+    pub(super) fn adapter(&self) -> &str {
+        &self.adapter
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        self.settings
+    }
+
+    pub(super) fn task(&self) -> &'a T {
+        self.task
+    }
+
+    pub(super) fn recompute(&self) -> Option<Recompute> {
+        self.recompute
+    }
+
+    /// True if these batches can go through the model together with those of other runs.
+    pub(super) fn goes_together(&self, (_, group): &Group<T>) -> bool {
+        group.iter().all(|batch| self.task.goes_together(batch))
+    }
+
+    /// The seed of the order of the data, if it has one.
+    pub(super) fn order(&self) -> Option<u64> {
+        self.plan.seed
+    }
+
+    /// True if an evaluation is due behind the step that was just made.
+    pub(super) fn evaluates(&self) -> bool {
+        self.due().0
+    }
+
+    /// The epoch, and its rows that are behind the run.
+    pub(super) fn place(&mut self) -> (u64, usize) {
+        if self.state.rows >= self.plan.lengths.len() {
+            (self.state.epoch, self.state.rows) = (self.state.epoch + 1, 0);
+            self.batches = None;
+        }
+        (self.state.epoch, self.state.rows)
+    }
+
+    /// The batches of the next step.
+    pub(super) fn group(&mut self) -> Result<Group<T>> {
+        let (epoch, rows) = self.place();
+        let begin = || {
+            let steps = self.plan.steps(epoch, rows);
+            Batches::new(self.task, self.settings, steps, usize::MAX)
+        };
+        self.batches.get_or_insert_with(begin).next().context("an epoch without steps")?
+    }
+
     /// One update from a group of batches. Nothing here waits for the device.
-    fn step(&mut self, group: &[Of<T>], factor: f64) -> Result<Pending> {
-        let [loss, grad_norm, own] = update(
+    pub(super) fn step(&mut self, group: &Group<T>) -> Result<()> {
+        let at = (self.state.step, self.schedule.factor(self.state.step));
+        let figures = update(
             self.task,
-            group,
+            &group.1,
             self.settings,
             self.recompute.as_ref(),
             &mut self.optimizer,
             self.ranks,
-            (self.state.step, factor),
+            at,
         )?;
+        self.stepped(group, figures)
+    }
+
+    /// Begins an update whose gradients come from elsewhere.
+    pub(super) fn begin_update(&mut self) -> Result<()> {
+        let factor = self.schedule.factor(self.state.step);
+        update::begin(self.settings, &mut self.optimizer, factor)
+    }
+
+    /// Ends an update whose gradients are there, of batches with this loss.
+    pub(super) fn end_update(&mut self, group: &Group<T>, loss: Tensor) -> Result<()> {
+        let grad_norm = update::end(self.settings, &mut self.optimizer)?;
+        let own = loss.shallow_clone();
+        self.stepped(group, [loss, grad_norm, own])
+    }
+
+    /// Counts a step that was made, with its loss, gradient norm, and the loss of this rank.
+    fn stepped(&mut self, (rows, group): &Group<T>, figures: [Tensor; 3]) -> Result<()> {
+        let [loss, grad_norm, own] = figures;
         let sources: Vec<&str> = group.iter().map(|batch| batch.sources.as_str()).collect();
         self.sources = sources.join("; ");
         let mut figures = vec![own, loss, grad_norm];
         if self.settings.scales_dynamically() {
             figures.push(self.optimizer.skipped_steps()?);
         }
-        Ok(Pending {
-            step: self.state.step + 1,
+        let lr = self.settings.lr() * self.schedule.factor(self.state.step);
+        self.state.rows += rows;
+        self.state.step += 1;
+        self.pending.push(Pending {
+            step: self.state.step,
             figures,
-            lr: self.settings.lr() * factor,
+            lr,
             size: group.iter().map(|batch| batch.size).sum(),
             sources: self.sources.clone(),
-        })
+        });
+        Ok(())
+    }
+
+    /// Reads and evaluates what is due behind a step. Says whether a checkpoint is due, and whether the run shall stop.
+    pub(super) fn settle(&mut self) -> Result<(bool, bool)> {
+        let (evaluate, save) = self.due();
+        let stop = (evaluate || save || self.is_read()) && self.read()?;
+        let improved = evaluate && self.evaluate()?;
+        if evaluate || save {
+            self.clock = Instant::now();
+        }
+        Ok((save || stop || improved, stop))
     }
 
     /// True if figures are read after this step. A process with others cannot go by its own clock.
@@ -249,14 +359,15 @@ impl<T: Task> Run<'_, T> {
         let was_skipped = skipped > self.skipped;
         self.skipped = skipped;
         self.in_a_row = if was_skipped { self.in_a_row + 1 } else { 0 };
-        ensure!(
-            !loss.is_finite() || self.in_a_row < MOST_SKIPPED,
-            "step {step}: the last {MOST_SKIPPED} steps were skipped, since their gradients are not finite at any loss \
-             scale, from {sources}. Try 'kind' bf16 or f32"
-        );
+        if loss.is_finite() && self.in_a_row >= MOST_SKIPPED {
+            diverged!(
+                "step {step}: the last {MOST_SKIPPED} steps were skipped, since their gradients are not finite at any \
+                 loss scale, from {sources}. Try 'kind' bf16 or f32"
+            );
+        }
         if !loss.is_finite() || !(grad_norm.is_finite() || was_skipped) {
             let good = self.last_good()?;
-            bail!(
+            diverged!(
                 "step {step}: the loss is {loss} and the gradient norm {grad_norm}, from {sources}; {good}. Check these \
                  lines, or try a lower 'optimizer.lr'"
             );
@@ -279,10 +390,11 @@ impl<T: Task> Run<'_, T> {
         if self.settings.scales_dynamically() {
             figures.push(("skipped_steps", skipped as f64));
         }
+        let name = self.prefix();
         let Some(metrics) = &mut self.metrics else { return Ok(()) };
         metrics.write(*step, &figures)?;
         let unit = self.task.unit();
-        let shown = format!("loss {loss:.4} {speed:.0} {unit}/s {memory_mb:.0} MB");
+        let shown = format!("{name}loss {loss:.4} {speed:.0} {unit}/s {memory_mb:.0} MB");
         self.bar.set_position(*step);
         if self.bar.is_hidden() && self.said.elapsed().as_secs() >= progress::REPEAT {
             self.said = Instant::now();
@@ -328,17 +440,6 @@ impl<T: Task> Run<'_, T> {
         Ok(better)
     }
 
-    /// A number for the weights.
-    fn digest(&self) -> Result<String> {
-        let mut digest = Digest::new();
-        for (_, weights) in self.tuned.state_dict(DEFAULT_ADAPTER)? {
-            let values = weights.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;
-            let values = Vec::<f32>::try_from(values.f_reshape([-1])?)?;
-            values.iter().for_each(|value| digest.add(&value.to_le_bytes()));
-        }
-        Ok(digest.text())
-    }
-
     fn last_good(&self) -> Result<String> {
         Ok(match checkpoint::steps(&self.settings.out)?.pop() {
             Some(step) => {
@@ -349,24 +450,35 @@ impl<T: Task> Run<'_, T> {
         })
     }
 
-    fn save(&mut self) -> Result<()> {
+    /// Writes a checkpoint.
+    pub(super) fn save(&mut self, tuned: &LnTuningModel) -> Result<()> {
         // No loss has seen the last update, and such weights could not be read again.
-        for (key, weights) in self.tuned.state_dict(DEFAULT_ADAPTER)? {
-            ensure!(
-                weights.f_isfinite()?.f_all()?.f_int64_value(&[])? == 1,
-                "step {}: '{key}' is NaN or infinite behind the update, from {}; {}. Try a lower 'optimizer.lr' or \
-                 'optimizer.weight_decay'",
-                self.state.step,
-                self.sources,
-                self.last_good()?
-            );
+        for (key, weights) in tuned.state_dict(&self.adapter)? {
+            if weights.f_isfinite()?.f_all()?.f_int64_value(&[])? != 1 {
+                diverged!(
+                    "step {}: '{key}' is NaN or infinite behind the update, from {}; {}. Try a lower 'optimizer.lr' \
+                     or 'optimizer.weight_decay'",
+                    self.state.step,
+                    self.sources,
+                    self.last_good()?
+                );
+            }
         }
+        if self.ranks.is_first() {
+            let out = &self.settings.out;
+            checkpoint::save(out, &self.state, tuned, &self.adapter, &mut self.optimizer)?;
+        }
+        self.clock = Instant::now();
+        Ok(())
+    }
+
+    /// Removes old checkpoints, behind a new one.
+    pub(super) fn rotate(&mut self) -> Result<()> {
         if !self.ranks.is_first() {
             return Ok(());
         }
-        let out = &self.settings.out;
-        checkpoint::save(out, &self.state, self.tuned, &mut self.optimizer)?;
-        checkpoint::rotate(out, self.settings.keep_last, self.state.best.map(|best| best.0))?;
+        let best = self.state.best.map(|best| best.0);
+        checkpoint::rotate(&self.settings.out, self.settings.keep_last, best)?;
         self.draw()
     }
 
@@ -376,8 +488,16 @@ impl<T: Task> Run<'_, T> {
         metrics.map_or(Ok(()), |metrics| curves::draw(&self.settings.out, metrics))
     }
 
+    fn prefix(&self) -> String {
+        if self.name.is_empty() {
+            return String::new();
+        }
+        format!("{}: ", self.name)
+    }
+
     /// A line above the bar, or alone where no bar is shown.
-    fn say(&self, line: &str) {
+    pub(super) fn say(&self, line: &str) {
+        let line = format!("{}{line}", self.prefix());
         if self.bar.is_hidden() {
             progress::say(line);
         } else {
@@ -385,7 +505,14 @@ impl<T: Task> Run<'_, T> {
         }
     }
 
-    fn finish(self, out: &Path) -> Result<()> {
+    /// Writes the adapter as a directory for PEFT.
+    pub(super) fn write_adapter(&self, tuned: &LnTuningModel, dir: &Path) -> Result<()> {
+        tuned.save_pretrained_with(dir, &SaveOptions::default().only(&self.adapter))?;
+        self.task.add_files(dir)
+    }
+
+    fn finish(self, tuned: &LnTuningModel) -> Result<()> {
+        let out = &self.settings.out;
         self.bar.finish();
         let step = self.state.step;
         if step < self.total {
@@ -394,8 +521,7 @@ impl<T: Task> Run<'_, T> {
         }
         ensure!(step > 0, "there was nothing to do");
         let adapter = out.join("adapter");
-        self.tuned.save_pretrained(&adapter)?;
-        self.task.add_files(&adapter)?;
+        self.write_adapter(tuned, &adapter)?;
         if self.skipped > 0 {
             println!("{} of {step} steps were skipped by the loss scale", self.skipped);
         }

@@ -23,15 +23,26 @@ pub fn update<T: Task>(
     (step, factor): (u64, f64),
 ) -> Result<[Tensor; 3]> {
     tch::manual_seed(step_seed(settings.seed, step, ranks.rank()));
-    settings.set_rates(optimizer, factor)?;
-    optimizer.zero_grad()?;
+    begin(settings, optimizer, factor)?;
     let targets = group.iter().map(|batch| batch.targets).sum::<i64>();
     let own = backward(task, group, targets.max(1), recompute, optimizer)?;
     let loss = ranks.reduce(optimizer, &own, targets)?;
+    let grad_norm = end(settings, optimizer)?;
+    Ok([loss, grad_norm, own])
+}
+
+/// Before the gradients of an update.
+pub fn begin(settings: &Settings, optimizer: &mut Optimizer, factor: f64) -> Result<()> {
+    settings.set_rates(optimizer, factor)?;
+    Ok(optimizer.zero_grad()?)
+}
+
+/// Behind them: gives their norm before clipping, and updates.
+pub fn end(settings: &Settings, optimizer: &mut Optimizer) -> Result<Tensor> {
     let grad_norm = match settings.clip_norm {
         Some(max) => optimizer.clip_grad_norm(max)?,
         None => optimizer.grad_norm()?,
     };
     optimizer.step()?;
-    Ok([loss, grad_norm, own])
+    Ok(grad_norm)
 }

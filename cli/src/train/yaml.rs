@@ -15,9 +15,10 @@ const BATCH: &str = "batch_size";
 const STAGES: &str = "stages";
 
 /// Settings that all stages share.
-const OF_ALL: [&str; 5] = ["task", "model", "out", "resume", STAGES];
+const OF_ALL: [&str; 6] = ["task", "model", "out", "resume", "tasks", STAGES];
 
 /// The settings as they were given: the file, then each assignment, with the words that name them in errors.
+#[derive(Clone)]
 pub struct Given {
     whole: Value,
     /// Every stage on the way to the whole.
@@ -60,36 +61,55 @@ impl Given {
         key.split('.').try_fold(&self.whole, |value, key| value.get(key)).is_some()
     }
 
+    /// These settings with one more, or another value of one, with the words that name it in errors.
+    pub fn with(&self, place: String, key: &str, value: Value) -> Result<Self> {
+        let (mut own, mut whole) = (Value::Mapping(Mapping::new()), self.whole.clone());
+        set(&mut own, key, value.clone())?;
+        set(&mut whole, key, value).with_context(|| place.clone())?;
+        let stages = self.stages.iter().cloned().chain([(place, own)]).collect();
+        Ok(Given { whole, stages })
+    }
+
     /// The settings of each stage of the run: these, with its own in their place. There are none if it is one run.
     ///
     /// # Errors
     /// If `stages` is no list of settings, or a stage sets something that is of the whole run.
     pub fn stages(&self) -> Result<Vec<Self>> {
-        let list = match self.whole.get(STAGES) {
-            None | Some(Value::Null) => return Ok(Vec::new()),
-            Some(Value::Sequence(list)) if !list.is_empty() => list,
-            Some(other) => {
-                let shown = serde_yaml::to_string(other)?;
-                bail!(
-                    "'{STAGES}' is {}, expected a list of settings, one for each stage",
-                    shown.trim_end()
-                )
-            }
-        };
-        let mut common = self.whole.clone();
-        set(&mut common, STAGES, Value::Null)?;
         let stage = |(number, own): (usize, &Value)| {
             let place = format!("in stage {}", number + 1);
             if let Some(key) = OF_ALL.iter().find(|key| own.get(**key).is_some()) {
                 bail!("{place}: '{key}' is of the whole run: set it beside '{STAGES}'");
             }
-            let mut whole = common.clone();
-            put(&mut whole, own);
-            let own = (place, own.clone());
-            let stages = self.stages.iter().cloned().chain([own]).collect();
-            Ok(Given { whole, stages })
+            self.within(STAGES, place, own.clone())
         };
-        list.iter().enumerate().map(stage).collect()
+        self.list(STAGES)?.iter().enumerate().map(stage).collect()
+    }
+
+    /// The settings below a key, one for each of several runs or parts of one; none if it is not set.
+    ///
+    /// # Errors
+    /// If it is no list of settings.
+    pub fn list(&self, key: &str) -> Result<&[Value]> {
+        match self.whole.get(key) {
+            None | Some(Value::Null) => Ok(&[]),
+            Some(Value::Sequence(list)) if !list.is_empty() => Ok(list),
+            Some(other) => {
+                let (shown, one) = (serde_yaml::to_string(other)?, key.trim_end_matches('s'));
+                bail!(
+                    "'{key}' is {}, expected a list of settings, one for each {one}",
+                    shown.trim_end()
+                )
+            }
+        }
+    }
+
+    /// These settings without the list below a key, of which `own` are put in their place.
+    pub fn within(&self, key: &str, place: String, own: Value) -> Result<Self> {
+        let mut whole = self.whole.clone();
+        set(&mut whole, key, Value::Null)?;
+        put(&mut whole, &own);
+        let stages = self.stages.iter().cloned().chain([(place, own)]).collect();
+        Ok(Given { whole, stages })
     }
 
     /// All settings: those of the sample, of which `model` and `data.train` are left out, with the given ones in

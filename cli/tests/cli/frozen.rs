@@ -91,7 +91,7 @@ fn ways_that_are_not_known_or_not_possible_are_refused() {
     assert!(error.contains("'base' is int4") && error.contains("gguf, int8, nf4"), "{error}");
     let error = training().refusal(&["base=null"]);
     assert!(
-        error.contains("'base' is null") && error.contains("a form (gguf, int8, nf4)"),
+        error.contains("'base' is null") && error.contains("a form (gguf, int8, nf4, packed)"),
         "{error}"
     );
     let error = training().refusal(&["base=gguf"]);

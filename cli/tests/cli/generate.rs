@@ -43,6 +43,37 @@ fn answers_are_those_of_transformers_and_peft_alone_and_side_by_side() {
     let words = |text: &str| text.chars().filter(|c| c.is_ascii_alphanumeric()).count();
     let expected: usize = theirs.iter().map(|text| words(text)).sum();
     assert_eq!(words(&table), expected + words("basefirstsecond"), "{table}\n{theirs:?}");
+    // Rows of one batch have prompts of many lengths and adapters of their own.
+    let alone = |adapter: &[&str], prompt: &str| {
+        text(&[&["--prompt", prompt, "--max-new-tokens", "12"], adapter].concat())
+    };
+    let prompts = [prompt, "a", "is it gold or is it silver that is under the old hill?"];
+    let both = ["--adapter", &first, "--adapter", &second];
+    let prompts_of = prompts.map(|prompt| ["--prompt", prompt]).concat();
+    let own = format!("second={}", prompts[2]);
+    let of_base = format!("__base__={}", prompts[1]);
+    let for_some = ["--prompt-for", &own, "--prompt-for", &of_base, "--max-new-tokens", "12"];
+    let found = text(&[&both[..], &prompts_of, &for_some].concat());
+    let expected = prompts.map(|prompt| {
+        format!(
+            "> {prompt} first second {} {}",
+            alone(&both[..2], prompt),
+            alone(&both[2..], prompt)
+        )
+    });
+    let expected = expected.concat()
+        + &format!("> {} second {}", prompts[2], alone(&both[2..], prompts[2]))
+        + &format!("> {} base {}", prompts[1], alone(&[], prompts[1]));
+    assert_eq!(letters(&found), letters(&expected), "{found}");
+}
+
+/// How often each letter stands in a text: columns and rules aside, whole tables can be compared so.
+fn letters(text: &str) -> std::collections::BTreeMap<char, usize> {
+    let mut counts = std::collections::BTreeMap::new();
+    for letter in text.chars().filter(|c| c.is_alphanumeric()) {
+        *counts.entry(letter).or_default() += 1;
+    }
+    counts
 }
 
 #[test]
@@ -54,6 +85,11 @@ fn a_chat_goes_through_the_template_and_mistakes_are_named() {
         (vec!["--prompt", "a", "--adapter", "absent"], "expected NAME=DIR"),
         (vec!["--prompt", "a", "--adapter", "x=absent"], "absent"),
         (vec!["--prompt", "a", "--top-p", "2"], "top_p is 2"),
+        (vec!["--prompt-for", "a"], "expected NAME=TEXT"),
+        (
+            vec!["--prompt-for", "x=a"],
+            "names no adapter: give --adapter 'x=DIR', or one of __base__",
+        ),
     ] {
         let output = generate(&arguments);
         let error = String::from_utf8_lossy(&output.stderr);

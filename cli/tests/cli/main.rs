@@ -41,7 +41,9 @@ mod rates;
 mod refusals;
 mod replies;
 mod resume;
+mod sweep;
 mod task;
+mod tasks;
 #[path = "../../../tests/trees/mod.rs"]
 mod trees;
 mod verify;

@@ -143,6 +143,7 @@ pub(crate) fn files(
     options: &SaveOptions,
 ) -> Result<Contents> {
     let all = || attachment.adapters.keys().cloned().collect();
+    let default = options.at_root.as_deref().unwrap_or(default);
     let names: Vec<String> = options.selected_adapters.clone().unwrap_or_else(all);
     let mapping = KeyMapping::new(&options.key_mapping)?;
     check_scale(options.scale)?;

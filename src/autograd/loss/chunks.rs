@@ -33,8 +33,8 @@ struct PerToken {
 }
 
 impl LinearCrossEntropy {
-    /// The summed loss of the tokens with these hidden states, `[tokens, size]`. Adds their gradients.
-    pub(super) fn sums(
+    /// The losses `[tokens, 1]` of the tokens with these hidden states, `[tokens, size]`. Adds the gradients of their sum.
+    pub(super) fn losses(
         &self,
         hidden: &Tensor,
         weight: &HeadWeight,
@@ -46,7 +46,7 @@ impl LinearCrossEntropy {
         let (kind, device) = (logits_kind(hidden)?, hidden.device());
         let tokens = targets.len();
         if tokens == 0 {
-            return Ok(Tensor::f_zeros([0; 0], (kind, device))?);
+            return Ok(Tensor::f_zeros([0, 1], (kind, device))?);
         }
         // Each chunk computes the values of a head in few bits anew.
         let more = if weight.plain().is_some() { 1 } else { 2 };
@@ -119,7 +119,7 @@ impl LinearCrossEntropy {
         if let Some(weights) = &targets.weights {
             let _ = losses.f_mul_(weights)?;
         }
-        Ok(losses.f_sum(kind)?)
+        Ok(losses)
     }
 
     /// [`chunk`](Self::chunk) for the tokens from `start` on; adds the gradient of the bias too.

@@ -1,6 +1,6 @@
 //! The loss as a scalar with its gradients.
 
-use tch::{no_grad, Kind, Tensor};
+use tch::{no_grad, Device, Kind, Tensor};
 
 use super::chunks::{logits_kind, Gradients};
 use super::head_weight::HeadWeight;
@@ -8,7 +8,7 @@ use super::linear_cross_entropy::{LinearCrossEntropy, Reduction};
 use super::targets::{Count, Targets};
 use crate::autograd::known_gradient::{inner_product, is_recorded, with_value};
 use crate::error::{refuse, Result};
-use crate::kernels::number::WithNumber;
+use crate::kernels::number::{self, WithNumber};
 use crate::storage::info::is_float;
 
 impl LinearCrossEntropy {
@@ -53,13 +53,26 @@ impl LinearCrossEntropy {
         let wanted = [Some(hidden), trained, bias].map(|t| t.map_or(Ok(false), is_recorded));
         let [train_hidden, train_weight, train_bias] = wanted;
         let wanted = [train_hidden?, train_weight?, train_bias?];
+        let by_row = self.reduction == Reduction::SumPerRow;
+        if by_row && (wanted[1] || wanted[2]) {
+            refuse!(
+                Unsupported,
+                "the head trains, and its gradient is one for all rows: there is no loss per row (`SumPerRow`). Compute \
+                 a loss for the rows of each, or leave the head out of what trains"
+            );
+        }
+        let of_rows = by_row.then(|| RowOfToken::new(targets)).transpose()?;
         let targets =
             no_grad(|| Targets::new(targets, self.ignore_index, vocab, kind, device, left_out))?;
         let rows = hidden.f_reshape([-1, size])?;
-        let rows = match &targets.kept {
-            None => rows,
-            Some(kept) => rows.f_index_select(0, kept)?,
+        let (rows, of_rows) = match &targets.kept {
+            None => (rows, of_rows),
+            Some(kept) => {
+                let of_rows = of_rows.map(|of_rows| of_rows.of(kept)).transpose()?;
+                (rows.f_index_select(0, kept)?, of_rows)
+            }
         };
+        let of_rows = of_rows.map(|of_rows| of_rows.on(device)).transpose()?;
         let (loss, sums) = no_grad(|| -> Result<_> {
             let options = (kind, device);
             let zeros = |wanted: bool, shape: &[i64]| {
@@ -71,9 +84,17 @@ impl LinearCrossEntropy {
                 weight: zeros(wanted[1], &[vocab, size])?,
                 bias: zeros(wanted[2], &[vocab])?,
             };
-            let loss = self.sums(&rows.f_detach()?, weight, bias, &targets, &mut sums)?;
-            Ok((self.reduced(&loss, &targets.count)?, sums))
+            let losses = self.losses(&rows.f_detach()?, weight, bias, &targets, &mut sums)?;
+            if let Some(of_rows) = &of_rows {
+                return Ok((of_rows.sums(&losses)?, sums));
+            }
+            Ok((self.reduced(&losses.f_sum(kind)?, &targets.count)?, sums))
         })?;
+        if let (Some(of_rows), Some(gradient)) = (&of_rows, &sums.hidden) {
+            let products = rows.f_to_kind(kind)?.f_mul(gradient)?;
+            let products = products.f_sum_dim_intlist([-1i64].as_slice(), false, kind)?;
+            return with_value(of_rows.sums(&products)?, &loss);
+        }
         let rows = Some(&rows);
         let pairs = [(rows, &sums.hidden), (trained, &sums.weight), (bias, &sums.bias)];
         let pairs: Vec<_> =
@@ -86,11 +107,43 @@ impl LinearCrossEntropy {
 
     fn reduced(&self, sum: &Tensor, count: &Count) -> Result<Tensor> {
         match (self.reduction, count) {
-            (Reduction::Sum, _) => Ok(sum.shallow_clone()),
+            (Reduction::Sum | Reduction::SumPerRow, _) => Ok(sum.shallow_clone()),
             (Reduction::SumOver(count), _) => Ok(sum.f_div_number(count)?),
             (Reduction::Mean, Count::Known(count)) => Ok(sum.f_div_number(count.max(1.))?),
             (Reduction::Mean, Count::OnDevice(count)) => Ok(sum.f_div(&count.f_at_least(1.)?)?),
         }
+    }
+}
+
+/// The row of the targets that each token is in.
+struct RowOfToken {
+    rows: i64,
+    /// `[tokens]`
+    of: Tensor,
+}
+
+impl RowOfToken {
+    fn new(targets: &Tensor) -> Result<Self> {
+        let rows = targets.size().first().copied().unwrap_or(1);
+        let each = targets.numel() as i64 / rows.max(1);
+        let of = number::arange(0, rows, targets.device())?.f_unsqueeze(1)?;
+        Ok(RowOfToken { rows, of: of.f_expand([rows, each], false)?.f_reshape([-1])? })
+    }
+
+    /// Of these tokens alone.
+    fn of(self, kept: &Tensor) -> Result<Self> {
+        let of = self.of.f_to_device(kept.device())?.f_index_select(0, kept)?;
+        Ok(RowOfToken { of, ..self })
+    }
+
+    fn on(self, device: Device) -> Result<Self> {
+        Ok(RowOfToken { of: self.of.f_to_device(device)?, ..self })
+    }
+
+    /// `[rows]` from numbers of the tokens.
+    fn sums(&self, tokens: &Tensor) -> Result<Tensor> {
+        let zeros = Tensor::f_zeros([self.rows], (tokens.f_kind()?, tokens.device()))?;
+        Ok(zeros.f_index_add(0, &self.of, &tokens.f_reshape([-1])?)?)
     }
 }
 

@@ -18,6 +18,9 @@ pub enum Reduction {
     /// passes.
     #[doc(alias = "num_items_in_batch")]
     SumOver(i64),
+    /// The sum of each row of the targets `[rows, …]`, as `[rows]`, from one product with the head: for rows that belong
+    /// to different losses. A head that trains has none.
+    SumPerRow,
 }
 
 /// Cross-entropy of the logits `logit_cap · tanh(logit_scale · (hidden · weightᵀ + bias) / logit_cap)`, which are never

@@ -198,6 +198,13 @@ fn by_row(
     (weight, bias): (&Tied, Option<&Tensor>),
     (targets, left_out): (&Tensor, Option<&Tensor>),
 ) -> Result<Tensor> {
+    if loss.reduction == Reduction::SumPerRow {
+        refuse!(
+            Unsupported,
+            "rows have heads of their own, for which there is no loss per row (`SumPerRow`): compute a loss for the rows \
+             of each adapter"
+        );
+    }
     let parts = rows.lead().len() as i64;
     let sum = loss.reduction(Reduction::Sum);
     let mut total: Option<Tensor> = None;
@@ -220,7 +227,7 @@ fn by_row(
     }
     let total = total.unwrap_or_default();
     match loss.reduction {
-        Reduction::Sum => Ok(total),
+        Reduction::Sum | Reduction::SumPerRow => Ok(total),
         Reduction::SumOver(count) => Ok(total.f_div_number(count as f64)?),
         Reduction::Mean => {
             let mut counts = targets.f_ne_number(loss.ignore_index)?;

@@ -79,6 +79,10 @@ impl Linear {
         if let Some(rows) = Rows::with_own([Some(self.weight.variable()), self.bias.as_ref()]) {
             return rows.grouped(x, |x, adapter| self.of_adapter(&rows, adapter)?.forward(x));
         }
+        #[cfg(feature = "kernels")]
+        if let Some(y) = self.weight.packed_product(x, self.bias.as_ref(), self.transposed)? {
+            return Ok(y);
+        }
         let product = if self.transposed { linear_transposed } else { linear };
         self.weight.with_values(x.device(), |weight| product(x, weight, self.bias.as_ref()))
     }

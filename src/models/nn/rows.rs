@@ -9,7 +9,7 @@ use tch::{Device, Tensor};
 
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
-use crate::mixed::{back, groups, Differing, Groups, Matrix, Stack};
+use crate::mixed::{back, groups, Column, Differing, Groups, Matrix, Stack};
 
 /// The weights of the adapters that a batch names, and the part of the batch that each belongs to.
 ///
@@ -33,6 +33,7 @@ struct Weights {
 /// A variable's vectors.
 #[derive(Debug)]
 struct Vectors {
+    variable: usize,
     /// `[choices, numbers]`
     of_choices: Tensor,
     shape: Vec<i64>,
@@ -72,7 +73,7 @@ impl Rows {
         lead: Vec<i64>,
         choices: Vec<usize>,
     ) -> Result<Self> {
-        let Differing { stacks, rows, matrices } = differing;
+        let Differing { trains, stacks, rows, matrices } = differing;
         let values = matrices.iter().flat_map(|matrix| &matrix.values);
         let device = stacks.iter().map(|stack| &stack.rows).chain(values).next();
         let device = device.map_or(Device::Cpu, Tensor::device);
@@ -84,6 +85,8 @@ impl Rows {
             }
             let device = all.device();
             let own = all.f_index_select(0, &sent(&Tensor::f_from_slice(&rows)?, device)?)?;
+            // Gradients arrive at the vectors of this pass.
+            let own = if trains { own.f_detach()?.f_set_requires_grad(true)? } else { own };
             let (mut sizes, mut end) = (Vec::new(), 0);
             for column in &columns {
                 let numbers: i64 = column.shape.iter().product();
@@ -97,17 +100,30 @@ impl Rows {
             for (column, of_choices) in
                 columns.into_iter().zip(parts.into_iter().skip(1).step_by(2))
             {
-                vectors.insert(column.address, Vectors { of_choices, shape: column.shape });
+                let Column { variable, address, shape, .. } = column;
+                vectors.insert(address, Vectors { variable, of_choices, shape });
             }
         }
+        let at = Rc::new(At::new(lead, choices, adapters.len(), device)?);
         let weights = Rc::new(Weights { vectors, matrices, adapters, device });
-        let at = Rc::new(At::new(lead, choices, device)?);
         Ok(Rows { weights, at })
+    }
+
+    /// The vectors at which gradients arrive, each with the number of its variable.
+    pub(in crate::models) fn trained(&self) -> Vec<(usize, Tensor)> {
+        let vectors = self.weights.vectors.values();
+        let mut trained: Vec<(usize, Tensor)> = vectors
+            .filter(|vectors| vectors.of_choices.requires_grad())
+            .map(|vectors| (vectors.variable, vectors.of_choices.shallow_clone()))
+            .collect();
+        trained.sort_by_key(|(variable, _)| *variable);
+        trained
     }
 
     /// The same adapters for the parts of something that goes with the batch, such as images, one after the other.
     pub(in crate::models) fn of_parts(&self, choices: Vec<usize>) -> Result<Self> {
-        let at = At::new(vec![choices.len() as i64], choices, self.weights.device)?;
+        let Weights { adapters, device, .. } = &*self.weights;
+        let at = At::new(vec![choices.len() as i64], choices, adapters.len(), *device)?;
         Ok(Rows { weights: self.weights.clone(), at: Rc::new(at) })
     }
 
@@ -260,8 +276,10 @@ impl Matrix {
 }
 
 impl At {
-    fn new(lead: Vec<i64>, choices: Vec<usize>, device: Device) -> Result<Self> {
-        let same = choices.iter().enumerate().all(|(part, choice)| part == *choice);
+    /// Of `all` choices.
+    fn new(lead: Vec<i64>, choices: Vec<usize>, all: usize, device: Device) -> Result<Self> {
+        let same = choices.len() == all
+            && choices.iter().enumerate().all(|(part, choice)| part == *choice);
         let index: Vec<i64> = choices.iter().map(|choice| *choice as i64).collect();
         let index = if same { None } else { Some(sent(&Tensor::f_from_slice(&index)?, device)?) };
         Ok(At { lead, choices, index })

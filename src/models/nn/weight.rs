@@ -1,6 +1,8 @@
 //! A matrix of the model that may be kept in few bits, or elsewhere, until it is needed.
 
 use std::rc::Rc;
+#[cfg(feature = "kernels")]
+use std::sync::Arc;
 
 use tch::{no_grad, Device, Kind, Tensor};
 
@@ -10,6 +12,8 @@ use crate::autograd::loss::HeadWeight;
 use crate::autograd::scratch::{with_values, Fill, Pass};
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
+#[cfg(feature = "kernels")]
+use crate::kernels::packed::Packed;
 use crate::kernels::product::linear;
 use crate::pretrained::kept::Kept;
 use crate::quantised::{Encoding, Quantised};
@@ -36,6 +40,9 @@ struct Elsewhere {
     stored: Option<Kind>,
     /// The variable's name, if its storage comes when it is needed.
     streamed: Option<String>,
+    /// The variable in another order.
+    #[cfg(feature = "kernels")]
+    packed: Option<Arc<Packed>>,
 }
 
 /// One that is used as it is.
@@ -47,11 +54,22 @@ impl From<Tensor> for Weight {
 
 impl Weight {
     pub(super) fn kept(variable: Tensor, kept: &Kept) -> Self {
+        #[cfg(feature = "kernels")]
+        let packed = kept.packed.then(Arc::default);
         let Kept { name, shape, encoding, rows, kind, streamed, .. } = kept;
         let streamed = streamed.map(|_| name.clone());
         let (shape, encoding, rows, kind) = (shape.clone(), *encoding, rows.clone(), *kind);
         let stored = variable.f_kind().ok();
-        let elsewhere = Elsewhere { shape, encoding, rows, kind, stored, streamed };
+        let elsewhere = Elsewhere {
+            shape,
+            encoding,
+            rows,
+            kind,
+            stored,
+            streamed,
+            #[cfg(feature = "kernels")]
+            packed,
+        };
         Weight { variable, elsewhere: Some(Box::new(elsewhere)) }
     }
 
@@ -75,8 +93,8 @@ impl Weight {
     /// The kind of the values.
     pub(in crate::models) fn kind(&self) -> Result<Kind> {
         Ok(match &self.elsewhere {
-            Some(kept) => kept.kind,
-            None => self.variable.f_kind()?,
+            Some(kept) if kept.encoding.is_some() || kept.streamed.is_some() => kept.kind,
+            _ => self.variable.f_kind()?,
         })
     }
 
@@ -139,9 +157,25 @@ impl Weight {
         }
     }
 
+    /// The product with `x` that [`Packed`] gives, if it gives one.
+    #[cfg(feature = "kernels")]
+    pub(super) fn packed_product(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        transposed: bool,
+    ) -> Result<Option<Tensor>> {
+        let packed = self.elsewhere.as_ref().and_then(|kept| kept.packed.as_ref());
+        packed.map_or(Ok(None), |packed| packed.product(x, &self.variable, bias, transposed))
+    }
+
     /// The kind of the values on this device and the way to them; `None` if they are those of the variable.
     fn computed(&self, device: Device) -> Result<Option<(Kind, Fill)>> {
         let Some(kept) = &self.elsewhere else { return Ok(None) };
+        // Packed: the variable is what it is in a plain model.
+        if kept.encoding.is_none() && kept.streamed.is_none() {
+            return Ok(None);
+        }
         if let Some((quantised, kind)) = self.quantised()? {
             let rows = kept.rows.as_ref().map(|rows| Tensor::f_from_slice(rows)).transpose()?;
             let fill = move |out: &Tensor| match &rows {
