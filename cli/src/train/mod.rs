@@ -18,6 +18,7 @@ mod prefetch;
 mod preflight;
 pub mod ranks;
 mod report;
+mod same;
 pub mod settings;
 pub mod several;
 pub mod shift;

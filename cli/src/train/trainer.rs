@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{LnTuningModel, Optimizer, SaveOptions, Schedule};
 use tch::nn::VarStore;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::batches::Plan;
 use super::checkpoint::{self, State};
@@ -20,9 +20,8 @@ use super::ranks::Ranks;
 use super::settings::Settings;
 use super::task::{numbers, Of, Task};
 use super::update::{self, update};
-use super::{curves, interrupt, memory};
+use super::{curves, interrupt, memory, same};
 use crate::progress;
-use crate::records::digest::Digest;
 
 /// Seconds between two drawings of the curves.
 const REDRAW: u64 = 5;
@@ -124,9 +123,7 @@ pub fn train<T: Task>(ready: Ready<T>, vs: &VarStore, tuned: &LnTuningModel) -> 
     let bar = progress::steps(ready.total, ready.state.step)?;
     let mut run = Run::begin(ready, vs.device(), bar)?;
     ranks.stepping(|| run.whole(tuned))?;
-    if !ranks.are_one() {
-        ranks.check_same("trained weights", &run.digest(tuned)?)?;
-    }
+    same::check(ranks, tuned, &run.adapter)?;
     let ended = !run.is_unfinished();
     let finished = if ranks.is_first() { run.finish(tuned) } else { Ok(()) };
     ranks.agree(finished)?;
@@ -441,17 +438,6 @@ impl<'a, T: Task> Run<'a, T> {
         }
         self.draw()?;
         Ok(better)
-    }
-
-    /// A number for the weights.
-    fn digest(&self, tuned: &LnTuningModel) -> Result<String> {
-        let mut digest = Digest::new();
-        for (_, weights) in tuned.state_dict(&self.adapter)? {
-            let values = weights.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?;
-            let values = Vec::<f32>::try_from(values.f_reshape([-1])?)?;
-            values.iter().for_each(|value| digest.add(&value.to_le_bytes()));
-        }
-        Ok(digest.text())
     }
 
     fn last_good(&self) -> Result<String> {
