@@ -5,6 +5,7 @@ use std::path::Path;
 
 fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rustc-check-cfg=cfg(fused)");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_default();
     let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     if !lib.is_empty() && (os == "linux" || os == "macos") {
@@ -61,7 +62,10 @@ mod cpp {
         if cfg!(feature = "doc-only") {
             return;
         }
-        let files: &[&str] = &[];
+        let files: &[&str] = &[
+            #[cfg(feature = "kernels")]
+            "kernels.cpp",
+        ];
         let include = Path::new(lib).parent().map(|root| root.join("include"));
         let include = include.filter(|dir| dir.join("ATen").is_dir()).unwrap_or_else(|| {
             panic!("the features 'distributed' and 'kernels' compile C++ against libtorch, but its headers are not in \
@@ -78,6 +82,68 @@ mod cpp {
             println!("cargo:rerun-if-changed=csrc/{file}");
             build.file(Path::new("csrc").join(file));
         }
+        #[cfg(feature = "kernels")]
+        fused::compile(&mut build, lib);
         build.compile("ln_tuning_csrc");
+    }
+
+    #[cfg(feature = "kernels")]
+    mod fused {
+        use std::path::Path;
+
+        /// The kinds of x86 processors that the loops are compiled for, with the flags of libtorch's own loops.
+        const X86: [(&str, &[&str]); 2] = [
+            ("avx2", &["-mavx2", "-mfma", "-mf16c"]),
+            (
+                "avx512",
+                &[
+                    "-mavx512f",
+                    "-mavx512bw",
+                    "-mavx512dq",
+                    "-mavx512vl",
+                    "-mavx2",
+                    "-mfma",
+                    "-mf16c",
+                ],
+            ),
+        ];
+
+        /// Compiles the loops of the fused functions, once per kind of processor; `functions` chooses at run time.
+        pub(super) fn compile(functions: &mut cc::Build, lib: &str) {
+            let of = |name: &str| std::env::var(name).unwrap_or_default();
+            println!("cargo:rerun-if-changed=csrc/loops.h");
+            println!("cargo:rerun-if-changed=csrc/loops.cpp");
+            println!("cargo:rustc-cfg=fused");
+            // The loops in several threads of libtorch's headers: with libtorch's own OpenMP, since each has threads.
+            if of("CARGO_CFG_TARGET_OS") == "linux" {
+                functions.flag("-fopenmp");
+                let files = std::fs::read_dir(lib).into_iter().flatten().flatten();
+                let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+                match names.filter(|name| name.starts_with("libgomp")).min() {
+                    Some(name) => println!("cargo:rustc-link-lib=dylib:+verbatim={name}"),
+                    None => println!("cargo:rustc-link-lib=gomp"),
+                }
+            }
+            let loops = |name: &str| {
+                let mut build = cc::Build::new();
+                build.cpp(true).std("c++17").pic(true).warnings(false).opt_level(3);
+                build.flag_if_supported("-Wno-psabi");
+                build.define("LN_TUNING_LOOPS", Some(format!("loops_{name}").as_str()));
+                build.file(Path::new("csrc/loops.cpp"));
+                build
+            };
+            loops("plain").compile("ln_tuning_loops_plain");
+            if of("CARGO_CFG_TARGET_ARCH") == "x86_64" {
+                functions.define("LN_TUNING_X86", None);
+                for (name, flags) in X86 {
+                    let mut build = loops(name);
+                    build.define("LN_TUNING_X86", None);
+                    for flag in flags {
+                        build.flag(flag);
+                    }
+                    build.compile(&format!("ln_tuning_loops_{name}"));
+                }
+            }
+        }
     }
 }

@@ -5,6 +5,8 @@ use tch::{Kind, Tensor};
 
 use super::weights::Weights;
 use crate::error::Result;
+use crate::kernels::fused;
+use crate::kernels::fused_forms::NormForm;
 use crate::kernels::number::WithNumber;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,11 @@ impl Norm {
 
     pub(in crate::models) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (shape, weight) = ([self.size], self.weight.as_ref());
+        if let Some(form) = self.form(x)? {
+            if let Some(normed) = fused::norm(x, weight, self.bias.as_ref(), form, self.eps)? {
+                return Ok(normed);
+            }
+        }
         match (self.kind, weight) {
             (NormKind::Rms, Some(weight)) => {
                 let kind = weight.f_kind()?;
@@ -79,5 +86,32 @@ impl Norm {
             }
             _ => Ok(x.f_layer_norm(shape, weight, self.bias.as_ref(), self.eps, true)?),
         }
+    }
+
+    /// The sum of `x` and `added`, and its norm.
+    pub(super) fn forward_sum(&self, x: &Tensor, added: &Tensor) -> Result<(Tensor, Tensor)> {
+        if let Some(form) = self.form(x)? {
+            let (weight, bias) = (self.weight.as_ref(), self.bias.as_ref());
+            if let Some(both) = fused::added_norm(x, added, weight, bias, form, self.eps)? {
+                return Ok(both);
+            }
+        }
+        let sum = x.f_add(added)?;
+        let normed = self.forward(&sum)?;
+        Ok((sum, normed))
+    }
+
+    /// Its form in one function; `None` for RMSNorm in f32, where libtorch's operators have the bits of transformers:
+    /// T5, whose scores are not scaled down, makes a last bit a thousand times as large.
+    fn form(&self, x: &Tensor) -> Result<Option<NormForm>> {
+        let form = match self.kind {
+            NormKind::Rms => NormForm::Rms,
+            NormKind::RmsFromOne => NormForm::RmsFromOne,
+            NormKind::Layer | NormKind::LayerWithoutBias | NormKind::LayerWithoutWeights => {
+                NormForm::Layer
+            }
+        };
+        let exact = form != NormForm::Layer && x.f_kind()? == Kind::Float;
+        Ok((!exact).then_some(form))
     }
 }
