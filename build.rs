@@ -6,10 +6,14 @@ use std::path::Path;
 #[cfg(feature = "distributed")]
 #[path = "build/c10d.rs"]
 mod c10d;
+#[cfg(feature = "kernels")]
+#[path = "build/fused.rs"]
+mod fused;
 
 fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=build");
+    println!("cargo:rustc-check-cfg=cfg(fused)");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_default();
     let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     if !lib.is_empty() && (os == "linux" || os == "macos") {
@@ -69,6 +73,8 @@ mod cpp {
         #[cfg_attr(not(feature = "distributed"), allow(unused_mut))]
         let mut files: Vec<&str> = Vec::from([
             #[cfg(feature = "kernels")]
+            "kernels.cpp",
+            #[cfg(feature = "kernels")]
             "linear.cpp",
         ]);
         #[cfg(feature = "distributed")]
@@ -101,22 +107,7 @@ mod cpp {
             build.file(Path::new("csrc").join(file));
         }
         #[cfg(feature = "kernels")]
-        openmp(&mut build, lib);
+        super::fused::compile(&mut build, lib);
         build.compile("ln_tuning_csrc");
-    }
-
-    /// Loops in several threads of libtorch's headers: with libtorch's own OpenMP, since each has threads.
-    #[cfg(feature = "kernels")]
-    fn openmp(build: &mut cc::Build, lib: &str) {
-        if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
-            return;
-        }
-        build.flag("-fopenmp");
-        let files = std::fs::read_dir(lib).into_iter().flatten().flatten();
-        let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
-        match names.filter(|name| name.starts_with("libgomp")).min() {
-            Some(name) => println!("cargo:rustc-link-lib=dylib:+verbatim={name}"),
-            None => println!("cargo:rustc-link-lib=gomp"),
-        }
     }
 }

@@ -18,6 +18,8 @@ use crate::work::{Work, THREADS};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     Ours,
+    /// Without the feature `kernels`, as far as that can be told at run time.
+    OursUnfused,
     OursRecomputed,
     /// The matrix products of our step, alone.
     Floor,
@@ -31,6 +33,7 @@ impl Who {
     pub fn name(self) -> &'static str {
         match self {
             Who::Ours => "ours",
+            Who::OursUnfused => "ours, unfused",
             Who::OursRecomputed => "ours, checkpointed",
             Who::Floor => "matrix products",
             Who::Eager => "PEFT eager",
@@ -46,7 +49,7 @@ impl Who {
     /// For [`Task::how`].
     fn how(self) -> &'static str {
         match self {
-            Who::Ours => "plain",
+            Who::Ours | Who::OursUnfused => "plain",
             Who::OursRecomputed => "recompute",
             Who::Floor => "floor",
             Who::Eager => "eager",
@@ -100,6 +103,9 @@ impl Contender {
         } else {
             let mut command = Command::new(std::env::current_exe()?);
             command.arg("--child");
+            if who == Who::OursUnfused {
+                command.env("LN_TUNING_FUSED", "0");
+            }
             command
         };
         command.arg(serde_json::to_string(&task)?);

@@ -47,9 +47,9 @@ fn work(name: &'static str, shape: Shape, kind: &'static str, batch: i64, length
 
 fn rows() -> Vec<(Work, Vec<Who>)> {
     use Who::*;
-    let all = || vec![Ours, Floor, Eager, Compiled];
-    let encoder = || vec![Ours, Eager, Compiled];
-    let long = || vec![Ours, OursRecomputed, Eager, Checkpointed];
+    let all = || vec![Ours, OursUnfused, Floor, Eager, Compiled];
+    let encoder = || vec![Ours, OursUnfused, Eager, Compiled];
+    let long = || vec![Ours, OursUnfused, OursRecomputed, Eager, Checkpointed];
     let every = || vec![Ours, OursRecomputed, Floor, Eager, Checkpointed, Compiled];
     let generation =
         Work { generates: true, ..work("generation, bf16", LLAMA_56M, "bfloat16", 1, 16) };
@@ -71,7 +71,7 @@ fn rows() -> Vec<(Work, Vec<Who>)> {
         (work("step, bf16, long vocabulary", LONG_VOCABULARY, "bfloat16", 2, 512), all()),
         (work("step, bf16, 4 x 1024", LLAMA_56M, "bfloat16", 4, 1024), long()),
         (work("step, f32, 4 x 1024", LLAMA_56M, "float32", 4, 1024), long()),
-        (generation, vec![Ours, Eager]),
+        (generation, vec![Ours, OursUnfused, Eager]),
         (real("step, the real SmolLM2-135M, bf16, 4 x 256", "bfloat16"), all()),
         (real("step, the real SmolLM2-135M, f32, 4 x 256", "float32"), all()),
         (deep("step, deep and narrow, bf16, 1 x 512", "bfloat16"), all()),

@@ -14,12 +14,16 @@ mod context;
 pub(crate) mod copies;
 #[cfg(target_os = "linux")]
 mod dynamic;
+mod fused;
 mod settings;
 #[cfg(target_os = "linux")]
 mod start;
 mod status;
 pub(crate) mod transfer;
 
+#[cfg(fused)]
+pub(crate) use fused::fused_functions_are_on;
+pub use fused::without_fused_functions;
 #[cfg(feature = "models")]
 pub(crate) use settings::apply_defaults;
 pub use settings::{allow_tf32, set_cudnn_attention, set_deterministic};

@@ -5,6 +5,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::device::apply_defaults;
 use crate::error::Result;
+use crate::kernels::fused;
+use crate::kernels::fused_forms::Attended;
 use crate::kernels::number::WithNumber;
 use crate::kernels::processor::{mkl_is_slow, multiplies_fast};
 
@@ -97,6 +99,9 @@ pub(crate) fn attend(
     causal: bool,
     scale: f64,
 ) -> Result<Tensor> {
+    if let Some(attended) = fused::attend(q, k, v, Attended { mask, causal, scale, cap: None })? {
+        return Ok(attended);
+    }
     let (batch, heads, length, dim) = q.size4()?;
     let (kv_heads, value_dim) = (k.size4()?.1, v.size4()?.3);
     let group = heads / kv_heads;

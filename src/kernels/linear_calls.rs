@@ -9,6 +9,7 @@ use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
 use super::number::{made, read};
+use crate::device::fused_functions_are_on;
 
 extern "C" {
     fn ln_linear_graph(
@@ -50,10 +51,8 @@ fn perhaps(tensor: Option<&Tensor>) -> *mut C_tensor {
 /// True if these calls may be used: not while a trace is recorded, which would not see what they compute, and not where
 /// `LN_TUNING_FUSED=0` asks for libtorch's own operators.
 pub(super) fn are_on() -> bool {
-    static OFF: OnceLock<bool> = OnceLock::new();
-    let off = OFF.get_or_init(|| std::env::var_os("LN_TUNING_FUSED").is_some_and(|v| v == "0"));
     // SAFETY: reads a state of this thread.
-    !off && unsafe { ln_linear_is_traced() == 0 }
+    fused_functions_are_on() && unsafe { ln_linear_is_traced() == 0 }
 }
 
 /// The backward pass of a product.

@@ -2,6 +2,12 @@
 
 #[cfg(feature = "models")]
 pub(crate) mod attention;
+#[cfg(fused)]
+pub(crate) mod fused;
+#[cfg(not(fused))]
+#[path = "fused_elsewhere.rs"]
+pub(crate) mod fused;
+pub(crate) mod fused_forms;
 #[cfg(feature = "kernels")]
 mod linear_calls;
 mod measured;

@@ -7,6 +7,8 @@ use super::head_weight::HeadWeight;
 use super::linear_cross_entropy::LinearCrossEntropy;
 use super::targets::Targets;
 use crate::error::Result;
+use crate::kernels::fused;
+use crate::kernels::fused_forms::CrossEntropy;
 
 /// The number of logits that stay in a CPU's cache: the size of a block if logits are converted.
 const CACHED: i64 = 1 << 21;
@@ -76,7 +78,14 @@ impl LinearCrossEntropy {
                 None => {
                     let mut logits = buffer.f_narrow(0, 0, len)?;
                     head.logits(&rows, &mut logits)?;
-                    self.block(logits, start, targets, &all, gradients)?
+                    if self.fused(&logits, None, start, targets, &all, gradients)? {
+                        gradients.hidden.is_some().then_some(logits)
+                    } else {
+                        self.block(logits, start, targets, &all, gradients)?
+                    }
+                }
+                Some(low) if self.fused(&low, head.bias(), start, targets, &all, gradients)? => {
+                    gradients.hidden.is_some().then_some(low)
                 }
                 // Converted block by block to the kind of the logits; their gradient is converted back.
                 Some(low) => {
@@ -120,6 +129,34 @@ impl LinearCrossEntropy {
             let _ = losses.f_mul_(weights)?;
         }
         Ok(losses)
+    }
+
+    /// [`block`](Self::block) in one pass, which also takes logits in the weight's kind, without the bias: true if it
+    /// was computed, and the logits are their gradient if it is wanted. For a frozen head.
+    fn fused(
+        &self,
+        logits: &Tensor,
+        bias: Option<&Tensor>,
+        start: i64,
+        targets: &Targets,
+        all: &PerToken,
+        gradients: &Gradients,
+    ) -> Result<bool> {
+        if gradients.weight.is_some() || gradients.bias.is_some() {
+            return Ok(false);
+        }
+        let len = logits.size2()?.0;
+        let own = |numbers: &Tensor| numbers.f_narrow(0, start, len);
+        let columns = [own(&all.largest)?, own(&all.peak)?, own(&all.target)?];
+        let how = CrossEntropy {
+            bias,
+            scale: self.logit_scale,
+            cap: self.logit_cap,
+            smoothing: self.label_smoothing,
+            z_loss: self.z_loss,
+            gradient: gradients.hidden.is_some(),
+        };
+        fused::cross_entropy(logits, &own(&targets.classes)?, &columns, how)
     }
 
     /// [`chunk`](Self::chunk) for the tokens from `start` on; adds the gradient of the bias too.

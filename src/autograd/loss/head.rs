@@ -136,6 +136,11 @@ impl Head {
         Ok(Some(buffer))
     }
 
+    /// In the kind of the logits.
+    pub(super) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     pub(super) fn add_bias(&self, logits: &mut Tensor) -> Result<()> {
         if let Some(bias) = &self.bias {
             let _ = logits.f_add_(bias)?;

@@ -10,6 +10,8 @@ use super::mask::Mask;
 use super::rope::rotate_both;
 use crate::error::Result;
 use crate::kernels::attention as kernels;
+use crate::kernels::fused;
+use crate::kernels::fused_forms::Attended;
 use crate::kernels::number::WithNumber;
 
 /// From so many keys on, one query's attention in f32 is worth their conversion where the fused kernel is slow.
@@ -263,6 +265,18 @@ fn attend_with_cap(
     scores: Scores,
     cap: f64,
 ) -> Result<Tensor> {
+    let seen = match mask {
+        Mask::Everything => Some((None, false)),
+        Mask::Causal => Some((None, true)),
+        Mask::Seen(seen) => Some((Some(seen), false)),
+        Mask::Added(_) => None,
+    };
+    if let Some((mask, causal)) = seen.filter(|_| scores.dropout == 0.) {
+        let how = Attended { mask, causal, scale: scores.scale, cap: Some(cap) };
+        if let Some(attended) = fused::attend(q, k, v, how)? {
+            return Ok(attended);
+        }
+    }
     let (_, heads, length, _) = q.size4()?;
     let repeat = |x: &Tensor| kernels::repeated(x, heads);
     let products = q.f_matmul(&repeat(k)?.f_transpose(2, 3)?)?.f_mul_number(scores.scale)?;

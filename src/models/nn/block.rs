@@ -231,43 +231,52 @@ impl Block {
             let out = self.branches[1].forward(out, train)?;
             return Ok(hidden.f_add(&attended)?.f_add(&out)?);
         }
-        let mut hidden = self.sum(hidden, &normed, attended, after_attention, 0, train)?;
-        if let (Some(Across { attention, norms: [before, after] }), Some(source)) =
-            (&self.across, source)
-        {
-            let normed = optional(before, &hidden)?;
+        let other = self.across.as_ref().zip(source);
+        let next = other.map_or(before_mlp, |(across, _)| &across.norms[0]);
+        let sides = (after_attention, next);
+        let (mut hidden, mut normed) = self.sum(hidden, &normed, attended, sides, 0, train)?;
+        if let Some((Across { attention, norms: [_, after] }, source)) = other {
             let attended = attention.across(&normed, source, context, across)?;
-            hidden = self.sum(&hidden, &normed, attended, after, 0, train)?;
+            let sides = (after, before_mlp);
+            (hidden, normed) = self.sum(&hidden, &normed, attended, sides, 0, train)?;
         }
-        let normed = optional(before_mlp, &hidden)?;
         let out = self.mlp.forward(&normed, train)?;
-        let hidden = self.sum(&hidden, &normed, out, after_mlp, 1, train)?;
+        let (hidden, _) = self.sum(&hidden, &normed, out, (after_mlp, &None), 1, train)?;
         match self.guard {
             Guard::Output => clamped(hidden),
             _ => Ok(hidden),
         }
     }
 
-    /// Adds what a branch gives. The norm behind stands on the branch or on the sum.
+    /// Adds what a branch gives: the sum, and the next norm of it. The norm behind stands on the branch or on the sum.
     fn sum(
         &self,
         hidden: &Tensor,
         normed: &Tensor,
         out: Tensor,
-        behind: &Option<Norm>,
+        (behind, next): (&Option<Norm>, &Option<Norm>),
         branch: usize,
         train: bool,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Tensor)> {
         let branch = &self.branches[branch];
-        if self.flow == Flow::NormedSums {
-            return optional(behind, &hidden.f_add(&branch.forward(out, train)?)?);
-        }
-        let onto = if self.flow == Flow::SequentialFromNorm { normed } else { hidden };
-        let sum = onto.f_add(&branch.forward(optional(behind, &out)?, train)?)?;
-        match self.guard {
-            Guard::EachSum => clamped(sum),
-            _ => Ok(sum),
-        }
+        let sum = if self.flow == Flow::NormedSums {
+            let out = branch.forward(out, train)?;
+            match behind {
+                Some(norm) => norm.forward_sum(hidden, &out)?.1,
+                None => hidden.f_add(&out)?,
+            }
+        } else {
+            let onto = if self.flow == Flow::SequentialFromNorm { normed } else { hidden };
+            let out = branch.forward(optional(behind, &out)?, train)?;
+            match next {
+                Some(next) if self.guard != Guard::EachSum => return next.forward_sum(onto, &out),
+                _ => onto.f_add(&out)?,
+            }
+        };
+        let guarded = self.guard == Guard::EachSum && self.flow != Flow::NormedSums;
+        let sum = if guarded { clamped(sum)? } else { sum };
+        let normed = optional(next, &sum)?;
+        Ok((sum, normed))
     }
 }
 

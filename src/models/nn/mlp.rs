@@ -40,11 +40,8 @@ impl Mlp {
         let act = self.activation;
         let inner = match &self.inner {
             Inner::Plain(layer) => act.apply(&layer.forward(x)?)?,
-            Inner::Gated { gate, up } => act.apply(&gate.forward(x)?)?.f_mul(&up.forward(x)?)?,
-            Inner::GatedInOne(both) => {
-                let both = both.forward(x)?.f_chunk(2, -1)?;
-                act.apply(&both[0])?.f_mul(&both[1])?
-            }
+            Inner::Gated { gate, up } => act.gated(&gate.forward(x)?, &up.forward(x)?)?,
+            Inner::GatedInOne(both) => act.gated_in_one(&both.forward(x)?)?,
         };
         let inner = dropped(inner, self.dropout, train)?;
         // T5's outer layer stays in f32 where the model is in f16.

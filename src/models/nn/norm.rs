@@ -6,6 +6,8 @@ use tch::{Kind, Tensor};
 use super::rows::Rows;
 use super::weights::Weights;
 use crate::error::Result;
+use crate::kernels::fused;
+use crate::kernels::fused_forms::NormForm;
 use crate::kernels::number::WithNumber;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +66,11 @@ impl Norm {
             return self.forward_by_row(x, &rows);
         }
         let (shape, weight) = ([self.size], self.weight.as_ref());
+        if let Some(form) = self.form(x)? {
+            if let Some(normed) = fused::norm(x, weight, self.bias.as_ref(), form, self.eps)? {
+                return Ok(normed);
+            }
+        }
         match (self.kind, weight) {
             (NormKind::Rms, Some(weight)) => {
                 let kind = weight.f_kind()?;
@@ -118,5 +125,33 @@ impl Norm {
             None => normed.f_mul(&weight)?,
         };
         Ok(scaled.f_to_kind(kind)?)
+    }
+
+    /// The sum of `x` and `added`, and its norm.
+    pub(super) fn forward_sum(&self, x: &Tensor, added: &Tensor) -> Result<(Tensor, Tensor)> {
+        let own = Rows::with_own([self.weight.as_ref(), self.bias.as_ref()]).is_some();
+        if let Some(form) = self.form(x)?.filter(|_| !own) {
+            let (weight, bias) = (self.weight.as_ref(), self.bias.as_ref());
+            if let Some(both) = fused::added_norm(x, added, weight, bias, form, self.eps)? {
+                return Ok(both);
+            }
+        }
+        let sum = x.f_add(added)?;
+        let normed = self.forward(&sum)?;
+        Ok((sum, normed))
+    }
+
+    /// Its form in one function; `None` in f32, where libtorch's operators have the bits of transformers, and rows with
+    /// norms of their own have them too: T5, whose scores are not scaled down, makes a last bit a thousand times as
+    /// large.
+    fn form(&self, x: &Tensor) -> Result<Option<NormForm>> {
+        let form = match self.kind {
+            NormKind::Rms => NormForm::Rms,
+            NormKind::RmsFromOne => NormForm::RmsFromOne,
+            NormKind::Layer | NormKind::LayerWithoutBias | NormKind::LayerWithoutWeights => {
+                NormForm::Layer
+            }
+        };
+        Ok((x.f_kind()? != Kind::Float).then_some(form))
     }
 }

@@ -4,6 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::device::transfer::sent;
 use crate::error::Result;
+use crate::kernels::fused;
 use crate::kernels::number::{self, WithNumber};
 
 /// The growth of the angles with the position.
@@ -152,6 +153,9 @@ pub(in crate::models) fn rotate_both(
     angles: &(Tensor, Tensor),
     side_by_side: bool,
 ) -> Result<[Tensor; 2]> {
+    if let Some(both) = fused::turned([&q, &k], angles, side_by_side)? {
+        return Ok(both);
+    }
     if q.device() == Device::Cpu {
         return Ok([rotate(&q, angles, side_by_side)?, rotate(&k, angles, side_by_side)?]);
     }
