@@ -47,7 +47,6 @@ pub struct Rank {
 /// The end of a rank.
 pub struct Ended {
     pub status: Option<i32>,
-    pub seconds: f64,
     pub text: String,
     /// What it found, or its error.
     pub found: String,
@@ -93,12 +92,10 @@ impl Rank {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let seconds = self.begun.elapsed().as_secs_f64();
         let output = child.wait_with_output().unwrap();
         let text = [output.stdout, output.stderr].concat();
         Ended {
             status: output.status.code(),
-            seconds,
             text: String::from_utf8_lossy(&text).into_owned(),
             found: std::fs::read_to_string(&self.out).unwrap_or_default(),
         }
