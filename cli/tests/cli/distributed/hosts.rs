@@ -47,7 +47,7 @@ fn two_hosts_end_as_two_processes_of_one_though_packets_are_late_and_lost() {
 }
 
 #[test]
-fn a_link_that_is_cut_ends_the_ranks_of_both_hosts_and_the_run_goes_on_later() {
+fn a_link_that_is_cut_ends_the_ranks_of_both_hosts_within_their_deadline() {
     let training = short().set(&["save_interval=1"]);
     let more = ["max_steps=1000", "out=apart"];
     let ended = scope(|scope| {
