@@ -49,13 +49,21 @@ fn two_hosts_end_as_two_processes_of_one_though_packets_are_late_and_lost() {
 #[test]
 fn a_link_that_is_cut_ends_the_ranks_of_both_hosts_and_the_run_goes_on_later() {
     let training = short().set(&["save_interval=1"]);
-    let more = ["max_steps=1000", "out=apart"];
+    let one = |out: &str| {
+        let arguments = ["--standalone", "--nproc-per-node=2"];
+        well(&Hosts::new(60).torchrun(&arguments, &training, &[out]).run().unwrap());
+    };
     let ended = scope(|scope| {
-        let run = scope.spawn(|| both(&training, json!({}), (60, 5), &more).run());
+        scope.spawn(|| one("out=whole"));
+        let slow = json!({ "delay": 0.02 });
+        let run = scope.spawn(|| both(&training, slow, (60, 5), &["out=apart"]).run());
         wait_until(|| lines(&training, "apart") >= 6 || run.is_finished());
         training.write("cut", "");
         run.join().unwrap()
     });
     let Some(ended) = ended else { return };
     refused(&ended, 59.);
+    assert!(!training.path("apart/adapter").exists());
+    one("out=apart");
+    assert!(results(&training, "apart") == results(&training, "whole"), "the adapters differ");
 }

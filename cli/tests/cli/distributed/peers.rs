@@ -104,7 +104,7 @@ fn a_run_whose_ranks_are_killed_ends_as_one_whose_were_not() {
 }
 
 #[test]
-#[ignore = "takes a minute: make distributed-kills"]
+#[ignore = "takes minutes: make distributed-kills"]
 fn a_run_whose_ranks_are_killed_at_20_instants_ends_as_one_whose_were_not() {
     let seed = std::env::var("SEED").map_or(7, |seed| seed.parse().expect("SEED is a number"));
     kills(20, seed);
