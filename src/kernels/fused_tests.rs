@@ -90,7 +90,7 @@ fn norm_of_operators(
     };
     let mut y = &centred / (centred.square().mean_dim(-1, true, x.kind()) + eps).sqrt();
     if weight.defined() {
-        y = y * if form == NormForm::RmsFromOne { weight + 1. } else { weight.shallow_clone() };
+        y *= if form == NormForm::RmsFromOne { weight + 1. } else { weight.shallow_clone() };
     }
     if bias.defined() {
         y + bias
