@@ -12,6 +12,7 @@ use super::json::json;
 use super::opened::INDEX;
 use crate::error::{refuse, Error, Result};
 use crate::storage::regular;
+use crate::storage::staging::is_staging;
 
 /// The files beside the weights, by their paths in the directory, sorted.
 #[derive(Debug, Default)]
@@ -75,6 +76,10 @@ impl ModelFiles {
         let failed = |e| Error::io("read", &dir, e);
         for entry in fs::read_dir(&dir).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
+            // Another save into this directory, which is gone in a moment.
+            if is_staging(&name) {
+                continue;
+            }
             let (relative, path) = (below.join(&name), dir.join(&name));
             let kind = match fs::metadata(&path) {
                 Ok(found) => found.file_type(),

@@ -224,9 +224,9 @@ fn both_stacks_of_an_encoder_decoder_have_the_adapters_of_rows_bit_for_bit() {
         });
         case.check(&NAMES, 0., |model, mixed| model.encode(named(Inputs::new(&ids), mixed)));
     }
-    // Some layers are in another kind than the norms.
+    // Some layers are in another kind than the norms, which round once in a fused function, and twice here.
     let mut case: Case<Seq2Seq> = Case::new(&t5(), Head::LanguageModel, Kind::Half, &[]);
-    case.check(&NAMES, 0., |model, mixed| {
+    case.check(&NAMES, 2f64.powi(-10), |model, mixed| {
         model.logits(named(Inputs::new(&ids).decoder_ids(&decoder_ids), mixed))
     });
 }

@@ -261,7 +261,7 @@ fn rows_without_pictures_stages_packed_rows_and_a_streamed_base_are_shared_as_we
     let stages = "stages=[{recipe: connector, max_steps: 2}, {recipe: layernorm, max_steps: 3}]";
     let seeing = pictures_train::training("llava")
         .set(&["batch_size=null", "global_batch_size=4", "data.packing=false", stages])
-        .set(&["optimizer.lr=0.01"]);
+        .set(&["optimizer.lr=0.003"]);
     let more = ["base=streamed", "data.packing=true", "batch_size=2", "max_steps=4"];
     let streamed = training().set(&more).set(&["data.eval_fraction=0.2"]);
     let settings = |more: &'static [&'static str]| {

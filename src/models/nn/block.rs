@@ -234,14 +234,14 @@ impl Block {
         let other = self.across.as_ref().zip(source);
         let next = other.map_or(before_mlp, |(across, _)| &across.norms[0]);
         let sides = (after_attention, next);
-        let (mut hidden, mut normed) = self.sum(hidden, &normed, attended, sides, 0, train)?;
+        let (mut sum, mut normed) = self.sum(hidden, &normed, attended, sides, 0, train)?;
         if let Some((Across { attention, norms: [_, after] }, source)) = other {
             let attended = attention.across(&normed, source, context, across)?;
             let sides = (after, before_mlp);
-            (hidden, normed) = self.sum(&hidden, &normed, attended, sides, 0, train)?;
+            (sum, normed) = self.sum(&sum, &normed, attended, sides, 0, train)?;
         }
         let out = self.mlp.forward(&normed, train)?;
-        let (hidden, _) = self.sum(&hidden, &normed, out, (after_mlp, &None), 1, train)?;
+        let (hidden, _) = self.sum(&sum, &normed, out, (after_mlp, &None), 1, train)?;
         match self.guard {
             Guard::Output => clamped(hidden),
             _ => Ok(hidden),
@@ -262,14 +262,19 @@ impl Block {
         let sum = if self.flow == Flow::NormedSums {
             let out = branch.forward(out, train)?;
             match behind {
-                Some(norm) => norm.forward_sum(hidden, &out)?.1,
+                Some(norm) => norm.forward_sum(hidden, out)?.1,
                 None => hidden.f_add(&out)?,
             }
         } else {
             let onto = if self.flow == Flow::SequentialFromNorm { normed } else { hidden };
-            let out = branch.forward(optional(behind, &out)?, train)?;
+            // Nothing is kept of what was before the norm and the branch: its memory is free for what comes.
+            let out = match behind {
+                Some(norm) => norm.forward(&out)?,
+                None => out,
+            };
+            let out = branch.forward(out, train)?;
             match next {
-                Some(next) if self.guard != Guard::EachSum => return next.forward_sum(onto, &out),
+                Some(next) if self.guard != Guard::EachSum => return next.forward_sum(onto, out),
                 _ => onto.f_add(&out)?,
             }
         };

@@ -128,15 +128,17 @@ impl Norm {
     }
 
     /// The sum of `x` and `added`, and its norm.
-    pub(super) fn forward_sum(&self, x: &Tensor, added: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(super) fn forward_sum(&self, x: &Tensor, added: Tensor) -> Result<(Tensor, Tensor)> {
         let own = Rows::with_own([self.weight.as_ref(), self.bias.as_ref()]).is_some();
         if let Some(form) = self.form(x)?.filter(|_| !own) {
             let (weight, bias) = (self.weight.as_ref(), self.bias.as_ref());
-            if let Some(both) = fused::added_norm(x, added, weight, bias, form, self.eps)? {
+            if let Some(both) = fused::added_norm(x, &added, weight, bias, form, self.eps)? {
                 return Ok(both);
             }
         }
-        let sum = x.f_add(added)?;
+        let sum = x.f_add(&added)?;
+        // Its memory is free for the norm.
+        drop(added);
         let normed = self.forward(&sum)?;
         Ok((sum, normed))
     }
