@@ -1,6 +1,6 @@
 """The paper in small: SmolLM2-135M learns to see 2 × 2 scenes, by tuning LayerNorm and by its rivals.
 
-`python cli/comparisons/paper --out DIR [--docs DIR] [--binary ln-tuning] [--quick]`
+`python cli/comparisons/paper --out DIR [--docs DIR] [--binary ln-tuning] [--twin] [--quick]`
 
 A small tower of CLIP's architecture is trained on real pictures and put in front of the real text model, as
 transformers' Llava. A connector is trained on captions and is the same for all. Then each method trains at three rates
@@ -41,6 +41,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("target/paper"))
     parser.add_argument("--docs", type=Path, default=Path("target/paper"), help="where paper.md and paper.svg go")
     parser.add_argument("--binary", help="ln-tuning, which then trains the norms in place of PyTorch")
+    parser.add_argument("--twin", action="store_true", help="trains the norms in PyTorch as well")
     parser.add_argument("--quick", action="store_true", help="tests the path; the figures mean nothing")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
@@ -69,7 +70,7 @@ def main():
         tried.append(at_rates)
     kinds = [chosen[0][0]]
     kinds += [runs.again(start, METHODS[0], chosen[0][0].rate, 0, [kind]) for kind in ALL]
-    if args.binary:
+    if args.binary and args.twin:
         twin = runs.again(runs.Base(model, data, args.out, None), METHODS[0], chosen[0][0].rate, 0, ALL)
         twin.method += ", in PyTorch"
         chosen.append([twin])

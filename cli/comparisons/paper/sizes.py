@@ -7,7 +7,7 @@ import dataclasses
 class Sizes:
     tower_steps: int = 600
     captions: int = 1000  # to train the connector
-    tokens: int = 6600  # of each run, pictures included
+    tokens: int = 5400  # of each run, pictures included
     chosen_on: int = 144  # other questions, by which rates are chosen
     rates: int = 3  # that are tried for each method
     asked: int = 600
