@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 /// Ends the process at once. libtorch would take its operators apart one by one, a tenth of a second for nothing.
 ///
-/// What was printed is written before; files are whole as soon as a command has ended.
+/// All that was printed is written before; files are whole as soon as a command has ended.
 pub fn with(code: ExitCode) -> ! {
     // A code can be compared and not read. One that is not found cannot be: there are no others.
     let status = (0..=u8::MAX).find(|status| ExitCode::from(*status) == code).unwrap_or(1);

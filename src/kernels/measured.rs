@@ -50,7 +50,7 @@ fn judged(guess: bool, times_faster: f64) -> bool {
     times_faster > if guess { 1. / CLEARLY } else { CLEARLY }
 }
 
-/// How many times faster a convolution is: the best of several rounds of each, in turn.
+/// The factor by which a convolution is faster: the best of several rounds of each, in turn.
 fn measured() -> Result<f64> {
     let options = (Kind::Float, Device::Cpu);
     let x = Tensor::f_ones([256, 512], options)?;

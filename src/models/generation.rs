@@ -129,7 +129,7 @@ pub(super) fn generated(
     let mut draws = Draws::new(options, batch);
     let mut ended = Ended::new(batch, stop, pad, device)?;
     let mut columns: Vec<Tensor> = Vec::new();
-    // What a row that has ended gets next is nobody's. It is not padding, which may have no embedding.
+    // The next token of a row that has ended is nobody's. It is not padding, which may have no embedding.
     let mut last: Option<Tensor> = None;
     while (columns.len() as i64) < options.max_new {
         let mut scores = logits(last.as_ref())?;

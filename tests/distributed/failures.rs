@@ -60,7 +60,7 @@ fn a_group_that_cannot_come_about_is_an_error_on_every_rank_in_seconds() {
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let nowhere = [(TIMEOUT, "1"), ("MASTER_ADDR", "no-such-host.invalid")];
     let malformed = [("RANK", "one"), ("MASTER_ADDR", "")];
-    // What each group must say on every rank.
+    // The words that each group must say on every rank.
     let cases: Vec<(Vec<Rank>, &str)> = vec![
         (
             ranks("sizes", free_port(), &[(0, 2), (1, 3)], &[]),

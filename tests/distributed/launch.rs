@@ -48,7 +48,7 @@ pub struct Rank {
 pub struct Ended {
     pub status: Option<i32>,
     pub text: String,
-    /// What it found, or its error.
+    /// The result that it found, or its error.
     pub found: String,
 }
 

@@ -21,7 +21,7 @@ struct Share {
     group: Option<Arc<ProcessGroup>>,
 }
 
-/// What a run leaves: weights, and figures of each step.
+/// The results of a run: weights, and figures of each step.
 type Found = Vec<(String, Tensor)>;
 
 type Way = (&'static str, fn(&Share) -> Found);

@@ -41,7 +41,7 @@ fn ids() -> Tensor {
     (index.square() * 29 + index * 7).remainder(71).view([2, 11])
 }
 
-/// How far two tensors differ, beside the largest number.
+/// The distance of two tensors, beside the largest number.
 fn off(found: &Tensor, expected: &Tensor) -> f64 {
     let [found, expected] = [found, expected].map(|tensor| tensor.to_kind(Kind::Double));
     let most = expected.abs().max().double_value(&[]);

@@ -211,7 +211,7 @@ def make(directory, family):
         }
         config = kinds[family][0](
             vision_config=tower | of_family[family],
-            # What comes behind the last block has no part in a reply.
+            # Text behind the last block has no part in a reply.
             text_config={
                 **common, "num_hidden_layers": 3, "head_dim": 8,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},

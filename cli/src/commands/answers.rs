@@ -25,7 +25,7 @@ pub struct Row {
     pub name: String,
 }
 
-/// What answers.
+/// The model that answers, and its words.
 pub struct Answering<'a> {
     pub model: &'a LanguageModel,
     pub encoder: &'a TextEncoder,

@@ -43,7 +43,7 @@ pub fn model_types() -> Vec<&'static str> {
     FORMS.iter().map(|(name, _)| *name).collect()
 }
 
-/// What the image tokens of a picture follow from: the rows and columns of
+/// The facts that the image tokens of a picture follow from: the rows and columns of
 /// [`Processor::grid`](crate::pictures::Processor::grid).
 pub type Grid = (usize, usize);
 

@@ -232,7 +232,7 @@ mod tests {
         assert_eq!(plan.groups(1), ORDER);
     }
 
-    /// What the version before ranks gave for these rows.
+    /// The batches that the version before ranks gave for these rows.
     const ORDER: [&[usize]; 4] = [&[8, 2, 7], &[0, 5, 10], &[1, 6], &[4, 9, 3]];
 
     #[test]

@@ -252,7 +252,7 @@ impl Ranks {
         Ok(Directory { path: copy.path().to_owned(), _copy: Some(copy) })
     }
 
-    /// What this rank has prepared, once all ranks could prepare.
+    /// The value that this rank has prepared, once all ranks could prepare.
     ///
     /// # Errors
     /// On all ranks, if one could not: that rank has its own error, or [`SaidElsewhere`] if a lower one has the same.

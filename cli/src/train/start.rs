@@ -140,7 +140,7 @@ pub fn start<T: Task, D>(
     Ok(true)
 }
 
-/// What all ranks begin with: that of rank 0.
+/// The state that all ranks begin with: that of rank 0.
 #[derive(Serialize, Deserialize)]
 struct Begun {
     settings: Value,

@@ -32,7 +32,7 @@ fn ended(ranks: Vec<Child>) -> Vec<Output> {
     ranks.into_iter().map(|rank| rank.wait_with_output().unwrap()).collect()
 }
 
-/// What rank 0 prints in a run that succeeds. The others say nothing.
+/// The words that rank 0 prints in a run that succeeds. The others say nothing.
 fn printed(outputs: Vec<Output>) -> String {
     for (rank, output) in outputs.iter().enumerate() {
         let (out, err) = texts(output);

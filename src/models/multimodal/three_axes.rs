@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use crate::error::{refuse, Result};
 use crate::models::decoder::DecoderConfig;
 
-/// What is not the same in the two.
+/// The numbers of one version, which the other has differently.
 struct Version {
     text: &'static str,
     /// Pairs by axis where the configuration does not say.

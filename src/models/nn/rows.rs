@@ -90,7 +90,7 @@ impl Rows {
             let (mut sizes, mut end) = (Vec::new(), 0);
             for column in &columns {
                 let numbers: i64 = column.shape.iter().product();
-                // What stands between is of variables that the model does not have.
+                // The numbers between are of variables that the model does not have.
                 sizes.extend([column.start - end, numbers]);
                 end = column.start + numbers;
             }
@@ -239,7 +239,7 @@ impl Rows {
         x: &Tensor,
         f: impl Fn(&Tensor, usize) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        // What is called has the weights of one adapter.
+        // The function has the weights of one adapter.
         let _one = Rows::enter(None);
         let size = x.size();
         let (choices, lead) = self.at.of(&size)?;

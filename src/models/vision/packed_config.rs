@@ -36,7 +36,7 @@ pub(super) struct Windows {
     pub(super) whole: Vec<usize>,
 }
 
-/// What is not the same in the two versions.
+/// The numbers of one version, which the other has differently.
 struct Version {
     size: i64,
     inner: i64,

@@ -1,4 +1,4 @@
-//! What adapters are at the time of the pass, and names that cannot be used.
+//! Adapters as they are at the time of the pass, and names that cannot be used.
 
 use super::{attach, decoder, ids, shift, Case, NAMES};
 use crate::nets::{bits, noise, only};

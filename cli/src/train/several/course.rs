@@ -196,7 +196,7 @@ impl<T: Task> Course<'_, T> {
         Ok(stop)
     }
 
-    /// What a run gave; nothing if it has diverged, which stops it and no other.
+    /// The value that a run gave; nothing if it has diverged, which stops it and no other.
     fn or_stopped<D, V>(
         &mut self,
         at: usize,

@@ -42,7 +42,7 @@ fn a_launcher_that_is_set_wrong_is_refused_in_seconds_and_the_variable_is_named(
     assert!(!training.path("out").exists(), "something was written");
 }
 
-/// What listens on the port of the launcher: it answers with these words, or never.
+/// A listener on the port of the launcher: it answers with these words, or never.
 const LISTENERS: [(&str, &str); 2] = [("silent", ""), ("ssh", "SSH-2.0-OpenSSH_9.9\r\n")];
 
 #[test]

@@ -17,7 +17,7 @@ use crate::common::run_python;
 use crate::program::Training;
 use crate::training;
 
-/// What became of a process, or of torchrun and its ranks on a host.
+/// The end of a process, or of torchrun and its ranks on a host.
 #[derive(Debug, Deserialize)]
 struct Ended {
     /// None if it was still there at the limit.
