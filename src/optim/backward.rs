@@ -105,14 +105,7 @@ impl Optimizer {
         forward: impl FnOnce(&mut Tape<'a>) -> Result<Vec<Tensor>>,
     ) -> Result<Vec<Tensor>> {
         let factor = self.loss_scale.factor();
-        let scaled = |tape: &mut Tape<'a>| {
-            let losses = forward(tape)?;
-            let scaled = losses.iter().map(|loss| {
-                check_loss(loss)?;
-                factor.scaled(loss, 1)
-            });
-            scaled.collect()
-        };
+        let scaled = |tape: &mut Tape<'a>| scaled(&forward(tape)?, &factor);
         let mut losses =
             self.add_gradients(&factor, |inputs| recompute.gradients_of_many(inputs, scaled))?;
         no_grad(|| losses.iter_mut().try_for_each(|loss| factor.unscale(loss)))?;
@@ -175,6 +168,15 @@ impl Optimizer {
         self.with_adapter(|this, attachment| this.add(attachment, &found, factor, false))?;
         Ok(value)
     }
+}
+
+/// Each of the losses, which must be scalars, times the loss scale.
+pub(super) fn scaled(losses: &[Tensor], factor: &Factor) -> Result<Vec<Tensor>> {
+    let scaled = losses.iter().map(|loss| {
+        check_loss(loss)?;
+        factor.scaled(loss, 1)
+    });
+    scaled.collect()
 }
 
 pub(super) fn check_loss(loss: &Tensor) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use tch::{no_grad, with_grad, Tensor};
 
-use super::backward::check_loss;
+use super::backward::{check_loss, scaled};
 use super::loss_scale::{Factor, LossScale};
 use super::optimizer::Optimizer;
 use crate::adapter::attachment::Attachment;
@@ -79,14 +79,7 @@ impl Optimizer {
     ) -> Result<Vec<Tensor>> {
         let optimizers = &mut Vec::from_iter(optimizers)[..];
         let factor = shared_factor(optimizers)?;
-        let scaled = |tape: &mut Tape<'a>| {
-            let losses = forward(tape)?;
-            let scaled = losses.iter().map(|loss| {
-                check_loss(loss)?;
-                factor.scaled(loss, 1)
-            });
-            scaled.collect()
-        };
+        let scaled = |tape: &mut Tape<'a>| scaled(&forward(tape)?, &factor);
         let mut passes = Ok(Vec::new());
         let (mut losses, found) = recompute.gradients_of_made(scaled, || {
             passes = take_passes(optimizers);
