@@ -26,6 +26,11 @@ pub(super) fn is_launched(variable: impl Fn(&str) -> Option<OsString>) -> bool {
 }
 
 impl Environment {
+    /// True if this process needs no store, and serves one only to tell others that it is alone.
+    pub(super) fn is_alone(&self) -> bool {
+        self.world_size == 1 && !self.agent_store
+    }
+
     /// Reads all variables, and names all that is wrong with them at once.
     pub(super) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
         // An empty one is none, as in torch.

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use super::c10d::{Backend, Store};
 use super::deadline::within;
 use super::environment::Environment;
 use super::members::{address_towards, have_gpus, listed, own_address, Member};
-use super::rendezvous::{connect, meet};
+use super::rendezvous::{connect, meet, strangers, Notice, Patience};
+use crate::device::load_cuda;
 use crate::error::{refusal, Error, Result};
 
 /// The time for which a process that fails waits for word from the others.
@@ -25,11 +27,16 @@ pub(super) struct Joined {
     /// The beginning of this group's keys in the store.
     prefix: String,
     pub(super) nccl: bool,
+    own: Member,
+    /// All processes of the group.
+    members: Vec<Member>,
     connection: Mutex<Connection>,
 }
 
 #[derive(Debug)]
 enum Connection {
+    /// To nobody: there are no others.
+    Alone,
     Open(Backends),
     /// The first error.
     Failed(String),
@@ -43,30 +50,20 @@ pub(super) struct Backends {
 }
 
 impl Backends {
-    /// That for tensors which `ProcessGroup` has put on this device.
-    pub(super) fn on(&self, device: Device) -> &Backend {
-        self.nccl.as_ref().filter(|_| device.is_cuda()).unwrap_or(&self.gloo)
-    }
-}
-
-impl Joined {
-    pub(super) fn new(place: &Environment, timeout: Duration) -> Result<Self> {
-        let until = Instant::now() + timeout;
-        let store = connect(place, until)?;
-        let own = Member {
-            rank: place.rank,
-            world_size: place.world_size,
-            version: env!("CARGO_PKG_VERSION").into(),
-            nonce: nonce(),
-            address: address_towards(&place.master_addr, place.master_port),
-            gpu: gpu(place.local_rank),
-        };
-        let (members, prefix) = meet(&store, &own, place.agent_store, until)?;
+    /// Connects to all members of a group, whose keys in the store begin with `prefix`.
+    fn connect(
+        place: &Environment,
+        store: &Store,
+        own: &Member,
+        members: &[Member],
+        prefix: &str,
+        timeout: Duration,
+    ) -> Result<Self> {
         // The user's word, which c10d reads.
         let named = env::var_os("GLOO_SOCKET_IFNAME").is_some_and(|name| !name.is_empty());
-        let address = own_address(&own, &members, place.master_port).filter(|_| !named);
+        let address = own_address(own, members, place.master_port).filter(|_| !named);
         let gloo = Backend::gloo(
-            &store,
+            store,
             &format!("{prefix}/gloo"),
             (place.rank, place.world_size),
             address.map(|address| address.to_string()).as_deref(),
@@ -81,9 +78,9 @@ impl Joined {
                 address.map_or("of its name".into(), |address| address.to_string())
             )
         })?;
-        let nccl = if place.world_size > 1 && have_gpus(&members) {
+        let nccl = if have_gpus(members) {
             let place = (place.rank, place.world_size);
-            let made = Backend::nccl(&store, &format!("{prefix}/nccl"), place, timeout);
+            let made = Backend::nccl(store, &format!("{prefix}/nccl"), place, timeout);
             let failed = |error| {
                 refusal!(
                     Distributed,
@@ -95,12 +92,51 @@ impl Joined {
         } else {
             None
         };
-        Ok(Joined {
-            store: Arc::new(store),
-            prefix,
-            nccl: nccl.is_some(),
-            connection: Mutex::new(Connection::Open(Backends { gloo, nccl })),
-        })
+        Ok(Backends { gloo, nccl })
+    }
+
+    /// That for tensors which `ProcessGroup` has put on this device.
+    pub(super) fn on(&self, device: Device) -> &Backend {
+        self.nccl.as_ref().filter(|_| device.is_cuda()).unwrap_or(&self.gloo)
+    }
+}
+
+impl Joined {
+    /// Meets the others; `notice` gets a word if that takes a while. None for a process that is alone and cannot serve
+    /// a store.
+    pub(super) fn new(
+        place: &Environment,
+        timeout: Duration,
+        notice: Option<Notice>,
+    ) -> Result<Option<Self>> {
+        let mut patience = Patience::new(timeout, notice);
+        let own = Member {
+            rank: place.rank,
+            world_size: place.world_size,
+            version: env!("CARGO_PKG_VERSION").into(),
+            nonce: nonce(),
+            address: address_towards(&place.master_addr, place.master_port),
+            // One that is alone sends nothing.
+            gpu: if place.is_alone() { None } else { gpu(place.local_rank) },
+        };
+        let Some(store) = connect(place, &own, &mut patience)? else { return Ok(None) };
+        let (members, prefix) = meet(&store, &own, place.agent_store, &mut patience)?;
+        let connection = if place.world_size == 1 {
+            Connection::Alone
+        } else {
+            Connection::Open(Backends::connect(place, &store, &own, &members, &prefix, timeout)?)
+        };
+        let nccl = matches!(&connection, Connection::Open(Backends { nccl: Some(_), .. }));
+        let (store, connection) = (Arc::new(store), Mutex::new(connection));
+        Ok(Some(Joined { store, prefix, nccl, own, members, connection }))
+    }
+
+    /// Processes that came to rank 0 too late or do not belong to the group, in words.
+    pub(super) fn strangers(&self) -> Result<Option<String>> {
+        if self.own.rank > 0 {
+            return Ok(None);
+        }
+        strangers(&self.store, &self.own, &self.members)
     }
 
     /// Runs an operation of c10d. After an error the group is of no use.
@@ -113,6 +149,7 @@ impl Joined {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let error = match &*connection {
             Connection::Failed(error) => return Err(useless(error)),
+            Connection::Alone => return Ok(()),
             Connection::Open(backends) => match operation(backends) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
@@ -164,9 +201,16 @@ impl Joined {
     }
 }
 
+/// The files of drivers of GPUs; on Windows under Linux, the second.
+const DRIVERS: [&str; 3] = ["/dev/nvidiactl", "/dev/dxg", "/dev/kfd"];
+
 /// The GPU of this process, if it may use NCCL.
 fn gpu(local_rank: usize) -> Option<usize> {
     let refused = env::var_os("LN_TUNING_NCCL").is_some_and(|value| value == "0");
+    // libtorch keeps its first answer, so that its part for CUDA must be there by then, where there may be a device.
+    if !refused && DRIVERS.iter().any(|file| Path::new(file).exists()) {
+        let _ = load_cuda();
+    }
     let devices = if refused { 0 } else { usize::try_from(Cuda::device_count()).unwrap_or(0) };
     (local_rank < devices).then_some(local_rank)
 }

@@ -12,7 +12,7 @@ use super::environment::{self, Environment};
 use super::joined::{Backends, Joined};
 use super::members::differences;
 use super::operation::ReduceOp;
-use super::rendezvous::LINGER;
+use super::rendezvous::{Notice, ASKED, LINGER};
 use crate::error::{refuse, Result};
 
 /// The time that anything here takes at most, unless the program says otherwise. That of torch's NCCL.
@@ -80,6 +80,22 @@ impl ProcessGroup {
     /// # Errors
     /// As [`from_env`](Self::from_env), and `InvalidArgument` for a time of zero.
     pub fn from_env_with(timeout: Duration) -> Result<Self> {
+        Self::join(timeout, None)
+    }
+
+    /// [`from_env_with`](Self::from_env_with), which after five seconds says, once, for whom this process waits: a rank
+    /// that was not started, or was told another address, is noticed long before the timeout.
+    ///
+    /// # Errors
+    /// As [`from_env_with`](Self::from_env_with).
+    pub fn from_env_with_notice(
+        timeout: Duration,
+        notice: impl FnOnce(&str) + Send + 'static,
+    ) -> Result<Self> {
+        Self::join(timeout, Some(Box::new(notice)))
+    }
+
+    fn join(timeout: Duration, notice: Option<Notice>) -> Result<Self> {
         if timeout.is_zero() {
             refuse!(InvalidArgument, "the timeout of a process group is zero, expected more");
         }
@@ -92,9 +108,25 @@ impl ProcessGroup {
              be those of the machine of rank 0",
             place.master_addr, place.master_port
         );
-        let time = time_of(rank, timeout);
-        let joined = within(time, &late, move || Joined::new(&place, timeout))?;
-        Ok(ProcessGroup { rank, world_size, local_rank, timeout, joined: Some(joined) })
+        let alone = place.is_alone();
+        let time = if alone { timeout.min(2 * ASKED) } else { time_of(rank, timeout) };
+        let joined = within(time, &late, move || Ok(Joined::new(&place, timeout, notice)));
+        let joined = match joined {
+            Ok(joined) => joined?,
+            // It needs nobody.
+            Err(_) if alone => None,
+            Err(late) => return Err(late),
+        };
+        Ok(ProcessGroup { rank, world_size, local_rank, timeout, joined })
+    }
+
+    /// Processes that came to rank 0 after the group was whole, and why they do not belong to it: another world size, a
+    /// rank twice. They get an error; rank 0 may look here, now and then, if it should go on. None on other ranks.
+    ///
+    /// # Errors
+    /// `Distributed` if the store is gone, which a launcher serves.
+    pub fn strangers(&self) -> Result<Option<String>> {
+        self.joined.as_ref().map_or(Ok(None), Joined::strangers)
     }
 
     /// A group of this process alone, whatever the environment says.

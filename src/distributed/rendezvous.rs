@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::c10d::Store;
+use super::deadline::within;
 use super::environment::Environment;
 use super::members::{self, disagreement, last_of_each, missing, Member};
 use crate::error::{refusal, refuse, Error, Result};
@@ -29,51 +30,135 @@ struct Answer {
     fault: Option<String>,
 }
 
-/// Waits a little longer each time.
-struct Pause(Duration);
+/// The time after which a process that waits says so: launchers start processes within seconds of each other.
+const SAID: Duration = Duration::from_secs(10);
+/// The time that a process takes at most to ask who else is there, where it need not wait for anybody.
+pub(super) const ASKED: Duration = Duration::from_secs(2);
 
-impl Pause {
-    fn new() -> Self {
-        Pause(Duration::from_millis(2))
+/// Waiting for others: a little longer each time, and with a word after a while.
+pub(super) struct Patience {
+    begun: Instant,
+    until: Instant,
+    pause: Duration,
+    /// Gets the word, once.
+    notice: Option<Notice>,
+}
+
+/// Takes in for whom a process waits.
+pub(super) type Notice = Box<dyn FnOnce(&str) + Send>;
+
+impl Patience {
+    pub(super) fn new(timeout: Duration, notice: Option<Notice>) -> Self {
+        let begun = Instant::now();
+        Patience { begun, until: begun + timeout, pause: FIRST, notice }
     }
 
-    fn wait(&mut self) {
-        thread::sleep(self.0);
-        self.0 = (self.0 * 2).min(Duration::from_millis(100));
+    fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
+    fn wait(&mut self, whom: impl FnOnce() -> String) {
+        if self.begun.elapsed() >= SAID {
+            if let Some(notice) = self.notice.take() {
+                notice(&format!("{}; it gives up in {} s", whom(), self.left().as_secs()));
+            }
+        }
+        thread::sleep(self.pause);
+        self.pause = (self.pause * 2).min(Duration::from_millis(100));
     }
 }
 
-/// Connects to the store of rank 0 or of the launcher.
-pub(super) fn connect(place: &Environment, until: Instant) -> Result<Store> {
+/// The first pause.
+const FIRST: Duration = Duration::from_millis(2);
+
+/// Connects to the store of rank 0 or of the launcher. None for a process that is alone, if it cannot serve one: it
+/// needs none.
+pub(super) fn connect(
+    place: &Environment,
+    own: &Member,
+    patience: &mut Patience,
+) -> Result<Option<Store>> {
     let Environment { rank, master_addr, master_port, agent_store, .. } = place;
-    let serves = *rank == 0 && !agent_store;
-    let left = || until.saturating_duration_since(Instant::now());
-    let mut pause = Pause::new();
+    let (serves, alone) = (*rank == 0 && !agent_store, place.is_alone());
     // A name may come to be known only when its machine does, and the store is served only when rank 0 is there. c10d
     // waits for both, but cannot tell them apart.
-    while let Err(reason) = reach(master_addr, *master_port, serves, left()) {
-        if left().is_zero() {
+    while let Err(reason) = reach(master_addr, *master_port, serves, patience.left()) {
+        if alone {
+            return Ok(None);
+        }
+        if patience.left().is_zero() {
             refuse!(
                 Distributed,
                 "rank {rank} {reason}. MASTER_ADDR and MASTER_PORT must be those of the machine of rank 0, rank 0 must run, \
                  and no firewall may be between"
             );
         }
-        pause.wait();
+        patience.wait(|| format!("rank {rank} waits for rank 0: it {reason}"));
     }
-    Store::connect(master_addr, *master_port, serves, left()).map_err(|error| {
-        if serves && (error.contains("EADDRINUSE") || error.contains("already in use")) {
-            return refusal!(
-                Distributed,
-                "rank 0 cannot listen at MASTER_PORT {master_port}: another program does, an earlier run perhaps. \
-                 Choose another port, or let `torchrun --standalone` do it ({error})"
-            );
-        }
-        refusal!(
+    let time = if alone { ASKED } else { patience.left() };
+    let error = match Store::connect(master_addr, *master_port, serves, time) {
+        Ok(store) => return Ok(Some(store)),
+        Err(error) => error,
+    };
+    let taken = serves && (error.contains("EADDRINUSE") || error.contains("already in use"));
+    if let Some(fault) = taken.then(|| told(place, own)).flatten() {
+        refuse!(
             Distributed,
-            "rank {rank} cannot use {master_addr}:{master_port} as the store of rank 0: is it another service? ({error})"
-        )
-    })
+            "the processes do not make a group: {fault}. If the other one is of an earlier run, choose another MASTER_PORT \
+             than {master_port}"
+        );
+    }
+    if alone {
+        return Ok(None);
+    }
+    if taken {
+        refuse!(
+            Distributed,
+            "rank 0 cannot listen at MASTER_PORT {master_port}: another program does, an earlier run perhaps. Choose \
+             another port, or let `torchrun --standalone` do it ({error})"
+        );
+    }
+    refuse!(
+        Distributed,
+        "rank {rank} cannot use {master_addr}:{master_port} as the store of rank 0: is it another service? ({error})"
+    )
+}
+
+/// Tells the process that serves a store where this one would, if it is a rank 0 that does not belong together with this
+/// one. Gives the reason that both have.
+fn told(place: &Environment, own: &Member) -> Option<String> {
+    let (host, port, own) = (place.master_addr.clone(), place.master_port, own.clone());
+    let asked = within(ASKED, "nobody answers", move || {
+        let store = Store::connect(&host, port, false, ASKED).map_err(lost)?;
+        tell(&store, &own)
+    });
+    asked.ok().flatten()
+}
+
+/// Adds a process to those who have come to another rank 0, if that is one of its own.
+fn tell(store: &Store, own: &Member) -> Result<Option<String>> {
+    let Some(leader) = store.get(LEADER).map_err(lost)? else { return Ok(None) };
+    let come = format!("{}/members", prefix(&leader));
+    let others = members::read(&store.get(&come).map_err(lost)?.unwrap_or_default());
+    let Some(first) = others.into_iter().find(|member| member.nonce == leader) else {
+        return Ok(None);
+    };
+    // Each is alone, and has the same port by chance.
+    if first.world_size == 1 && own.world_size == 1 {
+        return Ok(None);
+    }
+    store.append(&come, &line(own)).map_err(lost)?;
+    Ok(disagreement(&[first, own.clone()]))
+}
+
+/// Processes that have come to this rank 0 since it has begun without them, in words. None if there are none.
+pub(super) fn strangers(store: &Store, own: &Member, begun: &[Member]) -> Result<Option<String>> {
+    let come = format!("{}/members", prefix(&own.nonce));
+    let all = members::read(&store.get(&come).map_err(lost)?.unwrap_or_default());
+    let known = |member: &Member| begun.iter().any(|other| other.nonce == member.nonce);
+    let mut found: Vec<Member> = vec![own.clone()];
+    found.extend(all.into_iter().filter(|member| !known(member)));
+    Ok(disagreement(&found))
 }
 
 /// Looks for the host, and for somebody who listens unless this process `serves`. Gives the reason if there is none.
@@ -98,12 +183,13 @@ pub(super) fn meet(
     store: &Store,
     own: &Member,
     agent_store: bool,
-    until: Instant,
+    patience: &mut Patience,
 ) -> Result<(Vec<Member>, String)> {
+    patience.pause = FIRST;
     let (members, prefix) = if own.rank == 0 {
-        (lead(store, own, agent_store, until)?, prefix(&own.nonce))
+        (lead(store, own, agent_store, patience)?, prefix(&own.nonce))
     } else {
-        follow(store, own, agent_store, until)?
+        follow(store, own, agent_store, patience)?
     };
     Ok((members, prefix))
 }
@@ -112,11 +198,21 @@ fn prefix(leader: &str) -> String {
     format!("ln_tuning/{leader}")
 }
 
-fn lead(store: &Store, own: &Member, agent_store: bool, until: Instant) -> Result<Vec<Member>> {
+fn lead(
+    store: &Store,
+    own: &Member,
+    agent_store: bool,
+    patience: &mut Patience,
+) -> Result<Vec<Member>> {
+    // The store that this process serves is new, unless MASTER_ADDR leads to another machine with a rank 0.
+    if !agent_store {
+        if let Some(fault) = tell(store, own)? {
+            refuse!(Distributed, "the processes do not make a group: {fault}");
+        }
+    }
     let prefix = prefix(&own.nonce);
     let (come, answer) = (format!("{prefix}/members"), format!("{prefix}/answer"));
     store.append(&come, &line(own)).and_then(|()| store.set(LEADER, &own.nonce)).map_err(lost)?;
-    let mut pause = Pause::new();
     let present = || {
         let members = members::read(&store.get(&come).map_err(lost)?.unwrap_or_default());
         // A launcher gives every rank once, and the same world size to all: any other process is one of an earlier
@@ -126,14 +222,15 @@ fn lead(store: &Store, own: &Member, agent_store: bool, until: Instant) -> Resul
     loop {
         let mut members = present()?;
         members.sort_by_key(|member| member.rank);
-        let late = Instant::now() >= until;
+        let late = patience.left().is_zero();
         let fault = disagreement(&members).or_else(|| {
             let absent = || missing(&members, own.world_size);
             late.then(|| format!("{} of {} did not come in time", absent(), own.world_size))
         });
         let complete = members.len() == own.world_size;
         if fault.is_none() && !complete {
-            pause.wait();
+            let (absent, size) = (missing(&members, own.world_size), own.world_size);
+            patience.wait(|| format!("rank 0 waits for {absent} of {size}"));
             continue;
         }
         let say = |members: Vec<Member>| {
@@ -159,15 +256,14 @@ fn follow(
     store: &Store,
     own: &Member,
     agent_store: bool,
-    until: Instant,
+    patience: &mut Patience,
 ) -> Result<(Vec<Member>, String)> {
     let mut leader: Option<String> = None;
-    let mut pause = Pause::new();
     loop {
         let now = store.get(LEADER).map_err(lost)?;
         if now != leader {
             leader = now;
-            pause = Pause::new();
+            patience.pause = FIRST;
             if let Some(leader) = &leader {
                 store.append(&format!("{}/members", prefix(leader)), &line(own)).map_err(lost)?;
             }
@@ -199,7 +295,7 @@ fn follow(
                 }
             }
         }
-        if Instant::now() >= until {
+        if patience.left().is_zero() {
             let Some(come) = come else {
                 refuse!(
                     Distributed,
@@ -216,7 +312,16 @@ fn follow(
                 own.rank
             );
         }
-        pause.wait();
+        patience.wait(|| {
+            let said = come.map(|come| store.get(&format!("{come}/members")));
+            let whom = match said {
+                Some(Ok(present)) => {
+                    missing(&members::read(&present.unwrap_or_default()), own.world_size)
+                }
+                _ => "rank 0".into(),
+            };
+            format!("rank {} waits for {whom} of {}", own.rank, own.world_size)
+        });
     }
 }
 

@@ -1,4 +1,5 @@
-//! The gradient of all processes of a group, in place of that of one: one all-reduce per update.
+//! The gradient of all processes of a group, in place of that of one: one all-reduce per update, also of several
+//! optimisers.
 
 use tch::Tensor;
 
@@ -45,18 +46,80 @@ impl Optimizer {
     /// ```
     #[doc(alias = "average_tokens_across_devices")]
     pub fn all_reduce(&mut self, loss: &Tensor, tokens: i64) -> Result<(Tensor, i64)> {
-        if tokens < 0 {
-            refuse!(InvalidArgument, "a loss over {tokens} tokens, expected 0 or more");
-        }
-        if !loss.defined() || loss.numel() != 1 {
-            refuse!(NoGradient, "the loss must be a scalar: take its mean or sum");
-        }
+        check_share((loss, tokens))?;
         let alone = (loss.f_detach()?, tokens);
         self.with_adapter(|this, attachment| {
             this.followed(attachment)?;
             Ok(this.reduce(attachment, Some((loss, tokens)))?.unwrap_or(alone))
         })
     }
+
+    /// [`all_reduce`](Self::all_reduce) of several optimisers at once, each with its own loss and tokens: the gradients
+    /// of all of them travel in one all-reduce, whether they come from
+    /// [`backward_mixed`](Self::backward_mixed) or from adapters that took turns. Gives the mean loss and the tokens of
+    /// each. The optimisers, and their order, must be the same on all processes, also where one of them has no batch.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce); `InvalidArgument` unless there are as many losses as optimisers;
+    /// `InvalidState` if the optimisers are of different groups, or their weights of different kinds or devices;
+    /// `Distributed`, on all processes, if those of the others are not the same.
+    ///
+    /// ```
+    /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
+    /// # use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel, Optimizer};
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # let norm = nn::layer_norm(vs.root() / "norm", vec![4], Default::default());
+    /// # let x = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
+    /// let mut tuned = LnTuningModel::with_adapter_name(&vs, LnTuningConfig::default(), "a")?;
+    /// tuned.add_adapter("b", LnTuningConfig::default())?;
+    /// let mut optimizers = [
+    ///     tuned.optimizer_for("a", AdamW::default(), 1e-3)?,
+    ///     tuned.optimizer_for("b", AdamW::default(), 1e-2)?,
+    /// ];
+    /// // Each joins the group here: `optimizer.set_process_group(group.clone())?`.
+    /// let mut losses = Vec::new();
+    /// for (name, optimizer) in ["a", "b"].iter().zip(&mut optimizers) {
+    ///     tuned.set_adapter(name)?;
+    ///     let loss = norm.forward(&x).square().mean(Kind::Float);
+    ///     optimizer.backward(&loss)?;
+    ///     losses.push(loss);
+    /// }
+    /// let shares: Vec<(&Tensor, i64)> = losses.iter().map(|loss| (loss, 8)).collect();
+    /// let all = Optimizer::all_reduce_mixed(&mut optimizers, &shares)?;
+    /// for optimizer in &mut optimizers {
+    ///     optimizer.step()?;
+    /// }
+    /// assert_eq!(all[1].1, 8);
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
+    pub fn all_reduce_mixed<'o>(
+        optimizers: impl IntoIterator<Item = &'o mut Optimizer>,
+        shares: &[(&Tensor, i64)],
+    ) -> Result<Vec<(Tensor, i64)>> {
+        let optimizers = &mut Vec::from_iter(optimizers)[..];
+        if optimizers.len() != shares.len() {
+            refuse!(
+                InvalidArgument,
+                "{} losses for {} optimizers, expected one for each",
+                shares.len(),
+                optimizers.len()
+            );
+        }
+        shares.iter().try_for_each(|share| check_share(*share))?;
+        let alone = shares.iter().map(|(loss, tokens)| Ok((loss.f_detach()?, *tokens)));
+        let alone = alone.collect::<Result<Vec<_>>>()?;
+        Ok(reduce_all(optimizers, shares)?.unwrap_or(alone))
+    }
+}
+
+fn check_share((loss, tokens): Share) -> Result<()> {
+    if tokens < 0 {
+        refuse!(InvalidArgument, "a loss over {tokens} tokens, expected 0 or more");
+    }
+    if !loss.defined() || loss.numel() != 1 {
+        refuse!(NoGradient, "the loss must be a scalar: take its mean or sum");
+    }
+    Ok(())
 }
 
 #[cfg(not(feature = "distributed"))]
@@ -71,136 +134,25 @@ impl Optimizer {
     }
 }
 
+#[cfg(not(feature = "distributed"))]
+fn reduce_all(_: &mut [&mut Optimizer], _: &[Share]) -> Result<Option<Vec<(Tensor, i64)>>> {
+    Ok(None)
+}
+
+#[cfg(feature = "distributed")]
+use with_group::reduce_all;
+
 #[cfg(feature = "distributed")]
 mod with_group {
     use std::sync::Arc;
 
-    use tch::{no_grad, Device, Kind};
-
     use super::*;
     use crate::adapter::weights::Adapter;
-    use crate::distributed::{digest::Digest, ProcessGroup};
-    use crate::kernels::number::WithNumber;
-    use crate::optim::loss_scale::LossScale;
-    use crate::storage::safetensors::bytes_of;
-
-    /// The numbers of each rank behind the gradient: the loss times the tokens, as a large and a small part, so that f32
-    /// loses nothing.
-    const LOSS: i64 = 2;
-    /// The numbers of each rank in the tail: its tokens, likewise.
-    const TOKENS: usize = 2;
-    /// The large part of a number of tokens counts in these.
-    const LARGE: i64 = 1 << 20;
+    use crate::distributed::digest::Digest;
+    use crate::distributed::ProcessGroup;
+    use crate::optim::exchange::{exchange, Part, Whole};
 
     impl Optimizer {
-        /// Trains together with the other processes of a group, each of which calls this: their gradients are reduced
-        /// to one before every update, in one all-reduce, and only on the last backward pass of an
-        /// [accumulation](Self::set_accumulation). Clipping, norms and dynamic loss scaling see the reduced one, so that
-        /// all processes make the same update, bit for bit. With one process nothing changes.
-        ///
-        /// Each process computes the loss of its own rows. [`all_reduce`](Self::all_reduce) weighs them by their
-        /// tokens; without it, the gradient is the mean over the processes, as with torch's `DistributedDataParallel`.
-        ///
-        /// All get the adapter's weights of rank 0 here. The frozen weights, the selection, the settings and the state of
-        /// the optimiser must be the same on all: load a state before, on each of them. Afterwards, call the same
-        /// methods on all, with the same rates.
-        ///
-        /// # Errors
-        /// `Distributed`, on all processes, if they do not fit together, and says who differs in what; or if one ends or
-        /// does not answer in time. As for [`step`](Self::step) if the adapter cannot be trained.
-        ///
-        /// ```
-        /// # use std::sync::Arc;
-        /// # use tch::{nn, nn::Module, Device, Kind, Tensor};
-        /// # use ln_tuning::{distributed::ProcessGroup, AdamW, LnTuningConfig, LnTuningModel};
-        /// # let vs = nn::VarStore::new(Device::Cpu);
-        /// # let norm = nn::layer_norm(vs.root() / "norm", vec![4], Default::default());
-        /// # let rows = Tensor::randn([8, 4], (Kind::Float, Device::Cpu));
-        /// # let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
-        /// // Under `torchrun`: ProcessGroup::from_env()?
-        /// let group = Arc::new(ProcessGroup::alone());
-        /// let mut opt = tuned.optimizer(AdamW::default(), 5e-3)?;
-        /// opt.set_process_group(group.clone())?;
-        /// // Every process takes other rows.
-        /// let own = rows.slice(0, group.rank() as i64, None, group.world_size() as i64);
-        /// opt.backward_step(&norm.forward(&own).square().mean(Kind::Float))?;
-        /// # Ok::<(), ln_tuning::Error>(())
-        /// ```
-        #[doc(alias = "DistributedDataParallel")]
-        pub fn set_process_group(&mut self, group: Arc<ProcessGroup>) -> Result<()> {
-            if group.world_size() > 1 {
-                self.with_adapter(|this, attachment| {
-                    attachment.check_trainable(&this.adapter)?;
-                    let facts = this.facts(attachment)?;
-                    group.verify_equal(facts.iter().map(|(name, fact)| (*name, fact.as_str())))?;
-                    let adapter = attachment.adapter_mut(&this.adapter)?;
-                    group.broadcast(&mut adapter.flat.master().shallow_clone(), 0)?;
-                    for (_, buffer) in &adapter.buffers {
-                        group.broadcast(&mut buffer.shallow_clone(), 0)?;
-                    }
-                    adapter.flat.publish()?;
-                    attachment.outdate(&this.adapter, |_| true)
-                })?;
-            }
-            self.ranks.group = Some(group);
-            self.ranks.renew();
-            Ok(())
-        }
-
-        /// All that must be the same on all ranks, in words.
-        fn facts(&mut self, attachment: &mut Attachment) -> Result<Vec<(&'static str, String)>> {
-            let adapter = attachment.current(&self.adapter)?;
-            let (mut tensors, mut elements) = (Digest::new(), 0);
-            for (slot, variable) in
-                adapter.flat.slots().iter().zip(attachment.trained(&self.adapter)?)
-            {
-                tensors
-                    .add(format!("{} {:?} {:?}", variable.name, slot.shape, slot.kind).as_bytes());
-                elements += slot.len;
-            }
-            let mut frozen = Digest::new();
-            // The adapter replaces the others: a new head, say, has random weights on each rank.
-            let own: Vec<usize> = adapter.storages().map(|(variable, _)| variable).collect();
-            attachment.samples.bytes(&own).for_each(|sample| frozen.add(sample));
-            let state = if self.state.is_new() {
-                "none".into()
-            } else {
-                let mut digest = Digest::new();
-                let names: Vec<String> = attachment
-                    .trained(&self.adapter)?
-                    .map(|variable| variable.name.clone())
-                    .collect();
-                for (key, tensor) in
-                    self.state.save(&attachment.adapter(&self.adapter)?.flat, &names)?
-                {
-                    digest.add(key.as_bytes());
-                    digest.add(&bytes_of(&tensor.f_to_device(Device::Cpu)?)?);
-                }
-                digest.text()
-            };
-            let scale = match &self.loss_scale {
-                LossScale::Fixed(scale) => format!("{scale}"),
-                LossScale::Dynamic(scaler) => {
-                    format!("dynamic, {}", scaler.scale().f_double_value(&[])?)
-                }
-            };
-            let config = serde_json::from_str::<serde_json::Value>(&adapter.config.to_json());
-            let mut config = config.unwrap_or_default();
-            // A directory may have another name on another machine.
-            config["base_model_name_or_path"] = serde_json::Value::Null;
-            Ok(vec![
-                ("number of weights", elements.to_string()),
-                ("names, shapes and kinds of weights", tensors.text()),
-                ("precision of weights", format!("{:?}", adapter.flat.master().f_kind()?)),
-                ("adapter configuration", config.to_string()),
-                ("frozen weights", frozen.text()),
-                ("optimizer state", state),
-                ("optimizer settings", format!("{:?}", self.groups)),
-                ("accumulation", self.accumulation.to_string()),
-                ("loss scale", scale),
-            ])
-        }
-
         /// Makes the gradients those of all processes, unless they are already. Gives the loss and the tokens of all if
         /// those of this process are given, and there are others.
         pub(in crate::optim) fn reduce(
@@ -208,13 +160,28 @@ mod with_group {
             attachment: &mut Attachment,
             share: Option<Share>,
         ) -> Result<Option<(Tensor, i64)>> {
-            let Some(group) = self.ranks.group.clone().filter(|group| group.world_size() > 1)
-            else {
-                return Ok(None);
-            };
+            let Some(group) = self.others() else { return Ok(None) };
             if self.ranks.reduced && share.is_none() {
                 return Ok(None);
             }
+            let part = self.part(attachment, share)?;
+            match exchange(&group, &[part])?.pop() {
+                Some(whole) => self.take(attachment, whole),
+                None => Ok(None),
+            }
+        }
+
+        /// The group, if there are others in it.
+        fn others(&self) -> Option<Arc<ProcessGroup>> {
+            self.ranks.group.clone().filter(|group| group.world_size() > 1)
+        }
+
+        /// The gradient of this process.
+        fn part<'a>(
+            &mut self,
+            attachment: &mut Attachment,
+            share: Option<Share<'a>>,
+        ) -> Result<Part<'a>> {
             if self.ranks.reduced {
                 refuse!(
                     InvalidState,
@@ -222,127 +189,80 @@ mod with_group {
                      before clipping"
                 );
             }
-            let (adapter, leaves) = attachment.graded(&self.adapter)?;
-            let Adapter { flat, gradients, .. } = adapter;
+            let (Adapter { flat, gradients, .. }, _) = attachment.graded(&self.adapter)?;
             let (gradient, present) = gradients.with_presence(flat)?;
-            let (elements, slots) = (gradient.size1()?, present.len());
-            let (rank, world_size) = (group.rank(), group.world_size());
-            let (kind, device) = (gradient.f_kind()?, group.device_for(gradient.device()));
-            // Numbers that the host has to read go in the same buffer, unless that stays on a device.
-            let tail = Tail { present, rank, world_size, tokens: share.map(|(_, tokens)| tokens) };
-            let mut tail = Tensor::f_from_slice(&tail.numbers())?.f_to_kind(kind)?;
-            let (of_losses, of_tail) = (LOSS * world_size as i64, tail.size1()?);
-            let apart = device != Device::Cpu;
-            let size = elements + of_losses + if apart { 0 } else { of_tail };
-            let mut buffer = Tensor::f_zeros([size], (kind, device))?;
-            let mut own = buffer.f_narrow(0, 0, elements)?;
-            let losses = buffer.f_narrow(0, elements, of_losses)?;
-            match share {
-                Some((_, 0)) => (),
-                Some((loss, tokens)) => {
-                    own.f_copy_(&gradient.f_mul_number(tokens as f64)?)?;
-                    let parts = parts_of(loss, tokens, device)?;
-                    losses.f_narrow(0, LOSS * rank as i64, LOSS)?.f_copy_(&parts)?;
-                }
-                None => own.f_copy_(&gradient)?,
-            }
-            if apart {
-                // The host's first: it hears of a rank that has ended.
-                group.sum(&mut tail)?;
-                group.sum(&mut buffer)?;
-            } else {
-                let mut place = buffer.f_narrow(0, elements + of_losses, of_tail)?;
-                place.f_copy_(&tail)?;
-                group.sum(&mut buffer)?;
-                tail = place;
-            }
-            let tail = Vec::<f64>::try_from(&tail.f_to_kind(Kind::Double)?)?;
-            let (present, rest) = tail.split_at(slots);
-            let (weighted, of_ranks) = rest.split_at(1);
-            let weighted = weighted[0] as usize;
-            if weighted != if share.is_some() { world_size } else { 0 } {
-                refuse!(
-                    Distributed,
-                    "{weighted} of {world_size} ranks call `all_reduce` with their loss and tokens before the step, \
-                     expected all or none"
-                );
-            }
-            let tokens = of_all(of_ranks);
-            let total = if share.is_some() { tokens.max(1) as f64 } else { world_size as f64 };
-            let _ = no_grad(|| own.f_div_scalar_(total))?;
-            let present: Vec<bool> = present.iter().map(|count| *count > 0.).collect();
-            gradients.overwrite(flat, &leaves, &own, &present)?;
+            Ok(Part { gradient, present, share })
+        }
+
+        /// Puts the gradient of all processes in place of that of this one.
+        fn take(
+            &mut self,
+            attachment: &mut Attachment,
+            whole: Whole,
+        ) -> Result<Option<(Tensor, i64)>> {
+            let (Adapter { flat, gradients, .. }, leaves) = attachment.graded(&self.adapter)?;
+            gradients.overwrite(flat, &leaves, &whole.gradient, &whole.present)?;
             self.ranks.reduced = true;
-            let Some((loss, _)) = share else { return Ok(None) };
-            let kind = if loss.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
-            let sum = losses.f_to_kind(Kind::Double)?.f_sum(Kind::Double)?;
-            let mean = sum.f_div_number(total)?.f_to_kind(kind)?.f_to_device(loss.device())?;
-            Ok(Some((mean, tokens)))
+            Ok(whole.mean)
         }
     }
 
-    /// The loss times the tokens in two parts.
-    fn parts_of(loss: &Tensor, tokens: i64, device: Device) -> Result<Tensor> {
-        let sum = loss.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Double)?.f_reshape([1])?;
-        let sum = sum.f_mul_number(tokens as f64)?;
-        let large = sum.f_to_kind(Kind::Float)?.f_to_kind(Kind::Double)?;
-        // Nothing is left of a number that is not finite.
-        let small = sum.f_sub(&large)?.f_nan_to_num(0., None, None)?;
-        Ok(Tensor::f_cat(&[large, small], 0)?)
-    }
-
-    /// Numbers that the host has to read.
-    struct Tail {
-        present: Vec<bool>,
-        rank: usize,
-        world_size: usize,
-        tokens: Option<i64>,
-    }
-
-    impl Tail {
-        /// One per slot, the number of ranks that weigh, and those of each rank, which only that rank writes.
-        fn numbers(&self) -> Vec<f64> {
-            let one = |is| f64::from(u8::from(is));
-            let mut numbers: Vec<f64> = self.present.iter().map(|present| one(*present)).collect();
-            numbers.push(one(self.tokens.is_some()));
-            let mut of_ranks = vec![0.; TOKENS * self.world_size];
-            if let Some(tokens) = self.tokens {
-                let parts = [(tokens / LARGE) as f64, (tokens % LARGE) as f64];
-                of_ranks[TOKENS * self.rank..TOKENS * (self.rank + 1)].copy_from_slice(&parts);
-            }
-            numbers.extend(of_ranks);
-            numbers
+    /// The loss and the tokens of all processes for each optimiser, whose gradients are then those of all. None if there
+    /// are no other processes.
+    pub(super) fn reduce_all(
+        optimizers: &mut [&mut Optimizer],
+        shares: &[Share],
+    ) -> Result<Option<Vec<(Tensor, i64)>>> {
+        let Some(first) = optimizers.first() else { return Ok(None) };
+        let group = first.others();
+        let same = |other: &&mut Optimizer| match (&group, other.others()) {
+            (Some(group), Some(other)) => Arc::ptr_eq(group, &other),
+            (None, None) => true,
+            _ => false,
+        };
+        if !optimizers.iter().all(same) {
+            refuse!(
+                InvalidState,
+                "the optimizers are of different process groups: give each the same with `set_process_group`"
+            );
         }
-    }
-
-    /// The tokens of all ranks.
-    fn of_all(of_ranks: &[f64]) -> i64 {
-        of_ranks.chunks_exact(TOKENS).map(|own| own[0] as i64 * LARGE + own[1] as i64).sum()
-    }
-
-    #[cfg(test)]
-    mod tests {
-        use super::*;
-
-        #[test]
-        fn numbers_of_a_rank_pass_through_f32_unharmed() {
-            for (sum, tokens) in
-                [(0., 1), (1. / 3. * 1e9, (1 << 40) + 12345), (-7.1, 1), (f64::INFINITY, 3)]
-            {
-                let loss = Tensor::from(sum / tokens as f64);
-                let parts = parts_of(&loss, tokens, Device::Cpu).unwrap().to_kind(Kind::Float);
-                let found = parts.to_kind(Kind::Double).sum(Kind::Double).double_value(&[]);
-                assert!(
-                    found == sum || (found - sum).abs() <= sum.abs() * 1e-13,
-                    "{found} for {sum}"
+        let Some(group) = group else { return Ok(None) };
+        let mut parts = Vec::with_capacity(optimizers.len());
+        let mut set = Digest::new();
+        for (optimizer, share) in optimizers.iter_mut().zip(shares) {
+            let part = optimizer.with_adapter(|this, attachment| {
+                this.followed(attachment)?;
+                this.part(attachment, Some(*share))
+            })?;
+            set.add(optimizer.adapter.as_bytes());
+            set.add(&part.gradient.size1()?.to_le_bytes());
+            parts.push(part);
+        }
+        let place =
+            |part: &Part| Ok::<_, tch::TchError>((part.gradient.f_kind()?, part.gradient.device()));
+        let expected = place(&parts[0])?;
+        for part in &parts {
+            let found = place(part)?;
+            if found != expected {
+                refuse!(
+                    InvalidState,
+                    "the optimizers' weights are {expected:?} and {found:?}, expected one kind and one device: reduce them \
+                     one by one with `all_reduce`"
                 );
-                let present = vec![true, false];
-                let tail = Tail { present, rank: 1, world_size: 3, tokens: Some(tokens) };
-                let numbers: Vec<f64> =
-                    tail.numbers().iter().map(|number| f64::from(*number as f32)).collect();
-                assert_eq!(numbers[..3], [1., 0., 1.]);
-                assert_eq!(of_all(&numbers[3..]), tokens);
             }
         }
+        // c10d ends the process if sizes do not fit. They do as long as the optimisers are those of the last time.
+        let set = set.text();
+        if optimizers.iter().any(|optimizer| optimizer.ranks.set != set) {
+            group.verify_equal([("optimizers that reduce at once", set.as_str())])?;
+        }
+        let wholes = exchange(&group, &parts)?;
+        drop(parts);
+        let mut all = Vec::with_capacity(optimizers.len());
+        for (optimizer, whole) in optimizers.iter_mut().zip(wholes) {
+            optimizer.ranks.set.clone_from(&set);
+            all.extend(optimizer.with_adapter(|this, attachment| this.take(attachment, whole))?);
+        }
+        Ok(Some(all))
     }
 }

@@ -237,6 +237,8 @@ impl Optimizer {
         });
         let present: Vec<bool> = present.collect();
         adapter.gradients.take_in(&adapter.flat, &leaves)?;
-        adapter.gradients.add_whole(&adapter.flat, &leaves, gradient, &present)
+        adapter.gradients.add_whole(&adapter.flat, &leaves, gradient, &present)?;
+        self.ranks.renew();
+        Ok(())
     }
 }

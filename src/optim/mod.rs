@@ -3,8 +3,12 @@
 mod algorithm;
 mod all_reduce;
 mod backward;
+#[cfg(feature = "distributed")]
+mod exchange;
 mod file;
 mod group;
+#[cfg(feature = "distributed")]
+mod joining;
 mod loss_scale;
 mod mixed;
 mod optimizer;

@@ -14,6 +14,9 @@ pub(super) struct Ranks {
     /// True if the gradients are those of all processes.
     #[cfg(feature = "distributed")]
     pub(super) reduced: bool,
+    /// The optimisers that reduced at once the last time, as a digest.
+    #[cfg(feature = "distributed")]
+    pub(super) set: String,
 }
 
 impl Ranks {

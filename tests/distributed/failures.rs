@@ -71,6 +71,10 @@ fn a_group_that_cannot_come_about_is_an_error_on_every_rank_in_seconds() {
             "Distributed: the processes do not make a group: two processes have RANK 1",
         ),
         (
+            ranks("two that are first", free_port(), &[(0, 2), (0, 2)], &[]),
+            "Distributed: the processes do not make a group: two processes have RANK 0",
+        ),
+        (
             ranks("absent", free_port(), &[(0, 3), (1, 3)], &short),
             "rank 2 of 3 did not come in time",
         ),

@@ -8,5 +8,6 @@ mod failures;
 mod launch;
 mod net;
 mod rank;
+mod several;
 mod torchrun;
 mod training;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ln_tuning::distributed::ProcessGroup;
 
 use crate::launch::{OUT, TASK};
-use crate::{collectives, failures, torchrun, training};
+use crate::{collectives, failures, several, torchrun, training};
 
 /// Seconds that operations of a group take at most.
 pub const TIMEOUT: &str = "LN_TUNING_TEST_TIMEOUT";
@@ -32,6 +32,7 @@ fn of_a_group() {
         "join" => failures::join_only(),
         "step" => failures::step(&task),
         "settings" => failures::settings(),
+        "mismatches" => several::mismatches(),
         "torchrun" => torchrun::of_one_rank(),
         other => panic!("there is no task {other}"),
     }

@@ -12,22 +12,22 @@ use crate::launch::{self, OUT};
 use crate::net::{batch, optimizer, rows, Net};
 use crate::rank;
 
-const STEPS: i64 = 6;
+pub const STEPS: i64 = 6;
 
 /// The share of one process in a run.
-struct Share {
-    rank: usize,
-    world_size: usize,
-    group: Option<Arc<ProcessGroup>>,
+pub struct Share {
+    pub rank: usize,
+    pub world_size: usize,
+    pub group: Option<Arc<ProcessGroup>>,
 }
 
 /// The results of a run: weights, and figures of each step.
-type Found = Vec<(String, Tensor)>;
+pub type Found = Vec<(String, Tensor)>;
 
 type Way = (&'static str, fn(&Share) -> Found);
 
 /// Ways to train. What each leaves must not depend on the number of processes.
-const WAYS: [Way; 9] = [
+const WAYS: [Way; 10] = [
     ("the mean over rows, clipped", mean),
     ("the mean over tokens, unequally spread", tokens),
     ("accumulation by hand", accumulated),
@@ -37,6 +37,7 @@ const WAYS: [Way; 9] = [
     ("backward passes of user code", own_backward),
     ("dynamic loss scaling and one rank that overflows", dynamic),
     ("a model in bf16", bf16),
+    ("several adapters at once", crate::several::at_once),
 ];
 
 impl Share {
@@ -57,7 +58,7 @@ fn weights(tuned: &LnTuningModel) -> Found {
     tuned.state_dict("default").unwrap()
 }
 
-fn figures(of: &[f64]) -> (String, Tensor) {
+pub fn figures(of: &[f64]) -> (String, Tensor) {
     ("figures".into(), Tensor::from_slice(of))
 }
 
