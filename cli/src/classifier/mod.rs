@@ -62,6 +62,7 @@ pub fn train_several(several: &Several<ClassifierData>, mode: Mode) -> Result<()
     }
     let (train, eval) = &rows[0];
     let labels = Labels::of(train, eval.as_ref(), &files, &first.data)?;
+    first.ranks.agree(Ok(()))?;
     let (images, names, of_model) = (train.are_images(), labels.names.clone(), labels.of_model);
     let (vs, model) = Classifier::open(files, &labels, images, settings, device)?;
     let config = model.adapter(settings.adapter()?);

@@ -31,7 +31,15 @@ pub enum Command {
 impl Command {
     pub fn run(&self) -> Result<ExitCode> {
         // Of several processes that a launcher has started, one is enough.
-        if !matches!(self, Command::Train(_)) && !Ranks::of_launcher()?.is_first() {
+        let other = Ranks::of_launcher().ok().filter(|ranks| !ranks.is_first());
+        if let Some(ranks) = other.filter(|_| !matches!(self, Command::Train(_))) {
+            // In a container, the variables may be there without others. torchrun has started the others.
+            if std::env::var_os("TORCHELASTIC_RUN_ID").is_none() {
+                eprintln!(
+                    "RANK is {}: rank 0 does this alone. To do it here, unset RANK and WORLD_SIZE",
+                    ranks.rank()
+                );
+            }
             return Ok(ExitCode::SUCCESS);
         }
         let done = match self {

@@ -1,6 +1,6 @@
 //! Training from a settings file, from `--set`, or from both.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
@@ -8,7 +8,8 @@ use clap::ValueEnum;
 
 use crate::language::settings::LanguageData;
 use crate::progress;
-use crate::train::ranks::Ranks;
+use crate::train::lock::Lock;
+use crate::train::ranks::{alone_among, Ranks};
 use crate::train::settings::{RunSettings, TaskName};
 use crate::train::several::grid::{self, Named};
 use crate::train::several::{tasks, Purpose, Several};
@@ -99,9 +100,16 @@ pub fn run(args: &Args) -> Result<()> {
         return if place.is_first() { at_place(args, &place) } else { Ok(()) };
     }
     interrupt::listen()?;
+    if let Some(words) = alone_among() {
+        progress::warn(format!("warning: {words}"));
+    }
     // Before anything that may fail in one of them alone.
     let ranks = place.connect(Duration::from_secs(args.ddp_timeout))?;
-    at_place(args, &ranks).map_err(|error| ranks.failed(error))
+    let done = at_place(args, &ranks).map_err(|error| ranks.failed(error));
+    match interrupt::failed() {
+        Some(error) => bail!(error),
+        None => done,
+    }
 }
 
 fn at_place(args: &Args, ranks: &Ranks) -> Result<()> {
@@ -154,12 +162,12 @@ fn at_place(args: &Args, ranks: &Ranks) -> Result<()> {
     let done = match task {
         TaskName::Language => {
             let run = RunSettings::new(&settings, ranks)?;
-            ranks.agree(Ok(()))?;
+            let _lock = lock(mode, [run.common.out.as_path()], ranks)?;
             language::train(&run, mode, &[])
         }
         TaskName::Classifier => {
             let run = RunSettings::new(&settings, ranks)?;
-            ranks.agree(Ok(()))?;
+            let _lock = lock(mode, [run.common.out.as_path()], ranks)?;
             classifier::train(&run, mode)
         }
     };
@@ -174,6 +182,16 @@ fn mode(args: &Args) -> Mode {
     }
 }
 
+/// Lets no other run write into these folders, unless nothing is written. All ranks have got so far then.
+fn lock<'p>(
+    mode: Mode,
+    folders: impl IntoIterator<Item = &'p Path>,
+    ranks: &Ranks,
+) -> Result<Lock> {
+    let writes = !matches!(mode, Mode::DryRun { .. });
+    Lock::take(folders.into_iter().filter(|_| writes), ranks)
+}
+
 /// Several runs on one base, each in a folder of its own.
 fn at_once(
     args: &Args,
@@ -182,12 +200,6 @@ fn at_once(
     purpose: Purpose,
     ranks: &Ranks,
 ) -> Result<()> {
-    ensure!(
-        ranks.are_one(),
-        "WORLD_SIZE is {}, and several runs (--sweep, 'tasks') train in one process: start it without a launcher, or \
-         train them one by one",
-        ranks.size()
-    );
     let folders = grid::folders(runs.iter().map(|run| run.name.as_str()));
     let mut trees = Vec::with_capacity(runs.len());
     let mut out = PathBuf::new();
@@ -207,10 +219,14 @@ fn at_once(
     let mode = mode(args);
     let done = match task {
         TaskName::Language => {
-            language::train_several(&Several::new(out, &trees, purpose, args.exact, ranks)?, mode)
+            let several = Several::new(out, &trees, purpose, args.exact, ranks)?;
+            let _lock = lock(mode, several.folders(), ranks)?;
+            language::train_several(&several, mode)
         }
         TaskName::Classifier => {
-            classifier::train_several(&Several::new(out, &trees, purpose, args.exact, ranks)?, mode)
+            let several = Several::new(out, &trees, purpose, args.exact, ranks)?;
+            let _lock = lock(mode, several.folders(), ranks)?;
+            classifier::train_several(&several, mode)
         }
     };
     done.map_err(|error| memory::explained(error, memory::SETTINGS))
@@ -241,12 +257,14 @@ fn in_stages(args: &Args, task: TaskName, stages: &[Given], ranks: &Ranks) -> Re
         return Ok(());
     }
     let mode = mode(args);
+    let whole = runs.first().map(|(out, _)| out.as_path());
+    let of_stages = runs.iter().map(|(_, run)| run.common.out.as_path());
+    let _lock = lock(mode, whole.into_iter().chain(of_stages), ranks)?;
     for (number, (_, run)) in runs.iter().enumerate().skip(1) {
         let data = &run.all["data"];
         let rows = runs[..number].iter().all(|(_, before)| before.all["data"] != *data);
         language::check(run, rows).with_context(|| format!("stage {}", number + 1))?;
     }
-    ranks.agree(Ok(()))?;
     let mut done: Vec<PathBuf> = Vec::new();
     for (number, (_, run)) in runs.iter().enumerate() {
         if !args.json {

@@ -163,6 +163,7 @@ pub fn train_several(several: &Several<LanguageData>, mode: Mode) -> Result<()> 
         let member = &several.members[*first];
         prepared.push(Prepared::open(&member.run, &files).with_context(|| member.name.clone())?);
     }
+    run.ranks.agree(Ok(()))?;
     let (vs, model) = LanguageModel::open(files, settings, device)?;
     prepared.iter().try_for_each(|prepared| prepared.check(&model))?;
     let prepared = prepared.into_iter().zip(&firsts);

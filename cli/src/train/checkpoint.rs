@@ -168,24 +168,22 @@ pub fn settings(out: &Path) -> Result<Option<Value>> {
     Ok(Some(state.settings))
 }
 
-/// The state that a run starts from: that of the newest checkpoint, which must be of a run with these settings (`all`)
-/// and data, or step 0. The plan takes over its order. Also gives a line about a change of what a step is.
-pub fn begin(
-    settings: &Settings,
-    all: Value,
-    data: String,
-    plan: &mut Plan,
-) -> Result<(State, Option<String>)> {
-    let out = &settings.out;
+/// The step of the newest checkpoint of a run that is alone.
+///
+/// # Errors
+/// If the folder is that of several runs.
+pub fn newest(out: &Path) -> Result<Option<u64>> {
     ensure!(
         !out.join(RUNS).exists(),
         "'{}' holds several runs, of a sweep or of tasks: choose another 'out', or repeat their command to go on",
         out.display()
     );
-    begin_at(steps(out)?.pop(), settings, all, data, plan)
+    Ok(steps(out)?.pop())
 }
 
-/// [`begin`] with the checkpoint of this step, or without one.
+/// The state that a run starts from: that of the checkpoint of this step, which must be of a run with these settings
+/// (`all`) and data, or, without one, step 0. The plan takes over its order. Also gives a line about a change of what a
+/// step is.
 pub fn begin_at(
     step: Option<u64>,
     settings: &Settings,

@@ -2,6 +2,7 @@
 //! one, and the second ends the process at once. Before there are steps, there is nothing to save: the first ends it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use anyhow::Result;
@@ -12,6 +13,7 @@ use signal_hook::low_level::exit;
 use crate::progress;
 
 static ASKED: AtomicBool = AtomicBool::new(false);
+static FAILED: Mutex<Option<String>> = Mutex::new(None);
 static STEPPING: AtomicBool = AtomicBool::new(false);
 
 pub fn listen() -> Result<()> {
@@ -30,6 +32,21 @@ pub fn listen() -> Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Ends the run as a signal does, with this error: at once, or after the present step.
+pub fn fail(error: String) {
+    *FAILED.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+    if !STEPPING.load(Ordering::SeqCst) {
+        eprintln!("error: {error}");
+        exit(1);
+    }
+    ASKED.store(true, Ordering::SeqCst);
+}
+
+/// The error with which the run was asked to end.
+pub fn failed() -> Option<String> {
+    FAILED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Steps are made as long as this is there.

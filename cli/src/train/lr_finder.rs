@@ -63,7 +63,8 @@ pub fn find<T: Task>(
     let (lr, out) = (settings.lr(), &settings.out);
     ensure!(lr > 0., "'optimizer.lr' is {lr}, and the rates of the test are multiples of it");
     // Before the work, not behind it.
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make '{}'", out.display()))?;
+    let made = if ranks.is_first() { std::fs::create_dir_all(out) } else { Ok(()) };
+    ranks.agree(made.with_context(|| format!("cannot make '{}'", out.display())))?;
     ranks.join(&mut optimizer)?;
     let found = ranks.stepping(|| steps(task, &mut optimizer, settings, plan, ranks));
     // Whatever happened.

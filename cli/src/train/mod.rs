@@ -1,6 +1,7 @@
 //! Training: everything but the data and the model of a task.
 
 pub mod batches;
+mod begun;
 mod by_place;
 mod checkpoint;
 mod curves;
@@ -10,6 +11,7 @@ mod evaluation;
 pub mod example;
 pub mod former;
 pub mod interrupt;
+pub mod lock;
 mod lr_finder;
 pub mod memory;
 mod metrics;

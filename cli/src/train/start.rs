@@ -1,16 +1,15 @@
 //! The start of a run: the adapter is attached, all is checked, and training begins or is only shown.
 
-use anyhow::{bail, ensure, Result};
+use anyhow::Result;
 use ln_tuning::{DynamicLossScale, LnTuningConfig, LnTuningModel, DEFAULT_ADAPTER};
-use serde::{Deserialize, Serialize};
-use serde_json::{json, Value};
+use serde_json::json;
 use tch::nn::VarStore;
 
 use super::batches::Plan;
-use super::checkpoint::State;
+use super::begun::{load, Begun};
 use super::preflight::{describe, measure};
 use super::report::Report;
-use super::settings::{RunSettings, Settings, FREE};
+use super::settings::RunSettings;
 use super::task::Task;
 use super::trainer::Ready;
 use super::{checkpoint, lr_finder, trainer};
@@ -65,13 +64,8 @@ pub fn start<T: Task, D>(
     // Rank 0 alone looks for a checkpoint, so that all go on from the same.
     let mut begun = None;
     if ranks.is_first() {
-        let (all, data) = (run.all.clone(), task.digest());
-        let (state, change) = checkpoint::begin(settings, all.clone(), data.clone(), &mut plan)?;
-        if trains && state.step > 0 {
-            let dir = checkpoint::dir(out, state.step);
-            checkpoint::load(&dir, &dir, &mut tuned, DEFAULT_ADAPTER, &mut optimizer)?;
-        }
-        begun = Some(Begun { settings: all, data, state, change });
+        let newest = checkpoint::newest(out)?;
+        begun = Some(Begun::find(newest, settings, &run.all, task.digest(), &mut plan)?);
     }
     let begun = ranks.agree(Ok(begun))?;
     let Begun { state, change, .. } = match begun {
@@ -80,22 +74,14 @@ pub fn start<T: Task, D>(
             let begun = begun.map(|begun| serde_json::to_vec(&begun)).transpose()?;
             let begun = ranks.bytes(begun.unwrap_or_default())?;
             let begun: Begun = serde_json::from_slice(&begun)?;
-            let fits = begun.check(&run.all, &task.digest(), settings);
+            let fits = begun.check(&run.all, &task.digest(), settings, begun.state.step);
             ranks.agree(fits)?;
             begun
         }
     };
     plan.group = state.group;
-    if trains && state.step > 0 && !ranks.are_one() {
-        let dir = checkpoint::dir(out, state.step);
-        let copy = ranks.directory(&dir)?;
-        let loaded = match ranks.is_first() {
-            true => Ok(()),
-            false => {
-                checkpoint::load(&copy.path, &dir, &mut tuned, DEFAULT_ADAPTER, &mut optimizer)
-            }
-        };
-        ranks.agree(loaded)?;
+    if trains && state.step > 0 {
+        load(ranks, (out, state.step), &mut tuned, DEFAULT_ADAPTER, &mut optimizer)?;
     }
     report.lines(change);
     let epoch_steps = plan.per_epoch();
@@ -138,39 +124,4 @@ pub fn start<T: Task, D>(
     report.set("example", json!(example));
     report.finish();
     Ok(true)
-}
-
-/// The state that all ranks begin with: that of rank 0.
-#[derive(Serialize, Deserialize)]
-struct Begun {
-    settings: Value,
-    data: String,
-    state: State,
-    change: Option<String>,
-}
-
-/// Settings that may differ between ranks, beside those that may differ between the parts of a run.
-const OF_RANK: [&str; 5] = ["model", "out", "data.train", "data.eval", "data.images"];
-
-impl Begun {
-    /// Refuses ranks that would not train the same.
-    fn check(&self, settings: &Value, data: &str, own: &Settings) -> Result<()> {
-        let cure = "give all ranks the same";
-        let free = [&FREE[..], &OF_RANK].concat();
-        if let Some((key, first, here)) =
-            checkpoint::difference(&self.settings, settings, "", &free)
-        {
-            bail!("{key} is {here} on this rank and {first} on rank 0: {cure}");
-        }
-        ensure!(self.data == data, "the data of this rank are not those of rank 0: {cure}");
-        let (step, newest) = (self.state.step, checkpoint::steps(&own.out)?.pop());
-        ensure!(
-            newest.is_none_or(|newest| newest <= step),
-            "rank 0 goes on from step {step}, and this rank has a checkpoint of step {} in '{}': let 'out' be one folder \
-             that all machines share, or let rank 0 be on this machine",
-            newest.unwrap_or_default(),
-            own.out.display()
-        );
-        Ok(())
-    }
 }

@@ -11,9 +11,8 @@ use ln_tuning::{LnTuningModel, Optimizer, SaveOptions, Schedule};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
 
-use super::batches::Plan;
+use super::batches::{Plan, Share};
 use super::checkpoint::{self, State};
-use super::evaluation::evaluate;
 use super::metrics::Metrics;
 use super::prefetch::Batches;
 use super::ranks::Ranks;
@@ -97,6 +96,7 @@ macro_rules! diverged {
     };
 }
 
+mod due;
 mod figures;
 
 /// Rows of a step of all ranks, and the batches of this one.
@@ -199,14 +199,10 @@ impl<'a, T: Task> Run<'a, T> {
         group.iter().all(|batch| self.task.goes_together(batch))
     }
 
-    /// The seed of the order of the data, if it has one.
-    pub(super) fn order(&self) -> Option<u64> {
-        self.plan.seed
-    }
-
-    /// True if an evaluation is due behind the step that was just made.
-    pub(super) fn evaluates(&self) -> bool {
-        self.due().0
+    /// All that the batches of a place in the data follow from: the seed of the order, rows that stand together, and the
+    /// rows of a step.
+    pub(super) fn order(&self) -> (Option<u64>, usize, Share) {
+        (self.plan.seed, self.plan.group, self.plan.share)
     }
 
     /// The epoch, and its rows that are behind the run.
@@ -249,10 +245,18 @@ impl<'a, T: Task> Run<'a, T> {
         update::begin(self.settings, &mut self.optimizer, factor)
     }
 
-    /// Ends an update whose gradients are there, of batches with this loss.
-    pub(super) fn end_update(&mut self, group: &Group<T>, loss: Tensor) -> Result<()> {
+    /// Adds the gradient of this rank's batches, and gives their mean loss. Its adapter is active.
+    pub(super) fn backward(&mut self, (_, group): &Group<T>) -> Result<Tensor> {
+        let recompute = self.recompute.as_ref();
+        let (optimizer, step) = (&mut self.optimizer, self.state.step);
+        let (task, settings) = (self.task, self.settings);
+        let own = update::of_rank(task, group, settings, recompute, optimizer, self.ranks, step)?;
+        Ok(own.0)
+    }
+
+    /// Ends an update whose gradients are there, of batches with this loss, on all ranks and on this one.
+    pub(super) fn end_update(&mut self, group: &Group<T>, loss: Tensor, own: Tensor) -> Result<()> {
         let grad_norm = update::end(self.settings, &mut self.optimizer)?;
-        let own = loss.shallow_clone();
         self.stepped(group, [loss, grad_norm, own])
     }
 
@@ -276,49 +280,6 @@ impl<'a, T: Task> Run<'a, T> {
             sources: self.sources.clone(),
         });
         Ok(())
-    }
-
-    /// Reads and evaluates what is due behind a step. Says whether a checkpoint is due, and whether the run shall stop.
-    pub(super) fn settle(&mut self) -> Result<(bool, bool)> {
-        let (evaluate, save) = self.due();
-        let stop = (evaluate || save || self.is_read()) && self.read()?;
-        let improved = evaluate && self.evaluate()?;
-        if evaluate || save {
-            self.clock = Instant::now();
-        }
-        Ok((save || stop || improved, stop))
-    }
-
-    /// (evaluation, checkpoint): whether they come after the step that was just made.
-    fn due(&self) -> (bool, bool) {
-        let end = self.state.step == self.total || self.state.rows >= self.plan.lengths.len();
-        let at = |interval: Option<u64>| match interval {
-            Some(interval) => {
-                self.state.step.is_multiple_of(interval) || self.state.step == self.total
-            }
-            None => end,
-        };
-        let evaluates = self.task.eval_rows() > 0;
-        (evaluates && at(self.settings.eval_interval), at(self.settings.save_interval))
-    }
-
-    /// Evaluates, and says whether the result is better than all before.
-    fn evaluate(&mut self) -> Result<bool> {
-        let step = self.state.step;
-        let scores = evaluate(self.task, self.task.eval_rows(), self.settings, self.ranks)?;
-        if let Some(metrics) = &mut self.metrics {
-            metrics.write(step, &scores)?;
-        }
-        let shown: Vec<String> =
-            scores.iter().map(|(n, value)| format!("{n} {value:.4}")).collect();
-        self.say(&format!("step {step}: {}", shown.join(", ")));
-        let value = scores[0].1;
-        let better = value.is_finite() && self.state.best.is_none_or(|(_, best)| value < best);
-        if better {
-            self.state.best = Some((step, value));
-        }
-        self.draw()?;
-        Ok(better)
     }
 
     fn last_good(&self) -> Result<String> {

@@ -22,13 +22,26 @@ pub fn update<T: Task>(
     ranks: &Ranks,
     (step, factor): (u64, f64),
 ) -> Result<[Tensor; 3]> {
-    tch::manual_seed(step_seed(settings.seed, step, ranks.rank()));
     begin(settings, optimizer, factor)?;
-    let targets = group.iter().map(|batch| batch.targets).sum::<i64>();
-    let own = backward(task, group, targets.max(1), recompute, optimizer)?;
+    let (own, targets) = of_rank(task, group, settings, recompute, optimizer, ranks, step)?;
     let loss = ranks.reduce(optimizer, &own, targets)?;
     let grad_norm = end(settings, optimizer)?;
     Ok([loss, grad_norm, own])
+}
+
+/// Adds the gradient of this rank's batches, and gives their mean loss and targets.
+pub fn of_rank<T: Task>(
+    task: &T,
+    group: &[Of<T>],
+    settings: &Settings,
+    recompute: Option<&Recompute>,
+    optimizer: &mut Optimizer,
+    ranks: &Ranks,
+    step: u64,
+) -> Result<(Tensor, i64)> {
+    tch::manual_seed(step_seed(settings.seed, step, ranks.rank()));
+    let targets = group.iter().map(|batch| batch.targets).sum::<i64>();
+    Ok((backward(task, group, targets.max(1), recompute, optimizer)?, targets))
 }
 
 /// Before the gradients of an update.

@@ -26,6 +26,7 @@ mod images;
 mod jinja;
 mod key_mapping;
 mod labels;
+mod lock;
 mod loss_scale;
 mod merge;
 mod outputs;

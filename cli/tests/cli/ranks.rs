@@ -220,8 +220,22 @@ fn a_signal_to_one_rank_ends_all_after_the_same_step_with_a_checkpoint() {
 fn an_error_of_one_rank_ends_all_and_an_error_of_all_is_said_once() {
     let training = language().set(&["max_steps=400"]);
     training.write("bad.jsonl", "{\"text\": \"a\"");
+    // A folder is of one run at a time.
+    let count = std::cell::Cell::new(0);
+    let out = || {
+        count.set(count.get() + 1);
+        format!("out=out-{}", count.get())
+    };
     let of_second = |setting: &'static str| {
-        move |rank: usize| if rank == 1 { vec![setting.to_owned()] } else { Vec::new() }
+        let out = out();
+        move |rank: usize| {
+            let own = (rank == 1).then(|| setting.to_owned());
+            [out.clone()].into_iter().chain(own).collect()
+        }
+    };
+    let of_all = |setting: &'static str| {
+        let out = out();
+        move |_| vec![out.clone(), setting.to_owned()]
     };
     let begun = Instant::now();
     // Beside each other.
@@ -229,8 +243,8 @@ fn an_error_of_one_rank_ends_all_and_an_error_of_all_is_said_once() {
         (start(&training, 2, of_second("data.train=bad.jsonl")), "rank 1: ", "bad lines in"),
         (start(&training, 2, of_second("clip_norm=-1")), "rank 1: ", "'clip_norm' is -1"),
         (start(&training, 2, of_second("optimizer.lr=0.5")), "rank 1: ", "on rank 0"),
-        (start(&training, 2, |_| vec!["data.train=bad.jsonl".into()]), "rank 0: ", "bad lines in"),
-        (start(&training, 5, |_| Vec::new()), "rank 0: ", "expected a multiple of 5"),
+        (start(&training, 2, of_all("data.train=bad.jsonl")), "rank 0: ", "bad lines in"),
+        (start(&training, 5, of_all("seed=0")), "rank 0: ", "expected a multiple of 5"),
     ];
     for (number, (ranks, first, words)) in runs.into_iter().enumerate() {
         let errors: Vec<String> = ended(ranks)
@@ -252,7 +266,9 @@ fn an_error_of_one_rank_ends_all_and_an_error_of_all_is_said_once() {
         }
     }
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
-    assert!(!training.path("out/metrics.jsonl").exists());
+    for run in 1..=count.get() {
+        assert!(!training.path(&format!("out-{run}")).exists(), "a trace of run {run}");
+    }
 }
 
 #[test]
@@ -318,6 +334,38 @@ fn a_classifier_is_scored_by_all_ranks_as_by_one() {
 }
 
 #[test]
+fn ranks_try_the_rates_that_one_process_tries_and_suggest_the_same() {
+    let training = language();
+    let start = |rank: Option<&str>, out: &str, port: &str| {
+        let mut command = training.command(&[out]);
+        command.arg("--find-lr");
+        if let Some(rank) = rank {
+            command.args(["--ddp-timeout", "60"]).env("RANK", rank).env("LOCAL_RANK", rank);
+            command.env("WORLD_SIZE", "2").env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port);
+        }
+        command.spawn().unwrap()
+    };
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let ranks = ["0", "1"].map(|rank| start(Some(rank), "out=two", &port));
+    let one = printed(ended(vec![start(None, "out=one", "")]));
+    let two = printed(ended(ranks.into()));
+    let suggested = |text: &str| {
+        let line = text.lines().find(|line| line.starts_with("suggestion: "));
+        line.unwrap_or_else(|| panic!("{text}")).to_owned()
+    };
+    assert_eq!(suggested(&one), suggested(&two));
+    let losses = |out: &str| -> Vec<f64> {
+        let text = training.read(&format!("{out}/lr_finder.csv"));
+        let lines = text.lines().skip(1);
+        lines.map(|line| line.split(',').nth(1).unwrap().parse().unwrap()).collect()
+    };
+    for (a, b) in losses("one").iter().zip(losses("two")).take(40) {
+        assert!((a - b).abs() < 1e-4 * a, "{a} {b}");
+    }
+    assert!(!training.path("two/.lock").exists());
+}
+
+#[test]
 fn what_one_process_can_do_is_done_by_rank_0_alone() {
     let training = language();
     let output = |rank: &str, more: &[&str]| {
@@ -341,5 +389,12 @@ fn what_one_process_can_do_is_done_by_rank_0_alone() {
     let model = crate::model("llama");
     plan.args(["plan", "--model", model.to_str().unwrap()]);
     plan.env("RANK", "1").env("WORLD_SIZE", "2");
-    assert!(texts(&plan.output().unwrap()).0.is_empty());
+    let (out, err) = texts(&plan.output().unwrap());
+    assert!(out.is_empty() && err.contains("unset RANK and WORLD_SIZE"), "{out}\n{err}");
+    plan.env("TORCHELASTIC_RUN_ID", "1");
+    let (out, err) = texts(&plan.output().unwrap());
+    assert!(out.is_empty() && err.is_empty(), "{out}\n{err}");
+    // Variables that are set by halves matter to training alone.
+    let (out, _) = texts(&plan.env_remove("RANK").output().unwrap());
+    assert!(!out.is_empty());
 }

@@ -12,10 +12,12 @@ use super::members::Several;
 use super::record::{Record, Stopped};
 use super::{halving, picture, together};
 use crate::progress;
-use crate::train::interrupt;
+use crate::train::batches::Share;
 use crate::train::metrics::Metrics;
+use crate::train::ranks::Ranks;
 use crate::train::task::Task;
 use crate::train::trainer::{Diverged, Group, Ready, Run};
+use crate::train::{interrupt, same};
 
 /// Time between two drawings of the curves.
 const REDRAW: Duration = Duration::from_secs(5);
@@ -28,6 +30,7 @@ pub(super) struct Course<'a, T: Task> {
     /// Rows of several runs go through the model together.
     together: bool,
     device: Device,
+    ranks: &'a Ranks,
     bar: ProgressBar,
     begun: Instant,
     drawn: Instant,
@@ -42,32 +45,32 @@ struct Seat<'a, T: Task> {
 
 enum Going<'a, T: Task> {
     On(Box<Run<'a, T>>),
-    /// Stopped early.
-    Stopped(Metrics),
+    /// Stopped early; rank 0 has the metrics.
+    Stopped(Option<Metrics>),
 }
 
-/// The place of a step's batches: the number of the task, the seed of their order, the epoch and its rows before.
-type Place = (usize, Option<u64>, (u64, usize));
+/// The place of a step's batches: the number of the task, their order and sizes, the epoch and its rows before.
+type Place = (usize, (Option<u64>, usize, Share), (u64, usize));
 
 /// A run before it begins: ready, or stopped earlier.
 pub(super) enum Begun<'a, T> {
     Ready(Box<Ready<'a, T>>),
-    Stopped(Metrics),
+    Stopped(Option<Metrics>),
 }
 
 impl<T: Task> Seat<'_, T> {
     fn metrics(&self) -> Option<&Metrics> {
         match &self.state {
             Going::On(run) => run.metrics.as_ref(),
-            Going::Stopped(metrics) => Some(metrics),
+            Going::Stopped(metrics) => metrics.as_ref(),
         }
     }
 }
 
 /// Trains all of these runs, each with the number of its task.
-pub(super) fn train<T: Task, D>(
-    several: &Several<D>,
-    begun: Vec<(usize, Begun<T>)>,
+pub(super) fn train<'a, T: Task, D>(
+    several: &'a Several<D>,
+    begun: Vec<(usize, Begun<'a, T>)>,
     record: Record,
     rungs: Vec<u64>,
     together: bool,
@@ -92,23 +95,25 @@ pub(super) fn train<T: Task, D>(
         };
         runs.push(Seat { task, state });
     }
-    let now = Instant::now();
-    let device = vs.device();
-    let mut course = Course { runs, record, rungs, together, device, bar, begun: now, drawn: now };
-    course.record.write(&several.out)?;
-    let _steps = interrupt::Steps::begin();
-    let mut stop = false;
-    while !stop && course.runs.iter().any(|seat| seat.goes_on().is_some()) {
-        course.halve(several)?;
-        stop = course.round(several, tuned)?;
-    }
+    let (now, device, ranks) = (Instant::now(), vs.device(), several.ranks());
+    let mut course =
+        Course { runs, record, rungs, together, device, ranks, bar, begun: now, drawn: now };
+    ranks.agree(course.write(several))?;
+    let stopped = ranks.stepping(|| course.whole(several, tuned))?;
     course.bar.finish();
-    course.draw(several)?;
-    if stop && course.runs.iter().any(|seat| seat.goes_on().is_some()) {
-        println!("stopped after step {} of {total}; run the same command to resume", course.step());
-        return Ok(());
+    for seat in &course.runs {
+        if let Going::On(run) = &seat.state {
+            same::check(ranks, tuned, run.adapter())?;
+        }
     }
-    course.finish(several, tuned)
+    ranks.agree(match stopped {
+        _ if !ranks.is_first() => Ok(()),
+        Some(step) => {
+            println!("stopped after step {step} of {total}; run the same command to resume");
+            course.draw(several)
+        }
+        None => course.draw(several).and_then(|()| course.finish(several, tuned)),
+    })
 }
 
 impl<'a, T: Task> Seat<'a, T> {
@@ -122,6 +127,30 @@ impl<'a, T: Task> Seat<'a, T> {
 }
 
 impl<T: Task> Course<'_, T> {
+    /// All steps. The last one, if there are more and a rank was asked to stop.
+    fn whole<D>(&mut self, several: &Several<D>, tuned: &mut LnTuningModel) -> Result<Option<u64>> {
+        let _steps = interrupt::Steps::begin();
+        let mut stop = false;
+        while !stop && self.goes_on() {
+            self.halve(several)?;
+            stop = self.round(several, tuned)?;
+        }
+        Ok((stop && self.goes_on()).then(|| self.step()))
+    }
+
+    /// True if a run has steps to make.
+    fn goes_on(&self) -> bool {
+        self.runs.iter().any(|seat| seat.goes_on().is_some())
+    }
+
+    /// Writes the record.
+    fn write<D>(&self, several: &Several<D>) -> Result<()> {
+        if self.ranks.is_first() {
+            self.record.write(&several.out)?;
+        }
+        Ok(())
+    }
+
     /// Steps that the runs have made that go on.
     fn step(&self) -> u64 {
         self.runs.iter().filter_map(|seat| Some(seat.goes_on()?.state.step)).max().unwrap_or(0)
@@ -129,7 +158,7 @@ impl<T: Task> Course<'_, T> {
 
     /// One step of each run, and what is due behind it. True if Ctrl-C asked for an end.
     fn round<D>(&mut self, several: &Several<D>, tuned: &mut LnTuningModel) -> Result<bool> {
-        // Runs of one task with one order of the data share their batches.
+        // Runs of one task with one order and size of batches share them.
         let mut shared: Vec<(Place, Group<T>)> = Vec::new();
         let mut went = Vec::new();
         for (at, Seat { task, state }) in self.runs.iter_mut().enumerate() {
@@ -159,7 +188,7 @@ impl<T: Task> Course<'_, T> {
             }
         }
         if self.together {
-            together::step(runs, self.device, tuned)?;
+            together::step(runs, self.device, self.ranks, tuned)?;
         } else {
             for (run, group) in runs {
                 tuned.set_adapter(run.adapter())?;
@@ -168,12 +197,13 @@ impl<T: Task> Course<'_, T> {
         }
         let went: Vec<usize> = went.into_iter().map(|(at, _)| at).collect();
         let (mut save, mut stop) = (false, false);
+        let mut sums = self.sums(&went)?.into_iter();
         for at in &went {
             let Going::On(run) = &mut self.runs[*at].state else { continue };
             if run.evaluates() {
                 tuned.set_adapter(run.adapter())?;
             }
-            let due = run.settle();
+            let due = run.settle_with(sums.next().flatten().as_deref());
             let (own_save, own_stop) = self.or_stopped(*at, due, several)?.unwrap_or_default();
             (save, stop) = (save || own_save, stop || own_stop);
         }
@@ -196,6 +226,20 @@ impl<T: Task> Course<'_, T> {
         Ok(stop)
     }
 
+    /// The numbers that the ranks add up behind a step of these runs, where figures are read: all at once.
+    fn sums(&self, went: &[usize]) -> Result<Vec<Option<Vec<f64>>>> {
+        let own = |at: &usize| match &self.runs[*at].state {
+            Going::On(run) => run.due_sums(),
+            Going::Stopped(_) => None,
+        };
+        let mut all: Vec<Option<Vec<f64>>> = went.iter().map(own).collect();
+        let mut flat: Vec<f64> = all.iter().flatten().flatten().copied().collect();
+        self.ranks.sum(&mut flat)?;
+        let mut rest = flat.into_iter();
+        all.iter_mut().flatten().flatten().zip(&mut rest).for_each(|(own, sum)| *own = sum);
+        Ok(all)
+    }
+
     /// The value that a run gave; nothing if it has diverged, which stops it and no other.
     fn or_stopped<D, V>(
         &mut self,
@@ -210,7 +254,7 @@ impl<T: Task> Course<'_, T> {
         match error.downcast::<Diverged>() {
             Ok(diverged) => {
                 self.stop(at, diverged.to_string(), several)?;
-                self.record.write(&several.out)?;
+                self.write(several)?;
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -223,7 +267,8 @@ impl<T: Task> Course<'_, T> {
         let step = run.state.step;
         run.say(&format!("stopped behind step {step}: {reason}"));
         // Read again: the run goes, with its file.
-        let metrics = Metrics::open(&several.members[at].run.common.out, step, false)?;
+        let open = || Metrics::open(&several.members[at].run.common.out, step, false);
+        let metrics = self.ranks.is_first().then(open).transpose()?;
         self.runs[at].state = Going::Stopped(metrics);
         self.record.runs[at].stopped = Some(Stopped { step, reason });
         Ok(())
@@ -242,19 +287,25 @@ impl<T: Task> Course<'_, T> {
         let mut values = Vec::with_capacity(left.len());
         for at in &left {
             self.record.score(*at, self.runs[*at].metrics());
-            values.push(self.record.runs[*at].value());
+            // Rank 0 has them all.
+            let own = self.ranks.is_first();
+            values.push(if own { self.record.runs[*at].value() } else { 0. });
         }
+        self.ranks.sum(&mut values)?;
         let best = values.iter().copied().fold(f64::INFINITY, f64::min);
         for place in halving::worse(&values) {
             let reason = format!("its loss is {:.4}, and the lowest {best:.4}", values[place]);
             self.stop(left[place], reason, several)?;
         }
         // In one piece: a run that goes on from here finds all of it decided, or nothing.
-        self.record.write(&several.out)
+        self.write(several)
     }
 
     fn draw<D>(&mut self, several: &Several<D>) -> Result<()> {
         self.drawn = Instant::now();
+        if !self.ranks.is_first() {
+            return Ok(());
+        }
         let names = several.members.iter().map(|member| member.name.as_str());
         let runs = names.zip(self.runs.iter().map(Seat::metrics));
         picture::draw(&several.out, runs.filter_map(|(name, metrics)| Some((name, metrics?))))
@@ -267,7 +318,7 @@ impl<T: Task> Course<'_, T> {
         }
         let best = self.record.best().filter(|_| several.compares());
         self.record.best = best.map(|best| several.members[best].name.clone());
-        self.record.write(&several.out)?;
+        self.write(several)?;
         print!("{}", self.record.table());
         for (at, seat) in self.runs.iter().enumerate() {
             let Going::On(run) = &seat.state else { continue };

@@ -1,6 +1,6 @@
 //! The runs, what they are for, and which of them are of one task.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -16,6 +16,7 @@ pub struct Several<D> {
     pub purpose: Purpose,
     /// Each ends to the bit as it would alone: no rows of several runs go through the model together.
     pub exact: bool,
+    ranks: Ranks,
 }
 
 /// A run.
@@ -56,11 +57,23 @@ impl<D: DataSettings> Several<D> {
             members: trees.iter().map(member).collect::<Result<_>>()?,
             purpose,
             exact,
+            ranks: ranks.clone(),
         })
     }
 }
 
 impl<D> Several<D> {
+    /// The processes that train them.
+    pub fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
+    /// All that is written into.
+    pub fn folders(&self) -> impl Iterator<Item = &Path> {
+        let own = self.members.iter().map(|member| member.run.common.out.as_path());
+        std::iter::once(self.out.as_path()).chain(own)
+    }
+
     /// The best of them is sought.
     pub(super) fn compares(&self) -> bool {
         self.purpose != Purpose::Tasks

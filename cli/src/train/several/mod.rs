@@ -6,6 +6,7 @@ pub mod grid;
 mod halving;
 mod members;
 mod picture;
+mod position;
 mod record;
 mod start;
 pub mod tasks;

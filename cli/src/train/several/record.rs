@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::train::checkpoint::{self, RUNS};
 use crate::train::metrics::Metrics;
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
     /// The names of the runs, each with its folder.
     pub runs: Vec<Line>,

@@ -10,10 +10,11 @@ use tch::Tensor;
 
 use super::course::{self, Begun};
 use super::members::{Member, Purpose, Several};
+use super::position::Common;
 use super::record::{Line, Record};
 use super::{grid, halving, together};
 use crate::train::batches::{Job, Plan};
-use crate::train::checkpoint;
+use crate::train::begun::load;
 use crate::train::metrics::Metrics;
 use crate::train::preflight::{describe, measure};
 use crate::train::report::Report;
@@ -54,11 +55,14 @@ pub fn start<T: Task, D>(
             tuned.load_state_dict(adapter, weights, &LoadOptions::default())?;
         }
     }
+    let ranks = several.ranks();
     let (mut optimizers, apart) = optimizers(several, &adapters, &mut tuned)?;
     let alone = match apart {
         Some(reason) => Some(reason),
         None => trial(several, &work, &adapters, &mut optimizers)?,
     };
+    ranks.agree(Ok(()))?;
+    ranks.check_same("way to train several runs", alone.as_deref().unwrap_or("together"))?;
     if members.len() > 1 {
         report.line(match &alone {
             Some(reason) => format!("one run after the other in each step: {reason}"),
@@ -100,46 +104,40 @@ pub fn start<T: Task, D>(
     let totals: Vec<u64> = totals.collect();
     let names: Vec<String> = members.iter().map(|member| member.name.clone()).collect();
     let folders = grid::folders(names.iter().map(String::as_str));
-    let mut record = Record::open(&several.out, &names, &folders)?;
-    let positions = members.iter().zip(&record.runs).zip(&totals).map(|((member, run), total)| {
-        let stopped = run.stopped.as_ref().map(|stopped| stopped.step);
-        let saved = checkpoint::steps(&member.run.common.out)?;
-        Ok(Position { saved, stopped, total: *total })
-    });
-    let positions = positions.collect::<Result<Vec<_>>>()?;
-    let step = common(&positions);
-    record.back_to(step);
+    let trains = !matches!(mode, Mode::DryRun { .. });
+    let digests: Vec<String> = work.of.iter().map(|of| work.tasks[*of].digest()).collect();
+    let names = (names.as_slice(), folders.as_slice());
+    let Common { record, step, runs } =
+        Common::find(several, names, &mut plans, &totals, &digests, trains)?;
     let total = totals.iter().max().copied().unwrap_or(0);
+    if !ranks.are_one() {
+        report.line(format!("{} ranks share the rows of each step", ranks.size()));
+    }
     report.line(if step > 0 {
         format!("{} runs, resuming after step {step} of {total}", members.len())
     } else {
         format!("{} runs of {total} steps", members.len())
     });
     let mut begun = Vec::with_capacity(members.len());
-    let trains = !matches!(mode, Mode::DryRun { .. });
     let seats = members.iter().zip(work.of).zip(adapters).zip(optimizers).zip(plans).zip(totals);
-    for (at, seat) in seats.enumerate() {
-        let (((((member, of), adapter), mut optimizer), mut plan), total) = seat;
-        let (run, task) = (&member.run, &work.tasks[*of]);
-        let settings = &run.common;
+    for (at, (seat, own)) in seats.zip(runs).enumerate().filter(|_| trains) {
+        let (((((member, of), adapter), mut optimizer), plan), total) = seat;
+        let (task, settings, state) = (&work.tasks[*of], &member.run.common, own.state);
         let out = settings.out.as_path();
-        if let Some(stopped) = record.runs[at].stopped.as_ref().filter(|_| trains) {
-            begun.push((*of, Begun::Stopped(Metrics::open(out, stopped.step, false)?)));
+        if let Some(stopped) = &record.runs[at].stopped {
+            let open = || Metrics::open(out, stopped.step, false);
+            let metrics = ranks.agree(ranks.is_first().then(open).transpose())?;
+            begun.push((*of, Begun::Stopped(metrics)));
             continue;
         }
-        let own = Some(step.min(total)).filter(|step| *step > 0);
-        let own = own.filter(|_| record.runs[at].stopped.is_none());
-        let state = checkpoint::begin_at(own, settings, run.all.clone(), task.digest(), &mut plan);
-        let (state, _) = state.with_context(|| member.name.clone())?;
-        if !trains {
-            continue;
+        if state.step > 0 {
+            load(ranks, (out, state.step), &mut tuned, &adapter, &mut optimizer)?;
         }
-        if let Some(step) = own {
-            let dir = checkpoint::dir(out, step);
-            checkpoint::load(&dir, &dir, &mut tuned, &adapter, &mut optimizer)?;
+        if !ranks.are_one() {
+            tuned.set_adapter(&adapter)?;
+            ranks.join(&mut optimizer)?;
         }
-        checkpoint::forget_behind(out, state.step)?;
-        let (name, ranks) = (member.name.clone(), &run.ranks);
+        let name = member.name.clone();
         let ready = Ready { task, name, adapter, optimizer, settings, ranks, plan, state, total };
         begun.push((*of, Begun::Ready(Box::new(ready))));
     }
@@ -271,46 +269,4 @@ fn show<T: Task, D>(
     report.set("example", json!(work.tasks.first().context("there is no task")?.example()?));
     report.finish();
     Ok(())
-}
-
-/// The place of a run on disk.
-struct Position {
-    /// The steps of its checkpoints.
-    saved: Vec<u64>,
-    /// The step at which it stopped for good.
-    stopped: Option<u64>,
-    /// Its last step.
-    total: u64,
-}
-
-/// The newest step from which all runs can go on. One that has fewer steps is then at its end.
-fn common(runs: &[Position]) -> u64 {
-    let mut steps: Vec<u64> = runs.iter().flat_map(|run| &run.saved).copied().collect();
-    steps.sort_unstable();
-    let has = |run: &Position, step: u64| {
-        run.stopped.is_some_and(|stopped| stopped <= step)
-            || run.saved.contains(&step.min(run.total))
-    };
-    steps.into_iter().rev().find(|step| runs.iter().all(|run| has(run, *step))).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_go_on_from_the_newest_step_that_all_have() {
-        let run =
-            |saved: &[u64], stopped, total| Position { saved: saved.to_vec(), stopped, total };
-        let on = |saved: &[u64]| run(saved, None, 100);
-        assert_eq!(common(&[on(&[5, 10]), on(&[5, 10])]), 10);
-        // Killed while the second one saved.
-        assert_eq!(common(&[on(&[5, 10]), on(&[5])]), 5);
-        assert_eq!(common(&[on(&[5, 10]), on(&[])]), 0);
-        // One that has ended, or stopped for good, waits for nobody.
-        assert_eq!(common(&[on(&[10, 20]), run(&[8, 12], None, 12)]), 20);
-        assert_eq!(common(&[on(&[10, 20]), run(&[5], Some(7), 100)]), 20);
-        assert_eq!(common(&[on(&[5]), run(&[5], Some(7), 100)]), 5);
-        assert_eq!(common(&[]), 0);
-    }
 }

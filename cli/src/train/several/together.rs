@@ -1,11 +1,14 @@
 //! Steps of several runs at once: their rows go through the model together, each with the adapter of its run.
 
-use anyhow::{Context, Result};
+use std::ops::Range;
+
+use anyhow::Result;
 use ln_tuning::recompute::{Recompute, Tape};
 use ln_tuning::{LnTuningModel, Optimizer};
 use tch::{Device, Tensor};
 
 use crate::train::order::step_seed;
+use crate::train::ranks::Ranks;
 use crate::train::task::{OfRun, Task};
 use crate::train::trainer::{Group, Run};
 
@@ -18,30 +21,58 @@ fn most(device: Device) -> u64 {
     }
 }
 
-/// One step of each of these runs, with its batches: of as many runs together as gain by it.
+/// One step of each of these runs, with its batches: of as many runs together as gain by it. The gradients of all of them
+/// are reduced over the ranks at once; which of them go together may differ from rank to rank.
 pub(super) fn step<T: Task>(
-    runs: Vec<(&mut Run<T>, &Group<T>)>,
+    mut runs: Vec<(&mut Run<T>, &Group<T>)>,
     device: Device,
+    ranks: &Ranks,
     tuned: &mut LnTuningModel,
 ) -> Result<()> {
-    let mut waiting: Vec<(&mut Run<T>, &Group<T>)> = Vec::new();
-    let mut size = 0;
-    for (run, group) in runs {
-        let own = largest::<T>(group);
-        let fits = run.goes_together(group)
-            && waiting.first().is_none_or(|(_, first)| first.1.len() == group.1.len());
-        if !fits || size + own > most(device) {
-            flush(&mut waiting, tuned)?;
-            size = 0;
-        }
-        if fits {
-            waiting.push((run, group));
-            size += own;
-        } else {
-            flush(&mut vec![(run, group)], tuned)?;
+    runs.iter_mut().try_for_each(|(run, _)| run.begin_update())?;
+    let mut own = Vec::with_capacity(runs.len());
+    for part in parts(&runs, most(device)) {
+        match &mut runs[part] {
+            [(run, group)] => {
+                tuned.set_adapter(run.adapter())?;
+                own.push(run.backward(group)?);
+            }
+            runs => own.extend(together(runs, ranks)?),
         }
     }
-    flush(&mut waiting, tuned)
+    let targets = runs.iter().map(|(_, group)| targets::<T>(group));
+    let shares: Vec<(&Tensor, i64)> = own.iter().zip(targets).collect();
+    let losses = ranks.reduce_all(runs.iter_mut().map(|(run, _)| &mut run.optimizer), &shares)?;
+    for (((run, group), loss), own) in runs.iter_mut().zip(losses).zip(own) {
+        run.end_update(group, loss, own)?;
+    }
+    Ok(())
+}
+
+/// The runs whose rows go through the model together: neighbours, with `most` tokens at once.
+fn parts<T: Task>(runs: &[(&mut Run<T>, &Group<T>)], most: u64) -> Vec<Range<usize>> {
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let (mut size, mut takes_more) = (0, false);
+    for (at, (run, group)) in runs.iter().enumerate() {
+        let own = largest::<T>(group);
+        let fits = run.goes_together(group);
+        match parts.last_mut() {
+            Some(part)
+                if takes_more
+                    && fits
+                    && size + own <= most
+                    && runs[part.start].1 .1.len() == group.1.len() =>
+            {
+                part.end = at + 1;
+                size += own;
+            }
+            _ => {
+                parts.push(at..at + 1);
+                (size, takes_more) = (own, fits);
+            }
+        }
+    }
+    parts
 }
 
 /// The size of the largest batch of a step.
@@ -49,37 +80,22 @@ fn largest<T: Task>(group: &Group<T>) -> u64 {
     group.1.iter().map(|batch| batch.size).max().unwrap_or(0)
 }
 
-/// One step of these runs together; of one, as it makes it alone.
-fn flush<T: Task>(
-    runs: &mut Vec<(&mut Run<T>, &Group<T>)>,
-    tuned: &mut LnTuningModel,
-) -> Result<()> {
-    let mut runs = std::mem::take(runs);
-    match runs.as_mut_slice() {
-        [] => Ok(()),
-        [(run, group)] => {
-            tuned.set_adapter(run.adapter())?;
-            run.step(group)
-        }
-        runs => together(runs),
-    }
+fn targets<T: Task>(group: &Group<T>) -> i64 {
+    group.1.iter().map(|batch| batch.targets).sum()
 }
 
-fn together<T: Task>(runs: &mut [(&mut Run<T>, &Group<T>)]) -> Result<()> {
+/// Adds the gradient of the batches of each of these runs, from passes of all of them. Gives their mean losses.
+fn together<T: Task>(runs: &mut [(&mut Run<T>, &Group<T>)], ranks: &Ranks) -> Result<Vec<Tensor>> {
     let first = &runs[0].0;
     let (task, recompute) = (first.task(), first.recompute());
-    tch::manual_seed(step_seed(first.settings().seed, first.state.step, 0));
-    let mut sums: Vec<Option<Tensor>> = Vec::new();
-    for (run, _) in runs.iter_mut() {
-        run.begin_update()?;
-        sums.push(None);
-    }
+    tch::manual_seed(step_seed(first.settings().seed, first.state.step, ranks.rank()));
+    let mut sums: Vec<Option<Tensor>> = runs.iter().map(|_| None).collect();
     for at in 0..runs[0].1 .1.len() {
         let adapters: Vec<String> = runs.iter().map(|(run, _)| run.adapter().to_owned()).collect();
         let groups: Vec<&Group<T>> = runs.iter().map(|(_, group)| *group).collect();
-        let batches = groups.iter().zip(&adapters).map(|((_, group), adapter)| {
-            let over = group.iter().map(|batch| batch.targets).sum::<i64>().max(1);
-            OfRun { batch: &group[at], over, adapter }
+        let batches = groups.iter().zip(&adapters).map(|(group, adapter)| {
+            let over = targets::<T>(group).max(1);
+            OfRun { batch: &group.1[at], over, adapter }
         });
         let batches: Vec<OfRun<T>> = batches.collect();
         let optimizers = runs.iter_mut().map(|(run, _)| &mut run.optimizer);
@@ -91,10 +107,8 @@ fn together<T: Task>(runs: &mut [(&mut Run<T>, &Group<T>)]) -> Result<()> {
             });
         }
     }
-    for ((run, group), sum) in runs.iter_mut().zip(sums) {
-        run.end_update(group, sum.context("a step without batches")?)?;
-    }
-    Ok(())
+    // A rank may have no batch in a step.
+    Ok(sums.into_iter().map(|sum| sum.unwrap_or_else(|| Tensor::from(0_f32))).collect())
 }
 
 /// Adds to each optimiser the gradient of its batch, and gives the losses.

@@ -39,17 +39,31 @@ impl<T: Task> Run<'_, T> {
     /// Waits for the figures of the steps since the last reading, and writes them down. True if the run shall stop,
     /// since a rank was asked to.
     pub(super) fn read(&mut self) -> Result<bool> {
-        let asked = interrupt::asked();
+        let mut sums = self.sums();
+        self.ranks.sum(&mut sums)?;
+        self.read_with(&sums)
+    }
+
+    /// The numbers of the steps since the last reading that are added up over the ranks: their sizes, the wish to stop,
+    /// and the seconds.
+    pub(super) fn sums(&self) -> Vec<f64> {
+        let mut sums: Vec<f64> = self.pending.iter().map(|step| step.size as f64).collect();
+        if !sums.is_empty() {
+            let asked = f64::from(u8::from(interrupt::asked()));
+            sums.extend([asked, self.clock.elapsed().as_secs_f64()]);
+        }
+        sums
+    }
+
+    /// [`read`](Self::read) with these numbers, added up.
+    pub(super) fn read_with(&mut self, sums: &[f64]) -> Result<bool> {
         let mut steps = std::mem::take(&mut self.pending);
         if steps.is_empty() {
-            return Ok(asked);
+            return Ok(interrupt::asked());
         }
         let all = numbers(steps.iter().flat_map(|step| &step.figures))?;
         let figures = all.chunks(all.len() / steps.len());
-        let mut sums: Vec<f64> = steps.iter().map(|step| step.size as f64).collect();
-        sums.extend([f64::from(u8::from(asked)), self.clock.elapsed().as_secs_f64()]);
-        self.ranks.sum(&mut sums)?;
-        for ((step, size), figures) in steps.iter_mut().zip(&sums).zip(figures.clone()) {
+        for ((step, size), figures) in steps.iter_mut().zip(sums).zip(figures.clone()) {
             step.size = *size as u64;
             if figures[0].is_finite() && !self.ranks.are_one() {
                 step.sources += " or rows of other ranks";

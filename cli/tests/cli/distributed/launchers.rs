@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread::scope;
 
-use super::{port, refused, short, variables, Hosts};
+use super::{port, refused, short, variables, well, Hosts};
 
 /// Variables that differ from those of rank 0 of 2, or are not there, and words of the error.
 type Fault = (&'static [(&'static str, Option<&'static str>)], &'static [&'static str]);
@@ -75,4 +75,46 @@ fn a_port_where_something_else_listens_is_named_by_all_ranks_in_seconds() {
             });
         }
     });
+}
+
+/// Places of two processes, and words of both errors.
+const STRANGERS: [([[&str; 2]; 2], &str); 2] = [
+    ([["0", "1"], ["1", "2"]], "WORLD_SIZE"),
+    ([["0", "2"], ["0", "2"]], "two processes have RANK 0"),
+];
+
+#[test]
+fn a_process_that_takes_itself_for_the_only_or_the_first_one_ends_with_the_others_in_seconds() {
+    let training = short().set(&["max_steps=1000000"]);
+    scope(|scope| {
+        for (number, (places, words)) in STRANGERS.iter().enumerate() {
+            let training = &training;
+            scope.spawn(move || {
+                let (port, out) = (port(), format!("out=strangers-{number}"));
+                let hosts = places.iter().fold(Hosts::new(60), |hosts, [rank, world]| {
+                    hosts.rank(&variables(rank, world, &port), training, &[&out])
+                });
+                let ended = hosts.run().unwrap();
+                refused(&ended, 50.);
+                assert!(ended.iter().all(|rank| rank.err.contains(words)), "{ended:#?}");
+            });
+        }
+    });
+}
+
+#[test]
+fn many_tasks_of_slurm_without_ranks_are_warned_and_only_one_trains_into_a_folder() {
+    let training = short();
+    let slurm = |rank| [("SLURM_PROCID", rank), ("SLURM_NTASKS", "2")];
+    let hosts = Hosts::new(60).rank(&slurm("0"), &training, &[]).rank(&slurm("1"), &training, &[]);
+    let mut ended = hosts.run().unwrap();
+    ended.sort_by_key(|task| task.status);
+    well(&ended[..1]);
+    refused(&ended[1..], 60.);
+    assert!(ended[1].err.contains("trains into 'out'"), "{ended:#?}");
+    for task in &ended {
+        let words = "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec";
+        assert!(task.err.contains("warning: ") && task.err.contains(words), "{ended:#?}");
+    }
+    assert!(training.path("out/adapter").exists());
 }

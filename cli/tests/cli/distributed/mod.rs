@@ -4,6 +4,7 @@ mod hosts;
 mod launchers;
 mod mismatches;
 mod peers;
+mod several;
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -41,18 +42,31 @@ struct Hosts {
     link: Value,
     limit: u64,
     deadline: u64,
+    arguments: Vec<String>,
     hosts: Vec<Value>,
 }
 
 impl Hosts {
     /// On this machine, where everything is killed after so many seconds.
     fn new(limit: u64) -> Self {
-        Hosts { link: Value::Null, limit, deadline: limit, hosts: Vec::new() }
+        Hosts {
+            link: Value::Null,
+            limit,
+            deadline: limit,
+            arguments: Vec::new(),
+            hosts: Vec::new(),
+        }
     }
 
     /// Ranks of hosts that are added from here on wait for each other for so many seconds.
     fn deadline(mut self, seconds: u64) -> Self {
         self.deadline = seconds;
+        self
+    }
+
+    /// Trainings of hosts that are added from here on have these arguments.
+    fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         self
     }
 
@@ -78,7 +92,7 @@ impl Hosts {
 
     fn command(&self, training: &Training, more: &[&str]) -> Vec<String> {
         let mut command = training.command(more);
-        command.args(["--ddp-timeout", &self.deadline.to_string()]);
+        command.args(["--ddp-timeout", &self.deadline.to_string()]).args(&self.arguments);
         let all = [command.get_program()].into_iter().chain(command.get_args());
         all.map(|part| part.to_str().unwrap().to_owned()).collect()
     }
