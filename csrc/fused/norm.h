@@ -1,0 +1,170 @@
+// Norms, with the addition before them.
+#pragma once
+
+#include "tensors.h"
+
+namespace ln_tuning {
+namespace {
+
+enum class Form : int64_t { rms, rms_from_one, layer };
+
+Tensor in_f32(const MaybeTensor& weight, Form form, int64_t size) {
+  if (!weight) return at::ones({size}, at::kFloat);
+  const Tensor wide = weight->to(at::kFloat).contiguous();
+  // Not in the weight's kind, in which the sum would be rounded.
+  return form == Form::rms_from_one ? wide + 1 : wide;
+}
+
+Tensor norm_of_operators(const Tensor& x, const Tensor& weight, const Tensor& bias, Form form, double eps) {
+  const auto given = [](const Tensor& t) { return t.defined() ? MaybeTensor(t) : std::nullopt; };
+  if (form == Form::layer) return at::layer_norm(x, {x.size(-1)}, given(weight), given(bias), eps);
+  if (form == Form::rms) return at::rms_norm(x, {x.size(-1)}, given(weight), eps);
+  return at::rms_norm(x.to(at::kFloat), {x.size(-1)}, weight.to(at::kFloat) + 1, eps).to(x.scalar_type());
+}
+
+// Rows whose sums for the gradient of a weight stand together. It does not depend on the number of threads, and so
+// neither do the sums.
+constexpr int64_t ROWS_TOGETHER = 32;
+
+struct AddNorm : Function<AddNorm> {
+  static variable_list forward(
+      AutogradContext* ctx,
+      const Tensor& x,
+      const MaybeTensor& added,
+      const MaybeTensor& weight,
+      const MaybeTensor& bias,
+      int64_t form,
+      double eps) {
+    const Rows rows = as_rows(x);
+    const Rows more = added ? as_rows(*added) : rows;
+    const Tensor wide = in_f32(weight, Form(form), rows.size);
+    const Tensor wide_bias = bias ? bias->to(at::kFloat).contiguous() : Tensor();
+    const auto options = x.options().memory_format(at::MemoryFormat::Contiguous);
+    const Tensor out = at::empty(x.sizes(), options);
+    const Tensor sum = added ? at::empty(x.sizes(), options) : Tensor();
+    const Tensor stats = at::empty({rows.count, 2}, at::kFloat);
+    Norm all = {};
+    all.kind = *kind_of(x);
+    all.centred = Form(form) == Form::layer;
+    all.size = rows.size;
+    all.eps = eps;
+    all.x = rows.tensor.const_data_ptr();
+    all.x_stride = rows.stride;
+    all.added = added ? more.tensor.const_data_ptr() : nullptr;
+    all.added_stride = more.stride;
+    all.sum = added ? sum.mutable_data_ptr() : nullptr;
+    all.out = out.mutable_data_ptr();
+    all.weight = wide.const_data_ptr<float>();
+    all.bias = bias ? wide_bias.const_data_ptr<float>() : nullptr;
+    all.stats = stats.mutable_data_ptr<float>();
+    for_rows(rows.count, rows.size, [&](int64_t begin, int64_t end) { loops().norm(all, begin, end); });
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward({added ? sum : x, weight.value_or(Tensor()), bias.value_or(Tensor()), stats});
+    ctx->saved_data["form"] = form;
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["added"] = added.has_value();
+    return added ? variable_list{sum, out} : variable_list{out};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2], &stats = saved[3];
+    const Form form = Form(ctx->saved_data["form"].toInt());
+    const double eps = ctx->saved_data["eps"].toDouble();
+    const bool added = ctx->saved_data["added"].toBool();
+    const Tensor d_sum = added ? gradients[0] : Tensor(), d_out = gradients.back();
+    // Edges stand for the tensors that there are.
+    size_t edge = 0;
+    const bool wants_x = wants(ctx, edge++);
+    const bool wants_added = added && wants(ctx, edge++);
+    const bool wants_weight = weight.defined() && wants(ctx, edge++);
+    const bool wants_bias = bias.defined() && wants(ctx, edge++);
+    Tensor d_x, d_weight, d_bias;
+    if (!d_out.defined()) {
+      d_x = d_sum;
+    } else if (at::GradMode::is_enabled()) {
+      const auto forward = [&](const variable_list& in) {
+        return variable_list{norm_of_operators(in[0], in[1], in[2], form, eps)};
+      };
+      variable_list all = differentiable({x, weight, bias}, {d_out}, forward);
+      d_x = d_sum.defined() && all[0].defined() ? all[0] + d_sum : all[0];
+      d_weight = all[1];
+      d_bias = all[2];
+    } else {
+      const Rows rows = as_rows(x);
+      const Tensor given = d_out.contiguous();
+      const Tensor also = d_sum.defined() ? d_sum.contiguous() : Tensor();
+      const Tensor wide = in_f32(weight.defined() ? MaybeTensor(weight) : std::nullopt, form, rows.size);
+      if (wants_x || wants_added) d_x = at::empty(x.sizes(), given.options());
+      const int64_t groups = (rows.count + ROWS_TOGETHER - 1) / ROWS_TOGETHER;
+      const auto sums = [&](bool wanted) { return wanted ? at::zeros({groups, rows.size}, at::kFloat) : Tensor(); };
+      const Tensor weights = sums(wants_weight), biases = sums(wants_bias);
+      NormBackward all = {};
+      all.kind = *kind_of(x);
+      all.centred = form == Form::layer;
+      all.size = rows.size;
+      all.x = rows.tensor.const_data_ptr();
+      all.x_stride = rows.stride;
+      all.stats = stats.const_data_ptr<float>();
+      all.weight = wide.const_data_ptr<float>();
+      all.d_out = given.const_data_ptr();
+      all.d_sum = also.defined() ? also.const_data_ptr() : nullptr;
+      all.d_x = d_x.defined() ? d_x.mutable_data_ptr() : nullptr;
+      float* to_weights = weights.defined() ? weights.mutable_data_ptr<float>() : nullptr;
+      float* to_biases = biases.defined() ? biases.mutable_data_ptr<float>() : nullptr;
+      for_rows(groups, rows.size * ROWS_TOGETHER, [&](int64_t begin, int64_t end) {
+        for (int64_t group = begin; group < end; ++group) {
+          const int64_t from = group * ROWS_TOGETHER, to = std::min(from + ROWS_TOGETHER, rows.count);
+          float* w = to_weights ? to_weights + group * rows.size : nullptr;
+          float* b = to_biases ? to_biases + group * rows.size : nullptr;
+          loops().norm_backward(all, from, to, w, b);
+        }
+      });
+      if (wants_weight) d_weight = total(weights).to(weight.scalar_type());
+      if (wants_bias) d_bias = total(biases).to(bias.scalar_type());
+    }
+    return {wants_x ? d_x : Tensor(), wants_added ? d_x : Tensor(), d_weight, d_bias, Tensor(), Tensor()};
+  }
+
+ private:
+  // The sum over the groups, in halves: an order that depends on their number alone.
+  static Tensor total(Tensor groups) {
+    float* numbers = groups.mutable_data_ptr<float>();
+    const int64_t size = groups.size(1);
+    for (int64_t count = groups.size(0); count > 1;) {
+      const int64_t half = (count + 1) / 2;
+      at::parallel_for(0, size, 4096, [&](int64_t begin, int64_t end) {
+        for (int64_t i = 0; i + half < count; ++i) {
+          for (int64_t j = begin; j < end; ++j) numbers[i * size + j] += numbers[(i + half) * size + j];
+        }
+      });
+      count = half;
+    }
+    return groups.size(0) == 0 ? at::zeros({size}, at::kFloat) : groups.select(0, 0).clone();
+  }
+};
+
+}  // namespace
+
+// The norm of `x`, or of x + added, which is then the first of the two results.
+extern "C" char* ln_tuning_norm(
+    Tensor** results,
+    const Tensor* x,
+    const Tensor* added,
+    const Tensor* weight,
+    const Tensor* bias,
+    int64_t form,
+    double eps) {
+  return guarded([&] {
+    if (!fits({x, added, weight, bias}) || x->dim() == 0) return;
+    const int64_t size = x->size(-1);
+    for (const Tensor* w : {weight, bias}) {
+      if (w && (w->dim() != 1 || w->size(0) != size)) return;
+    }
+    if (added && added->sizes() != x->sizes()) return;
+    variable_list all = AddNorm::apply(*x, maybe(added), maybe(weight), maybe(bias), form, eps);
+    for (size_t i = 0; i < all.size(); ++i) results[i] = new Tensor(std::move(all[i]));
+  });
+}
+
+}  // namespace ln_tuning
