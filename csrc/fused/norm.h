@@ -15,8 +15,33 @@ Tensor in_f32(const MaybeTensor& weight, Form form, int64_t size) {
   return form == Form::rms_from_one ? wide + 1 : wide;
 }
 
+// The number of parts of x that have a weight each, one after the other.
+int64_t parts_of(const Tensor& weight, int64_t size) {
+  return weight.defined() && weight.dim() > 1 && size > 0 ? weight.numel() / size : 1;
+}
+
+// True for one weight [size] for all rows of x, or one for each of its parts, [parts..., 1..., size].
+bool suits(const Tensor& weight, const Tensor& x) {
+  if (weight.dim() == 0 || weight.size(-1) != x.size(-1)) return false;
+  if (weight.dim() == 1) return true;
+  if (weight.dim() != x.dim()) return false;
+  bool same = true;
+  for (int64_t d = 0; d + 1 < x.dim(); ++d) {
+    same = same && weight.size(d) == x.size(d);
+    if (!same && weight.size(d) != 1) return false;
+  }
+  return true;
+}
+
 Tensor norm_of_operators(const Tensor& x, const Tensor& weight, const Tensor& bias, Form form, double eps) {
   const auto given = [](const Tensor& t) { return t.defined() ? MaybeTensor(t) : std::nullopt; };
+  if (parts_of(weight, x.size(-1)) > 1 || parts_of(bias, x.size(-1)) > 1) {
+    const Tensor wide = x.to(at::kFloat);
+    Tensor y = form == Form::layer ? at::layer_norm(wide, {x.size(-1)}, {}, {}, eps)
+                                   : at::rms_norm(wide, {x.size(-1)}, {}, eps);
+    if (weight.defined()) y = y * (form == Form::rms_from_one ? weight.to(at::kFloat) + 1 : weight.to(at::kFloat));
+    return (bias.defined() ? y + bias : y).to(x.scalar_type());
+  }
   if (form == Form::layer) return at::layer_norm(x, {x.size(-1)}, given(weight), given(bias), eps);
   if (form == Form::rms) return at::rms_norm(x, {x.size(-1)}, given(weight), eps);
   return at::rms_norm(x.to(at::kFloat), {x.size(-1)}, weight.to(at::kFloat) + 1, eps).to(x.scalar_type());
@@ -43,6 +68,7 @@ struct AddNorm : Function<AddNorm> {
     const Tensor out = at::empty(x.sizes(), options);
     const Tensor sum = added ? at::empty(x.sizes(), options) : Tensor();
     const Tensor stats = at::empty({rows.count, 2}, at::kFloat);
+    const int64_t weights = parts_of(wide, rows.size), biases = parts_of(wide_bias, rows.size);
     Norm all = {};
     all.kind = *kind_of(x);
     all.centred = Form(form) == Form::layer;
@@ -54,7 +80,10 @@ struct AddNorm : Function<AddNorm> {
     all.added_stride = more.stride;
     all.sum = added ? sum.mutable_data_ptr() : nullptr;
     all.out = out.mutable_data_ptr();
+    all.rows_together = std::max<int64_t>(1, rows.count / std::max<int64_t>(1, std::max(weights, biases)));
     all.weight = wide.const_data_ptr<float>();
+    all.weight_stride = weights > 1 ? rows.size : 0;
+    all.bias_stride = biases > 1 ? rows.size : 0;
     all.bias = bias ? wide_bias.const_data_ptr<float>() : nullptr;
     all.stats = stats.mutable_data_ptr<float>();
     for_rows(rows.count, rows.size, [&](int64_t begin, int64_t end) { loops().norm(all, begin, end); });
@@ -96,7 +125,10 @@ struct AddNorm : Function<AddNorm> {
       const Tensor also = d_sum.defined() ? d_sum.contiguous() : Tensor();
       const Tensor wide = in_f32(weight.defined() ? MaybeTensor(weight) : std::nullopt, form, rows.size);
       if (wants_x || wants_added) d_x = at::empty(x.sizes(), given.options());
-      const int64_t groups = (rows.count + ROWS_TOGETHER - 1) / ROWS_TOGETHER;
+      const int64_t parts = std::max(parts_of(weight, rows.size), parts_of(bias, rows.size));
+      const int64_t together = std::max<int64_t>(1, rows.count / std::max<int64_t>(1, parts));
+      const int64_t of_part = (together + ROWS_TOGETHER - 1) / ROWS_TOGETHER;
+      const int64_t groups = rows.count / together * of_part;
       const auto sums = [&](bool wanted) { return wanted ? at::zeros({groups, rows.size}, at::kFloat) : Tensor(); };
       const Tensor weights = sums(wants_weight), biases = sums(wants_bias);
       NormBackward all = {};
@@ -106,7 +138,9 @@ struct AddNorm : Function<AddNorm> {
       all.x = rows.tensor.const_data_ptr();
       all.x_stride = rows.stride;
       all.stats = stats.const_data_ptr<float>();
+      all.rows_together = together;
       all.weight = wide.const_data_ptr<float>();
+      all.weight_stride = parts_of(weight, rows.size) > 1 ? rows.size : 0;
       all.d_out = given.const_data_ptr();
       all.d_sum = also.defined() ? also.const_data_ptr() : nullptr;
       all.d_x = d_x.defined() ? d_x.mutable_data_ptr() : nullptr;
@@ -114,39 +148,46 @@ struct AddNorm : Function<AddNorm> {
       float* to_biases = biases.defined() ? biases.mutable_data_ptr<float>() : nullptr;
       for_rows(groups, rows.size * ROWS_TOGETHER, [&](int64_t begin, int64_t end) {
         for (int64_t group = begin; group < end; ++group) {
-          const int64_t from = group * ROWS_TOGETHER, to = std::min(from + ROWS_TOGETHER, rows.count);
+          const int64_t part = group / of_part * together, from = part + group % of_part * ROWS_TOGETHER;
+          const int64_t to = std::min(from + ROWS_TOGETHER, part + together);
           float* w = to_weights ? to_weights + group * rows.size : nullptr;
           float* b = to_biases ? to_biases + group * rows.size : nullptr;
           loops().norm_backward(all, from, to, w, b);
         }
       });
-      if (wants_weight) d_weight = total(weights).to(weight.scalar_type());
-      if (wants_bias) d_bias = total(biases).to(bias.scalar_type());
+      if (wants_weight) d_weight = total(weights, weight);
+      if (wants_bias) d_bias = total(biases, bias);
     }
     return {wants_x ? d_x : Tensor(), wants_added ? d_x : Tensor(), d_weight, d_bias, Tensor(), Tensor()};
   }
 
  private:
-  // The sum over the groups, in halves: an order that depends on their number alone.
-  static Tensor total(Tensor groups) {
-    float* numbers = groups.mutable_data_ptr<float>();
-    const int64_t size = groups.size(1);
-    for (int64_t count = groups.size(0); count > 1;) {
-      const int64_t half = (count + 1) / 2;
-      at::parallel_for(0, size, 4096, [&](int64_t begin, int64_t end) {
-        for (int64_t i = 0; i + half < count; ++i) {
-          for (int64_t j = begin; j < end; ++j) numbers[i * size + j] += numbers[(i + half) * size + j];
-        }
-      });
-      count = half;
+  // The sums over the groups of each part, in halves: an order that depends on their number alone.
+  static Tensor total(Tensor groups, const Tensor& like) {
+    if (groups.numel() == 0) return at::zeros_like(like, at::MemoryFormat::Contiguous);
+    const int64_t size = groups.size(1), parts = parts_of(like, size), of_part = groups.size(0) / parts;
+    for (int64_t part = 0; part < parts; ++part) {
+      float* numbers = groups.mutable_data_ptr<float>() + part * of_part * size;
+      for (int64_t count = of_part; count > 1;) {
+        const int64_t half = (count + 1) / 2;
+        at::parallel_for(0, size, 4096, [&](int64_t begin, int64_t end) {
+          for (int64_t i = 0; i + half < count; ++i) {
+            for (int64_t j = begin; j < end; ++j) numbers[i * size + j] += numbers[(i + half) * size + j];
+          }
+        });
+        count = half;
+      }
     }
-    return groups.size(0) == 0 ? at::zeros({size}, at::kFloat) : groups.select(0, 0).clone();
+    // Not a view, which would keep all groups.
+    const Tensor sums = groups.view({parts, of_part, size}).select(1, 0);
+    return sums.to(like.scalar_type(), false, true).reshape(like.sizes());
   }
 };
 
 }  // namespace
 
-// The norm of `x`, or of x + added, which is then the first of the two results.
+// The norm of `x`, or of x + added, which is then the first of the two results. Weight and bias are those of all rows,
+// or of each part.
 extern "C" char* ln_tuning_norm(
     Tensor** results,
     const Tensor* x,
@@ -159,8 +200,10 @@ extern "C" char* ln_tuning_norm(
     if (!fits({x, added, weight, bias}) || x->dim() == 0) return;
     const int64_t size = x->size(-1);
     for (const Tensor* w : {weight, bias}) {
-      if (w && (w->dim() != 1 || w->size(0) != size)) return;
+      if (w && !suits(*w, *x)) return;
     }
+    const int64_t weights = weight ? parts_of(*weight, size) : 1, biases = bias ? parts_of(*bias, size) : 1;
+    if (weights != biases && weights > 1 && biases > 1) return;
     if (added && added->sizes() != x->sizes()) return;
     variable_list all = AddNorm::apply(*x, maybe(added), maybe(weight), maybe(bias), form, eps);
     for (size_t i = 0; i < all.size(); ++i) results[i] = new Tensor(std::move(all[i]));

@@ -66,7 +66,8 @@ extern "C" {
     ) -> *mut c_char;
 }
 
-/// The norm of `x` over its last dimension, with `weight` and `bias` of its kind and size.
+/// The norm of `x` over its last dimension, with `weight` and `bias` of its kind: `[size]`, or of each part of `x`,
+/// `[parts…, 1…, size]`.
 pub(crate) fn norm(
     x: &Tensor,
     weight: Option<&Tensor>,

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn activated(x: &Tensor, gate: Gate) -> Tensor {
@@ -11,6 +13,28 @@ fn activated(x: &Tensor, gate: Gate) -> Tensor {
 }
 
 const GATES: [Gate; 5] = [Gate::Gelu, Gate::GeluTanh, Gate::QuickGelu, Gate::Relu, Gate::Silu];
+
+/// The gate of `x` and `up`, and of halves of one tensor.
+fn check(x: &Tensor, up: &Tensor, gate: Gate) {
+    agree(
+        &format!("{gate:?}"),
+        &[x.shallow_clone(), up.shallow_clone()],
+        |of| vec![gated(&of[0], &of[1], gate).unwrap().unwrap()],
+        |of| vec![activated(&of[0], gate) * &of[1]],
+    );
+}
+
+fn check_in_one(both: Tensor, gate: Gate) {
+    agree(
+        &format!("{gate:?} in one"),
+        &[both],
+        |of| vec![gated_in_one(&of[0], gate).unwrap().unwrap()],
+        |of| {
+            let both = of[0].chunk(2, -1);
+            vec![activated(&both[0], gate) * &both[1]]
+        },
+    );
+}
 
 #[test]
 fn gates_are_those_of_operators() {
@@ -28,26 +52,12 @@ fn gates_are_those_of_operators() {
             for gate in GATES {
                 for (x, up) in layouts(&shape, kind).iter().zip(layouts(&shape, kind).iter().rev())
                 {
-                    let inputs = [x * 3., up.shallow_clone()];
-                    agree(
-                        &format!("{gate:?}"),
-                        &inputs,
-                        |of| vec![gated(&of[0], &of[1], gate).unwrap().unwrap()],
-                        |of| vec![activated(&of[0], gate) * &of[1]],
-                    );
+                    check(&(x * 3.), up, gate);
                 }
                 let mut double = shape.clone();
                 *double.last_mut().unwrap() *= 2;
                 for both in layouts(&double, kind) {
-                    agree(
-                        &format!("{gate:?} in one"),
-                        &[both],
-                        |of| vec![gated_in_one(&of[0], gate).unwrap().unwrap()],
-                        |of| {
-                            let both = of[0].chunk(2, -1);
-                            vec![activated(&both[0], gate) * &both[1]]
-                        },
-                    );
+                    check_in_one(both, gate);
                 }
             }
         }
@@ -75,5 +85,20 @@ fn gates_follow_operators_to_the_ends_of_f32() {
         let off = (&found - &expected).abs() / expected.abs().clamp_min(1.);
         let off = off.masked_fill(&finite.logical_not(), 0.).max().double_value(&[]);
         assert!(off <= 1e-6, "{gate:?}: {off} off");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn any_gate_is_that_of_operators(
+        (a, b, size, layouts_of) in (0..4_i64, 1..9_i64, 0..90_i64, (0..4_usize, 0..4_usize)),
+        (kind, gate) in (0..3_usize, 0..5_usize),
+    ) {
+        let (kind, gate) = (KINDS[kind], GATES[gate]);
+        let make = |size: i64, layout: usize| layouts(&[a, b, size], kind).swap_remove(layout);
+        check(&make(size, layouts_of.0), &make(size, layouts_of.1), gate);
+        check_in_one(make(2 * size, layouts_of.0), gate);
     }
 }
