@@ -20,7 +20,7 @@ use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{
     dropped, run, run_batches, stream, Block, Cache, Context, Linear, Norm, Places, RopeTables,
-    Rows, Sites, Stay, Through, Weight, Weights,
+    Rows, Sites, Stay, Table, Through, Weight, Weights,
 };
 use crate::pretrained;
 
@@ -43,7 +43,7 @@ use crate::pretrained;
 pub struct Decoder {
     pub(super) config: DecoderConfig,
     pub(super) embed: Weight,
-    positions: Option<Tensor>,
+    positions: Option<Table>,
     embed_norm: Option<Norm>,
     /// Into and out of the blocks' width, where that of the embedding is another.
     projections: Option<[Linear; 2]>,
@@ -107,7 +107,7 @@ impl Decoder {
         let positions = match config.positions {
             Positions::Learned { offset, .. } => {
                 let rows = config.max_positions + offset;
-                Some(base.at(names.positions).tensor("weight", &[rows, size], init)?)
+                Some(Table::build(&base.at(names.positions), "weight", [rows, size], init)?)
             }
             _ => None,
         };
@@ -271,7 +271,7 @@ impl Decoder {
                 );
             }
             let rows = positions.f_add_number(offset)?;
-            hidden = hidden.f_add(&Tensor::f_embedding(table, &rows, -1, false, false)?)?;
+            hidden = hidden.f_add(&table.lookup(&rows, hidden.size3()?.0, -1)?)?;
         }
         if let Some(norm) = &self.embed_norm {
             hidden = norm.forward(&hidden)?;

@@ -22,6 +22,7 @@ mod streamed;
 #[cfg(not(target_os = "linux"))]
 #[path = "streamed_elsewhere.rs"]
 mod streamed;
+mod table;
 mod tied;
 mod weight;
 mod weights;
@@ -42,6 +43,7 @@ pub(in crate::models) use rows::{Entered, Rows};
 pub(in crate::models) use run::{run, run_all, run_batches, run_to, Through};
 pub(in crate::models) use sites::Sites;
 pub(in crate::models) use streamed::{Matrix, Stay};
+pub(in crate::models) use table::Table;
 pub(in crate::models) use tied::Tied;
 pub(in crate::models) use weight::Weight;
 pub(in crate::models) use weights::is_below;

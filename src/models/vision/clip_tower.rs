@@ -149,7 +149,7 @@ impl ClipVision {
     /// The input of the first block.
     fn embedded(&self, images: &Tensor) -> Result<Tensor> {
         self.config.grid.check_images(images)?;
-        self.norm.forward(&self.patches.forward(images, &self.patches.positions)?)
+        self.norm.forward(&self.patches.forward(images, &self.patches.positions_for(images)?)?)
     }
 }
 

@@ -117,7 +117,7 @@ impl Model for Dinov2 {
         let embeddings = base.at("embeddings");
         if config.mask_token {
             // Of pre-training.
-            let _ = embeddings.tensor("mask_token", &[1, shape.size], Init::Const(0.))?;
+            let _ = embeddings.by_row("mask_token", &[1, shape.size], Init::Const(0.))?;
         }
         let names = if config.gated { GATED } else { NAMES };
         let classes = (2 * shape.size, config.labels().len() as i64);
