@@ -258,6 +258,31 @@ impl Rows {
         Ok(all.f_view(&whole[..])?)
     }
 
+    /// What `f` gives for the adapter of each part of `x`, `[parts…, …]`: once for each adapter.
+    pub(in crate::models) fn of_each(
+        &self,
+        x: &Tensor,
+        f: impl Fn(usize) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let _one = Rows::enter(None);
+        let (choices, lead) = self.at.of(&x.size())?;
+        let groups = groups(choices.iter().map(|choice| self.weights.adapters[*choice]));
+        let values = groups.iter().map(|(adapter, _)| f(*adapter)).collect::<Result<Vec<_>>>()?;
+        let mut index = vec![0_i64; choices.len()];
+        for (number, (_, parts)) in (0..).zip(&groups) {
+            parts.iter().for_each(|part| index[*part as usize] = number);
+        }
+        let all = Tensor::f_stack(&values, 0)?;
+        let all = all.f_index_select(0, &sent(&Tensor::f_from_slice(&index)?, all.device())?)?;
+        let whole = [&lead[..], &all.size()[1..]].concat();
+        Ok(all.f_view(&whole[..])?)
+    }
+
+    /// The number of the adapter of a part.
+    pub(in crate::models) fn adapter(&self, part: usize) -> usize {
+        self.weights.adapters[self.at.choices[part]]
+    }
+
     /// The parts of each adapter, `[rows]` or `[rows · places]`, by its number.
     pub(in crate::models) fn groups(&self) -> Groups<usize> {
         groups(self.at.choices.iter().map(|choice| self.weights.adapters[*choice]))

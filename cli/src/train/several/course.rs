@@ -12,11 +12,10 @@ use super::members::Several;
 use super::record::{Record, Stopped};
 use super::{halving, picture, together};
 use crate::progress;
-use crate::train::batches::Share;
 use crate::train::metrics::Metrics;
 use crate::train::ranks::Ranks;
 use crate::train::task::Task;
-use crate::train::trainer::{Diverged, Group, Ready, Run};
+use crate::train::trainer::{Diverged, Group, Order, Ready, Run};
 use crate::train::{interrupt, same};
 
 /// Time between two drawings of the curves.
@@ -49,8 +48,8 @@ enum Going<'a, T: Task> {
     Stopped(Option<Metrics>),
 }
 
-/// The place of a step's batches: the number of the task, their order and sizes, the epoch and its rows before.
-type Place = (usize, (Option<u64>, usize, Share), (u64, usize));
+/// The place of a step's batches: the number of the task, their order, the epoch and its rows before.
+type Place = (usize, Order, (u64, usize));
 
 /// A run before it begins: ready, or stopped earlier.
 pub(super) enum Begun<'a, T> {

@@ -1,6 +1,6 @@
 //! The position from which several runs go on: rank 0 finds it, and all ranks have it.
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::members::Several;
@@ -8,6 +8,7 @@ use super::record::Record;
 use crate::train::batches::Plan;
 use crate::train::begun::Begun;
 use crate::train::checkpoint;
+use crate::train::settings::{Resume, Settings};
 
 /// The state of all runs.
 #[derive(Clone, Serialize, Deserialize)]
@@ -15,23 +16,23 @@ pub(super) struct Common {
     pub record: Record,
     /// The step from which all go on; one that has fewer steps is then at its end.
     pub step: u64,
+    /// That of the newest checkpoint of any.
+    newest: u64,
     /// In the order of the runs.
     pub runs: Vec<Begun>,
 }
 
 impl Common {
-    /// The state on all ranks, of runs with these plans, numbers of steps and digests of data. If it is to `train`, what
-    /// is behind that position goes.
+    /// The state on all ranks, of runs with these plans, numbers of steps and digests of data.
     pub fn find<D>(
         several: &Several<D>,
         (names, folders): (&[String], &[String]),
         plans: &mut [Plan],
         totals: &[u64],
         digests: &[String],
-        trains: bool,
     ) -> Result<Self> {
         let ranks = several.ranks();
-        let find = || Self::of_first(several, (names, folders), plans, totals, digests, trains);
+        let find = || Self::of_first(several, (names, folders), plans, totals, digests);
         let found = ranks.agree(ranks.is_first().then(find).transpose())?;
         if let (Some(found), true) = (&found, ranks.are_one()) {
             return Ok(found.clone());
@@ -41,7 +42,7 @@ impl Common {
         let members = several.members.iter().zip(&common.runs).zip(digests);
         let mut fit = members.map(|((member, begun), digest)| {
             begun
-                .check(&member.run.all, digest, &member.run.common, common.step)
+                .check(&member.run.all, digest, &member.run.common, common.newest)
                 .with_context(|| member.name.clone())
         });
         let fit = if common.runs.len() == several.members.len() {
@@ -64,9 +65,9 @@ impl Common {
         plans: &mut [Plan],
         totals: &[u64],
         digests: &[String],
-        trains: bool,
     ) -> Result<Self> {
         let members = &several.members;
+        let recorded = several.out.join(checkpoint::RUNS).exists();
         let mut record = Record::open(&several.out, names, folders)?;
         let positions =
             members.iter().zip(&record.runs).zip(totals).map(|((member, run), total)| {
@@ -76,7 +77,9 @@ impl Common {
             });
         let positions = positions.collect::<Result<Vec<_>>>()?;
         let step = common(&positions);
+        check_held(several, &positions, step, recorded)?;
         record.back_to(step);
+        let newest = positions.iter().filter_map(|run| run.saved.last()).copied().max();
         let mut runs = Vec::with_capacity(members.len());
         for (at, member) in members.iter().enumerate() {
             let own = Some(step.min(totals[at])).filter(|step| *step > 0);
@@ -85,13 +88,37 @@ impl Common {
             let found =
                 Begun::find(own, &run.common, &run.all, digests[at].clone(), &mut plans[at]);
             let found = found.with_context(|| member.name.clone())?;
-            if trains && record.runs[at].stopped.is_none() {
-                checkpoint::forget_behind(&run.common.out, found.state.step)?;
-            }
             runs.push(found);
         }
-        Ok(Common { record, step, runs })
+        Ok(Common { record, step, newest: newest.unwrap_or(0), runs })
     }
+}
+
+/// Refuses checkpoints that nobody would go on from, and that a new beginning would remove.
+fn check_held<D>(
+    several: &Several<D>,
+    positions: &[Position],
+    step: u64,
+    recorded: bool,
+) -> Result<()> {
+    let mut held = several.members.iter().zip(positions);
+    let Some((member, _)) = held.find(|(_, position)| !position.saved.is_empty()) else {
+        return Ok(());
+    };
+    let Settings { out, resume, .. } = &member.run.common;
+    ensure!(
+        *resume != Resume::Never,
+        "'{}' holds checkpoints of a run, and 'resume' is never: choose another 'out', or set 'resume' to auto",
+        out.display()
+    );
+    ensure!(
+        recorded || step > 0,
+        "'{}' holds checkpoints, and there is no '{}' that says that they are of these runs: choose another 'out', or \
+         remove them",
+        out.display(),
+        several.out.join(checkpoint::RUNS).display()
+    );
+    Ok(())
 }
 
 /// The place of a run on disk.
