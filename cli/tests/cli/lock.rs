@@ -89,7 +89,8 @@ fn a_second_run_into_a_folder_is_refused_at_once_and_harms_nothing_until_the_fir
     wait(&training, &mut second, lines);
     // The next attempt of a launcher's run waits for the process of the one before.
     let mut third = start(&training, &[], &[], Some("same"));
-    let said = BufReader::new(third.stderr.take().unwrap()).lines().next().unwrap().unwrap();
+    let mut lines_of_third = BufReader::new(third.stderr.take().unwrap()).lines();
+    let said = lines_of_third.next().unwrap().unwrap();
     assert!(said.contains("of an attempt before still has 'out'"), "{said}");
     let (out, _) = texts(&end(second));
     assert!(!out.contains("\n1000000 steps"), "it began anew: {out}");

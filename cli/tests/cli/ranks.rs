@@ -220,6 +220,18 @@ fn a_signal_to_one_rank_ends_all_after_the_same_step_with_a_checkpoint() {
 fn an_error_of_one_rank_ends_all_and_an_error_of_all_is_said_once() {
     let training = language().set(&["max_steps=400"]);
     training.write("bad.jsonl", "{\"text\": \"a\"");
+    // Another base with the same configuration, such as a version that was trained on.
+    let (base, other) = (crate::model("llama"), training.path("other"));
+    std::fs::create_dir(&other).unwrap();
+    for file in std::fs::read_dir(base).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), other.join(file.file_name())).unwrap();
+    }
+    let weights = other.join("model.safetensors");
+    let mut tensors = Tensor::read_safetensors(&weights).unwrap();
+    let (_, tensor) = tensors.iter_mut().find(|(name, _)| name.contains("up_proj")).unwrap();
+    *tensor = &*tensor * 1.01;
+    Tensor::write_safetensors(&tensors, &weights).unwrap();
     // A folder is of one run at a time.
     let count = std::cell::Cell::new(0);
     let out = || {
@@ -244,6 +256,7 @@ fn an_error_of_one_rank_ends_all_and_an_error_of_all_is_said_once() {
         (start(&training, 2, of_second("clip_norm=-1")), "rank 1: ", "'clip_norm' is -1"),
         (start(&training, 2, of_second("optimizer.lr=0.5")), "rank 1: ", "on rank 0"),
         (start(&training, 2, of_all("data.train=bad.jsonl")), "rank 0: ", "bad lines in"),
+        (start(&training, 2, of_second("model=other")), "rank 0: ", "rank 1 has frozen weights"),
         (start(&training, 5, of_all("seed=0")), "rank 0: ", "expected a multiple of 5"),
     ];
     for (number, (ranks, first, words)) in runs.into_iter().enumerate() {

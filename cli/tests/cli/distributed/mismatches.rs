@@ -10,7 +10,6 @@ type Mismatch = ([&'static str; 2], &'static str, &'static [&'static str]);
 const MISMATCHES: &[Mismatch] = &[
     (["optimizer.lr=0.1", "optimizer.lr=0.2"], "2", &["optimizer.lr", "0.1", "0.2"]),
     (["data.train=train.txt", "data.train=other.txt"], "2", &["data"]),
-    (["seed=0", "model=other"], "2", &["rank 1 has frozen weights"]),
     (["seed=3", "seed=3"], "3", &["WORLD_SIZE 3", "rank 0 has 2"]),
 ];
 
@@ -18,18 +17,6 @@ const MISMATCHES: &[Mismatch] = &[
 fn ranks_that_do_not_belong_together_all_end_in_seconds_and_say_why() {
     let training = short();
     training.write("other.txt", &training.read("train.txt").replace("lazy", "idle"));
-    // Another base with the same configuration, such as a version that was trained on.
-    let (base, other) = (crate::model("llama"), training.path("other"));
-    std::fs::create_dir(&other).unwrap();
-    for file in std::fs::read_dir(base).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), other.join(file.file_name())).unwrap();
-    }
-    let weights = other.join("model.safetensors");
-    let mut tensors = tch::Tensor::read_safetensors(&weights).unwrap();
-    let (_, tensor) = tensors.iter_mut().find(|(name, _)| name.contains("up_proj")).unwrap();
-    *tensor = &*tensor * 1.01;
-    tch::Tensor::write_safetensors(&tensors, &weights).unwrap();
     scope(|scope| {
         for (number, (settings, world, words)) in MISMATCHES.iter().enumerate() {
             let training = &training;
