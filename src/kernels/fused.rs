@@ -1,4 +1,4 @@
-//! Fused functions of our own on the CPU, in C++ (`csrc/kernels.cpp`): several operations in one pass over memory, with
+//! Fused functions of our own on the CPU, in C++ (`csrc/fused`): several operations in one pass over memory, with
 //! gradients of their own. Each gives `None` where libtorch's operators are to be used: on other devices, in other
 //! kinds, for shapes that it does not know, while a trace is recorded, and where they are turned off.
 #![allow(unsafe_code)]
@@ -66,7 +66,8 @@ extern "C" {
     ) -> *mut c_char;
 }
 
-/// The norm of `x` over its last dimension, with `weight` and `bias` of its kind and size.
+/// The norm of `x` over its last dimension, with `weight` and `bias` of its kind: `[size]`, or of each part of `x`,
+/// `[parts…, 1…, size]`.
 pub(crate) fn norm(
     x: &Tensor,
     weight: Option<&Tensor>,
@@ -234,5 +235,5 @@ fn made<const N: usize>(
 }
 
 #[cfg(test)]
-#[path = "fused_tests.rs"]
+#[path = "fused_tests/mod.rs"]
 mod tests;

@@ -286,7 +286,7 @@ mod tests {
         for block in model.blocks.chunks(1) {
             let mut tape = Tape::off();
             let mut through = Through::Tape(&mut tape);
-            hidden = run(block, hidden, &context, None, 0., &mut through).unwrap();
+            hidden = run(block, hidden, &context, None, 0., None, &mut through).unwrap();
             graphs.push(hidden.requires_grad());
         }
         assert_eq!(graphs, [false, false, true, true]);

@@ -128,7 +128,7 @@ impl Model for Encoder {
         let hidden = self.norm.forward(&self.embedded(ids, inputs.token_type_ids)?)?;
         let hidden = dropped(hidden, self.config.dropout, inputs.train)?;
         let mask = Mask::tokens(inputs.attention_mask)?;
-        run_all(&self.blocks, hidden, mask, inputs.train, tape)
+        run_all(&self.blocks, hidden, mask, inputs.train, None, tape)
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {

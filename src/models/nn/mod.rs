@@ -15,6 +15,7 @@ mod order;
 mod rope;
 mod rope_tables;
 mod rows;
+mod run;
 mod sites;
 #[cfg(target_os = "linux")]
 mod streamed;
@@ -28,9 +29,7 @@ mod weights;
 
 pub(in crate::models) use activation::Activation;
 pub(in crate::models) use attention::{capped, Attention, Qkv, Rotation, Scores};
-pub(in crate::models) use block::{
-    run, run_all, run_batches, run_to, stream, Across, Block, Branch, Flow, Guard, Through,
-};
+pub(in crate::models) use block::{stream, Across, Block, Branch, Flow, Guard};
 pub(in crate::models) use cache::Cache;
 pub(in crate::models) use context::Context;
 pub(in crate::models) use head_norm::{HeadNorm, QkNorm};
@@ -41,6 +40,7 @@ pub(in crate::models) use norm::{Norm, NormKind};
 pub(in crate::models) use rope::{powers, Beyond, Rope};
 pub(in crate::models) use rope_tables::RopeTables;
 pub(in crate::models) use rows::{Entered, Rows};
+pub(in crate::models) use run::{run, run_all, run_batches, run_to, Through};
 pub(in crate::models) use sites::Sites;
 pub(in crate::models) use streamed::{Matrix, Stay};
 pub(in crate::models) use table::Table;

@@ -170,11 +170,12 @@ impl Stack {
             context.across = source.mask.shallow_clone();
         }
         let (context, source) = (Rc::new(context), source.map(|source| source.hidden));
-        let hidden = run(&self.blocks, hidden, &context, source, self.layerdrop, &mut through)?;
-        match &self.last_norm {
-            Some(norm) => dropped(norm.forward(&hidden)?, self.dropout, train),
-            None => Ok(hidden),
+        let (drop, last) = (self.layerdrop, self.last_norm.as_ref());
+        let hidden = run(&self.blocks, hidden, &context, source, drop, last, &mut through)?;
+        if last.is_none() {
+            return Ok(hidden);
         }
+        dropped(hidden, self.dropout, train)
     }
 }
 

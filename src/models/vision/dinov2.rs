@@ -148,8 +148,8 @@ impl Model for Dinov2 {
         let images = inputs.needed_images()?;
         let hidden = self.patches.forward(images, &self.patches.positions_for(images)?)?;
         let hidden = dropped(hidden, self.config.embedding_dropout, inputs.train)?;
-        let hidden = run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)?;
-        self.norm.forward(&hidden)
+        let last = Some(&self.norm);
+        run_all(&self.blocks, hidden, Mask::Everything, inputs.train, last, tape)
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {

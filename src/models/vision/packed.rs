@@ -114,7 +114,7 @@ impl PackedVision {
         }
         let (mut taken, mut from) = (Vec::new(), 0);
         for to in self.config.deep.iter().map(|at| at + 1).chain([self.blocks.len()]) {
-            frames = run_batches(&self.blocks[from..to], frames, &contexts, tape)?;
+            frames = run_batches(&self.blocks[from..to], frames, &contexts, None, tape)?;
             taken.push(Tensor::f_cat(&frames, 1)?.f_squeeze_dim(0)?);
             from = to;
         }
