@@ -94,7 +94,11 @@ fn headers(libtorch: &Path) -> Result<Vec<PathBuf>, String> {
         let message = format!("no CUDA header '{}'", dir.join(header).display());
         dir.join(header).exists().then_some(dir).ok_or(message)
     };
-    Ok(vec![found("cu13", "cublasLt.h")?, found("cudnn", "cudnn_version.h")?])
+    Ok(vec![
+        found("cu13", "cublasLt.h")?,
+        found("cudnn", "cudnn_version.h")?,
+        found("nccl", "nccl.h")?,
+    ])
 }
 
 /// A counting stub for every function of CUDA that these libraries ask for. Those written by hand come first: stubs
@@ -119,11 +123,11 @@ fn stubs(libraries: &[PathBuf]) -> Result<String, String> {
     Ok(stubs)
 }
 
-/// True for the runtime, the driver, cuBLAS and cuDNN. The other libraries load and do nothing without a call.
+/// True for the runtime, the driver, cuBLAS, cuDNN and NCCL. The other libraries load and do nothing without a call.
 fn replaced(name: &str) -> bool {
     let driver = |rest: &str| {
         rest.starts_with(|c: char| c.is_ascii_uppercase()) && !rest.starts_with("File")
     };
-    ["__cuda", "cuda", "cublas", "cudnn"].iter().any(|prefix| name.starts_with(prefix))
+    ["__cuda", "cuda", "cublas", "cudnn", "nccl"].iter().any(|prefix| name.starts_with(prefix))
         || name.strip_prefix("cu").is_some_and(driver)
 }
