@@ -16,6 +16,10 @@ mod adapters;
 mod attention;
 mod checkpoints;
 mod device;
+#[cfg(feature = "kernels")]
+mod fused;
+#[cfg(feature = "kernels")]
+mod fused_checks;
 mod generation;
 mod heads;
 mod launches;

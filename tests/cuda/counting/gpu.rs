@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::counts;
-use super::library::library;
+use super::library::{kernels, library};
 
 /// Tells a test that it is the process with the devices.
 const CHILD: &str = "COUNTING_CHILD";
@@ -35,11 +35,13 @@ pub struct Gpu {
     /// kernels leave. 0x3c makes 0.01 of f32 and bf16. `None`: what libtorch's cache holds, and counts of memory are
     /// those of users.
     pub fill: Option<u8>,
+    /// The crate's own kernels compute, on the host.
+    pub computes: bool,
 }
 
 impl Default for Gpu {
     fn default() -> Gpu {
-        Gpu { sm: 90, devices: 1, memory: 80 << 30, fill: None }
+        Gpu { sm: 90, devices: 1, memory: 80 << 30, fill: None, computes: false }
     }
 }
 
@@ -131,6 +133,9 @@ impl Gpu {
         if let Some(byte) = self.fill {
             command.env("PYTORCH_NO_CUDA_MEMORY_CACHING", "1");
             command.env("COUNTING_FILL", byte.to_string());
+        }
+        if self.computes {
+            command.env("COUNTING_KERNELS", kernels());
         }
         true
     }

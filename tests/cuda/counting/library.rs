@@ -79,6 +79,33 @@ fn build() -> Result<PathBuf, String> {
     Ok(library)
 }
 
+/// The crate's kernels for the host, from `tests/cuda/runtime/compute`, for `COUNTING_KERNELS`. Panics if they cannot be
+/// compiled.
+pub fn kernels() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let source = root().join("tests/cuda/runtime/compute/host.cpp");
+        let folder = root().join("csrc/gpu");
+        let mut hasher = DefaultHasher::new();
+        for file in [&source, &folder.join("arguments.h"), &folder.join("kernels.cu")] {
+            std::fs::read(file).unwrap().hash(&mut hasher);
+        }
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let library = dir.join(format!("kernels-{:016x}.so", hasher.finish()));
+        if !library.exists() {
+            let own = tempfile::tempdir_in(dir).unwrap();
+            let built = own.path().join("library");
+            let mut cxx = Command::new("c++");
+            cxx.args(["-shared", "-fPIC", "-O1", "-std=c++17", "-Wno-unknown-pragmas"]);
+            let done = cxx.arg("-I").arg(&folder).arg(&source).arg("-o").arg(&built).output();
+            let done = done.expect("a C++ compiler, which has compiled the crate");
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            std::fs::rename(built, &library).unwrap();
+        }
+        library
+    })
+}
+
 /// The directory of the libtorch that this process runs with.
 fn libtorch() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
