@@ -17,6 +17,7 @@ mod attention;
 mod checkpoints;
 mod device;
 mod generation;
+mod graphs;
 mod heads;
 mod launches;
 mod llama;

@@ -7,3 +7,4 @@ mod library;
 
 pub use counts::{counts, fail_after, limit_memory, only_device, reset, Counts, Memory};
 pub use gpu::{in_child, Gpu};
+pub use library::headers_of_cuda;

@@ -40,7 +40,7 @@ static int context;
 
 CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active) {
     *flags = 0;
-    *active = 0;
+    *active = is_used(device);
     return CUDA_SUCCESS;
 }
 
@@ -66,6 +66,6 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
 
 CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                         unsigned bz, unsigned shared, CUstream stream, void **arguments, void **extra) {
-    launched_by_name((const char *)function);
+    launched_by_name((const char *)function, stream);
     return CUDA_SUCCESS;
 }
