@@ -73,16 +73,18 @@ mod cpp {
         if cfg!(feature = "doc-only") {
             return;
         }
-        #[cfg_attr(not(feature = "distributed"), allow(unused_mut))]
+        let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
         let mut files: Vec<&str> = Vec::from([
             #[cfg(feature = "kernels")]
             "kernels.cpp",
             #[cfg(feature = "kernels")]
             "linear.cpp",
         ]);
+        if cfg!(feature = "kernels") && os == "linux" {
+            files.push("cuda_graph.cpp");
+        }
         #[cfg(feature = "distributed")]
         {
-            let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
             if let Err(reason) = super::c10d::check(Path::new(lib), &os) {
                 println!("cargo::error=the feature 'distributed' of ln-tuning {reason}");
                 std::process::exit(1);

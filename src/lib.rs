@@ -118,7 +118,7 @@ pub use error::{Error, ErrorKind, Result};
 #[doc(hidden)] // For the checks on a GPU.
 pub use kernels::fused_access as fused_functions;
 pub use names::natural::natural_cmp;
-pub use optim::{Algorithm, Decay, DynamicLossScale, Optimizer, Schedule};
+pub use optim::{Algorithm, Decay, DynamicLossScale, GraphedStep, Optimizer, Schedule, Stepped};
 pub use storage::gguf;
 pub use storage::info::VariableInfo;
 #[doc(hidden)] // For the program.

@@ -15,6 +15,11 @@ pub(crate) mod copies;
 #[cfg(target_os = "linux")]
 mod dynamic;
 mod fused;
+#[cfg(all(fused, target_os = "linux"))]
+pub(crate) mod graph;
+#[cfg(not(all(fused, target_os = "linux")))]
+#[path = "graph_elsewhere.rs"]
+pub(crate) mod graph;
 mod settings;
 #[cfg(target_os = "linux")]
 mod start;

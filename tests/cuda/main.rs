@@ -21,6 +21,7 @@ mod fused;
 #[cfg(feature = "kernels")]
 mod fused_checks;
 mod generation;
+mod graphs;
 mod heads;
 mod launches;
 mod llama;

@@ -28,6 +28,8 @@ pub struct Counts {
     pub kernels: BTreeMap<String, u64>,
     /// Calls by name. Products have the kind of their factors behind the name: `cublasGemmEx bf16`.
     pub calls: BTreeMap<String, u64>,
+    /// What was captured in graphs, and not done: kernels, products and copies by name.
+    pub captured: BTreeMap<String, u64>,
     /// Memory by device.
     pub devices: Vec<Memory>,
 }
@@ -55,6 +57,9 @@ impl Counts {
             match columns[0] {
                 "call" => *counts.calls.entry(columns[2].to_owned()).or_default() += number(1),
                 "kernel" => *counts.kernels.entry(columns[2].to_owned()).or_default() += number(1),
+                "captured" => {
+                    *counts.captured.entry(columns[2].to_owned()).or_default() += number(1)
+                }
                 "device" => counts.devices.push(Memory {
                     reserved: number(1),
                     peak: number(2),

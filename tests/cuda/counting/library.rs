@@ -113,6 +113,14 @@ fn libtorch() -> Option<PathBuf> {
     Some(Path::new(&line[line.find('/')?..]).parent()?.to_owned())
 }
 
+/// The directory of libtorch, and those of CUDA's headers, where there are tests of CUDA.
+pub fn headers_of_cuda() -> Option<(PathBuf, Vec<PathBuf>)> {
+    library()?;
+    let libtorch = libtorch()?;
+    let headers = headers(&libtorch).ok()?;
+    Some((libtorch, headers))
+}
+
 /// The wheels of CUDA stand beside that of torch.
 fn headers(libtorch: &Path) -> Result<Vec<PathBuf>, String> {
     let packages = libtorch.ancestors().nth(2).unwrap_or(libtorch).join("nvidia");
@@ -139,13 +147,23 @@ fn stubs(libraries: &[PathBuf]) -> Result<String, String> {
     let names = names.map(|name| name.split('@').next().unwrap_or(name));
     let names: BTreeSet<&str> = names.filter(|name| replaced(name)).collect();
     assert!(names.len() > 200, "only {} functions of CUDA are asked for", names.len());
-    let mut stubs = String::from("void count(const char *name);\n");
+    let mut stubs = String::from(
+        "void count(const char *name);\nvoid count_on(const void *stream, const char *name);\n",
+    );
     for name in names {
         // cudnn's "not supported".
         let answer = if name.starts_with("cudnn") { 3000 } else { 0 };
-        stubs += &format!(
-            "__attribute__((weak)) int {name}(void) {{ count(\"{name}\"); return {answer}; }}\n"
-        );
+        // A product goes where its handle says, whose place of a stream is in `products.c`.
+        let product = ["gemm", "gemv", "dot"].iter().any(|product| name.contains(product));
+        stubs += &if product && name.starts_with("cublas") && !name.contains("Lt") {
+            format!(
+                "__attribute__((weak)) int {name}(void **handle) {{ count_on(*handle, \"{name}\"); return 0; }}\n"
+            )
+        } else {
+            format!(
+                "__attribute__((weak)) int {name}(void) {{ count(\"{name}\"); return {answer}; }}\n"
+            )
+        };
     }
     Ok(stubs)
 }

@@ -9,3 +9,4 @@ pub use counts::{
     counts, fail_after, fail_launches, limit_memory, only_device, reset, Counts, Memory,
 };
 pub use gpu::{in_child, Gpu};
+pub use library::headers_of_cuda;

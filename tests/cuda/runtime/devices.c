@@ -109,6 +109,7 @@ const char *cudaGetErrorString(cudaError_t error) {
     switch (error) {
         case cudaErrorMemoryAllocation: return "out of memory";
         case cudaErrorInvalidDevice: return "invalid device ordinal";
+        case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
         default: return "an error of the counting runtime";
     }
 }

@@ -53,7 +53,7 @@ static int context;
 
 CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active) {
     *flags = 0;
-    *active = 0;
+    *active = is_used(device);
     return CUDA_SUCCESS;
 }
 
@@ -128,7 +128,7 @@ CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned 
     if (failure != 0) return failure;
     if (gx == 0 || gy == 0 || gz == 0 || gy > 65535 || bx * by * bz == 0 || bx * by * bz > 1024) return CUDA_ERROR_INVALID_VALUE;
     if (function->module != NULL && function->module->device != current_device()) return CUDA_ERROR_INVALID_HANDLE;
-    launched_by_name(function->name);
+    launched_by_name(function->name, stream);
     compute(function->name, arguments, (unsigned[4]){gx, gy, bx, by});
     return CUDA_SUCCESS;
 }
