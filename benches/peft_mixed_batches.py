@@ -1,7 +1,7 @@
 """A Llama of transformers with LoRA adapters of PEFT, for benches/mixed_batches: `peft_mixed_batches.py TASK`, where TASK
-is the JSON of benches/mixed_batches/task.rs. `grow N` loads adapters up to N and answers with the seconds; `time ROWS LENGTH N` generates with rows that
-use N adapters in turn (1: one for all; 0: the base without adapters) and answers with the seconds of the prefill and of
-the tokens behind the first."""
+is the JSON of benches/mixed_batches/task.rs. `grow N` loads adapters up to N and answers with the seconds; `time ROWS
+LENGTH N NEW` generates NEW tokens with rows that use N adapters in turn (1: one for all; 0: the base without adapters) and
+answers with the seconds of the prefill and of the tokens behind the first."""
 
 import contextlib
 import json
@@ -36,14 +36,14 @@ class Clock(LogitsProcessor):
         return scores
 
 
-def timed(rows, length, adapters):
+def timed(rows, length, adapters, new):
     ids = torch.randint(config.vocab_size, (rows, length))
     names = {"adapter_names": [f"a{row % adapters}" for row in range(rows)]} if adapters > 1 else {}
     clock = Clock()
     start = now()
     with torch.inference_mode(), model.disable_adapter() if adapters == 0 else contextlib.nullcontext():
         model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=task["new"],
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new,
             logits_processor=LogitsProcessorList([clock]), **names,
         )
     end = now()

@@ -23,7 +23,7 @@ use std::time::Instant;
 use anyhow::Result;
 use serde_json::json;
 
-use task::NEW;
+use task::new_tokens;
 
 const THREADS: i32 = 2;
 
@@ -37,7 +37,8 @@ pub struct Times {
 impl Times {
     /// Tokens a second: those of the prompts, and those that follow the first new one.
     pub fn speeds(self, rows: i64, length: i64) -> [f64; 2] {
-        [(rows * length) as f64 / self.prefill, (rows * (NEW - 1)) as f64 / self.decode]
+        let decoded = rows * (new_tokens(rows) - 1);
+        [(rows * length) as f64 / self.prefill, decoded as f64 / self.decode]
     }
 }
 
@@ -97,7 +98,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What sides are asked for, one after the other, `rounds` times: the medians. The first round warms up.
+/// What sides are asked for, one after the other, `rounds` times, there and back: the medians. The first round warms up.
 pub fn medians(
     sides: &mut [&mut dyn Side],
     asked: &[(usize, Mix)],
@@ -106,10 +107,15 @@ pub fn medians(
 ) -> Result<Vec<Times>> {
     let mut times: Vec<Vec<Times>> = vec![Vec::new(); asked.len()];
     for round in 0..=rounds {
-        for ((side, mix), times) in asked.iter().zip(&mut times) {
-            let found = sides[*side].time(rows, length, *mix)?;
+        let mut order: Vec<usize> = (0..asked.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for at in order {
+            let (side, mix) = asked[at];
+            let found = sides[side].time(rows, length, mix)?;
             if round > 0 {
-                times.push(found);
+                times[at].push(found);
             }
         }
     }

@@ -8,7 +8,7 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 use crate::clock::now;
-use crate::task::{Shape, NEW};
+use crate::task::{new_tokens, Shape};
 use crate::{Mix, Side, Times};
 
 pub struct Ours {
@@ -59,7 +59,7 @@ impl Side for Ours {
         if !names.is_empty() {
             inputs = inputs.adapter_names(&names);
         }
-        let options = GenerateOptions::default().max_new_tokens(NEW).stop_tokens([]);
+        let options = GenerateOptions::default().max_new_tokens(new_tokens(rows)).stop_tokens([]);
         let (start, mut first) = (now(), None);
         let _ = self.model.generate_streaming(inputs, &options, |_| {
             first.get_or_insert_with(now);

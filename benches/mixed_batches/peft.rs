@@ -8,7 +8,7 @@ use serde_json::json;
 use tch::Kind;
 
 use crate::clock::is_of_processors;
-use crate::task::{torch_name, Shape, Targets, NEW};
+use crate::task::{new_tokens, torch_name, Shape, Targets};
 use crate::{place, Mix, Side, Times};
 
 /// A line in, a line out.
@@ -23,7 +23,7 @@ impl Peft {
         let mut command = Command::new(&python);
         command.arg(place::data().join("benches/peft_mixed_batches.py"));
         let task = json!({
-            "threads": threads, "new": NEW, "config": shape.config(), "kind": torch_name(kind)?, "cpu": is_of_processors(),
+            "threads": threads, "config": shape.config(), "kind": torch_name(kind)?, "cpu": is_of_processors(),
             "targets": targets.to_value(),
         });
         command.arg(task.to_string());
@@ -62,7 +62,7 @@ impl Side for Peft {
             Mix::One => 1,
             Mix::Each(adapters) => adapters,
         };
-        let answer = self.ask(&format!("time {rows} {length} {adapters}"))?;
+        let answer = self.ask(&format!("time {rows} {length} {adapters} {}", new_tokens(rows)))?;
         let (prefill, decode) = answer.split_once(' ').context("expected two times")?;
         Ok(Times { prefill: prefill.parse()?, decode: decode.parse()? })
     }

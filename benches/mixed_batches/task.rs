@@ -4,8 +4,11 @@ use anyhow::{bail, Result};
 use serde_json::{json, Value};
 use tch::Kind;
 
-/// Tokens that are generated: the first by the prefill, each of the others by a step of decoding.
-pub const NEW: i64 = 5;
+/// The tokens that so many rows get each: the first by the prefill, each of the others by a step of decoding. Steps of few
+/// rows are short, so that more of them are made.
+pub fn new_tokens(rows: i64) -> i64 {
+    1 + (256 / rows).clamp(4, 32)
+}
 
 /// The sizes of a llama.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use tch::{Cuda, Device};
 
-use super::c10d::{Backend, Store};
+use super::c10d::{self, Backend, Store};
 use super::deadline::within;
 use super::environment::Environment;
-use super::members::{address_towards, have_gpus, listed, own_address, Member};
+use super::members::{address_towards, gpus, have_gpus, listed, own_address, Member};
 use super::rendezvous::{connect, meet, strangers, Notice, Patience};
 use crate::device::load_cuda;
-use crate::error::{refusal, Error, Result};
+use crate::error::{refusal, refuse, Error, Result};
 
 /// The time for which a process that fails waits for word from the others.
 const WORD: Duration = Duration::from_secs(1);
@@ -78,7 +78,17 @@ impl Backends {
                 address.map_or("of its name".into(), |address| address.to_string())
             )
         })?;
-        let nccl = if have_gpus(members) {
+        let (every, asked) = (have_gpus(members), place.nccl == Some(true));
+        if asked && !every {
+            refuse!(
+                Distributed,
+                "rank {}: LN_TUNING_NCCL is 1, and NCCL needs a GPU of its own for every rank: {}",
+                place.rank,
+                gpus(members)
+            );
+        }
+        // One rank has nobody to send to.
+        let nccl = if every && (asked || place.world_size > 1) {
             let place = (place.rank, place.world_size);
             let made = Backend::nccl(store, &format!("{prefix}/nccl"), place, timeout);
             let failed = |error| {
@@ -110,6 +120,8 @@ impl Joined {
         notice: Option<Notice>,
     ) -> Result<Option<Self>> {
         let mut patience = Patience::new(timeout, notice);
+        // NCCL can be asked for by one rank too.
+        let is_alone = place.world_size == 1 && place.nccl != Some(true);
         let own = Member {
             rank: place.rank,
             world_size: place.world_size,
@@ -117,11 +129,11 @@ impl Joined {
             nonce: nonce(),
             address: address_towards(&place.master_addr, place.master_port),
             // One that is alone sends nothing.
-            gpu: if place.is_alone() { None } else { gpu(place.local_rank) },
+            gpu: if is_alone { None } else { gpu(place) },
         };
         let Some(store) = connect(place, &own, &mut patience)? else { return Ok(None) };
         let (members, prefix) = meet(&store, &own, place.agent_store, &mut patience)?;
-        let connection = if place.world_size == 1 {
+        let connection = if is_alone {
             Connection::Alone
         } else {
             Connection::Open(Backends::connect(place, &store, &own, &members, &prefix, timeout)?)
@@ -156,6 +168,9 @@ impl Joined {
             },
         };
         // Closes the connections, so that the others, who may wait for this process, hear of it.
+        if let Connection::Open(Backends { nccl: Some(nccl), .. }) = &*connection {
+            nccl.abort();
+        }
         *connection = Connection::Failed(error.clone());
         drop(connection);
         let silent = match self.silent(rank, world_size) {
@@ -205,14 +220,18 @@ impl Joined {
 const DRIVERS: [&str; 3] = ["/dev/nvidiactl", "/dev/dxg", "/dev/kfd"];
 
 /// The GPU of this process, if it may use NCCL.
-fn gpu(local_rank: usize) -> Option<usize> {
-    let refused = env::var_os("LN_TUNING_NCCL").is_some_and(|value| value == "0");
+fn gpu(place: &Environment) -> Option<String> {
+    if place.nccl == Some(false) {
+        return None;
+    }
     // libtorch keeps its first answer, so that its part for CUDA must be there by then, where there may be a device.
-    if !refused && DRIVERS.iter().any(|file| Path::new(file).exists()) {
+    if DRIVERS.iter().any(|file| Path::new(file).exists()) {
         let _ = load_cuda();
     }
-    let devices = if refused { 0 } else { usize::try_from(Cuda::device_count()).unwrap_or(0) };
-    (local_rank < devices).then_some(local_rank)
+    let devices = usize::try_from(Cuda::device_count()).unwrap_or(0);
+    // Launchers that show each process its own GPU only.
+    let index = if devices == 1 { 0 } else { place.local_rank };
+    (index < devices).then(|| c10d::gpu(index))
 }
 
 fn useless(error: &str) -> Error {

@@ -6,18 +6,23 @@ mod backward;
 #[cfg(feature = "distributed")]
 mod exchange;
 mod file;
+mod filled;
+mod graphed;
 mod group;
 #[cfg(feature = "distributed")]
 mod joining;
 mod loss_scale;
 mod mixed;
+mod numbers;
 mod optimizer;
 mod ranks;
+mod replay;
 mod schedule;
 mod settings;
 mod state;
 
 pub use algorithm::Algorithm;
+pub use graphed::{GraphedStep, Stepped};
 pub use loss_scale::DynamicLossScale;
 pub use optimizer::Optimizer;
 pub use schedule::{Decay, Schedule};

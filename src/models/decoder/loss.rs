@@ -208,7 +208,7 @@ fn by_row(
     let parts = rows.lead().len() as i64;
     let sum = loss.reduction(Reduction::Sum);
     let mut total: Option<Tensor> = None;
-    for (adapter, places) in rows.groups() {
+    for (adapter, places) in rows.groups(&weight.sharing(rows, bias)?) {
         let places = Tensor::f_from_slice(&places)?;
         let of_group = |x: &Tensor| -> Result<Tensor> {
             let places = sent(&places, x.device())?;

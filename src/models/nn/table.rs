@@ -41,7 +41,9 @@ impl Table {
         let Some(rows) = Rows::with_own([Some(&self.0)]) else { return found(&self.0, numbers) };
         let length = numbers.size().last().copied().unwrap_or(0);
         let numbers = numbers.f_expand([batch, length], false)?;
-        rows.grouped(&numbers, |numbers, adapter| found(&rows.of(&self.0, adapter)?, numbers))
+        rows.grouped(&numbers, [Some(&self.0)], |numbers, adapter| {
+            found(&rows.of(&self.0, adapter)?, numbers)
+        })
     }
 
     /// `length` rows from `start` on, `[length, size]`; `[batch, length, size]` where rows of the batch have their own.

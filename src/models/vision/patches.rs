@@ -138,11 +138,13 @@ impl Patches {
     pub(super) fn forward(&self, images: &Tensor, positions: &Tensor) -> Result<Tensor> {
         let (bias, class) = (self.bias.as_ref(), self.class.as_ref());
         let embedded = match Rows::with_own([Some(&self.weight), bias, class]) {
-            Some(rows) => rows.grouped(images, |images, adapter| {
-                let own = |x: Option<&Tensor>| x.map(|x| rows.of(x, adapter)).transpose();
-                let weight = rows.of(&self.weight, adapter)?;
-                self.embedded(images, &weight, own(bias)?.as_ref(), own(class)?.as_ref())
-            })?,
+            Some(rows) => {
+                rows.grouped(images, [Some(&self.weight), bias, class], |images, adapter| {
+                    let own = |x: Option<&Tensor>| x.map(|x| rows.of(x, adapter)).transpose();
+                    let weight = rows.of(&self.weight, adapter)?;
+                    self.embedded(images, &weight, own(bias)?.as_ref(), own(class)?.as_ref())
+                })?
+            }
             None => self.embedded(images, &self.weight, bias, class)?,
         };
         Ok(embedded.f_add(positions)?)
@@ -169,7 +171,7 @@ impl Patches {
             Ok(Tensor::f_embedding(table, numbers, -1, false, false)?)
         };
         match Rows::with_own([Some(&self.positions)]) {
-            Some(rows) => rows.grouped(numbers, |numbers, adapter| {
+            Some(rows) => rows.grouped(numbers, [Some(&self.positions)], |numbers, adapter| {
                 found(&rows.of(&self.positions, adapter)?, numbers)
             }),
             None => found(&self.positions, numbers),
