@@ -43,7 +43,7 @@ pub fn run(args: &Args) -> Result<()> {
         println!("| {} | {} | {:.2}, {} |", kind.name(), all.len(), all[0].off, all[0].name);
         wrong.extend(all.into_iter().filter(|check| check.off > 1.));
     }
-    for check in &wrong {
+    for check in wrong.iter().filter(|_| !args.dry_run) {
         println!("wrong: {}, {}", check.name, check.off);
     }
     println!();
