@@ -9,11 +9,14 @@ mod c10d;
 #[cfg(feature = "kernels")]
 #[path = "build/fused.rs"]
 mod fused;
+#[cfg(feature = "kernels")]
+#[path = "build/gpu.rs"]
+mod gpu;
 
 fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=build");
-    println!("cargo:rustc-check-cfg=cfg(fused)");
+    println!("cargo:rustc-check-cfg=cfg(fused, fused_cuda)");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_default();
     let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     if !lib.is_empty() && (os == "linux" || os == "macos") {
@@ -70,16 +73,18 @@ mod cpp {
         if cfg!(feature = "doc-only") {
             return;
         }
-        #[cfg_attr(not(feature = "distributed"), allow(unused_mut))]
+        let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
         let mut files: Vec<&str> = Vec::from([
             #[cfg(feature = "kernels")]
             "kernels.cpp",
             #[cfg(feature = "kernels")]
             "linear.cpp",
         ]);
+        if cfg!(feature = "kernels") && os == "linux" {
+            files.push("cuda_graph.cpp");
+        }
         #[cfg(feature = "distributed")]
         {
-            let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
             if let Err(reason) = super::c10d::check(Path::new(lib), &os) {
                 println!("cargo::error=the feature 'distributed' of ln-tuning {reason}");
                 std::process::exit(1);

@@ -18,6 +18,9 @@ pub fn compile(functions: &mut cc::Build, lib: &str) {
         println!("cargo:rerun-if-changed=csrc/{path}");
     }
     println!("cargo:rustc-cfg=fused");
+    if of("CARGO_CFG_TARGET_OS") == "linux" {
+        super::gpu::add_to(functions);
+    }
     // The loops in several threads of libtorch's headers: with libtorch's own OpenMP, since each has threads.
     if of("CARGO_CFG_TARGET_OS") == "linux" {
         functions.flag("-fopenmp");

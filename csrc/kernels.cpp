@@ -5,6 +5,7 @@
 // the message of an error, which the caller frees, or null.
 #include "fused/attention.h"
 #include "fused/cross_entropy.h"
+#include "fused/cuda.h"
 #include "fused/gated.h"
 #include "fused/norm.h"
 #include "fused/rope.h"

@@ -114,8 +114,11 @@ pub use adapter::{
 };
 pub use autograd::{loss, recompute};
 pub use error::{Error, ErrorKind, Result};
+#[cfg(fused)]
+#[doc(hidden)] // For the checks on a GPU.
+pub use kernels::fused_access as fused_functions;
 pub use names::natural::natural_cmp;
-pub use optim::{Algorithm, Decay, DynamicLossScale, Optimizer, Schedule};
+pub use optim::{Algorithm, Decay, DynamicLossScale, GraphedStep, Optimizer, Schedule, Stepped};
 pub use storage::gguf;
 pub use storage::info::VariableInfo;
 #[doc(hidden)] // For the program.

@@ -26,7 +26,13 @@ struct GateUp : Function<GateUp> {
     const Tensor out = at::empty(shape, gate.options());
     all.out = out.mutable_data_ptr();
     const int64_t rows = all.size == 0 ? 0 : out.numel() / all.size;
-    for_rows(rows, 2 * all.size, [&](int64_t begin, int64_t end) { loops().gated(all, begin, end); });
+    if (gate.is_cuda()) {
+#ifdef LN_TUNING_GPU
+      gpu::gated(all, rows, gate);
+#endif
+    } else {
+      for_rows(rows, 2 * all.size, [&](int64_t begin, int64_t end) { loops().gated(all, begin, end); });
+    }
     ctx->save_for_backward({gate, up.value_or(Tensor())});
     ctx->saved_data["activation"] = activation;
     return out;
@@ -56,7 +62,13 @@ struct GateUp : Function<GateUp> {
     all.d_stride = d_gate.size(-1);
     all.d_up = up ? d_up.mutable_data_ptr() : (char*)all.d_gate + all.forward.size * gate.element_size();
     const int64_t size = all.forward.size, rows = size == 0 ? 0 : d_out.numel() / size;
-    for_rows(rows, 3 * size, [&](int64_t begin, int64_t end) { loops().gated_backward(all, begin, end); });
+    if (gate.is_cuda()) {
+#ifdef LN_TUNING_GPU
+      gpu::gated_backward(all, rows, gate);
+#endif
+    } else {
+      for_rows(rows, 3 * size, [&](int64_t begin, int64_t end) { loops().gated_backward(all, begin, end); });
+    }
     return {d_gate, d_up, Tensor()};
   }
 
@@ -87,7 +99,7 @@ struct GateUp : Function<GateUp> {
 // activation(gate) * up; without `up`, gate holds both, one after the other.
 extern "C" char* ln_tuning_gated(Tensor** result, const Tensor* gate, const Tensor* up, int64_t activation) {
   return guarded([&] {
-    if (!fits({gate, up}) || gate->dim() == 0) return;
+    if (!fits_anywhere({gate, up}) || gate->dim() == 0) return;
     if (up ? up->sizes() != gate->sizes() : gate->size(-1) % 2 != 0) return;
     // Copied here, so that the copies are what is kept.
     const Tensor gates = as_rows(*gate).tensor;

@@ -62,31 +62,19 @@ struct AddNorm : Function<AddNorm> {
       double eps) {
     const Rows rows = as_rows(x);
     const Rows more = added ? as_rows(*added) : rows;
-    const Tensor wide = in_f32(weight, Form(form), rows.size);
-    const Tensor wide_bias = bias ? bias->to(at::kFloat).contiguous() : Tensor();
     const auto options = x.options().memory_format(at::MemoryFormat::Contiguous);
     const Tensor out = at::empty(x.sizes(), options);
     const Tensor sum = added ? at::empty(x.sizes(), options) : Tensor();
-    const Tensor stats = at::empty({rows.count, 2}, at::kFloat);
-    const int64_t weights = parts_of(wide, rows.size), biases = parts_of(wide_bias, rows.size);
-    Norm all = {};
-    all.kind = *kind_of(x);
-    all.centred = Form(form) == Form::layer;
-    all.size = rows.size;
-    all.eps = eps;
-    all.x = rows.tensor.const_data_ptr();
-    all.x_stride = rows.stride;
-    all.added = added ? more.tensor.const_data_ptr() : nullptr;
-    all.added_stride = more.stride;
-    all.sum = added ? sum.mutable_data_ptr() : nullptr;
-    all.out = out.mutable_data_ptr();
-    all.rows_together = std::max<int64_t>(1, rows.count / std::max<int64_t>(1, std::max(weights, biases)));
-    all.weight = wide.const_data_ptr<float>();
-    all.weight_stride = weights > 1 ? rows.size : 0;
-    all.bias_stride = biases > 1 ? rows.size : 0;
-    all.bias = bias ? wide_bias.const_data_ptr<float>() : nullptr;
-    all.stats = stats.mutable_data_ptr<float>();
-    for_rows(rows.count, rows.size, [&](int64_t begin, int64_t end) { loops().norm(all, begin, end); });
+    const Tensor stats = at::empty({rows.count, 2}, x.options().dtype(at::kFloat));
+    if (x.is_cuda()) {
+#ifdef LN_TUNING_GPU
+      const MaybeTensor tensor = added ? MaybeTensor(more.tensor) : std::nullopt;
+      gpu::norm(
+          rows.tensor, rows.stride, tensor, more.stride, weight, bias, for_gpu(Form(form)), eps, sum, out, stats);
+#endif
+    } else {
+      on_cpu(rows, more, added.has_value(), weight, bias, Form(form), eps, sum, out, stats);
+    }
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({added ? sum : x, weight.value_or(Tensor()), bias.value_or(Tensor()), stats});
     ctx->saved_data["form"] = form;
@@ -123,45 +111,109 @@ struct AddNorm : Function<AddNorm> {
       const Rows rows = as_rows(x);
       const Tensor given = d_out.contiguous();
       const Tensor also = d_sum.defined() ? d_sum.contiguous() : Tensor();
-      const Tensor wide = in_f32(weight.defined() ? MaybeTensor(weight) : std::nullopt, form, rows.size);
       if (wants_x || wants_added) d_x = at::empty(x.sizes(), given.options());
-      const int64_t parts = std::max(parts_of(weight, rows.size), parts_of(bias, rows.size));
-      const int64_t together = std::max<int64_t>(1, rows.count / std::max<int64_t>(1, parts));
-      const int64_t of_part = (together + ROWS_TOGETHER - 1) / ROWS_TOGETHER;
-      const int64_t groups = rows.count / together * of_part;
-      const auto sums = [&](bool wanted) { return wanted ? at::zeros({groups, rows.size}, at::kFloat) : Tensor(); };
-      const Tensor weights = sums(wants_weight), biases = sums(wants_bias);
-      NormBackward all = {};
-      all.kind = *kind_of(x);
-      all.centred = form == Form::layer;
-      all.size = rows.size;
-      all.x = rows.tensor.const_data_ptr();
-      all.x_stride = rows.stride;
-      all.stats = stats.const_data_ptr<float>();
-      all.rows_together = together;
-      all.weight = wide.const_data_ptr<float>();
-      all.weight_stride = parts_of(weight, rows.size) > 1 ? rows.size : 0;
-      all.d_out = given.const_data_ptr();
-      all.d_sum = also.defined() ? also.const_data_ptr() : nullptr;
-      all.d_x = d_x.defined() ? d_x.mutable_data_ptr() : nullptr;
-      float* to_weights = weights.defined() ? weights.mutable_data_ptr<float>() : nullptr;
-      float* to_biases = biases.defined() ? biases.mutable_data_ptr<float>() : nullptr;
-      for_rows(groups, rows.size * ROWS_TOGETHER, [&](int64_t begin, int64_t end) {
-        for (int64_t group = begin; group < end; ++group) {
-          const int64_t part = group / of_part * together, from = part + group % of_part * ROWS_TOGETHER;
-          const int64_t to = std::min(from + ROWS_TOGETHER, part + together);
-          float* w = to_weights ? to_weights + group * rows.size : nullptr;
-          float* b = to_biases ? to_biases + group * rows.size : nullptr;
-          loops().norm_backward(all, from, to, w, b);
-        }
-      });
-      if (wants_weight) d_weight = total(weights, weight);
-      if (wants_bias) d_bias = total(biases, bias);
+      if (x.is_cuda()) {
+#ifdef LN_TUNING_GPU
+        auto found = gpu::norm_backward(
+            rows.tensor, rows.stride, stats, weight, for_gpu(form), given, also, d_x, wants_weight, wants_bias);
+        d_weight = found[0];
+        d_bias = found[1];
+#endif
+      } else {
+        const auto [weights, biases] =
+            back_on_cpu(rows, stats, weight, bias, form, given, also, d_x, wants_weight, wants_bias);
+        if (wants_weight) d_weight = total(weights, weight);
+        if (wants_bias) d_bias = total(biases, bias);
+      }
     }
     return {wants_x ? d_x : Tensor(), wants_added ? d_x : Tensor(), d_weight, d_bias, Tensor(), Tensor()};
   }
 
  private:
+#ifdef LN_TUNING_GPU
+  static gpu::NormForm for_gpu(Form form) { return {form == Form::layer, form == Form::rms_from_one}; }
+#endif
+
+  static void on_cpu(
+      const Rows& rows,
+      const Rows& more,
+      bool added,
+      const MaybeTensor& weight,
+      const MaybeTensor& bias,
+      Form form,
+      double eps,
+      const Tensor& sum,
+      const Tensor& out,
+      const Tensor& stats) {
+    const Tensor wide = in_f32(weight, form, rows.size);
+    const Tensor wide_bias = bias ? bias->to(at::kFloat).contiguous() : Tensor();
+    const int64_t weights = parts_of(wide, rows.size), biases = parts_of(wide_bias, rows.size);
+    Norm all = {};
+    all.kind = *kind_of(out);
+    all.centred = form == Form::layer;
+    all.size = rows.size;
+    all.eps = eps;
+    all.x = rows.tensor.const_data_ptr();
+    all.x_stride = rows.stride;
+    all.added = added ? more.tensor.const_data_ptr() : nullptr;
+    all.added_stride = more.stride;
+    all.sum = added ? sum.mutable_data_ptr() : nullptr;
+    all.out = out.mutable_data_ptr();
+    all.rows_together = std::max<int64_t>(1, rows.count / std::max<int64_t>(1, std::max(weights, biases)));
+    all.weight = wide.const_data_ptr<float>();
+    all.weight_stride = weights > 1 ? rows.size : 0;
+    all.bias_stride = biases > 1 ? rows.size : 0;
+    all.bias = bias ? wide_bias.const_data_ptr<float>() : nullptr;
+    all.stats = stats.mutable_data_ptr<float>();
+    for_rows(rows.count, rows.size, [&](int64_t begin, int64_t end) { loops().norm(all, begin, end); });
+  }
+
+  // Writes `d_x` if it is defined; gives the sums for weight and bias that are wanted, [groups, size] each.
+  static std::pair<Tensor, Tensor> back_on_cpu(
+      const Rows& rows,
+      const Tensor& stats,
+      const Tensor& weight,
+      const Tensor& bias,
+      Form form,
+      const Tensor& d_out,
+      const Tensor& d_sum,
+      const Tensor& d_x,
+      bool wants_weight,
+      bool wants_bias) {
+    const Tensor wide = in_f32(weight.defined() ? MaybeTensor(weight) : std::nullopt, form, rows.size);
+    const int64_t parts = std::max(parts_of(weight, rows.size), parts_of(bias, rows.size));
+    const int64_t together = std::max<int64_t>(1, rows.count / std::max<int64_t>(1, parts));
+    const int64_t of_part = (together + ROWS_TOGETHER - 1) / ROWS_TOGETHER;
+    const int64_t groups = rows.count / together * of_part;
+    const auto sums = [&](bool wanted) { return wanted ? at::zeros({groups, rows.size}, at::kFloat) : Tensor(); };
+    const Tensor weights = sums(wants_weight), biases = sums(wants_bias);
+    NormBackward all = {};
+    all.kind = *kind_of(d_out);
+    all.centred = form == Form::layer;
+    all.size = rows.size;
+    all.x = rows.tensor.const_data_ptr();
+    all.x_stride = rows.stride;
+    all.stats = stats.const_data_ptr<float>();
+    all.rows_together = together;
+    all.weight = wide.const_data_ptr<float>();
+    all.weight_stride = parts_of(weight, rows.size) > 1 ? rows.size : 0;
+    all.d_out = d_out.const_data_ptr();
+    all.d_sum = d_sum.defined() ? d_sum.const_data_ptr() : nullptr;
+    all.d_x = d_x.defined() ? d_x.mutable_data_ptr() : nullptr;
+    float* to_weights = weights.defined() ? weights.mutable_data_ptr<float>() : nullptr;
+    float* to_biases = biases.defined() ? biases.mutable_data_ptr<float>() : nullptr;
+    for_rows(groups, rows.size * ROWS_TOGETHER, [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) {
+        const int64_t part = group / of_part * together, from = part + group % of_part * ROWS_TOGETHER;
+        const int64_t to = std::min(from + ROWS_TOGETHER, part + together);
+        float* w = to_weights ? to_weights + group * rows.size : nullptr;
+        float* b = to_biases ? to_biases + group * rows.size : nullptr;
+        loops().norm_backward(all, from, to, w, b);
+      }
+    });
+    return {weights, biases};
+  }
+
   // The sums over the groups of each part, in halves: an order that depends on their number alone.
   static Tensor total(Tensor groups, const Tensor& like) {
     if (groups.numel() == 0) return at::zeros_like(like, at::MemoryFormat::Contiguous);
@@ -197,10 +249,12 @@ extern "C" char* ln_tuning_norm(
     int64_t form,
     double eps) {
   return guarded([&] {
-    if (!fits({x, added, weight, bias}) || x->dim() == 0) return;
+    if (!fits_anywhere({x, added, weight, bias}) || x->dim() == 0) return;
     const int64_t size = x->size(-1);
     for (const Tensor* w : {weight, bias}) {
       if (w && !suits(*w, *x)) return;
+      // A kernel has one weight for all rows.
+      if (w && w->is_cuda() && (w->dim() != 1 || !w->is_contiguous())) return;
     }
     const int64_t weights = weight ? parts_of(*weight, size) : 1, biases = bias ? parts_of(*bias, size) : 1;
     if (weights != biases && weights > 1 && biases > 1) return;

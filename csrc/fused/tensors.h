@@ -12,6 +12,10 @@
 #include <cstring>
 
 #include "../loops.h"
+#ifdef LN_TUNING_GPU
+#include "../gpu/functions.h"
+#include "../gpu/launch.h"
+#endif
 
 namespace ln_tuning {
 namespace {
@@ -45,20 +49,27 @@ std::optional<Kind> kind_of(const Tensor& x) {
 }
 
 bool is_plain(const Tensor& x) {
-  return x.defined() && x.is_cpu() && x.layout() == at::kStrided && !x.is_neg() && !x._is_zerotensor() &&
-      kind_of(x).has_value();
+  return x.defined() && x.layout() == at::kStrided && !x.is_neg() && !x._is_zerotensor() && kind_of(x).has_value();
 }
 
 // True for tensors of one kind that the loops can read. A trace would not see what they do.
-bool fits(std::initializer_list<const Tensor*> tensors) {
+bool fits(std::initializer_list<const Tensor*> tensors, bool on_cuda = false) {
   const Tensor* first = nullptr;
   for (const Tensor* x : tensors) {
     if (!x) continue;
-    if (!is_plain(*x) || (first && x->scalar_type() != first->scalar_type())) return false;
+    if (!is_plain(*x)) return false;
+    if (first && (x->scalar_type() != first->scalar_type() || x->device() != first->device())) return false;
     if (!first) first = x;
   }
-  return first && !torch::jit::tracer::isTracing();
+  if (!first || torch::jit::tracer::isTracing()) return false;
+#ifdef LN_TUNING_GPU
+  if (on_cuda && first->is_cuda()) return gpu::is_loaded(first->get_device(), *kind_of(*first));
+#endif
+  return first->is_cpu();
 }
+
+// The same where there are kernels for CUDA, if they are loaded.
+bool fits_anywhere(std::initializer_list<const Tensor*> tensors) { return fits(tensors, true); }
 
 // Calls `work` for parts of the rows, in several threads if there is enough to do.
 template <class Work>

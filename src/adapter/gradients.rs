@@ -278,6 +278,38 @@ impl Gradients {
         self.show(leaves)
     }
 
+    /// The addresses of the buffer, and of the `.grad()` of these variables; 0 for what is not there.
+    pub(crate) fn addresses(&self, leaves: &[&Tensor]) -> Vec<usize> {
+        let address = |grad: Tensor| {
+            let dense = grad.defined() && !grad.is_sparse();
+            if dense {
+                grad.data_ptr() as usize
+            } else {
+                0
+            }
+        };
+        let flat = self.flat.as_ref().map_or(0, |flat| flat.master().data_ptr() as usize);
+        [flat].into_iter().chain(leaves.iter().map(|leaf| address(leaf.grad()))).collect()
+    }
+
+    /// For each slot, true if there is a gradient.
+    pub(crate) fn presence(&self) -> Vec<bool> {
+        self.slots.iter().map(|slot| slot.present).collect()
+    }
+
+    /// The buffer was written where it stands, with a gradient of each slot that is `present`.
+    pub(crate) fn rewritten(&mut self, leaves: &[&Tensor], present: &[bool]) -> Result<()> {
+        for (slot, present) in self.slots.iter_mut().zip(present) {
+            *slot = Slot { present: *present, shown: None };
+        }
+        for (slot, leaf) in self.slots.iter_mut().zip(leaves) {
+            let grad = leaf.grad();
+            slot.shown = grad.defined().then(|| grad.f_internal_version()).transpose()?;
+        }
+        self.added = true;
+        Ok(())
+    }
+
     /// The name of each slot with a copy of its gradient, if there is one.
     pub(crate) fn named(&self, names: Vec<String>) -> Result<Vec<(String, Option<Tensor>)>> {
         let of = |(slot, name): (usize, String)| {

@@ -178,6 +178,11 @@ impl Variables {
         self.list.len()
     }
 
+    /// The address of each one's storage, as it was when changes were last looked for.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = usize> + '_ {
+        self.list.iter().map(|variable| variable.stamp.address)
+    }
+
     pub(crate) fn get(&self, index: usize) -> &Variable {
         &self.list[index]
     }

@@ -13,6 +13,8 @@ use torch_sys::C_tensor;
 
 use super::fused_forms::{Attended, CrossEntropy, Gate, NormForm};
 use crate::device::fused_functions_are_on;
+#[cfg(fused_cuda)]
+use crate::device::fused_functions_are_on_for_cuda;
 use crate::error::Result;
 
 extern "C" {
@@ -205,9 +207,18 @@ pub(crate) fn cross_entropy(
 
 /// The checks that need no call; the others are made in C++.
 fn is_for(x: &Tensor) -> Result<bool> {
-    Ok(fused_functions_are_on()
-        && x.device() == Device::Cpu
-        && matches!(x.f_kind()?, Kind::Float | Kind::BFloat16 | Kind::Half))
+    let kind = x.f_kind()?;
+    if !fused_functions_are_on() || !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half) {
+        return Ok(false);
+    }
+    Ok(match x.device() {
+        Device::Cpu => true,
+        #[cfg(fused_cuda)]
+        Device::Cuda(index) => {
+            fused_functions_are_on_for_cuda() && super::gpu::is_ready(index, kind)
+        }
+        _ => false,
+    })
 }
 
 fn given(x: Option<&Tensor>) -> *const C_tensor {

@@ -2,6 +2,7 @@
 
 use tch::{nn, Kind, Tensor};
 
+use super::numbers::{Numbers, COUNT};
 use crate::adapter::flat::copy_of;
 use crate::error::{refusal, refuse, Result};
 use crate::kernels::number::{self, WithNumber};
@@ -84,6 +85,36 @@ impl Algorithm {
         }
     }
 
+    /// True if all settings are equal.
+    pub(super) fn is_whole_same(&self, other: &Self) -> bool {
+        let rest = match (self, other) {
+            (Algorithm::AdamW(a), Algorithm::AdamW(b)) => {
+                (a.beta2, a.eps, a.amsgrad) == (b.beta2, b.eps, b.amsgrad)
+            }
+            (Algorithm::Sgd(a), Algorithm::Sgd(b)) => {
+                (a.dampening, a.nesterov) == (b.dampening, b.nesterov)
+            }
+            _ => false,
+        };
+        rest && self.is_same(other)
+    }
+
+    /// The numbers of an update that change from step to step. AdamW: the factor of weight decay, and the two scalars of
+    /// its divisor; where updates may be skipped, the number of the step and −1/lr instead, since the device counts. SGD:
+    /// the rate.
+    pub(super) fn numbers(&self, step: i64, lr: f64, skips: bool) -> [f64; COUNT] {
+        match self {
+            Algorithm::AdamW(settings) if skips => [1. - lr * settings.wd, step as f64, -1. / lr],
+            Algorithm::AdamW(settings) => {
+                let powers = step.min(i64::from(i32::MAX)) as i32;
+                let one = 1. - settings.beta1.powi(powers);
+                let two = (1. - settings.beta2.powi(powers)).sqrt();
+                [1. - lr * settings.wd, settings.eps * two, -one / (lr * two)]
+            }
+            Algorithm::Sgd(_) => [lr, step as f64, 0.],
+        }
+    }
+
     pub(super) fn set_weight_decay(&mut self, wd: f64) -> Result<()> {
         let mut changed = *self;
         match &mut changed {
@@ -120,11 +151,11 @@ impl Algorithm {
         grad: &Tensor,
         buffers: &mut [Tensor],
         count: &Count,
-        lr: f64,
+        (lr, numbers): (f64, &Numbers),
     ) -> Result<()> {
         match self {
-            Algorithm::AdamW(settings) => adamw(settings, params, grad, buffers, count, lr),
-            Algorithm::Sgd(settings) => sgd(settings, params, grad, buffers, count, lr),
+            Algorithm::AdamW(s) => adamw(s, params, grad, buffers, count, (lr, numbers)),
+            Algorithm::Sgd(settings) => sgd(settings, params, grad, buffers, count, numbers),
         }
     }
 }
@@ -138,13 +169,13 @@ fn adamw(
     grad: &Tensor,
     buffers: &mut [Tensor],
     count: &Count,
-    lr: f64,
+    (lr, numbers): (f64, &Numbers),
 ) -> Result<()> {
     let (beta1, beta2) = (settings.beta1, settings.beta2);
     // Memory is taken first: an error changes nothing.
     let mut work = grad.f_square()?;
     if settings.wd != 0. {
-        let _ = params.f_mul_scalar_(1. - lr * settings.wd)?;
+        numbers.multiply(0, params)?;
     }
     let _ = buffers[0].f_lerp_(grad, 1. - beta1)?;
     let _ = buffers[1].f_lerp_(&work, 1. - beta2)?;
@@ -154,17 +185,15 @@ fn adamw(
     };
     let _ = variance.f_sqrt_out(&work)?;
     match count {
-        Count::Known(step) => {
-            let step = (*step).min(i64::from(i32::MAX)) as i32;
-            let (one, two) = (1. - beta1.powi(step), (1. - beta2.powi(step)).sqrt());
-            let _ = work.f_add_scalar_(settings.eps * two)?;
-            let _ = work.f_mul_scalar_(-one / (lr * two))?;
+        Count::Known(_) => {
+            numbers.add(1, &mut work)?;
+            numbers.multiply(2, &mut work)?;
         }
         Count::OnDevice(step) => {
             let correction = |beta: f64| number::pow(beta, step)?.f_neg()?.f_add_number(1.);
             let (one, two) = (correction(beta1)?, correction(beta2)?.f_sqrt()?);
             let _ = work.f_add_(&two.f_mul_number(settings.eps)?)?;
-            let _ = work.f_mul_(&one.f_div(&two)?.f_mul_number(-1. / lr)?)?;
+            let _ = work.f_mul_(&numbers.times_wide(2, &one.f_div(&two)?)?)?;
         }
     }
     // At a rate of 0 the divisor is infinite, or not a number.
@@ -180,7 +209,7 @@ fn sgd(
     grad: &Tensor,
     buffers: &mut [Tensor],
     count: &Count,
-    lr: f64,
+    numbers: &Numbers,
 ) -> Result<()> {
     let mut direction = match settings.wd {
         0. => copy_of(grad)?,
@@ -201,13 +230,15 @@ fn sgd(
         let mut next = momentum.f_mul_number(settings.momentum)?;
         let _ = next.f_add_(&new)?;
         direction = if settings.nesterov {
-            direction.f_add(&next.f_mul_number(settings.momentum)?)?.f_mul_scalar_(lr)?
+            let mut direction = direction.f_add(&next.f_mul_number(settings.momentum)?)?;
+            numbers.multiply(0, &mut direction)?;
+            direction
         } else {
-            next.f_mul_number(lr)?
+            numbers.times(0, &next)?
         };
         momentum.f_copy_(&next)?;
     } else {
-        let _ = direction.f_mul_scalar_(lr)?;
+        numbers.multiply(0, &mut direction)?;
     }
     let _ = params.f_sub_(&direction)?;
     Ok(())

@@ -1,5 +1,7 @@
 //! A parameter group: tensors that share settings.
 
+use std::collections::BTreeMap;
+
 use super::algorithm::{check_range, Algorithm};
 use crate::adapter::NormPlace;
 use crate::error::Result;
@@ -23,4 +25,20 @@ impl Group {
 
 pub(super) fn check_lr(lr: f64) -> Result<()> {
     check_range("the learning rate", lr, 0.0..f64::INFINITY, "finite and not negative")
+}
+
+/// The settings of each slot: the number of its group, where groups with equal settings are one, its algorithm and its
+/// rate.
+pub(super) fn settings<'o>(
+    groups: &'o BTreeMap<Key, Group>,
+    slot_groups: &'o [Key],
+) -> impl Fn(usize) -> (usize, Algorithm, f64) + 'o {
+    let groups: Vec<(Key, &Group)> = groups.iter().map(|(key, group)| (*key, group)).collect();
+    let first = |of: &Group| groups.iter().position(|(_, group)| group.is_same(of));
+    let firsts: BTreeMap<Key, usize> =
+        groups.iter().filter_map(|(key, group)| Some((*key, first(group)?))).collect();
+    move |slot| {
+        let at = firsts[&slot_groups[slot]];
+        (at, groups[at].1.algorithm, groups[at].1.lr)
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tch::{no_grad, Device, Tensor};
 
 use super::algorithm::{check_range, Algorithm};
-use super::group::{check_lr, Group, Key};
+use super::group::{check_lr, settings, Group, Key};
 use super::loss_scale::{refuse_scale, LossScale};
 use super::ranks::Ranks;
 use super::state::{by_key, State};
@@ -53,16 +53,16 @@ use crate::kernels::number::WithNumber;
 pub struct Optimizer {
     attachment: Arc<Mutex<Attachment>>,
     pub(super) adapter: String,
-    adapter_id: u64,
+    pub(super) adapter_id: u64,
     /// It trains its adapter in batches whose rows name it, whichever is active.
     pub(super) by_name: bool,
     pub(super) groups: BTreeMap<Key, Group>,
     /// The group of each slot.
-    slot_groups: Vec<Key>,
+    pub(super) slot_groups: Vec<Key>,
     pub(super) state: State,
     pub(super) accumulation: i64,
     /// Backward passes since the last update by the `backward_step…` methods.
-    accumulated: i64,
+    pub(super) accumulated: i64,
     /// Those that the present update consists of: `accumulation`, as it was at the first.
     parts: i64,
     pub(super) loss_scale: LossScale,
@@ -187,23 +187,13 @@ impl Optimizer {
         let (adapter, _) = attachment.graded(&self.adapter)?;
         adapter.flat.adopt_written()?;
         let skip = self.loss_scale.check(adapter.gradients.flat()?)?;
-        let slot_groups = &self.slot_groups;
-        let groups: Vec<(Key, &Group)> =
-            self.groups.iter().map(|(key, group)| (*key, group)).collect();
-        let place = |key: Key| groups.iter().position(|(other, _)| *other == key);
-        // Groups with equal settings are one.
-        let first = |at: usize| groups.iter().position(|(_, group)| group.is_same(groups[at].1));
-        let firsts: BTreeMap<Key, usize> =
-            groups.iter().filter_map(|(key, _)| Some((*key, first(place(*key)?)?))).collect();
-        self.state.update(adapter, skip.as_ref(), |slot| {
-            let at = firsts[&slot_groups[slot]];
-            (at, groups[at].1.algorithm, groups[at].1.lr)
-        })?;
+        let settings = settings(&self.groups, &self.slot_groups);
+        self.state.update(adapter, skip.as_ref(), settings)?;
         if let LossScale::Dynamic(scaler) = &mut self.loss_scale {
             scaler.update()?;
         }
         let stepped: Vec<bool> =
-            (0..slot_groups.len()).map(|slot| adapter.gradients.is_present(slot)).collect();
+            (0..self.slot_groups.len()).map(|slot| adapter.gradients.is_present(slot)).collect();
         attachment.outdate(&self.adapter, |slot| stepped[slot])?;
         self.accumulated = 0;
         self.ranks.renew();
@@ -237,7 +227,7 @@ impl Optimizer {
         self.accumulate(loss, |_, gradients| clip_norm(gradients, max).map(drop))
     }
 
-    fn accumulate(
+    pub(super) fn accumulate(
         &mut self,
         loss: &Tensor,
         clip: impl Fn(&mut Self, &mut Gradients) -> Result<()>,
@@ -417,7 +407,7 @@ fn variable_names(attachment: &Attachment, adapter: &str) -> Result<Vec<String>>
 }
 
 /// Scales the gradients to a norm of at most `max`. Returns the norm before.
-fn clip_norm(gradients: &mut Gradients, max: f64) -> Result<Tensor> {
+pub(super) fn clip_norm(gradients: &mut Gradients, max: f64) -> Result<Tensor> {
     let norm = gradients.flat()?.f_norm()?;
     // The coefficient stays on the device: multiplying by 1 is cheaper than waiting for its value.
     let coefficient = norm.f_add_number(1e-6)?.f_reciprocal()?.f_mul_number(max)?;
@@ -426,6 +416,6 @@ fn clip_norm(gradients: &mut Gradients, max: f64) -> Result<Tensor> {
     Ok(norm)
 }
 
-fn check_max(max: f64) -> Result<()> {
+pub(super) fn check_max(max: f64) -> Result<()> {
     check_range("the clipping bound", max, f64::MIN_POSITIVE..f64::INFINITY, "finite and above 0")
 }

@@ -6,6 +6,8 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use super::algorithm::{Algorithm, Count};
+use super::filled::{are_like, Filled, Run};
+use super::numbers::Numbers;
 use crate::adapter::flat::{copy_of, FlatParams};
 use crate::adapter::weights::Adapter;
 use crate::error::{refusal, refuse, Error, ErrorKind, Result};
@@ -22,8 +24,10 @@ pub(super) struct State {
     /// One flat buffer per name, made at the first step.
     buffers: Vec<Tensor>,
     /// Updates per slot: tensors that got no gradient lag behind, as in PyTorch.
-    steps: Vec<i64>,
+    pub(super) steps: Vec<i64>,
     skipping: Option<Skipping>,
+    /// The numbers of a step on the device, where steps are captured, or may be.
+    pub(super) filled: Option<Filled>,
 }
 
 /// Updates that the device may skip, for dynamic loss scaling: the CPU does not know how many there were.
@@ -38,7 +42,7 @@ struct Skipping {
 impl State {
     pub(super) fn new(algorithm: Algorithm, slots: usize) -> Self {
         let names = algorithm.buffers();
-        State { names, buffers: Vec::new(), steps: vec![0; slots], skipping: None }
+        State { names, buffers: Vec::new(), steps: vec![0; slots], skipping: None, filled: None }
     }
 
     /// True before the first update.
@@ -107,9 +111,21 @@ impl State {
                 _ => runs.push(slot..slot + 1),
             }
         }
-        for run in runs.into_iter().filter(|run| gradients.is_present(run.start)) {
-            let (_, algorithm, lr) = settings(run.start);
-            let step = self.steps[run.start] + 1;
+        let present = runs.into_iter().filter(|slots| gradients.is_present(slots.start));
+        let of_slots = |slots: Range<usize>| {
+            let ((_, algorithm, lr), step) = (settings(slots.start), self.steps[slots.start] + 1);
+            Run { slots, algorithm, step, lr }
+        };
+        let runs: Vec<Run> = present.map(of_slots).collect();
+        let skips = skip.is_some() && self.skipping.is_some();
+        let numbers = match &mut self.filled {
+            Some(filled) => filled.of(&runs, skips, kind, gradient)?,
+            None => {
+                let known = |run: &Run| run.algorithm.numbers(run.step, run.lr, skips);
+                runs.iter().map(|run| Numbers::Known(known(run))).collect()
+            }
+        };
+        for (Run { slots: run, algorithm, step, lr }, numbers) in runs.into_iter().zip(&numbers) {
             let mut params = flat.range(flat.master(), run.clone())?;
             let gradient = flat.range(gradient, run.clone())?;
             // Nothing between the gradient and the new weight is rounded to f16, or leaves its range.
@@ -126,16 +142,16 @@ impl State {
                         former.push(copy_of(buffer)?);
                     }
                     let mut skipped = skipped.f_narrow(0, run.start as i64, run.len() as i64)?;
-                    let count =
-                        Count::OnDevice(skipped.f_select(0, 0)?.f_neg()?.f_add_number(step)?);
-                    algorithm.update(&mut work, &gradient, &mut buffers, &count, lr)?;
+                    let count = Count::OnDevice(numbers.less_wide(1, &skipped.f_select(0, 0)?)?);
+                    algorithm.update(&mut work, &gradient, &mut buffers, &count, (lr, numbers))?;
                     for (now, former) in [&work].into_iter().chain(&buffers).zip(&former) {
                         let _ = former.f_where_self_out(now, skip, now)?;
                     }
                     let _ = skipped.f_add_(&skip.f_to_kind(Kind::Double)?)?;
                 }
                 _ => {
-                    algorithm.update(&mut work, &gradient, &mut buffers, &Count::Known(step), lr)?
+                    let count = Count::Known(step);
+                    algorithm.update(&mut work, &gradient, &mut buffers, &count, (lr, numbers))?
                 }
             }
             if params.f_kind()? != kind {
@@ -144,6 +160,41 @@ impl State {
             self.steps[run].fill(step);
         }
         flat.publish()
+    }
+
+    /// True if the device may skip updates.
+    pub(super) fn skips(&self) -> bool {
+        self.skipping.is_some()
+    }
+
+    /// The next update of the slots of an earlier one, if the same is computed but for the numbers.
+    pub(super) fn next(
+        &self,
+        runs: &[Run],
+        settings: impl Fn(usize) -> (usize, Algorithm, f64),
+    ) -> Option<Vec<Run>> {
+        let next = runs.iter().map(|run| {
+            let (steps, (_, algorithm, lr)) = (&self.steps, settings(run.slots.start));
+            let step = steps[run.slots.start];
+            let even = steps[run.slots.clone()].iter().all(|other| *other == step);
+            even.then(|| Run { slots: run.slots.clone(), algorithm, step: step + 1, lr })
+        });
+        next.collect::<Option<Vec<Run>>>().filter(|next| are_like(next, runs))
+    }
+
+    /// Counts an update that was made by a replay.
+    pub(super) fn advance(&mut self) {
+        for Run { slots, step, .. } in self.filled.iter().flat_map(Filled::runs) {
+            self.steps[slots.clone()].fill(*step);
+        }
+    }
+
+    /// The addresses of everything on the device that an update reads or writes here.
+    pub(super) fn addresses(&self) -> Vec<usize> {
+        let skipped = self.skipping.as_ref().map(|skipping| &skipping.skipped);
+        let tensors = self.buffers.iter().chain(skipped);
+        let numbers = self.filled.as_ref().map_or(0, Filled::address);
+        tensors.map(|tensor| tensor.data_ptr() as usize).chain([numbers]).collect()
     }
 
     pub(super) fn save(

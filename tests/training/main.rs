@@ -11,6 +11,7 @@ mod nets;
 mod accumulation;
 mod checkpointing;
 mod gradients;
+mod graphed;
 mod half_precision;
 mod loss;
 mod loss_scale;

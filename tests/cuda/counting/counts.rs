@@ -28,6 +28,8 @@ pub struct Counts {
     pub kernels: BTreeMap<String, u64>,
     /// Calls by name. Products have the kind of their factors behind the name: `cublasGemmEx bf16`.
     pub calls: BTreeMap<String, u64>,
+    /// What was captured in graphs, and not done: kernels, products and copies by name.
+    pub captured: BTreeMap<String, u64>,
     /// Memory by device.
     pub devices: Vec<Memory>,
 }
@@ -55,6 +57,9 @@ impl Counts {
             match columns[0] {
                 "call" => *counts.calls.entry(columns[2].to_owned()).or_default() += number(1),
                 "kernel" => *counts.kernels.entry(columns[2].to_owned()).or_default() += number(1),
+                "captured" => {
+                    *counts.captured.entry(columns[2].to_owned()).or_default() += number(1)
+                }
                 "device" => counts.devices.push(Memory {
                     reserved: number(1),
                     peak: number(2),
@@ -135,6 +140,13 @@ pub fn fail_after(allocations: Option<u32>) {
     let fail = symbol::<unsafe extern "C" fn(c_long)>("counting_fail_after");
     // SAFETY: void counting_fail_after(long), in runtime/memory.c.
     unsafe { fail(allocations.map_or(-1, c_long::from)) }
+}
+
+/// Lets each launch by the driver fail with this error of CUDA from now on; `None`: none.
+pub fn fail_launches(error: Option<i32>) {
+    let fail = symbol::<unsafe extern "C" fn(c_int)>("counting_fail_launches");
+    // SAFETY: void counting_fail_launches(int), in runtime/driver.c.
+    unsafe { fail(error.unwrap_or(0)) }
 }
 
 /// Prints who waits for the device, and who copies from memory that is not pinned, with the lines of Rust.

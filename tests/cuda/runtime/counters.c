@@ -58,6 +58,7 @@ void counting_reset(void) {
     for (size_t at = 0; at < SIZE; at++) counters[at].calls = 0;
     pthread_mutex_unlock(&lock);
     reset_kernels();
+    reset_graphs();
     reset_memory();
 }
 
@@ -70,6 +71,7 @@ int counting_report(const char *path) {
         if (counters[at].calls > 0) fprintf(file, "call\t%lu\t%s\n", counters[at].calls, counters[at].name);
     pthread_mutex_unlock(&lock);
     report_kernels(file);
+    report_graphs(file);
     report_memory(file);
     return fclose(file) == 0;
 }

@@ -20,11 +20,23 @@ void reset_kernels(void);
 void report_memory(FILE *file);
 void reset_memory(void);
 
+/* Graphs: true if this stream is captured. */
+int is_captured(const void *stream);
+
+/* One more call on a stream, in the graph if it is captured; the second gives false if it is not. */
+void count_on(const void *stream, const char *name);
+int count_captured(const void *stream, const char *name);
+
+/* The host waits for a stream, or for all: in the thread of a capture that ends it, and this is true. */
+int waits_in_capture(const void *stream, int for_all);
+void report_graphs(FILE *file);
+void reset_graphs(void);
+
 /* The kernel behind a handle has been launched. */
-void launched(const void *kernel);
+void launched(const void *kernel, const void *stream);
 
 /* The same for a kernel that was compiled at run time and has no host function; the name must stay where it is. */
-void launched_by_name(const char *name);
+void launched_by_name(const char *name, const void *stream);
 
 /* The mangled name of the latest kernel. */
 const char *last_launched(void);
@@ -42,6 +54,9 @@ void order_settle(void);
 /* The device that this thread has chosen. */
 int current_device(void);
 int device_count(void);
+
+/* True if something is held of a device: it has a context then. */
+int is_used(int device);
 
 /* The memory of each device, in bytes. */
 size_t device_memory(void);

@@ -37,16 +37,16 @@ static void add(const void *function, const char *name) {
 
 static const char *last = "";
 
-static void launch(const void *kernel, const char *name) {
+static void launch(const void *kernel, const char *name, const void *stream) {
     pthread_mutex_lock(&lock);
     add(kernel, name);
-    kernels[place(kernel)].launches++;
+    if (!count_captured(stream, kernels[place(kernel)].name)) kernels[place(kernel)].launches++;
     last = kernels[place(kernel)].name;
     pthread_mutex_unlock(&lock);
 }
 
-void launched(const void *kernel) { launch(kernel, "a kernel that was not registered"); }
-void launched_by_name(const char *name) { launch(name, name); }
+void launched(const void *kernel, const void *stream) { launch(kernel, "a kernel that was not registered", stream); }
+void launched_by_name(const char *name, const void *stream) { launch(name, name, stream); }
 const char *last_launched(void) { return last; }
 
 void reset_kernels(void) {
@@ -119,18 +119,18 @@ cudaError_t __cudaGetKernel(cudaKernel_t *kernel, const void *host) {
 
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **arguments, size_t shared,
                                cudaStream_t stream) {
-    launched(kernel);
+    launched(kernel, stream);
     return cudaSuccess;
 }
 
 cudaError_t cudaLaunchKernel(const void *host, dim3 grid, dim3 block, void **arguments, size_t shared,
                              cudaStream_t stream) {
-    launched(host);
+    launched(host, stream);
     return cudaSuccess;
 }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *configuration, const void *host, void **arguments) {
-    launched(host);
+    launched(host, configuration->stream);
     return cudaSuccess;
 }
 

@@ -40,6 +40,8 @@ void counting_fail_after(long allocations) { left = allocations; }
 
 static size_t room(void) { return limit == 0 ? device_memory() : limit; }
 
+int is_used(int device) { return device >= 0 && device < DEVICES && devices[device].held > 0; }
+
 static int fill(void) { return (int)setting("COUNTING_FILL", 0); }
 
 void reset_memory(void) {
@@ -184,40 +186,44 @@ static void answer(void *to, size_t size) {
     if (size == 1 || size == 8 || fill() == 0) memset(to, size == 1 && !any, size);
 }
 
-static cudaError_t copy(void *to, const void *from, size_t size) {
+static cudaError_t copy(void *to, const void *from, size_t size, const void *stream) {
     struct block target, source;
     int into = find(to, &target), out_of = find(from, &source);
     int to_device = into && target.device != HOST, from_device = out_of && source.device != HOST;
+    const char *name = "copy within the host";
     if (to_device && from_device)
-        count(target.device == source.device ? "copy within a device" : "copy between devices");
-    else if (to_device && out_of)
-        count("copy to the device, pinned");
+        name = target.device == source.device ? "copy within a device" : "copy between devices";
     else if (to_device)
-        count_wait("copy to the device, pageable");
+        name = out_of ? "copy to the device, pinned" : "copy to the device, pageable";
     else if (from_device)
-        count(into ? "copy from the device, pinned" : "copy from the device, pageable");
+        name = into ? "copy from the device, pinned" : "copy from the device, pageable";
+    if (count_captured(stream, name)) return cudaSuccess;
+    if (to_device && !out_of)
+        count_wait(name);
     else
-        count("copy within the host");
+        count(name);
     if (size <= COPIED) memcpy(to, from, size);
     if (from_device && !to_device && size <= sizeof(double)) answer(to, size);
     return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMemcpyKind kind, cudaStream_t stream) {
-    order_copy(to, size, stream);
-    return copy(to, from, size);
+    if (!is_captured(stream)) order_copy(to, size, stream);
+    return copy(to, from, size, stream);
 }
 
 cudaError_t cudaMemcpyPeerAsync(void *to, int target, const void *from, int source, size_t size, cudaStream_t stream) {
-    return copy(to, from, size);
+    return copy(to, from, size, stream);
 }
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
+    if (waits_in_capture(NULL, 1)) return cudaErrorStreamCaptureImplicit;
     count_wait("cudaMemcpy");
-    return copy(to, from, size);
+    return copy(to, from, size, NULL);
 }
 
 cudaError_t cudaMemsetAsync(void *start, int value, size_t size, cudaStream_t stream) {
+    if (count_captured(stream, "cudaMemsetAsync")) return cudaSuccess;
     count("cudaMemsetAsync");
     if (size <= COPIED) memset(start, value, size);
     return cudaSuccess;

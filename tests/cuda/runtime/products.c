@@ -12,20 +12,29 @@ typedef struct {
 #include <cublas_v2.h>
 #include <stdlib.h>
 
-static void product(const void *a, const void *b, const char *f32, const char *f16, const char *bf16, const char *other, cudaDataType kind) {
-    order_read(a);
-    order_read(b);
-    count(kind == CUDA_R_32F ? f32 : kind == CUDA_R_16F ? f16 : kind == CUDA_R_16BF ? bf16 : other);
+static void product(const void *stream, const void *a, const void *b, const char *f32, const char *f16,
+                    const char *bf16, const char *other, cudaDataType kind) {
+    if (!is_captured(stream)) {
+        order_read(a);
+        order_read(b);
+    }
+    count_on(stream, kind == CUDA_R_32F ? f32 : kind == CUDA_R_16F ? f16 : kind == CUDA_R_16BF ? bf16 : other);
 }
-#define PRODUCT(name, kind) product(a, b, name " f32", name " f16", name " bf16", name, kind)
+#define PRODUCT(stream, name, kind) product(stream, a, b, name " f32", name " f16", name " bf16", name, kind)
 
 cublasStatus_t cublasCreate_v2(cublasHandle_t *handle) {
-    *handle = malloc(1);
+    *handle = calloc(1, sizeof(void *));
     return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
     free(handle);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+/* A handle is the place of its stream. */
+cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream) {
+    *(void **)handle = stream;
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -48,7 +57,7 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t ta, cublasO
                             const void *alpha, const void *a, cudaDataType a_kind, int lda, const void *b,
                             cudaDataType b_kind, int ldb, const void *beta, void *c, cudaDataType c_kind, int ldc,
                             cublasComputeType_t compute, cublasGemmAlgo_t algorithm) {
-    PRODUCT("cublasGemmEx", a_kind);
+    PRODUCT(*(void **)handle, "cublasGemmEx", a_kind);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -58,7 +67,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation
                                           long long b_stride, const void *beta, void *c, cudaDataType c_kind, int ldc,
                                           long long c_stride, int batch, cublasComputeType_t compute,
                                           cublasGemmAlgo_t algorithm) {
-    PRODUCT("cublasGemmStridedBatchedEx", a_kind);
+    PRODUCT(*(void **)handle, "cublasGemmStridedBatchedEx", a_kind);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -115,6 +124,6 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                               cublasLtMatrixLayout_t c_layout, void *d, cublasLtMatrixLayout_t d_layout,
                               const cublasLtMatmulAlgo_t *algorithm, void *workspace, size_t size,
                               cudaStream_t stream) {
-    PRODUCT("cublasLtMatmul", (cudaDataType)a_layout->data[0]);
+    PRODUCT(stream, "cublasLtMatmul", (cudaDataType)a_layout->data[0]);
     return CUBLAS_STATUS_SUCCESS;
 }

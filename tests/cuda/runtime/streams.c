@@ -16,7 +16,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
 cudaError_t cudaStreamDestroy(cudaStream_t stream) { return cudaSuccess; }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
-    order_wait(stream, event);
+    if (!is_captured(stream)) order_wait(stream, event);
     return cudaSuccess;
 }
 
@@ -26,7 +26,7 @@ cudaError_t cudaEventCreate(cudaEvent_t *event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    order_record(event, stream);
+    if (!is_captured(stream)) order_record(event, stream);
     return cudaSuccess;
 }
 
@@ -39,20 +39,8 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEve
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status) {
-    *status = cudaStreamCaptureStatusNone;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id,
-                                     cudaGraph_t *graph, const cudaGraphNode_t **dependencies,
-                                     const cudaGraphEdgeData **edges, size_t *number) {
-    *status = cudaStreamCaptureStatusNone;
-    if (id != NULL) *id = 0;
-    return cudaSuccess;
-}
-
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (waits_in_capture(stream, 0)) return cudaErrorStreamCaptureUnsupported;
     count_wait("cudaStreamSynchronize");
     order_settle();
     return cudaSuccess;
@@ -64,6 +52,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 }
 
 cudaError_t cudaDeviceSynchronize(void) {
+    if (waits_in_capture(NULL, 1)) return cudaErrorStreamCaptureUnsupported;
     count_wait("cudaDeviceSynchronize");
     order_settle();
     return cudaSuccess;

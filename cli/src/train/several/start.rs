@@ -86,7 +86,11 @@ pub fn start<T: Task, D>(
     let names: Vec<String> = members.iter().map(|member| member.name.clone()).collect();
     let folders = grid::folders(names.iter().map(String::as_str));
     if let Purpose::Sweep { halving: true, .. } = several.purpose {
-        let steps = plans.iter().map(|plan| (plan.group, plan.share)).zip(&totals);
+        // Seeds may pack the data into some rows more.
+        let steps = members.iter().zip(&plans).map(|(member, plan)| {
+            let Settings { epochs, max_steps, .. } = member.run.common;
+            (plan.group, plan.share, epochs, max_steps)
+        });
         ensure!(
             alike(steps).1.len() < 2,
             "--halving compares runs at the same step, and steps differ: sweep no 'batch_size', 'accumulation', \
