@@ -15,7 +15,7 @@ const ADAPTERS: usize = 16;
 const BATCHES: [(i64, i64); 2] = [(16, 64), (64, 16)];
 
 /// Measures and prints; gives a report.
-pub fn measure(quick: bool, rounds: usize) -> Result<Value> {
+pub fn measure(quick: bool, deep: bool, rounds: usize) -> Result<Value> {
     println!(
         "\n{ADAPTERS} adapters in turn, tokens a second; ours ÷ PEFT. `share`: of PEFT's time, that of transformers without \
          any adapter, which no way of mixing can avoid there.\n"
@@ -29,7 +29,13 @@ pub fn measure(quick: bool, rounds: usize) -> Result<Value> {
         (DEEP, Kind::Float),
         (DEEP, Kind::BFloat16),
     ];
-    for (shape, kind) in if quick { &models[..1] } else { models } {
+    let models = match (quick, deep) {
+        (true, true) => &models[3..],
+        (false, true) => &models[2..],
+        (true, false) => &models[..1],
+        (false, false) => models,
+    };
+    for (shape, kind) in models {
         let mut ours = Ours::new(*shape, *kind)?;
         ours.grow(ADAPTERS)?;
         let start = |targets| Peft::start(shape, *kind, targets, THREADS);

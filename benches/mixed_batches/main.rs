@@ -2,7 +2,7 @@
 //! rows and beside PEFT's LoRA with `adapter_names`.
 //!
 //! `cargo bench --bench mixed_batches --features kernels`: about ten minutes. `-- quick` shows in a minute that it works;
-//! `-- ours-only` does without Python; `-- growth` and `-- beside` make one half; `-- cpu`
+//! `-- ours-only` does without Python; `-- growth` and `-- beside` make one half, `-- beside deep` that of the deeper model; `-- cpu`
 //! counts the time of processors, on a machine that does other work. All run alternately on one machine with
 //! the same number of threads; printed are medians. target/bench/mixed_batches.json and .svg hold the same.
 
@@ -89,7 +89,7 @@ fn main() -> Result<()> {
         println!("drawn in {}", svg.display());
     }
     if !has("growth") && !ours_only {
-        report["beside"] = beside::measure(quick, rounds)?;
+        report["beside"] = beside::measure(quick, has("deep"), rounds)?;
     }
     println!("\n{:.0} s in all", start.elapsed().as_secs_f64());
     let path = folder.join("mixed_batches.json");
