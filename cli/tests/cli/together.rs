@@ -40,7 +40,7 @@ fn cases() -> Vec<Case> {
         case("f16", &["kind=f16", "loss_scale=1024"], 2e-2),
         case("in 8 bits", &["base=int8"], 1e-5),
         case("in 4 bits, with some blocks computed twice", &["base=nf4", "checkpointing=2"], 1e-5),
-        case("block by block", &["base=streamed", "accumulation=2", "batch_size=2"], 1e-5),
+        case("block by block", &["base=streamed", "accumulation=2"], 1e-5),
         Case {
             config: json!({"attention_dropout": 0.1}),
             apart: (0., "the model has dropout"),
@@ -80,7 +80,7 @@ fn cases() -> Vec<Case> {
 impl Case {
     /// The same model with these settings.
     fn training(&self) -> Training {
-        let mut training = training().set(&["max_steps=4"]).set(self.set);
+        let mut training = training().set(&["max_steps=4", "batch_size=2"]).set(self.set);
         let files = std::fs::read_dir(model(self.family)).unwrap();
         std::fs::create_dir(training.path("model")).unwrap();
         for file in files {

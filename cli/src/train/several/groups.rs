@@ -6,7 +6,7 @@ use crate::train::task::Extent;
 const PADDED: u64 = 125;
 
 /// The places of the runs of each group, by the extents of each run's batches: a run of none goes alone. A group has
-/// rows of about one length, and `most` places at most. All are in one group.
+/// rows of about one length, and `most` places at most, of which each run has less than half.
 pub(super) fn groups(runs: &[Vec<Extent>], most: u64) -> Vec<Vec<usize>> {
     let longest = |run: &usize| runs[*run].iter().map(|batch| batch.length).max();
     let mut order: Vec<usize> = (0..runs.len()).collect();
@@ -39,6 +39,7 @@ fn fit(batches: &[Extent], most: u64) -> bool {
     let own: u64 = batches.iter().map(|batch| batch.rows * batch.length).sum();
     let places = rows * longest;
     places <= most
+        && batches.iter().all(|batch| 2 * batch.rows * batch.length < most)
         && places * 100 <= own * PADDED
         && batches.iter().all(|batch| batch.like == batches[0].like)
 }
@@ -58,8 +59,9 @@ mod tests {
         let eight = vec![run(1, &[32]); 8];
         assert_eq!(groups(&eight, 512), [(0..8).collect::<Vec<_>>()]);
         assert_eq!(groups(&eight, 128), [[0, 1, 2, 3], [4, 5, 6, 7]]);
-        // As many places as the most, in each: alone.
-        assert_eq!(groups(&vec![run(16, &[32]); 3], 512), [[0], [1], [2]]);
+        // Enough places of their own: alone.
+        assert_eq!(groups(&vec![run(8, &[32]); 3], 512), [[0], [1], [2]]);
+        assert_eq!(groups(&vec![run(8, &[31]); 3], 512), [vec![0, 1], vec![2]]);
         // Long rows would be padding for short ones.
         let mixed = [run(1, &[30]), run(2, &[200]), run(1, &[32]), run(1, &[190])];
         assert_eq!(groups(&mixed, 1024), [vec![0, 2], vec![3, 1]]);

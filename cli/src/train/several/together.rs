@@ -11,11 +11,11 @@ use crate::train::ranks::Ranks;
 use crate::train::task::{Extent, OfRun, Task};
 use crate::train::trainer::{Group, Run};
 
-/// Places that go through the model at once. On a CPU, a run of half as many gains a tenth by the rows of another, and
-/// one of as many nothing: its products are as fast as they become.
+/// Places that go through the model at once. A run with half as many of its own gains nothing by the rows of others: its
+/// products are as fast as they become.
 pub(super) fn most(device: Device) -> u64 {
     if device == Device::Cpu {
-        256
+        512
     } else {
         8192
     }
