@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod check;
 pub mod generate;
+pub mod graph;
 pub mod model;
 mod step_profile;
 

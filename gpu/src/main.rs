@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Parser;
-use ln_tuning_gpu::{check, generate};
+use ln_tuning_gpu::{check, generate, graph};
 
 /// Computes what is compared with PEFT on the same device.
 #[derive(Debug, Parser)]
@@ -10,11 +10,13 @@ use ln_tuning_gpu::{check, generate};
 enum Command {
     Check(check::Args),
     Generate(generate::Args),
+    Graph(graph::Args),
 }
 
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Check(args) => check::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Graph(args) => graph::run(&args),
     }
 }
