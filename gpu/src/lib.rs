@@ -6,6 +6,7 @@ pub mod check;
 pub mod fused_checks;
 pub mod fused_step;
 pub mod generate;
+pub mod graph;
 pub mod model;
 mod step_profile;
 

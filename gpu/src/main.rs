@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Parser;
-use ln_tuning_gpu::{check, fused_step, generate};
+use ln_tuning_gpu::{check, fused_step, generate, graph};
 
 /// Computes what is compared with PEFT on the same device.
 #[derive(Debug, Parser)]
@@ -11,6 +11,7 @@ enum Command {
     Check(check::Args),
     Fused(fused_step::Args),
     Generate(generate::Args),
+    Graph(graph::Args),
 }
 
 fn main() -> Result<()> {
@@ -18,5 +19,6 @@ fn main() -> Result<()> {
         Command::Check(args) => check::run(&args),
         Command::Fused(args) => fused_step::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Graph(args) => graph::run(&args),
     }
 }

@@ -51,7 +51,7 @@ fn every_step_of_the_bundle_reaches_its_end_without_a_gpu() {
     // Tests that the suite runs by itself with these programs are left to the bundle that was made.
     let short = ["device", "check-models", "fine-tunings", "check-shape", "fused", "generation"];
     let made = std::env::var_os("LN_TUNING_BUNDLE").is_some();
-    let all: [(&str, &[&str]); 2] = [("A", &short), ("B", &["profile"])];
+    let all: [(&str, &[&str]); 2] = [("A", &short), ("B", &["profile", "graph"])];
     for (phase, only) in all {
         let mut run = Gpu::default().command(Path::new(&python)).unwrap();
         // On a GPU box, tests start a Python of their own.
@@ -69,7 +69,7 @@ fn every_step_of_the_bundle_reaches_its_end_without_a_gpu() {
     let steps = report["steps"].as_object().unwrap();
     assert!(steps.values().all(|step| step["status"] == "passed"), "{report:#}");
     let names: BTreeSet<&str> = steps.keys().map(String::as_str).collect();
-    let expected: BTreeSet<&str> = short.into_iter().chain(["profile"]).collect();
+    let expected: BTreeSet<&str> = short.into_iter().chain(["profile", "graph"]).collect();
     let full = ["kill", "loading", "train-1x128", "train-4x768", "train-packed", "train-varying"];
     assert!(
         names.is_superset(&expected) && (!made || names.is_superset(&full.into())),

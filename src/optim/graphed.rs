@@ -159,7 +159,7 @@ impl GraphedStep {
             Ok((loss.f_detach()?, grad_norm))
         };
         let Some(at) = at else {
-            let there = inputs.iter().map(|input| Ok(filled(input, device)?));
+            let there = inputs.iter().map(|input| filled(input, device));
             let (loss, grad_norm) = step(optimizer, &there.collect::<Result<Vec<_>>>()?)?;
             return Ok(Stepped { loss, grad_norm, replayed: false });
         };
