@@ -4,6 +4,7 @@ pub mod attention;
 pub mod check;
 pub mod generate;
 pub mod model;
+pub mod ranks;
 mod step_profile;
 
 use anyhow::{ensure, Result};

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Parser;
-use ln_tuning_gpu::{check, generate};
+use ln_tuning_gpu::{check, generate, ranks};
 
 /// Computes what is compared with PEFT on the same device.
 #[derive(Debug, Parser)]
@@ -10,11 +10,13 @@ use ln_tuning_gpu::{check, generate};
 enum Command {
     Check(check::Args),
     Generate(generate::Args),
+    Ranks(ranks::Args),
 }
 
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Check(args) => check::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Ranks(args) => ranks::run(&args),
     }
 }
