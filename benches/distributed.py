@@ -34,10 +34,13 @@ def all_reduce(*sizes):
 
 
 def steps(folder, rounds):
+    import warnings
+
     import transformers
     from peft import LNTuningConfig, get_peft_model
     from torch.nn.parallel import DistributedDataParallel
 
+    warnings.simplefilter("ignore")
     transformers.utils.logging.disable_progress_bar()
     index = torch.arange(ROWS * LENGTH) + dist.get_rank() * 7919
     ids = (index * index * 31).remainder(4096).view(ROWS, LENGTH)

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::device::Local;
 use crate::one_line::one_line;
 
-#[cfg(feature = "distributed")]
+#[cfg(distributed)]
 use ln_tuning::distributed::{ProcessGroup, ReduceOp};
 
 /// The place of this process among the ranks of a run, and the way to the others.
@@ -25,7 +25,7 @@ struct Inner {
     rank: usize,
     size: usize,
     local: Local,
-    #[cfg(feature = "distributed")]
+    #[cfg(distributed)]
     group: Option<Arc<ProcessGroup>>,
     phase: AtomicU8,
 }
@@ -63,7 +63,7 @@ impl Ranks {
             rank,
             size,
             local,
-            #[cfg(feature = "distributed")]
+            #[cfg(distributed)]
             group: None,
             phase: AtomicU8::new(PREPARING),
         }))
@@ -110,7 +110,7 @@ impl Ranks {
     }
 
     /// Meets the other ranks. That, and all that they do together, takes so long at most.
-    #[cfg(feature = "distributed")]
+    #[cfg(distributed)]
     pub fn connect(self, timeout: Duration) -> Result<Self> {
         if self.are_one() {
             return Ok(self);
@@ -123,7 +123,7 @@ impl Ranks {
         Ok(Ranks(Arc::new(Inner { rank, size, local, group: Some(group), phase })))
     }
 
-    #[cfg(not(feature = "distributed"))]
+    #[cfg(not(distributed))]
     pub fn connect(self, _timeout: Duration) -> Result<Self> {
         ensure!(
             self.are_one(),
@@ -161,7 +161,7 @@ impl Ranks {
 
     /// Lets the gradients of an optimiser be those of all ranks.
     pub fn join(&self, optimizer: &mut Optimizer) -> Result<()> {
-        #[cfg(feature = "distributed")]
+        #[cfg(distributed)]
         if let Some(group) = &self.0.group {
             optimizer.set_process_group(group.clone())?;
         }
@@ -171,7 +171,7 @@ impl Ranks {
 
     /// The mean loss over the targets of all ranks, whose gradient takes the place of this rank's.
     pub fn reduce(&self, optimizer: &mut Optimizer, own: &Tensor, targets: i64) -> Result<Tensor> {
-        #[cfg(feature = "distributed")]
+        #[cfg(distributed)]
         if self.0.group.is_some() {
             return Ok(optimizer.all_reduce(own, targets)?.0);
         }
@@ -310,7 +310,7 @@ impl Ranks {
 
     /// Refuses ranks that have not the same.
     pub fn check_same(&self, what: &str, value: &str) -> Result<()> {
-        #[cfg(feature = "distributed")]
+        #[cfg(distributed)]
         if let Some(group) = &self.0.group {
             group.verify_equal([(what, value)])?;
         }
@@ -339,7 +339,7 @@ impl Ranks {
     }
 
     /// The sum of tensors on the CPU.
-    #[cfg(feature = "distributed")]
+    #[cfg(distributed)]
     fn summed(&self, mut tensor: Tensor) -> Result<Tensor> {
         if let Some(group) = &self.0.group {
             group.all_reduce(&mut tensor, ReduceOp::Sum)?;
@@ -347,7 +347,7 @@ impl Ranks {
         Ok(tensor)
     }
 
-    #[cfg(not(feature = "distributed"))]
+    #[cfg(not(distributed))]
     fn summed(&self, tensor: Tensor) -> Result<Tensor> {
         Ok(tensor)
     }
