@@ -112,7 +112,7 @@ bench: setup-tests ## The benchmarks, those beside PEFT included: about half an 
 	$(CARGO) bench --locked
 	$(CARGO) bench --locked --bench train_vs_peft -- --growth
 
-distributed-bench: setup-tests ## Ranks on this machine: steps, all-reduce beside Python's Gloo, memory: three minutes
+distributed-bench: setup-tests ## Ranks on this machine beside PEFT under DDP: steps, all-reduce, memory: six minutes
 	$(CARGO) bench --locked --features distributed --bench distributed
 
 distributed-kills: setup-tests ## A run under torchrun whose ranks are killed at 20 instants: SEED=2 for others

@@ -74,6 +74,10 @@ def phase_a(places, options):
         Step("fused", "The fused functions: each beside libtorch's operators, and the step with and without them.", 90, fused),
         Step("generation", "Greedy text at batch 1: the same tokens in f32, and tokens per second in bf16.", 60,
              python("generation.py", model, "--shape", shape, "--device", device, *dry)),
+        # The runtime without a GPU computes nothing: there the ranks are those of the CPU.
+        Step("two-ranks", "Two ranks of torchrun train what one process trains: by NCCL, or by Gloo.", 170,
+             python("two_ranks.py", model, "--shape", shape, "--device", "cpu" if small else device,
+                    *(["--steps", 3, "--kinds", "float32"] if small else [])), real),
         Step("kill", "A run killed again and again ends as one that was not.", 120,
              tests("program-tests", "resume::a_run_killed"), {"LN_TUNING_TEST_DEVICE": "cpu" if real else device} | real),
     ]

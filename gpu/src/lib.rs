@@ -8,6 +8,7 @@ pub mod fused_step;
 pub mod generate;
 pub mod graph;
 pub mod model;
+pub mod ranks;
 mod step_profile;
 
 use anyhow::{ensure, Result};

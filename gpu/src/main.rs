@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Parser;
-use ln_tuning_gpu::{check, fused_step, generate, graph};
+use ln_tuning_gpu::{check, fused_step, generate, graph, ranks};
 
 /// Computes what is compared with PEFT on the same device.
 #[derive(Debug, Parser)]
@@ -12,6 +12,7 @@ enum Command {
     Fused(fused_step::Args),
     Generate(generate::Args),
     Graph(graph::Args),
+    Ranks(ranks::Args),
 }
 
 fn main() -> Result<()> {
@@ -20,5 +21,6 @@ fn main() -> Result<()> {
         Command::Fused(args) => fused_step::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Graph(args) => graph::run(&args),
+        Command::Ranks(args) => ranks::run(&args),
     }
 }

@@ -86,3 +86,30 @@ fn every_link_of_the_front_pages_leads_to_a_file_of_the_package() {
         }
     }
 }
+
+/// The features of the library in the program for a system, by their names.
+fn features(target: &str) -> String {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(ROOT).args(["tree", "--package", "ln-tuning-cli", "--target", target]);
+    cargo.args([
+        "--edges",
+        "normal",
+        "--prefix",
+        "none",
+        "--format",
+        "{p} {f}",
+        "--locked",
+        "--offline",
+    ]);
+    let tree = run(&mut cargo);
+    let line = tree.lines().find(|line| line.starts_with("ln-tuning v")).expect("the library");
+    line.rsplit(' ').next().unwrap_or_default().to_owned()
+}
+
+/// The library refuses to be built with it elsewhere. FreeBSD stands for all others: it needs no packages besides those
+/// of Linux, so that nothing is downloaded.
+#[test]
+fn the_program_asks_for_many_processes_on_linux_only_and_for_all_else_everywhere() {
+    assert_eq!(features("x86_64-unknown-linux-gnu"), "default,distributed,kernels,models,plots");
+    assert_eq!(features("x86_64-unknown-freebsd"), "default,kernels,models,plots");
+}

@@ -35,7 +35,7 @@ pub fn listen() -> Result<()> {
 }
 
 /// Ends the run as a signal does, with this error: at once, or after the present step.
-#[cfg(feature = "distributed")]
+#[cfg(distributed)]
 pub fn fail(error: String) {
     *FAILED.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
     if !STEPPING.load(Ordering::SeqCst) {

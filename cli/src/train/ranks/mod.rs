@@ -3,7 +3,7 @@
 
 mod agreement;
 mod directory;
-#[cfg(feature = "distributed")]
+#[cfg(distributed)]
 mod guard;
 mod launcher;
 mod rank;

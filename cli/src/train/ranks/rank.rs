@@ -4,18 +4,18 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-#[cfg(not(feature = "distributed"))]
+#[cfg(not(distributed))]
 use anyhow::ensure;
 use anyhow::{Error, Result};
 use ln_tuning::Optimizer;
 use tch::Tensor;
 
-#[cfg(feature = "distributed")]
+#[cfg(distributed)]
 use super::guard;
 use super::launcher::Place;
 use crate::device::Local;
 
-#[cfg(feature = "distributed")]
+#[cfg(distributed)]
 use ln_tuning::distributed::{ProcessGroup, ReduceOp};
 
 /// The place of this process among the ranks of a run, and the way to the others.
@@ -24,7 +24,7 @@ pub struct Ranks(Arc<Inner>);
 
 struct Inner {
     place: Place,
-    #[cfg(feature = "distributed")]
+    #[cfg(distributed)]
     group: Option<Arc<ProcessGroup>>,
     phase: AtomicU8,
 }
@@ -49,7 +49,7 @@ impl Ranks {
     fn new(place: Place) -> Self {
         Ranks(Arc::new(Inner {
             place,
-            #[cfg(feature = "distributed")]
+            #[cfg(distributed)]
             group: None,
             phase: AtomicU8::new(Phase::Preparing as u8),
         }))
@@ -64,7 +64,7 @@ impl Ranks {
     }
 
     /// Meets the other ranks. That, and all that they do together, takes so long at most.
-    #[cfg(feature = "distributed")]
+    #[cfg(distributed)]
     pub fn connect(self, timeout: Duration) -> Result<Self> {
         if self.are_one() {
             guard::watch()?;
@@ -80,7 +80,7 @@ impl Ranks {
         Ok(Ranks(Arc::new(Inner { place, group, phase })))
     }
 
-    #[cfg(not(feature = "distributed"))]
+    #[cfg(not(distributed))]
     pub fn connect(self, _timeout: Duration) -> Result<Self> {
         ensure!(
             self.are_one(),
@@ -118,15 +118,15 @@ impl Ranks {
 
     /// The time for which ranks wait for each other; none for one that is alone.
     pub fn timeout(&self) -> Option<Duration> {
-        #[cfg(feature = "distributed")]
+        #[cfg(distributed)]
         return self.0.group.as_ref().map(|group| group.timeout());
-        #[cfg(not(feature = "distributed"))]
+        #[cfg(not(distributed))]
         None
     }
 
     /// Lets the gradients of an optimiser be those of all ranks.
     pub fn join(&self, optimizer: &mut Optimizer) -> Result<()> {
-        #[cfg(feature = "distributed")]
+        #[cfg(distributed)]
         if let Some(group) = &self.0.group {
             optimizer.set_process_group(group.clone())?;
         }
@@ -136,7 +136,7 @@ impl Ranks {
 
     /// The mean loss over the targets of all ranks, whose gradient takes the place of this rank's.
     pub fn reduce(&self, optimizer: &mut Optimizer, own: &Tensor, targets: i64) -> Result<Tensor> {
-        #[cfg(feature = "distributed")]
+        #[cfg(distributed)]
         if self.0.group.is_some() {
             return Ok(optimizer.all_reduce(own, targets)?.0);
         }
@@ -191,7 +191,7 @@ impl Ranks {
 
     /// Refuses ranks that have not the same.
     pub fn check_same(&self, what: &str, value: &str) -> Result<()> {
-        #[cfg(feature = "distributed")]
+        #[cfg(distributed)]
         if let Some(group) = &self.0.group {
             group.verify_equal([(what, value)])?;
         }
@@ -208,7 +208,7 @@ impl Ranks {
     }
 
     /// The sum of tensors on the CPU.
-    #[cfg(feature = "distributed")]
+    #[cfg(distributed)]
     pub(super) fn summed(&self, mut tensor: Tensor) -> Result<Tensor> {
         if let Some(group) = &self.0.group {
             group.all_reduce(&mut tensor, ReduceOp::Sum)?;
@@ -216,7 +216,7 @@ impl Ranks {
         Ok(tensor)
     }
 
-    #[cfg(not(feature = "distributed"))]
+    #[cfg(not(distributed))]
     pub(super) fn summed(&self, tensor: Tensor) -> Result<Tensor> {
         Ok(tensor)
     }

@@ -1,15 +1,7 @@
-//! Data-parallel training on one machine, one thread for each rank: the time of a step with one and two ranks, the
-//! all-reduce beside that of Python, and the memory of two ranks beside one.
-//!
-//! `cargo bench --features distributed --bench distributed`, or `make distributed-bench`: about four minutes; `-- quick`
-//! shows in half a minute that it works. Every process starts this program again, or benches/distributed.py, with the
-//! variables of a launcher.
-
-mod place;
+//! One rank: what it measures beside the others. Rank 0 prints it.
 
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,121 +14,16 @@ use serde_json::{json, Value};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-/// Bytes of an all-reduce: the norms of half of a 3B model, those of an 8B model, and what full fine-tuning would send.
-const SIZES: [usize; 3] = [350_000, 1_400_000, 100_000_000];
-
-fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match words[..] {
-        ["rank", "steps", dir, rounds] => steps(Path::new(dir), rounds.parse()?),
-        ["rank", "memory", dir] => memory(Path::new(dir)),
-        ["rank", "all_reduce"] => all_reduce(),
-        [] => compare(9, 3),
-        ["quick"] => compare(2, 1),
-        _ => anyhow::bail!("expected no argument, or 'quick'"),
-    }
-}
-
-fn compare(rounds: usize, turns: usize) -> Result<()> {
-    let dir = tempfile::Builder::new().prefix("distributed-").tempdir_in(".")?;
-    let bytes = write(dir.path())?;
-    println!(
-        "a llama of {:.0} MB in f32; {ROWS} x {LENGTH} tokens for each rank",
-        bytes as f64 / 1e6
-    );
-    let dir = dir.path().to_str().context("the directory's name is not in UTF-8")?;
-
-    let found = ranks(&ours(&["steps", dir, &rounds.to_string()])?, 2)?.remove(0);
-    println!("\n| a step | milliseconds | CPU milliseconds of rank 0 |\n|---|---:|---:|");
-    for (name, value) in found.as_object().context("no table")? {
-        println!("| {name} | {:.1} | {:.1} |", number(&value["ms"])?, number(&value["cpu_ms"])?);
-    }
-    let ms = |name: &str| number(&found[name]["ms"]);
-    println!(
-        "efficiency at 2 ranks: {:.3} of one rank alone, {:.3} of two that do not know each other",
-        ms(ALONE)? / ms(REDUCED)?,
-        ms(BESIDE)? / ms(REDUCED)?
-    );
-
-    let (mut own, mut python) = (Vec::new(), Vec::new());
-    let theirs = {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/distributed.py");
-        let sizes = SIZES.map(|size| size.to_string());
-        let words = [place::python().into(), script.into_os_string()];
-        words.into_iter().chain(sizes.map(Into::into)).collect::<Vec<_>>()
-    };
-    for _ in 0..turns {
-        own.push(ranks(&ours(&["all_reduce"])?, 2)?.remove(0));
-        python.push(ranks(&theirs, 2)?.remove(0));
-    }
-    println!("\n| all-reduce of 2 ranks | ours, ms | Python's Gloo, ms | Python ÷ ours |\n|---:|---:|---:|---:|");
-    for (at, size) in SIZES.iter().enumerate() {
-        let of = |all: &[Value]| -> Result<f64> {
-            let values = all.iter().map(|medians| number(&medians[at]));
-            Ok(median(values.collect::<Result<_>>()?) * 1e3)
-        };
-        let (own, python) = (of(&own)?, of(&python)?);
-        println!("| {} KB | {own:.2} | {python:.2} | {:.2} |", size / 1000, python / own);
-    }
-
-    println!("\n| ranks | MB of all together | of that not of the file |\n|---:|---:|---:|");
-    for world in [1, 2] {
-        let all = ranks(&ours(&["memory", dir])?, world)?;
-        let sum = |key: &str| -> Result<f64> {
-            all.iter().map(|rank| number(&rank[key])).sum::<Result<f64>>()
-        };
-        println!("| {world} | {:.0} | {:.0} |", sum("pss")? / 1e6, sum("anonymous")? / 1e6);
-    }
-    Ok(())
-}
-
-fn number(value: &Value) -> Result<f64> {
-    value.as_f64().context("not a number")
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// This program as a rank.
-fn ours(words: &[&str]) -> Result<Vec<std::ffi::OsString>> {
-    let mut command = vec![std::env::current_exe()?.into_os_string(), "rank".into()];
-    command.extend(words.iter().map(Into::into));
-    Ok(command)
-}
-
-/// Runs a command on every rank, and gives what each printed; some print nothing.
-fn ranks(command: &[std::ffi::OsString], world: usize) -> Result<Vec<Value>> {
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let mut children = Vec::new();
-    for rank in 0..world {
-        let mut child = Command::new(&command[0]);
-        child.args(&command[1..]).stdout(Stdio::piped()).env("OMP_NUM_THREADS", "1");
-        child.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
-        child.env("WORLD_SIZE", world.to_string());
-        child.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
-        children.push(child.spawn()?);
-    }
-    let mut printed = Vec::new();
-    for child in children {
-        let output = child.wait_with_output()?;
-        ensure!(output.status.success(), "{command:?} ended with {}", output.status);
-        if !output.stdout.is_empty() {
-            printed.push(serde_json::from_slice(&output.stdout)?);
-        }
-    }
-    Ok(printed)
-}
+use crate::{median, SIZES};
 
 fn print(value: &Value) -> Result<()> {
     println!("{value}");
     Ok(std::io::stdout().flush()?)
 }
 
-const ROWS: i64 = 2;
-const LENGTH: i64 = 128;
+/// Of one rank in a step.
+pub const ROWS: i64 = 2;
+pub const LENGTH: i64 = 128;
 
 fn config() -> Value {
     json!({
@@ -147,7 +34,7 @@ fn config() -> Value {
 }
 
 /// A llama of random weights. Gives the size of the file.
-fn write(dir: &Path) -> Result<u64> {
+pub fn write(dir: &Path) -> Result<u64> {
     let vs = VarStore::new(Device::Cpu);
     Decoder::new(&vs.root(), &DecoderConfig::from_value(&config())?)?;
     ln_tuning::pretrained::save(&vs, dir, &config().to_string())?;
@@ -185,14 +72,15 @@ impl Training {
     }
 }
 
-const ALONE: &str = "1 rank, the other core idle";
-const BESIDE: &str = "2 ranks that do not know each other";
-const REDUCED: &str = "2 ranks, gradients reduced";
+/// Ways to make steps: rank 0 while the others wait, all without a word to each other, all together.
+pub const ALONE: &str = "alone";
+pub const BESIDE: &str = "beside";
+pub const REDUCED: &str = "reduced";
 /// Steps between two readings of the clock.
 const BLOCK: usize = 4;
 
 /// Blocks of steps of each way, in turn, so that all see the same machine. The ranks wait for each other in between.
-fn steps(dir: &Path, rounds: usize) -> Result<()> {
+pub fn steps(dir: &Path, rounds: usize) -> Result<()> {
     tch::set_num_threads(1);
     let group = Arc::new(ProcessGroup::from_env()?);
     let rank = group.rank();
@@ -238,7 +126,7 @@ fn cpu_seconds() -> Result<f64> {
     Ok(ticks.iter().sum::<f64>() / 100.)
 }
 
-fn all_reduce() -> Result<()> {
+pub fn all_reduce() -> Result<()> {
     tch::set_num_threads(1);
     let group = ProcessGroup::from_env()?;
     let mut medians = Vec::new();
@@ -263,7 +151,7 @@ fn all_reduce() -> Result<()> {
 }
 
 /// The memory of this rank while all of them train. A page that two processes share counts for half in each (PSS).
-fn memory(dir: &Path) -> Result<()> {
+pub fn memory(dir: &Path) -> Result<()> {
     tch::set_num_threads(1);
     let group = Arc::new(ProcessGroup::from_env()?);
     let mut training = Training::new(dir, group.rank(), Some(&group))?;
