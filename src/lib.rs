@@ -114,6 +114,9 @@ pub use adapter::{
 };
 pub use autograd::{loss, recompute};
 pub use error::{Error, ErrorKind, Result};
+#[cfg(all(fused, feature = "models"))]
+#[doc(hidden)] // For a benchmark of each.
+pub use kernels::alone;
 pub use names::natural::natural_cmp;
 pub use optim::{Algorithm, Decay, DynamicLossScale, Optimizer, Schedule};
 pub use storage::gguf;

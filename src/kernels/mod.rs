@@ -1,5 +1,7 @@
 //! Products and attention in the form that is fastest on this machine.
 
+#[cfg(all(fused, feature = "models"))]
+pub mod alone;
 #[cfg(feature = "models")]
 pub(crate) mod attention;
 #[cfg(fused)]
@@ -8,6 +10,7 @@ pub(crate) mod fused;
 #[path = "fused_elsewhere.rs"]
 pub(crate) mod fused;
 pub(crate) mod fused_forms;
+mod kept;
 #[cfg(feature = "kernels")]
 mod linear_calls;
 mod measured;
@@ -16,3 +19,4 @@ pub(crate) mod number;
 pub(crate) mod packed;
 pub(crate) mod processor;
 pub(crate) mod product;
+pub(crate) mod way;
