@@ -140,5 +140,154 @@ fn norm(c: &mut Criterion) {
     group.finish();
 }
 
+/// Fused functions and products of this crate, each beside libtorch's operators, with the sizes of SmolLM2-135M and 1,024
+/// tokens. Forwards and backwards to the input, but for products of few rows.
+#[cfg(all(fused, feature = "models"))]
+mod alone {
+    use criterion::{BenchmarkId, Criterion};
+    use ln_tuning::alone::{self, Orders};
+    use tch::{no_grad, Device, Kind, Tensor};
+
+    use super::{random, THREADS};
+
+    const TOKENS: i64 = 1_024;
+    const SIZE: i64 = 576;
+    const INNER: i64 = 1_536;
+    const KINDS: [Kind; 2] = [Kind::BFloat16, Kind::Float];
+
+    fn input(shape: &[i64], kind: Kind) -> Tensor {
+        random(shape, kind).set_requires_grad(true)
+    }
+
+    /// Both ways to compute outputs, and their gradients to the inputs.
+    fn both(
+        c: &mut Criterion,
+        (group, name): (&str, &str),
+        inputs: &[&Tensor],
+        ways: [&dyn Fn() -> Vec<Tensor>; 2],
+    ) {
+        tch::set_num_threads(THREADS);
+        let mut group = c.benchmark_group(group);
+        group.sample_size(10);
+        for (way, compute) in ["ours", "libtorch"].into_iter().zip(ways) {
+            let upstream: Vec<Tensor> =
+                no_grad(|| compute().iter().map(Tensor::ones_like).collect());
+            group.bench_function(BenchmarkId::new(way, name), |b| {
+                b.iter(|| {
+                    let sums = compute().into_iter().zip(&upstream);
+                    let sums = sums.map(|(y, upstream)| y.reshape(-1).dot(&upstream.reshape(-1)));
+                    let root = sums.reduce(|a, b| a + b).unwrap();
+                    Tensor::run_backward(&[root], inputs, false, false)
+                })
+            });
+        }
+        group.finish();
+    }
+
+    pub fn norms(c: &mut Criterion) {
+        for kind in KINDS {
+            let [x, added] = [(); 2].map(|()| input(&[TOKENS, SIZE], kind));
+            let weight = Tensor::ones([SIZE], (kind, Device::Cpu)).set_requires_grad(true);
+            let bias = Tensor::zeros([SIZE], (kind, Device::Cpu)).set_requires_grad(true);
+            let rms = || {
+                let sum = &x + &added;
+                let normed = sum.f_rms_norm([SIZE], Some(&weight), 1e-6).unwrap();
+                vec![sum, normed]
+            };
+            let layer = || {
+                let sum = &x + &added;
+                let normed = sum.layer_norm([SIZE], Some(&weight), Some(&bias), 1e-6, true);
+                vec![sum, normed]
+            };
+            let ours = |bias: Option<&Tensor>| {
+                let (sum, normed) = alone::added_norm(&x, &added, &weight, bias).unwrap();
+                vec![sum, normed]
+            };
+            let name = format!("{kind:?}");
+            let ways: [&dyn Fn() -> Vec<Tensor>; 2] = [&|| ours(None), &rms];
+            both(c, ("sum and RMSNorm", &name), &[&x, &added, &weight], ways);
+            let ways: [&dyn Fn() -> Vec<Tensor>; 2] = [&|| ours(Some(&bias)), &layer];
+            both(c, ("sum and LayerNorm", &name), &[&x, &added, &weight, &bias], ways);
+        }
+    }
+
+    pub fn gates(c: &mut Criterion) {
+        for kind in KINDS {
+            let [gate, up] = [(); 2].map(|()| input(&[TOKENS, INNER], kind));
+            let ours = || vec![alone::silu_gated(&gate, &up).unwrap()];
+            let theirs = || vec![gate.silu() * &up];
+            both(c, ("SiLU times up", &format!("{kind:?}")), &[&gate, &up], [&ours, &theirs]);
+        }
+    }
+
+    pub fn ropes(c: &mut Criterion) {
+        for kind in KINDS {
+            let [q, k] = [9, 3].map(|heads| input(&[4, TOKENS / 4, heads, 64], kind));
+            let [cos, sin] = [(); 2].map(|()| random(&[TOKENS / 4, 1, 64], kind));
+            let angles = (cos, sin);
+            let ours = || Vec::from(alone::turned([&q, &k], &angles).unwrap());
+            // The signs are those of the sines.
+            let turned = |x: &Tensor| x * &angles.0 + x.roll([32], [-1]) * &angles.1;
+            let theirs = || vec![turned(&q), turned(&k)];
+            both(c, ("rope", &format!("{kind:?}")), &[&q, &k], [&ours, &theirs]);
+        }
+    }
+
+    pub fn attention(c: &mut Criterion) {
+        for kind in KINDS {
+            let [q, k, v] = [9, 3, 3].map(|heads| input(&[4, heads, TOKENS / 4, 64], kind));
+            let ours = || vec![alone::attended(&q, &k, &v, 0.125).unwrap()];
+            let theirs = || {
+                let mask = None::<&Tensor>;
+                vec![Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0., true, 0.125, true)]
+            };
+            both(c, ("attention", &format!("{kind:?}")), &[&q, &k, &v], [&ours, &theirs]);
+        }
+    }
+
+    pub fn products(c: &mut Criterion) {
+        for kind in KINDS {
+            for (from, to) in [(SIZE, SIZE), (SIZE, INNER), (INNER, SIZE), (SIZE, 49_152)] {
+                let weight = random(&[to, from], kind);
+                let name = format!("{kind:?}, {from} to {to}");
+                let orders = Orders::default();
+                let x = input(&[TOKENS, from], kind);
+                let theirs = || vec![x.linear(&weight, None::<Tensor>)];
+                let ours = || vec![alone::linear(&x, &weight, None).unwrap()];
+                both(c, ("product", &name), &[&x], [&ours, &theirs]);
+                let ours = || vec![orders.linear(&x, &weight).unwrap()];
+                both(c, ("product, packed", &name), &[&x], [&ours, &theirs]);
+                let mut group = c.benchmark_group("product of few rows");
+                for rows in [1, 8] {
+                    let x = random(&[rows, from], kind);
+                    let name = format!("{name}, {rows}");
+                    group.bench_function(BenchmarkId::new("ours", &name), |b| {
+                        b.iter(|| alone::linear(&x, &weight, None).unwrap())
+                    });
+                    group.bench_function(BenchmarkId::new("ours, packed", &name), |b| {
+                        b.iter(|| no_grad(|| orders.linear(&x, &weight).unwrap()))
+                    });
+                    group.bench_function(BenchmarkId::new("libtorch", &name), |b| {
+                        b.iter(|| x.linear(&weight, None::<Tensor>))
+                    });
+                }
+                group.finish();
+            }
+        }
+    }
+}
+
 criterion_group!(benches, loss, block, optimizer, norm);
+#[cfg(all(fused, feature = "models"))]
+criterion_group!(
+    functions,
+    alone::norms,
+    alone::gates,
+    alone::ropes,
+    alone::attention,
+    alone::products
+);
+#[cfg(all(fused, feature = "models"))]
+criterion_main!(benches, functions);
+#[cfg(not(all(fused, feature = "models")))]
 criterion_main!(benches);

@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+
+#include "products/product.h"
 #endif
 
 #include <algorithm>
@@ -154,46 +156,110 @@ void some_outputs(
 #endif
 }
 
+// A weight with its bias and the place of its outputs, which stand `outputs` apart.
+template <class T>
+struct Part {
+  const T *weight, *bias;
+  T* out;
+  int64_t outputs;
+};
+
+// All parts in one go, since waking threads takes as long as a small part.
 template <class T, class X, int N>
-void few_rows(const X* x, const T* weight, const T* bias, T* out, int64_t size, int64_t outputs) {
+void few_rows(const X* x, const std::vector<Part<T>>& parts, int64_t size) {
   constexpr int R = N <= 4 ? 4 : 2;
+  int64_t total = 0;
+  for (const auto& part : parts) total += part.outputs;
   const int64_t enough = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, size));
-  at::parallel_for(0, outputs, enough, [&](int64_t at, int64_t end) {
-    for (; at + R <= end; at += R) some_outputs<T, X, N, R>(x, weight, bias, out, size, outputs, at);
-    for (; at < end; at++) some_outputs<T, X, N, 1>(x, weight, bias, out, size, outputs, at);
+  at::parallel_for(0, total, enough, [&](int64_t begin, int64_t end) {
+    int64_t first = 0;
+    for (const auto& [weight, bias, out, outputs] : parts) {
+      int64_t at = std::max<int64_t>(begin - first, 0);
+      const int64_t until = std::min(end - first, outputs);
+      for (; at + R <= until; at += R) some_outputs<T, X, N, R>(x, weight, bias, out, size, outputs, at);
+      for (; at < until; at++) some_outputs<T, X, N, 1>(x, weight, bias, out, size, outputs, at);
+      first += outputs;
+    }
   });
 }
 
+using Weights = std::vector<std::pair<Tensor, std::optional<Tensor>>>;
+
 template <class T, class X>
-Tensor few_rows(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  const int64_t count = outer(x), size = weight.size(1), outputs = weight.size(0);
+std::vector<Tensor> few_rows(const Tensor& x, const Weights& weights) {
+  const int64_t count = outer(x), size = x.size(-1);
   const auto given = x.to(c10::CppTypeToScalarType<X>::value).contiguous();
-  const auto own_bias = bias ? bias->contiguous() : Tensor();
-  auto shape = x.sizes().vec();
-  shape.back() = outputs;
-  auto out = at::empty(shape, weight.options());
-  const auto *from = given.template const_data_ptr<X>();
-  const auto *w = weight.const_data_ptr<T>(), *b = bias ? own_bias.const_data_ptr<T>() : nullptr;
-  auto* to = out.mutable_data_ptr<T>();
+  std::vector<Tensor> outs, biases;
+  std::vector<Part<T>> parts;
+  for (const auto& [weight, bias] : weights) {
+    auto shape = x.sizes().vec();
+    shape.back() = weight.size(0);
+    outs.push_back(at::empty(shape, weight.options()));
+    biases.push_back(bias ? bias->contiguous() : Tensor());
+    parts.push_back(
+        {weight.template const_data_ptr<T>(),
+         bias ? biases.back().template const_data_ptr<T>() : nullptr,
+         outs.back().template mutable_data_ptr<T>(),
+         weight.size(0)});
+  }
+  const auto* from = given.template const_data_ptr<X>();
   switch (count) {
-    case 1: few_rows<T, X, 1>(from, w, b, to, size, outputs); break;
-    case 2: few_rows<T, X, 2>(from, w, b, to, size, outputs); break;
-    case 3: few_rows<T, X, 3>(from, w, b, to, size, outputs); break;
-    case 4: few_rows<T, X, 4>(from, w, b, to, size, outputs); break;
-    case 5: few_rows<T, X, 5>(from, w, b, to, size, outputs); break;
-    case 6: few_rows<T, X, 6>(from, w, b, to, size, outputs); break;
-    case 7: few_rows<T, X, 7>(from, w, b, to, size, outputs); break;
-    case 8: few_rows<T, X, 8>(from, w, b, to, size, outputs); break;
+    case 1: few_rows<T, X, 1>(from, parts, size); break;
+    case 2: few_rows<T, X, 2>(from, parts, size); break;
+    case 3: few_rows<T, X, 3>(from, parts, size); break;
+    case 4: few_rows<T, X, 4>(from, parts, size); break;
+    case 5: few_rows<T, X, 5>(from, parts, size); break;
+    case 6: few_rows<T, X, 6>(from, parts, size); break;
+    case 7: few_rows<T, X, 7>(from, parts, size); break;
+    case 8: few_rows<T, X, 8>(from, parts, size); break;
     default: TORCH_CHECK(false, "a product of ", count, " rows, expected 1 to ", MOST_ROWS);
   }
-  return out;
+  return outs;
 }
 
-Tensor few_rows(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  if (weight.scalar_type() == at::kFloat) return few_rows<float, float>(x, weight, bias);
-  TORCH_CHECK(weight.scalar_type() == at::kBFloat16, "a product of few rows in ", weight.scalar_type());
-  if (dots_of_this_processor() == Dots::avx512_bf16) return few_rows<at::BFloat16, at::BFloat16>(x, weight, bias);
-  return few_rows<at::BFloat16, float>(x, weight, bias);
+std::vector<Tensor> few_rows(const Tensor& x, const Weights& weights) {
+  if (x.scalar_type() == at::kFloat) return few_rows<float, float>(x, weights);
+  TORCH_CHECK(x.scalar_type() == at::kBFloat16, "a product of few rows in ", x.scalar_type());
+  if (dots_of_this_processor() == Dots::avx512_bf16) return few_rows<at::BFloat16, at::BFloat16>(x, weights);
+  return few_rows<at::BFloat16, float>(x, weights);
+}
+
+// The numbers of `Way` in Rust.
+enum Way : int64_t { LIBTORCH = 0, CONVOLUTION = 1, BLOCKS = 2 };
+
+// x · weightᵀ, or x · weight if it is transposed, by the loops in `products`, into `out`. All are in f32, matrices,
+// and rows of each stand in one piece.
+void blocks_into(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool transposed, Tensor& out) {
+#ifdef LN_TUNING_DOTS
+  const auto own_bias = bias ? bias->contiguous() : Tensor();
+  const products::Product product{
+      x.size(0),
+      out.size(1),
+      x.size(1),
+      x.const_data_ptr<float>(),
+      x.stride(0),
+      weight.const_data_ptr<float>(),
+      weight.stride(0),
+      !transposed,
+      bias ? own_bias.const_data_ptr<float>() : nullptr,
+      out.mutable_data_ptr<float>(),
+      out.stride(0)};
+  products::compute(product, at::get_num_threads(), [](int64_t tasks, const auto& some) {
+    at::parallel_for(0, tasks, 1, some);
+  });
+#else
+  TORCH_CHECK(false, "a product in blocks on a processor without AVX-512");
+#endif
+}
+
+Tensor blocks(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool transposed) {
+  auto flat = x.reshape({outer(x), x.size(-1)});
+  if (flat.stride(1) != 1 || (flat.size(0) > 1 && flat.stride(0) < flat.size(1))) flat = flat.contiguous();
+  auto shape = x.sizes().vec();
+  shape.back() = weight.size(transposed ? 1 : 0);
+  auto out = at::empty({flat.size(0), shape.back()}, weight.options());
+  blocks_into(flat, weight, bias, transposed, out);
+  return out.view(shape);
 }
 
 // A graph around the value of x · weightᵀ + bias (x · weight + bias, if it is transposed) that was computed without one.
@@ -206,14 +272,14 @@ struct Product : torch::autograd::Function<Product> {
       const Tensor* value,
       const Tensor* packed,
       bool transposed,
-      bool convolution) {
+      int64_t way) {
     // Neither is kept for a gradient that nobody wants: the input of a frozen weight above all.
     ctx->save_for_backward(
         {weight.requires_grad() ? x : Tensor(), x.requires_grad() ? weight : Tensor()});
     if (packed != nullptr) ctx->saved_data["packed"] = *packed;
     ctx->saved_data["biased"] = bias.has_value();
     ctx->saved_data["transposed"] = transposed;
-    ctx->saved_data["convolution"] = convolution;
+    ctx->saved_data["way"] = way;
     // Without the marks of a view, in case it is one.
     return value->variable_data();
   }
@@ -222,14 +288,16 @@ struct Product : torch::autograd::Function<Product> {
     const auto saved = ctx->get_saved_variables();
     const auto &x = saved[0], &weight = saved[1], &dy = gradients[0];
     const bool transposed = ctx->saved_data["transposed"].toBool();
-    const bool convolution = ctx->saved_data["convolution"].toBool();
+    const int64_t way = ctx->saved_data["way"].toInt();
     Tensor dx, dw, db;
     if (weight.defined() && ctx->needs_input_grad(0)) {
       // A graph of the gradient, if one is wanted, is that of libtorch's product.
       const auto packed = ctx->saved_data.find("packed");
       if (packed != ctx->saved_data.end() && !at::GradMode::is_enabled()) {
         dx = packed_product(dy, packed->second.toTensor(), std::nullopt);
-      } else if (convolution && !at::GradMode::is_enabled()) {
+      } else if (way == BLOCKS && !at::GradMode::is_enabled()) {
+        dx = blocks(dy, weight, std::nullopt, !transposed);
+      } else if (way == CONVOLUTION && !at::GradMode::is_enabled()) {
         const auto windows = weight.view({weight.size(0), weight.size(1), 1, 1});
         const auto image = pixels(dy);
         dx = rows(transposed ? at::conv2d(image, windows) : at::conv_transpose2d(image, windows), dy);
@@ -251,6 +319,16 @@ std::optional<Tensor> given(const Tensor* tensor) {
   return tensor == nullptr ? std::nullopt : std::optional<Tensor>(*tensor);
 }
 
+void check_blocks(const Tensor& x, const Tensor& weight, const Tensor* bias, bool transposed) {
+  TORCH_CHECK(
+      weight.dim() == 2 && weight.is_contiguous() && weight.device().is_cpu() && x.device().is_cpu() &&
+          weight.scalar_type() == at::kFloat && x.scalar_type() == at::kFloat &&
+          x.size(-1) == weight.size(transposed ? 0 : 1) &&
+          (bias == nullptr ||
+           (bias->numel() == weight.size(transposed ? 1 : 0) && bias->scalar_type() == at::kFloat)),
+      "a product in blocks whose tensors do not fit");
+}
+
 } // namespace
 
 extern "C" {
@@ -265,13 +343,13 @@ void ln_linear_graph(
     const Tensor* bias,
     const Tensor* packed,
     int transposed,
-    int convolution) {
+    int64_t way) {
   caught([&] {
     const bool wanted = x->requires_grad() || weight->requires_grad() ||
         (bias != nullptr && bias->requires_grad());
     *out = new Tensor(
         at::GradMode::is_enabled() && wanted
-            ? Product::apply(*x, *weight, given(bias), value, packed, transposed != 0, convolution != 0)
+            ? Product::apply(*x, *weight, given(bias), value, packed, transposed != 0, way)
             : *value);
   });
 }
@@ -286,15 +364,48 @@ int64_t ln_linear_most_rows() {
   return dots_of_this_processor() == Dots::none ? 0 : MOST_ROWS;
 }
 
-// x · weightᵀ + bias without a graph, for few rows; the weight is contiguous, in f32 or bf16, and so are the others.
-void ln_linear_few_rows(Tensor** out, const Tensor* x, const Tensor* weight, const Tensor* bias) {
+// True if this processor has the loops of products in blocks.
+int ln_linear_has_blocks() {
+  return dots_of_this_processor() != Dots::none;
+}
+
+// x · weightᵀ + bias without a graph, or x · weight + bias if it is transposed, block by block; in f32.
+void ln_linear_blocks(Tensor** out, const Tensor* x, const Tensor* weight, const Tensor* bias, int transposed) {
   caught([&] {
+    check_blocks(*x, *weight, bias, transposed != 0);
+    *out = new Tensor(blocks(*x, *weight, given(bias), transposed != 0));
+  });
+}
+
+// The same of a matrix, into `out`, rows of which stand in one piece each.
+void ln_linear_blocks_into(const Tensor* x, const Tensor* weight, int transposed, Tensor* out) {
+  caught([&] {
+    check_blocks(*x, *weight, nullptr, transposed != 0);
     TORCH_CHECK(
-        weight->is_contiguous() && weight->device().is_cpu() && x->size(-1) == weight->size(1) &&
-            x->scalar_type() == weight->scalar_type() &&
-            (bias == nullptr || (bias->numel() == weight->size(0) && bias->scalar_type() == weight->scalar_type())),
-        "a product of few rows whose tensors do not fit");
-    *out = new Tensor(few_rows(*x, *weight, given(bias)));
+        x->dim() == 2 && x->stride(1) == 1 && out->dim() == 2 && out->stride(1) == 1 && out->size(0) == x->size(0) &&
+            out->size(1) == weight->size(transposed != 0 ? 1 : 0) && out->scalar_type() == weight->scalar_type(),
+        "a product in blocks whose result does not fit");
+    blocks_into(*x, *weight, std::nullopt, transposed != 0, *out);
+  });
+}
+
+// x · weightᵀ + bias of each weight without a graph, for few rows; a weight is contiguous, in f32 or bf16, and so is its
+// bias, which may be null.
+void ln_linear_few_rows(
+    Tensor** outs, const Tensor* x, const Tensor* const* weights, const Tensor* const* biases, int64_t count) {
+  caught([&] {
+    Weights all;
+    for (int64_t i = 0; i < count; i++) {
+      const Tensor &weight = *weights[i], *bias = biases[i];
+      TORCH_CHECK(
+          weight.is_contiguous() && weight.device().is_cpu() && x->size(-1) == weight.size(1) &&
+              x->scalar_type() == weight.scalar_type() &&
+              (bias == nullptr || (bias->numel() == weight.size(0) && bias->scalar_type() == weight.scalar_type())),
+          "a product of few rows whose tensors do not fit");
+      all.emplace_back(weight, given(bias));
+    }
+    auto found = few_rows(*x, all);
+    for (int64_t i = 0; i < count; i++) outs[i] = new Tensor(std::move(found[i]));
   });
 }
 

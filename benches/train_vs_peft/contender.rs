@@ -20,6 +20,8 @@ pub enum Who {
     Ours,
     /// Without the feature `kernels`, as far as that can be told at run time.
     OursUnfused,
+    /// With `base: packed`.
+    OursPacked,
     OursRecomputed,
     /// The matrix products of our step, alone.
     Floor,
@@ -34,6 +36,7 @@ impl Who {
         match self {
             Who::Ours => "ours",
             Who::OursUnfused => "ours, unfused",
+            Who::OursPacked => "ours, packed",
             Who::OursRecomputed => "ours, checkpointed",
             Who::Floor => "matrix products",
             Who::Eager => "PEFT eager",
@@ -49,7 +52,7 @@ impl Who {
     /// For [`Task::how`].
     fn how(self) -> &'static str {
         match self {
-            Who::Ours | Who::OursUnfused => "plain",
+            Who::Ours | Who::OursUnfused | Who::OursPacked => "plain",
             Who::OursRecomputed => "recompute",
             Who::Floor => "floor",
             Who::Eager => "eager",
@@ -71,6 +74,8 @@ pub struct Contender {
     /// Milliseconds and losses of the steps so far.
     pub times: Vec<f64>,
     pub values: Vec<f64>,
+    /// Milliseconds of processors that the steps took, in tens.
+    pub work: Vec<f64>,
     /// Milliseconds from the start of the process to the end of its first step.
     pub first: f64,
 }
@@ -84,6 +89,7 @@ impl Contender {
             device: work.device.to_owned(),
             threads: THREADS,
             how: if work.generates { "generate" } else { who.how() }.to_owned(),
+            base: if who == Who::OursPacked { "packed" } else { "mapped" }.to_owned(),
             batch: work.batch,
         };
         let mut command = if who.is_python() {
@@ -139,7 +145,7 @@ impl Contender {
                 }
             }
         });
-        let (times, values, ready) = Default::default();
+        let (times, values, work, ready) = Default::default();
         let patience = Duration::from_secs(options.patience);
         let mut this = Contender {
             who,
@@ -151,6 +157,7 @@ impl Contender {
             started,
             times,
             values,
+            work,
             first: 0.,
         };
         // Libraries may print something of their own.
@@ -188,7 +195,9 @@ impl Contender {
 
     /// Makes the next step.
     pub fn step(&mut self) -> Result<()> {
+        let before = self.processor_time();
         let answer = self.ask(&self.times.len().to_string())?;
+        self.work.push(self.processor_time() - before);
         let (time, value) = answer.split_once(' ').with_context(|| answer.clone())?;
         self.times.push(time.parse()?);
         self.values.push(value.parse()?);
@@ -196,6 +205,16 @@ impl Contender {
             self.first = self.started.elapsed().as_secs_f64() * 1e3;
         }
         Ok(())
+    }
+
+    /// Milliseconds of processors that the process has taken so far.
+    fn processor_time(&self) -> f64 {
+        let path = Path::new("/proc").join(self.child.id().to_string()).join("stat");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        // Behind the name, which may hold anything. Linux counts hundredths of a second.
+        let behind = text.rsplit(')').next().unwrap_or_default();
+        let fields = behind.split_whitespace().skip(11).take(2);
+        fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * 10.
     }
 
     /// Megabytes: the most that the process has had in memory so far. On a GPU what it keeps there beside its context,

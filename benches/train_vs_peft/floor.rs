@@ -6,6 +6,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+#[cfg(all(fused, feature = "models"))]
+use ln_tuning::alone;
 use tch::{no_grad, Cuda, Device, Kind, Tensor};
 
 use crate::work::Shape;
@@ -16,6 +18,9 @@ enum Way {
     Matrices(Kind),
     /// As a convolution of one pixel in f32, which goes to another library.
     Pixels,
+    /// This crate's, in f32.
+    #[cfg(all(fused, feature = "models"))]
+    Ours,
 }
 
 impl Way {
@@ -37,6 +42,12 @@ impl Product {
     /// The two products, of the first rows.
     fn compute(&self, tokens: i64) {
         let (x, y) = (self.x.narrow(0, 0, tokens), self.y.narrow(0, 0, tokens));
+        #[cfg(all(fused, feature = "models"))]
+        if self.way == Way::Ours {
+            let _ = alone::linear(&x, &self.weight, None);
+            let _ = alone::linear_transposed(&y, &self.weight, None);
+            return;
+        }
         if self.way != Way::Pixels {
             let _ = (x.linear(&self.weight, None::<Tensor>), y.matmul(&self.weight));
             return;
@@ -57,6 +68,8 @@ pub fn floor(dir: &Path, kind: Kind, most: i64, device: Device) -> Result<impl F
     let mut ways = vec![Way::Matrices(kind)];
     if device == Device::Cpu {
         ways.extend([Way::Matrices(Kind::Float), Way::Pixels]);
+        #[cfg(all(fused, feature = "models"))]
+        ways.push(Way::Ours);
     }
     // Inputs are shared by all products of a width: a step has no memory for each of them.
     let mut fastest: HashMap<(i64, i64), Product> = HashMap::new();

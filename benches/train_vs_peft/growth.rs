@@ -24,6 +24,10 @@ const SHAPE: Shape = Shape {
 const LENGTH: i64 = 256;
 const PAIRS: usize = 3;
 
+/// Of the contenders.
+const COLOURS: [RGBColor; 3] =
+    [RGBColor(32, 96, 176), RGBColor(208, 112, 32), RGBColor(64, 144, 80)];
+
 struct Axis {
     name: &'static str,
     values: &'static [i64],
@@ -66,7 +70,7 @@ struct Measured {
 
 /// Measures, prints, and writes growth.json and a picture of it.
 pub fn growth(options: &Options) -> Result<()> {
-    let who = [Who::Ours, Who::Eager].into_iter().filter(|who| options.take(*who));
+    let who = [Who::Ours, Who::Eager, Who::Compiled].into_iter().filter(|who| options.take(*who));
     let who: Vec<Who> = who.collect();
     let mut curves = Vec::new();
     for axis in &AXES {
@@ -160,7 +164,7 @@ fn panel_of(
         .y_label_formatter(&|value| format!("{value:.0}"))
         .draw()?;
     for (index, who) in who.iter().enumerate() {
-        let colour = [RGBColor(32, 96, 176), RGBColor(208, 112, 32)][index % 2];
+        let colour = COLOURS[index % COLOURS.len()];
         let own = curve.iter().filter(|m| m.who == *who);
         let points: Vec<(f64, f64)> = own.map(|m| (m.value as f64, quantity(m))).collect();
         chart

@@ -47,16 +47,18 @@ fn work(name: &'static str, shape: Shape, kind: &'static str, batch: i64, length
 
 fn rows() -> Vec<(Work, Vec<Who>)> {
     use Who::*;
-    let all = || vec![Ours, OursUnfused, Floor, Eager, Compiled];
-    let encoder = || vec![Ours, OursUnfused, Eager, Compiled];
+    let all = || vec![Ours, OursUnfused, OursPacked, Floor, Eager, Compiled];
+    let encoder = || vec![Ours, OursUnfused, OursPacked, Eager, Compiled];
+    let writes = || vec![Ours, OursUnfused, OursPacked, Eager];
     let long = || vec![Ours, OursUnfused, OursRecomputed, Eager, Checkpointed];
     let every = || vec![Ours, OursRecomputed, Floor, Eager, Checkpointed, Compiled];
-    let generation =
-        Work { generates: true, ..work("generation, bf16", LLAMA_56M, "bfloat16", 1, 16) };
     let cuda =
         |name, batch| Work { batch, device: "cuda", ..work(name, LLAMA_3B, "bfloat16", 1, 1) };
     let deep = |name, kind| work(name, SMOLLM2, kind, 1, 512);
-    let real = |name, kind| Work { weights: Weights::SmolLm2, ..work(name, SMOLLM2, kind, 4, 256) };
+    let real = |name, kind, rows, length| Work {
+        weights: Weights::SmolLm2,
+        ..work(name, SMOLLM2, kind, rows, length)
+    };
     let classifier = |name, kind| Work {
         batch: Batch { padded: true, ..Batch::new(16, 128) },
         weights: Weights::MiniLm,
@@ -71,9 +73,13 @@ fn rows() -> Vec<(Work, Vec<Who>)> {
         (work("step, bf16, long vocabulary", LONG_VOCABULARY, "bfloat16", 2, 512), all()),
         (work("step, bf16, 4 x 1024", LLAMA_56M, "bfloat16", 4, 1024), long()),
         (work("step, f32, 4 x 1024", LLAMA_56M, "float32", 4, 1024), long()),
-        (generation, vec![Ours, OursUnfused, Eager]),
-        (real("step, the real SmolLM2-135M, bf16, 4 x 256", "bfloat16"), all()),
-        (real("step, the real SmolLM2-135M, f32, 4 x 256", "float32"), all()),
+        (generates(work("generation, bf16", LLAMA_56M, "bfloat16", 1, 16)), writes()),
+        (generates(work("generation, bf16, 8 rows", LLAMA_56M, "bfloat16", 8, 16)), writes()),
+        (generates(work("generation, f32", LLAMA_56M, "float32", 1, 16)), writes()),
+        (generates(work("generation, f32, 8 rows", LLAMA_56M, "float32", 8, 16)), writes()),
+        (generates(real("generation, the real SmolLM2-135M, bf16", "bfloat16", 1, 16)), writes()),
+        (real("step, the real SmolLM2-135M, bf16, 4 x 256", "bfloat16", 4, 256), all()),
+        (real("step, the real SmolLM2-135M, f32, 4 x 256", "float32", 4, 256), all()),
         (deep("step, deep and narrow, bf16, 1 x 512", "bfloat16"), all()),
         (deep("step, deep and narrow, f32, 1 x 512", "float32"), all()),
         (classifier("step, the real MiniLM classifies, bf16, 16 x 128", "bfloat16"), encoder()),

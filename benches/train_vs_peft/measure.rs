@@ -21,6 +21,8 @@ pub struct Measured {
     /// Milliseconds and losses of the steps that count.
     pub times: Vec<f64>,
     pub losses: Vec<f64>,
+    /// Milliseconds of processors that they took.
+    pub work: Vec<f64>,
     /// Milliseconds from the start of the process to the end of its first step.
     pub first: f64,
     pub megabytes: f64,
@@ -77,6 +79,7 @@ fn finish(mut contender: Contender, work: &Work) -> Result<Measured> {
         ready: contender.ready.clone(),
         times: contender.times[WARM_UP..].to_vec(),
         losses: contender.values[WARM_UP..].to_vec(),
+        work: contender.work[WARM_UP..].to_vec(),
         first: contender.first,
         megabytes,
         tokens: (WARM_UP..contender.times.len()).map(tokens).sum(),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use ln_tuning::device::{best_device, memory_info};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{
-    Decoder, DecoderConfig, Encoder, GenerateOptions, Inputs, Model, ModelConfig,
+    Decoder, DecoderConfig, Encoder, GenerateOptions, Inputs, Load, Model, ModelConfig,
 };
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel, Optimizer, TaskType};
@@ -77,8 +77,9 @@ fn prepare(task: &Task, device: Device) -> Result<(Step, u64)> {
         };
         return Ok((Box::new(step), 0));
     }
+    let load = Load::on(device).kind(kind).frozen(task.base.parse()?);
     if batch.padded {
-        let (vs, model) = Encoder::from_pretrained(&task.dir, device, kind)?;
+        let (vs, model) = Encoder::from_pretrained_with(&task.dir, &load)?;
         let weights = bytes_of(&vs);
         // PEFT's table has no row for bert.
         let config = LnTuningConfig::default().task_type(TaskType::SeqCls);
@@ -87,7 +88,7 @@ fn prepare(task: &Task, device: Device) -> Result<(Step, u64)> {
         let mut training = Classification { _vs: vs, model, opt };
         return Ok((Box::new(move |step| training.step(step, batch, device)), weights));
     }
-    let (vs, model) = open(&task.dir, device, kind)?;
+    let (vs, model) = open(&task.dir, device, kind, &load)?;
     let weights = bytes_of(&vs);
     let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
     if task.how == "generate" {
@@ -111,12 +112,12 @@ fn bytes_of(vs: &VarStore) -> u64 {
 }
 
 /// The model of a directory. Without weights there, they are those that benches/peft_train.py makes.
-fn open(dir: &Path, device: Device, kind: Kind) -> Result<(VarStore, Decoder)> {
+fn open(dir: &Path, device: Device, kind: Kind, load: &Load) -> Result<(VarStore, Decoder)> {
     if dir.join(GGUF).exists() {
-        return Ok(Decoder::from_pretrained(dir.join(GGUF), device, kind)?);
+        return Ok(Decoder::from_pretrained_with(dir.join(GGUF), load)?);
     }
     if dir.join("model.safetensors").exists() {
-        return Ok(Decoder::from_pretrained(dir, device, kind)?);
+        return Ok(Decoder::from_pretrained_with(dir, load)?);
     }
     let config: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(dir.join("config.json"))?)?;

@@ -55,7 +55,7 @@ pub fn line(work: &Work, who: Who, result: &Result<Measured>) -> Value {
         Ok(measured) => json!({
             "device_name": device_name(work, measured), "library": measured.ready.library,
             "attention": measured.ready.attention, "steps": measured.times.len(), "tokens": measured.tokens,
-            "ms": median(measured.times.clone()), "times": measured.times,
+            "ms": median(measured.times.clone()), "times": measured.times, "cpu_ms": median(measured.work.clone()),
             "tokens_per_second": measured.tokens as f64 / measured.times.iter().sum::<f64>() * 1e3,
             "first_step_ms": measured.first, "megabytes": measured.megabytes,
             "weights_megabytes": measured.ready.weights as f64 / 1e6, "losses": measured.losses,
@@ -89,8 +89,8 @@ pub fn table(work: &Work, all: &[(Who, Result<Measured>)]) {
         on.map_or(String::new(), |on| format!("; {on}"))
     );
     println!(
-        "  {:<20}{:>10}{:>9}{:>11}{:>10}{:>9}  losses",
-        "", "ms", "ratio", "tokens/s", "MB", "ratio"
+        "  {:<20}{:>10}{:>9}{:>10}{:>11}{:>10}{:>9}  losses",
+        "", "ms", "ratio", "CPU ms", "tokens/s", "MB", "ratio"
     );
     let own = all.iter().find(|(who, _)| *who == Who::Ours);
     let own = own.and_then(|(_, result)| result.as_ref().ok());
@@ -109,16 +109,17 @@ pub fn table(work: &Work, all: &[(Who, Result<Measured>)]) {
         };
         let (time, ratio) = (median(times.clone()), own.map_or(f64::NAN, |o| median(ratios(o))));
         if *who == Who::Floor {
-            println!("  {name:<20}{time:>10.1}{ratio:>9.3}");
+            println!("  {name:<20}{time:>10.1}{ratio:>9.3}{:>10.0}", median(measured.work.clone()));
             continue;
         }
         let speed = measured.tokens as f64 / times.iter().sum::<f64>() * 1e3;
+        let work = median(measured.work.clone());
         let megabytes = measured.megabytes;
         let memory = own.map_or(f64::NAN, |own| own.megabytes / megabytes);
         let shown = |value: Option<&f64>| value.map_or(String::new(), |v| format!("{v:.7}"));
         let (first, last) = (shown(measured.losses.first()), shown(measured.losses.last()));
         println!(
-            "  {name:<20}{time:>10.1}{ratio:>8.2}x{speed:>11.0}{megabytes:>10.0}{memory:>8.2}x  {first} … {last}"
+            "  {name:<20}{time:>10.1}{ratio:>8.2}x{work:>10.0}{speed:>11.0}{megabytes:>10.0}{memory:>8.2}x  {first} … {last}"
         );
     }
 }

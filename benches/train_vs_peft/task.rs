@@ -18,6 +18,8 @@ pub struct Task {
     /// `plain`, `recompute`, `floor`, `generate`, `eager`, `compile` or `checkpoint`; an encoder that classifies knows `plain`,
     /// `eager` and `compile`.
     pub how: String,
+    /// The way in which our frozen matrices are kept, as in `base:` of a training file.
+    pub base: String,
     pub batch: Batch,
 }
 

@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
-use super::number::{made, read};
+use super::number::{all_made, made, read};
+use super::way::Way;
 use crate::device::fused_functions_are_on;
 
 extern "C" {
@@ -20,15 +21,30 @@ extern "C" {
         bias: *mut C_tensor,
         packed: *mut C_tensor,
         transposed: c_int,
-        convolution: c_int,
+        way: i64,
     );
     fn ln_linear_is_traced() -> c_int;
     fn ln_linear_most_rows() -> i64;
-    fn ln_linear_few_rows(
+    fn ln_linear_has_blocks() -> c_int;
+    fn ln_linear_blocks(
         out: *mut *mut C_tensor,
         x: *mut C_tensor,
         weight: *mut C_tensor,
         bias: *mut C_tensor,
+        transposed: c_int,
+    );
+    fn ln_linear_blocks_into(
+        x: *mut C_tensor,
+        weight: *mut C_tensor,
+        transposed: c_int,
+        out: *mut C_tensor,
+    );
+    fn ln_linear_few_rows(
+        outs: *mut *mut C_tensor,
+        x: *mut C_tensor,
+        weights: *const *mut C_tensor,
+        biases: *const *mut C_tensor,
+        count: i64,
     );
 }
 
@@ -60,8 +76,7 @@ pub(super) fn are_on() -> bool {
 pub(super) struct Back<'a> {
     /// The weight is `[in, out]`.
     pub(super) transposed: bool,
-    /// As a convolution.
-    pub(super) convolution: bool,
+    pub(super) way: Way,
     /// With the weight as [`packed`] makes it of `[in, out]`.
     pub(super) packed: Option<&'a Tensor>,
 }
@@ -76,12 +91,10 @@ pub(super) fn with_graph(
     back: Back,
 ) -> Result<Tensor, TchError> {
     let (value, x, weight, bias) = (read(value), read(x), read(weight), perhaps(bias));
-    let (transposed, convolution) = (c_int::from(back.transposed), c_int::from(back.convolution));
+    let (transposed, way) = (c_int::from(back.transposed), back.way as i64);
     let packed = perhaps(back.packed);
     // SAFETY: the tensors are read, and live longer than the call, which makes one or leaves an error.
-    made(|out| unsafe {
-        ln_linear_graph(out, value, x, weight, bias, packed, transposed, convolution)
-    })
+    made(|out| unsafe { ln_linear_graph(out, value, x, weight, bias, packed, transposed, way) })
 }
 
 /// The largest number of rows that [`few_rows`] takes; 0 on processors that it is not written for.
@@ -91,15 +104,50 @@ pub(super) fn most_rows() -> i64 {
     *MOST.get_or_init(|| unsafe { ln_linear_most_rows() })
 }
 
-/// x · weightᵀ + bias without a graph, for contiguous weights `[out, in]` in f32 or bf16.
-pub(super) fn few_rows(
+/// True if this processor has the loops of [`blocks`].
+pub(super) fn has_blocks() -> bool {
+    // SAFETY: reads a constant.
+    unsafe { ln_linear_has_blocks() != 0 }
+}
+
+/// x · weightᵀ + bias without a graph, or x · weight + bias if it is transposed, in f32, by loops of this crate. Each
+/// row is the same whatever the rows beside it and the number of threads.
+pub(super) fn blocks(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
+    transposed: bool,
 ) -> Result<Tensor, TchError> {
     let (x, weight, bias) = (read(x), read(weight), perhaps(bias));
     // SAFETY: as above.
-    made(|out| unsafe { ln_linear_few_rows(out, x, weight, bias) })
+    made(|out| unsafe { ln_linear_blocks(out, x, weight, bias, transposed.into()) })
+}
+
+/// The same of a matrix `[rows, in]`, into `out`.
+pub(super) fn blocks_into(
+    x: &Tensor,
+    weight: &Tensor,
+    transposed: bool,
+    out: &mut Tensor,
+) -> Result<(), TchError> {
+    // SAFETY: as above; `out` is written, and no new tensor is made.
+    let [] = all_made(|_| unsafe {
+        ln_linear_blocks_into(read(x), read(weight), transposed.into(), out.as_mut_ptr())
+    })?;
+    Ok(())
+}
+
+/// x · weightᵀ + bias without a graph of each of these, for contiguous weights `[out, in]` in f32 or bf16.
+pub(super) fn few_rows<const N: usize>(
+    x: &Tensor,
+    layers: [(&Tensor, Option<&Tensor>); N],
+) -> Result<[Tensor; N], TchError> {
+    let weights = layers.map(|(weight, _)| read(weight));
+    let biases = layers.map(|(_, bias)| perhaps(bias));
+    // SAFETY: as above; there are `N` of each.
+    all_made(|outs| unsafe {
+        ln_linear_few_rows(outs, read(x), weights.as_ptr(), biases.as_ptr(), N as i64)
+    })
 }
 
 /// A matrix `[out, in]` in f32 or bf16, in the order that oneDNN multiplies fastest with. It can only be multiplied with.

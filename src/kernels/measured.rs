@@ -1,77 +1,122 @@
-//! The library that multiplies f32 matrices faster on this machine, measured once in each process.
+//! The fastest way to products of f32 matrices on this machine, measured once.
 
 use std::env;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tch::{no_grad, Device, Kind, Tensor};
 
 use crate::error::{refuse, Result};
+use crate::kernels::kept;
+#[cfg(feature = "kernels")]
+use crate::kernels::linear_calls::{blocks, has_blocks};
 use crate::kernels::processor::mkl_is_slow;
+use crate::kernels::way::Way;
 
 /// The choice for those who want no measurement: all machines of a run alike, say.
 const VARIABLE: &str = "LN_TUNING_F32_PRODUCTS";
-const CONVOLUTION: &str = "convolution";
-const MATMUL: &str = "matmul";
+const WAYS: [(&str, Way); 3] =
+    [("matmul", Way::Libtorch), ("convolution", Way::Convolution), ("blocks", Way::Blocks)];
 
-/// Two libraries are as fast as each other within this factor. The processor's name then decides, which is the same in
-/// each run: results repeat bit for bit.
+/// The choice's name in the cache folder.
+const KEPT: &str = "f32-products";
+
+/// Two ways are as fast as each other within this factor. The processor's name then decides, which is the same in each
+/// run: results repeat bit for bit.
 const CLEARLY: f64 = 1.3;
 const ROUNDS: usize = 5;
 
-/// True if oneDNN's convolutions are faster than libtorch's products of matrices. Takes some 20 ms, once.
+/// The fastest way to products of f32 matrices. Takes some 30 ms on a machine where no process has measured it, with so
+/// many threads ([`kept`]).
 ///
 /// # Errors
-/// `InvalidArgument` for a value of `LN_TUNING_F32_PRODUCTS` that is neither `convolution` nor `matmul`.
-pub(super) fn convolution_is_faster() -> Result<bool> {
-    static FASTER: OnceLock<bool> = OnceLock::new();
-    if let Some(faster) = FASTER.get() {
-        return Ok(*faster);
+/// `InvalidArgument` for a value of `LN_TUNING_F32_PRODUCTS` that is no way, or one that this machine does not have.
+pub(super) fn fastest() -> Result<Way> {
+    static FASTEST: OnceLock<Way> = OnceLock::new();
+    if let Some(fastest) = FASTEST.get() {
+        return Ok(*fastest);
     }
-    let faster = chosen(env::var(VARIABLE).ok().as_deref())?;
-    Ok(*FASTER.get_or_init(|| faster))
+    let fastest = chosen(env::var(VARIABLE).ok().as_deref())?;
+    Ok(*FASTEST.get_or_init(|| fastest))
 }
 
-fn chosen(wish: Option<&str>) -> Result<bool> {
-    match wish {
-        Some(CONVOLUTION) => Ok(true),
-        Some(MATMUL) => Ok(false),
-        Some(other) => refuse!(
-            InvalidArgument,
-            "{VARIABLE} is '{other}', expected '{CONVOLUTION}' or '{MATMUL}': unset it to let this machine be measured"
-        ),
-        None if !tch::utils::has_mkldnn() => Ok(false),
-        None => no_grad(|| Ok(judged(mkl_is_slow(), measured()?))),
+/// The ways that this machine has.
+fn ways() -> impl Iterator<Item = (&'static str, Way)> {
+    WAYS.into_iter().filter(|(_, way)| match way {
+        Way::Libtorch => true,
+        Way::Convolution => tch::utils::has_mkldnn(),
+        #[cfg(feature = "kernels")]
+        Way::Blocks => has_blocks(),
+        #[cfg(not(feature = "kernels"))]
+        Way::Blocks => false,
+    })
+}
+
+fn chosen(wish: Option<&str>) -> Result<Way> {
+    let ways: Vec<_> = ways().collect();
+    if let Some(wish) = wish {
+        return match ways.iter().find(|(name, _)| *name == wish) {
+            Some((_, way)) => Ok(*way),
+            None => {
+                let names: Vec<_> = ways.iter().map(|(name, _)| format!("'{name}'")).collect();
+                refuse!(
+                    InvalidArgument,
+                    "{VARIABLE} is '{wish}', expected {} on this machine: unset it to let the ways be measured",
+                    names.join(" or ")
+                )
+            }
+        };
+    }
+    if let [(_, only)] = ways[..] {
+        return Ok(only);
+    }
+    // The last way is the one for processors that MKL was not written for.
+    let guess = if mkl_is_slow() { ways.len() - 1 } else { 0 };
+    let measure = || {
+        no_grad(|| {
+            let all: Vec<Way> = ways.iter().map(|(_, way)| *way).collect();
+            Ok(judged(guess, &measured(&all)?))
+        })
+    };
+    match kept::folder().zip(kept::machine()) {
+        Some((folder, machine)) => kept::kept_or((&folder, &machine), KEPT, &ways, measure),
+        None => Ok(ways[measure()?].1),
     }
 }
 
-/// From the guess by the processor's name, and from how many times faster the convolution was.
-fn judged(guess: bool, times_faster: f64) -> bool {
-    times_faster > if guess { 1. / CLEARLY } else { CLEARLY }
+/// The place of the fastest, by the seconds of each: that of the guess, unless another is clearly faster.
+fn judged(guess: usize, seconds: &[f64]) -> usize {
+    let fastest = (0..seconds.len()).min_by(|a, b| seconds[*a].total_cmp(&seconds[*b]));
+    fastest.filter(|fastest| seconds[*fastest] * CLEARLY < seconds[guess]).unwrap_or(guess)
 }
 
-/// The factor by which a convolution is faster: the best of several rounds of each, in turn.
-fn measured() -> Result<f64> {
+/// The seconds that each way takes: the best of several rounds of all.
+fn measured(ways: &[Way]) -> Result<Vec<f64>> {
     let options = (Kind::Float, Device::Cpu);
     let x = Tensor::f_ones([256, 512], options)?;
     let weight = Tensor::f_ones([512, 512], options)?;
     let pixels = x.f_view([1, 256, 1, 512])?.f_permute([0, 3, 1, 2])?;
     let windows = weight.f_view([512, 512, 1, 1])?;
-    let matmul = || x.f_linear(&weight, None::<Tensor>);
-    let convolution = || pixels.f_conv2d(&windows, None::<Tensor>, [1], [0], [1], 1);
-    let (mut best, mut other) = (Duration::MAX, Duration::MAX);
+    let compute = |way: Way| match way {
+        Way::Libtorch => x.f_linear(&weight, None::<Tensor>),
+        Way::Convolution => pixels.f_conv2d(&windows, None::<Tensor>, [1], [0], [1], 1),
+        #[cfg(feature = "kernels")]
+        Way::Blocks => blocks(&x, &weight, None, false),
+        #[cfg(not(feature = "kernels"))]
+        Way::Blocks => x.f_linear(&weight, None::<Tensor>),
+    };
+    let mut best = vec![f64::INFINITY; ways.len()];
     // The first of each makes plans and starts threads.
     for round in 0..=ROUNDS {
-        let start = Instant::now();
-        drop(convolution()?);
-        let middle = Instant::now();
-        drop(matmul()?);
-        if round > 0 {
-            best = best.min(middle - start);
-            other = other.min(middle.elapsed());
+        for (best, way) in best.iter_mut().zip(ways) {
+            let start = Instant::now();
+            drop(compute(*way)?);
+            if round > 0 {
+                *best = best.min(start.elapsed().as_secs_f64());
+            }
         }
     }
-    Ok(other.as_secs_f64() / best.as_secs_f64().max(1e-9))
+    Ok(best)
 }
 
 #[cfg(test)]
@@ -80,16 +125,19 @@ mod tests {
 
     #[test]
     fn a_guess_stands_until_it_is_clearly_wrong() {
-        for (guess, times_faster, expected) in [
-            (true, 1.8, true),
-            (true, 1., true),
-            (true, 0.8, true),
-            (true, 0.7, false),
-            (false, 0.9, false),
-            (false, 1.2, false),
-            (false, 1.4, true),
+        for (guess, seconds, expected) in [
+            (1, vec![1.8, 1.], 1),
+            (1, vec![1., 1.], 1),
+            (1, vec![0.8, 1.], 1),
+            (1, vec![0.7, 1.], 0),
+            (0, vec![0.9, 1.], 0),
+            (0, vec![1.2, 1.], 0),
+            (0, vec![1.4, 1.], 1),
+            (2, vec![1., 0.9, 1.1], 2),
+            (2, vec![1., 0.8, 1.1], 1),
+            (0, vec![1., 0.7, 0.6], 2),
         ] {
-            assert_eq!(judged(guess, times_faster), expected, "{guess} {times_faster}");
+            assert_eq!(judged(guess, &seconds), expected, "{guess} {seconds:?}");
         }
     }
 
@@ -97,8 +145,10 @@ mod tests {
     fn a_measurement_gives_the_same_choice_each_time_and_can_be_left_out() {
         let first = chosen(None).unwrap();
         assert_eq!([(); 3].map(|()| chosen(None).unwrap()), [first; 3]);
-        assert!(chosen(Some(CONVOLUTION)).unwrap() && !chosen(Some(MATMUL)).unwrap());
+        for (name, way) in ways() {
+            assert_eq!(chosen(Some(name)).unwrap(), way);
+        }
         let message = chosen(Some("mkl")).unwrap_err().to_string();
-        assert!(message.contains("'mkl'") && message.contains("'convolution' or 'matmul'"));
+        assert!(message.contains("'mkl'") && message.contains("'matmul' or 'convolution'"));
     }
 }

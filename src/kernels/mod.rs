@@ -1,5 +1,7 @@
 //! Products and attention in the form that is fastest on this machine.
 
+#[cfg(all(fused, feature = "models"))]
+pub mod alone;
 #[cfg(feature = "models")]
 pub(crate) mod attention;
 #[cfg(fused)]
@@ -12,6 +14,7 @@ pub mod fused_access;
 pub(crate) mod fused_forms;
 #[cfg(fused_cuda)]
 mod gpu;
+mod kept;
 #[cfg(feature = "kernels")]
 mod linear_calls;
 mod measured;
@@ -20,3 +23,4 @@ pub(crate) mod number;
 pub(crate) mod packed;
 pub(crate) mod processor;
 pub(crate) mod product;
+pub(crate) mod way;

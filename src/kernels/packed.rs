@@ -72,7 +72,7 @@ impl Packed {
             *back = Some(ordered(weight, !transposed)?);
             give_back(weight)?;
         }
-        let way = Back { transposed, convolution: false, packed: back.as_ref() };
+        let way = Back { transposed, packed: back.as_ref(), ..Back::default() };
         Ok(Some(with_graph(&value, x, weight, bias, way)?))
     }
 }

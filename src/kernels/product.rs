@@ -4,15 +4,23 @@
 use tch::no_grad;
 use tch::{Device, Kind, Tensor};
 
+#[cfg(all(feature = "kernels", feature = "models"))]
+use crate::autograd::known_gradient::is_recorded;
 use crate::error::{Error, ErrorKind, Result};
 #[cfg(feature = "kernels")]
-use crate::kernels::linear_calls::{are_on, few_rows, most_rows, with_graph, Back};
-use crate::kernels::measured::convolution_is_faster;
+use crate::kernels::linear_calls::{
+    are_on, blocks, blocks_into, few_rows, most_rows, with_graph, Back,
+};
+use crate::kernels::measured::fastest;
+use crate::kernels::way::Way;
 
 /// Weights of at most this many elements stay in the cache while they are reordered for oneDNN.
 pub(crate) const SMALL_WEIGHT: i64 = 1 << 22;
 /// Smaller weights are not worth the reordering.
 const LEAST_WEIGHT: i64 = 1 << 16;
+
+/// With fewer rows, blocks are not worth the reordering.
+const LEAST_FOR_BLOCKS: i64 = 64;
 
 /// With fewer rows, MKL adds up all terms of a product in one running sum: where a vocabulary is summed over, its
 /// rounding is ten times that of several sums, and a hundred times where terms cancel out.
@@ -34,29 +42,61 @@ pub(crate) fn linear_transposed(
 
 /// The value does not depend on what trains: an adapter that is attached changes no bit of it.
 fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, transposed: bool) -> Result<Tensor> {
-    let size = x.size();
-    let count = size.split_last().map_or(0, |(_, outer)| outer.iter().product());
+    let count = rows_of(x);
     #[cfg(feature = "kernels")]
     if takes_few_rows(x, weight, count, transposed)? {
         let back = Back { transposed, ..Back::default() };
-        let value = no_grad(|| few_rows(x, weight, bias))?;
+        let [value] = no_grad(|| few_rows(x, [(weight, bias)]))?;
         return Ok(with_graph(&value, x, weight, bias, back)?);
     }
-    if count > 0 && prefers_convolution(count, weight)? {
+    match way(count, weight)? {
+        #[cfg(feature = "kernels")]
+        Way::Blocks if x.f_kind()? == Kind::Float && are_on() => {
+            let back = Back { transposed, way: Way::Blocks, ..Back::default() };
+            let value = no_grad(|| blocks(x, weight, bias, transposed))?;
+            return Ok(with_graph(&value, x, weight, bias, back)?);
+        }
         // libtorch's graph of a convolution keeps the input, also where the weight is frozen.
         #[cfg(feature = "kernels")]
-        if are_on() && !weight.requires_grad() {
-            let back = Back { transposed, convolution: true, ..Back::default() };
+        Way::Convolution if are_on() && !weight.requires_grad() => {
+            let back = Back { transposed, way: Way::Convolution, ..Back::default() };
             let value = no_grad(|| convolution(x, weight, bias, count, transposed))?;
             return Ok(with_graph(&value, x, weight, bias, back)?);
         }
-        return convolution(x, weight, bias, count, transposed);
+        Way::Convolution => return convolution(x, weight, bias, count, transposed),
+        _ => (),
     }
     if transposed {
         Ok(x.f_linear(&weight.f_tr()?, bias)?)
     } else {
         Ok(x.f_linear(weight, bias)?)
     }
+}
+
+/// [`linear`] of several layers, where they are faster together: few rows, and no gradient.
+#[cfg(all(feature = "kernels", feature = "models"))]
+pub(crate) fn linears<const N: usize>(
+    x: &Tensor,
+    layers: [(&Tensor, Option<&Tensor>); N],
+) -> Result<Option<[Tensor; N]>> {
+    let count = rows_of(x);
+    for (weight, _) in layers {
+        if !takes_few_rows(x, weight, count, false)? {
+            return Ok(None);
+        }
+    }
+    let biases = layers.iter().filter_map(|(_, bias)| *bias);
+    let given = layers.iter().map(|(weight, _)| *weight).chain(biases).chain([x]);
+    for tensor in given {
+        if is_recorded(tensor)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(few_rows(x, layers)?))
+}
+
+fn rows_of(x: &Tensor) -> i64 {
+    x.size().split_last().map_or(0, |(_, outer)| outer.iter().product())
 }
 
 /// The product of `count` rows as a convolution of an image, channels last, with windows of one pixel.
@@ -115,18 +155,39 @@ fn takes_few_rows(x: &Tensor, weight: &Tensor, count: i64, transposed: bool) -> 
         && are_on())
 }
 
-/// True if a product of `rows` rows with this weight is faster as a convolution. libtorch computes products of f32
-/// matrices with MKL, which leaves half of an AVX-512 processor unused if it is not Intel's, and convolutions with
-/// oneDNN, which does not. With few rows, reordering the weight for oneDNN costs more than it saves.
-pub(crate) fn prefers_convolution(rows: i64, weight: &Tensor) -> Result<bool> {
+/// The fastest way to a product of `rows` rows with this weight. For products of f32 matrices libtorch has MKL, which
+/// leaves a part of an AVX-512 processor unused if it is not Intel's, and for convolutions oneDNN, which does so less.
+/// With few rows, reordering the weight costs more than it saves.
+pub(crate) fn way(rows: i64, weight: &Tensor) -> Result<Way> {
     let elements = weight.numel() as i64;
+    if rows < LEAST_FOR_BLOCKS
+        || elements < LEAST_WEIGHT
+        || weight.device() != Device::Cpu
+        || weight.f_kind()? != Kind::Float
+        || !weight.is_contiguous()
+    {
+        return Ok(Way::Libtorch);
+    }
     let enough = if elements <= SMALL_WEIGHT { 128 } else { 256 };
-    Ok(rows >= enough
-        && elements >= LEAST_WEIGHT
-        && weight.device() == Device::Cpu
-        && weight.f_kind()? == Kind::Float
-        && weight.is_contiguous()
-        && convolution_is_faster()?)
+    let way = fastest()?;
+    Ok(if way == Way::Convolution && rows < enough { Way::Libtorch } else { way })
+}
+
+/// Writes x · weightᵀ into `out`, or x · weight if it is transposed, for matrices; false if that is not the way.
+pub(crate) fn blocks_are_written(
+    x: &Tensor,
+    weight: &Tensor,
+    transposed: bool,
+    out: &mut Tensor,
+) -> Result<bool> {
+    #[cfg(feature = "kernels")]
+    if are_on() && x.f_kind()? == Kind::Float && way(rows_of(x), weight)? == Way::Blocks {
+        blocks_into(x, weight, transposed, out)?;
+        return Ok(true);
+    }
+    #[cfg(not(feature = "kernels"))]
+    let _ = (x, weight, transposed, out);
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -205,6 +266,47 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Sizes that are no multiples of a block, sums in one piece and in several, rows that are not contiguous.
+    #[test]
+    #[cfg(feature = "kernels")]
+    fn a_product_in_blocks_is_the_same_and_each_row_is_by_itself() {
+        if !crate::kernels::linear_calls::has_blocks() {
+            return;
+        }
+        for (rows, size, outputs) in
+            [(1, 1, 1), (37, 130, 77), (100, 1024, 32), (13, 2502, 33), (450, 96, 95), (0, 5, 7)]
+        {
+            let x = Tensor::randn([rows, size + 3], CPU).narrow(1, 2, size);
+            let weight = Tensor::randn([outputs, size], CPU) * 0.06;
+            let turned = weight.tr().contiguous();
+            let bias = Tensor::randn([outputs], CPU);
+            let products = |x: &Tensor, threads: i32| {
+                tch::set_num_threads(threads);
+                let plain = blocks(x, &weight, Some(&bias), false).unwrap();
+                let other = blocks(x, &turned, Some(&bias), true).unwrap();
+                let mut into = Tensor::zeros([x.size()[0], outputs + 5], CPU).narrow(1, 4, outputs);
+                blocks_into(x, &weight, false, &mut into).unwrap();
+                [plain, other, into + &bias]
+            };
+            let [plain, other, into] = products(&x, 1);
+            if rows > 0 {
+                check(&[plain.shallow_clone()], &[x.linear(&weight, Some(&bias))], 1e-5);
+            }
+            assert!(other == plain && into == plain, "{rows} {size} {outputs}");
+            assert_eq!(products(&x, 3), [plain.shallow_clone(), other, into]);
+            if rows > 20 {
+                assert_eq!(products(&x.narrow(0, 7, 11), 2)[0], plain.narrow(0, 7, 11));
+            }
+        }
+        // Numbers of a row do not reach others.
+        let x = Tensor::ones([40, 64], CPU);
+        let _ = x.get(3).fill_(f64::NAN);
+        let y = blocks(&x, &Tensor::ones([20, 64], CPU), None, false).unwrap();
+        assert_eq!(y.isnan().sum(Kind::Int64).int64_value(&[]), 20);
+        let wrong = blocks(&x, &Tensor::ones([20, 63], CPU), None, false).unwrap_err().to_string();
+        assert!(wrong.contains("do not fit"), "{wrong}");
     }
 
     #[test]

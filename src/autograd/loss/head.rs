@@ -6,8 +6,9 @@ use super::head_weight::HeadWeight;
 use crate::error::Result;
 use crate::kernels::processor::multiplies_fast;
 use crate::kernels::product::{
-    enough_rows, linear, linear_transposed, prefers_convolution, widened, SMALL_WEIGHT,
+    blocks_are_written, enough_rows, linear, linear_transposed, way, widened, SMALL_WEIGHT,
 };
+use crate::kernels::way::Way;
 
 /// The number of weight rows that are converted at a time.
 const TILE: i64 = 8192;
@@ -22,7 +23,7 @@ pub(super) struct Head {
 }
 
 enum Products {
-    /// Plain products: the kind of the logits is the weight's.
+    /// Plain products, with the whole weight: the kind of the logits is the weight's.
     Same,
     /// Products in the weight's kind, whose results are converted; holds their buffer.
     Low(Tensor),
@@ -50,7 +51,8 @@ impl Head {
             Some(tensor) => (true, tensor.f_narrow(0, 0, height)?),
             None => (false, Tensor::f_empty([height, size], (low, device))?),
         };
-        let products = if low == kind && prefers_convolution(rows, &part)? {
+        let way = if low == kind { way(rows, &part)? } else { Way::Libtorch };
+        let products = if way == Way::Convolution || way == Way::Blocks && !plain {
             Products::InTiles
         } else if low == kind && plain {
             Products::Same
@@ -89,7 +91,9 @@ impl Head {
     pub(super) fn logits(&mut self, rows: &Tensor, out: &mut Tensor) -> Result<()> {
         match (&self.products, self.whole()) {
             (Products::Same, Some(weight)) => {
-                let _ = rows.f_mm_out(out, &weight.f_tr()?)?;
+                if !blocks_are_written(rows, weight, false, out)? {
+                    let _ = rows.f_mm_out(out, &weight.f_tr()?)?;
+                }
             }
             (Products::Low(_), _) => {
                 if let Some(low) = self.low_logits(rows)? {
@@ -189,7 +193,9 @@ impl Head {
     fn add_up(&self, logits: &Tensor, hidden: &mut Tensor) -> Result<()> {
         match (&self.products, self.whole()) {
             (Products::Same, Some(weight)) => {
-                let _ = logits.f_mm_out(hidden, weight)?;
+                if !blocks_are_written(logits, weight, true, hidden)? {
+                    let _ = logits.f_mm_out(hidden, weight)?;
+                }
             }
             (Products::Low(_), Some(weight)) => hidden.f_copy_(&logits.f_mm(weight)?)?,
             (Products::Widened, Some(weight)) => widened(logits, weight, hidden)?,

@@ -8,7 +8,7 @@ use super::head_norm::HeadNorm;
 use super::linear::Linear;
 use super::mask::Mask;
 use super::rope::rotate_both;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::attention as kernels;
 use crate::kernels::fused;
 use crate::kernels::fused_forms::Attended;
@@ -167,16 +167,20 @@ impl Attention {
     /// Queries, keys and values: `[batch, length, heads, head_dim]`.
     fn split(&self, hidden: &Tensor) -> Result<[Tensor; 3]> {
         let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
-        let project = |layer: &Linear| -> Result<Tensor> {
-            let x = layer.forward(hidden)?;
-            self.clip.map_or(Ok(x.shallow_clone()), |clip| Ok(x.f_bound(-clip, clip)?))
+        let clipped = |x: Tensor| match self.clip {
+            Some(clip) => Ok::<_, Error>(x.f_bound(-clip, clip)?),
+            None => Ok(x),
         };
+        let project = |layer: &Linear| clipped(layer.forward(hidden)?);
         match &self.qkv {
-            Qkv::Apart([q, k, v]) => Ok([
-                self.by_head(project(q)?, heads)?,
-                self.by_head(project(k)?, kv_heads)?,
-                self.by_head(project(v)?, kv_heads)?,
-            ]),
+            Qkv::Apart(all) => {
+                let [q, k, v] = Linear::forward_all(all.each_ref(), hidden)?;
+                Ok([
+                    self.by_head(clipped(q)?, heads)?,
+                    self.by_head(clipped(k)?, kv_heads)?,
+                    self.by_head(clipped(v)?, kv_heads)?,
+                ])
+            }
             Qkv::Parts(all) => {
                 let all = self.by_head(project(all)?, heads + 2 * kv_heads)?;
                 three(all.f_split_with_sizes([heads, kv_heads, kv_heads], 2)?)

@@ -8,6 +8,8 @@ use super::streamed::Matrix;
 use super::weight::Weight;
 use super::weights::Weights;
 use crate::error::Result;
+#[cfg(feature = "kernels")]
+use crate::kernels::product::linears;
 use crate::kernels::product::{linear, linear_transposed};
 
 #[derive(Debug)]
@@ -73,6 +75,32 @@ impl Linear {
     /// The weight, if it comes when it is needed.
     pub(super) fn streamed(&self) -> Option<Matrix> {
         self.weight.streamed()
+    }
+
+    /// [`forward`](Self::forward) of several layers with the same input.
+    pub(super) fn forward_all<const N: usize>(
+        layers: [&Linear; N],
+        x: &Tensor,
+    ) -> Result<[Tensor; N]> {
+        #[cfg(feature = "kernels")]
+        if layers.iter().all(|layer| layer.is_plain()) {
+            let parts = layers.map(|layer| (layer.weight.variable(), layer.bias.as_ref()));
+            if let Some(all) = linears(x, parts)? {
+                return Ok(all);
+            }
+        }
+        let mut all = [(); N].map(|()| Tensor::new());
+        for (y, layer) in all.iter_mut().zip(layers) {
+            *y = layer.forward(x)?;
+        }
+        Ok(all)
+    }
+
+    /// True if this is a product with the variable as it is, for all rows.
+    #[cfg(feature = "kernels")]
+    fn is_plain(&self) -> bool {
+        let own = Rows::with_own([Some(self.weight.variable()), self.bias.as_ref()]);
+        !self.transposed && self.weight.is_plain() && own.is_none()
     }
 
     pub(in crate::models) fn forward(&self, x: &Tensor) -> Result<Tensor> {

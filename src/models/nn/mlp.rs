@@ -40,7 +40,10 @@ impl Mlp {
         let act = self.activation;
         let inner = match &self.inner {
             Inner::Plain(layer) => act.apply(&layer.forward(x)?)?,
-            Inner::Gated { gate, up } => act.gated(&gate.forward(x)?, &up.forward(x)?)?,
+            Inner::Gated { gate, up } => {
+                let [gate, up] = Linear::forward_all([gate, up], x)?;
+                act.gated(&gate, &up)?
+            }
             Inner::GatedInOne(both) => act.gated_in_one(&both.forward(x)?)?,
         };
         let inner = dropped(inner, self.dropout, train)?;

@@ -114,6 +114,12 @@ impl Weight {
         self.elsewhere.is_none() && self.variable.numel() == 0
     }
 
+    /// True if the variable is multiplied with as it is.
+    #[cfg(feature = "kernels")]
+    pub(super) fn is_plain(&self) -> bool {
+        self.elsewhere.is_none()
+    }
+
     /// True if the weights are kept in few bits.
     pub(super) fn is_encoded(&self) -> bool {
         self.encoding().is_some()
