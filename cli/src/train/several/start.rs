@@ -17,6 +17,7 @@ use crate::train::checkpoint;
 use crate::train::metrics::Metrics;
 use crate::train::preflight::{describe, measure};
 use crate::train::report::Report;
+use crate::train::settings::Settings;
 use crate::train::start::Mode;
 use crate::train::task::Task;
 use crate::train::trainer::Ready;
