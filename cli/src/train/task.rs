@@ -181,6 +181,10 @@ pub fn numbers<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<Vec<
     if tensors.is_empty() {
         return Ok(Vec::new());
     }
+    // A rank without a row in a step has its loss on the CPU.
+    let device = tensors.iter().map(Tensor::device).find(|device| *device != Device::Cpu);
+    let together = |tensor: &Tensor| tensor.f_to_device(device.unwrap_or(Device::Cpu));
+    let tensors = tensors.iter().map(together).collect::<Result<Vec<_>, TchError>>()?;
     Ok(Vec::try_from(Tensor::f_cat(&tensors, 0)?.f_to_device(Device::Cpu)?)?)
 }
 
