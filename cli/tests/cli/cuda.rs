@@ -4,6 +4,7 @@ use std::process::{Command, Output};
 use std::time::Instant;
 
 use crate::counting::{Counts, Gpu};
+use crate::distributed::port;
 use crate::program::{program, text, texts, Training};
 use crate::{classifier, model, training};
 
@@ -254,5 +255,40 @@ fn each_process_of_a_machine_has_a_gpu_of_its_own() {
     let error = refused(gpu, command).unwrap();
     for words in ["there are 2 processes on this machine", "this one sees 1", "cuda:0"] {
         assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn two_ranks_with_a_gpu_each_sum_their_gradients_once_in_a_step_by_nccl() {
+    let (training, port) = (training(), port());
+    let gpus = Gpu { devices: 2, fill: Some(0x3c), ..Gpu::default() };
+    let mut ranks = Vec::new();
+    for rank in ["0", "1"] {
+        let report = tempfile::NamedTempFile::new().unwrap();
+        let settings = ["device=cuda", "max_steps=5", "accumulation=3", "clip_norm=1.0"];
+        let mut command = training.command(&settings);
+        command.args(["--ddp-timeout", "60"]).env("COUNTING_REPORT", report.path());
+        command.env("LN_TUNING_NCCL", "1").env("MASTER_ADDR", "127.0.0.1");
+        for (name, value) in [
+            ("RANK", rank),
+            ("LOCAL_RANK", rank),
+            ("WORLD_SIZE", "2"),
+            ("MASTER_PORT", port.as_str()),
+        ] {
+            command.env(name, value);
+        }
+        let Some(mut command) = on(gpus, command) else { return };
+        ranks.push((command.spawn().unwrap(), report));
+    }
+    for (rank, (child, report)) in ranks.into_iter().enumerate() {
+        let output = child.wait_with_output().unwrap();
+        let (out, err) = texts(&output);
+        assert!(output.status.success() && err.is_empty(), "{}\n{out}\n{err}", output.status);
+        let counts = Counts::read(report.path());
+        let sums = counts.calls.iter().filter(|(name, _)| name.starts_with("ncclAllReduce"));
+        let sums: Vec<(&str, u64)> = sums.map(|(name, calls)| (name.as_str(), *calls)).collect();
+        assert!(matches!(sums[..], [(name, 5)] if name.contains(" f32 ")), "{sums:?}");
+        assert!(counts.devices[rank].peak > 0);
+        assert_eq!(counts.devices[1 - rank].peak, 0, "rank {rank} uses the GPU of the other");
     }
 }

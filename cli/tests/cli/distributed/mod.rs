@@ -159,7 +159,7 @@ fn variables<'a>(rank: &'a str, world: &'a str, port: &'a str) -> [(&'a str, &'a
 }
 
 /// A port that nobody listens on.
-fn port() -> String {
+pub fn port() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port().to_string()
 }
