@@ -17,7 +17,8 @@ const RANKS: usize = 2;
 const TAIL: usize = 2 * RANKS;
 
 /// All memory of the devices has this byte in it, so that all ranks have the same weights.
-const GPUS: Gpu = Gpu { sm: 90, devices: RANKS as u32, memory: 80 << 30, fill: Some(0x3c) };
+const GPUS: Gpu =
+    Gpu { sm: 90, devices: RANKS as u32, memory: 80 << 30, fill: Some(0x3c), computes: false };
 
 /// The counts of this work; fails if it waits for the device.
 fn counted(what: &str, work: impl FnOnce() -> Result<()>) -> Counts {
