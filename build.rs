@@ -9,11 +9,14 @@ mod c10d;
 #[cfg(feature = "kernels")]
 #[path = "build/fused.rs"]
 mod fused;
+#[cfg(feature = "kernels")]
+#[path = "build/gpu.rs"]
+mod gpu;
 
 fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=build");
-    println!("cargo:rustc-check-cfg=cfg(fused)");
+    println!("cargo:rustc-check-cfg=cfg(fused, fused_cuda)");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_default();
     let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     if !lib.is_empty() && (os == "linux" || os == "macos") {

@@ -1,8 +1,12 @@
-"""A Llama of transformers with LoRA adapters of PEFT, for benches/mixed_batches: `peft_mixed_batches.py THREADS NEW
-SHAPE…`. `grow N` adds adapters up to N; `time ROWS LENGTH N` generates with rows that use N adapters in turn (0: one for
-all) and answers with the seconds of the prefill and of the tokens behind the first."""
+"""A Llama of transformers with LoRA adapters of PEFT, for benches/mixed_batches: `peft_mixed_batches.py TASK`, where TASK
+is the JSON of benches/mixed_batches/task.rs. `grow N` loads adapters up to N and answers with the seconds; `time ROWS
+LENGTH N NEW` generates NEW tokens with rows that use N adapters in turn (1: one for all; 0: the base without adapters) and
+answers with the seconds of the prefill and of the tokens behind the first."""
 
+import contextlib
+import json
 import sys
+import tempfile
 import time
 import warnings
 
@@ -11,16 +15,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 warnings.simplefilter("ignore")
-threads, new, hidden, inner, layers, heads, kv_heads, vocabulary = map(int, sys.argv[1:])
-torch.set_num_threads(threads)
-lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-model = LlamaForCausalLM(
-    LlamaConfig(
-        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, vocab_size=vocabulary, max_position_embeddings=2048, eos_token_id=None,
-        pad_token_id=0,
-    )
-)
+task = json.loads(sys.argv[1])
+torch.set_num_threads(task["threads"])
+now = time.process_time if task["cpu"] else time.perf_counter
+config = LlamaConfig(**task["config"], eos_token_id=None, pad_token_id=0)
+# PEFT's default targets of a llama are q_proj and v_proj.
+lora = LoraConfig(r=8, target_modules=task["targets"], init_lora_weights=False)
+model = LlamaForCausalLM(config).to(getattr(torch, task["kind"]))
 model = get_peft_model(model, lora, adapter_name="a0").eval()
 
 
@@ -31,21 +32,21 @@ class Clock(LogitsProcessor):
         self.times = []
 
     def __call__(self, ids, scores):
-        self.times.append(time.perf_counter())
+        self.times.append(now())
         return scores
 
 
-def timed(rows, length, adapters):
-    ids = torch.randint(vocabulary, (rows, length))
-    names = {"adapter_names": [f"a{row % adapters}" for row in range(rows)]} if adapters else {}
+def timed(rows, length, adapters, new):
+    ids = torch.randint(config.vocab_size, (rows, length))
+    names = {"adapter_names": [f"a{row % adapters}" for row in range(rows)]} if adapters > 1 else {}
     clock = Clock()
-    start = time.perf_counter()
-    with torch.inference_mode():
+    start = now()
+    with torch.inference_mode(), model.disable_adapter() if adapters == 0 else contextlib.nullcontext():
         model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new,
             logits_processor=LogitsProcessorList([clock]), **names,
         )
-    end = time.perf_counter()
+    end = now()
     return f"{clock.times[0] - start} {end - clock.times[0]}"
 
 
@@ -55,10 +56,14 @@ for line in sys.stdin:
     command, *numbers = line.split()
     numbers = [int(number) for number in numbers]
     if command == "grow":
-        for number in range(resident, numbers[0]):
-            model.add_adapter(f"a{number}", lora)
+        with tempfile.TemporaryDirectory() as directory:
+            model.save_pretrained(directory, selected_adapters=["a0"])
+            start = now()
+            for number in range(resident, numbers[0]):
+                model.load_adapter(f"{directory}/a0", f"a{number}")
+            seconds = now() - start
         resident = max(resident, numbers[0])
         model.eval()
-        print("grown", flush=True)
+        print(seconds, flush=True)
     else:
         print(timed(*numbers), flush=True)

@@ -51,6 +51,7 @@ namespace {
 
 using Store = c10::intrusive_ptr<c10d::Store>;
 using Backend = c10::intrusive_ptr<c10d::Backend>;
+using Work = c10::intrusive_ptr<c10d::Work>;
 using Millis = std::chrono::milliseconds;
 
 template <typename F>
@@ -77,6 +78,12 @@ Backend& backend_at(void* backend) {
 
 at::Tensor& tensor_at(void* tensor) {
   return *static_cast<at::Tensor*>(tensor);
+}
+
+// Waits for an operation that writes to a tensor, and tells autograd of it.
+void wait_for(const Work& work, const at::Tensor& written) {
+  work->wait();
+  written.unsafeGetTensorImpl()->bump_version();
 }
 
 // An object whose size is not known, built by `construct` in memory that holds any.
@@ -178,8 +185,9 @@ char* ln_c10d_gloo_new(
     if (address != nullptr) {
       options->devices.push_back(Gloo::createDeviceForHostname(address));
     }
-    // Operations come one after the other, so that a second thread only costs.
-    options->threads = 1;
+    // As in Python. The thread of one operation may still be on its way to sleep when the next comes: with one thread
+    // that takes a turn of the scheduler, milliseconds where others want the processors.
+    options->threads = 2;
     auto own = c10::make_intrusive<c10d::PrefixStore>(prefix, store_at(store));
     *backend = new Backend(c10::make_intrusive<Gloo>(own, rank, size, options));
   });
@@ -216,7 +224,26 @@ char* ln_c10d_nccl_new(
   });
 }
 
+// The name of a GPU that no other of its machine has, by whatever number processes see it; empty if it is not known.
+void ln_c10d_gpu(int32_t index, char* name, int32_t length) {
+  name[0] = 0;
+  if (void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD)) {
+    const auto bus = reinterpret_cast<int (*)(char*, int, int)>(dlsym(library, "cudaDeviceGetPCIBusId"));
+    if (bus == nullptr || bus(name, length, index) != 0) {
+      name[0] = 0;
+    }
+    dlclose(library);
+  }
+}
+
+// Ends what others may never answer.
+void ln_c10d_backend_abort(void* backend) {
+  guarded([&] { backend_at(backend)->abort(); });
+}
+
+// NCCL ends what it has begun first, and complains otherwise.
 void ln_c10d_backend_free(void* backend) {
+  guarded([&] { backend_at(backend)->shutdown(); });
   guarded([&] { delete static_cast<Backend*>(backend); });
 }
 
@@ -226,7 +253,7 @@ char* ln_c10d_all_reduce(void* backend, void* tensor, uint8_t operation) {
     std::vector<at::Tensor> tensors{tensor_at(tensor)};
     c10d::AllreduceOptions options;
     options.reduceOp = static_cast<c10d::ReduceOp::RedOpType>(operation);
-    backend_at(backend)->allreduce(tensors, options)->wait();
+    wait_for(backend_at(backend)->allreduce(tensors, options), tensors[0]);
   });
 }
 
@@ -235,20 +262,25 @@ char* ln_c10d_broadcast(void* backend, void* tensor, int64_t root) {
     std::vector<at::Tensor> tensors{tensor_at(tensor)};
     c10d::BroadcastOptions options;
     options.rootRank = root;
-    backend_at(backend)->broadcast(tensors, options)->wait();
+    wait_for(backend_at(backend)->broadcast(tensors, options), tensors[0]);
   });
 }
 
-// `outputs` are as many tensors of the input's shape as there are ranks.
-char* ln_c10d_all_gather(void* backend, void* input, void** outputs, size_t count) {
+// Begins what `ln_c10d_work_wait` ends. `outputs` are as many tensors of the input's shape as there are ranks.
+char* ln_c10d_all_gather(void* backend, void* input, void** outputs, size_t count, void** work) {
   return guarded([&] {
     std::vector<at::Tensor> inputs{tensor_at(input)};
     std::vector<std::vector<at::Tensor>> lists(1);
     for (size_t at = 0; at < count; at++) {
       lists[0].push_back(tensor_at(outputs[at]));
     }
-    backend_at(backend)->allgather(lists, inputs)->wait();
+    *work = new Work(backend_at(backend)->allgather(lists, inputs));
   });
+}
+
+char* ln_c10d_work_wait(void* work) {
+  const std::unique_ptr<Work> own(static_cast<Work*>(work));
+  return guarded([&] { (*own)->wait(); });
 }
 
 } // extern "C"

@@ -23,9 +23,12 @@ struct Norm {
   int64_t added_stride;
   void* sum;
   void* out;
-  // In f32; `bias` may be null.
+  // In f32; `bias` may be null. So many rows have one of each; a stride of 0 is that of one for all rows.
+  int64_t rows_together;
   const float* weight;
+  int64_t weight_stride;
   const float* bias;
+  int64_t bias_stride;
   // Per row, its mean and one over its deviation.
   float* stats;
 };
@@ -37,7 +40,9 @@ struct NormBackward {
   const void* x;
   int64_t x_stride;
   const float* stats;
+  int64_t rows_together;
   const float* weight;
+  int64_t weight_stride;
   const void* d_out;
   // Added to the gradient; may be null.
   const void* d_sum;

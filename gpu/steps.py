@@ -61,6 +61,8 @@ def phase_a(places, options):
 
     check = ["--device", device, "--attention", attention, *dry]
     model = places.shape(shape)
+    fused = [str(places.programs / "gpu_check"), "fused", "--device", device, *dry]
+    fused += ["--small", "--steps", "1", "--kind", "bfloat16"] if small else []
     return [
         Step("device", "Tests of finding and loading CUDA.", 60, tests("device-tests", "--skip", "downstream")),
         Step("check-models", "Tiny models of every family: ours beside PEFT, both against f64.", 170,
@@ -69,6 +71,7 @@ def phase_a(places, options):
              tests("program-tests", "best_device"), real),
         Step("check-shape", f"Four layers of the {shape} shape: ours beside PEFT, both against f64.", 120,
              python("check.py", "out", "--only", "--shape", shape, *check), keeps=True),
+        Step("fused", "The fused functions: each beside libtorch's operators, and the step with and without them.", 90, fused),
         Step("generation", "Greedy text at batch 1: the same tokens in f32, and tokens per second in bf16.", 60,
              python("generation.py", model, "--shape", shape, "--device", device, *dry)),
         Step("kill", "A run killed again and again ends as one that was not.", 120,

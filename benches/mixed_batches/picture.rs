@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::{anyhow, Result};
 use plotters::prelude::*;
 
-use crate::{Row, Times};
+use crate::growth::Row;
+use crate::Times;
 
 const COLOURS: [RGBColor; 3] =
     [RGBColor(32, 96, 176), RGBColor(208, 112, 32), RGBColor(48, 144, 80)];

@@ -2,6 +2,9 @@
 
 pub mod attention;
 pub mod check;
+#[path = "../../tests/cuda/fused_checks.rs"]
+pub mod fused_checks;
+pub mod fused_step;
 pub mod generate;
 pub mod graph;
 pub mod model;

@@ -49,7 +49,7 @@ fn every_step_of_the_bundle_reaches_its_end_without_a_gpu() {
     let Some(_) = Gpu::default().command(Path::new(&python)) else { return };
     let (bundle, out) = (bundle(dir.path()), dir.path().join("out"));
     // Tests that the suite runs by itself with these programs are left to the bundle that was made.
-    let short = ["device", "check-models", "fine-tunings", "check-shape", "generation"];
+    let short = ["device", "check-models", "fine-tunings", "check-shape", "fused", "generation"];
     let made = std::env::var_os("LN_TUNING_BUNDLE").is_some();
     let all: [(&str, &[&str]); 2] = [("A", &short), ("B", &["profile", "graph"])];
     for (phase, only) in all {

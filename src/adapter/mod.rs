@@ -26,6 +26,7 @@ mod status;
 mod switching;
 mod sync;
 mod task_type;
+mod trainable;
 mod variables;
 pub(crate) mod weights;
 

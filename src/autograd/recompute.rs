@@ -247,7 +247,7 @@ impl<'a> Tape<'a> {
     /// [`run`](Self::run) for one block and several batches, each with a closure of its own. The last batch goes first,
     /// so that the backward pass comes to the first one first.
     #[cfg(feature = "models")]
-    pub(crate) fn run_batches<F: Fn(&Tensor) -> Result<Tensor> + 'a>(
+    pub(crate) fn run_batches<F: Fn(&[Tensor]) -> Result<Vec<Tensor>> + 'a>(
         &mut self,
         inputs: &[Tensor],
         blocks: impl DoubleEndedIterator<Item = F> + ExactSizeIterator,
@@ -255,11 +255,16 @@ impl<'a> Tape<'a> {
         let recomputed = self.next()?;
         let mut outputs = Vec::with_capacity(inputs.len());
         for (input, block) in inputs.iter().zip(blocks).rev() {
-            let block = move |inputs: &[Tensor]| Ok(vec![block(&inputs[0])?]);
             outputs.push(self.record(recomputed, &[input], block)?.swap_remove(0));
         }
         outputs.reverse();
         Ok(outputs)
+    }
+
+    /// True if graphs end behind each block, and the next block's begins with its inputs.
+    #[cfg(feature = "models")]
+    pub(crate) fn cuts(&self) -> bool {
+        self.walked
     }
 
     /// True if nothing that a block computes is kept for the backward pass.

@@ -52,6 +52,8 @@ extern "C" {
         timeout_ms: i64,
         backend: *mut *mut c_void,
     ) -> *mut c_char;
+    fn ln_c10d_gpu(index: i32, name: *mut c_char, length: i32);
+    fn ln_c10d_backend_abort(backend: *mut c_void);
     fn ln_c10d_backend_free(backend: *mut c_void);
     fn ln_c10d_all_reduce(backend: *mut c_void, tensor: *mut c_void, operation: u8) -> *mut c_char;
     fn ln_c10d_broadcast(backend: *mut c_void, tensor: *mut c_void, root: i64) -> *mut c_char;
@@ -60,7 +62,9 @@ extern "C" {
         input: *mut c_void,
         outputs: *mut *mut c_void,
         count: usize,
+        work: *mut *mut c_void,
     ) -> *mut c_char;
+    fn ln_c10d_work_wait(work: *mut c_void) -> *mut c_char;
 }
 
 type Result<T> = std::result::Result<T, String>;
@@ -192,25 +196,55 @@ impl Backend {
         checked(unsafe { ln_c10d_all_reduce(self.0.as_ptr(), pointer(tensor), operation) })
     }
 
+    /// Ends operations that others may never answer, as far as the backend can; what comes after is an error.
+    pub(super) fn abort(&self) {
+        // SAFETY: as above.
+        unsafe { ln_c10d_backend_abort(self.0.as_ptr()) }
+    }
+
     /// Overwrites with the tensor of rank `root`; as for [`all_reduce`](Self::all_reduce).
     pub(super) fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<()> {
         // SAFETY: as above.
         checked(unsafe { ln_c10d_broadcast(self.0.as_ptr(), pointer(tensor), root as i64) })
     }
 
-    /// Fills `outputs`, one per rank, of the input's size; as for [`all_reduce`](Self::all_reduce).
-    pub(super) fn all_gather(&self, input: &Tensor, outputs: &mut [Tensor]) -> Result<()> {
+    /// Fills `outputs`, one per rank, of the input's size; as for [`all_reduce`](Self::all_reduce). This process does
+    /// `meanwhile` while it waits for the others.
+    pub(super) fn all_gather(
+        &self,
+        input: &Tensor,
+        outputs: &mut [Tensor],
+        meanwhile: impl FnOnce(),
+    ) -> Result<()> {
         let mut pointers: Vec<*mut c_void> = outputs.iter().map(pointer).collect();
-        // SAFETY: as above.
+        let mut work = null_mut();
+        // SAFETY: as above. What is begun has shares of all tensors, and is waited for once.
         checked(unsafe {
             ln_c10d_all_gather(
                 self.0.as_ptr(),
                 pointer(input),
                 pointers.as_mut_ptr(),
                 pointers.len(),
+                &mut work,
             )
-        })
+        })?;
+        meanwhile();
+        checked(unsafe { ln_c10d_work_wait(work) })
     }
+}
+
+/// The name of a GPU that no other of its machine has, by whatever number processes see it.
+pub(super) fn gpu(index: usize) -> String {
+    let mut name = [0 as c_char; 64];
+    // SAFETY: writes a text of at most that length, with a zero at its end.
+    let name = unsafe {
+        ln_c10d_gpu(index as i32, name.as_mut_ptr(), name.len() as i32);
+        CStr::from_ptr(name.as_ptr())
+    };
+    if name.is_empty() {
+        return index.to_string();
+    }
+    name.to_string_lossy().into_owned()
 }
 
 impl Drop for Backend {

@@ -17,6 +17,8 @@ pub(super) struct Environment {
     pub(super) master_port: u16,
     /// True if the launcher has the store, so that no rank serves it.
     pub(super) agent_store: bool,
+    /// False: never by NCCL; true: by NCCL or not at all.
+    pub(super) nccl: Option<bool>,
 }
 
 /// True if a launcher has given this process a place.
@@ -64,6 +66,12 @@ impl Environment {
                 ));
             }
         }
+        let nccl = value("LN_TUNING_NCCL");
+        if let Some(other) = nccl.as_ref().filter(|value| !["0", "1"].contains(&value.as_str())) {
+            faults.push(format!(
+                "LN_TUNING_NCCL is '{other}', expected 0 (never), 1 (or an error), or nothing"
+            ));
+        }
         let (Some(rank), Some(world_size), Some(port), Some(master_addr), true) =
             (rank, world_size, port, value("MASTER_ADDR"), faults.is_empty())
         else {
@@ -82,6 +90,7 @@ impl Environment {
             master_addr,
             master_port: port as u16,
             agent_store: value("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True"),
+            nccl: nccl.map(|value| value == "1"),
         })
     }
 }
@@ -115,6 +124,7 @@ mod tests {
             master_addr: "localhost".into(),
             master_port: 29500,
             agent_store: false,
+            nccl: None,
         };
         assert_eq!(place, expected);
         let place =
@@ -123,6 +133,9 @@ mod tests {
             place.unwrap(),
             Environment { rank: 0, local_rank: 7, agent_store: true, ..expected }
         );
+        for (word, nccl) in [("", None), ("0", Some(false)), ("1", Some(true))] {
+            assert_eq!(read(&[("LN_TUNING_NCCL", word)]).unwrap().nccl, nccl);
+        }
         assert!(is_launched(|name| (name == "RANK").then(|| "0".into())));
         assert!(!is_launched(|name| (name == "RANK").then(OsString::new)));
     }
@@ -151,6 +164,7 @@ mod tests {
                 &["MASTER_PORT is '0', expected a whole number from 1 to 65535"],
             ),
             (&[("LOCAL_RANK", "gpu")], &["LOCAL_RANK is 'gpu'"]),
+            (&[("LN_TUNING_NCCL", "off")], &["LN_TUNING_NCCL is 'off', expected 0 (never), 1"]),
         ] {
             let error = read(changes).unwrap_err().to_string();
             for word in words.iter().chain(&["`torchrun --nproc-per-node N --no-python PROGRAM`"]) {

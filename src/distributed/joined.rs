@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use tch::{Cuda, Device};
 
-use super::c10d::{Backend, Store};
+use super::c10d::{self, Backend, Store};
 use super::deadline::within;
 use super::environment::Environment;
-use super::members::{address_towards, have_gpus, listed, own_address, Member};
+use super::members::{address_towards, gpus, have_gpus, listed, own_address, Member};
 use super::rendezvous::{connect, meet};
-use crate::error::{refusal, Error, Result};
+use crate::error::{refusal, refuse, Error, Result};
 
 /// The time for which a process that fails waits for word from the others.
 const WORD: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ impl Joined {
             version: env!("CARGO_PKG_VERSION").into(),
             nonce: nonce(),
             address: address_towards(&place.master_addr, place.master_port),
-            gpu: gpu(place.local_rank),
+            gpu: gpu(place),
         };
         let (members, prefix) = meet(&store, &own, place.agent_store, until)?;
         // The user's word, which c10d reads.
@@ -81,7 +81,17 @@ impl Joined {
                 address.map_or("of its name".into(), |address| address.to_string())
             )
         })?;
-        let nccl = if place.world_size > 1 && have_gpus(&members) {
+        let (every, asked) = (have_gpus(&members), place.nccl == Some(true));
+        if asked && !every {
+            refuse!(
+                Distributed,
+                "rank {}: LN_TUNING_NCCL is 1, and NCCL needs a GPU of its own for every rank: {}",
+                place.rank,
+                gpus(&members)
+            );
+        }
+        // One rank has nobody to send to.
+        let nccl = if every && (asked || place.world_size > 1) {
             let place = (place.rank, place.world_size);
             let made = Backend::nccl(&store, &format!("{prefix}/nccl"), place, timeout);
             let failed = |error| {
@@ -119,6 +129,9 @@ impl Joined {
             },
         };
         // Closes the connections, so that the others, who may wait for this process, hear of it.
+        if let Connection::Open(Backends { nccl: Some(nccl), .. }) = &*connection {
+            nccl.abort();
+        }
         *connection = Connection::Failed(error.clone());
         drop(connection);
         let silent = match self.silent(rank, world_size) {
@@ -165,10 +178,14 @@ impl Joined {
 }
 
 /// The GPU of this process, if it may use NCCL.
-fn gpu(local_rank: usize) -> Option<usize> {
-    let refused = env::var_os("LN_TUNING_NCCL").is_some_and(|value| value == "0");
-    let devices = if refused { 0 } else { usize::try_from(Cuda::device_count()).unwrap_or(0) };
-    (local_rank < devices).then_some(local_rank)
+fn gpu(place: &Environment) -> Option<String> {
+    if place.nccl == Some(false) {
+        return None;
+    }
+    let devices = usize::try_from(Cuda::device_count()).unwrap_or(0);
+    // Launchers that show each process its own GPU only.
+    let index = if devices == 1 { 0 } else { place.local_rank };
+    (index < devices).then(|| c10d::gpu(index))
 }
 
 fn useless(error: &str) -> Error {

@@ -16,8 +16,8 @@ pub(super) struct Member {
     pub(super) nonce: String,
     /// The address of its machine on the way to rank 0.
     pub(super) address: Option<IpAddr>,
-    /// The number of its GPU on its machine, if it has one and may use NCCL.
-    pub(super) gpu: Option<usize>,
+    /// The name of its GPU on its machine, if it has one and may use NCCL.
+    pub(super) gpu: Option<String>,
 }
 
 /// One process per line.
@@ -93,9 +93,19 @@ fn joined(mut faults: Vec<String>) -> String {
 
 /// True if every process has a GPU of its own, as NCCL demands.
 pub(super) fn have_gpus(members: &[Member]) -> bool {
-    let gpu = |member: &Member| Some((member.address?, member.gpu?));
+    let gpu = |member: &Member| Some((member.address?, member.gpu.clone()?));
     let gpus: Option<BTreeSet<_>> = members.iter().map(gpu).collect();
     gpus.is_some_and(|gpus| gpus.len() == members.len())
+}
+
+/// The GPUs of all, in words.
+pub(super) fn gpus(members: &[Member]) -> String {
+    let words = |member: &Member| {
+        let gpu = member.gpu.as_ref().map_or("none".into(), |gpu| format!("'{gpu}'"));
+        let address = member.address.map_or("an unknown address".into(), |at| at.to_string());
+        format!("rank {} has {gpu} at {address}", member.rank)
+    };
+    joined(members.iter().map(words).collect())
 }
 
 /// The ranks from 0 to below `world_size` that are not among the members, as text.
@@ -192,14 +202,16 @@ mod tests {
 
     #[test]
     fn nccl_is_for_those_who_have_a_gpu_each() {
-        let with = |host: u8, gpu| Member {
+        let with = |host: u8, gpu: Option<&str>| Member {
             address: Some(IpAddr::from([10, 0, 0, host])),
-            gpu,
+            gpu: gpu.map(str::to_owned),
             ..member(0, 2, "1")
         };
-        assert!(have_gpus(&[with(1, Some(0)), with(1, Some(1)), with(2, Some(0))]));
-        assert!(!have_gpus(&[with(1, Some(0)), with(1, Some(0))]));
-        assert!(!have_gpus(&[with(1, Some(0)), with(2, None)]));
+        assert!(have_gpus(&[with(1, Some("a")), with(1, Some("b")), with(2, Some("a"))]));
+        assert!(!have_gpus(&[with(1, Some("a")), with(1, Some("a"))]));
+        let lacking = [with(1, Some("a")), with(2, None)];
+        assert!(!have_gpus(&lacking));
+        assert_eq!(gpus(&lacking), "rank 0 has 'a' at 10.0.0.1; rank 0 has none at 10.0.0.2");
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod members;
 mod operation;
 mod process_group;
 mod rendezvous;
+mod saved;
 
 pub use operation::ReduceOp;
 pub use process_group::ProcessGroup;

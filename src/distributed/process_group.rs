@@ -11,8 +11,9 @@ use super::deadline::within;
 use super::environment::{self, Environment};
 use super::joined::{Backends, Joined};
 use super::members::differences;
-use super::operation::ReduceOp;
+use super::operation::{sent_kind, ReduceOp};
 use super::rendezvous::LINGER;
+use super::saved::Memory;
 use crate::error::{refuse, Result};
 
 /// The time that anything here takes at most, unless the program says otherwise. That of torch's NCCL.
@@ -48,6 +49,7 @@ pub struct ProcessGroup {
     timeout: Duration,
     /// None where the process is alone.
     joined: Option<Joined>,
+    memory: Memory,
 }
 
 impl ProcessGroup {
@@ -63,8 +65,9 @@ impl ProcessGroup {
     /// which `torchrun` sets, and `GLOO_SOCKET_IFNAME`, which names the network interface of tensors. Without that,
     /// they go through the interface that leads to rank 0.
     ///
-    /// Tensors on CUDA go from GPU to GPU by NCCL where every process has one of its own, that of its
-    /// [`local_rank`](Self::local_rank), and through the host's memory otherwise, or if `LN_TUNING_NCCL` is 0.
+    /// Tensors on CUDA go from GPU to GPU by NCCL where every process has one of its own: that of its
+    /// [`local_rank`](Self::local_rank), or the only one that it sees. Otherwise, or if `LN_TUNING_NCCL` is 0, they go
+    /// through the host's memory; if it is 1, that is an error, and a group of one process uses NCCL as well.
     ///
     /// # Errors
     /// `InvalidConfig` if variables are missing or malformed, all of which it names; `Distributed` if the port is taken,
@@ -94,12 +97,21 @@ impl ProcessGroup {
         );
         let time = time_of(rank, timeout);
         let joined = within(time, &late, move || Joined::new(&place, timeout))?;
-        Ok(ProcessGroup { rank, world_size, local_rank, timeout, joined: Some(joined) })
+        let memory = Memory::default();
+        Ok(ProcessGroup { rank, world_size, local_rank, timeout, joined: Some(joined), memory })
     }
 
     /// A group of this process alone, whatever the environment says.
     pub fn alone() -> Self {
-        ProcessGroup { rank: 0, world_size: 1, local_rank: 0, timeout: TIMEOUT, joined: None }
+        let memory = Memory::default();
+        ProcessGroup {
+            rank: 0,
+            world_size: 1,
+            local_rank: 0,
+            timeout: TIMEOUT,
+            joined: None,
+            memory,
+        }
     }
 
     /// The number of this process, from 0.
@@ -132,10 +144,11 @@ impl ProcessGroup {
     /// for bit. It may be on any device and need not be contiguous.
     ///
     /// # Errors
-    /// `Distributed` if the ranks call it with another shape, kind or operation, which changes nothing, or if one ends or
-    /// does not answer in time; `KindMismatch` for a kind that cannot be added, such as a complex one.
+    /// `Distributed` if the ranks call it with another shape, kind or operation, or if one ends or does not answer in
+    /// time; the tensor is then as before. (By NCCL nobody waits for the result, so that libtorch ends the process if a
+    /// rank ends in between.) `KindMismatch` for a kind that cannot be added, such as a complex one.
     pub fn all_reduce(&self, tensor: &mut Tensor, operation: ReduceOp) -> Result<()> {
-        let kind = checked(tensor)?;
+        let kind = sent_kind(tensor)?;
         let whole = matches!(kind, Kind::Uint8 | Kind::Int8 | Kind::Int | Kind::Int64);
         if kind == Kind::Bool || (whole && operation == ReduceOp::Mean) {
             refuse!(
@@ -144,9 +157,8 @@ impl ProcessGroup {
                 if whole { "floating-point numbers" } else { "numbers" }
             );
         }
-        self.compare_calls(&format!("all_reduce {operation:?}"), Some(tensor))?;
-        self.in_place(tensor, "all_reduce", |backend, host| {
-            backend.all_reduce(host, operation.number())
+        self.in_place(tensor, &format!("all_reduce {operation:?}"), |backend, tensor| {
+            backend.all_reduce(tensor, operation.number())
         })?;
         if operation == ReduceOp::Mean && self.world_size > 1 {
             let _ = no_grad(|| tensor.f_div_scalar_(self.world_size as f64))?;
@@ -159,7 +171,7 @@ impl ProcessGroup {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce), and `InvalidArgument` if there is no rank `root`.
     pub fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<()> {
-        checked(tensor)?;
+        sent_kind(tensor)?;
         if root >= self.world_size {
             refuse!(
                 InvalidArgument,
@@ -167,8 +179,9 @@ impl ProcessGroup {
                 self.world_size - 1
             );
         }
-        self.compare_calls(&format!("broadcast from {root}"), Some(tensor))?;
-        self.in_place(tensor, "broadcast", |backend, host| backend.broadcast(host, root))
+        self.in_place(tensor, &format!("broadcast from {root}"), |backend, tensor| {
+            backend.broadcast(tensor, root)
+        })
     }
 
     /// The tensors of all ranks, in the order of the ranks, on the device of this one.
@@ -176,15 +189,14 @@ impl ProcessGroup {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>> {
-        checked(tensor)?;
-        self.compare_calls("all_gather", Some(tensor))?;
+        sent_kind(tensor)?;
+        self.compare_calls("all_gather", Some(tensor), || ())?;
         no_grad(|| {
             let host = self.copy_to_send(tensor)?;
-            let alone = self.world_size == 1 || host.numel() == 0;
-            let all = if alone {
+            let all = if self.is_alone() || host.numel() == 0 {
                 (0..self.world_size).map(|_| host.shallow_clone()).collect()
             } else {
-                self.gather("all_gather", &host)?
+                self.gather("all_gather", &host, || ())?
             };
             all.iter().map(|part| Ok(part.f_to_device(tensor.device())?)).collect()
         })
@@ -195,7 +207,7 @@ impl ProcessGroup {
     /// # Errors
     /// `Distributed` if one ends, does not answer in time or calls another operation.
     pub fn barrier(&self) -> Result<()> {
-        self.compare_calls("barrier", None)
+        self.compare_calls("barrier", None, || ())
     }
 
     /// Compares what the ranks say of themselves, by name: a digest of their settings, the number of their rows. Words
@@ -220,7 +232,7 @@ impl ProcessGroup {
         if self.world_size == 1 {
             return Ok(());
         }
-        self.compare_calls("verify_equal", None)?;
+        self.compare_calls("verify_equal", None, || ())?;
         let said =
             self.gather_texts("verify_equal", &serde_json::to_string(&facts).unwrap_or_default())?;
         let said: Vec<BTreeMap<String, String>> =
@@ -234,12 +246,12 @@ impl ProcessGroup {
 
     /// The texts of all ranks, of any lengths.
     fn gather_texts(&self, name: &str, text: &str) -> Result<Vec<String>> {
-        let lengths = self.gather(name, &Tensor::from(text.len() as i64))?;
+        let lengths = self.gather(name, &Tensor::from(text.len() as i64), || ())?;
         let lengths = lengths.iter().map(|length| length.f_int64_value(&[]));
         let lengths = lengths.collect::<Result<Vec<i64>, _>>()?;
         let mut bytes = text.as_bytes().to_vec();
         bytes.resize(lengths.iter().copied().max().unwrap_or(0) as usize, 0);
-        let all = self.gather(name, &Tensor::f_from_slice(&bytes)?)?;
+        let all = self.gather(name, &Tensor::f_from_slice(&bytes)?, || ())?;
         let text = |(bytes, length): (&Tensor, i64)| {
             let bytes = Vec::<u8>::try_from(bytes)?;
             Ok(String::from_utf8_lossy(&bytes[..length as usize]).into_owned())
@@ -248,12 +260,12 @@ impl ProcessGroup {
     }
 
     /// The tensors of all ranks, each contiguous, on the CPU and of the size of this one.
-    fn gather(&self, name: &str, own: &Tensor) -> Result<Vec<Tensor>> {
+    fn gather(&self, name: &str, own: &Tensor, meanwhile: impl FnOnce()) -> Result<Vec<Tensor>> {
         let mut all = Vec::with_capacity(self.world_size);
         for _ in 0..self.world_size {
             all.push(own.f_empty_like()?);
         }
-        self.run(name, |backends| backends.on(own.device()).all_gather(own, &mut all))?;
+        self.run(name, |backends| backends.on(own.device()).all_gather(own, &mut all, meanwhile))?;
         Ok(all)
     }
 
@@ -266,8 +278,14 @@ impl ProcessGroup {
     }
 
     /// Compares this call with those of the others: c10d ends the process if tensors do not fit.
-    fn compare_calls(&self, name: &str, tensor: Option<&Tensor>) -> Result<()> {
+    fn compare_calls(
+        &self,
+        name: &str,
+        tensor: Option<&Tensor>,
+        meanwhile: impl FnOnce(),
+    ) -> Result<()> {
         if self.world_size == 1 {
+            meanwhile();
             return Ok(());
         }
         let call = match tensor {
@@ -286,7 +304,7 @@ impl ProcessGroup {
         for (to, from) in bytes.iter_mut().zip(call.bytes()) {
             *to = from;
         }
-        let all = self.gather(name, &Tensor::f_from_slice(&bytes)?)?;
+        let all = self.gather(name, &Tensor::f_from_slice(&bytes)?, meanwhile)?;
         let text = |tensor: &Tensor| -> Result<String> {
             let bytes = Vec::<u8>::try_from(tensor)?;
             Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
@@ -302,6 +320,11 @@ impl ProcessGroup {
             }
         }
         Ok(())
+    }
+
+    /// True where there is nothing to send.
+    fn is_alone(&self) -> bool {
+        self.world_size == 1 && !self.uses_nccl()
     }
 
     /// The device from which tensors that are on this one are sent.
@@ -321,21 +344,43 @@ impl ProcessGroup {
         Ok(copy)
     }
 
-    /// Runs an operation on a copy, which is written back.
+    /// Runs an operation on the tensor, after a look at what the others call; on an error, the tensor is as before.
     fn in_place(
         &self,
         tensor: &mut Tensor,
-        name: &str,
+        call: &str,
         operation: impl FnOnce(&Backend, &mut Tensor) -> Result<(), String>,
     ) -> Result<()> {
-        if self.world_size == 1 || tensor.numel() == 0 {
+        let device = self.device_for(tensor.device());
+        let nothing = self.is_alone() || tensor.numel() == 0;
+        // c10d sees memory: neither strides nor a sign that is still to be changed.
+        let direct = tensor.device() == device && tensor.is_contiguous() && !tensor.f_is_neg()?;
+        // An error of NCCL comes before it writes, or when nobody waits for it any more.
+        let saves = direct && device == Device::Cpu && !nothing;
+        let mut saved = Ok(None);
+        self.compare_calls(call, Some(tensor), || {
+            if saves {
+                saved = self.memory.save(tensor).map(Some);
+            }
+        })?;
+        let saved = saved?;
+        if nothing {
             return Ok(());
         }
-        no_grad(|| {
-            // On an error, what is half-written is not the caller's.
-            let mut copy = self.copy_to_send(tensor)?;
-            self.run(name, |backends| operation(backends.on(copy.device()), &mut copy))?;
-            Ok(tensor.f_copy_(&copy)?)
+        let name = call.split(' ').next().unwrap_or(call);
+        let run =
+            |tensor: &mut Tensor| self.run(name, |backends| operation(backends.on(device), tensor));
+        no_grad(|| match saved {
+            Some(saved) => {
+                let result = run(tensor);
+                self.memory.end(saved, tensor, result)
+            }
+            None if direct => run(tensor),
+            None => {
+                let mut copy = self.copy_to_send(tensor)?;
+                run(&mut copy)?;
+                Ok(tensor.f_copy_(&copy)?)
+            }
         })
     }
 
@@ -359,33 +404,4 @@ fn time_of(rank: usize, timeout: Duration) -> Duration {
     } else {
         timeout
     }
-}
-
-/// The kind of a tensor that can be sent.
-fn checked(tensor: &Tensor) -> Result<Kind> {
-    if !tensor.defined() {
-        refuse!(InvalidArgument, "an undefined tensor, expected one to send to the other ranks");
-    }
-    let kind = tensor.f_kind()?;
-    let sent = matches!(
-        kind,
-        Kind::Float
-            | Kind::Double
-            | Kind::Half
-            | Kind::BFloat16
-            | Kind::Uint8
-            | Kind::Int8
-            | Kind::Int
-            | Kind::Int64
-            | Kind::Bool
-    );
-    if !sent || tensor.is_sparse() || tensor.is_mkldnn() {
-        let layout = if tensor.is_sparse() { "sparse " } else { "" };
-        refuse!(
-            KindMismatch,
-            "a tensor of kind {layout}{kind:?} cannot be sent to the other ranks, expected a dense one of numbers: f64, \
-             f32, f16, bf16, u8, i8, i32 or i64"
-        );
-    }
-    Ok(kind)
 }

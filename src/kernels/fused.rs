@@ -1,4 +1,4 @@
-//! Fused functions of our own on the CPU, in C++ (`csrc/kernels.cpp`): several operations in one pass over memory, with
+//! Fused functions of our own on the CPU, in C++ (`csrc/fused`): several operations in one pass over memory, with
 //! gradients of their own. Each gives `None` where libtorch's operators are to be used: on other devices, in other
 //! kinds, for shapes that it does not know, while a trace is recorded, and where they are turned off.
 #![allow(unsafe_code)]
@@ -13,6 +13,8 @@ use torch_sys::C_tensor;
 
 use super::fused_forms::{Attended, CrossEntropy, Gate, NormForm};
 use crate::device::fused_functions_are_on;
+#[cfg(fused_cuda)]
+use crate::device::fused_functions_are_on_for_cuda;
 use crate::error::Result;
 
 extern "C" {
@@ -66,7 +68,8 @@ extern "C" {
     ) -> *mut c_char;
 }
 
-/// The norm of `x` over its last dimension, with `weight` and `bias` of its kind and size.
+/// The norm of `x` over its last dimension, with `weight` and `bias` of its kind: `[size]`, or of each part of `x`,
+/// `[parts…, 1…, size]`.
 pub(crate) fn norm(
     x: &Tensor,
     weight: Option<&Tensor>,
@@ -204,9 +207,18 @@ pub(crate) fn cross_entropy(
 
 /// The checks that need no call; the others are made in C++.
 fn is_for(x: &Tensor) -> Result<bool> {
-    Ok(fused_functions_are_on()
-        && x.device() == Device::Cpu
-        && matches!(x.f_kind()?, Kind::Float | Kind::BFloat16 | Kind::Half))
+    let kind = x.f_kind()?;
+    if !fused_functions_are_on() || !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half) {
+        return Ok(false);
+    }
+    Ok(match x.device() {
+        Device::Cpu => true,
+        #[cfg(fused_cuda)]
+        Device::Cuda(index) => {
+            fused_functions_are_on_for_cuda() && super::gpu::is_ready(index, kind)
+        }
+        _ => false,
+    })
 }
 
 fn given(x: Option<&Tensor>) -> *const C_tensor {
@@ -234,5 +246,5 @@ fn made<const N: usize>(
 }
 
 #[cfg(test)]
-#[path = "fused_tests.rs"]
+#[path = "fused_tests/mod.rs"]
 mod tests;

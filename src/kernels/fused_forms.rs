@@ -6,20 +6,27 @@ use tch::Tensor;
 
 /// The form of a norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NormForm {
+pub enum NormForm {
+    /// RMSNorm.
     Rms = 0,
     /// RMSNorm whose weights count from 1.
     RmsFromOne = 1,
+    /// LayerNorm.
     Layer = 2,
 }
 
 /// The activation of a gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Gate {
+pub enum Gate {
+    /// `gelu`, by the error function.
     Gelu = 0,
+    /// `gelu_pytorch_tanh`.
     GeluTanh = 1,
+    /// `quick_gelu`.
     QuickGelu = 2,
+    /// `relu`.
     Relu = 3,
+    /// `silu`.
     Silu = 4,
 }
 

@@ -7,7 +7,11 @@ pub(crate) mod fused;
 #[cfg(not(fused))]
 #[path = "fused_elsewhere.rs"]
 pub(crate) mod fused;
+#[cfg(fused)]
+pub mod fused_access;
 pub(crate) mod fused_forms;
+#[cfg(fused_cuda)]
+mod gpu;
 #[cfg(feature = "kernels")]
 mod linear_calls;
 mod measured;

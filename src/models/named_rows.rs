@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use tch::{Kind, Tensor};
 
+use super::adapter_names::AdapterNames;
 use super::inputs::Inputs;
 use super::nn::{Entered, Rows, Sites};
 use crate::error::{refuse, Result};
@@ -48,40 +49,60 @@ impl<'a> Inputs<'a> {
     }
 
     fn rows_of(&self, names: &[&str], sites: &Sites) -> Result<Option<Rows>> {
-        let batch = self.ids.or(self.pixel_values).and_then(|x| x.size().first().copied());
-        let batch = batch.unwrap_or(0);
-        let (lead, choices) = match self.documents {
+        // Patches of images of any size stand one after the other: there is a grid for each image.
+        let batch = self.ids.or(self.image_grid_thw).or(self.pixel_values);
+        let batch = batch.and_then(|x| x.size().first().copied()).unwrap_or(0);
+        let parts = match self.documents {
             Some(documents) => of_documents(documents, names.len())?,
             None => of_rows(batch, names.len())?,
         };
-        let mut distinct: Vec<&str> = Vec::new();
-        let mut numbers: HashMap<&str, usize> = HashMap::new();
-        let adapters = names.iter().map(|name| {
-            *numbers.entry(name).or_insert_with(|| {
-                distinct.push(name);
-                distinct.len() - 1
-            })
-        });
-        let adapters: Vec<usize> = adapters.collect();
-        let Some(attached) = sites.with_known(mixed::on).flatten() else {
-            if distinct.iter().all(|name| *name == BASE) {
-                return Ok(None);
-            }
-            refuse!(
+        rows_of_parts(names, parts, sites)
+    }
+}
+
+/// The weights of rows that are `batch` in number.
+pub(super) fn rows_of_batch(
+    names: AdapterNames,
+    batch: i64,
+    sites: &Sites,
+) -> Result<Option<Rows>> {
+    let names = names.listed();
+    rows_of_parts(&names, of_rows(batch, names.len())?, sites)
+}
+
+/// `parts`: their shape, and the number of the name of each.
+fn rows_of_parts(
+    names: &[&str],
+    (lead, choices): (Vec<i64>, Vec<usize>),
+    sites: &Sites,
+) -> Result<Option<Rows>> {
+    let mut distinct: Vec<&str> = Vec::new();
+    let mut numbers: HashMap<&str, usize> = HashMap::new();
+    let adapters = names.iter().map(|name| {
+        *numbers.entry(name).or_insert_with(|| {
+            distinct.push(name);
+            distinct.len() - 1
+        })
+    });
+    let adapters: Vec<usize> = adapters.collect();
+    let Some(attached) = sites.with_known(mixed::on).flatten() else {
+        if distinct.iter().all(|name| *name == BASE) {
+            return Ok(None);
+        }
+        refuse!(
                 InvalidState,
                 "there are `adapter_names`, and no adapter is attached to the variables of this model: attach with \
                  `LnTuningModel` to the VarStore that it was made of"
             );
-        };
-        let differing = attached.of(&distinct, &|name| sites.use_of(name))?;
-        let rows = Rows::new(differing, adapters, lead, choices)?;
-        let vectors = rows.trained();
-        if !vectors.is_empty() {
-            let names = names.iter().map(|name| (*name).to_owned()).collect();
-            attached.note(Pass { names, vectors });
-        }
-        Ok(Some(rows))
+    };
+    let differing = attached.of(&distinct, &|name| sites.use_of(name))?;
+    let rows = Rows::new(differing, adapters, lead, choices)?;
+    let vectors = rows.trained();
+    if !vectors.is_empty() {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        attached.note(Pass { names, vectors });
     }
+    Ok(Some(rows))
 }
 
 /// A name for each row.

@@ -159,6 +159,35 @@ fn a_step_of_3b_has_its_budget_of_launches_and_memory() {
     });
 }
 
+/// The fused functions on CUDA are off by default: no device has measured them.
+#[cfg(feature = "kernels")]
+#[test]
+fn a_fused_step_of_3b_has_its_budget_of_launches_and_memory() {
+    use ln_tuning::device::with_fused_functions_on_cuda;
+    Gpu::default().run(|| {
+        let mut llama = Llama::new(28, Kind::BFloat16);
+        let labels = labels(4, 768);
+        let mut step = || {
+            with_fused_functions_on_cuda(|| llama.counted(&labels, &LinearCrossEntropy::default()))
+        };
+        let _ = step();
+        let counts = step();
+        let launches = sum(&counts, |counts| counts.launches);
+        assert!(launches <= 680, "{launches} launches: {counts:#?}");
+        assert_eq!(sum(&counts, |counts| counts.products), 404);
+        assert_eq!(sum(&counts, |counts| counts.synchronisations), 0);
+        let ours = |pass: usize, kernel: &str| {
+            counts[pass].kernels_with(&format!("ln_tuning_{kernel}_bf16"))
+        };
+        // Two norms in each of 28 layers, and one behind them.
+        assert_eq!((ours(0, "norm"), ours(0, "gated"), ours(0, "rope")), (57, 28, 28));
+        assert_eq!((ours(1, "norm_backward"), ours(1, "total")), (57, 57));
+        assert_eq!((ours(1, "gated_backward"), ours(1, "rope")), (28, 28));
+        let peak = counting::counts().devices[0].peak as f64 / 1e9;
+        assert!(peak <= 12.6, "{peak} GB");
+    });
+}
+
 #[test]
 fn a_recomputed_step_of_3b_has_its_budget_of_launches_and_memory() {
     Gpu::default().run(|| {

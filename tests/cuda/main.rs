@@ -1,6 +1,6 @@
 //! CUDA without a GPU: the real libtorch_cuda runs on a runtime that counts.
 //!
-//! `runtime/` holds a stand-in for the CUDA runtime, the driver and cuBLAS, in C. Each test runs in a process of its
+//! `runtime/` holds a stand-in for the CUDA runtime, the driver, cuBLAS and NCCL, in C. Each test runs in a process of its
 //! own that loads it before libtorch (`counting::Gpu`). These are real there: the devices and kinds of tensors, the
 //! choice of kernels and their launches by name, matrix products, copies (pinned or pageable), waits for the device,
 //! memory, and errors when memory runs out. Kernels do nothing: numbers, times, and cuDNN are not shown. Numbers are
@@ -16,6 +16,10 @@ mod adapters;
 mod attention;
 mod checkpoints;
 mod device;
+#[cfg(feature = "kernels")]
+mod fused;
+#[cfg(feature = "kernels")]
+mod fused_checks;
 mod generation;
 mod graphs;
 mod heads;
@@ -23,6 +27,8 @@ mod launches;
 mod llama;
 mod memory;
 mod models;
+#[cfg(feature = "distributed")]
+mod nccl;
 mod out_of_memory;
 mod quiet;
 mod runtime_itself;

@@ -12,7 +12,7 @@ use crate::counting::{self, Gpu};
 use crate::training_step::{built, step};
 
 /// Without a cache, so that each tensor asks the device.
-const GPU: Gpu = Gpu { sm: 90, devices: 1, memory: 80 << 30, fill: Some(1) };
+const GPU: Gpu = Gpu { sm: 90, devices: 1, memory: 80 << 30, fill: Some(1), computes: false };
 
 fn at_every_allocation(name: &str, mut work: impl FnMut() -> Result<()>) {
     // Tensors that are kept are made first.

@@ -65,7 +65,7 @@ fn a_scan_of_one_row_ends() {
 
 #[test]
 fn devices_are_those_that_were_asked_for() {
-    Gpu { sm: 89, devices: 2, memory: 1 << 30, fill: None }.run(|| {
+    Gpu { sm: 89, devices: 2, memory: 1 << 30, ..Gpu::default() }.run(|| {
         assert_eq!(cuda_status(), CudaStatus::Available { devices: 2 });
         let second = Tensor::ones([10], (Kind::Float, Device::Cuda(1)));
         assert_eq!(second.device(), Device::Cuda(1));

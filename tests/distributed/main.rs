@@ -4,6 +4,7 @@
 mod common;
 
 mod collectives;
+mod ddp;
 mod failures;
 mod launch;
 mod net;

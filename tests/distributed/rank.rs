@@ -6,7 +6,7 @@ use std::time::Duration;
 use ln_tuning::distributed::ProcessGroup;
 
 use crate::launch::{OUT, TASK};
-use crate::{collectives, failures, torchrun, training};
+use crate::{collectives, ddp, failures, torchrun, training};
 
 /// Seconds that operations of a group take at most.
 pub const TIMEOUT: &str = "LN_TUNING_TEST_TIMEOUT";
@@ -29,6 +29,7 @@ fn of_a_group() {
     match task.split('-').next().unwrap() {
         "training" => training::of_one_rank(),
         "collectives" => collectives::of_one_rank(),
+        "ddp" => ddp::of_one_rank(),
         "join" => failures::join_only(),
         "step" => failures::step(&task),
         "settings" => failures::settings(),

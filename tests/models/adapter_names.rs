@@ -3,6 +3,7 @@
 mod heads;
 mod seeing;
 mod states;
+mod tables;
 mod texts;
 
 use crate::nets::{self, bits, noise};
@@ -248,7 +249,7 @@ pub fn bart() -> Value {
     })
 }
 
-fn image_model(model_type: &str) -> Value {
+pub fn image_model(model_type: &str) -> Value {
     json!({
         "model_type": model_type, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 16, "image_size": 8, "patch_size": 4,

@@ -109,6 +109,10 @@ fn settings_that_cannot_be_right_are_refused_by_name() {
             "'attention_factor' is -1, expected a number of 0 or more",
         ),
         (yarn("beta_fast", json!(0.5)), "'beta_fast' is 0.5 and 'beta_slow' is 1"),
+        (
+            yarn("attention_factor", json!(3e18)),
+            "the factor of attention is 3e18 ('attention_factor', or 'mscale'), expected 1e9 at most",
+        ),
         (yarn("beta_slow", json!([])), "'beta_slow' is [], expected a number"),
         (yarn("truncate", json!("no")), "'truncate' is \"no\", expected true or false"),
         (yarn("rope_theta", json!(1)), "'rope_theta' is 1, expected another number"),

@@ -49,7 +49,7 @@ pub struct Args {
     /// Train with each of these values of a setting, all on one base at once: the runs share the base and what is read,
     /// and end as each would alone. The adapter of the best is kept, by eval_loss or, without evaluation, by the loss of
     /// the last tenth of the steps. Given twice or more: all combinations. For settings of the optimiser, the schedule,
-    /// clipping, loss_scale and seed
+    /// clipping, loss_scale, seed, and the sizes and numbers of steps
     #[arg(long, value_name = "KEY=VALUE,VALUE", conflicts_with = "find_lr")]
     sweep: Vec<String>,
     /// Of a sweep or tasks: run after run in each step, so that each ends, to the bit, as it would alone. Otherwise rows of
@@ -124,6 +124,10 @@ fn at_place(args: &Args, ranks: &Ranks) -> Result<()> {
         let task = detect::task(&first.given)?;
         return at_once(args, task, tasks, Purpose::Tasks, ranks);
     }
+    ensure!(
+        !args.exact || !args.sweep.is_empty(),
+        "--exact is for several runs, of --sweep or of 'tasks': leave it out, a run alone is exact"
+    );
     let task = detect::task(&given)?;
     let stages = given.stages()?;
     if !stages.is_empty() {

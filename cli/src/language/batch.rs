@@ -13,6 +13,8 @@ pub struct TokenRows {
     pub ids: Tensor,
     /// The number of each token's document, where rows have several.
     pub documents: Option<Tensor>,
+    /// Places of the longest document.
+    pub reach: i64,
     /// The pictures of the rows, in their order.
     pub pictures: Vec<Shown>,
     pub sizes: Sizes,
@@ -77,7 +79,8 @@ impl TokenRows {
         // Each place of the padding is a document of its own, as in the batches themselves.
         let own = |place: i64| -1 - (1 << 40) - place;
         let documents = packed.then(|| padded(documents.iter(), length, own)).transpose()?;
-        Ok(TokenRows { ids, documents, pictures: Vec::new(), sizes: Sizes::default() })
+        let reach = batches.iter().map(|batch| batch.reach).max().unwrap_or(0);
+        Ok(TokenRows { ids, documents, reach, pictures: Vec::new(), sizes: Sizes::default() })
     }
 
     /// Places of a row.

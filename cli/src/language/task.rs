@@ -25,7 +25,7 @@ use crate::train::batches::Job;
 use crate::train::example::Example;
 use crate::train::order::Random;
 use crate::train::settings::RunSettings;
-use crate::train::task::{numbers, Batch, Load, Of, OfRun, Scores, Task};
+use crate::train::task::{numbers, Batch, Extent, Load, Of, OfRun, Scores, Task};
 
 pub struct LanguageTask<'m> {
     model: &'m LanguageModel,
@@ -92,6 +92,8 @@ impl Load for LanguageLoader {
         let length = job.rows.iter().map(|row| i64::from(all.width(*row))).max().unwrap_or(0);
         let length = self.config.padded_length(length, self.multiple) as usize;
         let packed = rows.iter().any(|row| row.len() > 1);
+        let documents = rows.iter().copied().flatten().map(|piece| all.corpus.pieces[*piece].len);
+        let reach = if packed { documents.max().map_or(0, i64::from) } else { length as i64 };
         let cells = length * rows.len();
         let (mut ids, mut labels) = (vec![0; cells], vec![IGNORE_INDEX; cells]);
         // Each place of the padding is a document of its own, so that none is longer than those of the data.
@@ -132,7 +134,13 @@ impl Load for LanguageLoader {
         // A model that sees counts the tokens of pictures on the CPU, and sends them itself.
         let ids = if pictures.is_empty() { sent(&ids)? } else { table(&ids)? };
         Ok(Batch {
-            inputs: TokenRows { ids, documents, pictures, sizes: self.encoder.sizes(&grids)? },
+            inputs: TokenRows {
+                ids,
+                documents,
+                reach,
+                pictures,
+                sizes: self.encoder.sizes(&grids)?,
+            },
             // The loss leaves out what does not count, and looks for it on the CPU.
             labels: table(&labels)?,
             targets,
@@ -190,6 +198,40 @@ impl<'m> LanguageTask<'m> {
         let seen = batch.inputs.seen(self.model, train, self.loader.features.as_ref())?;
         self.model.loss(batch.inputs.inputs(&seen, train), &batch.labels, reduction, tape)
     }
+}
+
+/// Batches of several runs as one.
+struct Together {
+    rows: TokenRows,
+    labels: Tensor,
+}
+
+impl Together {
+    fn new(batches: &[OfRun<LanguageTask>]) -> ln_tuning::Result<Self> {
+        let own: Vec<&TokenRows> = batches.iter().map(|of| &of.batch.inputs).collect();
+        let rows = TokenRows::together(&own)?;
+        let labels = batches.iter().map(|of| &of.batch.labels);
+        let labels = padded(labels, rows.length(), |_| IGNORE_INDEX)?;
+        Ok(Together { rows, labels })
+    }
+}
+
+/// The adapter of each row.
+fn names<'b>(batches: &[OfRun<'b, LanguageTask>]) -> Vec<&'b str> {
+    let names = batches.iter().map(|of| (of.adapter, of.batch.inputs.rows()));
+    names.flat_map(|(adapter, rows)| (0..rows).map(move |_| adapter)).collect()
+}
+
+/// The loss of each batch, from those of the rows.
+fn sums(batches: &[OfRun<LanguageTask>], rows: &Tensor) -> ln_tuning::Result<Vec<Tensor>> {
+    let mut start = 0;
+    let losses = batches.iter().map(|of| {
+        let own = of.batch.inputs.rows();
+        let sum = rows.f_narrow(0, start, own)?.f_sum(rows.f_kind()?)?;
+        start += own;
+        Ok(sum.f_div(&Tensor::from(of.over as f64).f_to_device(sum.device())?)?)
+    });
+    losses.collect()
 }
 
 impl Task for LanguageTask<'_> {
@@ -256,31 +298,34 @@ impl Task for LanguageTask<'_> {
         self.model.losses(&batches, Reduction::SumOver(over), tape)
     }
 
-    fn goes_together(&self, batch: &Of<Self>) -> bool {
-        batch.inputs.pictures.is_empty()
+    fn extent(&self, batch: &Of<Self>) -> Result<Extent, &'static str> {
+        let inputs = &batch.inputs;
+        if !inputs.pictures.is_empty() {
+            return Err("rows with pictures go through the model by themselves");
+        }
+        let config = self.model.config();
+        if config.has_dropout() {
+            return Err("the model has dropout, and each run draws as it would alone");
+        }
+        // Some ropes depend on the longest row: those of one kind have one number here.
+        let like = config.padded_length(inputs.reach, 1 << 40);
+        Ok(Extent { rows: inputs.rows() as u64, length: inputs.length() as u64, like })
     }
 
     fn losses_together<'t>(
         &'t self,
-        batches: &[OfRun<Self>],
+        lists: &[Vec<OfRun<Self>>],
         tape: &mut Tape<'t>,
-    ) -> ln_tuning::Result<Vec<Tensor>> {
-        let own: Vec<&TokenRows> = batches.iter().map(|of| &of.batch.inputs).collect();
-        let all = TokenRows::together(&own)?;
-        let labels = batches.iter().map(|of| &of.batch.labels);
-        let labels = padded(labels, all.length(), |_| IGNORE_INDEX)?;
-        let names = batches.iter().zip(&own);
-        let names = names.flat_map(|(of, own)| (0..own.rows()).map(|_| of.adapter));
-        let names: Vec<&str> = names.collect();
-        let inputs = all.inputs(&Seen::Nothing, true).adapter_names(&names);
-        let rows = self.model.loss(inputs, &labels, Reduction::SumPerRow, tape)?;
-        let mut start = 0;
-        let losses = batches.iter().zip(own).map(|(of, own)| {
-            let sum = rows.f_narrow(0, start, own.rows())?.f_sum(rows.f_kind()?)?;
-            start += own.rows();
-            Ok(sum.f_div(&Tensor::from(of.over as f64).f_to_device(sum.device())?)?)
+    ) -> ln_tuning::Result<Vec<Vec<Tensor>>> {
+        let all = lists.iter().map(|batches| Together::new(batches));
+        let all = all.collect::<ln_tuning::Result<Vec<_>>>()?;
+        let names: Vec<Vec<&str>> = lists.iter().map(|batches| names(batches)).collect();
+        let batches = all.iter().zip(&names).map(|(all, names)| {
+            (all.rows.inputs(&Seen::Nothing, true).adapter_names(names), &all.labels)
         });
-        losses.collect()
+        let batches: Vec<(Inputs, &Tensor)> = batches.collect();
+        let rows = self.model.losses(&batches, Reduction::SumPerRow, tape)?;
+        lists.iter().zip(rows).map(|(batches, rows)| sums(batches, &rows)).collect()
     }
 
     fn goes_block_by_block(&self) -> bool {

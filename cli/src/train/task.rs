@@ -71,18 +71,19 @@ pub trait Task {
         batches.iter().map(|batch| self.loss(batch, over, tape)).collect()
     }
 
-    /// True if a batch like this one can go through the model together with those of other runs.
-    fn goes_together(&self, _batch: &Of<Self>) -> bool {
-        false
+    /// The room that a batch takes where it goes through the model together with those of other runs; or the reason why
+    /// it goes alone.
+    fn extent(&self, _batch: &Of<Self>) -> Result<Extent, &'static str> {
+        Err("batches like these go through the model alone")
     }
 
-    /// The loss of each of some batches, from one pass in which the rows of each use their own adapter. All of them
-    /// [go together](Self::goes_together).
+    /// The losses of batches of several runs: of each list one pass, in which the rows of each batch use their own
+    /// adapter. All have an [extent](Self::extent).
     fn losses_together<'t>(
         &'t self,
-        _batches: &[OfRun<Self>],
+        _lists: &[Vec<OfRun<Self>>],
         _tape: &mut Tape<'t>,
-    ) -> ln_tuning::Result<Vec<Tensor>> {
+    ) -> ln_tuning::Result<Vec<Vec<Tensor>>> {
         Ok(Vec::new())
     }
 
@@ -116,6 +117,16 @@ pub trait Task {
     fn add_files(&self, _adapter: &Path) -> Result<()> {
         Ok(())
     }
+}
+
+/// A batch's room in the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    pub rows: u64,
+    /// Places of each row.
+    pub length: u64,
+    /// Batches with the same number compute the same together as alone.
+    pub like: i64,
 }
 
 /// A batch of one of several runs.

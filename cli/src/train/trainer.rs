@@ -1,26 +1,25 @@
 //! The training loop.
 
 use std::fmt;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use ln_tuning::recompute::Recompute;
-use ln_tuning::{LnTuningModel, Optimizer, SaveOptions, Schedule};
+use ln_tuning::{LnTuningModel, Optimizer, Schedule};
 use tch::nn::VarStore;
 use tch::{Device, Tensor};
 
-use super::batches::Plan;
+use super::batches::{Plan, Share};
 use super::checkpoint::{self, State};
 use super::evaluation::evaluate;
 use super::metrics::Metrics;
 use super::prefetch::Batches;
 use super::ranks::Ranks;
 use super::settings::Settings;
-use super::task::{Of, Task};
+use super::task::{Extent, Of, Task};
 use super::update::{self, update};
-use super::{curves, interrupt, same};
+use super::{interrupt, same};
 use crate::progress;
 
 /// Time between two readings of what a GPU has computed.
@@ -98,6 +97,10 @@ macro_rules! diverged {
 }
 
 mod figures;
+mod files;
+
+/// The order of the data: its seed, the rows that stand together, and the batches of a step.
+pub(super) type Order = (Option<u64>, usize, Share);
 
 /// Rows of a step of all ranks, and the batches of this one.
 pub(super) type Group<T> = (usize, Vec<Of<T>>);
@@ -194,14 +197,16 @@ impl<'a, T: Task> Run<'a, T> {
         self.recompute
     }
 
-    /// True if these batches can go through the model together with those of other runs.
-    pub(super) fn goes_together(&self, (_, group): &Group<T>) -> bool {
-        group.iter().all(|batch| self.task.goes_together(batch))
+    /// The room of each of these batches where they go through the model together with those of other runs; nothing if
+    /// they go alone.
+    pub(super) fn extents(&self, (_, group): &Group<T>) -> Vec<Extent> {
+        let extents = group.iter().map(|batch| self.task.extent(batch));
+        extents.collect::<Result<Vec<_>, _>>().unwrap_or_default()
     }
 
-    /// The seed of the order of the data, if it has one.
-    pub(super) fn order(&self) -> Option<u64> {
-        self.plan.seed
+    /// All that decides which rows stand in which batches.
+    pub(super) fn order(&self) -> Order {
+        (self.plan.seed, self.plan.group, self.plan.share)
     }
 
     /// True if an evaluation is due behind the step that was just made.
@@ -321,54 +326,6 @@ impl<'a, T: Task> Run<'a, T> {
         Ok(better)
     }
 
-    fn last_good(&self) -> Result<String> {
-        Ok(match checkpoint::steps(&self.settings.out)?.pop() {
-            Some(step) => {
-                let dir = checkpoint::dir(&self.settings.out, step);
-                format!("the last good checkpoint is '{}'", dir.display())
-            }
-            None => "there is no checkpoint yet".into(),
-        })
-    }
-
-    /// Writes a checkpoint.
-    pub(super) fn save(&mut self, tuned: &LnTuningModel) -> Result<()> {
-        // No loss has seen the last update, and such weights could not be read again.
-        for (key, weights) in tuned.state_dict(&self.adapter)? {
-            if weights.f_isfinite()?.f_all()?.f_int64_value(&[])? != 1 {
-                diverged!(
-                    "step {}: '{key}' is NaN or infinite behind the update, from {}; {}. Try a lower 'optimizer.lr' \
-                     or 'optimizer.weight_decay'",
-                    self.state.step,
-                    self.sources,
-                    self.last_good()?
-                );
-            }
-        }
-        if self.ranks.is_first() {
-            let out = &self.settings.out;
-            checkpoint::save(out, &self.state, tuned, &self.adapter, &mut self.optimizer)?;
-        }
-        self.clock = Instant::now();
-        Ok(())
-    }
-
-    /// Removes old checkpoints, behind a new one.
-    pub(super) fn rotate(&mut self) -> Result<()> {
-        if !self.ranks.is_first() {
-            return Ok(());
-        }
-        let best = self.state.best.map(|best| best.0);
-        checkpoint::rotate(&self.settings.out, self.settings.keep_last, best)?;
-        self.draw()
-    }
-
-    fn draw(&mut self) -> Result<()> {
-        self.drawn = Instant::now();
-        let metrics = self.metrics.as_ref();
-        metrics.map_or(Ok(()), |metrics| curves::draw(&self.settings.out, metrics))
-    }
-
     fn prefix(&self) -> String {
         if self.name.is_empty() {
             return String::new();
@@ -384,34 +341,5 @@ impl<'a, T: Task> Run<'a, T> {
         } else {
             self.bar.println(line);
         }
-    }
-
-    /// Writes the adapter as a directory for PEFT.
-    pub(super) fn write_adapter(&self, tuned: &LnTuningModel, dir: &Path) -> Result<()> {
-        tuned.save_pretrained_with(dir, &SaveOptions::default().only(&self.adapter))?;
-        self.task.add_files(dir)
-    }
-
-    fn finish(self, tuned: &LnTuningModel) -> Result<()> {
-        let out = &self.settings.out;
-        self.bar.finish();
-        let step = self.state.step;
-        if step < self.total {
-            println!("stopped after step {step} of {}; run the same command to resume", self.total);
-            return Ok(());
-        }
-        ensure!(step > 0, "there was nothing to do");
-        let adapter = out.join("adapter");
-        self.write_adapter(tuned, &adapter)?;
-        if self.skipped > 0 {
-            println!("{} of {step} steps were skipped by the loss scale", self.skipped);
-        }
-        let seconds = self.begun.elapsed().as_secs_f64();
-        println!("{seconds:.1} s; the adapter is in '{}'", adapter.display());
-        if let Some((step, value)) = self.state.best {
-            let dir = checkpoint::dir(out, step);
-            println!("the lowest eval_loss, {value:.4}, was that of '{}'", dir.display());
-        }
-        Ok(())
     }
 }

@@ -11,7 +11,7 @@ const PARTS: [&str; 4] =
     ["device=cuda", "save_interval=3", "eval_interval=6", "data.eval_fraction=0.2"];
 
 /// Images train in bf16 there, since its convolutions are then libtorch's own: the runtime has no cuDNN.
-const OLDER: Gpu = Gpu { sm: 75, devices: 1, memory: 80 << 30, fill: None };
+const OLDER: Gpu = Gpu { sm: 75, devices: 1, memory: 80 << 30, fill: None, computes: false };
 
 /// The command with these devices; `None` where there is no counting runtime.
 fn on(gpu: Gpu, mut command: Command) -> Option<Command> {

@@ -44,6 +44,7 @@ mod resume;
 mod sweep;
 mod task;
 mod tasks;
+mod together;
 #[path = "../../../tests/trees/mod.rs"]
 mod trees;
 mod verify;

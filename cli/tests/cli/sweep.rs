@@ -145,6 +145,8 @@ fn bad_sweeps_are_refused_and_a_dry_run_shows_the_runs() {
         (&["--sweep", "clip_norm=-1,1"], "'clip_norm' is -1"),
         (&["--sweep", "model=a,b"], "all runs of a sweep share one base"),
         (&["--sweep", "seed="], "has no values"),
+        (&["--sweep", "batch_size=2,3", "--halving"], "compares runs at the same step"),
+        (&["--exact"], "--exact is for several runs"),
         (&["--halving"], "--sweep"),
         (&["--sweep", "seed=1,2", "--find-lr"], "cannot be used with"),
     ] {
@@ -178,4 +180,31 @@ fn bad_sweeps_are_refused_and_a_dry_run_shows_the_runs() {
     training.run(&["max_steps=1", "out=alone"]);
     let error = refusal(&["max_steps=1", "out=alone"], &["--sweep", "seed=1,2"]);
     assert!(error.contains("'alone' holds a run that was alone"), "{error}");
+}
+
+#[test]
+fn checkpoints_that_no_run_goes_on_from_are_kept_and_a_fault_in_one_run_changes_no_other() {
+    let training = training().set(&["max_steps=2", "save_interval=1"]);
+    let sweep = ["--sweep", "seed=[1, 2]"];
+    let refusal = |set: &[&str]| {
+        let output = training.command(set).args(sweep).output().unwrap();
+        assert!(!output.status.success());
+        texts(&output).1
+    };
+    // A run that was alone, in the folder that one of the sweep would have.
+    training.run(&["out=lost/runs/seed=1", "seed=1"]);
+    let error = refusal(&["out=lost"]);
+    assert!(error.contains("'lost/runs/seed=1' holds checkpoints"), "{error}");
+    assert!(error.contains("no 'lost/runs.json'"), "{error}");
+    assert_eq!(training.checkpoints("lost/runs/seed=1"), [1, 2]);
+
+    swept(&training, &[], &sweep);
+    let error = refusal(&["resume=never"]);
+    assert!(error.contains("'resume' is never"), "{error}");
+    // Both would go on from the first step, which the second cannot.
+    std::fs::remove_dir_all(training.path("out/runs/seed=2/checkpoints/step-2")).unwrap();
+    training.write("out/runs/seed=2/checkpoints/step-1/state.json", "{}");
+    let error = refusal(&[]);
+    assert!(error.contains("seed=2") && error.contains("cannot be read"), "{error}");
+    assert_eq!(training.checkpoints("out/runs/seed=1"), [1, 2]);
 }

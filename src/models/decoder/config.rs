@@ -109,6 +109,14 @@ impl DecoderConfig {
         self.vocab_size
     }
 
+    /// True if it drops some of its activations while it trains: one of its rates of dropout is above 0.
+    pub fn has_dropout(&self) -> bool {
+        let [attention, mlp] = self.residual_dropout;
+        [self.embedding_dropout, self.attention_dropout, attention, mlp]
+            .iter()
+            .any(|rate| *rate > 0.)
+    }
+
     /// Width of the [`hidden_states`](crate::models::Model::hidden_states): that of the head.
     pub fn output_size(&self) -> i64 {
         self.embed_size

@@ -208,7 +208,7 @@ fn by_row(
     let parts = rows.lead().len() as i64;
     let sum = loss.reduction(Reduction::Sum);
     let mut total: Option<Tensor> = None;
-    for (adapter, places) in rows.groups() {
+    for (adapter, places) in rows.groups(&weight.sharing(rows, bias)?) {
         let places = Tensor::f_from_slice(&places)?;
         let of_group = |x: &Tensor| -> Result<Tensor> {
             let places = sent(&places, x.device())?;
@@ -286,7 +286,7 @@ mod tests {
         for block in model.blocks.chunks(1) {
             let mut tape = Tape::off();
             let mut through = Through::Tape(&mut tape);
-            hidden = run(block, hidden, &context, None, 0., &mut through).unwrap();
+            hidden = run(block, hidden, &context, None, 0., None, &mut through).unwrap();
             graphs.push(hidden.requires_grad());
         }
         assert_eq!(graphs, [false, false, true, true]);

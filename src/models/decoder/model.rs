@@ -20,7 +20,7 @@ use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{
     dropped, run, run_batches, stream, Block, Cache, Context, Linear, Norm, Places, RopeTables,
-    Rows, Sites, Stay, Through, Weight, Weights,
+    Rows, Sites, Stay, Table, Through, Weight, Weights,
 };
 use crate::pretrained;
 
@@ -43,7 +43,7 @@ use crate::pretrained;
 pub struct Decoder {
     pub(super) config: DecoderConfig,
     pub(super) embed: Weight,
-    positions: Option<Tensor>,
+    positions: Option<Table>,
     embed_norm: Option<Norm>,
     /// Into and out of the blocks' width, where that of the embedding is another.
     projections: Option<[Linear; 2]>,
@@ -107,7 +107,7 @@ impl Decoder {
         let positions = match config.positions {
             Positions::Learned { offset, .. } => {
                 let rows = config.max_positions + offset;
-                Some(base.at(names.positions).tensor("weight", &[rows, size], init)?)
+                Some(Table::build(&base.at(names.positions), "weight", [rows, size], init)?)
             }
             _ => None,
         };
@@ -198,10 +198,10 @@ impl Decoder {
             contexts.push(Rc::new(context));
             rows.push(own);
         }
-        let hidden = run_batches(&self.blocks, hidden, &contexts, tape)?;
+        let hidden = run_batches(&self.blocks, hidden, &contexts, self.norm.as_ref(), tape)?;
         let finished = hidden.into_iter().zip(rows).map(|(hidden, own)| {
             let _rows = Rows::enter(own);
-            self.finished(hidden)
+            self.projected(hidden)
         });
         finished.collect()
     }
@@ -220,7 +220,8 @@ impl Decoder {
         let (hidden, mut context) = self.begun(embedded, places, positions, ahead, false)?;
         context.added = added.iter().map(Tensor::shallow_clone).collect();
         let mut through = Through::Cache(cache);
-        self.finished(run(&self.blocks, hidden, &Rc::new(context), None, 0., &mut through)?)
+        let (context, last) = (Rc::new(context), self.norm.as_ref());
+        self.projected(run(&self.blocks, hidden, &context, None, 0., last, &mut through)?)
     }
 
     /// The embeddings of ids, `[batch, length, size]`. A model of images and texts puts images into some places.
@@ -270,7 +271,7 @@ impl Decoder {
                 );
             }
             let rows = positions.f_add_number(offset)?;
-            hidden = hidden.f_add(&Tensor::f_embedding(table, &rows, -1, false, false)?)?;
+            hidden = hidden.f_add(&table.lookup(&rows, hidden.size3()?.0, -1)?)?;
         }
         if let Some(norm) = &self.embed_norm {
             hidden = norm.forward(&hidden)?;
@@ -285,11 +286,8 @@ impl Decoder {
         Ok((hidden, context))
     }
 
-    /// The output of the last block, behind the last norm.
-    fn finished(&self, mut hidden: Tensor) -> Result<Tensor> {
-        if let Some(norm) = &self.norm {
-            hidden = norm.forward(&hidden)?;
-        }
+    /// The hidden states in the size that the head reads.
+    fn projected(&self, hidden: Tensor) -> Result<Tensor> {
         match &self.projections {
             Some([_, out]) => out.forward(&hidden),
             None => Ok(hidden),

@@ -86,6 +86,9 @@ pub(super) fn type_name<'a>(values: &'a Value, place: &str) -> Result<&'a str> {
     }
 }
 
+/// The square of it leaves f32 room for the scores.
+const MOST_ATTENTION_FACTOR: f64 = 1e9;
+
 impl RopeSettings<'_> {
     /// The rope of the type with this name. Keys that it does not use are reported.
     pub(super) fn rope(&self, name: &str) -> Result<Rope> {
@@ -114,6 +117,15 @@ impl RopeSettings<'_> {
             );
         }
         let rope = (found.rope)(self)?;
+        if !(0. ..=MOST_ATTENTION_FACTOR).contains(&rope.attention_factor) {
+            refuse!(
+                InvalidConfig,
+                "'{}': the factor of attention is {:e} ('attention_factor', or 'mscale'), expected {MOST_ATTENTION_FACTOR:e} \
+                 at most: scores grow with its square, and would be no numbers",
+                self.place,
+                rope.attention_factor
+            );
+        }
         let keys = self.values.as_object().into_iter().flat_map(|values| values.keys());
         let is_used = |key: &str| match key {
             "truncate" if self.nested => false,

@@ -103,10 +103,15 @@ impl Head {
                 };
                 let [weight, bias] = decoder;
                 match weight.rows(None).or_else(|| bias.rows(None)) {
-                    Some(rows) => rows.grouped(&hidden, |x, adapter| {
-                        let own = |tied: &Tied| tied.of_adapter(&rows, adapter);
-                        logits(x, [&own(weight)?, &own(bias)?])
-                    }),
+                    Some(rows) => {
+                        let (weights, biases) =
+                            (weight.sharing(&rows, None)?, bias.sharing(&rows, None)?);
+                        let sharing = rows.sharing_by(|adapter| (weights[adapter], biases[adapter]));
+                        rows.grouped_by(&hidden, &sharing, |x, adapter| {
+                            let own = |tied: &Tied| tied.of_adapter(&rows, adapter);
+                            logits(x, [&own(weight)?, &own(bias)?])
+                        })
+                    }
                     None => logits(&hidden, [weight.get(), bias.get()]),
                 }
             }

@@ -12,12 +12,14 @@ use super::layer::block;
 use crate::autograd::recompute::Tape;
 use crate::error::{refusal, refuse, Result};
 use crate::kernels::number::WithNumber;
+use crate::models::adapter_names::AdapterNames;
 use crate::models::config::ModelConfig;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
+use crate::models::named_rows::rows_of_batch;
 use crate::models::nn::{
-    dropped, run_all, stream, Activation, Block, Linear, Mask, Norm, NormKind, Sites, Weight,
-    Weights,
+    dropped, run_all, stream, Activation, Block, Linear, Mask, Norm, NormKind, Rows, Sites, Table,
+    Weight, Weights,
 };
 use crate::pretrained;
 
@@ -41,8 +43,8 @@ use crate::pretrained;
 pub struct Encoder {
     config: EncoderConfig,
     words: Weight,
-    positions: Tensor,
-    token_types: Option<Tensor>,
+    positions: Table,
+    token_types: Option<Table>,
     norm: Norm,
     blocks: Vec<Block>,
     pooler: Option<Linear>,
@@ -63,8 +65,9 @@ impl Model for Encoder {
             _ => weights.at(config.family.prefix),
         };
         let embeddings = base.at("embeddings");
-        let embedding =
-            |name: &str, count: i64| embeddings.at(name).tensor("weight", &[count, size], init);
+        let embedding = |name: &str, count: i64| {
+            Table::build(&embeddings.at(name), "weight", [count, size], init)
+        };
         let words =
             embeddings.at("word_embeddings").rows("weight", [config.vocab_size, size], init)?;
         let pooler = base.at(POOLER);
@@ -125,7 +128,7 @@ impl Model for Encoder {
         let hidden = self.norm.forward(&self.embedded(ids, inputs.token_type_ids)?)?;
         let hidden = dropped(hidden, self.config.dropout, inputs.train)?;
         let mask = Mask::tokens(inputs.attention_mask)?;
-        run_all(&self.blocks, hidden, mask, inputs.train, tape)
+        run_all(&self.blocks, hidden, mask, inputs.train, None, tape)
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
@@ -144,6 +147,25 @@ impl Encoder {
     /// `InvalidState` for a model without a pooler; `Torch`.
     #[doc(alias = "pooler_output")]
     pub fn pooled(&self, hidden_states: &Tensor) -> Result<Tensor> {
+        self.pooled_with(hidden_states, None)
+    }
+
+    /// [`pooled`](Self::pooled) where rows have adapters of their own, which may have a pooler too.
+    ///
+    /// # Errors
+    /// As [`pooled`](Self::pooled), and those of [`Inputs::adapter_names`].
+    pub fn pooled_by_row<'a>(
+        &self,
+        hidden_states: &Tensor,
+        adapter_names: impl Into<AdapterNames<'a>>,
+    ) -> Result<Tensor> {
+        let batch = hidden_states.size().first().copied().unwrap_or(0);
+        let rows = rows_of_batch(adapter_names.into(), batch, &self.sites)?;
+        self.pooled_with(hidden_states, rows)
+    }
+
+    fn pooled_with(&self, hidden_states: &Tensor, rows: Option<Rows>) -> Result<Tensor> {
+        let _rows = Rows::enter(rows);
         match &self.pooler {
             Some(pooler) => {
                 Activation::Tanh.apply(&pooler.forward(&hidden_states.f_select(1, 0)?)?)
@@ -159,20 +181,19 @@ impl Encoder {
         // No gradient for the padding's row, as in transformers.
         let padding = self.config.padding_id.unwrap_or(-1);
         let words = self.words.lookup(input_ids, padding)?;
+        let (batch, length) = input_ids.size2()?;
         let positions = match self.config.family.positions_from_padding {
             true => {
                 let tokens = input_ids.f_ne_number(padding)?.f_to_kind(Kind::Int64)?;
                 let places = tokens.f_cumsum(1, Kind::Int64)?.f_mul(&tokens)?;
                 let places = places.f_add_number(padding)?;
-                Tensor::f_embedding(&self.positions, &places, padding, false, false)?
+                self.positions.lookup(&places, batch, padding)?
             }
-            false => self.positions.f_narrow(0, 0, input_ids.size()[1])?,
+            false => self.positions.part(0, length, batch)?,
         };
         let words = match (&self.token_types, token_type_ids) {
-            (Some(types), Some(ids)) => {
-                words.f_add(&Tensor::f_embedding(types, ids, -1, false, false)?)?
-            }
-            (Some(types), None) => words.f_add(&types.f_select(0, 0)?)?,
+            (Some(types), Some(ids)) => words.f_add(&types.lookup(ids, batch, -1)?)?,
+            (Some(types), None) => words.f_add(&types.part(0, 1, batch)?)?,
             (None, _) => words,
         };
         Ok(words.f_add(&positions)?)

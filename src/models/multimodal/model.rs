@@ -12,7 +12,7 @@ use super::positions::positions;
 use super::tiles::Tiles;
 use crate::autograd::recompute::Tape;
 use crate::device::transfer::sent;
-use crate::error::{refuse, Result};
+use crate::error::Result;
 use crate::kernels::number::WithNumber;
 use crate::models::config::ModelConfig;
 use crate::models::decoder::Decoder;
@@ -150,13 +150,6 @@ impl ImageTextToText {
     pub fn image_features<'a>(&self, images: impl Into<Inputs<'a>>) -> Result<Tensor> {
         let images = images.into();
         images.check(self.model_type(), &self.taken_by_tower())?;
-        if images.adapter_names.is_some() && self.config.tower.packed().is_some() {
-            refuse!(
-                Unsupported,
-                "`adapter_names` are not implemented for the features of images of any size: ask for those of each adapter \
-                 under `set_adapter`, or give the images beside the ids"
-            );
-        }
         let rows = images.named_rows(&self.sites)?;
         self.features(&images, rows, &mut Tape::off())
     }

@@ -77,7 +77,7 @@ impl PooledProjector {
         let pooled = pooled.f_flatten(2, 3)?.f_transpose(1, 2)?;
         let normed = self.norm.forward(&pooled)?;
         match Rows::with_own([Some(&self.weight)]) {
-            Some(rows) => rows.grouped(&normed, |normed, adapter| {
+            Some(rows) => rows.grouped(&normed, [Some(&self.weight)], |normed, adapter| {
                 Ok(normed.f_matmul(&rows.of(&self.weight, adapter)?)?)
             }),
             None => Ok(normed.f_matmul(&self.weight)?),

@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::tower::Taken;
 use crate::error::{refuse, Result};
-use crate::models::nn::Weights;
+use crate::models::nn::{Rows, Weights};
 use crate::models::vision::ImageTowerConfig;
 
 /// Height and width.
@@ -114,7 +114,7 @@ impl Tiles {
     pub(super) fn build(weights: &Weights, config: &TilesConfig, size: i64) -> Result<Self> {
         let init = Init::Randn { mean: 0., stdev: (size as f64).powf(-0.5) };
         Ok(Tiles {
-            newline: weights.tensor("image_newline", &[size], init)?,
+            newline: weights.by_row("image_newline", &[size], init)?,
             config: config.clone(),
         })
     }
@@ -131,7 +131,11 @@ impl Tiles {
             let grid = grid.f_reshape([rows, columns, side, side, size])?.f_transpose(1, 2)?;
             let grid = grid.f_reshape([rows * side, columns * side, size])?;
             let grid = grid.f_narrow(0, first[0], kept[0])?.f_narrow(1, first[1], kept[1])?;
-            let newline = self.newline.f_view([1, 1, size])?.f_expand([kept[0], 1, size], false)?;
+            let newline = match Rows::with_own([Some(&self.newline)]) {
+                Some(rows) => rows.of(&self.newline, rows.adapter(at as usize))?,
+                None => self.newline.shallow_clone(),
+            };
+            let newline = newline.f_view([1, 1, size])?.f_expand([kept[0], 1, size], false)?;
             all.push(Tensor::f_cat(&[grid, newline], 1)?.f_reshape([-1, size])?);
             at += 1 + rows * columns;
         }

@@ -1,21 +1,16 @@
-//! One block of a transformer: attention and MLP, with their norms; and how blocks are run.
+//! One block of a transformer: attention and MLP, with their norms.
 
-use std::rc::Rc;
-
-use tch::{no_grad, Device, Kind, Tensor};
+use tch::{no_grad, Kind, Tensor};
 
 use super::attention::Attention;
-use super::cache::{Cache, Slot};
+use super::cache::Slot;
 use super::context::Context;
 use super::linear::Linear;
-use super::mask::Mask;
 use super::mlp::{dropped, Mlp};
 use super::norm::Norm;
 use super::rows::Rows;
 use super::streamed::{Matrix, Stay};
 use super::weights::Weights;
-use crate::autograd::recompute::Tape;
-use crate::autograd::scratch::Pass;
 use crate::device::transfer::sent;
 use crate::error::Result;
 use crate::kernels::number::{self, WithNumber};
@@ -74,106 +69,6 @@ pub(in crate::models) enum Guard {
     Output,
 }
 
-/// The way in which blocks are run: through the tape of block checkpointing, or with a cache of keys and values.
-pub(in crate::models) enum Through<'t, 'm> {
-    Tape(&'t mut Tape<'m>),
-    Cache(&'t mut Cache),
-}
-
-/// Runs blocks one after the other, and each for all batches before the next: what a block needs is then fetched once
-/// for all of them, here and, through the tape, in the backward pass.
-pub(in crate::models) fn run_batches<'m>(
-    blocks: &'m [Block],
-    mut hidden: Vec<Tensor>,
-    contexts: &[Rc<Context>],
-    tape: &mut Tape<'m>,
-) -> Result<Vec<Tensor>> {
-    let _pass = Pass::begin();
-    for (place, block) in blocks.iter().enumerate() {
-        let runs = contexts.iter().map(|context| {
-            let context = context.clone();
-            move |hidden: &Tensor| block.forward(hidden, &context, None, (None, None))
-        });
-        let outputs = tape.run_batches(&hidden, runs)?.into_iter().zip(contexts);
-        hidden = outputs
-            .map(|(output, context)| context.behind(place, output))
-            .collect::<Result<_>>()?;
-    }
-    Ok(hidden)
-}
-
-/// Runs blocks one after the other. `source` is the other sequence, `[batch, length, size]`.
-pub(in crate::models) fn run<'m>(
-    blocks: &'m [Block],
-    mut hidden: Tensor,
-    context: &Rc<Context>,
-    source: Option<&Tensor>,
-    layerdrop: f64,
-    through: &mut Through<'_, 'm>,
-) -> Result<Tensor> {
-    let _pass = Pass::begin();
-    for (index, block) in blocks.iter().enumerate() {
-        if context.train && layerdrop > 0. {
-            let drawn = Tensor::f_rand([1], (Kind::Float, Device::Cpu))?;
-            if drawn.f_double_value(&[0])? < layerdrop {
-                continue;
-            }
-        }
-        hidden = match through {
-            Through::Cache(cache) => {
-                let [own, across] = cache.slots(index);
-                block.forward(&hidden, context, source, (Some(own), Some(across)))?
-            }
-            Through::Tape(tape) => {
-                let context = context.clone();
-                let inputs: Vec<&Tensor> = [&hidden].into_iter().chain(source).collect();
-                let block = move |inputs: &[Tensor]| {
-                    Ok(vec![block.forward(&inputs[0], &context, inputs.get(1), (None, None))?])
-                };
-                tape.run_many(&inputs, block)?.swap_remove(0)
-            }
-        };
-        hidden = context.behind(index, hidden)?;
-    }
-    Ok(hidden)
-}
-
-/// Runs blocks that share one mask, and nothing else.
-pub(in crate::models) fn run_all<'m>(
-    blocks: &'m [Block],
-    hidden: Tensor,
-    mask: Mask,
-    train: bool,
-    tape: &mut Tape<'m>,
-) -> Result<Tensor> {
-    let context = Rc::new(Context::new(train, hidden.f_kind()?, mask)?);
-    run(blocks, hidden, &context, None, 0., &mut Through::Tape(tape))
-}
-
-/// The hidden states behind so many blocks each, in this order, of blocks that share one mask. Blocks above the highest
-/// are not run.
-pub(in crate::models) fn run_to<'m>(
-    blocks: &'m [Block],
-    mut hidden: Tensor,
-    depths: &[usize],
-    train: bool,
-    tape: &mut Tape<'m>,
-) -> Result<Vec<Tensor>> {
-    let _pass = Pass::begin();
-    let context = Rc::new(Context::new(train, hidden.f_kind()?, Mask::Everything)?);
-    let mut at: Vec<Option<Tensor>> = depths.iter().map(|_| None).collect();
-    let highest = depths.iter().copied().max().unwrap_or(0).min(blocks.len());
-    for depth in 0..=highest {
-        if depth > 0 {
-            let block = &blocks[depth - 1..depth];
-            hidden = run(block, hidden, &context, None, 0., &mut Through::Tape(tape))?;
-        }
-        let here = at.iter_mut().zip(depths).filter(|(_, wanted)| **wanted == depth);
-        here.for_each(|(at, _)| *at = Some(hidden.shallow_clone()));
-    }
-    Ok(at.into_iter().flatten().collect())
-}
-
 /// Lets the matrices of blocks come when they are needed, if they are kept so, but for blocks that are resident. Then
 /// `behind`, which is used behind the last block, comes so as well if it is a part of a file's map; gives its stay.
 pub(in crate::models) fn stream(
@@ -211,41 +106,64 @@ impl Block {
         attentions.flat_map(Attention::linears).chain(self.mlp.linears())
     }
 
-    fn forward(
+    /// The norm in front of attention.
+    pub(super) fn first_norm(&self) -> Option<&Norm> {
+        self.norms[0].as_ref()
+    }
+
+    /// The hidden states behind the block, and their norm by `next`, if there is one: it is computed with the last sum.
+    /// `normed` is what `first_norm` makes of `hidden`, where that is known.
+    pub(super) fn forward(
         &self,
-        hidden: &Tensor,
+        (hidden, normed): (&Tensor, Option<Tensor>),
         context: &Context,
         source: Option<&Tensor>,
         (own, across): (Option<Slot>, Option<Slot>),
-    ) -> Result<Tensor> {
+        next: Option<&Norm>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let _rows = Rows::enter(context.rows.clone());
         self.stay.iter().try_for_each(Stay::enter)?;
-        let [before_attention, after_attention, before_mlp, after_mlp] = &self.norms;
+        let [before_attention, after_attention, before_mlp, after_mlp] =
+            self.norms.each_ref().map(Option::as_ref);
         let train = context.train;
-        let normed = optional(before_attention, hidden)?;
+        let normed = match normed {
+            Some(normed) => normed,
+            None => optional(before_attention, hidden)?,
+        };
         let attended = self.attention.forward(&normed, context, own)?;
         if self.flow == Flow::Parallel {
-            let own = before_mlp.as_ref().map(|norm| norm.forward(hidden)).transpose()?;
+            let own = before_mlp.map(|norm| norm.forward(hidden)).transpose()?;
             let out = self.mlp.forward(own.as_ref().unwrap_or(&normed), train)?;
             let attended = self.branches[0].forward(attended, train)?;
             let out = self.branches[1].forward(out, train)?;
-            return Ok(hidden.f_add(&attended)?.f_add(&out)?);
+            let sum = hidden.f_add(&attended)?;
+            return match next {
+                Some(next) => {
+                    let (sum, normed) = next.forward_sum(&sum, out)?;
+                    Ok((sum, Some(normed)))
+                }
+                None => Ok((sum.f_add(&out)?, None)),
+            };
         }
         let other = self.across.as_ref().zip(source);
-        let next = other.map_or(before_mlp, |(across, _)| &across.norms[0]);
-        let sides = (after_attention, next);
+        let inner = other.map_or(before_mlp, |(across, _)| across.norms[0].as_ref());
+        let sides = (after_attention, inner);
         let (mut sum, mut normed) = self.sum(hidden, &normed, attended, sides, 0, train)?;
         if let Some((Across { attention, norms: [_, after] }, source)) = other {
             let attended = attention.across(&normed, source, context, across)?;
-            let sides = (after, before_mlp);
+            let sides = (after.as_ref(), before_mlp);
             (sum, normed) = self.sum(&sum, &normed, attended, sides, 0, train)?;
         }
         let out = self.mlp.forward(&normed, train)?;
-        let (hidden, _) = self.sum(&sum, &normed, out, (after_mlp, &None), 1, train)?;
-        match self.guard {
-            Guard::Output => clamped(hidden),
-            _ => Ok(hidden),
+        let half = sum.f_kind()? == Kind::Half;
+        if half && self.guard == Guard::Output {
+            let (hidden, _) = self.sum(&sum, &normed, out, (after_mlp, None), 1, train)?;
+            let hidden = clamped(hidden)?;
+            let normed = next.map(|norm| norm.forward(&hidden)).transpose()?;
+            return Ok((hidden, normed));
         }
+        let (hidden, normed) = self.sum(&sum, &normed, out, (after_mlp, next), 1, train)?;
+        Ok((hidden, next.map(|_| normed)))
     }
 
     /// Adds what a branch gives: the sum, and the next norm of it. The norm behind stands on the branch or on the sum.
@@ -254,7 +172,7 @@ impl Block {
         hidden: &Tensor,
         normed: &Tensor,
         out: Tensor,
-        (behind, next): (&Option<Norm>, &Option<Norm>),
+        (behind, next): (Option<&Norm>, Option<&Norm>),
         branch: usize,
         train: bool,
     ) -> Result<(Tensor, Tensor)> {
@@ -273,13 +191,13 @@ impl Block {
                 None => out,
             };
             let out = branch.forward(out, train)?;
+            let guarded = self.guard == Guard::EachSum && onto.f_kind()? == Kind::Half;
             match next {
-                Some(next) if self.guard != Guard::EachSum => return next.forward_sum(onto, out),
+                Some(next) if !guarded => return next.forward_sum(onto, out),
+                _ if guarded => clamped(onto.f_add(&out)?)?,
                 _ => onto.f_add(&out)?,
             }
         };
-        let guarded = self.guard == Guard::EachSum && self.flow != Flow::NormedSums;
-        let sum = if guarded { clamped(sum)? } else { sum };
         let normed = optional(next, &sum)?;
         Ok((sum, normed))
     }
@@ -304,15 +222,12 @@ impl Branch {
     }
 }
 
-fn optional(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
-    norm.as_ref().map_or(Ok(x.shallow_clone()), |norm| norm.forward(x))
+pub(super) fn optional(norm: Option<&Norm>, x: &Tensor) -> Result<Tensor> {
+    norm.map_or(Ok(x.shallow_clone()), |norm| norm.forward(x))
 }
 
 /// Keeps f16 from infinity.
 fn clamped(x: Tensor) -> Result<Tensor> {
-    if x.f_kind()? != Kind::Half {
-        return Ok(x);
-    }
     let place = (Kind::Half, x.device());
     let (most, less) = (number::full([0; 0], 65504., place)?, number::full([0; 0], 64504., place)?);
     let limit = most.f_where_self(&x.f_isfinite()?.f_all()?, &less)?;

@@ -47,6 +47,11 @@ impl Context {
         }
     }
 
+    /// True if something is added to the output of the block at this place.
+    pub(super) fn adds_behind(&self, place: usize) -> bool {
+        place < self.added.len()
+    }
+
     pub(in crate::models) fn mask(&self, window: Option<i64>) -> &Mask {
         let found = self.masks.iter().find(|(known, _)| *known == window);
         found.map_or(&Mask::Everything, |(_, mask)| mask)

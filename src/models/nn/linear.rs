@@ -76,8 +76,10 @@ impl Linear {
     }
 
     pub(in crate::models) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let Some(rows) = Rows::with_own([Some(self.weight.variable()), self.bias.as_ref()]) {
-            return rows.grouped(x, |x, adapter| self.of_adapter(&rows, adapter)?.forward(x));
+        let variables = [Some(self.weight.variable()), self.bias.as_ref()];
+        if let Some(rows) = Rows::with_own(variables) {
+            return rows
+                .grouped(x, variables, |x, adapter| self.of_adapter(&rows, adapter)?.forward(x));
         }
         #[cfg(feature = "kernels")]
         if let Some(y) = self.weight.packed_product(x, self.bias.as_ref(), self.transposed)? {

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::rows::Rows;
 use super::weights::Weights;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::fused;
 use crate::kernels::fused_forms::NormForm;
 use crate::kernels::number::WithNumber;
@@ -62,15 +62,15 @@ impl Norm {
     }
 
     pub(in crate::models) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let Some(rows) = Rows::with_own([self.weight.as_ref(), self.bias.as_ref()]) {
-            return self.forward_by_row(x, &rows);
+        let (weight, bias) = self.beside(x)?;
+        let (weight, bias) = (weight.as_ref(), bias.as_ref());
+        if let Some(normed) = fused::norm(x, weight, bias, self.form(), self.eps)? {
+            return Ok(normed);
         }
-        let (shape, weight) = ([self.size], self.weight.as_ref());
-        if let Some(form) = self.form(x)? {
-            if let Some(normed) = fused::norm(x, weight, self.bias.as_ref(), form, self.eps)? {
-                return Ok(normed);
-            }
+        if [weight, bias].into_iter().flatten().any(|own| own.dim() > 1) {
+            return self.forward_by_row(x, weight, bias);
         }
+        let shape = [self.size];
         match (self.kind, weight) {
             (NormKind::Rms, Some(weight)) => {
                 let kind = weight.f_kind()?;
@@ -88,22 +88,35 @@ impl Norm {
                 let normed = x32.f_rms_norm(shape, Some(&weight), self.eps)?;
                 Ok(normed.f_to_kind(x.f_kind()?)?)
             }
-            _ => Ok(x.f_layer_norm(shape, weight, self.bias.as_ref(), self.eps, true)?),
+            _ => Ok(x.f_layer_norm(shape, weight, bias, self.eps, true)?),
         }
     }
 
-    /// [`forward`](Self::forward) where rows have weights of their own, which no kernel takes.
-    fn forward_by_row(&self, x: &Tensor, rows: &Rows) -> Result<Tensor> {
-        let (shape, kind) = ([self.size], x.f_kind()?);
-        let own = |variable: &Option<Tensor>| {
-            variable.as_ref().map(|variable| rows.beside(variable, x)).transpose()
+    /// Weight and bias: those of all rows, `[size]`, or of each part of `x`, `[parts…, 1…, size]`.
+    fn beside(&self, x: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let both = [&self.weight, &self.bias];
+        let rows = Rows::with_own(both.map(Option::as_ref));
+        let own = |variable: &Option<Tensor>| match (variable, &rows) {
+            (Some(variable), Some(rows)) => Ok(Some(rows.beside(variable, x)?)),
+            (variable, _) => Ok::<_, Error>(variable.as_ref().map(Tensor::shallow_clone)),
         };
-        let (weight, bias) = (own(&self.weight)?, own(&self.bias)?);
+        Ok((own(&self.weight)?, own(&self.bias)?))
+    }
+
+    /// [`forward`](Self::forward) where rows have weights of their own, which no operator of libtorch takes.
+    fn forward_by_row(
+        &self,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (shape, kind) = ([self.size], x.f_kind()?);
         // The kernels of the CPU round once, behind the product. On CUDA a copy in f32 costs more than it is worth.
         let low = [Kind::Half, Kind::BFloat16].contains(&kind) && !x.device().is_cuda();
         let wide = low || self.kind == NormKind::RmsFromOne;
         let up = |x: Tensor| if wide { x.f_to_kind(Kind::Float) } else { Ok(x) };
-        let (x, bias) = (up(x.shallow_clone())?, bias.map(up).transpose()?);
+        let x = up(x.shallow_clone())?;
+        let bias = bias.map(|bias| up(bias.shallow_clone())).transpose()?;
         let normed = match self.kind {
             NormKind::Rms | NormKind::RmsFromOne => {
                 x.f_rms_norm(shape, None::<&Tensor>, self.eps)?
@@ -114,11 +127,12 @@ impl Norm {
         let own_kind = weight.f_kind()?;
         if own_kind != kind && self.kind == NormKind::Rms {
             // T5 in f16 keeps some of its layers in f32.
-            return Ok(normed.f_to_kind(kind)?.f_to_kind(own_kind)?.f_mul(&weight)?);
+            return Ok(normed.f_to_kind(kind)?.f_to_kind(own_kind)?.f_mul(weight)?);
         }
+        let weight = up(weight.shallow_clone())?;
         let weight = match self.kind {
-            NormKind::RmsFromOne => up(weight)?.f_add_number(1.)?,
-            _ => up(weight)?,
+            NormKind::RmsFromOne => weight.f_add_number(1.)?,
+            _ => weight,
         };
         let scaled = match bias {
             Some(bias) => bias.f_addcmul(&normed, &weight)?,
@@ -129,12 +143,10 @@ impl Norm {
 
     /// The sum of `x` and `added`, and its norm.
     pub(super) fn forward_sum(&self, x: &Tensor, added: Tensor) -> Result<(Tensor, Tensor)> {
-        let own = Rows::with_own([self.weight.as_ref(), self.bias.as_ref()]).is_some();
-        if let Some(form) = self.form(x)?.filter(|_| !own) {
-            let (weight, bias) = (self.weight.as_ref(), self.bias.as_ref());
-            if let Some(both) = fused::added_norm(x, &added, weight, bias, form, self.eps)? {
-                return Ok(both);
-            }
+        let (weight, bias) = self.beside(x)?;
+        let (weight, bias, form) = (weight.as_ref(), bias.as_ref(), self.form());
+        if let Some(both) = fused::added_norm(x, &added, weight, bias, form, self.eps)? {
+            return Ok(both);
         }
         let sum = x.f_add(&added)?;
         // Its memory is free for the norm.
@@ -143,17 +155,14 @@ impl Norm {
         Ok((sum, normed))
     }
 
-    /// Its form in one function; `None` in f32, where libtorch's operators have the bits of transformers, and rows with
-    /// norms of their own have them too: T5, whose scores are not scaled down, makes a last bit a thousand times as
-    /// large.
-    fn form(&self, x: &Tensor) -> Result<Option<NormForm>> {
-        let form = match self.kind {
+    /// Its form in one function.
+    fn form(&self) -> NormForm {
+        match self.kind {
             NormKind::Rms => NormForm::Rms,
             NormKind::RmsFromOne => NormForm::RmsFromOne,
             NormKind::Layer | NormKind::LayerWithoutBias | NormKind::LayerWithoutWeights => {
                 NormForm::Layer
             }
-        };
-        Ok((x.f_kind()? != Kind::Float).then_some(form))
+        }
     }
 }

@@ -49,11 +49,27 @@ impl Tied {
         }
     }
 
+    /// Of each adapter, the first that has the same weight, and the same bias.
+    pub(in crate::models) fn sharing(
+        &self,
+        rows: &Rows,
+        bias: Option<&Tensor>,
+    ) -> Result<Vec<usize>> {
+        let weights = (0..rows.adapters())
+            .map(|adapter| Ok(self.of_adapter(rows, adapter)?.variable().data_ptr() as usize));
+        let (weights, biases) = (weights.collect::<Result<Vec<_>>>()?, rows.sharing([bias]));
+        Ok(rows.sharing_by(|adapter| (weights[adapter], biases[adapter])))
+    }
+
     /// As [`Weight::lookup`].
     pub(in crate::models) fn lookup(&self, ids: &Tensor, padding: i64) -> Result<Tensor> {
         match self.rows(None) {
-            Some(rows) => rows
-                .grouped(ids, |ids, adapter| self.of_adapter(&rows, adapter)?.lookup(ids, padding)),
+            Some(rows) => {
+                let sharing = self.sharing(&rows, None)?;
+                rows.grouped_by(ids, &sharing, |ids, adapter| {
+                    self.of_adapter(&rows, adapter)?.lookup(ids, padding)
+                })
+            }
             None => self.get().lookup(ids, padding),
         }
     }
@@ -61,7 +77,7 @@ impl Tied {
     /// As [`Weight::logits`].
     pub(in crate::models) fn logits(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         match self.rows(bias) {
-            Some(rows) => rows.grouped(x, |x, adapter| {
+            Some(rows) => rows.grouped_by(x, &self.sharing(&rows, bias)?, |x, adapter| {
                 let bias = bias.map(|bias| rows.of(bias, adapter)).transpose()?;
                 self.of_adapter(&rows, adapter)?.logits(x, bias.as_ref())
             }),

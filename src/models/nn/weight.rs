@@ -207,7 +207,7 @@ impl Weight {
     /// The rows of these numbers `[…]`: `[…, columns]`. The row `padding` gets no gradient.
     pub(in crate::models) fn lookup(&self, ids: &Tensor, padding: i64) -> Result<Tensor> {
         if let Some(rows) = Rows::with_own([Some(&self.variable)]) {
-            return rows.grouped(ids, |ids, adapter| {
+            return rows.grouped(ids, [Some(&self.variable)], |ids, adapter| {
                 self.of_adapter(&rows, adapter)?.lookup(ids, padding)
             });
         }

@@ -57,7 +57,10 @@ impl Seq2Seq {
         let inputs = inputs.with_rows(rows.as_ref());
         let hidden = self.encode(inputs)?;
         let tokens = inputs.tokens()?;
-        let source = Source::new(&hidden, tokens.as_ref())?.for_each_of(last, &self.decoder)?;
+        let source = {
+            let _rows = inputs.enter();
+            Source::new(&hidden, tokens.as_ref())?.for_each_of(last, &self.decoder)?
+        };
         let mut cache = Cache::new(self.decoder.len(), last);
         let place = (Kind::Int64, hidden.device());
         let first = number::full([hidden.size()[0], 1], start, place)?;

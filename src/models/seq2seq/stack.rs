@@ -11,7 +11,7 @@ use super::layer::Builder;
 use crate::error::{refuse, Result};
 use crate::kernels::number::WithNumber;
 use crate::models::nn::{
-    dropped, run, stream, Block, Context, Mask, Norm, Places, Through, Tied, Weights,
+    dropped, run, stream, Block, Context, Mask, Norm, Places, Table, Through, Tied, Weights,
 };
 
 /// BART's table of positions starts here.
@@ -51,7 +51,8 @@ impl<'a> Source<'a> {
         let Positions::Relative { table, max_distance } = &decoder.positions else {
             return Ok(self);
         };
-        let bias = distance_bias(table, *max_distance, (1, total), false)?;
+        let bias = |table: &Tensor| distance_bias(table, *max_distance, (1, total), false);
+        let bias = biases(table, self.hidden, bias)?;
         let last = Mask::Added(bias).ready(self.hidden.f_kind()?, (1, 1))?;
         Ok(Source { last: Some((last, total)), ..self })
     }
@@ -59,8 +60,8 @@ impl<'a> Source<'a> {
 
 #[derive(Debug)]
 enum Positions {
-    Learned(Tensor),
-    Relative { table: Tensor, max_distance: i64 },
+    Learned(Table),
+    Relative { table: Table, max_distance: i64 },
 }
 
 impl Stack {
@@ -108,7 +109,7 @@ impl Stack {
     /// The number of positions, if that is limited.
     pub(super) fn max_positions(&self) -> Option<i64> {
         match &self.positions {
-            Positions::Learned(table) => Some(table.size()[0] - OFFSET),
+            Positions::Learned(table) => Some(table.count() - OFFSET),
             Positions::Relative { .. } => None,
         }
     }
@@ -138,14 +139,14 @@ impl Stack {
         };
         match &self.positions {
             Positions::Learned(table) => {
-                let (total, most) = (places.total(), table.size()[0] - OFFSET);
+                let (total, most) = (places.total(), table.count() - OFFSET);
                 if total > most {
                     refuse!(
                         InvalidArgument,
                         "the sequence has {total} tokens, 'max_position_embeddings' allows {most}"
                     );
                 }
-                hidden = hidden.f_add(&table.f_narrow(0, OFFSET + start, length)?)?;
+                hidden = hidden.f_add(&table.part(OFFSET + start, length, hidden.size3()?.0)?)?;
             }
             Positions::Relative { table, max_distance } => {
                 let total = places.total();
@@ -153,8 +154,9 @@ impl Stack {
                     Some((last, all)) => last.keys(all - total, total)?,
                     None => {
                         let (lengths, both) = ((length, total), !self.causal);
-                        let bias = distance_bias(table, *max_distance, lengths, both)?;
-                        mask.with_bias(bias, &places)?
+                        let bias =
+                            |table: &Tensor| distance_bias(table, *max_distance, lengths, both);
+                        mask.with_bias(biases(table, &hidden, bias)?, &places)?
                     }
                 };
             }
@@ -168,12 +170,20 @@ impl Stack {
             context.across = source.mask.shallow_clone();
         }
         let (context, source) = (Rc::new(context), source.map(|source| source.hidden));
-        let hidden = run(&self.blocks, hidden, &context, source, self.layerdrop, &mut through)?;
-        match &self.last_norm {
-            Some(norm) => dropped(norm.forward(&hidden)?, self.dropout, train),
-            None => Ok(hidden),
+        let (drop, last) = (self.layerdrop, self.last_norm.as_ref());
+        let hidden = run(&self.blocks, hidden, &context, source, drop, last, &mut through)?;
+        if last.is_none() {
+            return Ok(hidden);
         }
+        dropped(hidden, self.dropout, train)
     }
+}
+
+/// The biases of all rows of `x`, `[1, heads, queries, keys]`, or of each: `[batch, heads, queries, keys]`.
+fn biases(table: &Table, x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let all = table.of_each(x, f)?;
+    // Of one row, the first dimension is there already.
+    Ok(if all.dim() > 4 { all.f_squeeze_dim(1)? } else { all })
 }
 
 impl Positions {
@@ -184,14 +194,15 @@ impl Positions {
             PositionsShape::Learned(count) => {
                 let init = Init::Randn { mean: 0., stdev: config.init };
                 let table = weights.at("embed_positions");
-                Ok(Positions::Learned(table.tensor("weight", &[count + OFFSET, size], init)?))
+                let shape = [count + OFFSET, size];
+                Ok(Positions::Learned(Table::build(&table, "weight", shape, init)?))
             }
             // The first block's, used by all.
             PositionsShape::Relative { buckets, max_distance } => {
                 let name = "block.0.layer.0.SelfAttention.relative_attention_bias.weight";
                 let stdev = config.init * (size as f64).powf(-0.5);
                 let init = Init::Randn { mean: 0., stdev };
-                let table = weights.tensor(name, &[buckets, heads], init)?;
+                let table = Table::build(weights, name, [buckets, heads], init)?;
                 Ok(Positions::Relative { table, max_distance })
             }
         }

@@ -86,8 +86,8 @@ impl Model for ClipText {
             blocks: None,
         };
         let mask = Mask::causal(&places, None)?;
-        let hidden = run_all(&self.blocks, hidden, mask, inputs.train, tape)?;
-        self.norm.forward(&hidden)
+        let last = Some(&self.norm);
+        run_all(&self.blocks, hidden, mask, inputs.train, last, tape)
     }
 
     fn logits_with<'m>(&'m self, _: Inputs, _: &mut Tape<'m>) -> Result<Tensor> {
@@ -125,7 +125,7 @@ impl Model for ClipVision {
         let inputs = inputs.with_rows(rows.as_ref());
         let _rows = inputs.enter();
         let hidden = self.embedded(inputs.needed_images()?)?;
-        run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)
+        run_all(&self.blocks, hidden, Mask::Everything, inputs.train, None, tape)
     }
 
     fn logits_with<'m>(&'m self, _: Inputs, _: &mut Tape<'m>) -> Result<Tensor> {
@@ -149,7 +149,7 @@ impl ClipVision {
     /// The input of the first block.
     fn embedded(&self, images: &Tensor) -> Result<Tensor> {
         self.config.grid.check_images(images)?;
-        self.norm.forward(&self.patches.forward(images, &self.patches.positions)?)
+        self.norm.forward(&self.patches.forward(images, &self.patches.positions_for(images)?)?)
     }
 }
 

@@ -117,7 +117,7 @@ impl Model for Dinov2 {
         let embeddings = base.at("embeddings");
         if config.mask_token {
             // Of pre-training.
-            let _ = embeddings.tensor("mask_token", &[1, shape.size], Init::Const(0.))?;
+            let _ = embeddings.by_row("mask_token", &[1, shape.size], Init::Const(0.))?;
         }
         let names = if config.gated { GATED } else { NAMES };
         let classes = (2 * shape.size, config.labels().len() as i64);
@@ -148,8 +148,8 @@ impl Model for Dinov2 {
         let images = inputs.needed_images()?;
         let hidden = self.patches.forward(images, &self.patches.positions_for(images)?)?;
         let hidden = dropped(hidden, self.config.embedding_dropout, inputs.train)?;
-        let hidden = run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)?;
-        self.norm.forward(&hidden)
+        let last = Some(&self.norm);
+        run_all(&self.blocks, hidden, Mask::Everything, inputs.train, last, tape)
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {

@@ -62,14 +62,14 @@ impl PackedVision {
         let mut rope = Rope::new(&Tensor::f_cat(&[&half, &half], 0)?)?;
         rope.axes = (0..2 * pairs).map(|pair| pair / pairs).collect();
         Ok(PackedVision {
-            weight: embed.tensor("weight", &kernel, init)?,
+            weight: embed.by_row("weight", &kernel, init)?,
             bias: config
                 .side
-                .map(|_| embed.tensor("bias", &[size], Init::Const(0.)))
+                .map(|_| embed.by_row("bias", &[size], Init::Const(0.)))
                 .transpose()?,
             positions: config
                 .side
-                .map(|side| weights.at("pos_embed").tensor("weight", &[side.pow(2), size], init))
+                .map(|side| weights.at("pos_embed").by_row("weight", &[side.pow(2), size], init))
                 .transpose()?,
             blocks,
             rope,
@@ -86,9 +86,7 @@ impl PackedVision {
     pub(super) fn states<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         let images = inputs.needed_images()?;
         let grids = self.config.grids(&inputs)?;
-        let (size, numbers) = self.config.widths();
-        let kernel = self.weight.f_view([size, numbers])?;
-        let hidden = images.f_linear(&kernel, self.bias.as_ref())?;
+        let hidden = self.embedded(images, &grids)?;
         let kind = hidden.f_kind()?;
         let (mut frames, mut contexts, mut start) = (Vec::new(), Vec::new(), 0);
         for (image, [count, rows, columns]) in grids.into_iter().enumerate() {
@@ -116,7 +114,7 @@ impl PackedVision {
         }
         let (mut taken, mut from) = (Vec::new(), 0);
         for to in self.config.deep.iter().map(|at| at + 1).chain([self.blocks.len()]) {
-            frames = run_batches(&self.blocks[from..to], frames, &contexts, tape)?;
+            frames = run_batches(&self.blocks[from..to], frames, &contexts, None, tape)?;
             taken.push(Tensor::f_cat(&frames, 1)?.f_squeeze_dim(0)?);
             from = to;
         }
@@ -124,10 +122,35 @@ impl PackedVision {
         Ok(Tensor::f_cat(&taken, -1)?)
     }
 
+    /// Patches of all images to the first hidden states, `[patches, size]`.
+    fn embedded(&self, images: &Tensor, grids: &[GridThw]) -> Result<Tensor> {
+        let (size, numbers) = self.config.widths();
+        let product = |x: &Tensor, weight: &Tensor, bias: Option<&Tensor>| {
+            Ok(x.f_linear(&weight.f_view([size, numbers])?, bias)?)
+        };
+        let bias = self.bias.as_ref();
+        let Some(rows) = Rows::with_own([Some(&self.weight), bias]) else {
+            return product(images, &self.weight, bias);
+        };
+        let (mut all, mut start) = (Vec::new(), 0);
+        for (image, grid) in grids.iter().enumerate() {
+            let (adapter, count) = (rows.adapter(image), grid.iter().product());
+            let bias = bias.map(|bias| rows.of(bias, adapter)).transpose()?;
+            let patches = images.f_narrow(0, start, count)?;
+            all.push(product(&patches, &rows.of(&self.weight, adapter)?, bias.as_ref())?);
+            start += count;
+        }
+        Ok(Tensor::f_cat(&all, 0)?)
+    }
+
     /// The position embeddings `[rows · columns, size]`, interpolated, in the order of the patches.
     fn positions_of(&self, rows: i64, columns: i64) -> Result<Option<Tensor>> {
         let (Some(side), Some(positions)) = (self.config.side, &self.positions) else {
             return Ok(None);
+        };
+        let positions = match Rows::with_own([Some(positions)]) {
+            Some(rows) => rows.of(positions, rows.adapter(0))?,
+            None => positions.shallow_clone(),
         };
         let square = positions.f_view([1, side, side, -1])?.f_permute([0, 3, 1, 2])?;
         let square = square.f_to_kind(Kind::Float)?;

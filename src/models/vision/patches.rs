@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use super::block::BlockShape;
 use crate::error::{refusal, refuse, Result};
 use crate::models::config::size_or;
-use crate::models::nn::Weights;
+use crate::models::nn::{Rows, Weights};
 
 /// The sizes of images and patches.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,7 +26,7 @@ pub(super) struct Patches {
     /// `[1, 1, size]` or `[size]`
     class: Option<Tensor>,
     /// `[1, places, size]` or `[places, size]`, that of the class token first.
-    pub(super) positions: Tensor,
+    positions: Tensor,
 }
 
 impl Grid {
@@ -97,10 +97,10 @@ impl Patches {
         // In this order: a seed gives the same weights in every version.
         Ok(Patches {
             grid,
-            class: Some(weights.tensor("cls_token", &[1, 1, size], init)?),
-            positions: weights.tensor("position_embeddings", &[1, places, size], init)?,
-            weight: projection.tensor("weight", &grid.kernel(size), init)?,
-            bias: Some(projection.tensor("bias", &[size], Init::Const(0.))?),
+            class: Some(weights.by_row("cls_token", &[1, 1, size], init)?),
+            positions: weights.by_row("position_embeddings", &[1, places, size], init)?,
+            weight: projection.by_row("weight", &grid.kernel(size), init)?,
+            bias: Some(projection.by_row("bias", &[size], Init::Const(0.))?),
         })
     }
 
@@ -110,10 +110,10 @@ impl Patches {
         let places = 1 + grid.side().pow(2);
         Ok(Patches {
             grid,
-            weight: weights.tensor("patch_embedding.weight", &grid.kernel(size), init)?,
+            weight: weights.by_row("patch_embedding.weight", &grid.kernel(size), init)?,
             bias: None,
-            class: Some(weights.tensor("class_embedding", &[size], init)?),
-            positions: weights.tensor("position_embedding.weight", &[places, size], init)?,
+            class: Some(weights.by_row("class_embedding", &[size], init)?),
+            positions: weights.by_row("position_embedding.weight", &[places, size], init)?,
         })
     }
 
@@ -123,10 +123,10 @@ impl Patches {
         let places = grid.side().pow(2);
         Ok(Patches {
             grid,
-            weight: weights.tensor("patch_embedding.weight", &grid.kernel(size), init)?,
-            bias: Some(weights.tensor("patch_embedding.bias", &[size], Init::Const(0.))?),
+            weight: weights.by_row("patch_embedding.weight", &grid.kernel(size), init)?,
+            bias: Some(weights.by_row("patch_embedding.bias", &[size], Init::Const(0.))?),
             class: None,
-            positions: weights.tensor("position_embedding.weight", &[places, size], init)?,
+            positions: weights.by_row("position_embedding.weight", &[places, size], init)?,
         })
     }
 
@@ -136,29 +136,68 @@ impl Patches {
 
     /// Images `[batch, channels, height, width]` to `[batch, places, size]`, with these positions added.
     pub(super) fn forward(&self, images: &Tensor, positions: &Tensor) -> Result<Tensor> {
+        let (bias, class) = (self.bias.as_ref(), self.class.as_ref());
+        let embedded = match Rows::with_own([Some(&self.weight), bias, class]) {
+            Some(rows) => {
+                rows.grouped(images, [Some(&self.weight), bias, class], |images, adapter| {
+                    let own = |x: Option<&Tensor>| x.map(|x| rows.of(x, adapter)).transpose();
+                    let weight = rows.of(&self.weight, adapter)?;
+                    self.embedded(images, &weight, own(bias)?.as_ref(), own(class)?.as_ref())
+                })?
+            }
+            None => self.embedded(images, &self.weight, bias, class)?,
+        };
+        Ok(embedded.f_add(positions)?)
+    }
+
+    fn embedded(
+        &self,
+        images: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        class: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let stride = [self.grid.patch_size; 2];
-        let bias = self.bias.as_ref();
-        let patches = images.f_conv2d(&self.weight, bias, stride, [0, 0], [1, 1], 1)?;
+        let patches = images.f_conv2d(weight, bias, stride, [0, 0], [1, 1], 1)?;
         let patches = patches.f_flatten(2, 3)?.f_transpose(1, 2)?;
-        let Some(class) = &self.class else { return Ok(patches.f_add(positions)?) };
+        let Some(class) = class else { return Ok(patches) };
         let class = class.f_view([1, 1, -1])?.f_expand([images.size()[0], -1, -1], false)?;
-        Ok(Tensor::f_cat(&[class, patches], 1)?.f_add(positions)?)
+        Ok(Tensor::f_cat(&[class, patches], 1)?)
     }
 
     /// The position embeddings of these numbers, `[images, patches]`.
     pub(super) fn positions_at(&self, numbers: &Tensor) -> Result<Tensor> {
-        Ok(Tensor::f_embedding(&self.positions, numbers, -1, false, false)?)
+        let found = |table: &Tensor, numbers: &Tensor| {
+            Ok(Tensor::f_embedding(table, numbers, -1, false, false)?)
+        };
+        match Rows::with_own([Some(&self.positions)]) {
+            Some(rows) => rows.grouped(numbers, [Some(&self.positions)], |numbers, adapter| {
+                found(&rows.of(&self.positions, adapter)?, numbers)
+            }),
+            None => found(&self.positions, numbers),
+        }
     }
 
-    /// The positions of images of this shape, interpolated where it is not that of the configuration.
+    /// The positions of images of this shape, interpolated where it is not that of the configuration: `[1, places, size]`
+    /// or, where images have their own, `[images, places, size]`.
     pub(super) fn positions_for(&self, images: &Tensor) -> Result<Tensor> {
-        let (rows, columns) = self.grid.rows_and_columns(images)?;
-        let side = self.grid.side();
-        if (rows, columns) == (side, side) {
-            return Ok(self.positions.shallow_clone());
+        let grid = self.grid.rows_and_columns(images)?;
+        match Rows::with_own([Some(&self.positions)]) {
+            Some(rows) => rows.of_each(images, |adapter| {
+                Ok(self.fitted(&rows.of(&self.positions, adapter)?, grid)?.f_squeeze_dim(0)?)
+            }),
+            None => self.fitted(&self.positions, grid),
         }
-        let (first, size) = (i64::from(self.class.is_some()), self.weight.size()[0]);
-        let positions = self.positions.f_view([1, -1, size])?;
+    }
+
+    /// `[1, places, size]`
+    fn fitted(&self, positions: &Tensor, (rows, columns): (i64, i64)) -> Result<Tensor> {
+        let (side, size) = (self.grid.side(), self.weight.size()[0]);
+        let positions = positions.f_view([1, -1, size])?;
+        if (rows, columns) == (side, side) {
+            return Ok(positions);
+        }
+        let first = i64::from(self.class.is_some());
         let patches = positions.f_narrow(1, first, side * side)?.f_view([1, side, side, size])?;
         let patches = patches.f_permute([0, 3, 1, 2])?.f_to_kind(Kind::Float)?;
         let patches = patches.f_upsample_bicubic2d([rows, columns], false, None, None)?;

@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use super::block::BlockShape;
 use crate::error::Result;
-use crate::models::nn::{Attention, Context, Inner, Linear, Mask, Mlp, Norm, Qkv, Weights};
+use crate::models::nn::{Attention, Context, Inner, Linear, Mask, Mlp, Norm, Qkv, Rows, Weights};
 
 #[derive(Debug)]
 pub(super) struct Pooling {
@@ -29,7 +29,7 @@ impl Pooling {
             Some(attention.tensor("in_proj_bias", &[3 * size], Init::Const(0.))?),
         );
         Ok(Pooling {
-            probe: weights.tensor("probe", &[1, 1, size], init)?,
+            probe: weights.by_row("probe", &[1, 1, size], init)?,
             attention: Attention::plain(
                 Qkv::Parts(all),
                 linear("attention.out_proj", size, size)?,
@@ -49,7 +49,12 @@ impl Pooling {
     /// Hidden states `[batch, patches, size]` to features `[batch, size]`.
     pub(super) fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
         let context = Context::new(false, hidden.f_kind()?, Mask::Everything)?;
-        let probe = self.probe.f_expand([hidden.size()[0], -1, -1], false)?;
+        let probe = match Rows::with_own([Some(&self.probe)]) {
+            Some(rows) => rows.of_each(hidden, |adapter| {
+                Ok(rows.of(&self.probe, adapter)?.f_squeeze_dim(0)?)
+            })?,
+            None => self.probe.f_expand([hidden.size()[0], -1, -1], false)?,
+        };
         let pooled = self.attention.across(&probe, hidden, &context, None)?;
         let out = self.mlp.forward(&self.norm.forward(&pooled)?, false)?;
         Ok(pooled.f_add(&out)?.f_select(1, 0)?)

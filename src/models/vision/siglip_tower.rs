@@ -78,8 +78,8 @@ impl Model for SiglipText {
         let _rows = inputs.enter();
         let hidden = self.embeddings.forward(inputs.needed_ids()?)?;
         let mask = Mask::tokens(inputs.attention_mask)?;
-        let hidden = run_all(&self.blocks, hidden, mask, inputs.train, tape)?;
-        self.norm.forward(&hidden)
+        let last = Some(&self.norm);
+        run_all(&self.blocks, hidden, mask, inputs.train, last, tape)
     }
 
     fn logits_with<'m>(&'m self, _: Inputs, _: &mut Tape<'m>) -> Result<Tensor> {
@@ -130,8 +130,8 @@ impl Model for SiglipVision {
         let inputs = inputs.with_rows(rows.as_ref());
         let _rows = inputs.enter();
         let (hidden, mask) = self.embedded(&inputs)?;
-        let hidden = run_all(&self.blocks, hidden, mask, inputs.train, tape)?;
-        self.norm.forward(&hidden)
+        let last = Some(&self.norm);
+        run_all(&self.blocks, hidden, mask, inputs.train, last, tape)
     }
 
     fn logits_with<'m>(&'m self, _: Inputs, _: &mut Tape<'m>) -> Result<Tensor> {

@@ -4,12 +4,12 @@ use tch::{Kind, Tensor};
 
 use super::block::BlockShape;
 use crate::error::{refuse, Result};
-use crate::models::nn::Weights;
+use crate::models::nn::{Table, Weight, Weights};
 
 #[derive(Debug)]
 pub(super) struct TextEmbeddings {
-    tokens: Tensor,
-    positions: Tensor,
+    tokens: Weight,
+    positions: Table,
 }
 
 impl TextEmbeddings {
@@ -19,29 +19,29 @@ impl TextEmbeddings {
         (tokens, positions): (i64, i64),
         shape: &BlockShape,
     ) -> Result<Self> {
-        let table = |name: &str, count: i64| {
-            weights.at(name).tensor("weight", &[count, shape.size], shape.init())
-        };
+        let (size, init) = (shape.size, shape.init());
+        let table = weights.at("token_embedding").by_row("weight", &[tokens, size], init)?;
+        let places = weights.at("position_embedding");
         Ok(TextEmbeddings {
-            tokens: table("token_embedding", tokens)?,
-            positions: table("position_embedding", positions)?,
+            tokens: Weight::from(table),
+            positions: Table::build(&places, "weight", [positions, size], init)?,
         })
     }
 
     pub(super) fn kind(&self) -> Kind {
-        self.tokens.kind()
+        self.tokens.kind().unwrap_or(Kind::Float)
     }
 
     /// Ids `[batch, length]` to `[batch, length, size]`.
     pub(super) fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let (length, most) = (ids.size2()?.1, self.positions.size()[0]);
+        let ((batch, length), most) = (ids.size2()?, self.positions.count());
         if length > most {
             refuse!(
                 ShapeMismatch,
                 "the ids have {length} positions, the model {most}: shorten the text"
             );
         }
-        let embedded = Tensor::f_embedding(&self.tokens, ids, -1, false, false)?;
-        Ok(embedded.f_add(&self.positions.f_narrow(0, 0, length)?)?)
+        let embedded = self.tokens.lookup(ids, -1)?;
+        Ok(embedded.f_add(&self.positions.part(0, length, batch)?)?)
     }
 }

@@ -119,10 +119,10 @@ impl Model for ViTForImageClassification {
         let _rows = inputs.enter();
         let images = inputs.needed_images()?;
         self.config.grid.check_images(images)?;
-        let hidden = self.patches.forward(images, &self.patches.positions)?;
+        let hidden = self.patches.forward(images, &self.patches.positions_for(images)?)?;
         let hidden = dropped(hidden, self.config.block.dropout, inputs.train)?;
-        let hidden = run_all(&self.blocks, hidden, Mask::Everything, inputs.train, tape)?;
-        self.norm.forward(&hidden)
+        let last = Some(&self.norm);
+        run_all(&self.blocks, hidden, Mask::Everything, inputs.train, last, tape)
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {

@@ -142,6 +142,13 @@ pub fn fail_after(allocations: Option<u32>) {
     unsafe { fail(allocations.map_or(-1, c_long::from)) }
 }
 
+/// Lets each launch by the driver fail with this error of CUDA from now on; `None`: none.
+pub fn fail_launches(error: Option<i32>) {
+    let fail = symbol::<unsafe extern "C" fn(c_int)>("counting_fail_launches");
+    // SAFETY: void counting_fail_launches(int), in runtime/driver.c.
+    unsafe { fail(error.unwrap_or(0)) }
+}
+
 /// Prints who waits for the device, and who copies from memory that is not pinned, with the lines of Rust.
 pub(super) fn show_waits() {
     extern "C" fn show(name: *const c_char) {

@@ -1,10 +1,11 @@
 //! Devices that a test asks for, and the process that has them.
 
+use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use super::counts;
-use super::library::library;
+use super::library::{kernels, library};
 
 /// Tells a test that it is the process with the devices.
 const CHILD: &str = "COUNTING_CHILD";
@@ -34,11 +35,13 @@ pub struct Gpu {
     /// kernels leave. 0x3c makes 0.01 of f32 and bf16. `None`: what libtorch's cache holds, and counts of memory are
     /// those of users.
     pub fill: Option<u8>,
+    /// The crate's own kernels compute, on the host.
+    pub computes: bool,
 }
 
 impl Default for Gpu {
     fn default() -> Gpu {
-        Gpu { sm: 90, devices: 1, memory: 80 << 30, fill: None }
+        Gpu { sm: 90, devices: 1, memory: 80 << 30, fill: None, computes: false }
     }
 }
 
@@ -54,6 +57,26 @@ impl Gpu {
     ///
     /// False where there is no counting runtime.
     pub fn run<F: FnOnce()>(self, body: F) -> bool {
+        self.run_in(&[vec![]], body)
+    }
+
+    /// The same in so many processes that a launcher would start together, each of which sees all of these devices.
+    pub fn run_ranks<F: FnOnce()>(self, ranks: usize, body: F) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port().to_string();
+        drop(listener);
+        let environment = |rank: usize| {
+            let (rank, size) = (rank.to_string(), ranks.to_string());
+            let names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"];
+            let mut all: Vec<(&str, String)> =
+                names.into_iter().zip([rank.clone(), rank, size.clone(), size]).collect();
+            all.extend([("MASTER_ADDR", "127.0.0.1".into()), ("MASTER_PORT", port.clone())]);
+            all
+        };
+        self.run_in(&(0..ranks).map(environment).collect::<Vec<_>>(), body)
+    }
+
+    fn run_in<F: FnOnce()>(self, processes: &[Vec<(&str, String)>], body: F) -> bool {
         let show_waits = std::env::var_os("COUNTING_BACKTRACE").is_some();
         if in_child() {
             if show_waits {
@@ -62,23 +85,31 @@ impl Gpu {
             body();
             return true;
         }
-        let Some(mut command) = self.command(&std::env::current_exe().unwrap()) else {
-            return false;
-        };
         // The type of a closure has the path of the function around it.
         let path = std::any::type_name::<F>().split_once("::{{closure}}");
         let (path, _) = path.expect("the body is a closure in the test itself");
         let test = path.split_once("::").expect("a path in this crate").1;
-        command.env(CHILD, "1").args(["--exact", test, "--nocapture", "--include-ignored"]);
-        let output = command.output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        let passed = output.status.success() && text.contains("1 passed");
-        assert!(passed, "{self:?}: {}\n{text}{errors}", output.status);
-        if show_waits {
-            eprint!("{errors}"); // for --nocapture
-        } else {
-            assert_eq!(errors, "", "{self:?}: this is written to standard error");
+        let mut children: Vec<Child> = Vec::new();
+        for environment in processes {
+            let Some(mut command) = self.command(&std::env::current_exe().unwrap()) else {
+                return false;
+            };
+            command.env(CHILD, "1").args(["--exact", test, "--nocapture", "--include-ignored"]);
+            command.envs(environment.iter().map(|(name, value)| (name, value)));
+            let command =
+                command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            children.push(command.spawn().unwrap());
+        }
+        for output in children.into_iter().map(|child| child.wait_with_output().unwrap()) {
+            let text = String::from_utf8_lossy(&output.stdout);
+            let errors = String::from_utf8_lossy(&output.stderr);
+            let passed = output.status.success() && text.contains("1 passed");
+            assert!(passed, "{self:?}: {}\n{text}{errors}", output.status);
+            if show_waits {
+                eprint!("{errors}"); // for --nocapture
+            } else {
+                assert_eq!(errors, "", "{self:?}: this is written to standard error");
+            }
         }
         true
     }
@@ -102,6 +133,9 @@ impl Gpu {
         if let Some(byte) = self.fill {
             command.env("PYTORCH_NO_CUDA_MEMORY_CACHING", "1");
             command.env("COUNTING_FILL", byte.to_string());
+        }
+        if self.computes {
+            command.env("COUNTING_KERNELS", kernels());
         }
         true
     }

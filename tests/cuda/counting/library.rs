@@ -79,6 +79,33 @@ fn build() -> Result<PathBuf, String> {
     Ok(library)
 }
 
+/// The crate's kernels for the host, from `tests/cuda/runtime/compute`, for `COUNTING_KERNELS`. Panics if they cannot be
+/// compiled.
+pub fn kernels() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let source = root().join("tests/cuda/runtime/compute/host.cpp");
+        let folder = root().join("csrc/gpu");
+        let mut hasher = DefaultHasher::new();
+        for file in [&source, &folder.join("arguments.h"), &folder.join("kernels.cu")] {
+            std::fs::read(file).unwrap().hash(&mut hasher);
+        }
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let library = dir.join(format!("kernels-{:016x}.so", hasher.finish()));
+        if !library.exists() {
+            let own = tempfile::tempdir_in(dir).unwrap();
+            let built = own.path().join("library");
+            let mut cxx = Command::new("c++");
+            cxx.args(["-shared", "-fPIC", "-O1", "-std=c++17", "-Wno-unknown-pragmas"]);
+            let done = cxx.arg("-I").arg(&folder).arg(&source).arg("-o").arg(&built).output();
+            let done = done.expect("a C++ compiler, which has compiled the crate");
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            std::fs::rename(built, &library).unwrap();
+        }
+        library
+    })
+}
+
 /// The directory of the libtorch that this process runs with.
 fn libtorch() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
@@ -102,7 +129,11 @@ fn headers(libtorch: &Path) -> Result<Vec<PathBuf>, String> {
         let message = format!("no CUDA header '{}'", dir.join(header).display());
         dir.join(header).exists().then_some(dir).ok_or(message)
     };
-    Ok(vec![found("cu13", "cublasLt.h")?, found("cudnn", "cudnn_version.h")?])
+    Ok(vec![
+        found("cu13", "cublasLt.h")?,
+        found("cudnn", "cudnn_version.h")?,
+        found("nccl", "nccl.h")?,
+    ])
 }
 
 /// A counting stub for every function of CUDA that these libraries ask for. Those written by hand come first: stubs
@@ -137,11 +168,11 @@ fn stubs(libraries: &[PathBuf]) -> Result<String, String> {
     Ok(stubs)
 }
 
-/// True for the runtime, the driver, cuBLAS and cuDNN. The other libraries load and do nothing without a call.
+/// True for the runtime, the driver, cuBLAS, cuDNN and NCCL. The other libraries load and do nothing without a call.
 fn replaced(name: &str) -> bool {
     let driver = |rest: &str| {
         rest.starts_with(|c: char| c.is_ascii_uppercase()) && !rest.starts_with("File")
     };
-    ["__cuda", "cuda", "cublas", "cudnn"].iter().any(|prefix| name.starts_with(prefix))
+    ["__cuda", "cuda", "cublas", "cudnn", "nccl"].iter().any(|prefix| name.starts_with(prefix))
         || name.strip_prefix("cu").is_some_and(driver)
 }

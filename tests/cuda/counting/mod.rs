@@ -5,6 +5,8 @@ mod counts;
 mod gpu;
 mod library;
 
-pub use counts::{counts, fail_after, limit_memory, only_device, reset, Counts, Memory};
+pub use counts::{
+    counts, fail_after, fail_launches, limit_memory, only_device, reset, Counts, Memory,
+};
 pub use gpu::{in_child, Gpu};
 pub use library::headers_of_cuda;

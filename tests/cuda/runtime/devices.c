@@ -115,3 +115,9 @@ const char *cudaGetErrorString(cudaError_t error) {
 }
 
 const char *cudaGetErrorName(cudaError_t error) { return cudaGetErrorString(error); }
+
+cudaError_t cudaDeviceGetPCIBusId(char *name, int length, int device) {
+    if (device < 0 || device >= device_count()) return cudaErrorInvalidDevice;
+    snprintf(name, length, "0000:%02X:00.0", (int)setting("COUNTING_BUS", 0x10) + device);
+    return cudaSuccess;
+}

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STREAMS = 160, RANGES = 1 << 10, FIRST = 0x1000 };
+enum { STREAMS = 256, RANGES = 1 << 10, FIRST = 0x1000 };
 
 /* Per stream, how much of each stream's work is done for certain when its next work begins. */
 struct clock {

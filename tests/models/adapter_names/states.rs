@@ -2,8 +2,9 @@
 
 use super::{attach, decoder, ids, shift, Case, NAMES};
 use crate::nets::{bits, noise, only};
-use ln_tuning::models::{Decoder, DecoderConfig, Head, Inputs, Model, ModelConfig};
+use ln_tuning::models::{Decoder, DecoderConfig, Head, Inputs, Model, ModelConfig, SiglipVision};
 use ln_tuning::{AdamW, ErrorKind, InterpolateOptions, LnTuningConfig, LnTuningModel};
+use serde_json::json;
 use tch::nn::{self, Module, OptimizerConfig, VarStore};
 use tch::{no_grad, Device, Kind, Tensor};
 
@@ -125,18 +126,30 @@ fn names_that_cannot_be_used_are_refused_and_nothing_changes() {
     // A variable that all rows share.
     case.tuned.add_adapter("positions", only("norm").modules_to_save(["lm_head"])).unwrap();
     assert!(logits(&case, &["positions", "a", "b", "a"]).is_ok());
-    let mut gpt2: Case<Decoder> =
-        Case::new(&decoder("gpt2"), Head::LanguageModel, Kind::Float, &[]);
-    gpt2.tuned.add_adapter("positions", only("wpe")).unwrap();
+    let config = json!({
+        "model_type": "siglip_vision_model", "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "image_size": 8, "patch_size": 4,
+    });
+    let mut siglip: Case<SiglipVision> = Case::new(&config, Head::None, Kind::Float, &[]);
+    siglip.tuned.add_adapter("looks", only("head.attention")).unwrap();
+    let images = noise(&[4, 3, 8, 8], 3);
+    let features = |case: &Case<SiglipVision>, names: &[&str]| {
+        let found = no_grad(|| case.model.features(Inputs::images(&images).adapter_names(names)));
+        found.map_err(|error| (error.kind(), error.to_string()))
+    };
+    let refused = |case: &Case<SiglipVision>, names: &[&str], parts: &[&str]| {
+        let (found, text) = features(case, names).unwrap_err();
+        assert_eq!(found, ErrorKind::Unsupported, "{text}");
+        parts.iter().for_each(|part| assert!(text.contains(part), "{part}: {text}"));
+    };
     refused(
-        &gpt2,
-        &["a", "positions", "a", "a"],
-        ErrorKind::Unsupported,
-        &["'positions'", "transformer.wpe.weight", "by_adapter"],
+        &siglip,
+        &["a", "looks", "a", "a"],
+        &["'looks'", "head.attention.in_proj", "by_adapter"],
     );
-    assert!(logits(&gpt2, &NAMES).is_ok());
-    gpt2.tuned.set_adapter("positions").unwrap();
-    refused(&gpt2, &NAMES, ErrorKind::Unsupported, &["make another adapter active"]);
+    assert!(features(&siglip, &NAMES).is_ok());
+    siglip.tuned.set_adapter("looks").unwrap();
+    refused(&siglip, &NAMES, &["make another adapter active"]);
     assert_eq!(
         case.tuned.add_adapter("__base__", LnTuningConfig::default()).unwrap_err().kind(),
         ErrorKind::InvalidAdapterName

@@ -15,7 +15,7 @@ use crate::progress;
 use crate::train::interrupt;
 use crate::train::metrics::Metrics;
 use crate::train::task::Task;
-use crate::train::trainer::{Diverged, Group, Ready, Run};
+use crate::train::trainer::{Diverged, Group, Order, Ready, Run};
 
 /// Time between two drawings of the curves.
 const REDRAW: Duration = Duration::from_secs(5);
@@ -46,8 +46,8 @@ enum Going<'a, T: Task> {
     Stopped(Metrics),
 }
 
-/// The place of a step's batches: the number of the task, the seed of their order, the epoch and its rows before.
-type Place = (usize, Option<u64>, (u64, usize));
+/// The place of a step's batches: the number of the task, their order, the epoch and its rows before.
+type Place = (usize, Order, (u64, usize));
 
 /// A run before it begins: ready, or stopped earlier.
 pub(super) enum Begun<'a, T> {

@@ -10,10 +10,21 @@ use crate::train::yaml::Given;
 const MOST: usize = 256;
 
 /// Settings that runs of a sweep may have values of their own for, with all below them.
-pub const SWEPT: [&str; 5] = ["optimizer", "schedule", "clip_norm", "loss_scale", "seed"];
+pub const SWEPT: [&str; 10] = [
+    "optimizer",
+    "schedule",
+    "clip_norm",
+    "loss_scale",
+    "seed",
+    "batch_size",
+    "accumulation",
+    "global_batch_size",
+    "epochs",
+    "max_steps",
+];
 
 /// Settings that they may not, and the reason.
-const REFUSED: [(&[&str], &str); 5] = [
+const REFUSED: [(&[&str], &str); 4] = [
     (
         &["model", "kind", "base", "device", "tf32", "deterministic", "threads", "checkpointing"],
         "all runs of a sweep share one base",
@@ -21,10 +32,6 @@ const REFUSED: [(&[&str], &str); 5] = [
     (
         &["data"],
         "all runs of a sweep learn from the same data; for several data sets there is 'tasks'",
-    ),
-    (
-        &["batch_size", "accumulation", "global_batch_size", "epochs", "max_steps"],
-        "all runs of a sweep make the same steps",
     ),
     (
         &["adapter", "recipe", "norms", "layers", "precision"],
@@ -69,7 +76,11 @@ impl<'a> Axis<'a> {
         check(key)?;
         let list = yaml::from_str(&format!("[{values}]"));
         let list = list.with_context(|| format!("in --sweep {text}"))?;
-        let Value::Sequence(list) = list else { bail!("--sweep '{text}', {form}") };
+        let Value::Sequence(mut list) = list else { bail!("--sweep '{text}', {form}") };
+        // Values in brackets are a list of YAML.
+        if let [Value::Sequence(inner)] = list.as_slice() {
+            list = inner.clone();
+        }
         ensure!(!list.is_empty(), "--sweep '{text}' has no values, {form}");
         let mut values: Vec<(Value, String)> = Vec::new();
         for value in list {
@@ -196,6 +207,9 @@ mod tests {
             names(&["optimizer.lr={default: 1, pre: 0.5},2", "schedule.name=linear, cosine"]);
         assert_eq!(places.unwrap()[0], "lr={\"default\":1,\"pre\":0.5},name=linear");
         assert_eq!(names(&["clip_norm=null,1"]).unwrap(), ["clip_norm=null", "clip_norm=1"]);
+        assert_eq!(names(&["seed=[3, 1]"]).unwrap(), ["seed=3", "seed=1"]);
+        let lists = names(&["optimizer.betas=[0.9,0.99],[0.9,0.999]"]).unwrap();
+        assert_eq!(lists, ["betas=[0.9,0.99]", "betas=[0.9,0.999]"]);
         let runs = runs(&given(), &["optimizer.lr=1e-3,2".to_owned()]).unwrap();
         assert!(runs[1].given.has("optimizer.lr") && runs[1].given.text("model") == Some("m"));
     }
@@ -207,13 +221,13 @@ mod tests {
             (&["=1,2"], "names no setting"),
             (&["optimizer.lr="], "has no values"),
             (&["optimizer.lr= "], "has no values"),
+            (&["optimizer.lr=[]"], "has no values"),
             (&["optimizer.lr=1,1.0"], "has the value 1 twice"),
             (&["seed=1,2", "seed=3"], "'seed' and 'seed': give one setting"),
             (&["optimizer.lr.pre=1,2", "optimizer.lr=3"], "'optimizer.lr.pre' and 'optimizer.lr'"),
             (&["optimizer.lr=[1"], "in --sweep optimizer.lr=[1"),
             (&["model=a,b"], "'model' cannot be swept: all runs of a sweep share one base"),
             (&["data.max_length=1,2"], "there is 'tasks'"),
-            (&["max_steps=1,2"], "make the same steps"),
             (&["norms=peft,all"], "train the same tensors"),
             (&["keep_last=1,2"], "of the sweep as a whole"),
         ] {

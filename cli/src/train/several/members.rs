@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use tch::Tensor;
 
 use crate::train::ranks::Ranks;
 use crate::train::settings::{DataSettings, RunSettings};
@@ -23,6 +24,16 @@ pub struct Member<D> {
     pub name: String,
     pub run: RunSettings<D>,
 }
+
+/// The work of the runs: their tasks, and the number of each run's.
+pub struct Work<'t, T> {
+    pub tasks: &'t [T],
+    pub of: &'t [usize],
+    /// The first weights of a run, under PEFT's keys, where they are not those of the base.
+    pub first_weights: &'t [Option<Weights>],
+}
+
+pub type Weights = Vec<(String, Tensor)>;
 
 /// The purpose of several runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 
 mod course;
 pub mod grid;
+mod groups;
 mod halving;
 mod members;
 mod picture;
@@ -10,6 +11,7 @@ mod record;
 mod start;
 pub mod tasks;
 mod together;
+mod way;
 
-pub use members::{alike, Purpose, Several};
-pub use start::{start, Weights, Work};
+pub use members::{alike, Purpose, Several, Weights, Work};
+pub use start::start;

@@ -1,35 +1,24 @@
 //! The start of several runs: an adapter for each is attached, all is checked, and training begins or is only shown.
 
-use anyhow::{Context, Result};
-use ln_tuning::{
-    DynamicLossScale, ErrorKind, LnTuningConfig, LnTuningModel, LoadOptions, Optimizer,
-};
+use anyhow::{ensure, Context, Result};
+use ln_tuning::{DynamicLossScale, LnTuningConfig, LnTuningModel, LoadOptions};
 use serde_json::json;
 use tch::nn::VarStore;
-use tch::Tensor;
 
 use super::course::{self, Begun};
-use super::members::{Member, Purpose, Several};
+use super::members::{alike, Member, Purpose, Several, Work};
 use super::record::{Line, Record};
-use super::{grid, halving, together};
-use crate::train::batches::{Job, Plan};
+use super::way::Way;
+use super::{grid, halving};
+use crate::train::batches::Plan;
 use crate::train::checkpoint;
 use crate::train::metrics::Metrics;
 use crate::train::preflight::{describe, measure};
 use crate::train::report::Report;
+use crate::train::settings::{Resume, Settings};
 use crate::train::start::Mode;
-use crate::train::task::{Load, OfRun, Task};
+use crate::train::task::Task;
 use crate::train::trainer::Ready;
-
-/// The work of the runs: their tasks, and the number of each run's.
-pub struct Work<'t, T> {
-    pub tasks: &'t [T],
-    pub of: &'t [usize],
-    /// The first weights of a run, under PEFT's keys, where they are not those of the base.
-    pub first_weights: &'t [Option<Weights>],
-}
-
-pub type Weights = Vec<(String, Tensor)>;
 
 /// Trains the runs, each an adapter on these variables, or shows what would happen.
 pub fn start<T: Task, D>(
@@ -54,11 +43,7 @@ pub fn start<T: Task, D>(
             tuned.load_state_dict(adapter, weights, &LoadOptions::default())?;
         }
     }
-    let (mut optimizers, apart) = optimizers(several, &adapters, &mut tuned)?;
-    let alone = match apart {
-        Some(reason) => Some(reason),
-        None => trial(several, &work, &adapters, &mut optimizers)?,
-    };
+    let Way { mut optimizers, alone } = Way::of(several, &work, &adapters, vs, &mut tuned)?;
     if members.len() > 1 {
         report.line(match &alone {
             Some(reason) => format!("one run after the other in each step: {reason}"),
@@ -100,6 +85,19 @@ pub fn start<T: Task, D>(
     let totals: Vec<u64> = totals.collect();
     let names: Vec<String> = members.iter().map(|member| member.name.clone()).collect();
     let folders = grid::folders(names.iter().map(String::as_str));
+    if let Purpose::Sweep { halving: true, .. } = several.purpose {
+        // Seeds may pack the data into some rows more.
+        let steps = members.iter().zip(&plans).map(|(member, plan)| {
+            let Settings { epochs, max_steps, .. } = member.run.common;
+            (plan.group, plan.share, epochs, max_steps)
+        });
+        ensure!(
+            alike(steps).1.len() < 2,
+            "--halving compares runs at the same step, and steps differ: sweep no 'batch_size', 'accumulation', \
+             'epochs' or 'max_steps' with it"
+        );
+    }
+    let recorded = several.out.join(checkpoint::RUNS).exists();
     let mut record = Record::open(&several.out, &names, &folders)?;
     let positions = members.iter().zip(&record.runs).zip(&totals).map(|((member, run), total)| {
         let stopped = run.stopped.as_ref().map(|stopped| stopped.step);
@@ -108,6 +106,7 @@ pub fn start<T: Task, D>(
     });
     let positions = positions.collect::<Result<Vec<_>>>()?;
     let step = common(&positions);
+    check_held(several, &positions, step, recorded)?;
     record.back_to(step);
     let total = totals.iter().max().copied().unwrap_or(0);
     report.line(if step > 0 {
@@ -115,36 +114,41 @@ pub fn start<T: Task, D>(
     } else {
         format!("{} runs of {total} steps", members.len())
     });
-    let mut begun = Vec::with_capacity(members.len());
     let trains = !matches!(mode, Mode::DryRun { .. });
+    // All are checked before a file changes.
     let seats = members.iter().zip(work.of).zip(adapters).zip(optimizers).zip(plans).zip(totals);
+    let mut checked = Vec::with_capacity(members.len());
     for (at, seat) in seats.enumerate() {
         let (((((member, of), adapter), mut optimizer), mut plan), total) = seat;
-        let (run, task) = (&member.run, &work.tasks[*of]);
+        let (run, task, stopped) = (&member.run, &work.tasks[*of], &record.runs[at].stopped);
         let settings = &run.common;
-        let out = settings.out.as_path();
-        if let Some(stopped) = record.runs[at].stopped.as_ref().filter(|_| trains) {
-            begun.push((*of, Begun::Stopped(Metrics::open(out, stopped.step, false)?)));
-            continue;
-        }
-        let own = Some(step.min(total)).filter(|step| *step > 0);
-        let own = own.filter(|_| record.runs[at].stopped.is_none());
+        let own = Some(step.min(total)).filter(|step| *step > 0 && stopped.is_none());
         let state = checkpoint::begin_at(own, settings, run.all.clone(), task.digest(), &mut plan);
         let (state, _) = state.with_context(|| member.name.clone())?;
-        if !trains {
-            continue;
-        }
-        if let Some(step) = own {
-            let dir = checkpoint::dir(out, step);
+        if let Some(step) = own.filter(|_| trains) {
+            let dir = checkpoint::dir(&settings.out, step);
             checkpoint::load(&dir, &dir, &mut tuned, &adapter, &mut optimizer)?;
         }
-        checkpoint::forget_behind(out, state.step)?;
         let (name, ranks) = (member.name.clone(), &run.ranks);
-        let ready = Ready { task, name, adapter, optimizer, settings, ranks, plan, state, total };
-        begun.push((*of, Begun::Ready(Box::new(ready))));
+        checked.push((
+            *of,
+            Ready { task, name, adapter, optimizer, settings, ranks, plan, state, total },
+        ));
     }
     if let Mode::DryRun { json } = mode {
         return show(several, &record, &tensors, &work, (total, step), report, json);
+    }
+    let mut begun = Vec::with_capacity(members.len());
+    for ((of, ready), run) in checked.into_iter().zip(&record.runs) {
+        let out = ready.settings.out.as_path();
+        let own = match &run.stopped {
+            Some(stopped) => Begun::Stopped(Metrics::open(out, stopped.step, false)?),
+            None => {
+                checkpoint::forget_behind(out, ready.state.step)?;
+                Begun::Ready(Box::new(ready))
+            }
+        };
+        begun.push((of, own));
     }
     let mut rungs = match several.purpose {
         Purpose::Sweep { halving: true, .. } => halving::rungs(members.len(), total),
@@ -152,89 +156,6 @@ pub fn start<T: Task, D>(
     };
     rungs.retain(|rung| *rung > record.halved);
     course::train(several, begun, record, rungs, alone.is_none(), vs, &mut tuned)
-}
-
-/// The optimisers, and the reason, if there is one, why no rows of several runs go through the model together.
-fn optimizers<D>(
-    several: &Several<D>,
-    adapters: &[String],
-    tuned: &mut LnTuningModel,
-) -> Result<(Vec<Optimizer>, Option<String>)> {
-    let members = || adapters.iter().zip(&several.members);
-    let scale = |member: &Member<D>| {
-        (member.run.common.scales_dynamically(), member.run.common.loss_scale())
-    };
-    let first = scale(&several.members[0]);
-    let mut apart = None;
-    if several.exact {
-        apart = Some("each ends to the bit as it would alone".to_owned());
-    } else if first.0 || members().any(|(_, member)| scale(member) != first) {
-        apart = Some("each has a loss scale of its own".to_owned());
-    }
-    if apart.is_none() {
-        let mut by_name = Vec::new();
-        for (adapter, member) in members() {
-            match member.run.common.optimizer_for(tuned, adapter) {
-                Ok(optimizer) => by_name.push(optimizer),
-                Err(error) if is_unsupported(&error) => {
-                    apart = Some(format!("{}", error.root_cause()));
-                    break;
-                }
-                Err(error) => return Err(error.context(member.name.clone())),
-            }
-        }
-        if apart.is_none() {
-            return Ok((by_name, None));
-        }
-    }
-    let mut optimizers = Vec::with_capacity(adapters.len());
-    for (adapter, member) in members() {
-        tuned.set_adapter(adapter)?;
-        let optimizer = member.run.common.optimizer(tuned);
-        optimizers.push(optimizer.with_context(|| member.name.clone())?);
-    }
-    Ok((optimizers, apart))
-}
-
-fn is_unsupported(error: &anyhow::Error) -> bool {
-    let kind = error.downcast_ref::<ln_tuning::Error>().map(ln_tuning::Error::kind);
-    kind == Some(ErrorKind::Unsupported)
-}
-
-/// Lets the largest batches of the first two runs go through the model together, which changes nothing. Gives the
-/// reason, if they cannot.
-fn trial<T: Task, D>(
-    several: &Several<D>,
-    work: &Work<T>,
-    adapters: &[String],
-    optimizers: &mut [Optimizer],
-) -> Result<Option<String>> {
-    let loaded = work.of.iter().take(2).zip(&several.members).map(|(of, member)| {
-        let (task, settings) = (&work.tasks[*of], &member.run.common);
-        let rows = task.largest(settings.batch_size).into_iter().find(|rows| !rows.is_empty());
-        let rows = rows.context("there is nothing to train on: the data is empty")?;
-        task.loader().load(&Job { eval: false, rows })
-    });
-    let loaded = loaded.collect::<Result<Vec<_>>>()?;
-    let task = &work.tasks[work.of[0]];
-    if loaded.len() < 2 || !loaded.iter().all(|batch| task.goes_together(batch)) {
-        return Ok(Some("batches like these go through the model alone".to_owned()));
-    }
-    let batches = loaded.iter().zip(adapters).map(|(batch, adapter)| OfRun {
-        batch,
-        over: batch.targets.max(1),
-        adapter,
-    });
-    let batches: Vec<OfRun<T>> = batches.collect();
-    let recompute = several.members[0].run.common.recompute()?;
-    let two = &mut optimizers[..2];
-    let tried = together::backward(task, &batches, recompute, two.iter_mut());
-    two.iter_mut().try_for_each(Optimizer::zero_grad)?;
-    match tried {
-        Ok(_) => Ok(None),
-        Err(error) if is_unsupported(&error) => Ok(Some(format!("{}", error.root_cause()))),
-        Err(error) => Err(error),
-    }
 }
 
 /// The end of a dry run.
@@ -270,6 +191,33 @@ fn show<T: Task, D>(
     report.set("steps", json!({"total": total, "done": step}));
     report.set("example", json!(work.tasks.first().context("there is no task")?.example()?));
     report.finish();
+    Ok(())
+}
+
+/// Refuses checkpoints that nobody would go on from, and that a new beginning would remove.
+fn check_held<D>(
+    several: &Several<D>,
+    positions: &[Position],
+    step: u64,
+    recorded: bool,
+) -> Result<()> {
+    let mut held = several.members.iter().zip(positions);
+    let Some((member, _)) = held.find(|(_, position)| !position.saved.is_empty()) else {
+        return Ok(());
+    };
+    let Settings { out, resume, .. } = &member.run.common;
+    ensure!(
+        *resume != Resume::Never,
+        "'{}' holds checkpoints of a run, and 'resume' is never: choose another 'out', or set 'resume' to auto",
+        out.display()
+    );
+    ensure!(
+        recorded || step > 0,
+        "'{}' holds checkpoints, and there is no '{}' that says that they are of these runs: choose another 'out', or \
+         remove them",
+        out.display(),
+        several.out.join(checkpoint::RUNS).display()
+    );
     Ok(())
 }
 

@@ -1,0 +1,104 @@
+// The arguments of the kernels, as the host writes them and the device reads them. Strides are in elements; `vectors`
+// is true where everything can be read and written 16 bytes at a time.
+#pragma once
+
+namespace ln_tuning {
+namespace gpu {
+
+typedef long long Size;
+
+struct NormArguments {
+  Size rows, size;
+  const void* x;
+  Size x_stride;
+  // Added to x if it is there; the sum is then written to `sum`.
+  const void* added;
+  Size added_stride;
+  void* sum;
+  void* out;
+  // May be null.
+  const void* weight;
+  const void* bias;
+  // Per row, its mean and one over its deviation.
+  float* stats;
+  float eps;
+  // LayerNorm, which subtracts the mean; else RMSNorm.
+  int centred;
+  // Weights count from 1.
+  int from_one;
+  int vectors;
+};
+
+struct NormBackwardArguments {
+  Size rows, size;
+  const void* x;
+  Size x_stride;
+  const float* stats;
+  const void* weight;
+  const void* d_out;
+  // Added to the gradient; may be null.
+  const void* d_sum;
+  // The gradient of x, if it is wanted.
+  void* d_x;
+  // Sums for the gradients of weight and bias, one row of `size` for each row that is computed at a time; null where
+  // they are not wanted.
+  float* weight_parts;
+  float* bias_parts;
+  int centred;
+  int from_one;
+  int vectors;
+};
+
+// The sum of `parts` rows, for the weight and for the bias.
+struct TotalArguments {
+  Size parts, size;
+  const float* from[2];
+  void* to[2];
+};
+
+struct GatedArguments {
+  Size rows, size;
+  const void* gate;
+  const void* up;
+  Size gate_stride, up_stride;
+  void* out;
+  int activation;
+  int vectors;
+};
+
+struct GatedBackwardArguments {
+  GatedArguments forward;
+  const void* d_out;
+  void* d_gate;
+  void* d_up;
+  Size d_stride;
+};
+
+// Heads of one tensor: queries or keys.
+struct RopeSide {
+  const void* x;
+  // Of batch, length and head; the last dimension is dense.
+  Size strides[3];
+  // Dense.
+  void* out;
+  Size heads;
+};
+
+struct RopeArguments {
+  Size batch, length;
+  RopeSide sides[2];
+  const void* cos;
+  const void* sin;
+  // Of batch and length.
+  Size table_strides[2];
+  int dim;
+  // The dimensions that are turned; the others are copied.
+  int turned;
+  int side_by_side;
+  // The other way round.
+  int backward;
+  int vectors;
+};
+
+}  // namespace gpu
+}  // namespace ln_tuning

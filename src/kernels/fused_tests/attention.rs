@@ -1,0 +1,100 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// Scores and weights are rounded to the kind, and so are their gradients.
+const ROUNDINGS: f64 = 3.;
+
+/// The plain way, with safe zeros where no key is seen.
+pub(super) fn attended(of: &[Tensor], how: Attended) -> Tensor {
+    let (heads, length, keys) = (of[0].size()[1], of[0].size()[2], of[1].size()[2]);
+    let repeat = |x: &Tensor| x.repeat_interleave_self_int(heads / x.size()[1], 1, None);
+    let mut scores = of[0].matmul(&repeat(&of[1]).transpose(2, 3)) * how.scale;
+    if let Some(cap) = how.cap {
+        scores = (scores / cap).tanh() * cap;
+    }
+    let seen = match how.mask {
+        Some(mask) => mask.shallow_clone(),
+        None => Tensor::ones([length, keys], (Kind::Bool, Device::Cpu)).tril(if how.causal {
+            0
+        } else {
+            keys
+        }),
+    };
+    let seen = seen.expand_as(&scores);
+    let weights =
+        scores.masked_fill(&seen.logical_not(), f64::NEG_INFINITY).softmax(-1, Kind::Double);
+    let none = seen.any_dim(-1, true).logical_not();
+    weights.masked_fill(&none, 0.).matmul(&repeat(&of[2]))
+}
+
+fn check(inputs: &[Tensor; 3], how: Attended) {
+    agree_within(
+        &format!("{how:?}"),
+        inputs,
+        |of| vec![attend(&of[0], &of[1], &of[2], how).unwrap().unwrap()],
+        |of| vec![attended(of, how)],
+        ROUNDINGS,
+    );
+}
+
+#[test]
+fn attention_is_that_of_operators() {
+    tch::manual_seed(4);
+    for kind in KINDS {
+        for (batch, heads, kv_heads, length, keys, dim) in
+            [(1, 1, 1, 1, 1, 1), (2, 6, 2, 40, 40, 8), (2, 4, 4, 7, 33, 16), (1, 2, 1, 3, 513, 7)]
+        {
+            let make = |heads: i64, length: i64| {
+                random(&[batch, length, heads, dim], kind).transpose(1, 2)
+            };
+            let inputs = [make(heads, length), make(kv_heads, keys), make(kv_heads, keys)];
+            let square = length == keys;
+            let some = |shape: &[i64]| Tensor::rand(shape, (Kind::Float, Device::Cpu)).gt(0.4);
+            let whole = some(&[length, keys]);
+            let rows = some(&[batch, 1, length, keys]);
+            let padding = some(&[batch, 1, 1, keys]);
+            // The first query sees nothing.
+            let none = some(&[length, keys + 5]).narrow(1, 5, keys);
+            let _ = none.i(0).fill_(0.);
+            let masks = [None, Some(&whole), Some(&rows), Some(&padding), Some(&none)];
+            for (mask, cap) in masks.into_iter().flat_map(|mask| [(mask, None), (mask, Some(1.5))])
+            {
+                let hows = [true, false].map(|causal| Attended { mask, causal, scale: 0.4, cap });
+                for how in hows.into_iter().filter(|how| !how.causal || square && mask.is_none()) {
+                    check(&inputs, how);
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn any_attention_is_that_of_operators(
+        (batch, kv_heads, group) in (1..4_i64, 1..4_i64, 1..4_i64),
+        (length, keys, dim, value_dim) in (1..30_i64, 1..70_i64, 1..20_i64, 1..20_i64),
+        (kind, masked, cap, square) in (0..3_usize, 0..5_usize, any::<bool>(), any::<bool>()),
+    ) {
+        let (kind, heads) = (KINDS[kind], kv_heads * group);
+        let length = if square { keys } else { length };
+        let make = |heads: i64, length: i64, dim: i64| {
+            random(&[batch, length, heads, dim], kind).transpose(1, 2)
+        };
+        let inputs =
+            [make(heads, length, dim), make(kv_heads, keys, dim), make(kv_heads, keys, value_dim)];
+        let some = |shape: &[i64]| Tensor::rand(shape, (Kind::Float, Device::Cpu)).gt(0.4);
+        let shapes = [
+            vec![length, keys],
+            vec![batch, 1, length, keys],
+            vec![batch, 1, 1, keys],
+            vec![1, 1, length, keys],
+        ];
+        let mask = shapes.get(masked).map(|shape| some(shape));
+        let causal = square && mask.is_none();
+        let cap = cap.then_some(1.5);
+        check(&inputs, Attended { mask: mask.as_ref(), causal, scale: 0.4, cap });
+    }
+}

@@ -1,0 +1,281 @@
+//! Each fused function beside libtorch's operators, which compute in f64 on the CPU: values and gradients.
+
+use anyhow::{Context, Result};
+use ln_tuning::device::with_fused_functions_on_cuda;
+use ln_tuning::fused_functions::{added_norm, gated, gradients, norm, turned, Gate, NormForm};
+use tch::{Device, Kind, Tensor};
+
+/// One function, on inputs of one form and kind.
+#[derive(Debug)]
+pub struct Check {
+    pub name: String,
+    /// The largest difference, where 1 is what one rounding to the kind and sums in f32 may make of it.
+    pub off: f64,
+}
+
+/// An input on the CPU, and the same on the device, as a view of the same form.
+struct Input {
+    cpu: Tensor,
+    there: Tensor,
+}
+
+/// Inputs of the checks, all on one device and of one kind.
+#[derive(Clone, Copy)]
+struct Place {
+    device: Device,
+    kind: Kind,
+}
+
+impl Place {
+    fn random(self, shape: &[i64]) -> Input {
+        self.viewed(shape, |x| x)
+    }
+
+    fn viewed(self, shape: &[i64], view: impl Fn(Tensor) -> Tensor) -> Input {
+        let cpu = Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(self.kind);
+        let there = cpu.to_device(self.device);
+        Input { cpu: view(cpu), there: view(there) }
+    }
+
+    /// Dense, a part of wider rows that begins at an odd place, every second row, and one row for all.
+    fn layouts(self, rows: i64, size: i64) -> Vec<Input> {
+        vec![
+            self.random(&[rows, size]),
+            self.viewed(&[rows, size + 3], |x| x.narrow(1, 3, size)),
+            self.viewed(&[rows, 2 * size], |x| x.narrow(1, size, size)),
+            self.viewed(&[1, size], |x| x.expand([rows, size], false)),
+        ]
+    }
+
+    /// Compares `fused` with `operators` in values and in the gradients of all inputs.
+    fn check(
+        self,
+        name: String,
+        inputs: &[&Input],
+        fused: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+        operators: impl Fn(&[Tensor]) -> Vec<Tensor>,
+    ) -> Result<Check> {
+        let leaf = |x: &Tensor| x.detach().set_requires_grad(true);
+        let there: Vec<Tensor> = inputs.iter().map(|input| leaf(&input.there)).collect();
+        let wide: Vec<Tensor> =
+            inputs.iter().map(|input| leaf(&input.cpu.to_kind(Kind::Double))).collect();
+        let found = with_fused_functions_on_cuda(|| fused(&there));
+        let found = found.with_context(|| name.clone())?;
+        let expected = operators(&wide);
+        let upstream: Vec<Input> = found.iter().map(|y| self.random(&y.size())).collect();
+        let (up, wide_up): (Vec<_>, Vec<_>) = upstream
+            .into_iter()
+            .map(|input| (input.there, input.cpu.to_kind(Kind::Double)))
+            .unzip();
+        let of = |inputs: &[Tensor]| inputs.iter().map(Tensor::shallow_clone).collect::<Vec<_>>();
+        let back = gradients(&found, &up, &there.iter().collect::<Vec<_>>());
+        let back = back.with_context(|| format!("{name}, backward"))?;
+        let expected_back = gradients(&expected, &wide_up, &wide.iter().collect::<Vec<_>>())?;
+        let mut off: f64 = 0.;
+        for (found, expected) in
+            of(&found).iter().chain(&back).zip(of(&expected).iter().chain(&expected_back))
+        {
+            anyhow::ensure!(found.size() == expected.size(), "{name}: {found:?}, {expected:?}");
+            anyhow::ensure!(found.kind() == self.kind, "{name}: {found:?}");
+            off = off.max(self.off(found, expected));
+        }
+        Ok(Check { name: format!("{name}, {:?}", self.kind), off })
+    }
+
+    fn off(self, found: &Tensor, expected: &Tensor) -> f64 {
+        if expected.numel() == 0 {
+            return 0.;
+        }
+        let half_a_unit = match self.kind {
+            Kind::BFloat16 => 2f64.powi(-8),
+            Kind::Half => 2f64.powi(-11),
+            _ => 2f64.powi(-24),
+        };
+        let found = found.detach().to_device(Device::Cpu).to_kind(Kind::Double);
+        let expected = expected.detach();
+        let sums = 1e-5 * expected.abs().max().double_value(&[]).max(1.);
+        let allowed = expected.abs() * half_a_unit + sums;
+        let off = ((found - expected).abs() / allowed).max().double_value(&[]);
+        // NaN is no number that is small.
+        if off.is_nan() {
+            f64::INFINITY
+        } else {
+            off
+        }
+    }
+}
+
+/// All checks of one kind. Without kernels of this kind on this device, an error.
+pub fn checks(device: Device, kind: Kind) -> Result<Vec<Check>> {
+    let place = Place { device, kind };
+    let mut all = Vec::new();
+    for (rows, size) in [(7, 64), (10, 7), (0, 8)] {
+        for form in [NormForm::Rms, NormForm::RmsFromOne, NormForm::Layer] {
+            for x in place.layouts(rows, size) {
+                let biased = form == NormForm::Layer;
+                all.extend(norms(place, &x, form, true, biased, false)?);
+            }
+        }
+        let x = place.random(&[rows, size]);
+        all.extend(norms(place, &x, NormForm::Layer, true, false, true)?);
+        all.extend(norms(place, &x, NormForm::Layer, false, false, true)?);
+        all.extend(norms(place, &x, NormForm::Rms, false, false, false)?);
+    }
+    // Several warps in a row; more columns than registers, in vectors and one by one; more rows than blocks.
+    for (rows, size) in [(6, 1160), (3, 8208), (3, 1031), (2100, 8)] {
+        for form in [NormForm::Rms, NormForm::Layer] {
+            let x = place.random(&[rows, size]);
+            all.extend(norms(place, &x, form, true, form == NormForm::Layer, true)?);
+        }
+    }
+    for (rows, size) in [(7, 64), (5, 9), (2, 4104), (0, 8)] {
+        for gate in [Gate::Gelu, Gate::GeluTanh, Gate::QuickGelu, Gate::Relu, Gate::Silu] {
+            let few = if rows == 7 { 4 } else { 1 };
+            let ups = place.layouts(rows, size).into_iter().rev();
+            for (x, up) in place.layouts(rows, size).iter().zip(ups).take(few) {
+                all.push(place.check(
+                    format!("{gate:?} of {rows} × {size}"),
+                    &[x, &up],
+                    |of| Ok(vec![gated(&of[0], Some(&of[1]), gate)?.context("no kernel")?]),
+                    |of| vec![activated(&of[0], gate) * &of[1]],
+                )?);
+            }
+            all.push(place.check(
+                format!("{gate:?} of {rows} × {size} in one"),
+                &[&place.random(&[rows, 2 * size])],
+                |of| Ok(vec![gated(&of[0], None, gate)?.context("no kernel")?]),
+                |of| {
+                    let both = of[0].chunk(2, -1);
+                    vec![activated(&both[0], gate) * &both[1]]
+                },
+            )?);
+        }
+    }
+    for (batch, length, dim, dims) in
+        [(2, 5, 64, 64), (2, 5, 80, 32), (1, 3, 22, 6), (3, 2, 14, 14), (0, 3, 8, 8)]
+    {
+        for side_by_side in [false, true] {
+            for each_row in [false, true] {
+                all.extend(rotations(place, [batch, length, dim, dims], side_by_side, each_row)?);
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn norms(
+    place: Place,
+    x: &Input,
+    form: NormForm,
+    weighted: bool,
+    biased: bool,
+    added: bool,
+) -> Result<Option<Check>> {
+    let size = x.cpu.size()[1];
+    let eps = 1e-2;
+    let [weight, bias] = [0, 1].map(|_| place.random(&[size]));
+    let more = place.random(&x.cpu.size());
+    let mut inputs = vec![x];
+    inputs.extend(weighted.then_some(&weight));
+    inputs.extend(biased.then_some(&bias));
+    inputs.extend(added.then_some(&more));
+    let parts = |of: &[Tensor]| {
+        let mut rest = of[1..].iter().map(Tensor::shallow_clone);
+        let weight = weighted.then(|| rest.next()).flatten();
+        let bias = biased.then(|| rest.next()).flatten();
+        (weight, bias, rest.next())
+    };
+    let name = format!(
+        "{form:?}{}{}{} of {} × {size}",
+        if weighted { " with weights" } else { "" },
+        if biased { " with biases" } else { "" },
+        if added { " behind a sum" } else { "" },
+        x.cpu.size()[0]
+    );
+    let fused = |of: &[Tensor]| {
+        let (weight, bias, added) = parts(of);
+        let (weight, bias) = (weight.as_ref(), bias.as_ref());
+        Ok(match added {
+            Some(added) => {
+                let both = added_norm(&of[0], &added, weight, bias, form, eps)?;
+                both.map(|(sum, norm)| vec![sum, norm]).context("no kernel")?
+            }
+            None => vec![norm(&of[0], weight, bias, form, eps)?.context("no kernel")?],
+        })
+    };
+    let operators = |of: &[Tensor]| {
+        let (weight, bias, added) = parts(of);
+        let sum = added.map(|added| &of[0] + added);
+        // The norm is that of the sum as it is kept.
+        let rounded = sum.as_ref().map(|sum| {
+            let kept = sum.to_kind(place.kind).to_kind(Kind::Double);
+            (kept - sum).detach() + sum
+        });
+        let x = rounded.as_ref().unwrap_or(&of[0]);
+        let centred = match form {
+            NormForm::Layer => x - x.mean_dim(-1, true, Kind::Double),
+            _ => x.shallow_clone(),
+        };
+        let mut y = &centred / (centred.square().mean_dim(-1, true, Kind::Double) + eps).sqrt();
+        if let Some(weight) = weight {
+            y *= if form == NormForm::RmsFromOne { weight + 1. } else { weight };
+        }
+        if let Some(bias) = bias {
+            y += bias;
+        }
+        sum.into_iter().chain([y]).collect()
+    };
+    Ok(Some(place.check(name, &inputs, fused, operators)?))
+}
+
+fn activated(x: &Tensor, gate: Gate) -> Tensor {
+    match gate {
+        Gate::Gelu => x.gelu("none"),
+        Gate::GeluTanh => x.gelu("tanh"),
+        Gate::QuickGelu => (x * 1.702).sigmoid() * x,
+        Gate::Relu => x.relu(),
+        Gate::Silu => x.silu(),
+    }
+}
+
+/// Queries and keys that are parts of one tensor, and such whose places stand inside the heads.
+fn rotations(
+    place: Place,
+    [batch, length, dim, dims]: [i64; 4],
+    side_by_side: bool,
+    each_row: bool,
+) -> Result<Vec<Check>> {
+    let mut shape = vec![length, 1, dims];
+    if each_row {
+        shape.insert(0, batch);
+    }
+    let [cos, sin] = [0, 1].map(|_| place.random(&shape));
+    let angles = (cos.there, sin.there);
+    let part = |from: i64, heads: i64| {
+        place.viewed(&[batch, length, 4, dim], move |x| x.narrow(2, from, heads))
+    };
+    let inside = |heads: i64| place.viewed(&[batch, heads, length, dim], |x| x.transpose(1, 2));
+    let wide = [&cos.cpu, &sin.cpu].map(|table| table.to_kind(Kind::Double));
+    let operators = |of: &[Tensor]| -> Vec<Tensor> {
+        let turn = |x: &Tensor| {
+            let part = x.narrow(-1, 0, dims);
+            let other = if side_by_side {
+                part.unflatten(-1, [dims / 2, 2]).flip([-1]).flatten(-2, -1)
+            } else {
+                part.roll([dims / 2], [-1])
+            };
+            let rest = x.narrow(-1, dims, dim - dims);
+            Tensor::cat(&[part * &wide[0] + other * &wide[1], rest], -1)
+        };
+        of.iter().map(turn).collect()
+    };
+    let fused = |of: &[Tensor]| {
+        let both = turned([&of[0], &of[1]], &angles, side_by_side)?.context("no kernel")?;
+        Ok(both.into())
+    };
+    let name = format!("rope of {batch} × {length} × {dims} of {dim}, pairs: {side_by_side}");
+    [[part(0, 3), part(3, 1)], [inside(2), part(1, 2)]]
+        .iter()
+        .map(|[q, k]| place.check(name.clone(), &[q, k], fused, operators))
+        .collect()
+}
