@@ -40,10 +40,10 @@ fn draw_rows(path: &Path, cores: usize, rows: &[Row]) -> Result<(), Box<dyn std:
         .x_label_formatter(&|ranks| format!("{ranks:.0}"))
         .light_line_style(TRANSPARENT)
         .draw()?;
-    let sides: [(&str, RGBColor, fn(&Row) -> f64); 2] =
-        [("ln-tuning", OURS, |row| row.ours), ("PEFT under DDP", DDP, |row| row.ddp)];
-    for (name, colour, of) in sides {
-        let points: Vec<(f64, f64)> = rows.iter().map(|row| (row.ranks as f64, of(row))).collect();
+    let side = |of: fn(&Row) -> f64| rows.iter().map(move |row| (row.ranks as f64, of(row)));
+    let (ours, ddp) = (side(|row| row.ours), side(|row| row.ddp));
+    for (name, colour, side) in [("ln-tuning", OURS, ours), ("PEFT under DDP", DDP, ddp)] {
+        let points: Vec<(f64, f64)> = side.collect();
         let one = points.first().map_or(0., |(_, ms)| *ms);
         let ideal = points.iter().map(|(ranks, _)| (*ranks, one * (ranks / cores as f64).max(1.)));
         chart
