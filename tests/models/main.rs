@@ -21,6 +21,8 @@ mod gguf_files;
 mod gguf_merge;
 mod gguf_metadata;
 mod gguf_tiny;
+#[cfg(all(target_os = "linux", feature = "kernels"))]
+mod graph_memory;
 mod llava;
 mod loading;
 mod minilm;
@@ -36,5 +38,6 @@ mod siglip;
 mod sizes;
 #[cfg(target_os = "linux")]
 mod streamed;
+mod traced;
 mod vision;
 mod vit;
