@@ -228,7 +228,10 @@ char* ln_c10d_nccl_new(
 void ln_c10d_gpu(int32_t index, char* name, int32_t length) {
   name[0] = 0;
   if (void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD)) {
-    const auto bus = reinterpret_cast<int (*)(char*, int, int)>(dlsym(library, "cudaDeviceGetPCIBusId"));
+    // The runtime that the process uses: one that was loaded before the library's own stands in front of that.
+    void* found = dlsym(RTLD_DEFAULT, "cudaDeviceGetPCIBusId");
+    if (found == nullptr) found = dlsym(library, "cudaDeviceGetPCIBusId");
+    const auto bus = reinterpret_cast<int (*)(char*, int, int)>(found);
     if (bus == nullptr || bus(name, length, index) != 0) {
       name[0] = 0;
     }

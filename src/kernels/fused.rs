@@ -206,7 +206,7 @@ pub(crate) fn cross_entropy(
 }
 
 /// The checks that need no call; the others are made in C++.
-fn is_for(x: &Tensor) -> Result<bool> {
+pub(crate) fn is_for(x: &Tensor) -> Result<bool> {
     let kind = x.f_kind()?;
     if !fused_functions_are_on() || !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half) {
         return Ok(false);

@@ -38,6 +38,5 @@ mod siglip;
 mod sizes;
 #[cfg(target_os = "linux")]
 mod streamed;
-mod traced;
 mod vision;
 mod vit;

@@ -37,7 +37,8 @@ fn the_package_has_no_warning_and_its_documentation_needs_no_libtorch_and_shows_
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     run(package().arg("--no-verify").arg("--target-dir").arg(target));
     let archive = target.join("package").join(format!("{NAME}.crate"));
-    run(Command::new("tar").arg("-xzf").arg(archive).arg("-C").arg(dir.path()));
+    // With the time of now, or cargo would take what it has built of an older package.
+    run(Command::new("tar").arg("-xzmf").arg(archive).arg("-C").arg(dir.path()));
 
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["doc", "--no-deps", "--features", "doc-only,distributed", "--locked", "--offline"]);

@@ -25,7 +25,7 @@ const SAYING: Duration = Duration::from_millis(300);
 
 /// The folders of a run, into which no other run writes as long as this is there.
 pub struct Lock {
-    _held: Vec<Held>,
+    held: Vec<Held>,
 }
 
 /// One folder.
@@ -53,12 +53,21 @@ impl Lock {
     /// On all ranks, if another process has one of them, or none can be made.
     pub fn take<'p>(folders: impl IntoIterator<Item = &'p Path>, ranks: &Ranks) -> Result<Lock> {
         let patience = ranks.timeout().map_or(DYING, |timeout| DYING.min(timeout / 2));
-        let held = if ranks.is_first() {
-            folders.into_iter().map(|folder| Held::take(folder, patience)).collect()
-        } else {
-            Ok(Vec::new())
+        let all = || {
+            let mut lock = Lock { held: Vec::new() };
+            for folder in folders {
+                lock.held.push(Held::take(folder, patience)?);
+            }
+            Ok(lock)
         };
-        Ok(Lock { _held: ranks.agree(held)? })
+        ranks.agree(if ranks.is_first() { all() } else { Ok(Lock { held: Vec::new() }) })
+    }
+}
+
+/// Inner folders go before those that they stand in.
+impl Drop for Lock {
+    fn drop(&mut self) {
+        while self.held.pop().is_some() {}
     }
 }
 
@@ -307,7 +316,8 @@ mod tests {
             }
         });
         assert!(got.into_inner() >= 100);
-        assert!(!folder.exists());
+        // One that came while another went may have found the folder, which is then not its own to remove.
+        assert!(fs::read_dir(&folder).map_or(0, Iterator::count) == 0);
     }
 
     #[test]

@@ -1,32 +1,10 @@
 use proptest::prelude::*;
 
+use super::plain::attended;
 use super::*;
 
 /// Scores and weights are rounded to the kind, and so are their gradients.
 const ROUNDINGS: f64 = 3.;
-
-/// The plain way, with safe zeros where no key is seen.
-pub(super) fn attended(of: &[Tensor], how: Attended) -> Tensor {
-    let (heads, length, keys) = (of[0].size()[1], of[0].size()[2], of[1].size()[2]);
-    let repeat = |x: &Tensor| x.repeat_interleave_self_int(heads / x.size()[1], 1, None);
-    let mut scores = of[0].matmul(&repeat(&of[1]).transpose(2, 3)) * how.scale;
-    if let Some(cap) = how.cap {
-        scores = (scores / cap).tanh() * cap;
-    }
-    let seen = match how.mask {
-        Some(mask) => mask.shallow_clone(),
-        None => Tensor::ones([length, keys], (Kind::Bool, Device::Cpu)).tril(if how.causal {
-            0
-        } else {
-            keys
-        }),
-    };
-    let seen = seen.expand_as(&scores);
-    let weights =
-        scores.masked_fill(&seen.logical_not(), f64::NEG_INFINITY).softmax(-1, Kind::Double);
-    let none = seen.any_dim(-1, true).logical_not();
-    weights.masked_fill(&none, 0.).matmul(&repeat(&of[2]))
-}
 
 fn check(inputs: &[Tensor; 3], how: Attended) {
     agree_within(

@@ -2,14 +2,14 @@ mod attention;
 mod cross_entropy;
 mod gated;
 mod norm;
+mod plain;
 mod rope;
 
 use std::process::Command;
 
 use tch::{no_grad, Device, IndexOp, Kind, Tensor};
 
-use attention::attended;
-use rope::rotated;
+use plain::{attended, rotated};
 
 use super::*;
 use crate::device::without_fused_functions;

@@ -1,18 +1,7 @@
 use proptest::prelude::*;
 
+use super::plain::rotated;
 use super::*;
-
-pub(super) fn rotated(x: &Tensor, cos: &Tensor, sin: &Tensor, side_by_side: bool) -> Tensor {
-    let dims = cos.size()[cos.dim() - 1];
-    let part = x.narrow(-1, 0, dims);
-    let other = if side_by_side {
-        part.unflatten(-1, [dims / 2, 2]).flip([-1]).flatten(-2, -1)
-    } else {
-        part.roll([dims / 2], [-1])
-    };
-    let rest = x.narrow(-1, dims, x.size()[3] - dims);
-    Tensor::cat(&[part * cos + other * sin, rest], -1)
-}
 
 /// Queries and keys turned by tables of this shape, whose last dimension may be smaller than theirs.
 fn check(q: &Tensor, k: &Tensor, tables: &[i64], side_by_side: bool) {

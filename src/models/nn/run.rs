@@ -19,6 +19,7 @@ use crate::autograd::known_gradient::grad_is_enabled;
 use crate::autograd::recompute::Tape;
 use crate::autograd::scratch::Pass;
 use crate::error::Result;
+use crate::kernels::fused;
 
 /// The way in which blocks are run.
 pub(in crate::models) enum Through<'t, 'm> {
@@ -59,16 +60,17 @@ fn taped<'m>(
     }
 }
 
-/// The norm behind the block at `place`: that of the next block, or `last`.
+/// The norm behind the block at `place`, that of the next block or `last`, if it is computed with the sum in front of it.
 fn next_norm<'m>(
     blocks: &'m [Block],
-    place: usize,
+    (place, hidden): (usize, &Tensor),
     context: &Context,
     last: Option<&'m Norm>,
-) -> Option<&'m Norm> {
+) -> Result<Option<&'m Norm>> {
     let next = blocks.get(place + 1).map_or(last, Block::first_norm);
-    // Behind the block, something is added.
-    next.filter(|_| !context.adds_behind(place))
+    // Behind the block, something may be added. By operators, a norm waits until the block has freed its memory.
+    let together = !context.adds_behind(place) && fused::is_for(hidden)?;
+    Ok(next.filter(|_| together))
 }
 
 /// The end of a run: the hidden states behind the last norm, which the last block may have computed.
@@ -98,11 +100,13 @@ pub(in crate::models) fn run_batches<'m>(
     let whole = is_whole(tape)?;
     let ahead: Vec<Ahead> = contexts.iter().map(|_| Ahead::default()).collect();
     for place in 0..blocks.len() {
-        let runs = contexts.iter().zip(&ahead).map(|(context, ahead)| {
-            let next = next_norm(blocks, place, context, last);
-            taped(blocks, place, context, ahead, next, whole)
+        let of = hidden.iter().zip(contexts).zip(&ahead);
+        let runs = of.map(|((hidden, context), ahead)| {
+            let next = next_norm(blocks, (place, hidden), context, last)?;
+            Ok(taped(blocks, place, context, ahead, next, whole))
         });
-        let outputs = tape.run_batches(&hidden, runs)?.into_iter().zip(contexts);
+        let runs = runs.collect::<Result<Vec<_>>>()?;
+        let outputs = tape.run_batches(&hidden, runs.into_iter())?.into_iter().zip(contexts);
         hidden = outputs
             .map(|(output, context)| context.behind(place, output))
             .collect::<Result<_>>()?;
@@ -132,7 +136,7 @@ pub(in crate::models) fn run<'m>(
                 continue;
             }
         }
-        let next = next_norm(blocks, index, context, last).filter(|_| !drops);
+        let next = next_norm(blocks, (index, &hidden), context, last)?.filter(|_| !drops);
         hidden = match through {
             Through::Cache(cache) => {
                 let [own, across] = cache.slots(index);
