@@ -9,6 +9,7 @@
 //! | attach adapters, switch, combine, compare, merge, save and load them | [`LnTuningModel`], with [`AdapterOptions`], [`LoadOptions`] and [`SaveOptions`] where the defaults do not fit |
 //! | train the active adapter | [`Optimizer`], [`Schedule`] |
 //! | find the GPU | [`device`] |
+//! | replay a short step on a GPU as one CUDA graph | [`GraphedStep`] |
 //! | train in many processes | `distributed` (a feature): `torchrun` starts them, one all-reduce per update |
 //! | open a model of Hugging Face | [`models`]; [`pretrained`] reads and writes their directories, [`merge`] puts an adapter into one |
 //! | show a model images beside texts | [`models::ImageTextToText`]; [`LnTuningConfig::recipe`] is a setting of the method's paper |
