@@ -107,11 +107,8 @@ mod cpp {
         build.cpp(true).std("c++17").pic(true).warnings(false);
         build.include(&include).include(include.join("torch/csrc/api/include"));
         build.opt_level(3);
-        for header in ["blocks", "product"] {
-            println!("cargo:rerun-if-changed=csrc/products/{header}.h");
-        }
+        println!("cargo:rerun-if-changed=csrc");
         for file in files {
-            println!("cargo:rerun-if-changed=csrc/{file}");
             build.file(Path::new("csrc").join(file));
         }
         #[cfg(feature = "kernels")]

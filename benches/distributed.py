@@ -1,4 +1,4 @@
-"""What Python does, for benches/distributed: the launcher's variables are set, and rank 0 prints JSON.
+"""Python's part of benches/distributed: the launcher's variables are set, and rank 0 prints JSON.
 
 `all_reduce BYTES…`: the median seconds of an all-reduce by Gloo, a list. `steps MODEL ROUNDS`: the median milliseconds of
 a training step of PEFT's LN tuning, of rank 0 while the others wait, and of all under DistributedDataParallel.

@@ -14,9 +14,6 @@ const X86: [(&str, &[&str]); 2] = [
 /// Compiles the loops of the fused functions, once per kind of processor; `functions` chooses at run time.
 pub fn compile(functions: &mut cc::Build, lib: &str) {
     let of = |name: &str| std::env::var(name).unwrap_or_default();
-    for path in ["loops.h", "loops.cpp", "loops", "fused"] {
-        println!("cargo:rerun-if-changed=csrc/{path}");
-    }
     println!("cargo:rustc-cfg=fused");
     if of("CARGO_CFG_TARGET_OS") == "linux" {
         super::gpu::add_to(functions);

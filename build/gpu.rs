@@ -9,7 +9,6 @@ const TEXTS: [(&str, &str); 2] =
 
 /// Adds the files of `csrc/gpu`.
 pub fn add_to(functions: &mut cc::Build) {
-    println!("cargo:rerun-if-changed=csrc/gpu");
     println!("cargo:rustc-cfg=fused_cuda");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     for (name, file) in TEXTS {

@@ -47,6 +47,8 @@ class UnboundBuffer {
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include "guarded.h"
+
 namespace {
 
 using Store = c10::intrusive_ptr<c10d::Store>;
@@ -54,19 +56,7 @@ using Backend = c10::intrusive_ptr<c10d::Backend>;
 using Work = c10::intrusive_ptr<c10d::Work>;
 using Millis = std::chrono::milliseconds;
 
-template <typename F>
-char* guarded(F f) noexcept {
-  try {
-    f();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  } catch (...) {
-    return strdup("an exception without a message");
-  }
-}
+using ln_tuning::guarded;
 
 Store& store_at(void* store) {
   return *static_cast<Store*>(store);

@@ -15,21 +15,11 @@
 #include <exception>
 #include <utility>
 
+#include "guarded.h"
+
 namespace {
 
-template <typename F>
-char* guarded(F f) noexcept {
-  try {
-    f();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  } catch (...) {
-    return strdup("an exception without a message");
-  }
-}
+using ln_tuning::guarded;
 
 // `cudaStreamCaptureModeThreadLocal`: other threads, such as those that make the next batches, go on as they like.
 constexpr int32_t THREAD_LOCAL = 1;
@@ -110,7 +100,7 @@ void write(c10::Stream from, int64_t* stream) {
   stream[2] = static_cast<int64_t>(packed.device_type);
 }
 
-// What is asked of `later` from now on begins when `earlier` has done what was asked of it.
+// Work that is asked of `later` from now on begins when `earlier` has done its own.
 void wait(c10::Stream later, c10::Stream earlier) {
   c10::Event event(c10::DeviceType::CUDA);
   event.record(earlier);

@@ -21,7 +21,7 @@ ALLOWED = {"float32": 1e-4}
 
 
 def run(name, launcher, options, kind, environment):
-    """What rank 0 printed, and what each rank has learnt."""
+    """The output of rank 0, and the weights of each rank."""
     out = Path(name).resolve()
     out.mkdir()
     program = [os.environ["LN_TUNING_GPU_CHECK"], "ranks", str(options.model), "--device", options.device]

@@ -98,7 +98,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What sides are asked for, one after the other, `rounds` times, there and back: the medians. The first round warms up.
+/// The medians of the sides, which are asked one after the other, `rounds` times, there and back. The first round warms up.
 pub fn medians(
     sides: &mut [&mut dyn Side],
     asked: &[(usize, Mix)],

@@ -18,7 +18,7 @@ extern "C" char* ln_tuning_gpu_load(int64_t device, int64_t kind, int64_t* ready
   });
 }
 
-// What NVRTC says about the kernels of a kind for a compute capability, times ten. The caller frees it.
+// NVRTC's words about the kernels of a kind for a compute capability, times ten. The caller frees it.
 extern "C" char* ln_tuning_gpu_compile(int64_t capability, int64_t kind, char** log) {
   return guarded([&] { *log = strdup(gpu::compile((int)capability, (Kind)kind).log.c_str()); });
 }

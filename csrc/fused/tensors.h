@@ -11,6 +11,7 @@
 
 #include <cstring>
 
+#include "../guarded.h"
 #include "../loops.h"
 #ifdef LN_TUNING_GPU
 #include "../gpu/functions.h"
@@ -126,22 +127,6 @@ variable_list differentiable(const variable_list& inputs, const variable_list& g
   size_t at = 0;
   for (const Tensor& x : inputs) all.push_back(x.defined() && x.requires_grad() ? found[at++] : Tensor());
   return all;
-}
-
-template <class Work>
-char* guarded(const Work& work) noexcept {
-  const char* message = "an unknown exception";
-  try {
-    work();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    message = error.what();
-    return strdup(message);
-  } catch (...) {
-    return strdup(message);
-  }
 }
 
 MaybeTensor maybe(const Tensor* x) { return x ? MaybeTensor(*x) : std::nullopt; }

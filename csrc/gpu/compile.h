@@ -11,7 +11,7 @@ namespace gpu {
 struct Compiled {
   // A cubin; PTX for devices that are newer than NVRTC.
   std::string image;
-  // What NVRTC has to say; the registers and the local memory of each kernel are in it.
+  // NVRTC's words; the registers and the local memory of each kernel are in it.
   std::string log;
 };
 

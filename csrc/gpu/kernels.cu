@@ -216,7 +216,7 @@ KERNEL(norm, NormArguments, MOST_THREADS) {
   }
 }
 
-// What one row adds to the gradients of weight and bias, and its own gradient.
+// A row's part of the gradients of weight and bias, and its own gradient.
 template <int COUNT>
 struct NormRow {
   const NormBackwardArguments& a;

@@ -23,7 +23,7 @@ struct Module {
   void* functions[KERNELS];
 };
 
-// What is loaded stays so.
+// Loaded kernels stay loaded.
 std::atomic<const Module*> modules[DEVICES][KINDS];
 
 std::atomic<const Module*>& place(int device, Kind kind) {

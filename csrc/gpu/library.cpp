@@ -91,7 +91,7 @@ Nvrtc find_nvrtc() {
       "in LN_TUNING_NVRTC)" + reasons);
 }
 
-// What was found, or the reason why it was not.
+// The functions, or the reason why they were not found.
 template <class Table>
 struct Answer {
   Table table = {};

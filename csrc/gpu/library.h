@@ -1,4 +1,4 @@
-// What the GPU kernels need of NVIDIA's driver, of NVRTC and of libtorch's CUDA: found in the running process, since
+// Functions of NVIDIA's driver, of NVRTC and of libtorch's CUDA that the GPU kernels need: found in the running process, since
 // this crate is built without CUDA and runs where there is none. The types are those of cuda.h and nvrtc.h, versions 12
 // and 13.
 #pragma once

@@ -30,7 +30,7 @@ pub(crate) struct SideStream {
     stream: [i64; 3],
 }
 
-/// What was asked of a device while it was captured.
+/// Work that was asked of a device while it was captured.
 #[derive(Debug)]
 pub(crate) struct Graph(NonNull<c_void>);
 

@@ -56,7 +56,7 @@ thread_local! {
     static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
 }
 
-/// What a step has sent, in order: a later step that sends the same uses the copies of the first. A capture must: its
+/// Tensors that a step has sent, in order: a later step that sends the same uses the copies of the first. A capture must: its
 /// replays would copy what stands in the host's memory by then.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {

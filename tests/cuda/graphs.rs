@@ -211,7 +211,7 @@ fn what_cannot_be_captured_runs_one_by_one_and_says_why() {
             let state = optimizer.state_dict().unwrap();
             assert_eq!(state[0].1.int64_value(&[]), 5, "{what}: each was one step");
         }
-        // What has failed leaves nothing behind: random numbers are drawn, and another graph is captured.
+        // A capture that failed leaves nothing behind: random numbers are drawn, and another graph is captured.
         let mut optimizer = small.optimizer();
         let mut step = GraphedStep::default();
         for at in 0..5 {

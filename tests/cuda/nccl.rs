@@ -110,7 +110,7 @@ fn operations_on_two_gpus_are_those_of_nccl_in_the_memory_of_the_tensor() {
             Ok(())
         });
         assert_eq!(counts.calls_with("ncclAllGather bf16 12"), 1);
-        // What is on the CPU goes by Gloo.
+        // Tensors of the CPU go by Gloo.
         let mut host = Tensor::from(1_i64);
         let counts = counted("of the host", || group.all_reduce(&mut host, ReduceOp::Sum));
         assert_eq!((host.int64_value(&[]), counts.calls_with("nccl")), (2, 0));

@@ -59,7 +59,7 @@ fn no_input_of_a_frozen_matrix_is_kept_for_the_backward_pass() {
         child.args(["--exact", "graph_memory::graph_child", "--nocapture"]);
         child.env("LN_TUNING_GRAPH", dir.path()).env("LN_TUNING_GRAPH_KIND", kind);
         child.env("LN_TUNING_F32_PRODUCTS", products).env("LN_TUNING_FUSED", fused);
-        // What is freed is given back at once.
+        // Freed memory is given back at once.
         child.env("MALLOC_MMAP_THRESHOLD_", "65536").env("MALLOC_TRIM_THRESHOLD_", "65536");
         child.stdout(Stdio::piped()).spawn().unwrap()
     };

@@ -306,7 +306,7 @@ impl Rows {
         Ok(all.f_view(&whole[..])?)
     }
 
-    /// What `f` gives for the adapter of each part of `x`, `[parts…, …]`: once for each adapter.
+    /// The result of `f` for the adapter of each part of `x`, `[parts…, …]`: once for each adapter.
     pub(in crate::models) fn of_each(
         &self,
         x: &Tensor,

@@ -28,7 +28,7 @@ pub struct Counts {
     pub kernels: BTreeMap<String, u64>,
     /// Calls by name. Products have the kind of their factors behind the name: `cublasGemmEx bf16`.
     pub calls: BTreeMap<String, u64>,
-    /// What was captured in graphs, and not done: kernels, products and copies by name.
+    /// Work that was captured in graphs, and not done: kernels, products and copies by name.
     pub captured: BTreeMap<String, u64>,
     /// Memory by device.
     pub devices: Vec<Memory>,

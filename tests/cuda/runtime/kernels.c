@@ -68,7 +68,7 @@ void report_kernels(FILE *file) {
     pthread_mutex_unlock(&lock);
 }
 
-/* What nvcc's code calls before main, and around each launch. No header declares it. */
+/* Functions that nvcc's code calls before main, and around each launch. No header declares them. */
 
 void **__cudaRegisterFatBinary(void *binary) {
     static void *handle;

@@ -116,7 +116,7 @@ void run(void (*kernel)(const void*), const void* arguments, const unsigned size
 #define __syncthreads() meet(__LINE__)
 
 float __shfl_xor_sync(unsigned, float x, int distance) {
-  // What was exchanged the last time may still be read.
+  // The exchange before may still be read.
   static float slots[2][MOST_IN_BLOCK];
   static unsigned char turns[MOST_IN_BLOCK];
   const unsigned own = current, turn = turns[own]++ % 2;
