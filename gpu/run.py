@@ -100,7 +100,7 @@ def unpack(places, options):
         return
     shutil.rmtree(places.unpacked, ignore_errors=True)
     places.packages.mkdir(parents=True)
-    with tarfile.open(HERE / "programs.tar.gz") as archive:
+    with tarfile.open(HERE / "programs.tar.xz") as archive:
         archive.extractall(places.programs, filter="data")
     for wheel in [] if options.own_packages else sorted((HERE / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
