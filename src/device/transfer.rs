@@ -52,6 +52,17 @@ pub(crate) fn send_into(to: &Tensor, from: &Tensor) -> Result<()> {
     Ok(())
 }
 
+/// Refuses what the host decides anew in each step while one is captured: its replays would decide as it does.
+pub(crate) fn check_not_captured(what: &str) -> Result<()> {
+    if KEPT.with_borrow(|kept| kept.as_ref().is_some_and(|kept| kept.complete)) {
+        refuse!(
+            Unsupported,
+            "the host decides in each step {what}, and a step that is captured would repeat it"
+        );
+    }
+    Ok(())
+}
+
 thread_local! {
     static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
 }

@@ -61,6 +61,14 @@ pub trait Task {
         tape: &mut Tape<'t>,
     ) -> ln_tuning::Result<Tensor>;
 
+    /// The tensors that a batch's loss depends on, for a step that is captured as a CUDA graph; or the reason why it is
+    /// not. As many mean the same in all batches.
+    fn graph_inputs<'b>(&self, batch: &'b Of<Self>) -> Result<Vec<&'b Tensor>, &'static str>;
+
+    /// The summed loss of a batch like `like`, with these tensors in the place of its
+    /// [`graph_inputs`](Self::graph_inputs). Nothing of it is read on the host.
+    fn loss_of_inputs(&self, like: &Of<Self>, inputs: &[Tensor]) -> ln_tuning::Result<Tensor>;
+
     /// [`loss`](Self::loss) of each of the batches of a step.
     fn losses<'t>(
         &'t self,
