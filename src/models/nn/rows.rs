@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use tch::{Device, Tensor};
 
-use crate::device::transfer::sent;
+use crate::device::trace::sent_numbers;
 use crate::error::{refuse, Result};
 use crate::mixed::{back, groups, Column, Differing, Groups, Matrix, Stack};
 
@@ -85,7 +85,7 @@ impl Rows {
                 continue;
             }
             let device = all.device();
-            let own = all.f_index_select(0, &sent(&Tensor::f_from_slice(&rows)?, device)?)?;
+            let own = all.f_index_select(0, &sent_numbers(&rows, device)?)?;
             // Gradients arrive at the vectors of this pass.
             let own = if trains { own.f_detach()?.f_set_requires_grad(true)? } else { own };
             let (mut sizes, mut end) = (Vec::new(), 0);
@@ -194,7 +194,7 @@ impl Rows {
             _ => {
                 let (choices, lead) = self.at.of(&size)?;
                 let index: Vec<i64> = choices.iter().map(|choice| *choice as i64).collect();
-                let index = sent(&Tensor::f_from_slice(&index)?, of_choices.device())?;
+                let index = sent_numbers(&index, of_choices.device())?;
                 (of_choices.f_index_select(0, &index)?, lead)
             }
         };
@@ -296,7 +296,7 @@ impl Rows {
             return f(x, adapter);
         }
         let flat = x.f_flatten(0, lead.len() as i64 - 1)?;
-        let place = |places: &[i64]| sent(&Tensor::f_from_slice(places)?, x.device());
+        let place = |places: &[i64]| sent_numbers(places, x.device());
         let mut results = Vec::with_capacity(groups.len());
         for (adapter, places) in &groups {
             results.push(f(&flat.f_index_select(0, &place(places)?)?, *adapter)?);
@@ -321,7 +321,7 @@ impl Rows {
             parts.iter().for_each(|part| index[*part as usize] = number);
         }
         let all = Tensor::f_stack(&values, 0)?;
-        let all = all.f_index_select(0, &sent(&Tensor::f_from_slice(&index)?, all.device())?)?;
+        let all = all.f_index_select(0, &sent_numbers(&index, all.device())?)?;
         let whole = [&lead[..], &all.size()[1..]].concat();
         Ok(all.f_view(&whole[..])?)
     }
@@ -354,7 +354,7 @@ impl At {
         let same = choices.len() == all
             && choices.iter().enumerate().all(|(part, choice)| part == *choice);
         let index: Vec<i64> = choices.iter().map(|choice| *choice as i64).collect();
-        let index = if same { None } else { Some(sent(&Tensor::f_from_slice(&index)?, device)?) };
+        let index = if same { None } else { Some(sent_numbers(&index, device)?) };
         Ok(At { lead, choices, index })
     }
 
