@@ -134,6 +134,14 @@ mod tests {
     use crate::error::ErrorKind;
 
     #[test]
+    fn what_the_host_decides_in_each_step_is_refused_in_a_capture_alone() {
+        check_not_captured("it").unwrap();
+        Kept::default().run(false, || check_not_captured("it")).unwrap();
+        let refused = Kept::default().run(true, || check_not_captured("it")).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
     fn a_step_that_sends_the_same_uses_its_copies_and_another_is_refused_when_it_is_captured() {
         let number = |value: f32| Tensor::from_slice(&[value, 2.]);
         let mut kept = Kept::default();
