@@ -127,7 +127,7 @@ fn small_bundle(dir: &Path) -> PathBuf {
     std::fs::write(bundle.join("steps.py"), STEPS.replace("REAL", bundle.to_str().unwrap()))
         .unwrap();
     let tar = Command::new("tar")
-        .args(["-czf", "programs.tar.gz", "-T", "/dev/null"])
+        .args(["-cJf", "programs.tar.xz", "-T", "/dev/null"])
         .current_dir(&bundle)
         .status();
     assert!(tar.unwrap().success());
