@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -99,7 +100,7 @@ def unpack(places, options):
         return
     shutil.rmtree(places.unpacked, ignore_errors=True)
     places.packages.mkdir(parents=True)
-    with tarfile.open(HERE / "programs.tar.gz") as archive:
+    with tarfile.open(HERE / "programs.tar.xz") as archive:
         archive.extractall(places.programs, filter="data")
     for wheel in [] if options.own_packages else sorted((HERE / "wheels").glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
@@ -123,6 +124,10 @@ def environment(places, machine, options):
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+# The processes of the steps that run.
+RUNNING = set()
 
 
 def end(process):
@@ -154,6 +159,7 @@ def run(step, limit, env, places):
                 step.command, cwd=scratch, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env=env | step.environment | {"TMPDIR": str(scratch / "tmp")}, start_new_session=True,
             )
+            RUNNING.add(process)
         except OSError as error:
             return {"status": "failed", "error": str(error), "seconds": 0.0}
         try:
@@ -163,6 +169,7 @@ def run(step, limit, env, places):
             code, status = None, "timed out"
         finally:
             end(process)
+            RUNNING.discard(process)
     if not step.keeps:
         shutil.rmtree(scratch, ignore_errors=True)
     return {"status": status, "code": code, "seconds": round(time.monotonic() - begun, 1), "limit": limit}
@@ -174,6 +181,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, help="for the whole phase (default: 8 for A, 20 for B)")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps (default: all)")
+    parser.add_argument("--together", action="store_true", help="steps that time nothing run beside each other, before the others")
     parser.add_argument("--again", action="store_true", help="steps that have ended run once more")
     parser.add_argument("--own-packages", action="store_true", help="the transformers and PEFT of this Python, not the wheels")
     parser.add_argument("--cpu", action="store_true", help="on the CPU, with small models: to try the bundle")
@@ -194,25 +202,39 @@ def main():
     env = environment(places, machine, options)
 
     def stop(number, _):
-        # As `finally` does it for the step that runs: the report has it as not ended.
+        # As `finally` does it for a step that runs: the report has it as not ended.
+        for process in list(RUNNING):
+            end(process)
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
     ends = time.monotonic() + 60 * (options.minutes or {"A": 8, "B": 20}[options.phase])
-    for step in steps:
-        if options.only and step.name not in options.only or report.has_ended(step.name) and not options.again:
-            continue
+    writing = threading.Lock()
+
+    def take(step):
         left = ends - time.monotonic()
+        with writing:
+            report.add(options.phase, step, {"status": "not reached" if left < 5 else "started"})
         if left < 5:
-            report.add(options.phase, step, {"status": "not reached"})
-            continue
-        report.add(options.phase, step, {"status": "started"})
-        print(f"{step.name:<22}", end="", flush=True)
+            return
         row = run(step, round(min(step.limit, left)), env, places)
-        report.add(options.phase, step, row)
-        print(f"{row['status']:<10} {row['seconds']:6.1f} s", flush=True)
+        with writing:
+            report.add(options.phase, step, row)
+            print(f"{step.name:<22}{row['status']:<10} {row['seconds']:6.1f} s", flush=True)
+
+    wanted = [step for step in steps if not options.only or step.name in options.only]
+    left = [step for step in wanted if options.again or not report.has_ended(step.name)]
+    beside = [step for step in left if options.together and step.untimed]
+    threads = [threading.Thread(target=take, args=[step], daemon=True) for step in beside]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for step in left:
+        if step not in beside:
+            take(step)
     print(f"written to {places.out / 'report.json'} and report.md")
-    sys.exit(0 if report.all_passed([step.name for step in steps if not options.only or step.name in options.only]) else 1)
+    sys.exit(0 if report.all_passed([step.name for step in wanted]) else 1)
 
 
 main()

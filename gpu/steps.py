@@ -39,6 +39,8 @@ class Step:
     environment: dict = field(default_factory=dict)
     # A later step uses what this one leaves in its folder.
     keeps: bool = False
+    # None of its times is looked at: with --together it runs beside others.
+    untimed: bool = False
 
 
 def phase_a(places, options):
@@ -64,13 +66,14 @@ def phase_a(places, options):
     fused = [str(places.programs / "gpu_check"), "fused", "--device", device, *dry]
     fused += ["--small", "--steps", "1", "--kind", "bfloat16"] if small else []
     return [
-        Step("device", "Tests of finding and loading CUDA.", 60, tests("device-tests", "--skip", "downstream")),
+        Step("device", "Tests of finding and loading CUDA.", 60, tests("device-tests", "--skip", "downstream"),
+             untimed=True),
         Step("check-models", "Tiny models of every family: ours beside PEFT, both against f64.", 170,
-             python("check.py", "out", "--only", *tiny, *check)),
+             python("check.py", "out", "--only", *tiny, *check), untimed=True),
         Step("fine-tunings", "The program trains a language model, a classifier of texts and one of pictures, in bf16.", 90,
-             tests("program-tests", "best_device"), real),
+             tests("program-tests", "best_device"), real, untimed=True),
         Step("check-shape", f"Four layers of the {shape} shape: ours beside PEFT, both against f64.", 120,
-             python("check.py", "out", "--only", "--shape", shape, *check), keeps=True),
+             python("check.py", "out", "--only", "--shape", shape, *check), keeps=True, untimed=True),
         Step("fused", "The fused functions: each beside libtorch's operators, and the step with and without them.", 90, fused),
         Step("generation", "Greedy text at batch 1: the same tokens in f32, and tokens per second in bf16.", 60,
              python("generation.py", model, "--shape", shape, "--device", device, *dry)),
@@ -79,7 +82,8 @@ def phase_a(places, options):
              python("two_ranks.py", model, "--shape", shape, "--device", "cpu" if small else device,
                     *(["--steps", 3, "--kinds", "float32"] if small else [])), real),
         Step("kill", "A run killed again and again ends as one that was not.", 120,
-             tests("program-tests", "resume::a_run_killed"), {"LN_TUNING_TEST_DEVICE": "cpu" if real else device} | real),
+             tests("program-tests", "resume::a_run_killed"), {"LN_TUNING_TEST_DEVICE": "cpu" if real else device} | real,
+             untimed=True),
     ]
 
 
@@ -91,20 +95,27 @@ def phase_b(places, options):
     train = [str(places.programs / "train_vs_peft"), "--out", str(places.scratch / "train-models")]
     rows = {"train-4x768": "4 x 768", "train-1x128": "1 x 128", "train-varying": "varying", "train-packed": "packed 4 x 2048"}
     # To try the bundle, a small row of the CPU takes their place.
-    train += ["--pairs", "1", "--no-compile"] if small else ["--seconds", "40", "--patience", "180"]
+    train += ["--pairs", "1", "--no-compile"] if small else ["--pairs", "15", "--seconds", "30", "--patience", "180"]
+    fused = {"LN_TUNING_FUSED_CUDA": "1"}
     script, library = places.data / "gpu" / "step_profile.py", places.programs / "libln_tuning_gpu.so"
     profile = [sys.executable, str(script), str(places.shape(shape)), "--library", str(library)]
     profile += ["--shape", shape, "--device", device]
     train = [
         Step(name, f"Training steps beside PEFT, the row '{row}' of train_vs_peft.", 300,
-             [*train, "--rows", SMALL_ROW if small else f"CUDA, 3B, bf16, {row}", "--json", str(places.out / f"{name}.jsonl")])
+             [*train, "--rows", SMALL_ROW if small else f"CUDA, 3B, bf16, {row}", "--json", str(places.out / f"{name}.jsonl")], fused)
         for name, row in rows.items()
     ]
+    # Without kernels, memory keeps what it holds first: the base must be the same at each look.
+    held = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "COUNTING_FILL": "60"}
+    # The CPU has a benchmark of its own.
+    mixed = [str(places.programs / "mixed_batches"), "--out", str(places.out), *(["quick"] if small else [])]
     graph = [str(places.programs / "gpu_check"), "graph", "--device", device, *(["--small"] if small else [])]
     return [
         *train[:2],
         Step("graph", "Steps of 1 x 128 as a CUDA graph and without one: equal losses, and the time of each.", 120,
              [*graph, *(["--dry-run"] if options.dry_run else [])]),
+        Step("mixed", "Rows of several adapters beside one adapter for all, and beside LoRA of PEFT.", 120,
+             [*mixed, *([] if options.cpu else ["cuda"])], held if options.dry_run else {}),
         Step("profile", "The kernels of a training step, ours and PEFT's, by torch.profiler.", 120, profile),
         *train[2:],
         Step("loading", "Loading a checkpoint of 1 GB beside transformers.", 120,

@@ -32,6 +32,17 @@ pub enum Who {
 }
 
 impl Who {
+    pub const ALL: [Who; 8] = [
+        Who::Ours,
+        Who::OursUnfused,
+        Who::OursPacked,
+        Who::OursRecomputed,
+        Who::Floor,
+        Who::Eager,
+        Who::Compiled,
+        Who::Checkpointed,
+    ];
+
     pub fn name(self) -> &'static str {
         match self {
             Who::Ours => "ours",

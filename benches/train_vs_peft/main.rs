@@ -51,7 +51,7 @@ fn rows() -> Vec<(Work, Vec<Who>)> {
     let encoder = || vec![Ours, OursUnfused, OursPacked, Eager, Compiled];
     let writes = || vec![Ours, OursUnfused, OursPacked, Eager];
     let long = || vec![Ours, OursUnfused, OursRecomputed, Eager, Checkpointed];
-    let every = || vec![Ours, OursRecomputed, Floor, Eager, Checkpointed, Compiled];
+    let every = || vec![Ours, OursUnfused, Floor, Eager, Compiled, OursRecomputed, Checkpointed];
     let cuda =
         |name, batch| Work { batch, device: "cuda", ..work(name, LLAMA_3B, "bfloat16", 1, 1) };
     let deep = |name, kind| work(name, SMOLLM2, kind, 1, 512);
@@ -88,7 +88,10 @@ fn rows() -> Vec<(Work, Vec<Who>)> {
         (cuda("CUDA, 3B, bf16, 1 x 128", Batch::new(1, 128)), every()),
         (cuda("CUDA, 3B, bf16, varying lengths", varies), every()),
         (cuda("CUDA, 3B, bf16, packed 4 x 2048", packed), every()),
-        (generates(cuda("CUDA, 3B, bf16, generation", Batch::new(1, 16))), vec![Ours, Eager]),
+        (
+            generates(cuda("CUDA, 3B, bf16, generation", Batch::new(1, 16))),
+            vec![Ours, OursUnfused, Eager],
+        ),
     ]
 }
 

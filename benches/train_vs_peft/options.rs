@@ -10,7 +10,7 @@ pub struct Options {
     /// Only rows whose names contain this; may be given several times
     #[arg(long = "rows", alias = "row", value_name = "TEXT")]
     rows: Vec<String>,
-    /// Only contenders whose names contain this; may be given several times
+    /// Only the contender of this name, or those whose names contain it; may be given several times
     #[arg(long, value_name = "TEXT")]
     who: Vec<String>,
     /// Steps of every contender that count
@@ -57,7 +57,12 @@ impl Options {
     }
 
     pub fn take(&self, who: Who) -> bool {
-        let named = self.who.is_empty() || self.who.iter().any(|part| who.name().contains(part));
+        let is_name = |text: &str| Who::ALL.iter().any(|who| who.name() == text);
+        let fits = |text: &String| match is_name(text) {
+            true => who.name() == text,
+            false => who.name().contains(text),
+        };
+        let named = self.who.is_empty() || self.who.iter().any(fits);
         named && !(self.ours_only && who.is_python() || self.no_compile && who == Who::Compiled)
     }
 }

@@ -1,9 +1,9 @@
-//! Training steps with a CUDA graph and without: the same bits, and the time of each.
+//! Training steps with a CUDA graph and without: the same bits, and the time of each; with the fused functions too.
 
 use std::time::Instant;
 
 use anyhow::{ensure, Context, Result};
-use ln_tuning::device::set_deterministic;
+use ln_tuning::device::{set_deterministic, with_fused_functions_on_cuda};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{Decoder, DecoderConfig, Inputs, Model, ModelConfig};
 use ln_tuning::{AdamW, Decay, GraphedStep, LnTuningConfig, LnTuningModel, Schedule};
@@ -18,6 +18,9 @@ use crate::On;
 pub struct Args {
     #[arg(long)]
     device: On,
+    /// Also with the fused functions on CUDA.
+    #[arg(long)]
+    fused: bool,
     /// Small layers, to try it.
     #[arg(long)]
     small: bool,
@@ -92,6 +95,18 @@ fn trained(config: &DecoderConfig, device: Device, graphs: usize, steps: u64) ->
 
 pub fn run(args: &Args) -> Result<()> {
     let device = args.device.device()?;
+    println!("| 1 × 128, bf16 | ms a step |\n|---|--:|");
+    half(args, device, "")?;
+    if args.fused {
+        with_fused_functions_on_cuda(|| half(args, device, ", fused functions"))?;
+    }
+    let judged = if args.dry_run { "not judged" } else { "equal, bit for bit" };
+    println!("\n{COMPARED} steps with a schedule: losses and norms are {judged}");
+    Ok(())
+}
+
+/// Compares and times steps with a graph and without, all with the functions that are on.
+fn half(args: &Args, device: Device, functions: &str) -> Result<()> {
     let few = config(if args.small { 2 } else { 4 }, args.small)?;
     // Attention's gradients are added up in a fixed order.
     set_deterministic(true)?;
@@ -104,18 +119,18 @@ pub fn run(args: &Args) -> Result<()> {
         let reason = graphed.reason.unwrap_or_default();
         ensure!(
             graphed.replayed == COMPARED - 2,
-            "{} steps were replayed. {reason}",
+            "{} steps were replayed{functions}. {reason}",
             graphed.replayed
         );
     }
-    ensure!(same || args.dry_run, "losses and norms with a graph are not those without");
+    ensure!(same || args.dry_run, "losses and norms with a graph are not those without{functions}");
     let whole = config(if args.small { 2 } else { 28 }, args.small)?;
     let [plain, graphed] = [0, 8].map(|graphs| trained(&whole, device, graphs, TIMED));
     let (plain, graphed) = (plain.context("without a graph")?, graphed.context("with a graph")?);
-    println!("| 1 × 128, bf16 | ms a step |\n|---|--:|");
-    println!("| without a graph | {:.2} |", plain.milliseconds);
-    println!("| with a graph, {} replays | {:.2} |", graphed.replayed, graphed.milliseconds);
-    let judged = if args.dry_run { "not judged" } else { "equal, bit for bit" };
-    println!("{COMPARED} steps with a schedule: losses and norms are {judged}");
+    println!("| without a graph{functions} | {:.2} |", plain.milliseconds);
+    println!(
+        "| with a graph{functions}, {} replays | {:.2} |",
+        graphed.replayed, graphed.milliseconds
+    );
     Ok(())
 }

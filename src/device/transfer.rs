@@ -52,6 +52,17 @@ pub(crate) fn send_into(to: &Tensor, from: &Tensor) -> Result<()> {
     Ok(())
 }
 
+/// Refuses what the host decides anew in each step while one is captured: its replays would decide as it does.
+pub(crate) fn check_not_captured(what: &str) -> Result<()> {
+    if KEPT.with_borrow(|kept| kept.as_ref().is_some_and(|kept| kept.complete)) {
+        refuse!(
+            Unsupported,
+            "the host decides in each step {what}, and a step that is captured would repeat it"
+        );
+    }
+    Ok(())
+}
+
 thread_local! {
     static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
 }
@@ -121,6 +132,14 @@ impl Kept {
 mod tests {
     use super::*;
     use crate::error::ErrorKind;
+
+    #[test]
+    fn what_the_host_decides_in_each_step_is_refused_in_a_capture_alone() {
+        check_not_captured("it").unwrap();
+        Kept::default().run(false, || check_not_captured("it")).unwrap();
+        let refused = Kept::default().run(true, || check_not_captured("it")).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    }
 
     #[test]
     fn a_step_that_sends_the_same_uses_its_copies_and_another_is_refused_when_it_is_captured() {

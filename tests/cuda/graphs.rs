@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use ln_tuning::device::{best_device, sent};
+use ln_tuning::device::{best_device, sent, with_fused_functions_on_cuda};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::Inputs;
 use ln_tuning::{
@@ -32,7 +32,8 @@ fn counted(step: impl FnOnce() -> ln_tuning::Result<Stepped>) -> (Stepped, Count
 fn a_replayed_step_is_one_launch_and_waits_for_nothing() {
     Gpu::default().run(|| {
         let device = best_device();
-        for kind in [Kind::BFloat16, Kind::Float] {
+        for (kind, fused) in [(Kind::BFloat16, false), (Kind::Float, false), (Kind::BFloat16, true)]
+        {
             let Llama { model, mut opt, tuned: _tuned, vs: _vs } = Llama::new(4, kind);
             let loss = LinearCrossEntropy::default();
             let mut step = GraphedStep::default().clip_norm(1.).unwrap();
@@ -42,12 +43,14 @@ fn a_replayed_step_is_one_launch_and_waits_for_nothing() {
             let mut eager = 0;
             for at in 0..8 {
                 opt.set_lr(1e-4 * f64::from(at + 1)).unwrap();
-                let (stepped, counts) = counted(|| {
+                let mut run = || {
                     step.run(&mut opt, &[&ids, &ids], |inputs| {
                         model.loss(Inputs::new(&inputs[0]).train(true), &inputs[1], &loss)
                     })
-                });
-                let what = format!("{kind:?}, step {at}: {:?}", counts.calls);
+                };
+                let (stepped, counts) =
+                    counted(|| if fused { with_fused_functions_on_cuda(run) } else { run() });
+                let what = format!("{kind:?}, fused {fused}, step {at}: {:?}", counts.calls);
                 assert_eq!(step.without_graph(), None, "{what}");
                 assert_eq!(stepped.replayed, at >= 2, "{what}");
                 assert_eq!((counts.copies_back, counts.pageable_copies), (0, 0), "{what}");
@@ -71,6 +74,8 @@ fn a_replayed_step_is_one_launch_and_waits_for_nothing() {
                     assert_eq!(work(&counts), eager, "{:?}", counts.captured);
                     let of_host = counts.captured.keys().find(|name| name.contains("pinned"));
                     assert_eq!(of_host, None, "what stands on the host by then would be copied");
+                    let ours = |name: &String| name.starts_with("ln_tuning_");
+                    assert_eq!(counts.captured.keys().any(ours), fused, "{:?}", counts.captured);
                 } else {
                     assert_eq!(counts.synchronisations, 0, "{what}");
                     assert!(counts.captured.is_empty(), "{what}");

@@ -170,6 +170,22 @@ impl Task for ClassifierTask<'_> {
         Ok(self.loss_of(&logits, &batch.labels)?.f_div_scalar_(over)?)
     }
 
+    fn graph_inputs<'b>(&self, batch: &'b Of<Self>) -> Result<Vec<&'b Tensor>, &'static str> {
+        let Inputs { main, mask, types } = &batch.inputs;
+        // All batches have types, or none has.
+        Ok([main, &batch.labels].into_iter().chain(types).chain(mask).collect())
+    }
+
+    fn loss_of_inputs(&self, like: &Of<Self>, inputs: &[Tensor]) -> ln_tuning::Result<Tensor> {
+        let Inputs { mask, types, .. } = &like.inputs;
+        let mut more = inputs[2..].iter().map(Tensor::shallow_clone);
+        let main = inputs[0].shallow_clone();
+        let types = types.as_ref().and_then(|_| more.next());
+        let mask = mask.as_ref().and_then(|_| more.next());
+        let logits = self.model.logits(&Inputs { main, mask, types }, true, &mut Tape::off())?;
+        self.loss_of(&logits, &inputs[1])
+    }
+
     /// The sum of the loss, the labels, and the predictions.
     fn evaluate(
         &self,

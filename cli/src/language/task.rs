@@ -20,6 +20,7 @@ use super::model::LanguageModel;
 use super::packing::{pack, ROWS};
 use super::pictures::Picture;
 use super::settings::LanguageData;
+use super::sizes::Sizes;
 use crate::text::files::TextFiles;
 use crate::train::batches::Job;
 use crate::train::example::Example;
@@ -45,6 +46,8 @@ pub struct LanguageLoader {
     features: Option<Features>,
     /// Lengths are multiples of it.
     multiple: i64,
+    /// The labels to train on are sent to the device.
+    sends_labels: bool,
     train: Rows,
     eval: Option<Rows>,
 }
@@ -133,6 +136,9 @@ impl Load for LanguageLoader {
         let documents = packed.then(|| sent(&documents)).transpose()?;
         // A model that sees counts the tokens of pictures on the CPU, and sends them itself.
         let ids = if pictures.is_empty() { sent(&ids)? } else { table(&ids)? };
+        // The loss leaves out what does not count, and looks for it on the CPU.
+        let stay = !self.sends_labels || job.eval || !pictures.is_empty();
+        let labels = if stay { table(&labels)? } else { sent(&labels)? };
         Ok(Batch {
             inputs: TokenRows {
                 ids,
@@ -141,8 +147,7 @@ impl Load for LanguageLoader {
                 pictures,
                 sizes: self.encoder.sizes(&grids)?,
             },
-            // The loss leaves out what does not count, and looks for it on the CPU.
-            labels: table(&labels)?,
+            labels,
             targets,
             size,
             sources: sources.join(", "),
@@ -181,10 +186,17 @@ impl<'m> LanguageTask<'m> {
         let (config, multiple) = (model.config().clone(), run.files.multiple(device) as i64);
         let features =
             data.features_mb.map(|megabytes| Features::new(megabytes.saturating_mul(1_000_000)));
-        let kind = model.kind();
-        let loader =
-            LanguageLoader { encoder, config, device, kind, features, multiple, train, eval };
-        let loader = Arc::new(loader);
+        let loader = Arc::new(LanguageLoader {
+            encoder,
+            config,
+            device,
+            kind: model.kind(),
+            features,
+            multiple,
+            sends_labels: run.common.sends_labels(device),
+            train,
+            eval,
+        });
         LanguageTask { model, packing, loader, words }
     }
 
@@ -279,6 +291,30 @@ impl Task for LanguageTask<'_> {
         tape: &mut Tape<'t>,
     ) -> ln_tuning::Result<Tensor> {
         self.loss_of(batch, true, Reduction::SumOver(over), tape)
+    }
+
+    fn graph_inputs<'b>(&self, batch: &'b Of<Self>) -> Result<Vec<&'b Tensor>, &'static str> {
+        let TokenRows { ids, documents, pictures, .. } = &batch.inputs;
+        if !pictures.is_empty() {
+            return Err("rows with pictures are taken apart on the host");
+        }
+        Ok([ids, &batch.labels].into_iter().chain(documents).collect())
+    }
+
+    fn loss_of_inputs(&self, like: &Of<Self>, inputs: &[Tensor]) -> ln_tuning::Result<Tensor> {
+        let rows = TokenRows {
+            ids: inputs[0].shallow_clone(),
+            documents: inputs.get(2).map(Tensor::shallow_clone),
+            reach: like.inputs.reach,
+            pictures: Vec::new(),
+            sizes: Sizes::default(),
+        };
+        self.model.loss(
+            rows.inputs(&Seen::Nothing, true),
+            &inputs[1],
+            Reduction::Sum,
+            &mut Tape::off(),
+        )
     }
 
     fn losses<'t>(

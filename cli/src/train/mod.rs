@@ -10,6 +10,7 @@ pub mod detect;
 mod evaluation;
 pub mod example;
 pub mod former;
+mod graphs;
 pub mod interrupt;
 pub mod lock;
 mod lr_finder;

@@ -52,6 +52,7 @@ impl<D: DataSettings> RunSettings<D> {
             ranks: ranks.clone(),
         };
         run.common.check()?;
+        run.common.check_cuda_graph(ranks)?;
         run.data.check()?;
         run.files.check()?;
         Ok(run)
@@ -134,6 +135,7 @@ pub struct Settings {
     pub keep_last: usize,
     pub tensorboard: bool,
     pub workers: usize,
+    pub cuda_graph: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -341,6 +343,44 @@ impl Settings {
         none && !self.base.is_streamed()
     }
 
+    /// Refuses what no step that is captured has, by the name of the setting.
+    fn check_cuda_graph(&self, ranks: &Ranks) -> Result<()> {
+        if !self.cuda_graph {
+            return Ok(());
+        }
+        let cure = "or leave out 'cuda_graph'";
+        ensure!(
+            self.accumulation == 1,
+            "'cuda_graph' is true and 'accumulation' {}: a graph is one batch and one update. Set 'accumulation' to 1, \
+             with a larger 'batch_size', {cure}",
+            self.accumulation
+        );
+        ensure!(
+            !self.base.is_streamed() && !self.base.is_quantised(),
+            "'cuda_graph' is true and 'base' {}: blocks are computed twice beside such a base, which a graph does not \
+             hold. Set 'base' to mapped or device, {cure}",
+            self.base
+        );
+        ensure!(
+            self.recompute()?.is_none(),
+            "'cuda_graph' is true and 'checkpointing' is set: blocks that are computed twice are in no graph. Set \
+             'checkpointing' to none, {cure}"
+        );
+        ensure!(
+            ranks.are_one(),
+            "'cuda_graph' is true, and there are {} ranks, which add up their gradients in the middle of a step: train \
+             in one process, {cure}",
+            ranks.size()
+        );
+        Ok(())
+    }
+
+    /// True if the loss finds its labels on the device. It then computes all places, and not those alone that are
+    /// learned, whose number differs from step to step. Runs that are equal bit for bit do so with a graph and without.
+    pub fn sends_labels(&self, device: Device) -> bool {
+        device.is_cuda() && (self.cuda_graph || self.deterministic)
+    }
+
     /// The blocks that are run twice, if any: all of them beside a base that is streamed, whose weights are elsewhere
     /// by the time of the backward pass. Beside one in few bits, there is a tape without such blocks too: it computes the
     /// values again that a graph would keep.
@@ -366,7 +406,7 @@ impl Settings {
 }
 
 /// Settings that may differ between the parts of a run: they change nothing that is computed, but for its rounding.
-pub const FREE: [&str; 11] = [
+pub const FREE: [&str; 12] = [
     "task",
     "data.features_mb",
     "resume",
@@ -378,4 +418,5 @@ pub const FREE: [&str; 11] = [
     "device",
     "deterministic",
     "checkpointing",
+    "cuda_graph",
 ];

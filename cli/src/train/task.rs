@@ -61,6 +61,14 @@ pub trait Task {
         tape: &mut Tape<'t>,
     ) -> ln_tuning::Result<Tensor>;
 
+    /// The tensors that a batch's loss depends on, for a step that is captured as a CUDA graph; or the reason why it is
+    /// not. As many mean the same in all batches.
+    fn graph_inputs<'b>(&self, batch: &'b Of<Self>) -> Result<Vec<&'b Tensor>, &'static str>;
+
+    /// The summed loss of a batch like `like`, with these tensors in the place of its
+    /// [`graph_inputs`](Self::graph_inputs). Nothing of it is read on the host.
+    fn loss_of_inputs(&self, like: &Of<Self>, inputs: &[Tensor]) -> ln_tuning::Result<Tensor>;
+
     /// [`loss`](Self::loss) of each of the batches of a step.
     fn losses<'t>(
         &'t self,
@@ -176,16 +184,30 @@ pub fn backward<T: Task>(
 
 /// All numbers of tensors of any shapes and kinds, one after the other. The device is waited for once.
 pub fn numbers<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<Vec<f64>> {
-    let wide = |tensor: &Tensor| tensor.f_to_kind(Kind::Double)?.f_reshape([-1]);
-    let tensors = tensors.into_iter().map(wide).collect::<Result<Vec<_>, TchError>>()?;
-    if tensors.is_empty() {
+    let tensors: Vec<&Tensor> = tensors.into_iter().collect();
+    // A rank without a row in a step has its loss on the CPU.
+    let device = tensors.iter().map(|tensor| tensor.device()).find(|device| *device != Device::Cpu);
+    let flat =
+        |at: &usize| tensors[*at].f_to_device(device.unwrap_or(Device::Cpu))?.f_reshape([-1]);
+    // Those of a kind become wide together: each operation is a launch.
+    let kinds = tensors.iter().map(|tensor| tensor.f_kind()).collect::<Result<Vec<_>, _>>()?;
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|at| kinds[*at] as i32);
+    let wide = |own: &[usize]| {
+        let own = own.iter().map(flat).collect::<Result<Vec<_>, TchError>>()?;
+        Tensor::f_cat(&own, 0)?.f_to_kind(Kind::Double)
+    };
+    let wide = order.chunk_by(|a, b| kinds[*a] == kinds[*b]).map(wide);
+    let wide = wide.collect::<Result<Vec<_>, TchError>>()?;
+    if wide.is_empty() {
         return Ok(Vec::new());
     }
-    // A rank without a row in a step has its loss on the CPU.
-    let device = tensors.iter().map(Tensor::device).find(|device| *device != Device::Cpu);
-    let together = |tensor: &Tensor| tensor.f_to_device(device.unwrap_or(Device::Cpu));
-    let tensors = tensors.iter().map(together).collect::<Result<Vec<_>, TchError>>()?;
-    Ok(Vec::try_from(Tensor::f_cat(&tensors, 0)?.f_to_device(Device::Cpu)?)?)
+    let all = Vec::<f64>::try_from(Tensor::f_cat(&wide, 0)?.f_to_device(Device::Cpu)?)?;
+    let (mut all, mut numbers) = (all.into_iter(), vec![Vec::new(); tensors.len()]);
+    for at in order {
+        numbers[at] = all.by_ref().take(tensors[at].numel()).collect();
+    }
+    Ok(numbers.concat())
 }
 
 #[cfg(test)]
@@ -194,10 +216,11 @@ mod tests {
 
     #[test]
     fn numbers_of_several_kinds_and_shapes_keep_their_order_and_value() {
-        let third = Tensor::from(1_f32 / 3.);
+        let third = || Tensor::from(1_f32 / 3.);
         let count = Tensor::from(1_i64 << 52);
-        let all = [third, count, Tensor::from_slice2(&[[1_f64, 2.], [3., -4.]])];
-        let expected = [f64::from(1_f32 / 3.), (1_i64 << 52) as f64, 1., 2., 3., -4.];
+        let all = [third(), count, Tensor::from_slice2(&[[1_f64, 2.], [3., -4.]]), third() * 2.];
+        let expected = f64::from(1_f32 / 3.);
+        let expected = [expected, (1_i64 << 52) as f64, 1., 2., 3., -4., 2. * expected];
         assert_eq!(numbers(&all).unwrap(), expected);
         assert!(numbers(&[]).unwrap().is_empty());
     }

@@ -12,6 +12,7 @@ use tch::{Device, Tensor};
 
 use super::batches::{Plan, Share};
 use super::checkpoint::{self, State};
+use super::graphs::Graphs;
 use super::metrics::Metrics;
 use super::prefetch::Batches;
 use super::ranks::Ranks;
@@ -40,6 +41,8 @@ pub(super) struct Run<'a, T: Task> {
     batches: Option<Batches<T>>,
     schedule: Schedule,
     recompute: Option<Recompute>,
+    /// Of steps that are replayed, if any shall be.
+    graphs: Option<Graphs>,
     /// Of rank 0.
     pub(super) metrics: Option<Metrics>,
     device: Device,
@@ -156,6 +159,7 @@ impl<'a, T: Task> Run<'a, T> {
             batches: None,
             schedule: settings.schedule(total),
             recompute: settings.recompute()?,
+            graphs: Graphs::new(settings)?,
         })
     }
 
@@ -231,15 +235,21 @@ impl<'a, T: Task> Run<'a, T> {
     /// One update from a group of batches. Nothing here waits for the device.
     pub(super) fn step(&mut self, group: &Group<T>) -> Result<()> {
         let at = (self.state.step, self.schedule.factor(self.state.step));
-        let figures = update(
-            self.task,
-            &group.1,
-            self.settings,
-            self.recompute.as_ref(),
-            &mut self.optimizer,
-            self.ranks,
-            at,
-        )?;
+        let (task, settings, optimizer) = (self.task, self.settings, &mut self.optimizer);
+        let graphed = match (&mut self.graphs, &*group.1) {
+            (Some(graphs), [batch]) => graphs.update(task, batch, settings, optimizer, at)?,
+            _ => None,
+        };
+        let figures = match graphed {
+            Some(figures) => figures,
+            None => {
+                let recompute = self.recompute.as_ref();
+                update(task, &group.1, settings, recompute, optimizer, self.ranks, at)?
+            }
+        };
+        if let Some(line) = self.graphs.as_mut().and_then(Graphs::unsaid) {
+            self.say(&line);
+        }
         self.stepped(group, figures)
     }
 

@@ -12,7 +12,7 @@ const PARTS: [&str; 4] =
     ["device=cuda", "save_interval=3", "eval_interval=6", "data.eval_fraction=0.2"];
 
 /// Images train in bf16 there, since its convolutions are then libtorch's own: the runtime has no cuDNN.
-const OLDER: Gpu = Gpu { sm: 75, devices: 1, memory: 80 << 30, fill: None, computes: false };
+pub const OLDER: Gpu = Gpu { sm: 75, devices: 1, memory: 80 << 30, fill: None, computes: false };
 
 /// The command with these devices; `None` where there is no counting runtime.
 fn on(gpu: Gpu, mut command: Command) -> Option<Command> {
@@ -20,7 +20,7 @@ fn on(gpu: Gpu, mut command: Command) -> Option<Command> {
 }
 
 /// Runs the command to its end, which leaves only the program's own lines.
-fn run(gpu: Gpu, mut command: Command) -> Option<(String, Counts)> {
+pub fn run(gpu: Gpu, mut command: Command) -> Option<(String, Counts)> {
     let report = tempfile::NamedTempFile::new().unwrap();
     command.env("COUNTING_REPORT", report.path());
     // The preflight looks for gradients that are not zero.
@@ -56,13 +56,13 @@ fn trains_and_resumes(gpu: Gpu, training: &Training, more: &[&str]) -> Option<()
     Some(())
 }
 
-fn bert() -> Training {
+pub fn bert() -> Training {
     let training = classifier::training("bert").set(&["data.train=train.csv"]);
     training.write("train.csv", &classifier::csv(&classifier::rows(40), ["old", "wise"]));
     training
 }
 
-fn vit() -> Training {
+pub fn vit() -> Training {
     let training = classifier::training("vit").set(&["data.train=images"]);
     classifier::images(&training);
     training

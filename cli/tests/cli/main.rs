@@ -11,6 +11,7 @@ mod common;
 #[path = "../../../tests/cuda/counting/mod.rs"]
 mod counting;
 mod cuda;
+mod cuda_graph;
 mod curves;
 mod data;
 mod device;

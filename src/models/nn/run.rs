@@ -18,6 +18,7 @@ use super::rows::Rows;
 use crate::autograd::known_gradient::grad_is_enabled;
 use crate::autograd::recompute::Tape;
 use crate::autograd::scratch::Pass;
+use crate::device::transfer::check_not_captured;
 use crate::error::Result;
 use crate::kernels::fused;
 
@@ -131,6 +132,7 @@ pub(in crate::models) fn run<'m>(
     let ahead = Ahead::default();
     for (index, block) in blocks.iter().enumerate() {
         if drops {
+            check_not_captured("whether a layer is dropped")?;
             let drawn = Tensor::f_rand([1], (Kind::Float, Device::Cpu))?;
             if drawn.f_double_value(&[0])? < layerdrop {
                 continue;

@@ -24,7 +24,7 @@ pub const SWEPT: [&str; 10] = [
 ];
 
 /// Settings that they may not, and the reason.
-const REFUSED: [(&[&str], &str); 4] = [
+const REFUSED: [(&[&str], &str); 5] = [
     (
         &["model", "kind", "base", "device", "tf32", "deterministic", "threads", "checkpointing"],
         "all runs of a sweep share one base",
@@ -52,6 +52,7 @@ const REFUSED: [(&[&str], &str); 4] = [
         ],
         "it is of the sweep as a whole",
     ),
+    (&["cuda_graph"], "it is for a run alone"),
 ];
 
 /// A run: its name, and the settings.

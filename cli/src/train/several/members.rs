@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use tch::Tensor;
 
 use crate::train::ranks::Ranks;
@@ -61,6 +61,10 @@ impl<D: DataSettings> Several<D> {
     ) -> Result<Self> {
         let member = |(name, tree): &(String, Tree)| {
             let run = RunSettings::new(tree, ranks).with_context(|| name.clone())?;
+            ensure!(
+                !run.common.cuda_graph,
+                "'cuda_graph' is for a run alone, and several train in each step of --sweep or 'tasks': leave it out"
+            );
             Ok(Member { name: name.clone(), run })
         };
         Ok(Several {

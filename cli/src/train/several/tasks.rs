@@ -11,7 +11,7 @@ const TASKS: &str = "tasks";
 const NAME: &str = "name";
 
 /// Settings that all tasks share.
-const SHARED: [&str; 21] = [
+const SHARED: [&str; 22] = [
     "task",
     "model",
     "out",
@@ -31,6 +31,7 @@ const SHARED: [&str; 21] = [
     "keep_last",
     "tensorboard",
     "workers",
+    "cuda_graph",
     "stages",
     "tasks",
 ];

@@ -7,6 +7,7 @@ use tch::Tensor;
 
 use super::{Diverged, Run};
 use crate::progress;
+use crate::train::graphs::Graphs;
 use crate::train::task::{numbers, Task};
 use crate::train::{interrupt, memory};
 
@@ -132,7 +133,10 @@ impl<T: Task> Run<'_, T> {
         let Some(metrics) = &mut self.metrics else { return Ok(()) };
         metrics.write(*step, &figures)?;
         let unit = self.task.unit();
-        let shown = format!("{name}loss {loss:.4} {speed:.0} {unit}/s {memory_mb:.0} MB");
+        let mut shown = format!("{name}loss {loss:.4} {speed:.0} {unit}/s {memory_mb:.0} MB");
+        if let Some(replayed) = self.graphs.as_ref().and_then(Graphs::replayed) {
+            shown += &format!(", {replayed} steps replayed");
+        }
         self.bar.set_position(*step);
         if self.bar.is_hidden() && self.said.elapsed().as_secs() >= progress::REPEAT {
             self.said = Instant::now();

@@ -79,6 +79,7 @@ impl<T: Task> Run<'_, T> {
         if self.skipped > 0 {
             println!("{} of {step} steps were skipped by the loss scale", self.skipped);
         }
+        self.graphs.iter().for_each(|graphs| println!("{}", graphs.report()));
         let seconds = self.begun.elapsed().as_secs_f64();
         println!("{seconds:.1} s; the adapter is in '{}'", adapter.display());
         if let Some((step, value)) = self.state.best {
