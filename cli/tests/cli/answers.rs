@@ -133,6 +133,10 @@ fn an_encoder_decoder_answers_as_in_transformers_and_peft_and_does_not_train() {
             assert_eq!(answer, &format!("{}\n", theirs.as_str().unwrap()), "{family}");
         }
     }
+    // Weights of several kinds in one adapter.
+    let (base, adapter) = (path("t5"), format!("b={}", path("t5-b").display()));
+    let half = ["--model", text(&base), "--kind", "f16", "--adapter", &adapter, "--prompt", "a"];
+    printed(&[&["generate", "--cpu"], &half[..]].concat());
     std::fs::write(path("words.txt"), "a penny saved is a penny earned").unwrap();
     let [base, words, out] = [("model", "t5"), ("data.train", "words.txt"), ("out", "out")]
         .map(|(key, name)| format!("{key}={}", path(name).display()));
