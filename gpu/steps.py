@@ -96,13 +96,12 @@ def phase_b(places, options):
     rows = {"train-4x768": "4 x 768", "train-1x128": "1 x 128", "train-varying": "varying", "train-packed": "packed 4 x 2048"}
     # To try the bundle, a small row of the CPU takes their place.
     train += ["--pairs", "1", "--no-compile"] if small else ["--pairs", "15", "--seconds", "30", "--patience", "180"]
-    fused = {"LN_TUNING_FUSED_CUDA": "1"}
     script, library = places.data / "gpu" / "step_profile.py", places.programs / "libln_tuning_gpu.so"
     profile = [sys.executable, str(script), str(places.shape(shape)), "--library", str(library)]
     profile += ["--shape", shape, "--device", device]
     train = [
         Step(name, f"Training steps beside PEFT, the row '{row}' of train_vs_peft.", 300,
-             [*train, "--rows", SMALL_ROW if small else f"CUDA, 3B, bf16, {row}", "--json", str(places.out / f"{name}.jsonl")], fused)
+             [*train, "--rows", SMALL_ROW if small else f"CUDA, 3B, bf16, {row}", "--json", str(places.out / f"{name}.jsonl")])
         for name, row in rows.items()
     ]
     # Without kernels, memory keeps what it holds first: the base must be the same at each look.

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use ln_tuning::device::{best_device, sent, with_fused_functions_on_cuda};
+use ln_tuning::device::{best_device, sent, without_fused_functions};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::Inputs;
 use ln_tuning::{
@@ -49,7 +49,7 @@ fn a_replayed_step_is_one_launch_and_waits_for_nothing() {
                     })
                 };
                 let (stepped, counts) =
-                    counted(|| if fused { with_fused_functions_on_cuda(run) } else { run() });
+                    counted(|| if fused { run() } else { without_fused_functions(run) });
                 let what = format!("{kind:?}, fused {fused}, step {at}: {:?}", counts.calls);
                 assert_eq!(step.without_graph(), None, "{what}");
                 assert_eq!(stepped.replayed, at >= 2, "{what}");
