@@ -115,7 +115,7 @@ fn head(size: &Size, report: &Report) {
     println!(
         "`loaded`: seconds in which the adapters behind the first were loaded from a directory, on our side since the line \
          above: LN adapters of {:.0} kB in f32 here, LoRA of rank 8 there, each with the function `load_adapter`. `MB`: what the \
-         device holds more than with one adapter, as its driver counts, copies for mixed batches included.\n",
+         device holds more than with one adapter, as its driver counts, after a batch has named each.\n",
         size.shape.weights() as f64 * 4. / 1e3
     );
     println!(
@@ -136,6 +136,10 @@ fn ours(size: &Size, kind: Kind, device: Device, report: &mut Report) -> Result<
     let mut before = None;
     for adapters in size.resident {
         let seconds = ours.grow(adapters)?;
+        ours.name_each()?;
+        let more = before.map_or(Ok(0.), |before: f64| used().map(|now| now - before))?;
+        report
+            .add("loading", json!({"adapters": adapters, "seconds": seconds, "megabytes": more}))?;
         let mut batches = size.growing.to_vec();
         if adapters == size.adapters {
             batches.extend(size.beside);
@@ -150,19 +154,12 @@ fn ours(size: &Size, kind: Kind, device: Device, report: &mut Report) -> Result<
             let asked: Vec<(usize, Mix)> =
                 (0..ways.len()).flat_map(|side| mixes.map(|mix| (side, mix))).collect();
             let times = medians(&mut sides, &asked, (rows, size.length), ROUNDS, None)?;
-            let now = used()?;
-            let first = *before.get_or_insert(now);
-            if at == 0 {
-                let loading =
-                    json!({"adapters": adapters, "seconds": seconds, "megabytes": now - first});
-                report.add("loading", loading)?;
-            }
             for (number, (way, both)) in ways.iter().zip(times.chunks(2)).enumerate() {
                 let [one, mixed] = [both[0], both[1]].map(|times| times.speeds(rows, size.length));
                 report.mixed.push((*way, rows, adapters, mixed));
                 let shown = at == 0 && number == 0 && adapters > 1;
                 let loading = if shown {
-                    [format!("{seconds:.2} s"), format!("{:.0}", now - first)]
+                    [format!("{seconds:.2} s"), format!("{more:.0}")]
                 } else {
                     Default::default()
                 };
@@ -174,6 +171,10 @@ fn ours(size: &Size, kind: Kind, device: Device, report: &mut Report) -> Result<
                     }),
                 )?;
             }
+        }
+        // With the memory that batches take.
+        if before.is_none() {
+            before = Some(used()?);
         }
     }
     Ok(())

@@ -52,6 +52,18 @@ impl Ours {
         Ok(now() - start)
     }
 
+    /// Runs rows of each adapter, so that all stand in the buffer that mixed batches take theirs from.
+    pub fn name_each(&self) -> Result<()> {
+        let names: Vec<String> = (0..self.resident).map(|number| format!("a{number}")).collect();
+        for names in names.chunks(64) {
+            let place = (Kind::Int64, self.vs.device());
+            let ids = Tensor::f_zeros([names.len() as i64, 1], place)?;
+            let names = names.to_vec();
+            let _ = no_grad(|| self.model.logits(Inputs::new(&ids).adapter_names(&names)))?;
+        }
+        Ok(())
+    }
+
     fn wait(&self) {
         if let Device::Cuda(index) = self.vs.device() {
             Cuda::synchronize(index as i64);
