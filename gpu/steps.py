@@ -105,10 +105,10 @@ def phase_b(places, options):
              [*train, "--rows", SMALL_ROW if small else f"CUDA, 3B, bf16, {row}", "--json", str(places.out / f"{name}.jsonl")], fused)
         for name, row in rows.items()
     ]
-    graph = [str(places.programs / "gpu_check"), "graph", "--device", device, *(["--small"] if small else [])]
+    graph = [str(places.programs / "gpu_check"), "graph", "--fused", "--device", device, *(["--small"] if small else [])]
     return [
         *train[:2],
-        Step("graph", "Steps of 1 x 128 as a CUDA graph and without one: equal losses, and the time of each.", 120,
+        Step("graph", "Steps of 1 x 128 as a CUDA graph and without one, fused functions off and on: equal losses, and times.", 200,
              [*graph, *(["--dry-run"] if options.dry_run else [])]),
         Step("profile", "The kernels of a training step, ours and PEFT's, by torch.profiler.", 120, profile),
         *train[2:],
