@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde_json::{json, Value};
-use tch::Kind;
+use tch::{Device, Kind};
 
 use crate::ours::Ours;
 use crate::peft::Peft;
@@ -36,7 +36,7 @@ pub fn measure(quick: bool, deep: bool, rounds: usize) -> Result<Value> {
         (false, false) => models,
     };
     for (shape, kind) in models {
-        let mut ours = Ours::new(*shape, *kind)?;
+        let mut ours = Ours::new(*shape, *kind, Device::Cpu)?;
         ours.grow(ADAPTERS)?;
         let start = |targets| Peft::start(shape, *kind, targets, THREADS);
         let mut few = start(Targets::Default)?;
@@ -47,7 +47,7 @@ pub fn measure(quick: bool, deep: bool, rounds: usize) -> Result<Value> {
             let mut sides: [&mut dyn Side; 3] = [&mut ours, &mut few, &mut linear];
             let each = Mix::Each(ADAPTERS);
             let asked = [(0, Mix::One), (0, each), (1, Mix::Base), (1, each), (2, each)];
-            let times = medians(&mut sides, &asked, *batch, rounds)?;
+            let times = medians(&mut sides, &asked, *batch, rounds, None)?;
             all.push(print(shape, *kind, *batch, &times)?);
         }
     }

@@ -6,8 +6,7 @@ use std::time::Instant;
 /// True if `-- cpu` asks for the time of the processors.
 pub fn is_of_processors() -> bool {
     static OF_PROCESSORS: OnceLock<bool> = OnceLock::new();
-    *OF_PROCESSORS
-        .get_or_init(|| std::env::args().any(|argument| argument.trim_matches('-') == "cpu"))
+    *OF_PROCESSORS.get_or_init(|| crate::has("cpu"))
 }
 
 /// Seconds since some point of time.

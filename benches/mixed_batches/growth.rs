@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde_json::{json, Value};
-use tch::Kind;
+use tch::{Device, Kind};
 
 use crate::ours::Ours;
 use crate::peft::Peft;
@@ -38,7 +38,7 @@ pub fn measure(
     let (shape, kind) = (SMALL, Kind::Float);
     let start = || Peft::start(&shape, kind, Targets::Default, THREADS);
     let mut peft = beside.then(start).transpose()?;
-    let mut ours = Ours::new(shape, kind)?;
+    let mut ours = Ours::new(shape, kind, Device::Cpu)?;
     println!(
         "\nA llama of {}, f32. One adapter for all rows, and each resident adapter in turn; tokens a second. PEFT: LoRA, \
          r = 8, queries and values; ours ÷ PEFT.\n",
@@ -65,7 +65,7 @@ pub fn measure(
                 sides.push(*peft);
                 asked.extend([(1, Mix::One), (1, Mix::Each(*adapters))]);
             }
-            let times = medians(&mut sides, &asked, (*rows, length), rounds)?;
+            let times = medians(&mut sides, &asked, (*rows, length), rounds, None)?;
             let peft = times.get(2).zip(times.get(3)).map(|(one, each)| [*one, *each]);
             let row = Row {
                 rows: *rows,

@@ -4,13 +4,20 @@
 //! `cargo bench --bench mixed_batches --features kernels`: about ten minutes. `-- quick` shows in a minute that it works;
 //! `-- ours-only` does without Python; `-- growth` and `-- beside` make one half, `-- beside deep` that of the deeper model; `-- cpu`
 //! counts the time of processors, on a machine that does other work. All run alternately on one machine with
-//! the same number of threads; printed are medians. target/bench/mixed_batches.json and .svg hold the same.
+//! the same number of threads; printed are medians. target/bench/mixed_batches.json and .svg hold the same, or those in
+//! the folder of `-- --out FOLDER`.
+//!
+//! `-- cuda` measures on a GPU instead, in Llama-3.2-3B's shape (`-- cuda quick`: in a small one), within 100 s.
+//!
+//! A copy of the program finds its files by `LN_TUNING_DATA` (a folder with benches/peft_mixed_batches.py) and
+//! `LN_TUNING_PYTHON`.
 
 #[path = "../place/mod.rs"]
 mod place;
 
 mod beside;
 mod clock;
+mod cuda;
 mod growth;
 mod ours;
 mod peft;
@@ -59,6 +66,11 @@ pub trait Side {
     fn time(&mut self, rows: i64, length: i64, mix: Mix) -> Result<Times>;
 }
 
+/// True if this word stands on the command line.
+pub fn has(word: &str) -> bool {
+    std::env::args().any(|argument| argument.trim_matches('-') == word)
+}
+
 fn main() -> Result<()> {
     // Threads that wait by spinning would take the cores from the other side. libgomp reads this when it is loaded.
     if std::env::var_os("OMP_WAIT_POLICY").is_none() {
@@ -66,10 +78,12 @@ fn main() -> Result<()> {
         again.args(std::env::args_os().skip(1)).env("OMP_WAIT_POLICY", "passive");
         std::process::exit(again.status()?.code().unwrap_or(1));
     }
-    tch::set_num_threads(THREADS);
     let start = Instant::now();
-    let has = |word: &str| std::env::args().any(|argument| argument.trim_matches('-') == word);
     let (quick, ours_only) = (has("quick"), has("ours-only"));
+    if has("cuda") {
+        return cuda::measure(quick, ours_only, start);
+    }
+    tch::set_num_threads(THREADS);
     let kernels = cfg!(feature = "kernels");
     println!(
         "{THREADS} threads, feature `kernels` {}{}",
@@ -99,14 +113,19 @@ fn main() -> Result<()> {
 }
 
 /// The medians of the sides, which are asked one after the other, `rounds` times, there and back. The first round warms up.
+/// After `until`, one round that counts is the last.
 pub fn medians(
     sides: &mut [&mut dyn Side],
     asked: &[(usize, Mix)],
     (rows, length): (i64, i64),
     rounds: usize,
+    until: Option<Instant>,
 ) -> Result<Vec<Times>> {
     let mut times: Vec<Vec<Times>> = vec![Vec::new(); asked.len()];
     for round in 0..=rounds {
+        if round > 1 && until.is_some_and(|until| Instant::now() > until) {
+            break;
+        }
         let mut order: Vec<usize> = (0..asked.len()).collect();
         if round % 2 == 1 {
             order.reverse();

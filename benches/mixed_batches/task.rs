@@ -5,9 +5,10 @@ use serde_json::{json, Value};
 use tch::Kind;
 
 /// The tokens that so many rows get each: the first by the prefill, each of the others by a step of decoding. Steps of few
-/// rows are short, so that more of them are made.
+/// rows are short, so that more of them are made; on a GPU all are.
 pub fn new_tokens(rows: i64) -> i64 {
-    1 + (256 / rows).clamp(4, 32)
+    let fewest = if crate::has("cuda") { 16 } else { 4 };
+    1 + (256 / rows).clamp(fewest, 32)
 }
 
 /// The sizes of a llama.
@@ -43,6 +44,17 @@ pub const DEEP: Shape = Shape {
     heads: 9,
     kv_heads: 3,
     vocabulary: 49152,
+    tied: true,
+};
+
+pub const LLAMA_3B: Shape = Shape {
+    name: "28 layers of 3,072 (Llama-3.2-3B)",
+    layers: 28,
+    hidden: 3072,
+    inner: 8192,
+    heads: 24,
+    kv_heads: 8,
+    vocabulary: 128_256,
     tied: true,
 };
 

@@ -8,10 +8,11 @@ pub fn data() -> PathBuf {
     data.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into())
 }
 
-/// The folder for models and reports, below the present one.
-#[allow(dead_code)] // train_vs_peft has an option for it.
+/// The folder for models and reports: that of `--out FOLDER`, or one below the present folder.
+#[allow(dead_code)] // train_vs_peft has the option too.
 pub fn reports() -> std::io::Result<PathBuf> {
-    let reports = PathBuf::from("target/bench");
+    let given = std::env::args_os().skip_while(|argument| argument != "--out").nth(1);
+    let reports = given.map_or(PathBuf::from("target/bench"), PathBuf::from);
     std::fs::create_dir_all(&reports)?;
     Ok(reports)
 }

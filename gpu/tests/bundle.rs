@@ -34,7 +34,7 @@ fn bundle(dir: &Path) -> PathBuf {
     command.arg(common::root().join("scripts/gpu_bundle")).arg("--out").arg(&out);
     command.args(["--profile", "dev", "--no-wheels"]);
     // Benchmarks are not built with the tests.
-    command.args(["--without", "train_vs_peft", "loading_vs_transformers"]);
+    command.args(["--without", "train_vs_peft", "mixed_batches", "loading_vs_transformers"]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", words(&output));
     out
@@ -78,7 +78,8 @@ fn every_step_of_the_bundle_reaches_its_end_without_a_gpu() {
     assert!(steps.values().all(|step| step["status"] == "passed"), "{report:#}");
     let names: BTreeSet<&str> = steps.keys().map(String::as_str).collect();
     let expected: BTreeSet<&str> = short.into_iter().chain(["profile", "graph"]).collect();
-    let full = ["kill", "loading", "train-1x128", "train-4x768", "train-packed", "train-varying"];
+    let full =
+        ["kill", "loading", "mixed", "train-1x128", "train-4x768", "train-packed", "train-varying"];
     assert!(
         names.is_superset(&expected) && (!made || names.is_superset(&full.into())),
         "{names:?}"
@@ -88,6 +89,10 @@ fn every_step_of_the_bundle_reaches_its_end_without_a_gpu() {
     assert!(text.starts_with("# Checks and measurements: dry run"), "{text}");
     assert!(text.contains("No figure below is a measurement."), "{text}");
     assert!(text.contains("2 models, 12 results, 0 missing"), "{text}");
+    // Both sides of the mixed batches, in lines without a failure.
+    for line in ["| ours | 6 | 3 |", "| PEFT, LoRA of q, v | 6 | 3 |", "of all-linear | 6 | 3 |"] {
+        assert!(!made || text.contains(line), "'{line}' is not in {text}");
+    }
 }
 
 /// Steps that succeed, fail, and never end.

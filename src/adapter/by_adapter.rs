@@ -3,6 +3,7 @@
 use tch::{Device, Tensor};
 
 use crate::adapter::model::LnTuningModel;
+use crate::device::trace::sent_numbers;
 use crate::error::{refuse, Result};
 use crate::mixed::{back, groups, BASE};
 
@@ -58,7 +59,7 @@ impl LnTuningModel {
                 name => (Some(name.to_owned()), true),
             };
             restored.model.show(active, enabled)?;
-            let result = f(&Tensor::f_from_slice(rows)?.f_to_device(device)?, name)?;
+            let result = f(&sent_numbers(rows, device)?, name)?;
             if result.size().first() != Some(&(rows.len() as i64)) {
                 refuse!(
                     ShapeMismatch,
@@ -71,8 +72,7 @@ impl LnTuningModel {
         }
         restored.now()?;
         let all = Tensor::f_cat(&results, 0)?;
-        Ok(all
-            .f_index_select(0, &Tensor::f_from_slice(&back(&groups))?.f_to_device(all.device())?)?)
+        Ok(all.f_index_select(0, &sent_numbers(&back(&groups), all.device())?)?)
     }
 
     fn show(&mut self, active: Option<String>, enabled: bool) -> Result<()> {

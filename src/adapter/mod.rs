@@ -14,6 +14,7 @@ mod merged;
 mod merged_gguf;
 mod mixed;
 mod model;
+mod new_adapter;
 mod options;
 mod peft;
 mod recipe;

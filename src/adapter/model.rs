@@ -3,25 +3,21 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{no_grad, Tensor};
 
+use super::new_adapter::{load, make_adapter};
 use super::peft::directory::{check_adapter_name, SavedAdapter};
 use super::registry::Registry;
 use crate::adapter::attachment::{lock, Attachment};
 use crate::adapter::config::LnTuningConfig;
 use crate::adapter::options::{AdapterOptions, LoadOptions, SaveOptions};
-use crate::adapter::peft::carried::Carried;
-use crate::adapter::peft::keys::KeyMapping;
-use crate::adapter::peft::layouts::{all_known, Fit, Known};
 use crate::adapter::peft::state_dict::{self, LoadReport};
-use crate::adapter::selection::Selection;
 use crate::adapter::status::{self, LayerStatus, ModelStatus, TrainableParameters};
 use crate::adapter::variables::Variables;
 use crate::adapter::weights::Adapter;
 use crate::error::Result;
-use crate::pretrained::{origin, Head};
+use crate::pretrained::origin;
 use crate::storage::atomic;
 
 /// The name of an adapter without a given name, as in PEFT.
@@ -79,7 +75,7 @@ impl LnTuningModel {
     /// PEFT does not know the type, every norm is tuned that is recognised by name and shape.
     ///
     /// # Errors
-    /// `EmptyVarStore`; those of [`Selection::new`]; `UnsupportedVariable` or `TiedTensors` if a selected tensor cannot
+    /// `EmptyVarStore`; those of [`Selection::new`](crate::Selection::new); `UnsupportedVariable` or `TiedTensors` if a selected tensor cannot
     /// be trained; `InvalidState` if adapters of another handle are attached. The variables are then as before.
     #[doc(alias = "get_peft_model")]
     pub fn new(vs: &VarStore, config: LnTuningConfig) -> Result<Self> {
@@ -314,108 +310,4 @@ impl LnTuningModel {
     pub(crate) fn attachment(&self) -> MutexGuard<'_, Attachment> {
         lock(&self.attachment)
     }
-}
-
-fn make_adapter(
-    attachment: &Attachment,
-    config: LnTuningConfig,
-    options: &AdapterOptions,
-    saved: Option<&mut Carried>,
-) -> Result<Adapter> {
-    let variables = &attachment.variables;
-    // The names and shapes of variables do not change, so an equal configuration has an equal selection among them.
-    let asked = |other: &&Adapter| {
-        let (a, b) = (&other.config, &config);
-        other.selected_among == variables.len()
-            && other.selection.trained().count() == other.selection.modules().len()
-            && other.options.model_type == options.model_type
-            && other.options.norms == options.norms
-            && other.options.layers == options.layers
-            && other.selection.is_without_unused() == saved.is_none()
-            && (&a.target_modules, &a.exclude_modules, &a.modules_to_save, a.task_type, a.recipe)
-                == (
-                    &b.target_modules,
-                    &b.exclude_modules,
-                    &b.modules_to_save,
-                    b.task_type,
-                    b.recipe,
-                )
-    };
-    let selection = match attachment.adapters.values().rev().take(8).find(asked) {
-        Some(other) => other.selection.clone(),
-        None => {
-            let model_type = attachment.model_type(options);
-            let infos = variables.infos()?;
-            let select = if saved.is_some() { Selection::of_saved } else { Selection::new };
-            let mut selection = select(&infos, &config, model_type, options.norms)?;
-            if let Some(layers) = options.layers {
-                selection = selection.in_layers(&infos, &config, layers)?;
-            }
-            if saved.is_none() {
-                let (model_config, head) = match &attachment.model {
-                    Some(model) => (&model.config, model.head),
-                    None => (&Value::Null, Head::None),
-                };
-                selection = selection.used_by(&infos, &config, model_config, head)?;
-            }
-            if selection.excludes_nothing() {
-                eprintln!("warning: `exclude_modules` matches no module: compare it with the names in the VarStore");
-            }
-            selection
-        }
-    };
-    let selection = match saved {
-        Some(carried) => carried.settle(attachment, selection)?,
-        None => selection,
-    };
-    for index in selection.variables().filter_map(|name| variables.position(name)) {
-        variables.check_replaceable(index)?;
-    }
-    Adapter::new(variables, |v| attachment.base_data(v), config, selection, options.clone())
-}
-
-fn load(
-    attachment: &Attachment,
-    files: SavedAdapter,
-    name: &str,
-    options: &LoadOptions,
-    report: &mut LoadReport,
-) -> Result<Adapter> {
-    let (files, options) = fitted(attachment, files, name, options)?;
-    let config = LnTuningConfig { inference_mode: !options.is_trainable, ..files.config };
-    let mut carried = Carried::among(files.tensors, &options.key_mapping)?;
-    let mut adapter = make_adapter(attachment, config, &options.adapter, Some(&mut carried))?;
-    *report = state_dict::load(&mut adapter, name, &carried.tensors, &options)?;
-    report.foreign_keys.extend(carried.of_the_base);
-    Ok(adapter)
-}
-
-/// An adapter in the names of the variables, if it has those of another layout of the model.
-fn fitted(
-    attachment: &Attachment,
-    files: SavedAdapter,
-    name: &str,
-    options: &LoadOptions,
-) -> Result<(SavedAdapter, LoadOptions)> {
-    let mapping = KeyMapping::new(&options.key_mapping)?;
-    let keys: Vec<&str> = files.tensors.iter().map(|(key, _)| key.as_str()).collect();
-    let variables = &attachment.variables;
-    let mut options = options.clone();
-    if all_known(&keys, &mapping, |name| variables.position(name).is_some())? {
-        return Ok((files, options));
-    }
-    let known = Known {
-        variables: &variables.infos()?,
-        model_type: attachment.model_type(&options.adapter),
-        norms: options.adapter.norms,
-        of_one_class: true,
-        may_lack: options.allow_missing,
-    };
-    let renamed = match known.fit(&keys, &files.config, name, &mapping)? {
-        Fit::AsItIs => return Ok((files, options)),
-        Fit::InPart(_, error) if !options.allow_unexpected => return Err(error),
-        Fit::Renamed(renamed) | Fit::InPart(renamed, _) => renamed,
-    };
-    options.key_mapping.clear();
-    Ok((files.renamed(renamed), options))
 }

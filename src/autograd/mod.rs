@@ -5,3 +5,4 @@ pub mod loss;
 pub mod recompute;
 pub(crate) mod scratch;
 mod segment;
+mod tape;

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use tch::{no_grad, Device, Kind, Tensor};
 
+use crate::device::trace;
 use crate::error::Result;
 
 /// Writes the values to a tensor of their shape and kind.
@@ -76,6 +77,12 @@ pub(crate) fn with_values(
     fill: Fill,
     f: impl FnOnce(&Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
+    if trace::is_tracing() {
+        // Memory that is used again under another name is none of the trace's.
+        let values = Tensor::f_empty(shape, (kind, device))?;
+        no_grad(|| fill(&values))?;
+        return f(&values);
+    }
     let buffer = buffer(shape.iter().product(), kind, device)?;
     let values = Values { buffer, shape: shape.to_vec(), fill };
     values.compute()?;

@@ -1,5 +1,9 @@
-//! libtorch's `at::Context`, the settings of the process: its methods are found by name in the running process.
+//! The state of libtorch that tch does not bind: `at::Context`, which holds the settings of the process, and the trace of
+//! a thread. Functions are found by name in the running process.
 #![allow(unsafe_code)]
+
+#[cfg(unix)]
+use std::sync::OnceLock;
 
 use crate::error::{refusal, Error, Result};
 
@@ -23,6 +27,19 @@ pub(super) fn setter_of_two(method: &str) -> Result<impl Fn(bool, bool)> {
     Ok(move |first, second| unsafe { method(context, first, second) })
 }
 
+/// True while this thread records a trace. False if libtorch is linked statically, or names the function in another way.
+#[cfg(unix)]
+pub(crate) fn is_tracing() -> bool {
+    type Function = unsafe extern "C" fn() -> *const *const std::ffi::c_void;
+    static FOUND: OnceLock<Option<Function>> = OnceLock::new();
+    let name = "_ZN5torch3jit6tracer15getTracingStateEv";
+    // SAFETY: const std::shared_ptr<TracingState>& getTracingState(): a reference is a pointer in this ABI, and this one
+    // is to a variable of the thread, whose first word is the pointer to the state.
+    let found = FOUND.get_or_init(|| unsafe { symbol::<Function>(name) }.ok());
+    // SAFETY: as above; it throws nothing.
+    found.is_some_and(|state| unsafe { !(*state()).is_null() })
+}
+
 #[cfg(unix)]
 fn global() -> Result<*mut std::ffi::c_void> {
     // SAFETY: Context& at::globalContext(): a reference is a pointer in this ABI. It makes the context if there is
@@ -39,6 +56,11 @@ unsafe fn symbol<T: Copy>(name: &str) -> Result<T> {
     // SAFETY: as the caller promises. libtorch is never unloaded: the program is linked with it.
     let found = unsafe { libloading::os::unix::Library::this().get::<T>(name) };
     found.map(|found| *found).map_err(|_| missing(name))
+}
+
+#[cfg(not(unix))]
+pub(crate) fn is_tracing() -> bool {
+    false
 }
 
 #[cfg(not(unix))]

@@ -24,6 +24,7 @@ mod settings;
 #[cfg(target_os = "linux")]
 mod start;
 mod status;
+pub(crate) mod trace;
 pub(crate) mod transfer;
 
 #[cfg(fused)]

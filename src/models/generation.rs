@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::generation_config::GenerationConfig;
-use crate::device::transfer::sent;
+use crate::device::trace::{check_not_traced, sent_numbers};
 use crate::error::{refuse, Result};
 use crate::kernels::number::WithNumber;
 
@@ -119,6 +119,7 @@ pub(super) fn generated(
     mut logits: impl FnMut(Option<&Tensor>) -> Result<Tensor>,
 ) -> Result<Tensor> {
     options.check()?;
+    check_not_traced("generated tokens")?;
     let Prompt { ids, config } = prompt;
     config.check()?;
     let (batch, device) = (ids.size2()?.0, ids.device());
@@ -168,7 +169,7 @@ impl<'a> Ended<'a> {
     fn new(batch: i64, stop: &'a [i64], pad: i64, device: Device) -> Result<Self> {
         let there = || -> Result<(Tensor, Tensor)> {
             let rows = Tensor::f_zeros([batch, 1], (Kind::Bool, device))?;
-            Ok((sent(&Tensor::f_from_slice(stop)?, device)?, rows))
+            Ok((sent_numbers(stop, device)?, rows))
         };
         let there = (batch > 1 && !stop.is_empty()).then(there).transpose()?;
         Ok(Ended { stop, pad, rows: vec![false; batch as usize], there })
@@ -266,8 +267,8 @@ impl Draws {
         let tokens = self.left.clamp(1, Self::TOKENS);
         self.left -= tokens;
         let draws: Vec<f64> = (0..tokens * self.batch).map(|_| self.random.next()).collect();
-        let draws = Tensor::f_from_slice(&draws)?.f_view([tokens, self.batch, 1])?;
-        self.there = sent(&draws, device)?.f_unbind(0)?.into_iter();
+        let draws = sent_numbers(&draws, device)?.f_view([tokens, self.batch, 1])?;
+        self.there = draws.f_unbind(0)?.into_iter();
         self.next(device)
     }
 }

@@ -4,6 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::adapter_names::AdapterNames;
 use super::nn::Rows;
+use crate::device::trace::numbers_of;
 use crate::error::{refusal, refuse, Error, Result};
 
 /// Token ids or images, and what goes with them. From `&Tensor` where there is nothing else: integers are ids, other
@@ -232,7 +233,7 @@ impl<'a> Inputs<'a> {
     pub(super) fn needed_sizes(&self) -> Result<Vec<[i64; 2]>> {
         let sizes = self.image_sizes.ok_or_else(|| missing("image_sizes (beside pixel_values)"))?;
         let all = match sizes.size()[..] {
-            [_, 2] => Vec::<i64>::try_from(sizes.f_to_kind(Kind::Int64)?.f_reshape([-1])?)?,
+            [_, 2] => numbers_of(sizes, "image_sizes")?,
             _ => refuse!(
                 ShapeMismatch,
                 "'image_sizes' have shape {:?}, expected [images, 2]",

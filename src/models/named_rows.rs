@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::adapter_names::AdapterNames;
 use super::inputs::Inputs;
 use super::nn::{Entered, Rows, Sites};
+use crate::device::trace::numbers_of;
 use crate::error::{refuse, Result};
 use crate::mixed::{self, Pass, BASE};
 
@@ -120,7 +121,7 @@ fn of_rows(batch: i64, names: usize) -> Result<(Vec<i64>, Vec<usize>)> {
 /// A name for each row, or for each document: in their order, without those of a number below 0, which pad.
 fn of_documents(documents: &Tensor, names: usize) -> Result<(Vec<i64>, Vec<usize>)> {
     let (batch, length) = documents.size2()?;
-    let numbers = Vec::<i64>::try_from(documents.f_to_kind(Kind::Int64)?.f_reshape([-1])?)?;
+    let numbers = numbers_of(documents, "the documents of adapters")?;
     let (mut choices, mut each, mut count) = (Vec::with_capacity(numbers.len()), true, 0_usize);
     for row in numbers.chunks(length.max(1) as usize) {
         let before = count;

@@ -2,8 +2,9 @@
 
 use tch::{no_grad, Device, Kind, Tensor};
 
+use super::clipping::check_max;
 use super::filled::Run;
-use super::optimizer::{check_max, Optimizer};
+use super::optimizer::Optimizer;
 use super::replay::Key;
 use crate::adapter::flat::copy_of;
 use crate::device::graph::{Graph, SideStream};

@@ -3,6 +3,7 @@
 mod algorithm;
 mod all_reduce;
 mod backward;
+mod clipping;
 #[cfg(feature = "distributed")]
 mod exchange;
 mod file;

@@ -5,10 +5,11 @@ use std::cell::RefCell;
 
 use tch::Tensor;
 
+use super::clipping::clip_norm;
 use super::filled::{Filled, Run};
 use super::group::settings;
 use super::loss_scale::{Factor, LossScale};
-use super::optimizer::{clip_norm, Optimizer};
+use super::optimizer::Optimizer;
 use crate::error::{refuse, Result};
 
 /// Everything that a captured step has taken for granted: addresses on the device, and numbers.

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::naming::head::Head;
 use super::naming::layout::Layout;
-use super::naming::table::below;
+use super::naming::row::below;
 use super::naming::ties::settled;
 use super::opened::{Opened, WEIGHTS};
 use super::tensor_file::{is_parameter, TensorFile};

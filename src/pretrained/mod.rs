@@ -23,5 +23,5 @@ pub(crate) use naming::head::with_class_of;
 pub use naming::head::Head;
 #[cfg(feature = "models")]
 pub(crate) use naming::layout::is_tied;
-pub(crate) use naming::table::is_part_of;
+pub(crate) use naming::row::is_part_of;
 pub use save::save;

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::blocks::{float, product, sum, whole, Blocks};
 use super::int8::check_finite;
-use crate::device::transfer::sent;
+use crate::device::trace::sent_numbers;
 use crate::error::Result;
 use crate::kernels::number::WithNumber;
 
@@ -65,7 +65,7 @@ fn five_bits(blocks: &Blocks, start: i64, more: i8) -> Result<Tensor> {
         }))
     };
     let table: Vec<i64> = (0..256).map(eight).collect();
-    let table = sent(&Tensor::f_from_slice(&table)?, blocks.device())?;
+    let table = sent_numbers(&table, blocks.device())?;
     let bytes = blocks.field(start, &[4])?.f_to_kind(Kind::Int)?.f_view([-1])?;
     let fifth = table.f_index_select(0, &bytes)?.f_view_dtype(Kind::Int8)?;
     let mut numbers = blocks.halves(start + 4, [1, 16])?.f_view_dtype(Kind::Int8)?;

@@ -17,6 +17,7 @@ pub use encoding::Encoding;
 use tch::{Device, Kind, Tensor};
 
 use self::blocks::Blocks;
+use crate::device::trace::{check_not_traced, sent_numbers};
 use crate::device::transfer::sent;
 use crate::error::{refusal, refuse, Result};
 use crate::kernels::number::{arange, WithNumber};
@@ -25,6 +26,9 @@ use crate::kernels::number::{arange, WithNumber};
 const CACHED: i64 = 1 << 17;
 /// The same of other devices, where each call costs more.
 const AT_ONCE: i64 = 1 << 24;
+
+/// TorchScript does not know the other views of bytes that decoding takes.
+const IN_TRACES: &str = "a matrix in few bits";
 
 /// Weights in an encoding of few bits.
 #[derive(Debug)]
@@ -177,6 +181,7 @@ impl Quantised {
 
     /// [`rows`](Self::rows) into a contiguous tensor of as many rows as wanted, in its kind.
     pub(crate) fn rows_into(&self, start: i64, out: &Tensor) -> Result<()> {
+        check_not_traced(IN_TRACES)?;
         let (rows, columns) = self.matrix();
         let (count, kind) = (out.size2()?.0, out.f_kind()?);
         if let Some(stored) = self.encoding.stored() {
@@ -222,6 +227,7 @@ impl Quantised {
     /// `Torch`, also for numbers of rows that are not there.
     #[cfg_attr(not(feature = "models"), allow(dead_code))]
     pub(crate) fn gather(&self, rows: &Tensor, kind: Kind) -> Result<Tensor> {
+        check_not_traced(IN_TRACES)?;
         let columns = self.matrix().1;
         let group = self.encoding.group(columns);
         let mut shape = rows.size();
@@ -246,7 +252,7 @@ impl Quantised {
         let touched = (columns - 1) / group.weights + 2;
         let device = self.device();
         let first = rows.f_to_kind(Kind::Int64)?.f_mul_number(columns)?;
-        let weights = Tensor::f_from_slice(&[group.weights])?.f_to_device(device)?;
+        let weights = sent_numbers(&[group.weights], device)?;
         let first_group = first.f_divide_tensor_mode(&weights, "floor")?.f_unsqueeze(1)?;
         let groups = self.data.f_view([-1, group.bytes])?;
         let last = groups.size2()?.0 - 1;

@@ -8,6 +8,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::int8::{check_finite, factors};
+use crate::device::trace::sent_numbers;
 use crate::error::Result;
 use crate::kernels::number::WithNumber;
 
@@ -60,7 +61,7 @@ pub(super) fn encoded(matrix: &Tensor) -> Result<Tensor> {
     let (weights, device) = (all.size1()?, matrix.device());
     let groups = (weights + GROUP - 1) / GROUP;
     let out = Tensor::f_empty([groups, 4 + GROUP / 2], (Kind::Uint8, device))?;
-    let bounds = Tensor::f_from_slice(&BOUNDS)?.f_to_device(device)?;
+    let bounds = sent_numbers(&BOUNDS, device)?;
     for start in (0..groups).step_by(AT_ONCE as usize) {
         let count = AT_ONCE.min(groups - start);
         let first = start * GROUP;
@@ -92,15 +93,8 @@ pub(super) fn decode(groups: &Tensor, out: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// The two values of each byte, as one number of 64 bits, which one look-up finds. Nothing waits for the copy to a GPU:
-/// it is from pinned memory.
+/// The two values of each byte, as one number of 64 bits, which one look-up finds.
 fn pairs(device: Device) -> Result<Tensor> {
     let both: Vec<f32> = (0..256).flat_map(|byte| [VALUES[byte >> 4], VALUES[byte & 15]]).collect();
-    let pairs =
-        Tensor::f_from_slice(&both)?.f_to_device(Device::Cpu)?.f_view_dtype(Kind::Double)?;
-    if !device.is_cuda() {
-        return Ok(pairs.f_to_device(device)?);
-    }
-    let pinned = pairs.f_internal_pin_memory(device)?;
-    Ok(pinned.f_to_device_(device, Kind::Double, true, false)?)
+    Ok(sent_numbers(&both, device)?.f_view_dtype(Kind::Double)?)
 }

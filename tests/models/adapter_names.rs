@@ -1,7 +1,7 @@
 //! A batch whose rows use different adapters: each row is computed as under `set_adapter`.
 
 mod heads;
-mod seeing;
+pub mod seeing;
 mod states;
 mod tables;
 mod texts;
@@ -199,11 +199,7 @@ fn in_bf16_and_f16_rows_are_those_of_set_adapter_bit_for_bit_or_to_few_units() {
 fn each_row_of_an_encoder_has_its_adapter_bit_for_bit() {
     let (ids, masks) = (ids(), masks());
     for model_type in ["bert", "roberta", "xlm-roberta", "distilbert"] {
-        let config = json!({
-            "model_type": model_type, "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "dim": 16,
-            "num_attention_heads": 4, "intermediate_size": 24, "hidden_dim": 24, "n_layers": 2, "n_heads": 4,
-            "max_position_embeddings": 16, "pad_token_id": 0,
-        });
+        let config = encoder(model_type);
         for head in [Head::MaskedLm, Head::SequenceClassification, Head::TokenClassification] {
             let mut case: Case<Encoder> = Case::new(&config, head, Kind::Float, &[]);
             case.check(&NAMES, 0., |model, mixed| {
@@ -232,6 +228,15 @@ fn both_stacks_of_an_encoder_decoder_have_the_adapters_of_rows_bit_for_bit() {
     });
 }
 
+/// Small settings under the names of every family.
+pub fn encoder(model_type: &str) -> Value {
+    json!({
+        "model_type": model_type, "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "dim": 16,
+        "num_attention_heads": 4, "intermediate_size": 24, "hidden_dim": 24, "n_layers": 2, "n_heads": 4,
+        "max_position_embeddings": 16, "pad_token_id": 0,
+    })
+}
+
 pub fn t5() -> Value {
     json!({
         "model_type": "t5", "vocab_size": 40, "d_model": 12, "d_kv": 6, "d_ff": 16, "num_layers": 2, "num_heads": 2,
@@ -256,6 +261,18 @@ pub fn image_model(model_type: &str) -> Value {
     })
 }
 
+/// A tower for texts and one for images.
+pub fn towers(model_type: &str) -> Value {
+    let text = json!({
+        "vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
+        "max_position_embeddings": 10, "eos_token_id": 2,
+    });
+    json!({
+        "model_type": model_type, "text_config": text, "projection_dim": 8,
+        "vision_config": image_model(&format!("{model_type}_vision_model")),
+    })
+}
+
 #[test]
 fn each_image_of_a_vision_model_has_its_adapter_bit_for_bit() {
     let images = noise(&[4, 3, 8, 8], 50);
@@ -274,14 +291,7 @@ fn each_image_of_a_vision_model_has_its_adapter_bit_for_bit() {
     let ids = ids();
     let texts = |mixed| named(Inputs::new(&ids), mixed);
     for model_type in ["clip", "siglip"] {
-        let text = json!({
-            "vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "intermediate_size": 16, "max_position_embeddings": 10, "eos_token_id": 2,
-        });
-        let config = json!({
-            "model_type": model_type, "text_config": text, "projection_dim": 8,
-            "vision_config": image_model(&format!("{model_type}_vision_model")),
-        });
+        let config = towers(model_type);
         Case::<TowerClassifier>::new(&config, class, Kind::Float, &[]).check(
             &NAMES,
             0.,

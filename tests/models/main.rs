@@ -38,5 +38,6 @@ mod siglip;
 mod sizes;
 #[cfg(target_os = "linux")]
 mod streamed;
+mod traced;
 mod vision;
 mod vit;

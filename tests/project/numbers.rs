@@ -42,6 +42,36 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
+fn a_pass_makes_no_tensors_of_numbers_that_a_trace_would_take_for_zeros() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut found, mut all) = (Vec::new(), 0);
+    for room in ["models", "autograd", "kernels", "quantised", "device"] {
+        for path in sources(&src.join(room)) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            all += 1;
+            let of_tests = path.to_string_lossy().contains("_tests/");
+            if !of_tests && !path.ends_with("device/trace.rs") && makes_numbers(&text) {
+                found.push(path);
+            }
+        }
+    }
+    assert!(found.is_empty() && all > 60, "{found:?}: use `sent_numbers` of src/device/trace.rs");
+    assert!(makes_numbers("let x = Tensor::f_from_slice(&numbers)?;"));
+    assert!(!makes_numbers("/// let x = Tensor::from_slice(&[1]);"));
+}
+
+/// True for code that is neither documentation nor a test.
+fn makes_numbers(text: &str) -> bool {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let mut lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.any(|line| {
+        ["f_from_slice(", "from_slice(&", "f_from_data_size("]
+            .iter()
+            .any(|call| line.contains(call))
+    })
+}
+
+#[test]
 fn no_operation_that_takes_memory_panics_over_a_number() {
     // Tables of a few numbers, on the host, once per model.
     let small = ["models/decoder/rope_types.rs", "kernels/number.rs"];

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::device::transfer::sent;
+use crate::device::trace::{check_not_traced, sent_numbers};
 use crate::error::{refuse, Result};
 use crate::kernels::number::WithNumber;
 
@@ -34,6 +34,7 @@ impl Targets {
         device: Device,
         left_out: Option<&Tensor>,
     ) -> Result<Self> {
+        check_not_traced("the targets of a loss")?;
         let targets = targets.f_detach()?.f_to_kind(Kind::Int64)?.f_reshape([-1])?;
         let left_out = left_out.map(|left_out| left_out.f_reshape([-1])).transpose()?;
         let weighted = |counts: &Tensor| -> Result<(Option<Tensor>, Count)> {
@@ -64,7 +65,7 @@ impl Targets {
         }
         let (number, dropped) = (kept.len(), kept.len() < all.len());
         let both = if dropped { [classes, kept].concat() } else { classes };
-        let both = sent(&Tensor::f_from_slice(&both)?, device)?;
+        let both = sent_numbers(&both, device)?;
         let part = |start: usize| both.f_narrow(0, start as i64, number as i64);
         let kept = dropped.then(|| part(number)).transpose()?;
         let (weights, count) = match (left_out, &kept) {

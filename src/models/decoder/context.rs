@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::config::DecoderConfig;
 use super::form::Positions;
-use crate::device::transfer::sent;
+use crate::device::trace::sent_numbers;
 use crate::error::Result;
 use crate::kernels::number::{self, WithNumber};
 use crate::models::nn::{counted, Context, Mask, Places, RopeTables};
@@ -64,7 +64,7 @@ fn alibi(
     let slopes = (1..=near).map(|i| slope(near, i));
     let more = (0..heads - near).map(|i| slope(2 * near, 2 * i + 1));
     let slopes: Vec<f32> = slopes.chain(more).collect();
-    let slopes = sent(&Tensor::f_from_slice(&slopes)?, places.device)?.f_view([-1, 1])?;
+    let slopes = sent_numbers(&slopes, places.device)?.f_view([-1, 1])?;
     let positions = match places.tokens {
         Some(tokens) => counted(tokens)?.f_mul(tokens)?,
         None if positions.dim() == 2 => positions.shallow_clone(),

@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 use super::model::Decoder;
 use crate::autograd::loss::{LinearCrossEntropy, Reduction};
 use crate::autograd::recompute::Tape;
+use crate::device::trace::sent_numbers;
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
 use crate::kernels::number::{self, WithNumber};
@@ -209,9 +210,8 @@ fn by_row(
     let sum = loss.reduction(Reduction::Sum);
     let mut total: Option<Tensor> = None;
     for (adapter, places) in rows.groups(&weight.sharing(rows, bias)?) {
-        let places = Tensor::f_from_slice(&places)?;
         let of_group = |x: &Tensor| -> Result<Tensor> {
-            let places = sent(&places, x.device())?;
+            let places = sent_numbers(&places, x.device())?;
             Ok(x.f_flatten(0, parts - 1)?.f_index_select(0, &places)?)
         };
         let weight = weight.of_adapter(rows, adapter)?.of_head()?;

@@ -3,8 +3,9 @@
 use std::f64::consts::PI;
 
 use serde_json::Value;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use crate::device::trace::sent_numbers;
 use crate::error::{refusal, refuse, Result};
 use crate::kernels::number::{self, WithNumber};
 use crate::models::config::flag;
@@ -271,7 +272,7 @@ fn longrope(s: &RopeSettings) -> Result<Rope> {
                 shown(given)
             );
         }
-        Ok(Tensor::f_from_slice(&factors)?.f_mul(&powers)?.f_reciprocal()?)
+        Ok(sent_numbers(&factors, Device::Cpu)?.f_mul(&powers)?.f_reciprocal()?)
     };
     let long = Vec::try_from(frequencies("long_factor")?)?;
     let beyond = Beyond::Others { length: original, frequencies: long };

@@ -11,6 +11,7 @@ use super::image_tokens::ImageTokens;
 use super::positions::positions;
 use super::tiles::Tiles;
 use crate::autograd::recompute::Tape;
+use crate::device::trace::numbers_of;
 use crate::device::transfer::sent;
 use crate::error::Result;
 use crate::kernels::number::WithNumber;
@@ -264,7 +265,8 @@ impl ImageTextToText {
 /// The rows of the parts of images, of which each has a number of image tokens, in order: an image belongs to the row, or
 /// the document, of its tokens.
 fn rows_of_images(rows: &Rows, places: &Tensor, each: &[(i64, i64)], ids: &Tensor) -> Result<Rows> {
-    let (places, length) = (Vec::<i64>::try_from(places)?, ids.size2()?.1);
+    let places = numbers_of(places, "the adapters of images")?;
+    let length = ids.size2()?.1;
     let (mut choices, mut at) = (Vec::new(), 0);
     for (parts, tokens) in each {
         let choice = rows.choice_at(places.get(at).copied().unwrap_or(0), length);

@@ -1,7 +1,8 @@
 //! The positions of texts and images on three axes, as Qwen2.5-VL and Qwen3-VL count them.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Tensor};
 
+use crate::device::trace::{numbers_of, sent_numbers};
 use crate::error::Result;
 use crate::models::vision::GridThw;
 
@@ -16,9 +17,9 @@ pub(super) fn positions(
     merge: i64,
 ) -> Result<Tensor> {
     let (batch, length) = ids.size2()?;
-    let all = Vec::<i64>::try_from(&ids.f_reshape([-1])?)?;
+    let all = numbers_of(ids, "the positions of images")?;
     let shown = match tokens {
-        Some(tokens) => Vec::<i64>::try_from(&tokens.f_reshape([-1])?.f_to_kind(Kind::Int64)?)?,
+        Some(tokens) => numbers_of(tokens, "the positions of images")?,
         None => vec![1; all.len()],
     };
     let mut axes = vec![vec![0_i64; all.len()]; 3];
@@ -53,7 +54,7 @@ pub(super) fn positions(
     }
     let axes: Vec<Tensor> = axes
         .iter()
-        .map(|axis| Ok(Tensor::f_from_slice(axis)?.f_view([batch, length])?))
+        .map(|axis| Ok(sent_numbers(axis, Device::Cpu)?.f_view([batch, length])?))
         .collect::<Result<_>>()?;
     Ok(Tensor::f_stack(&axes, 0)?)
 }

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::device::transfer::sent;
+use crate::device::trace::sent_numbers;
 use crate::error::Result;
 use crate::kernels::fused;
 use crate::kernels::number::{self, WithNumber};
@@ -100,7 +100,7 @@ impl Rope {
     ) -> Result<(Tensor, Tensor)> {
         let frequencies = self.at(positions)?;
         let positions = if positions.dim() == 3 {
-            let axes = sent(&Tensor::f_from_slice(&self.axes)?, positions.device())?;
+            let axes = sent_numbers(&self.axes, positions.device())?;
             positions.f_index_select(0, &axes)?.f_permute([1, 2, 0])?
         } else {
             positions.f_unsqueeze(-1)?
@@ -126,9 +126,7 @@ impl Rope {
     /// has run before does not. Chosen on the device: to read a number from there, a training step would have to wait.
     fn at(&self, positions: &Tensor) -> Result<Tensor> {
         let device = positions.device();
-        let there = |frequencies: &[f32]| -> Result<Tensor> {
-            sent(&Tensor::f_from_slice(frequencies)?, device)
-        };
+        let there = |frequencies: &[f32]| sent_numbers(frequencies, device);
         let own = there(&self.frequencies)?;
         let longest = || positions.f_max()?.f_add_number(1);
         let (length, others) = match &self.beyond {

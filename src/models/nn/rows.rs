@@ -1,6 +1,5 @@
 //! The adapters of a batch's rows in one pass: the parts of a model ask here for weights that rows do not share.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,7 +7,8 @@ use std::rc::Rc;
 
 use tch::{Device, Tensor};
 
-use crate::device::transfer::sent;
+use super::choices::Choices;
+use crate::device::trace::sent_numbers;
 use crate::error::{refuse, Result};
 use crate::mixed::{back, groups, Column, Differing, Groups, Matrix, Stack};
 
@@ -18,7 +18,7 @@ use crate::mixed::{back, groups, Column, Differing, Groups, Matrix, Stack};
 #[derive(Debug, Clone)]
 pub(in crate::models) struct Rows {
     weights: Rc<Weights>,
-    at: Rc<At>,
+    at: Rc<Choices>,
 }
 
 #[derive(Debug)]
@@ -38,17 +38,6 @@ struct Vectors {
     /// `[choices, numbers]`
     of_choices: Tensor,
     shape: Vec<i64>,
-}
-
-/// The choice of each part of a batch.
-#[derive(Debug)]
-struct At {
-    /// The first dimensions of what goes through the model: `[rows]` or `[rows, places]`.
-    lead: Vec<i64>,
-    /// Of each part, in order.
-    choices: Vec<usize>,
-    /// The same on the device; `None` if part and choice have the same number.
-    index: Option<Tensor>,
 }
 
 thread_local! {
@@ -85,7 +74,7 @@ impl Rows {
                 continue;
             }
             let device = all.device();
-            let own = all.f_index_select(0, &sent(&Tensor::f_from_slice(&rows)?, device)?)?;
+            let own = all.f_index_select(0, &sent_numbers(&rows, device)?)?;
             // Gradients arrive at the vectors of this pass.
             let own = if trains { own.f_detach()?.f_set_requires_grad(true)? } else { own };
             let (mut sizes, mut end) = (Vec::new(), 0);
@@ -105,7 +94,7 @@ impl Rows {
                 vectors.insert(address, Vectors { variable, of_choices, shape });
             }
         }
-        let at = Rc::new(At::new(lead, choices, adapters.len(), device)?);
+        let at = Rc::new(Choices::new(lead, choices, adapters.len(), device)?);
         let weights = Rc::new(Weights { vectors, matrices, adapters, device });
         Ok(Rows { weights, at })
     }
@@ -124,19 +113,19 @@ impl Rows {
     /// The same adapters for the parts of something that goes with the batch, such as images, one after the other.
     pub(in crate::models) fn of_parts(&self, choices: Vec<usize>) -> Result<Self> {
         let Weights { adapters, device, .. } = &*self.weights;
-        let at = At::new(vec![choices.len() as i64], choices, adapters.len(), *device)?;
+        let at = Choices::new(vec![choices.len() as i64], choices, adapters.len(), *device)?;
         Ok(Rows { weights: self.weights.clone(), at: Rc::new(at) })
     }
 
     /// Those of one part alone.
     pub(in crate::models) fn part(&self, part: usize) -> Result<Self> {
-        self.of_parts(vec![self.at.choices[part]])
+        self.of_parts(vec![self.at.of_parts[part]])
     }
 
     /// The choice at a place of ids `[rows, length]`, counted through all rows.
     pub(in crate::models) fn choice_at(&self, place: i64, length: i64) -> usize {
         let of_rows = self.at.lead.len() == 1;
-        self.at.choices[if of_rows { place / length } else { place } as usize]
+        self.at.of_parts[if of_rows { place / length } else { place } as usize]
     }
 
     /// Uses these rows on this thread, or none, until the guard is dropped.
@@ -194,7 +183,7 @@ impl Rows {
             _ => {
                 let (choices, lead) = self.at.of(&size)?;
                 let index: Vec<i64> = choices.iter().map(|choice| *choice as i64).collect();
-                let index = sent(&Tensor::f_from_slice(&index)?, of_choices.device())?;
+                let index = sent_numbers(&index, of_choices.device())?;
                 (of_choices.f_index_select(0, &index)?, lead)
             }
         };
@@ -296,7 +285,7 @@ impl Rows {
             return f(x, adapter);
         }
         let flat = x.f_flatten(0, lead.len() as i64 - 1)?;
-        let place = |places: &[i64]| sent(&Tensor::f_from_slice(places)?, x.device());
+        let place = |places: &[i64]| sent_numbers(places, x.device());
         let mut results = Vec::with_capacity(groups.len());
         for (adapter, places) in &groups {
             results.push(f(&flat.f_index_select(0, &place(places)?)?, *adapter)?);
@@ -321,19 +310,19 @@ impl Rows {
             parts.iter().for_each(|part| index[*part as usize] = number);
         }
         let all = Tensor::f_stack(&values, 0)?;
-        let all = all.f_index_select(0, &sent(&Tensor::f_from_slice(&index)?, all.device())?)?;
+        let all = all.f_index_select(0, &sent_numbers(&index, all.device())?)?;
         let whole = [&lead[..], &all.size()[1..]].concat();
         Ok(all.f_view(&whole[..])?)
     }
 
     /// The number of the adapter of a part.
     pub(in crate::models) fn adapter(&self, part: usize) -> usize {
-        self.weights.adapters[self.at.choices[part]]
+        self.weights.adapters[self.at.of_parts[part]]
     }
 
     /// The parts of adapters that share, `[rows]` or `[rows · places]`, by the number of one of them.
     pub(in crate::models) fn groups(&self, sharing: &[usize]) -> Groups<usize> {
-        groups(self.at.choices.iter().map(|choice| sharing[self.weights.adapters[*choice]]))
+        groups(self.at.of_parts.iter().map(|choice| sharing[self.weights.adapters[*choice]]))
     }
 
     /// The shape of the parts.
@@ -345,36 +334,6 @@ impl Rows {
 impl Matrix {
     fn is_at(&self, address: usize) -> bool {
         address != 0 && self.address == address
-    }
-}
-
-impl At {
-    /// Of `all` choices.
-    fn new(lead: Vec<i64>, choices: Vec<usize>, all: usize, device: Device) -> Result<Self> {
-        let same = choices.len() == all
-            && choices.iter().enumerate().all(|(part, choice)| part == *choice);
-        let index: Vec<i64> = choices.iter().map(|choice| *choice as i64).collect();
-        let index = if same { None } else { Some(sent(&Tensor::f_from_slice(&index)?, device)?) };
-        Ok(At { lead, choices, index })
-    }
-
-    /// The choices of the parts of something of this size, and the shape of the parts. One after the other, several of
-    /// its parts may belong to one part of the batch, or one to several.
-    fn of(&self, size: &[i64]) -> Result<(Cow<'_, [usize]>, Vec<i64>)> {
-        if size.starts_with(&self.lead) {
-            return Ok((Cow::Borrowed(&self.choices), self.lead.clone()));
-        }
-        let (parts, own) = (size.first().copied().unwrap_or(0), self.choices.len() as i64);
-        let fits = self.lead.len() == 1 && parts > 0 && (own % parts == 0 || parts % own == 0);
-        if !fits {
-            refuse!(
-                ShapeMismatch,
-                "`adapter_names` are for {:?}, and a part of the model has {size:?}",
-                self.lead
-            );
-        }
-        let of = (0..parts).map(|part| self.choices[(part * own / parts) as usize]);
-        Ok((Cow::Owned(of.collect()), vec![parts]))
     }
 }
 

@@ -6,6 +6,7 @@ use tch::{no_grad, Device, Kind, Tensor};
 
 use super::order::Order;
 use crate::device::copies::Copies;
+use crate::device::trace::check_not_traced;
 use crate::error::{refuse, Result};
 use crate::storage::pages::{is_mapped, Pages};
 use crate::storage::read_ahead::ReadAhead;
@@ -127,6 +128,7 @@ impl Moved {
     }
 
     fn enter(&mut self, part: usize, next: Option<usize>) -> Result<()> {
+        check_not_traced("a matrix that is streamed to a device")?;
         let Moved { copies, parts, entered } = self;
         for Placed { name, variable, host, .. } in &parts[part] {
             if variable.data_ptr() != host.data_ptr() {

@@ -10,6 +10,7 @@ use super::rows::Rows;
 use super::streamed::Matrix;
 use crate::autograd::loss::HeadWeight;
 use crate::autograd::scratch::{with_values, Fill, Pass};
+use crate::device::trace::sent_numbers;
 use crate::device::transfer::sent;
 use crate::error::{refuse, Result};
 #[cfg(feature = "kernels")]
@@ -183,7 +184,8 @@ impl Weight {
             return Ok(None);
         }
         if let Some((quantised, kind)) = self.quantised()? {
-            let rows = kept.rows.as_ref().map(|rows| Tensor::f_from_slice(rows)).transpose()?;
+            let rows =
+                kept.rows.as_ref().map(|rows| sent_numbers(rows, Device::Cpu)).transpose()?;
             let fill = move |out: &Tensor| match &rows {
                 Some(rows) => quantised.of_rows(rows)?.values_into(out),
                 None => quantised.values_into(out),

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::block::BlockNames;
 use super::packed_config::PackedVisionConfig;
 use crate::autograd::recompute::Tape;
-use crate::device::transfer::sent;
+use crate::device::trace::{numbers_of, sent_numbers};
 use crate::error::{refuse, Result};
 use crate::kernels::number;
 use crate::models::inputs::Inputs;
@@ -170,7 +170,7 @@ impl PackedVision {
         let number: Vec<i64> = (0..rows * columns)
             .map(|at| (at / columns / side) * columns + at % columns / side)
             .collect();
-        let number = sent(&Tensor::f_from_slice(&number)?.f_view([rows, columns])?, device)?;
+        let number = sent_numbers(&number, device)?.f_view([rows, columns])?;
         let number = self.in_order(&number)?;
         let same = number.f_unsqueeze(1)?.f_eq_tensor(&number.f_unsqueeze(0)?)?;
         Ok(Some((side, same)))
@@ -214,7 +214,7 @@ impl PackedVisionConfig {
         if size.len() != 2 || size[1] != 3 {
             refuse!(ShapeMismatch, "image_grid_thw have shape {size:?}, expected [images, 3]");
         }
-        let numbers = Vec::<i64>::try_from(&given.f_reshape([-1])?.f_to_kind(Kind::Int64)?)?;
+        let numbers = numbers_of(given, "image_grid_thw")?;
         let grids: Vec<GridThw> =
             numbers.chunks(3).map(|grid| [grid[0], grid[1], grid[2]]).collect();
         let merge = self.merge;

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::head::Head;
-use super::table::{below, is_part_of, Row, Tied};
+use super::row::{below, is_part_of, Row, Tied};
 
 /// A model type and a head, for the names of one checkpoint.
 #[derive(Debug, Clone)]

@@ -7,5 +7,6 @@
 pub(super) mod former;
 pub(super) mod head;
 pub(super) mod layout;
-pub(super) mod table;
+pub(super) mod row;
+mod table;
 pub(super) mod ties;

@@ -20,7 +20,7 @@ fn text(model_type: &str) -> Value {
 }
 
 /// A model of this type whose images have `side` patches a side.
-fn config(model_type: &str, side: i64) -> Value {
+pub fn config(model_type: &str, side: i64) -> Value {
     let mut text = text(match model_type {
         "gemma3" => "gemma3_text",
         "qwen3_vl" => "qwen3_vl_text",
@@ -59,7 +59,7 @@ fn config(model_type: &str, side: i64) -> Value {
 }
 
 /// Rows with one, two, no and one image, of so many tokens each, padded on the left.
-fn ids(tokens: &[i64]) -> [Tensor; 2] {
+pub fn ids(tokens: &[i64]) -> [Tensor; 2] {
     let mut tokens = tokens.iter();
     let rows = [1, 2, 0, 1].iter().enumerate().map(|(row, images)| {
         let mut ids: Vec<i64> = vec![1 + row as i64, 5];
