@@ -70,7 +70,7 @@ def phase_a(places, options):
              untimed=True),
         Step("check-models", "Tiny models of every family: ours beside PEFT, both against f64.", 170,
              python("check.py", "out", "--only", *tiny, *check), untimed=True),
-        Step("fine-tunings", "The program trains a language model, a classifier of texts and one of pictures, in bf16.", 90,
+        Step("fine-tunings", "The program trains language models and classifiers in bf16, with CUDA graphs and without.", 150,
              tests("program-tests", "best_device"), real, untimed=True),
         Step("check-shape", f"Four layers of the {shape} shape: ours beside PEFT, both against f64.", 120,
              python("check.py", "out", "--only", "--shape", shape, *check), keeps=True, untimed=True),
