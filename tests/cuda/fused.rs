@@ -1,8 +1,8 @@
 //! The fused functions on CUDA: NVRTC compiles them, the driver launches them, and the same text compiled for the host
 //! computes, thread by thread, what libtorch's operators do.
 
+use ln_tuning::alone::{compiled, gated, norm, Gate, NormForm};
 use ln_tuning::device::{best_device, with_fused_functions_on_cuda};
-use ln_tuning::fused_functions::{compiled, gated, norm, Gate, NormForm};
 use tch::{Device, Kind, Tensor};
 
 use crate::counting::{self, Gpu};
@@ -93,7 +93,7 @@ fn are_off_by_default_and_a_launch_that_fails_is_an_error() {
     Gpu::default().run(|| {
         let x = Tensor::ones([4, 64], (Kind::BFloat16, best_device()));
         assert!(norm(&x, None, None, NormForm::Rms, 1e-6).unwrap().is_none());
-        let gate = || with_fused_functions_on_cuda(|| gated(&x, Some(&x), Gate::Silu));
+        let gate = || with_fused_functions_on_cuda(|| gated(&x, &x, Gate::Silu));
         assert!(gate().unwrap().is_some());
         counting::fail_launches(Some(719));
         let error = gate().unwrap_err().to_string();
