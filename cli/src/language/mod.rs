@@ -3,6 +3,7 @@
 mod alpaca;
 mod batch;
 pub mod columns;
+mod conversation;
 mod corpus;
 pub mod document;
 pub mod encoder;
