@@ -70,7 +70,8 @@ struct AddNorm : Function<AddNorm> {
 #ifdef LN_TUNING_GPU
       const MaybeTensor tensor = added ? MaybeTensor(more.tensor) : std::nullopt;
       gpu::norm(
-          rows.tensor, rows.stride, tensor, more.stride, weight, bias, for_gpu(Form(form)), eps, sum, out, stats);
+          rows.tensor, rows.stride, tensor, more.stride, vectors_of(weight.value_or(Tensor())),
+          vectors_of(bias.value_or(Tensor())), for_gpu(Form(form)), eps, sum, out, stats);
 #endif
     } else {
       on_cpu(rows, more, added.has_value(), weight, bias, Form(form), eps, sum, out, stats);
@@ -114,10 +115,11 @@ struct AddNorm : Function<AddNorm> {
       if (wants_x || wants_added) d_x = at::empty(x.sizes(), given.options());
       if (x.is_cuda()) {
 #ifdef LN_TUNING_GPU
-        auto found = gpu::norm_backward(
-            rows.tensor, rows.stride, stats, weight, for_gpu(form), given, also, d_x, wants_weight, wants_bias);
-        d_weight = found[0];
-        d_bias = found[1];
+        if (wants_weight) d_weight = at::empty(weight.sizes(), given.options());
+        if (wants_bias) d_bias = at::empty(bias.sizes(), given.options());
+        gpu::norm_backward(
+            rows.tensor, rows.stride, stats, vectors_of(weight), vectors_of(bias), for_gpu(form), given, also, d_x,
+            {d_weight, d_bias});
 #endif
       } else {
         const auto [weights, biases] =
@@ -132,6 +134,13 @@ struct AddNorm : Function<AddNorm> {
  private:
 #ifdef LN_TUNING_GPU
   static gpu::NormForm for_gpu(Form form) { return {form == Form::layer, form == Form::rms_from_one}; }
+
+  // Read where they stand if they are at one distance from each other.
+  static gpu::Vectors vectors_of(const Tensor& x) {
+    if (!x.defined() || x.numel() == 0) return {x, 1, 0};
+    const Rows rows = as_rows(x);
+    return {rows.tensor, rows.count, rows.count > 1 ? rows.stride : 0};
+  }
 #endif
 
   static void on_cpu(
@@ -253,8 +262,6 @@ extern "C" char* ln_tuning_norm(
     const int64_t size = x->size(-1);
     for (const Tensor* w : {weight, bias}) {
       if (w && !suits(*w, *x)) return;
-      // A kernel has one weight for all rows.
-      if (w && w->is_cuda() && (w->dim() != 1 || !w->is_contiguous())) return;
     }
     const int64_t weights = weight ? parts_of(*weight, size) : 1, biases = bias ? parts_of(*bias, size) : 1;
     if (weights != biases && weights > 1 && biases > 1) return;

@@ -88,17 +88,15 @@ struct Rows {
 // Copied if they are not so.
 Rows as_rows(const Tensor& x) {
   const int64_t size = x.size(-1), count = size == 0 ? 0 : x.numel() / size;
+  // The distance may be 0: one row for all.
   int64_t stride = size, expected = 0;
-  bool even = x.stride(-1) == 1 || size == 1;
+  bool even = x.stride(-1) == 1 || size == 1, begun = false;
   for (int64_t d = x.dim() - 2; d >= 0 && even; --d) {
     if (x.size(d) == 1) continue;
-    if (expected == 0) {
-      stride = x.stride(d);
-      expected = stride * x.size(d);
-    } else {
-      even = x.stride(d) == expected;
-      expected *= x.size(d);
-    }
+    if (!begun) stride = x.stride(d);
+    even = !begun || x.stride(d) == expected;
+    expected = x.stride(d) * x.size(d);
+    begun = true;
   }
   if (even) return {x, count, size, stride};
   return {x.contiguous(), count, size, size};

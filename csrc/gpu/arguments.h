@@ -16,9 +16,11 @@ struct NormArguments {
   Size added_stride;
   void* sum;
   void* out;
-  // May be null.
+  // May be null. So many rows have one of each; a stride of 0 is that of one for all rows.
+  Size rows_together;
   const void* weight;
   const void* bias;
+  Size weight_stride, bias_stride;
   // Per row, its mean and one over its deviation.
   float* stats;
   float eps;
@@ -30,11 +32,14 @@ struct NormArguments {
 };
 
 struct NormBackwardArguments {
-  Size rows, size;
+  // Groups of so many rows, each with a weight; the same number of blocks computes each.
+  Size groups, rows, size;
   const void* x;
   Size x_stride;
   const float* stats;
   const void* weight;
+  // Of groups; 0 is that of one weight for all.
+  Size weight_stride;
   const void* d_out;
   // Added to the gradient; may be null.
   const void* d_sum;
@@ -49,9 +54,11 @@ struct NormBackwardArguments {
   int vectors;
 };
 
-// The sum of `parts` rows, for the weight and for the bias.
+// Sums of rows, for the weight and for the bias: as many results of each, of so many rows that follow each other.
 struct TotalArguments {
-  Size parts, size;
+  Size size;
+  Size results[2];
+  Size parts[2];
   const float* from[2];
   void* to[2];
 };

@@ -12,13 +12,16 @@ namespace ln_tuning {
 namespace gpu {
 namespace {
 
-// Written by the build script: the texts of arguments.h and kernels.cu.
-const char arguments_text[] =
-#include "arguments_text.inc"
-    ;
-const char kernels_text[] =
-#include "kernels_text.inc"
-    ;
+struct Text {
+  const char* name;
+  const char* text;
+};
+
+// Written by the build script: kernels.cu, and what it includes.
+const Text texts[] = {
+#include "gpu_texts.inc"
+};
+constexpr int HEADERS = sizeof(texts) / sizeof(texts[0]) - 1;
 
 void checked(Result result, const char* call) {
   if (result != 0) {
@@ -69,11 +72,15 @@ const Compiled& compile(int capability, Kind kind) {
   const std::string define =
       std::string("--define-macro=KIND_") + (kind == Kind::f32 ? "F32" : kind == Kind::bf16 ? "BF16" : "F16");
   const char* const options[] = {for_target.c_str(), define.c_str(), "--std=c++17", "--ptxas-options=-v"};
-  const char* const header = arguments_text;
-  const char* const header_name = "arguments.h";
+  const char* headers[HEADERS];
+  const char* names[HEADERS];
+  for (int i = 0; i < HEADERS; ++i) {
+    headers[i] = texts[i + 1].text;
+    names[i] = texts[i + 1].name;
+  }
   Program program;
   checked(
-      nvrtc().nvrtcCreateProgram(&program.handle, kernels_text, "ln_tuning.cu", 1, &header, &header_name),
+      nvrtc().nvrtcCreateProgram(&program.handle, texts[0].text, texts[0].name, HEADERS, headers, names),
       "nvrtcCreateProgram");
   const Result result = nvrtc().nvrtcCompileProgram(program.handle, 4, options);
   Compiled compiled;

@@ -68,14 +68,22 @@ struct NormForm {
   bool centred, from_one;
 };
 
+// A weight or a bias: none, one for all rows, or `count` of them, each for as many rows, `stride` apart.
+struct Vectors {
+  Tensor tensor;
+  int64_t count, stride;
+
+  const void* address() const { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+};
+
 // Writes `out` and `stats`, and with `added` also `sum`.
 void norm(
     const Tensor& x,
     int64_t x_stride,
     const MaybeTensor& added,
     int64_t added_stride,
-    const MaybeTensor& weight,
-    const MaybeTensor& bias,
+    const Vectors& weight,
+    const Vectors& bias,
     NormForm form,
     double eps,
     const Tensor& sum,
@@ -91,40 +99,44 @@ void norm(
   all.added_stride = added ? added_stride : 0;
   all.sum = written(sum);
   all.out = written(out);
-  all.weight = address(weight);
-  all.bias = address(bias);
+  all.rows_together = all.rows / std::max(weight.count, bias.count);
+  all.weight = weight.address();
+  all.bias = bias.address();
+  all.weight_stride = weight.stride;
+  all.bias_stride = bias.stride;
   all.stats = stats.mutable_data_ptr<float>();
   all.eps = (float)eps;
   all.centred = form.centred;
   all.from_one = form.from_one;
   const Kind kind = kind_of_plain(x);
   all.vectors = in_vectors(
-      kind, {all.x, all.added, all.sum, all.out, all.weight, all.bias}, {all.size, all.x_stride, all.added_stride});
+      kind, {all.x, all.added, all.sum, all.out, all.weight, all.bias},
+      {all.size, all.x_stride, all.added_stride, all.weight_stride, all.bias_stride});
   launch_for(x, Kernel::norm, rows_grid(all.rows, all.size, kind, all.vectors, MOST_BLOCKS), &all);
 }
 
-// Writes `d_x` if it is defined; gives the gradients of weight and bias that are wanted.
-std::array<Tensor, 2> norm_backward(
+// Writes `d_x` if it is defined, and the gradients of weight and bias that are.
+void norm_backward(
     const Tensor& x,
     int64_t x_stride,
     const Tensor& stats,
-    const Tensor& weight,
+    const Vectors& weight,
+    const Vectors& bias,
     NormForm form,
     const Tensor& d_out,
     const Tensor& d_sum,
     const Tensor& d_x,
-    bool wants_weight,
-    bool wants_bias) {
+    const std::array<Tensor, 2>& gradients) {
   NormBackwardArguments all = {};
   all.size = d_out.size(-1);
-  all.rows = stats.size(0);
-  const auto gradient = [&](bool wanted) { return wanted ? at::empty({all.size}, d_out.options()) : Tensor(); };
-  const std::array<Tensor, 2> found = {gradient(wants_weight), gradient(wants_bias)};
-  if (all.size == 0) return found;
+  if (all.size == 0) return;
+  all.groups = std::max(weight.count, bias.count);
+  all.rows = stats.size(0) / all.groups;
   all.x = x.const_data_ptr();
   all.x_stride = x_stride;
   all.stats = stats.const_data_ptr<float>();
-  all.weight = address(weight);
+  all.weight = weight.address();
+  all.weight_stride = weight.stride;
   all.d_out = d_out.const_data_ptr();
   all.d_sum = address(d_sum);
   all.d_x = written(d_x);
@@ -132,30 +144,30 @@ std::array<Tensor, 2> norm_backward(
   all.from_one = form.from_one;
   const Kind kind = kind_of_plain(x);
   all.vectors =
-      in_vectors(kind, {all.x, all.weight, all.d_out, all.d_sum, all.d_x}, {all.size, all.x_stride});
-  const bool sums = wants_weight || wants_bias;
-  const Grid grid = rows_grid(all.rows, all.size, kind, all.vectors, sums ? SUMMING_BLOCKS : MOST_BLOCKS);
+      in_vectors(kind, {all.x, all.weight, all.d_out, all.d_sum, all.d_x}, {all.size, all.x_stride, all.weight_stride});
+  const bool sums = gradients[0].defined() || gradients[1].defined();
+  const int64_t most_blocks = std::max<int64_t>(1, (sums ? SUMMING_BLOCKS : MOST_BLOCKS) / all.groups);
+  Grid grid = rows_grid(all.rows, all.size, kind, all.vectors, most_blocks);
+  grid.blocks_x *= all.groups;
+  const int64_t parts = grid.blocks_x * grid.threads_y;
   TotalArguments total = {};
-  total.parts = grid.blocks_x * grid.threads_y;
   total.size = all.size;
-  const int64_t kinds_of_sums = (wants_weight ? 1 : 0) + (wants_bias ? 1 : 0);
-  Tensor parts;
-  if (sums) {
-    parts = at::empty({kinds_of_sums, total.parts, all.size}, stats.options());
-    float* at = parts.mutable_data_ptr<float>();
-    int which = 0;
-    for (float** to : {&all.weight_parts, &all.bias_parts}) {
-      const Tensor& gradient = found[to == &all.weight_parts ? 0 : 1];
-      if (!gradient.defined()) continue;
-      *to = at + which * total.parts * all.size;
-      total.from[which] = *to;
-      total.to[which++] = gradient.mutable_data_ptr();
-    }
+  // Rows of parts for each gradient.
+  std::array<Tensor, 2> from;
+  for (int i = 0; i < 2; ++i) {
+    if (!gradients[i].defined() || gradients[i].numel() == 0) continue;
+    from[i] = at::empty({parts, all.size}, stats.options());
+    float* to = from[i].mutable_data_ptr<float>();
+    (i == 0 ? all.weight_parts : all.bias_parts) = to;
+    total.from[i] = to;
+    total.to[i] = gradients[i].mutable_data_ptr();
+    total.results[i] = gradients[i].numel() / all.size;
+    total.parts[i] = parts / total.results[i];
   }
   if (all.rows > 0 && (sums || d_x.defined())) launch_for(x, Kernel::norm_backward, grid, &all);
   // Without rows, zeros.
-  if (sums) launch_for(x, Kernel::total, {divided_up(all.size, 32), kinds_of_sums, 32, 8}, &total);
-  return found;
+  const int64_t results = total.results[0] + total.results[1];
+  if (results > 0) launch_for(x, Kernel::total, {results * divided_up(all.size, 32), 1, 32, 8}, &total);
 }
 
 GatedArguments arguments_of(const Gated& from, int64_t rows) {

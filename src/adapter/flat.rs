@@ -270,11 +270,16 @@ impl FlatParams {
     /// at least.
     pub(crate) fn gathered_rows(&self, tensors: &[Option<&Tensor>], rows: i64) -> Result<Tensor> {
         let kind = if self.master.f_kind()? == Kind::Double { Kind::Double } else { Kind::Float };
-        let place = (kind, self.master.device());
+        // Those of one kind are put together first, and converted at once.
+        let kinds = tensors.iter().flatten().map(|tensor| tensor.f_kind());
+        let mut kinds = kinds.collect::<std::result::Result<Vec<Kind>, _>>()?;
+        kinds.dedup();
+        let own = if let [own] = kinds[..] { own } else { kind };
+        let place = (own, self.master.device());
         let mut pieces = Vec::with_capacity(2 * tensors.len());
         for (slot, tensor) in self.slots.iter().zip(tensors) {
             pieces.push(match tensor {
-                Some(tensor) => tensor.f_reshape([rows, slot.len])?.f_to_kind(kind)?,
+                Some(tensor) => tensor.f_reshape([rows, slot.len])?.f_to_kind(own)?,
                 None => Tensor::f_zeros([rows, slot.len], place)?,
             });
             let padding = slot.end() - slot.start - slot.len;
@@ -282,7 +287,7 @@ impl FlatParams {
                 pieces.push(Tensor::f_zeros([rows, padding], place)?);
             }
         }
-        Ok(Tensor::f_cat(&pieces, 1)?)
+        Ok(Tensor::f_cat(&pieces, 1)?.f_to_kind(kind)?)
     }
 
     fn bounds(&self, slots: &Range<usize>) -> (i64, i64) {

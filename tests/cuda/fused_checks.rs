@@ -113,19 +113,20 @@ pub fn checks(device: Device, kind: Kind) -> Result<Vec<Check>> {
         for form in [NormForm::Rms, NormForm::RmsFromOne, NormForm::Layer] {
             for x in place.layouts(rows, size) {
                 let biased = form == NormForm::Layer;
-                all.extend(norms(place, &x, form, true, biased, false)?);
+                all.push(norms(place, &x, form, [true, biased, false])?);
             }
         }
         let x = place.random(&[rows, size]);
-        all.extend(norms(place, &x, NormForm::Layer, true, false, true)?);
-        all.extend(norms(place, &x, NormForm::Layer, false, false, true)?);
-        all.extend(norms(place, &x, NormForm::Rms, false, false, false)?);
+        all.push(norms(place, &x, NormForm::Layer, [true, false, true])?);
+        all.push(norms(place, &x, NormForm::Layer, [false, false, true])?);
+        all.push(norms(place, &x, NormForm::Rms, [false, false, false])?);
     }
+    all.extend(norms_of_parts(place)?);
     // Several warps in a row; more columns than registers, in vectors and one by one; more rows than blocks.
     for (rows, size) in [(6, 1160), (3, 8208), (3, 1031), (2100, 8)] {
         for form in [NormForm::Rms, NormForm::Layer] {
             let x = place.random(&[rows, size]);
-            all.extend(norms(place, &x, form, true, form == NormForm::Layer, true)?);
+            all.push(norms(place, &x, form, [true, form == NormForm::Layer, true])?);
         }
     }
     for (rows, size) in [(7, 64), (5, 9), (2, 4104), (0, 8)] {
@@ -163,69 +164,128 @@ pub fn checks(device: Device, kind: Kind) -> Result<Vec<Check>> {
     Ok(all)
 }
 
+/// A norm of `x`, of its sum with something if `added`. The weight and the bias may be absent.
+struct Norms<'a> {
+    x: &'a Input,
+    weight: Option<Input>,
+    bias: Option<Input>,
+    form: NormForm,
+    added: bool,
+}
+
+impl Norms<'_> {
+    fn check(&self, place: Place) -> Result<Check> {
+        let Norms { x, weight, bias, form, added } = self;
+        let (form, eps) = (*form, 1e-2);
+        let more = place.random(&x.cpu.size());
+        let given = [Some(*x), weight.as_ref(), bias.as_ref(), added.then_some(&more)];
+        let inputs: Vec<&Input> = given.into_iter().flatten().collect();
+        let parts = |of: &[Tensor]| {
+            let mut rest = of[1..].iter().map(Tensor::shallow_clone);
+            let weight = weight.is_some().then(|| rest.next()).flatten();
+            let bias = bias.is_some().then(|| rest.next()).flatten();
+            (weight, bias, rest.next())
+        };
+        let shape = |x: &Option<Input>| x.as_ref().map_or(Vec::new(), |x| x.cpu.size());
+        let name = format!(
+            "{form:?} of {:?} with weights {:?} and biases {:?}{}",
+            x.cpu.size(),
+            shape(weight),
+            shape(bias),
+            if *added { " behind a sum" } else { "" },
+        );
+        let fused = |of: &[Tensor]| {
+            let (weight, bias, added) = parts(of);
+            let (weight, bias) = (weight.as_ref(), bias.as_ref());
+            Ok(match added {
+                Some(added) => {
+                    let both = added_norm(&of[0], &added, weight, bias, form, eps)?;
+                    both.map(|(sum, norm)| vec![sum, norm]).context("no kernel")?
+                }
+                None => vec![norm(&of[0], weight, bias, form, eps)?.context("no kernel")?],
+            })
+        };
+        let operators = |of: &[Tensor]| {
+            let (weight, bias, added) = parts(of);
+            let sum = added.map(|added| &of[0] + added);
+            // The norm is that of the sum as it is kept.
+            let rounded = sum.as_ref().map(|sum| {
+                let kept = sum.to_kind(place.kind).to_kind(Kind::Double);
+                (kept - sum).detach() + sum
+            });
+            let x = rounded.as_ref().unwrap_or(&of[0]);
+            let centred = match form {
+                NormForm::Layer => x - x.mean_dim(-1, true, Kind::Double),
+                _ => x.shallow_clone(),
+            };
+            let mut y = &centred / (centred.square().mean_dim(-1, true, Kind::Double) + eps).sqrt();
+            if let Some(weight) = weight {
+                y *= if form == NormForm::RmsFromOne { weight + 1. } else { weight };
+            }
+            if let Some(bias) = bias {
+                y += bias;
+            }
+            sum.into_iter().chain([y]).collect()
+        };
+        place.check(name, &inputs, fused, operators)
+    }
+}
+
+/// Norms of rows, with one weight and one bias for all.
 fn norms(
     place: Place,
     x: &Input,
     form: NormForm,
-    weighted: bool,
-    biased: bool,
-    added: bool,
-) -> Result<Option<Check>> {
+    [weighted, biased, added]: [bool; 3],
+) -> Result<Check> {
     let size = x.cpu.size()[1];
-    let eps = 1e-2;
-    let [weight, bias] = [0, 1].map(|_| place.random(&[size]));
-    let more = place.random(&x.cpu.size());
-    let mut inputs = vec![x];
-    inputs.extend(weighted.then_some(&weight));
-    inputs.extend(biased.then_some(&bias));
-    inputs.extend(added.then_some(&more));
-    let parts = |of: &[Tensor]| {
-        let mut rest = of[1..].iter().map(Tensor::shallow_clone);
-        let weight = weighted.then(|| rest.next()).flatten();
-        let bias = biased.then(|| rest.next()).flatten();
-        (weight, bias, rest.next())
-    };
-    let name = format!(
-        "{form:?}{}{}{} of {} × {size}",
-        if weighted { " with weights" } else { "" },
-        if biased { " with biases" } else { "" },
-        if added { " behind a sum" } else { "" },
-        x.cpu.size()[0]
-    );
-    let fused = |of: &[Tensor]| {
-        let (weight, bias, added) = parts(of);
-        let (weight, bias) = (weight.as_ref(), bias.as_ref());
-        Ok(match added {
-            Some(added) => {
-                let both = added_norm(&of[0], &added, weight, bias, form, eps)?;
-                both.map(|(sum, norm)| vec![sum, norm]).context("no kernel")?
-            }
-            None => vec![norm(&of[0], weight, bias, form, eps)?.context("no kernel")?],
-        })
-    };
-    let operators = |of: &[Tensor]| {
-        let (weight, bias, added) = parts(of);
-        let sum = added.map(|added| &of[0] + added);
-        // The norm is that of the sum as it is kept.
-        let rounded = sum.as_ref().map(|sum| {
-            let kept = sum.to_kind(place.kind).to_kind(Kind::Double);
-            (kept - sum).detach() + sum
-        });
-        let x = rounded.as_ref().unwrap_or(&of[0]);
-        let centred = match form {
-            NormForm::Layer => x - x.mean_dim(-1, true, Kind::Double),
-            _ => x.shallow_clone(),
+    let own = |there: bool| there.then(|| place.random(&[size]));
+    Norms { x, weight: own(weighted), bias: own(biased), form, added }.check(place)
+}
+
+/// Norms of a batch whose rows have weights and biases of their own: parts of wider rows, as those of several adapters
+/// stand.
+fn norms_of_parts(place: Place) -> Result<Vec<Check>> {
+    let mut all = Vec::new();
+    for (batch, length, size) in [
+        (3, 2, 64),
+        (2, 5, 7),
+        (5, 1, 1031),
+        (2, 3, 1160),
+        (1, 4, 8),
+        (3, 700, 8),
+        (2, 0, 8),
+        (0, 2, 8),
+    ] {
+        let x = place.random(&[batch, length, size]);
+        let of_rows = || {
+            let wide = place.viewed(&[batch, 2 * size + 16], |x| x.narrow(1, 8, size).unsqueeze(1));
+            Some(wide)
         };
-        let mut y = &centred / (centred.square().mean_dim(-1, true, Kind::Double) + eps).sqrt();
-        if let Some(weight) = weight {
-            y *= if form == NormForm::RmsFromOne { weight + 1. } else { weight };
+        let of_places = || Some(place.random(&[batch, length, size]));
+        let of_all = || Some(place.random(&[size]));
+        let mut check = |form, weight, bias, added| -> Result<()> {
+            all.push(Norms { x: &x, weight, bias, form, added }.check(place)?);
+            Ok(())
+        };
+        check(NormForm::Rms, of_rows(), None, true)?;
+        check(NormForm::RmsFromOne, of_rows(), None, false)?;
+        check(NormForm::Layer, of_rows(), of_rows(), true)?;
+        check(NormForm::Layer, of_all(), of_rows(), false)?;
+        check(NormForm::Layer, of_rows(), of_all(), false)?;
+        if length < 10 {
+            check(NormForm::Rms, of_places(), None, false)?;
+            check(NormForm::Layer, of_places(), of_places(), true)?;
         }
-        if let Some(bias) = bias {
-            y += bias;
-        }
-        sum.into_iter().chain([y]).collect()
-    };
-    Ok(Some(place.check(name, &inputs, fused, operators)?))
+    }
+    // The norms of heads; and one weight that several rows share by a distance of 0.
+    let x = place.viewed(&[2, 3, 2, 24], |x| x.narrow(3, 0, 16));
+    let weight = Some(place.random(&[2, 1, 1, 16]));
+    all.push(Norms { x: &x, weight, bias: None, form: NormForm::Rms, added: false }.check(place)?);
+    let x = place.random(&[2, 3, 16]);
+    let weight = Some(place.viewed(&[1, 1, 16], |x| x.expand([2, 1, 16], false)));
+    all.push(Norms { x: &x, weight, bias: None, form: NormForm::Rms, added: true }.check(place)?);
+    Ok(all)
 }
 
 fn activated(x: &Tensor, gate: Gate) -> Tensor {

@@ -24,7 +24,9 @@ fn ways() -> [(&'static str, GenerateOptions); 3] {
 
 /// The counts of two tokens and of six: those from the third on stand for all that follow. Before, what is kept is
 /// made.
-fn four_tokens(mut generate: impl FnMut(i64) -> ln_tuning::Result<Tensor>) -> [Counts; 2] {
+pub(crate) fn four_tokens(
+    mut generate: impl FnMut(i64) -> ln_tuning::Result<Tensor>,
+) -> [Counts; 2] {
     let [_, two, six] = [2, 2, 6].map(|tokens| {
         counting::reset();
         assert_eq!(generate(tokens).unwrap().size()[1], tokens);

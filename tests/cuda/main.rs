@@ -26,6 +26,8 @@ mod heads;
 mod launches;
 mod llama;
 mod memory;
+#[cfg(feature = "kernels")]
+mod mixed_rows;
 mod models;
 #[cfg(feature = "distributed")]
 mod nccl;

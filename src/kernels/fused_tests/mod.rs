@@ -106,7 +106,8 @@ fn agree_within(
     bare.iter().zip(&found).for_each(|(bare, found)| assert_eq!(*bare, found.detach(), "{what}"));
 }
 
-/// Inputs of this shape: dense, in columns, a part of wider rows, and one row for all.
+/// Inputs of this shape: dense, in columns, a part of wider rows, one row for all, and one for each of the first rows of
+/// rows.
 fn layouts(shape: &[i64], kind: Kind) -> Vec<Tensor> {
     let size = *shape.last().unwrap();
     let mut wider = shape.to_vec();
@@ -114,11 +115,14 @@ fn layouts(shape: &[i64], kind: Kind) -> Vec<Tensor> {
     let columns: Vec<i64> = shape.iter().rev().copied().collect();
     let reversed: Vec<i64> = (0..shape.len() as i64).rev().collect();
     let one: Vec<i64> = vec![1; shape.len() - 1].into_iter().chain([size]).collect();
+    let mut each = shape.to_vec();
+    each[shape.len().saturating_sub(2)] = if shape.len() > 1 { 1 } else { size };
     vec![
         random(shape, kind),
         random(&columns, kind).permute(reversed),
         random(&wider, kind).narrow(-1, 2, size),
         random(&one, kind).expand(shape, false),
+        random(&each, kind).expand(shape, false),
     ]
 }
 

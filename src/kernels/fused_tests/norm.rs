@@ -158,7 +158,7 @@ proptest! {
 
     #[test]
     fn any_norm_is_that_of_operators(
-        (a, b, size, layout) in (0..4_i64, 1..40_i64, 1..90_i64, 0..4_usize),
+        (a, b, size, layout) in (0..4_i64, 1..40_i64, 1..90_i64, 0..5_usize),
         (kind, form, weighted, biased) in (0..3_usize, 0..3_usize, any::<bool>(), any::<bool>()),
     ) {
         let x = layouts(&[a, b, size], KINDS[kind]).swap_remove(layout);

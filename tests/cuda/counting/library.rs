@@ -87,7 +87,10 @@ pub fn kernels() -> &'static Path {
         let source = root().join("tests/cuda/runtime/compute/host.cpp");
         let folder = root().join("csrc/gpu");
         let mut hasher = DefaultHasher::new();
-        for file in [&source, &folder.join("arguments.h"), &folder.join("kernels.cu")] {
+        let files = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<PathBuf> = files.chain([source.clone()]).collect();
+        files.sort();
+        for file in files {
             std::fs::read(file).unwrap().hash(&mut hasher);
         }
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
