@@ -27,16 +27,12 @@ const LEAST_FOR_BLOCKS: i64 = 64;
 const LEAST_ROWS: i64 = 4;
 
 /// x · weightᵀ + bias, for a weight `[out, in]`.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     product(x, weight, bias, false)
 }
 
 /// x · weight + bias, for a weight `[in, out]`.
-pub(crate) fn linear_transposed(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-) -> Result<Tensor> {
+pub fn linear_transposed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     product(x, weight, bias, true)
 }
 

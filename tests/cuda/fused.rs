@@ -1,8 +1,8 @@
 //! The fused functions on CUDA: NVRTC compiles them, the driver launches them, and the same text compiled for the host
 //! computes, thread by thread, what libtorch's operators do.
 
+use ln_tuning::alone::{compiled, gated, norm, Gate, NormForm};
 use ln_tuning::device::{best_device, without_fused_functions};
-use ln_tuning::fused_functions::{compiled, gated, norm, Gate, NormForm};
 use tch::{Device, Kind, Tensor};
 
 use crate::counting::{self, Gpu};
@@ -103,7 +103,7 @@ fn are_on_by_default_and_a_launch_that_fails_is_an_error() {
         let normed = || norm(&x, None, None, NormForm::Rms, 1e-6).unwrap();
         assert!(normed().is_some());
         assert!(without_fused_functions(normed).is_none());
-        let gate = || gated(&x, Some(&x), Gate::Silu);
+        let gate = || gated(&x, &x, Gate::Silu);
         assert!(gate().unwrap().is_some());
         counting::fail_launches(Some(719));
         let error = gate().unwrap_err().to_string();

@@ -1,8 +1,8 @@
 //! Each fused function beside libtorch's operators, which compute in f64 on the CPU: values and gradients.
 
 use anyhow::{Context, Result};
-use ln_tuning::fused_functions::{
-    added_norm, cross_entropy, gated, gradients, norm, turned, Gate, NormForm,
+use ln_tuning::alone::{
+    added_norm, cross_entropy, gated, gated_in_one, gradients, norm, turned, Gate, NormForm,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -138,14 +138,14 @@ pub fn checks(device: Device, kind: Kind) -> Result<Vec<Check>> {
                 all.push(place.check(
                     format!("{gate:?} of {rows} × {size}"),
                     &[x, &up],
-                    |of| Ok(vec![gated(&of[0], Some(&of[1]), gate)?.context("no kernel")?]),
+                    |of| Ok(vec![gated(&of[0], &of[1], gate)?.context("no kernel")?]),
                     |of| vec![activated(&of[0], gate) * &of[1]],
                 )?);
             }
             all.push(place.check(
                 format!("{gate:?} of {rows} × {size} in one"),
                 &[&place.random(&[rows, 2 * size])],
-                |of| Ok(vec![gated(&of[0], None, gate)?.context("no kernel")?]),
+                |of| Ok(vec![gated_in_one(&of[0], gate)?.context("no kernel")?]),
                 |of| {
                     let both = of[0].chunk(2, -1);
                     vec![activated(&both[0], gate) * &both[1]]
