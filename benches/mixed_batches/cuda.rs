@@ -47,10 +47,10 @@ const QUICK: Size = Size {
 
 /// Seconds since the start after which PEFT's rounds are as few as they can be, for each of its targets; and after which it
 /// is given up.
-const LATE: [u64; 2] = [58, 80];
+const LATE: [u64; 2] = [50, 78];
 const TOO_LATE: u64 = 96;
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 4;
 const ROUNDS_OF_PEFT: usize = 3;
 
 /// What has been measured so far; the file is replaced with each result, so that the end of the process loses nothing.
