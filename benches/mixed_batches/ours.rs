@@ -1,7 +1,7 @@
 //! Our side: a decoder with LN adapters.
 
 use anyhow::Result;
-use ln_tuning::device::{with_fused_functions_on_cuda, without_fused_functions};
+use ln_tuning::device::without_fused_functions;
 use ln_tuning::models::{Decoder, DecoderConfig, GenerateOptions, Inputs, Model, ModelConfig};
 use ln_tuning::{LnTuningConfig, LnTuningModel, LoadOptions, SaveOptions};
 use serde_json::json;
@@ -130,7 +130,7 @@ impl Side for Through<'_> {
     fn time(&mut self, rows: i64, length: i64, mix: Mix) -> Result<Times> {
         let timed = || self.0.timed(rows, length, mix);
         if self.1 == Way::Fused {
-            with_fused_functions_on_cuda(timed)
+            timed()
         } else {
             without_fused_functions(timed)
         }

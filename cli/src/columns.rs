@@ -5,13 +5,19 @@ pub fn width() -> usize {
     console::Term::stdout().size_checked().map_or(100, |(_, columns)| usize::from(columns))
 }
 
+/// The text with nothing in it that moves a terminal's cursor, but for ends of lines.
+fn shown(text: &str) -> String {
+    text.replace('\t', "    ").replace(|c: char| c.is_control() && c != '\n', "")
+}
+
 /// A column for each text, below its name.
 pub fn side_by_side(texts: &[(String, String)], width: usize) -> String {
     let gap = 3;
     let column = (width.saturating_sub(gap * (texts.len() - 1)) / texts.len()).max(12);
     let wrap = |(name, text): &(String, String)| {
         let mut lines = vec![name.clone(), "─".repeat(column)];
-        lines.extend(textwrap::wrap(text.trim(), column).into_iter().map(|line| line.into_owned()));
+        let text = shown(text.trim());
+        lines.extend(textwrap::wrap(&text, column).into_iter().map(|line| line.into_owned()));
         lines
     };
     let columns: Vec<Vec<String>> = texts.iter().map(wrap).collect();

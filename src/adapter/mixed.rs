@@ -117,8 +117,12 @@ impl Attachment {
         {
             stack = Stack::new(&self.base)?;
         }
+        let all = self.adapters.len();
         let rows = names.iter().map(|name| match self.adapters.get(*name) {
-            Some(adapter) => stack.row(adapter, &self.base, self.shown.as_deref() == Some(*name)),
+            Some(adapter) => {
+                let in_use = self.shown.as_deref() == Some(*name);
+                stack.row(adapter, &self.base, in_use, all)
+            }
             None => Ok(0),
         });
         let rows = rows.collect::<Result<Vec<_>>>()?;
@@ -162,5 +166,34 @@ impl Attachment {
             address: tensor.data_ptr() as usize,
             values: names.iter().map(value).collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::nn::{self, VarStore};
+    use tch::Device;
+
+    use super::*;
+    use crate::{LnTuningConfig, LnTuningModel};
+
+    #[test]
+    fn a_variable_that_all_rows_share_is_refused_where_one_adapter_has_its_own() {
+        let vs = VarStore::new(Device::Cpu);
+        let _norm = nn::layer_norm(vs.root() / "norm", vec![2], Default::default());
+        let config = LnTuningConfig::default().target_modules(["norm"]);
+        let mut tuned = LnTuningModel::with_adapter_name(&vs, config.clone(), "a").unwrap();
+        tuned.add_adapter("b", config).unwrap();
+        let weight = vs.variables().remove("norm.weight").unwrap();
+        let adapters = mixed::on("norm.weight", &weight).unwrap();
+        for (names, parts) in [
+            (&[BASE, "b"][..], &["adapter 'b' has its own 'norm.", "with `by_adapter`"][..]),
+            (&[BASE], &["adapter 'a' has its own 'norm.", "or make another adapter active"]),
+        ] {
+            let error = adapters.of(names, &|_| Use::AsOne).map(drop).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Unsupported);
+            parts.iter().for_each(|part| assert!(error.to_string().contains(part), "{error}"));
+        }
+        assert!(adapters.of(&[BASE, "b"], &|_| Use::ByRow).is_ok());
     }
 }

@@ -1,5 +1,5 @@
-//! Fused functions of our own on the CPU, in C++ (`csrc/fused`): several operations in one pass over memory, with
-//! gradients of their own. Each gives `None` where libtorch's operators are to be used: on other devices, in other
+//! Fused functions of our own on the CPU and on CUDA, in C++ (`csrc/fused`): several operations in one pass over memory,
+//! with gradients of their own. Each gives `None` where libtorch's operators are to be used: on other devices, in other
 //! kinds, for shapes that it does not know, while a trace is recorded, and where they are turned off.
 #![allow(unsafe_code)]
 // Models use most of them.
@@ -13,8 +13,6 @@ use torch_sys::C_tensor;
 
 use super::fused_forms::{Attended, CrossEntropy, Gate, NormForm};
 use crate::device::fused_functions_are_on;
-#[cfg(fused_cuda)]
-use crate::device::fused_functions_are_on_for_cuda;
 use crate::error::Result;
 
 extern "C" {
@@ -42,6 +40,13 @@ extern "C" {
         sin: *const C_tensor,
         side_by_side: i64,
     ) -> *mut c_char;
+    fn ln_tuning_products(
+        results: *mut *mut C_tensor,
+        x: *const C_tensor,
+        weights: *const *const C_tensor,
+        biases: *const *const C_tensor,
+        count: i64,
+    ) -> *mut c_char;
     fn ln_tuning_attend(
         result: *mut *mut C_tensor,
         q: *const C_tensor,
@@ -55,6 +60,7 @@ extern "C" {
     fn ln_tuning_cross_entropy(
         done: *mut i64,
         logits: *const C_tensor,
+        gradient: *const C_tensor,
         bias: *const C_tensor,
         targets: *const C_tensor,
         largest: *const C_tensor,
@@ -151,6 +157,24 @@ pub(crate) fn turned(
     Ok(q.zip(k).map(<[Tensor; 2]>::from))
 }
 
+/// `x · weightᵀ + bias` of each of these layers, which are frozen, with one gradient for `x`, which the products add up.
+pub(crate) fn products<const N: usize>(
+    x: &Tensor,
+    layers: [(&Tensor, Option<&Tensor>); N],
+) -> Result<Option<[Tensor; N]>> {
+    if !is_for(x)? {
+        return Ok(None);
+    }
+    let weights = layers.map(|(weight, _)| weight.as_ptr());
+    let biases = layers.map(|(_, bias)| given(bias));
+    // SAFETY: see `made`; there are `N` of each.
+    let all: [Option<Tensor>; N] = made(|results| unsafe {
+        ln_tuning_products(results, x.as_ptr(), weights.as_ptr(), biases.as_ptr(), N as i64)
+    })?;
+    let all: Vec<Tensor> = all.into_iter().flatten().collect();
+    Ok(all.try_into().ok())
+}
+
 /// Attention of queries `[batch, heads, length, dim]` to keys and values `[batch, heads, keys, dim]`, perhaps with fewer
 /// heads. All scores stand in memory at once.
 pub(crate) fn attend(
@@ -171,15 +195,16 @@ pub(crate) fn attend(
 }
 
 /// Cross entropy of `logits` `[rows, classes]` against `targets` `[rows, 1]`, outside any graph. Writes the largest
-/// logit, its share of the softmax and the target's logit of each row into the columns, `[rows, 1]` in f32. False if it
-/// was not computed.
+/// logit, its share of the softmax and the target's logit of each row into the columns, `[rows, 1]` in f32. Their
+/// gradient, if it is wanted, overwrites the logits; on CUDA, where they are f32, it may go to a tensor of another kind.
+/// A target on CUDA that is no class makes the loss NaN. False if it was not computed.
 pub(crate) fn cross_entropy(
     logits: &Tensor,
     targets: &Tensor,
     [largest, peak, target]: &[Tensor; 3],
-    CrossEntropy { bias, scale, cap, smoothing, z_loss, gradient }: CrossEntropy,
+    CrossEntropy { bias, scale, cap, smoothing, z_loss, wanted, into }: CrossEntropy,
 ) -> Result<bool> {
-    if !is_for(logits)? {
+    if !is_for(logits)? || !into.map_or(Ok(true), is_for)? {
         return Ok(false);
     }
     let mut done = 0;
@@ -190,6 +215,7 @@ pub(crate) fn cross_entropy(
         ln_tuning_cross_entropy(
             &mut done,
             logits,
+            given(into),
             given(bias),
             targets,
             largest,
@@ -199,7 +225,7 @@ pub(crate) fn cross_entropy(
             cap.unwrap_or(0.),
             smoothing,
             z_loss,
-            gradient.into(),
+            wanted.into(),
         )
     })?;
     Ok(done != 0)
@@ -214,9 +240,7 @@ pub(crate) fn is_for(x: &Tensor) -> Result<bool> {
     Ok(match x.device() {
         Device::Cpu => true,
         #[cfg(fused_cuda)]
-        Device::Cuda(index) => {
-            fused_functions_are_on_for_cuda() && super::gpu::is_ready(index, kind)
-        }
+        Device::Cuda(index) => super::gpu::is_ready(index, kind),
         _ => false,
     })
 }

@@ -8,6 +8,7 @@ use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
 use super::fused;
+use super::fused_forms::CrossEntropy;
 pub use super::fused_forms::{Gate, NormForm};
 use crate::error::Result;
 
@@ -64,6 +65,24 @@ pub fn turned(
     side_by_side: bool,
 ) -> Result<Option<[Tensor; 2]>> {
     fused::turned(both, angles, side_by_side)
+}
+
+/// The cross entropy of `logits` `[rows, classes]` in f32 against `targets` `[rows, 1]`: the largest logit of each row, its
+/// share of the softmax and the target's logit, `[rows, 1]`, and the gradient of the logits in `kind`.
+pub fn cross_entropy(
+    logits: &Tensor,
+    targets: &Tensor,
+    (cap, smoothing, z_loss): (Option<f64>, f64, f64),
+    kind: tch::Kind,
+) -> Result<Option<[Tensor; 4]>> {
+    let column = || Tensor::f_empty(targets.size(), (tch::Kind::Float, logits.device()));
+    let columns = [column()?, column()?, column()?];
+    let gradient = Tensor::f_empty(logits.size(), (kind, logits.device()))?;
+    let into = Some(&gradient);
+    let how = CrossEntropy { bias: None, scale: 1., cap, smoothing, z_loss, wanted: true, into };
+    let done = fused::cross_entropy(logits, targets, &columns, how)?;
+    let [largest, peak, target] = columns;
+    Ok(done.then_some([largest, peak, target, gradient]))
 }
 
 /// The gradients of `inputs` from those of `outputs`.

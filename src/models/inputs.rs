@@ -148,9 +148,8 @@ impl<'a> Inputs<'a> {
     /// Each row is computed as under [`set_adapter`](crate::LnTuningModel::set_adapter): what its adapter does not tune
     /// is the base's. On the CPU the norms of a batch give, in f32, the same numbers, bit for bit. Modules that are no
     /// norms, such as a head of `modules_to_save`, compute the rows of each adapter by themselves, be they embeddings,
-    /// tables of positions, patches or projections; all else is computed for all rows at once. Refused (`Unsupported`)
-    /// are the projections inside SigLIP's pooling head, and the scales between two towers. A name costs no more than a
-    /// copy of its norms' weights; an adapter is copied once and again when it has changed.
+    /// tables of positions, patches or projections; all else is computed for all rows at once. A name costs no more than
+    /// a copy of its norms' weights; an adapter is copied once and again when it has changed.
     ///
     /// An adapter takes its weights in f32, in the model's kind where that is another, and once more there as soon as a
     /// batch has named it: 8 bytes a weight in bf16, 4 with [`Precision::Model`](crate::Precision::Model), which serves

@@ -3,6 +3,7 @@
 `make-lm DIR llama|gpt2`        a tiny random language model with a tokenizer
 `make-bert DIR LABELS`          a tiny random classifier with a tokenizer; with one label, for a number
 `make-dinov2 DIR`               a tiny random DINOv2 without a head
+`make-seq2seq DIR PROMPTS`      a tiny random T5 and a BART, each with adapters a and b in a folder beside it, and their answers
 `curve-lm MODEL ROWS STEPS LR WD CLIP`    PEFT's losses on the rows of token ids in ROWS, a batch per line
 `curve-bert MODEL ROWS STEPS LR WD CLIP`  the same; a row is ids, mask, types and label
 """
@@ -20,6 +21,8 @@ from transformers import (  # noqa: E402
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     Dinov2Config,
@@ -29,6 +32,8 @@ from transformers import (  # noqa: E402
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 transformers.logging.set_verbosity_error()
@@ -45,7 +50,8 @@ CHAT = (
 )
 
 
-def make_lm(directory, family):
+def words(template):
+    """A tokenizer of bytes; `<s>` is token 0, `</s>` token 1."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -53,10 +59,17 @@ def make_lm(directory, family):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=384, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(TEXT * 4, trainer)
-    if family == "llama":
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    if template:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     fast.chat_template = CHAT
+    return fast
+
+
+def make_lm(directory, family):
+    fast = words("<s> $A" if family == "llama" else None)
     fast.save_pretrained(directory)
     torch.manual_seed(0)
     common = {"vocab_size": len(fast), "bos_token_id": 0, "eos_token_id": 1}
@@ -101,6 +114,47 @@ def make_bert(directory, labels):
         problem_type="regression" if len(labels) == 1 else None, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)},
     )
     BertForSequenceClassification(config).save_pretrained(directory)
+
+
+def make_seq2seq(directory, prompts):
+    answers = {}
+    for family, template in [("t5", "$A </s>"), ("bart", "<s> $A </s>")]:
+        base, fast = f"{directory}/{family}", words(template)
+        fast.save_pretrained(base)
+        torch.manual_seed(0)
+        common = {"vocab_size": len(fast), "d_model": 32, "eos_token_id": 1, "pad_token_id": 1, "decoder_start_token_id": 0}
+        if family == "t5":
+            model = T5ForConditionalGeneration(T5Config(d_kv=8, d_ff=64, num_layers=2, num_heads=4, **common))
+        else:
+            layers = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+            config = BartConfig(
+                encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64, forced_eos_token_id=1, bos_token_id=0,
+                **layers, **common,
+            )
+            model = BartForConditionalGeneration(config)
+        with torch.no_grad():
+            # Weak embeddings and strong positions, or the model says one token again and again.
+            for name, parameter in model.named_parameters():
+                strong = 2 if "relative_attention_bias" in name or "embed_positions" in name else 0.15
+                parameter.mul_(0.1 if "shared" in name else 1).add_(torch.randn_like(parameter) * strong)
+        model.save_pretrained(base)
+        answers[family] = [answer(model, fast, prompts)]
+        for name in ("a", "b"):
+            tuned = get_peft_model(type(model).from_pretrained(base), LNTuningConfig())
+            with torch.no_grad():
+                for parameter in tuned.parameters():
+                    if parameter.requires_grad:
+                        parameter.add_(torch.randn_like(parameter) * 0.3)
+            tuned.save_pretrained(f"{directory}/{family}-{name}")
+            answers[family].append(answer(tuned, fast, prompts))
+    print(json.dumps(answers))
+
+
+def answer(model, tokenizer, prompts):
+    """Each alone."""
+    given = [tokenizer(prompt, return_tensors="pt", return_token_type_ids=False) for prompt in json.loads(prompts)]
+    new = [model.eval().generate(**ids, max_new_tokens=10, do_sample=False, num_beams=1)[0] for ids in given]
+    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
 
 
 def make_dinov2(directory):
@@ -207,6 +261,8 @@ elif command == "make-bert":
     make_bert(arguments[0], arguments[1].split(","))
 elif command == "make-dinov2":
     make_dinov2(*arguments)
+elif command == "make-seq2seq":
+    make_seq2seq(*arguments)
 elif command == "curve-lm":
     curve_lm(*arguments)
 elif command == "curve-bert":

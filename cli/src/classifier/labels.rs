@@ -196,6 +196,12 @@ impl Labels {
         Ok(Labels::new(names, false, Written::Names, note))
     }
 
+    /// True if the head for these labels is the head for those, new or not.
+    pub fn same_head(&self, other: &Labels) -> bool {
+        (self.of_model, &self.names, self.are_numbers())
+            == (other.of_model, &other.names, other.are_numbers())
+    }
+
     pub fn are_numbers(&self) -> bool {
         self.written == Written::Numbers
     }
@@ -267,7 +273,7 @@ fn distinct(rows: &Rows) -> BTreeSet<&str> {
 }
 
 /// The first ten.
-fn shown<'n>(names: impl ExactSizeIterator<Item = &'n str>) -> String {
+pub fn shown<'n>(names: impl ExactSizeIterator<Item = &'n str>) -> String {
     let more = if names.len() > 10 { ", …" } else { "" };
     format!("{}{more}", names.take(10).collect::<Vec<_>>().join(", "))
 }

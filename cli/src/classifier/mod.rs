@@ -19,7 +19,7 @@ use crate::train::settings::RunSettings;
 use crate::train::several::{self, Several, Weights, Work};
 use crate::train::shift::{Asked, Shift};
 use crate::train::start::{start, Mode};
-use labels::Labels;
+use labels::{shown, Labels};
 use model::Classifier;
 use rows::Rows;
 use settings::ClassifierData;
@@ -54,47 +54,84 @@ pub fn train_several(several: &Several<ClassifierData>, mode: Mode) -> Result<()
         (run.all["data"].clone(), (run.files.eval_fraction > 0.).then_some(run.common.seed))
     };
     let (of, firsts) = several::alike(runs().map(data));
-    let mut rows = Vec::with_capacity(firsts.len());
+    let mut data = Vec::with_capacity(firsts.len());
     for member in firsts.iter().map(|first| &several.members[*first]) {
-        let open = |path: &_| Rows::open(path, &member.run);
-        let opened = member.run.files.open(member.run.common.seed, open, Rows::split);
-        rows.push(opened.with_context(|| member.name.clone())?);
+        let own = LabelledRows::open(&member.run, &files).with_context(|| member.name.clone())?;
+        if let Some(first) = data.first() {
+            own.check_beside(&member.name, first, &several.members[0].name)?;
+        }
+        data.push(own);
     }
-    let (train, eval) = &rows[0];
-    let labels = Labels::of(train, eval.as_ref(), &files, &first.data)?;
     first.ranks.agree(Ok(()))?;
-    let (images, names, of_model) = (train.are_images(), labels.names.clone(), labels.of_model);
+    let (labels, images) = (data[0].labels.clone(), data[0].train.are_images());
     let (vs, model) = Classifier::open(files, &labels, images, settings, device)?;
     let config = model.adapter(settings.adapter()?);
-    let mut tasks = Vec::with_capacity(rows.len());
-    for ((train, eval), first) in rows.into_iter().zip(&firsts) {
-        let run = &several.members[*first].run;
-        let files = ModelFiles::open(&settings.model)?;
-        let labels = Labels::of(&train, eval.as_ref(), &files, &run.data)?;
-        ensure!(
-            labels.names == names,
-            "'{}' has the labels {:?} and '{}' {names:?}: one base has one head, so train them one by one",
-            several.members[*first].name,
-            labels.names,
-            several.members[0].name
-        );
-        tasks.push(ClassifierTask::new(&model, device, train, eval, labels, run)?);
-    }
     // A head that is new follows from the seed.
-    let own = |run: &RunSettings<ClassifierData>| -> Result<Option<Weights>> {
+    let head = |run: &RunSettings<ClassifierData>, own: &Labels| -> Result<_> {
         let other = &run.common;
-        if of_model || other.seed == settings.seed {
-            return Ok(None);
+        if own.same_head(&labels) && (own.of_model || other.seed == settings.seed) {
+            return Ok((None, model.config.clone()));
         }
         let files = ModelFiles::open(&settings.model)?;
-        let (vs, _model) = Classifier::open(files, &labels, images, other, device)?;
+        let (vs, model) = Classifier::open(files, own, images, other, device)?;
         let options = settings.adapter_options();
         let tuned = LnTuningModel::with_options(&vs, config.clone(), DEFAULT_ADAPTER, &options)?;
-        Ok(Some(tuned.state_dict(DEFAULT_ADAPTER)?))
+        Ok((Some(tuned.state_dict(DEFAULT_ADAPTER)?), model.config))
     };
-    let first_weights = runs().map(own).collect::<Result<Vec<_>>>()?;
+    let mut first_weights: Vec<Option<Weights>> = Vec::with_capacity(of.len());
+    let mut configs = vec![None; data.len()];
+    for (run, of) in runs().zip(&of) {
+        let (weights, config) = head(run, &data[*of].labels)?;
+        first_weights.push(weights);
+        configs[*of].get_or_insert(config);
+    }
+    let mut tasks = Vec::with_capacity(data.len());
+    for ((own, config), first) in data.into_iter().zip(configs).zip(&firsts) {
+        let LabelledRows { train, eval, labels } = own;
+        let run = &several.members[*first].run;
+        let task = ClassifierTask::new(&model, device, train, eval, labels, run)?;
+        tasks.push(task.with_config(config.context("there is a run of each task")?));
+    }
     let work = Work { tasks: &tasks, of: &of, first_weights: &first_weights };
     several::start(several, work, &vs, config.clone(), mode)
+}
+
+/// The data of some runs, and what their labels stand for.
+struct LabelledRows {
+    train: Rows,
+    eval: Option<Rows>,
+    labels: Labels,
+}
+
+impl LabelledRows {
+    fn open(run: &RunSettings<ClassifierData>, files: &ModelFiles) -> Result<Self> {
+        let open = |path: &_| Rows::open(path, run);
+        let (train, eval) = run.files.open(run.common.seed, open, Rows::split)?;
+        let labels = Labels::of(&train, eval.as_ref(), files, &run.data)?;
+        Ok(LabelledRows { train, eval, labels })
+    }
+
+    /// Refuses data that one base with one head cannot learn from beside others.
+    fn check_beside(&self, name: &str, first: &Self, first_name: &str) -> Result<()> {
+        let cure = "train them one by one";
+        let kind = |rows: &Self| if rows.train.are_images() { "pictures" } else { "texts" };
+        ensure!(
+            kind(self) == kind(first),
+            "'{name}' is of {} and '{first_name}' of {}, and one base takes either: {cure}",
+            kind(self),
+            kind(first)
+        );
+        let (own, others) = (&self.labels.names, &first.labels.names);
+        ensure!(
+            own.len() == others.len(),
+            "'{name}' has {} labels ({}) and '{first_name}' {} ({}), and the heads on one base have one size: {cure}",
+            own.len(),
+            shown(own.iter().map(String::as_str)),
+            others.len(),
+            shown(others.iter().map(String::as_str))
+        );
+        Ok(())
+    }
 }
 
 /// Trains, and says whether the run is at its end.
@@ -102,10 +139,8 @@ pub fn train(run: &RunSettings<ClassifierData>, mode: Mode) -> Result<bool> {
     let settings = &run.common;
     let device = settings.device(&run.ranks)?;
     // Before the model is loaded: bad rows are found first.
-    let open = |path: &_| Rows::open(path, run);
-    let (train, eval) = run.files.open(settings.seed, open, Rows::split)?;
     let files = ModelFiles::open(&settings.model)?;
-    let labels = Labels::of(&train, eval.as_ref(), &files, &run.data)?;
+    let LabelledRows { train, eval, labels } = LabelledRows::open(run, &files)?;
     let images = train.are_images();
     // Bad rows are said once, and nobody waits for whoever has none.
     run.ranks.agree(Ok(()))?;

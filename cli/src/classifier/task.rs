@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{bail, Context, Result};
 use ln_tuning::atomic;
 use ln_tuning::recompute::Tape;
+use serde_json::Value;
 use tch::{Device, Reduction, Tensor};
 
 use super::labels::Labels;
@@ -23,6 +24,8 @@ use crate::train::task::{numbers, Batch, Load, Of, Scores, Task};
 
 pub struct ClassifierTask<'m> {
     model: &'m Classifier,
+    /// `config.json`, with the labels.
+    config: Value,
     loader: Arc<ClassifierLoader>,
 }
 
@@ -116,7 +119,12 @@ impl<'m> ClassifierTask<'m> {
             None => Prepare::Images(Box::new(Processor::of(dir, &model.config)?)),
         };
         let loader = Arc::new(ClassifierLoader { train, eval, labels, preparation, device });
-        Ok(ClassifierTask { model, loader })
+        Ok(ClassifierTask { model, config: model.config.clone(), loader })
+    }
+
+    /// With the `config.json` of a head that is not the model's at first.
+    pub fn with_config(self, config: Value) -> Self {
+        ClassifierTask { config, ..self }
     }
 
     /// The sum over the batch.
@@ -268,7 +276,7 @@ impl Task for ClassifierTask<'_> {
 
     /// The labels' names, in the place where transformers looks for them.
     fn add_files(&self, adapter: &Path) -> Result<()> {
-        let config = format!("{:#}\n", self.model.config);
+        let config = format!("{:#}\n", self.config);
         Ok(atomic::write(&[(adapter.join("config.json"), config.into_bytes())])?)
     }
 }

@@ -9,10 +9,10 @@ use ln_tuning::{ErrorKind, LnTuningModel};
 use tch::{Device, Tensor};
 use tokenizers::Tokenizer;
 
-use crate::columns;
+use crate::language::answerer::Answerer;
 use crate::language::encoder::TextEncoder;
-use crate::language::model::LanguageModel;
 use crate::language::vision::Grid;
+use crate::{columns, progress};
 
 /// The base in the library's names of adapters.
 pub const BASE: &str = "__base__";
@@ -27,9 +27,11 @@ pub struct Row {
 
 /// The model that answers, and its words.
 pub struct Answering<'a> {
-    pub model: &'a LanguageModel,
+    pub model: &'a Answerer,
     pub encoder: &'a TextEncoder,
     pub options: &'a GenerateOptions,
+    /// Tokens of an answer, at most.
+    pub most: u64,
     pub stops: &'a [i64],
     pub device: Device,
     /// The tiles of the pictures that each prompt has, and what they are cut into.
@@ -102,11 +104,14 @@ impl Answering<'_> {
         mixed: bool,
     ) -> Result<(Vec<Vec<u32>>, Option<String>)> {
         let longest = rows.iter().map(|row| prompts[row.prompt].len()).max().unwrap_or(0);
+        let left = self.model.pads_left();
         let padded = |fill: &dyn Fn(i64) -> i64| -> Result<Tensor> {
             let all = rows.iter().flat_map(|row| {
                 let ids = &prompts[row.prompt];
-                let padding = std::iter::repeat_n(0, longest - ids.len());
-                padding.chain(ids.iter().map(|id| fill(*id)))
+                let padding =
+                    |there| std::iter::repeat_n(0, if there { longest - ids.len() } else { 0 });
+                let ids = ids.iter().map(|id| fill(*id));
+                padding(left).chain(ids).chain(padding(!left))
             });
             let all = Tensor::f_from_slice(&all.collect::<Vec<i64>>())?;
             Ok(all.f_view([rows.len() as i64, -1])?.f_to_device(self.device)?)
@@ -125,6 +130,8 @@ impl Answering<'_> {
         let mut new: Vec<Vec<u32>> = vec![Vec::new(); rows.len()];
         let mut stream = self.encoder.tokenizer().decode_stream(true);
         let (mut shown, mut failed) = (String::new(), None);
+        // One answer is seen as it comes; of several, how far they are.
+        let bar = progress::counted("answering", self.most)?;
         let _ = self.model.generate_streaming(inputs, self.options, |tokens| {
             for (row, token) in new.iter_mut().zip(tokens) {
                 // A row that has ended is filled up.
@@ -133,6 +140,7 @@ impl Answering<'_> {
                 }
             }
             if rows.len() > 1 {
+                bar.inc(1);
                 return true;
             }
             match stream.step(tokens[0] as u32) {
@@ -149,6 +157,7 @@ impl Answering<'_> {
                 }
             }
         })?;
+        bar.finish_and_clear();
         match failed {
             Some(error) => Err(error.context("a token cannot be decoded")),
             None => Ok((new, (rows.len() == 1).then_some(shown))),
@@ -169,10 +178,11 @@ fn text(tokenizer: &Tokenizer, tokens: &[u32]) -> Result<String> {
 /// The answers to each prompt side by side, below the prompt if there are several.
 pub fn table(prompts: &[String], rows: &[Row], answers: &[String], width: usize) -> String {
     let mut whole = String::new();
+    let base = if rows.iter().any(|row| row.name == "base") { BASE } else { "base" };
     for (prompt, text) in prompts.iter().enumerate() {
         let own = rows.iter().zip(answers).filter(|(row, _)| row.prompt == prompt);
         let own = own.map(|(row, answer)| {
-            let name = if row.name == BASE { "base" } else { &row.name };
+            let name = if row.name == BASE { base } else { &row.name };
             (name.to_owned(), answer.clone())
         });
         let own: Vec<(String, String)> = own.collect();

@@ -1,4 +1,4 @@
-//! Text continued by a model and its adapters, streaming; several answers are shown side by side.
+//! Text continued, or answered, by a model and its adapters, streaming; several answers are shown side by side.
 
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use anyhow::{ensure, Context, Result};
 use ln_tuning::models::{GenerateOptions, Head, Load};
 use ln_tuning::pretrained::{Frozen, ModelFiles};
-use ln_tuning::LnTuningModel;
+use ln_tuning::{AdapterOptions, LnTuningModel, Precision};
 use tch::{Device, Kind, Tensor};
 
 use super::answers::{self, Answering, Row, BASE};
 use super::key_mapping::KeyMapping;
 use crate::device::{self, ModelKind};
+use crate::language::answerer::Answerer;
 use crate::language::encoder::{Prompt, TextEncoder};
 use crate::language::mentions::MARK;
-use crate::language::model::LanguageModel;
 use crate::language::pictures::Picture;
 use crate::language::settings::LossOn;
 use crate::language::vision::{self, Grid, Vision};
@@ -23,14 +23,15 @@ use crate::text::special;
 use crate::train::memory;
 use crate::{columns, progress};
 
-/// Continue text with a language model, and with adapters on it
+/// Continue text with a language model, and with adapters on it; an encoder-decoder answers it
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
-    /// A language model: a directory with a tokenizer.json, or a GGUF file
+    /// A language model or an encoder-decoder (t5, bart): a directory with a tokenizer.json, or a GGUF file
     #[arg(long)]
     model: PathBuf,
-    /// A PEFT directory and a name for it. Several answer in one batch, and their answers are shown side by side
+    /// A PEFT directory and a name for it. Several answer in one batch, and their answers are shown side by side, once all
+    /// have ended
     #[arg(long = "adapter", value_name = "NAME=DIR")]
     adapters: Vec<String>,
     #[command(flatten)]
@@ -131,11 +132,13 @@ fn generated(args: &Args) -> Result<()> {
     let kind = args.kind.answering(device, &files);
     let (files, bar) = progress::loading(files)?;
     let wanted = Load::on(device).kind(kind).frozen(args.base_weights).head(Head::LanguageModel);
-    let (vs, model) = LanguageModel::load(files, &wanted)?;
+    let (vs, model) = Answerer::load(files, &wanted)?;
     bar.finish_and_clear();
     let pixels = pixels(&encoder, pictures.iter().zip(grids.iter().copied()), model.kind())?;
     let pixels = pixels.map(|pixels| pixels.f_to_device(device)).transpose()?;
-    let load = args.key_mapping.load_options();
+    // Nothing trains.
+    let as_model = AdapterOptions::default().precision(Precision::Model);
+    let load = args.key_mapping.load_options().adapter(as_model);
     let mut tuned: Option<LnTuningModel> = None;
     for (name, dir) in &adapters {
         match &mut tuned {
@@ -156,6 +159,7 @@ fn generated(args: &Args) -> Result<()> {
         model: &model,
         encoder: &encoder,
         options: &options,
+        most: args.max_new_tokens.unsigned_abs(),
         stops: &stops,
         device,
         pixels: pixels.as_ref(),

@@ -1,6 +1,7 @@
 //! Language models: plain text, prompts with completions, or chats.
 
 mod alpaca;
+pub mod answerer;
 mod batch;
 pub mod columns;
 mod corpus;

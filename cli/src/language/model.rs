@@ -4,7 +4,7 @@ use anyhow::{ensure, Result};
 use ln_tuning::loss::{LinearCrossEntropy, Reduction};
 use ln_tuning::models::{
     Decoder, DecoderConfig, GenerateOptions, Head, ImageTextToText, ImageTextToTextConfig, Inputs,
-    Load, Model, ModelConfig,
+    Load, Model, ModelConfig, Seq2SeqConfig,
 };
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::recompute::Tape;
@@ -34,6 +34,13 @@ impl LanguageModel {
         settings: &Settings,
         device: Device,
     ) -> Result<(VarStore, Self)> {
+        ensure!(
+            !reads_first(&files),
+            "'{}' is an encoder-decoder ({}), which 'train' does not take: give a model that goes on with a text, or \
+             train it with the library's `Seq2Seq`",
+            settings.model.display(),
+            files.model_type().unwrap_or_default()
+        );
         let (files, bar) = progress::loading(files)?;
         tch::manual_seed(step_seed(settings.seed, u64::MAX, 0));
         let load = Load::on(device)
@@ -183,6 +190,11 @@ pub fn is_of_pictures(name: &str) -> bool {
 
 /// Rates of dropout in the configuration of a tower.
 const DROPOUTS: [&str; 3] = ["attention_dropout", "dropout", "hidden_dropout"];
+
+/// True for an encoder-decoder.
+pub fn reads_first(files: &ModelFiles) -> bool {
+    files.model_type().is_some_and(|name| Seq2SeqConfig::model_types().contains(&name))
+}
 
 /// True for a model of images and texts.
 pub fn sees(files: &ModelFiles) -> bool {

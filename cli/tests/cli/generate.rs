@@ -68,7 +68,7 @@ fn answers_are_those_of_transformers_and_peft_alone_and_side_by_side() {
 }
 
 /// The number of times that each letter stands in a text: columns and rules aside, whole tables can be compared so.
-fn letters(text: &str) -> std::collections::BTreeMap<char, usize> {
+pub fn letters(text: &str) -> std::collections::BTreeMap<char, usize> {
     let mut counts = std::collections::BTreeMap::new();
     for letter in text.chars().filter(|c| c.is_alphanumeric()) {
         *counts.entry(letter).or_default() += 1;

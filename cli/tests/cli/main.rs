@@ -1,5 +1,6 @@
 //! The program, run as users do.
 
+mod answers;
 mod bf16;
 mod chat;
 mod checkpoints;
@@ -44,6 +45,7 @@ mod refusals;
 mod replies;
 mod resume;
 mod sweep;
+mod sweep_kinds;
 mod task;
 mod tasks;
 mod together;

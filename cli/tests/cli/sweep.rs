@@ -79,20 +79,26 @@ fn each_run_of_a_sweep_ends_bit_for_bit_as_it_would_alone() {
     assert!(printed.contains(&format!("the best is {best}, whose adapter is in 'sweep/adapter'")));
 }
 
-/// A sweep in which a run diverges and half of the others stop.
-const HARD: [&str; 3] = ["--sweep", "optimizer.lr=1e-3,1e30,0.02,0.01,1e-5", "--halving"];
+/// A sweep of rates and sizes in which some runs diverge and half of the others stop.
+const HARD: [&str; 5] =
+    ["--sweep", "optimizer.lr=1e30,0.02,1e-5", "--sweep", "batch_size=4,3", "--halving"];
 
 #[test]
 fn a_sweep_that_is_killed_goes_on_and_one_bad_run_harms_no_other() {
     let training =
         settings().set(&["max_steps=24", "clip_norm=null", "optimizer.weight_decay=0.1"]);
     let printed = swept(&training, &["out=whole"], &HARD);
-    for words in ["lr=1e30: stopped behind step", "the loss is", "lr=1e-5: stopped behind step 3"] {
+    for words in [
+        "lr=1e30,batch_size=4: stopped behind step",
+        "the loss is",
+        "lr=1e-5,batch_size=3: stopped behind step 3",
+    ] {
         assert!(printed.contains(words), "'{words}' is not in: {printed}");
     }
     let start = || training.command(&[]).args(HARD).spawn().unwrap();
     let lines = || {
-        let text = std::fs::read_to_string(training.path("out/runs/lr=0.02/metrics.jsonl"));
+        let text =
+            std::fs::read_to_string(training.path("out/runs/lr=0.02,batch_size=4/metrics.jsonl"));
         text.unwrap_or_default().lines().count()
     };
     for wait in [0, 3, 7] {
@@ -145,7 +151,7 @@ fn bad_sweeps_are_refused_and_a_dry_run_shows_the_runs() {
         (&["--sweep", "clip_norm=-1,1"], "'clip_norm' is -1"),
         (&["--sweep", "model=a,b"], "all runs of a sweep share one base"),
         (&["--sweep", "seed="], "has no values"),
-        (&["--sweep", "batch_size=2,3", "--halving"], "compares runs at the same step"),
+        (&["--sweep", "max_steps=2,3", "--halving"], "compares runs at the same step"),
         (&["--exact"], "--exact is for several runs"),
         (&["--halving"], "--sweep"),
         (&["--sweep", "seed=1,2", "--find-lr"], "cannot be used with"),
@@ -153,6 +159,8 @@ fn bad_sweeps_are_refused_and_a_dry_run_shows_the_runs() {
         let error = refusal(&[], arguments);
         assert!(error.contains(words), "{arguments:?}: {error}");
     }
+    let error = refusal(&["max_steps=null"], &["--sweep", "batch_size=2,3", "--halving"]);
+    assert!(error.contains("different numbers of them: set 'max_steps'"), "{error}");
     let sweep = ["--sweep", "optimizer.lr=1e-3,2e-3,4e-3", "--dry-run"];
     let printed = swept(&training, &[], &sweep);
     for words in

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::training;
+use crate::{classifier, training};
 
 fn bytes(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -49,6 +49,61 @@ fn each_task_ends_bit_for_bit_as_it_would_alone_whatever_the_others_do() {
     }
     assert!(!training.path("out/bad/adapter").exists());
     assert!(!training.path("out/adapter").exists(), "no task is the best");
+}
+
+#[test]
+fn classifiers_learn_labels_of_their_own_if_they_are_as_many() {
+    let training = classifier::training("bert").set(&["max_steps=4"]);
+    let tables = [
+        // The first has a head of its own in the base, the others a new one.
+        ("old", ["old", "wise"], "seed=0"),
+        ("foxes", ["10 foxes", "9 pennies"], "seed=0"),
+        ("yes", ["no", "yes"], "seed=5"),
+    ];
+    for (name, labels, _) in tables {
+        training.write(&format!("{name}.csv"), &classifier::csv(&classifier::rows(16), labels));
+    }
+    let task = |(name, _, seed): (&str, [&str; 2], &str)| {
+        let seed: u64 = seed.trim_start_matches("seed=").parse().unwrap();
+        json!({"name": name, "seed": seed, "data": {"train": format!("{name}.csv")}})
+    };
+    for order in [[0, 1, 2], [2, 0, 1]] {
+        let out = format!("out-{}", order[0]);
+        let tasks = json!(order.map(|at| task(tables[at])));
+        training.run(&[&format!("tasks={tasks}"), &format!("out={out}")]);
+        for (name, _, seed) in tables {
+            let alone = format!("alone-{name}");
+            if order[0] == 0 {
+                let data = format!("data.train={name}.csv");
+                training.run(&[&data, seed, &format!("out={alone}")]);
+            }
+            for file in ["adapter_model.safetensors", "adapter_config.json", "config.json"] {
+                let ours = bytes(&training.path(&format!("{out}/{name}/adapter/{file}")));
+                let theirs = bytes(&training.path(&format!("{alone}/adapter/{file}")));
+                assert!(ours == theirs, "{order:?}, {name}: {file}");
+            }
+            let losses = |out: &str| training.series(out, "loss");
+            assert_eq!(losses(&format!("{out}/{name}")), losses(&alone), "{order:?}, {name}");
+        }
+    }
+    let mut three = classifier::rows(6);
+    three[0].2 = "third";
+    let three = three.iter().map(|(text, _, label)| format!("{text},{label}\n"));
+    training.write("three.csv", &format!("text,label\n{}", three.collect::<String>()));
+    training.write("words.txt", "a penny saved is a penny earned");
+    classifier::images(&training);
+    for (data, words) in [
+        ("three.csv", "'b' has 3 labels (old, third, wise) and 'a' 2 (no, yes), and the heads on one base have one size: train them one by one"),
+        ("images", "'b' is of pictures and 'a' of texts, and one base takes either: train them one by one"),
+        ("words.txt", "b: 'words.txt' is a text, expected rows with labels"),
+    ] {
+        let tasks = json!([
+            {"name": "a", "data": {"train": "yes.csv"}}, {"name": "b", "data": {"train": data}},
+        ]);
+        let error = training.refusal(&[&format!("tasks={tasks}"), "out=bad"]);
+        assert!(error.contains(words), "{data}: {error}");
+        assert!(!training.path("bad/a").exists());
+    }
 }
 
 #[test]

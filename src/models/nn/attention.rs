@@ -106,26 +106,27 @@ impl Attention {
         context: &Context,
         slot: Option<Slot>,
     ) -> Result<Tensor> {
-        let [queries, keys] = [self.heads, self.kv_heads].map(|heads| heads * self.head_dim);
-        let parts;
-        let [q, k, v] = match &self.qkv {
-            Qkv::Apart(all) => all,
-            Qkv::Parts(one) => {
-                let part = |start, count| one.rows(start, count, hidden.device());
-                parts = [part(0, queries)?, part(queries, keys)?, part(queries + keys, keys)?];
-                &parts
-            }
-            Qkv::Groups(_) => return self.forward(hidden, context, slot),
+        if let Qkv::Groups(_) = &self.qkv {
+            return self.forward(hidden, context, slot);
+        }
+        let (heads, kv_heads) = (self.heads, self.kv_heads);
+        let starts = [0, heads, heads + kv_heads];
+        let apart = |at: usize, x: &Tensor, heads: i64| -> Result<Tensor> {
+            let projected = match &self.qkv {
+                Qkv::Apart(all) => all[at].forward(x)?,
+                Qkv::Parts(one) | Qkv::Groups(one) => {
+                    let [start, count] = [starts[at], heads].map(|heads| heads * self.head_dim);
+                    one.forward_part(x, start, count)?
+                }
+            };
+            Ok(self.by_head(projected, heads)?.f_transpose(1, 2)?)
         };
-        let apart = |layer: &Linear, x: &Tensor, heads: i64| -> Result<Tensor> {
-            Ok(self.by_head(layer.forward(x)?, heads)?.f_transpose(1, 2)?)
-        };
-        let both = || Ok((apart(k, source, self.kv_heads)?, apart(v, source, self.kv_heads)?));
+        let both = || Ok((apart(1, source, kv_heads)?, apart(2, source, kv_heads)?));
         let (keys, values) = match slot {
             Some(slot) => slot.once(both)?,
             None => both()?,
         };
-        let q = apart(q, hidden, self.heads)?;
+        let q = apart(0, hidden, heads)?;
         self.attended(&q, &keys, &values, &context.across, context.train)
     }
 

@@ -1,13 +1,15 @@
 //! A linear layer.
 
 use tch::nn::Init;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::rows::Rows;
 use super::streamed::Matrix;
 use super::weight::Weight;
 use super::weights::Weights;
 use crate::error::Result;
+#[cfg(feature = "kernels")]
+use crate::kernels::fused::products;
 #[cfg(feature = "kernels")]
 use crate::kernels::product::linears;
 use crate::kernels::product::{linear, linear_transposed};
@@ -59,11 +61,17 @@ impl Linear {
         Linear { weight: Weight::from(weight), bias, transposed: false }
     }
 
-    /// The part that gives `count` outputs from the one numbered `start` on, of a weight `[out, in]`.
-    pub(super) fn rows(&self, start: i64, count: i64, device: Device) -> Result<Self> {
+    /// `count` outputs from the one numbered `start` on, of a weight `[out, in]`.
+    pub(super) fn forward_part(&self, x: &Tensor, start: i64, count: i64) -> Result<Tensor> {
+        let variables = [Some(self.weight.variable()), self.bias.as_ref()];
+        if let Some(rows) = Rows::with_own(variables) {
+            return rows.grouped(x, variables, |x, adapter| {
+                self.of_adapter(&rows, adapter)?.forward_part(x, start, count)
+            });
+        }
         let part = |x: &Tensor| x.f_narrow(0, start, count);
         let bias = self.bias.as_ref().map(part).transpose()?;
-        Ok(Linear::of(part(&self.weight.values(device)?)?, bias))
+        Linear::of(part(&self.weight.values(x.device())?)?, bias).forward(x)
     }
 
     fn of_adapter(&self, rows: &Rows, adapter: usize) -> Result<Self> {
@@ -87,6 +95,12 @@ impl Linear {
             let parts = layers.map(|layer| (layer.weight.variable(), layer.bias.as_ref()));
             if let Some(all) = linears(x, parts)? {
                 return Ok(all);
+            }
+            // CPUs have ways of their own for each product.
+            if x.device().is_cuda() {
+                if let Some(all) = products(x, parts)? {
+                    return Ok(all);
+                }
             }
         }
         let mut all = [(); N].map(|()| Tensor::new());

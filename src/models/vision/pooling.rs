@@ -25,8 +25,8 @@ impl Pooling {
         let attention = weights.at("attention");
         // The names of torch's `MultiheadAttention`.
         let all = Linear::of(
-            attention.tensor("in_proj_weight", &[3 * size, size], init)?,
-            Some(attention.tensor("in_proj_bias", &[3 * size], Init::Const(0.))?),
+            attention.by_row("in_proj_weight", &[3 * size, size], init)?,
+            Some(attention.by_row("in_proj_bias", &[3 * size], Init::Const(0.))?),
         );
         Ok(Pooling {
             probe: weights.by_row("probe", &[1, 1, size], init)?,

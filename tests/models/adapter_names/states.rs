@@ -2,9 +2,8 @@
 
 use super::{attach, decoder, ids, shift, Case, NAMES};
 use crate::nets::{bits, noise, only};
-use ln_tuning::models::{Decoder, DecoderConfig, Head, Inputs, Model, ModelConfig, SiglipVision};
+use ln_tuning::models::{Decoder, DecoderConfig, Head, Inputs, Model, ModelConfig};
 use ln_tuning::{AdamW, ErrorKind, InterpolateOptions, LnTuningConfig, LnTuningModel};
-use serde_json::json;
 use tch::nn::{self, Module, OptimizerConfig, VarStore};
 use tch::{no_grad, Device, Kind, Tensor};
 
@@ -123,33 +122,8 @@ fn names_that_cannot_be_used_are_refused_and_nothing_changes() {
     assert!(error.to_string().contains("adapters are disabled"), "{error}");
     drop(guard);
     assert!(bits(&case.under("c", &|model| model.logits(&ids))) == before);
-    // A variable that all rows share.
     case.tuned.add_adapter("positions", only("norm").modules_to_save(["lm_head"])).unwrap();
     assert!(logits(&case, &["positions", "a", "b", "a"]).is_ok());
-    let config = json!({
-        "model_type": "siglip_vision_model", "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "intermediate_size": 16, "image_size": 8, "patch_size": 4,
-    });
-    let mut siglip: Case<SiglipVision> = Case::new(&config, Head::None, Kind::Float, &[]);
-    siglip.tuned.add_adapter("looks", only("head.attention")).unwrap();
-    let images = noise(&[4, 3, 8, 8], 3);
-    let features = |case: &Case<SiglipVision>, names: &[&str]| {
-        let found = no_grad(|| case.model.features(Inputs::images(&images).adapter_names(names)));
-        found.map_err(|error| (error.kind(), error.to_string()))
-    };
-    let refused = |case: &Case<SiglipVision>, names: &[&str], parts: &[&str]| {
-        let (found, text) = features(case, names).unwrap_err();
-        assert_eq!(found, ErrorKind::Unsupported, "{text}");
-        parts.iter().for_each(|part| assert!(text.contains(part), "{part}: {text}"));
-    };
-    refused(
-        &siglip,
-        &["a", "looks", "a", "a"],
-        &["'looks'", "head.attention.in_proj", "by_adapter"],
-    );
-    assert!(features(&siglip, &NAMES).is_ok());
-    siglip.tuned.set_adapter("looks").unwrap();
-    refused(&siglip, &NAMES, &["make another adapter active"]);
     assert_eq!(
         case.tuned.add_adapter("__base__", LnTuningConfig::default()).unwrap_err().kind(),
         ErrorKind::InvalidAdapterName

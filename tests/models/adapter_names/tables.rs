@@ -1,10 +1,10 @@
 //! Tables and patches: what stands before the first block.
 
-use super::{bart, decoder, ids, image_model, masks, named, t5, Case, NAMES};
-use crate::nets::{bits, noise};
+use super::{bart, decoder, ids, image_model, masks, named, shift, t5, Case, NAMES};
+use crate::nets::{bits, noise, only};
 use ln_tuning::models::{
     Clip, Decoder, Dinov2, Encoder, GenerateOptions, Head, Inputs, Model, Seq2Seq, Siglip,
-    TowerClassifier, ViTForImageClassification,
+    SiglipVision, TowerClassifier, ViTForImageClassification,
 };
 use serde_json::json;
 use tch::{no_grad, Kind};
@@ -101,6 +101,27 @@ fn patches_and_class_tokens_of_adapters_are_those_of_their_images() {
             case.check(&NAMES, OFF, |model, mixed| model.text_features(texts(mixed)));
         }
     }
+}
+
+/// The head of SigLIP's tower: its query, its packed projections, its norm and its layers.
+#[test]
+fn heads_of_adapters_that_look_at_patches_pool_their_images() {
+    let images = noise(&[4, 3, 8, 8], 52);
+    let pixels = |mixed| named(Inputs::images(&images), mixed);
+    let config = image_model("siglip_vision_model");
+    for saved in [&["head"][..], &["attention"], &["out_proj"]] {
+        let mut case = Case::<SiglipVision>::new(&config, Head::None, Kind::Float, saved);
+        case.check(&NAMES, OFF, |model, mixed| model.features(pixels(mixed)));
+    }
+    // Tuned, beside one that has only norms.
+    let mut case = Case::<SiglipVision>::new(&config, Head::None, Kind::Float, &[]);
+    case.tuned.add_adapter("looks", only("head.attention")).unwrap();
+    shift(&mut case.tuned, "looks", 5);
+    let names = ["a", "looks", "__base__", "looks"];
+    case.check(&names, OFF, |model, mixed| {
+        let inputs = Inputs::images(&images);
+        model.features(if mixed { inputs.adapter_names(&names) } else { inputs })
+    });
 }
 
 #[test]

@@ -68,7 +68,8 @@ pub fn start<T: Task, D>(
             own.describe().into_iter().for_each(|line| report.line(format!("{name}: {line}")));
         }
         let settings = &members[at].run.common;
-        tensors = measure(own, vs, &tuned, &mut optimizers[at], settings, &mut report)?;
+        tensors = measure(own, vs, &tuned, &mut optimizers[at], settings, &mut report)
+            .with_context(|| members[at].name.clone())?;
     }
     let mut plans = Vec::with_capacity(members.len());
     for ((member, task), optimizer) in members.iter().zip(work.of).zip(&mut optimizers) {
@@ -94,12 +95,12 @@ pub fn start<T: Task, D>(
         // Seeds may pack the data into some rows more.
         let steps = members.iter().zip(&plans).map(|(member, plan)| {
             let Settings { epochs, max_steps, .. } = member.run.common;
-            (plan.group, plan.share, epochs, max_steps)
+            (max_steps, max_steps.is_none().then_some((plan.group, plan.share, epochs)))
         });
         ensure!(
             alike(steps).1.len() < 2,
-            "--halving compares runs at the same step, and steps differ: sweep no 'batch_size', 'accumulation', \
-             'epochs' or 'max_steps' with it"
+            "--halving compares runs at the same step, and the runs have different numbers of them: set 'max_steps', \
+             and sweep neither it nor 'epochs'"
         );
     }
     let digests: Vec<String> = work.of.iter().map(|of| work.tasks[*of].digest()).collect();

@@ -2,7 +2,7 @@
 //! the other.
 
 use anyhow::{ensure, Context, Result};
-use ln_tuning::{ErrorKind, LnTuningModel, Optimizer};
+use ln_tuning::{natural_cmp, ErrorKind, LnTuningModel, Optimizer};
 use tch::nn::VarStore;
 use tch::Device;
 
@@ -29,7 +29,7 @@ impl Way {
     ) -> Result<Self> {
         let alone = match apart(several) {
             Some(reason) => reason,
-            None => match by_name(several, adapters, tuned)? {
+            None => match by_name(several, adapters, vs, tuned)? {
                 Ok(mut optimizers) => match trial(several, work, adapters, vs, &mut optimizers)? {
                     Some(reason) => reason,
                     None => return Ok(Way { optimizers, alone: None }),
@@ -65,19 +65,32 @@ fn apart<D>(several: &Several<D>) -> Option<String> {
 fn by_name<D>(
     several: &Several<D>,
     adapters: &[String],
+    vs: &VarStore,
     tuned: &LnTuningModel,
 ) -> Result<Result<Vec<Optimizer>, String>> {
     let mut optimizers = Vec::with_capacity(adapters.len());
     for (adapter, member) in adapters.iter().zip(&several.members) {
         match member.run.common.optimizer_for(tuned, adapter) {
             Ok(optimizer) => optimizers.push(optimizer),
-            Err(error) if is_unsupported(&error) => {
-                return Ok(Err(format!("{}", error.root_cause())));
-            }
+            Err(error) if is_unsupported(&error) => return Ok(Err(more_than_vectors(vs, tuned))),
             Err(error) => return Err(error.context(member.name.clone())),
         }
     }
     Ok(Ok(optimizers))
+}
+
+/// The words for users: those of the library name the adapters of runs, which nobody has named.
+fn more_than_vectors(vs: &VarStore, tuned: &LnTuningModel) -> String {
+    let paths: Vec<String> =
+        tuned.layer_status().into_iter().map(|layer| format!("{}.", layer.name)).collect();
+    let matrix = vs.variables().into_iter().filter(|(name, tensor)| {
+        tensor.dim() != 1 && paths.iter().any(|path| name.starts_with(path.as_str()))
+    });
+    let first = matrix.map(|(name, _)| name).min_by(|a, b| natural_cmp(a, b));
+    format!(
+        "'{}' trains, and only vectors, such as weights of norms, do in rows of several runs",
+        first.unwrap_or_default()
+    )
 }
 
 fn is_unsupported(error: &anyhow::Error) -> bool {
