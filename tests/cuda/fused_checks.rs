@@ -162,7 +162,8 @@ pub fn checks(device: Device, kind: Kind) -> Result<Vec<Check>> {
             }
         }
     }
-    for (rows, classes) in [(3, 4096), (2, 1031), (1, 7), (0, 8)] {
+    // The counting runtime gives zeros for numbers of 8 bytes and fewer.
+    for (rows, classes) in [(3, 4096), (5, 1031), (4, 7), (0, 8)] {
         all.extend(cross_entropies(place, rows, classes)?);
     }
     Ok(all)
