@@ -45,9 +45,10 @@ const QUICK: Size = Size {
     length: 8,
 };
 
-/// Seconds since the start after which PEFT's rounds are as few as they can be, for each of its targets; and after which it
-/// is given up.
-const LATE: [u64; 2] = [58, 80];
+/// Seconds since the start after which rounds are as few as they can be: ours, and PEFT's for each of its targets; and
+/// after which PEFT is given up.
+const LATE_OF_OURS: u64 = 35;
+const LATE: [u64; 2] = [52, 78];
 const TOO_LATE: u64 = 96;
 
 const ROUNDS: usize = 5;
@@ -89,7 +90,7 @@ pub fn measure(quick: bool, ours_only: bool, start: Instant) -> Result<()> {
     let path = place::reports()?.join("mixed_batches_cuda.json");
     let mut report = Report { path, content, mixed: Vec::new() };
     head(&size, &report);
-    ours(&size, kind, device, &mut report)?;
+    ours(&size, kind, device, start + Duration::from_secs(LATE_OF_OURS), &mut report)?;
     for ((targets, peft), late) in others.into_iter().zip(LATE) {
         let late = start + Duration::from_secs(late);
         let name = format!("PEFT, LoRA of {}", targets.name());
@@ -125,7 +126,7 @@ fn head(size: &Size, report: &Report) {
 }
 
 /// Ours with each number of resident adapters.
-fn ours(size: &Size, kind: Kind, device: Device, report: &mut Report) -> Result<()> {
+fn ours(size: &Size, kind: Kind, device: Device, late: Instant, report: &mut Report) -> Result<()> {
     let used = || -> Result<f64> {
         let memory = memory_info(device)?;
         Ok((memory.total - memory.free) as f64 / 1e6)
@@ -153,7 +154,7 @@ fn ours(size: &Size, kind: Kind, device: Device, report: &mut Report) -> Result<
             let mixes = [Mix::One, Mix::Each(adapters)];
             let asked: Vec<(usize, Mix)> =
                 (0..ways.len()).flat_map(|side| mixes.map(|mix| (side, mix))).collect();
-            let times = medians(&mut sides, &asked, (rows, size.length), ROUNDS, None)?;
+            let times = medians(&mut sides, &asked, (rows, size.length), ROUNDS, Some(late))?;
             for (number, (way, both)) in ways.iter().zip(times.chunks(2)).enumerate() {
                 let [one, mixed] = [both[0], both[1]].map(|times| times.speeds(rows, size.length));
                 report.mixed.push((*way, rows, adapters, mixed));
