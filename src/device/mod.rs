@@ -15,6 +15,7 @@ pub(crate) mod copies;
 #[cfg(target_os = "linux")]
 mod dynamic;
 mod fused;
+pub(crate) mod grad_mode;
 #[cfg(all(fused, target_os = "linux"))]
 pub(crate) mod graph;
 #[cfg(not(all(fused, target_os = "linux")))]

@@ -5,7 +5,7 @@ use tch::no_grad;
 use tch::{Device, Kind, Tensor};
 
 #[cfg(all(feature = "kernels", feature = "models"))]
-use crate::autograd::known_gradient::is_recorded;
+use crate::device::grad_mode::is_recorded;
 use crate::error::{Error, ErrorKind, Result};
 #[cfg(feature = "kernels")]
 use crate::kernels::linear_calls::{
