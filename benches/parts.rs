@@ -145,7 +145,7 @@ fn norm(c: &mut Criterion) {
 #[cfg(all(fused, feature = "models"))]
 mod alone {
     use criterion::{BenchmarkId, Criterion};
-    use ln_tuning::alone::{self, Orders};
+    use ln_tuning::alone::{self, Gate, NormForm, Orders};
     use tch::{no_grad, Device, Kind, Tensor};
 
     use super::{random, THREADS};
@@ -157,6 +157,11 @@ mod alone {
 
     fn input(shape: &[i64], kind: Kind) -> Tensor {
         random(shape, kind).set_requires_grad(true)
+    }
+
+    /// What a function of this crate computes.
+    fn there<T>(result: ln_tuning::Result<Option<T>>) -> T {
+        result.unwrap().expect("a function of this crate")
     }
 
     /// Both ways to compute outputs, and their gradients to the inputs.
@@ -200,7 +205,9 @@ mod alone {
                 vec![sum, normed]
             };
             let ours = |bias: Option<&Tensor>| {
-                let (sum, normed) = alone::added_norm(&x, &added, &weight, bias).unwrap();
+                let form = if bias.is_some() { NormForm::Layer } else { NormForm::Rms };
+                let both = alone::added_norm(&x, &added, Some(&weight), bias, form, 1e-6);
+                let (sum, normed) = there(both);
                 vec![sum, normed]
             };
             let name = format!("{kind:?}");
@@ -214,7 +221,7 @@ mod alone {
     pub fn gates(c: &mut Criterion) {
         for kind in KINDS {
             let [gate, up] = [(); 2].map(|()| input(&[TOKENS, INNER], kind));
-            let ours = || vec![alone::silu_gated(&gate, &up).unwrap()];
+            let ours = || vec![there(alone::gated(&gate, &up, Gate::Silu))];
             let theirs = || vec![gate.silu() * &up];
             both(c, ("SiLU times up", &format!("{kind:?}")), &[&gate, &up], [&ours, &theirs]);
         }
@@ -225,7 +232,7 @@ mod alone {
             let [q, k] = [9, 3].map(|heads| input(&[4, TOKENS / 4, heads, 64], kind));
             let [cos, sin] = [(); 2].map(|()| random(&[TOKENS / 4, 1, 64], kind));
             let angles = (cos, sin);
-            let ours = || Vec::from(alone::turned([&q, &k], &angles).unwrap());
+            let ours = || Vec::from(there(alone::turned([&q, &k], &angles, false)));
             // The signs are those of the sines.
             let turned = |x: &Tensor| x * &angles.0 + x.roll([32], [-1]) * &angles.1;
             let theirs = || vec![turned(&q), turned(&k)];
@@ -236,7 +243,7 @@ mod alone {
     pub fn attention(c: &mut Criterion) {
         for kind in KINDS {
             let [q, k, v] = [9, 3, 3].map(|heads| input(&[4, heads, TOKENS / 4, 64], kind));
-            let ours = || vec![alone::attended(&q, &k, &v, 0.125).unwrap()];
+            let ours = || vec![there(alone::attended(&q, &k, &v, 0.125))];
             let theirs = || {
                 let mask = None::<&Tensor>;
                 vec![Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0., true, 0.125, true)]
@@ -255,7 +262,7 @@ mod alone {
                 let theirs = || vec![x.linear(&weight, None::<Tensor>)];
                 let ours = || vec![alone::linear(&x, &weight, None).unwrap()];
                 both(c, ("product", &name), &[&x], [&ours, &theirs]);
-                let ours = || vec![orders.linear(&x, &weight).unwrap()];
+                let ours = || vec![there(orders.linear(&x, &weight))];
                 both(c, ("product, packed", &name), &[&x], [&ours, &theirs]);
                 let mut group = c.benchmark_group("product of few rows");
                 for rows in [1, 8] {
@@ -265,7 +272,7 @@ mod alone {
                         b.iter(|| alone::linear(&x, &weight, None).unwrap())
                     });
                     group.bench_function(BenchmarkId::new("ours, packed", &name), |b| {
-                        b.iter(|| no_grad(|| orders.linear(&x, &weight).unwrap()))
+                        b.iter(|| no_grad(|| there(orders.linear(&x, &weight))))
                     });
                     group.bench_function(BenchmarkId::new("libtorch", &name), |b| {
                         b.iter(|| x.linear(&weight, None::<Tensor>))

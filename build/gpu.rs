@@ -4,8 +4,16 @@
 use std::path::PathBuf;
 
 /// The texts that the C++ holds: the first includes the others.
-const TEXTS: [&str; 7] =
-    ["kernels.cu", "arguments.h", "gated.cuh", "kinds.cuh", "norm.cuh", "rope.cuh", "rows.cuh"];
+const TEXTS: [&str; 8] = [
+    "kernels.cu",
+    "arguments.h",
+    "cross_entropy.cuh",
+    "gated.cuh",
+    "kinds.cuh",
+    "norm.cuh",
+    "rope.cuh",
+    "rows.cuh",
+];
 
 /// Adds the files of `csrc/gpu`.
 pub fn add_to(functions: &mut cc::Build) {

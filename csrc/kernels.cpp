@@ -8,4 +8,5 @@
 #include "fused/cuda.h"
 #include "fused/gated.h"
 #include "fused/norm.h"
+#include "fused/products.h"
 #include "fused/rope.h"

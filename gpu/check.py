@@ -22,10 +22,11 @@ def main():
     parser.add_argument("--shape", default="none")
     parser.add_argument("--kinds", default="float32,bfloat16,float16")
     parser.add_argument("--attention", default="cudnn,flash,math")
+    parser.add_argument("--models", type=Path, help="models of make_models.py with their references, made before")
     parser.add_argument("--dry-run", action="store_true", help="numbers are not judged")
     options = parser.parse_args()
     program = os.environ["LN_TUNING_GPU_CHECK"]
-    models, begun = str(options.folder / "models"), time.monotonic()
+    models, begun = str(options.models or options.folder / "models"), time.monotonic()
 
     def python(script, *arguments):
         return [sys.executable, str(HERE / script), *arguments]
@@ -36,11 +37,14 @@ def main():
         print(f"{time.monotonic() - begun:6.1f} s  {text}", flush=True)
 
     only = [] if options.only is None else ["--only", *options.only]
-    subprocess.run(
-        python("make_models.py", models, "--shape", options.shape, "--device", options.device, *only), check=True
-    )
-    say("models made")
-    commands = {"f64": python("theirs.py", models, "--reference")}
+    options.folder.mkdir(parents=True, exist_ok=True)
+    commands = {}
+    if options.models is None:
+        subprocess.run(
+            python("make_models.py", models, "--shape", options.shape, "--device", options.device, *only), check=True
+        )
+        say("models made")
+        commands["f64"] = python("theirs.py", models, "--reference")
     # Most of a dry run's time is the start of processes.
     for kind in [options.kinds] if options.dry_run else options.kinds.split(","):
         how = ["--device", options.device, "--kind", kind, "--attention", options.attention]

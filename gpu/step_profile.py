@@ -17,7 +17,7 @@ import transformers
 from peft import LNTuningConfig, get_peft_model
 from torch.profiler import ProfilerActivity, profile
 
-WARM_UP, STEPS, SHOWN = 3, 3, 15
+WARM_UP, STEPS = 3, 3
 
 
 def peft_step(folder, device, batch, length):
@@ -48,7 +48,7 @@ def our_step(library, folder, device, batch, length):
     return lambda: checked(library.ln_tuning_step(batch, length))
 
 
-def measured(name, step, device):
+def measured(name, step, device, shown):
     def wait():
         if device == "cuda":
             torch.cuda.synchronize()
@@ -79,9 +79,9 @@ def measured(name, step, device):
     total = sum(row[0] for row in rows) or 1.0
     print(f"| {name}: {milliseconds:.1f} ms a step without the profiler | calls | ms | share |")
     print("|---|--:|--:|--:|")
-    for taken, calls, key in rows[:SHOWN]:
+    for taken, calls, key in rows[:shown]:
         key = key.replace("|", "/")
-        print(f"| `{key[:90]}` | {calls:.0f} | {taken:.2f} | {100 * taken / total:.0f} % |")
+        print(f"| `{key[: 6 * shown]}` | {calls:.0f} | {taken:.2f} | {100 * taken / total:.0f} % |")
     print(f"| all | {sum(row[1] for row in rows):.0f} | {total:.2f} | |", flush=True)
 
 
@@ -91,6 +91,8 @@ def main():
     parser.add_argument("--library", required=True)
     parser.add_argument("--shape", default="3b")
     parser.add_argument("--device", required=True)
+    parser.add_argument("--rows", type=int, default=15, help="kernels that the tables show")
+    parser.add_argument("--ours-only", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
@@ -102,8 +104,9 @@ def main():
         subprocess.run([sys.executable, str(maker), "models", *made], check=True)
         options.model = Path("models") / f"shape-{options.shape}"
     how = (options.model, options.device, batch, length)
-    measured("PEFT", peft_step(*how), options.device)
-    measured("ours", our_step(ctypes.CDLL(options.library), *how), options.device)
+    if not options.ours_only:
+        measured("PEFT", peft_step(*how), options.device, options.rows)
+    measured("ours", our_step(ctypes.CDLL(options.library), *how), options.device, options.rows)
 
 
 main()

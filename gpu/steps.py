@@ -70,7 +70,7 @@ def phase_a(places, options):
              untimed=True),
         Step("check-models", "Tiny models of every family: ours beside PEFT, both against f64.", 170,
              python("check.py", "out", "--only", *tiny, *check), untimed=True),
-        Step("fine-tunings", "The program trains a language model, a classifier of texts and one of pictures, in bf16.", 90,
+        Step("fine-tunings", "The program trains language models and classifiers in bf16, with CUDA graphs and without.", 150,
              tests("program-tests", "best_device"), real, untimed=True),
         Step("check-shape", f"Four layers of the {shape} shape: ours beside PEFT, both against f64.", 120,
              python("check.py", "out", "--only", "--shape", shape, *check), keeps=True, untimed=True),
@@ -96,23 +96,22 @@ def phase_b(places, options):
     rows = {"train-4x768": "4 x 768", "train-1x128": "1 x 128", "train-varying": "varying", "train-packed": "packed 4 x 2048"}
     # To try the bundle, a small row of the CPU takes their place.
     train += ["--pairs", "1", "--no-compile"] if small else ["--pairs", "15", "--seconds", "30", "--patience", "180"]
-    fused = {"LN_TUNING_FUSED_CUDA": "1"}
     script, library = places.data / "gpu" / "step_profile.py", places.programs / "libln_tuning_gpu.so"
     profile = [sys.executable, str(script), str(places.shape(shape)), "--library", str(library)]
     profile += ["--shape", shape, "--device", device]
     train = [
         Step(name, f"Training steps beside PEFT, the row '{row}' of train_vs_peft.", 300,
-             [*train, "--rows", SMALL_ROW if small else f"CUDA, 3B, bf16, {row}", "--json", str(places.out / f"{name}.jsonl")], fused)
+             [*train, "--rows", SMALL_ROW if small else f"CUDA, 3B, bf16, {row}", "--json", str(places.out / f"{name}.jsonl")])
         for name, row in rows.items()
     ]
     # Without kernels, memory keeps what it holds first: the base must be the same at each look.
     held = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "COUNTING_FILL": "60"}
     # The CPU has a benchmark of its own.
     mixed = [str(places.programs / "mixed_batches"), "--out", str(places.out), *(["quick"] if small else [])]
-    graph = [str(places.programs / "gpu_check"), "graph", "--device", device, *(["--small"] if small else [])]
+    graph = [str(places.programs / "gpu_check"), "graph", "--fused", "--device", device, *(["--small"] if small else [])]
     return [
         *train[:2],
-        Step("graph", "Steps of 1 x 128 as a CUDA graph and without one: equal losses, and the time of each.", 120,
+        Step("graph", "Steps of 1 x 128 as a CUDA graph and without one, fused functions off and on: equal losses, and times.", 200,
              [*graph, *(["--dry-run"] if options.dry_run else [])]),
         Step("mixed", "Rows of several adapters beside one adapter for all, and beside LoRA of PEFT.", 120,
              [*mixed, *([] if options.cpu else ["cuda"])], held if options.dry_run else {}),

@@ -116,11 +116,8 @@ pub use adapter::{
 pub use autograd::{loss, recompute};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(all(fused, feature = "models"))]
-#[doc(hidden)] // For a benchmark of each.
+#[doc(hidden)] // For a benchmark of each, and for the checks on a GPU.
 pub use kernels::alone;
-#[cfg(fused)]
-#[doc(hidden)] // For the checks on a GPU.
-pub use kernels::fused_access as fused_functions;
 pub use names::natural::natural_cmp;
 pub use optim::{Algorithm, Decay, DynamicLossScale, GraphedStep, Optimizer, Schedule, Stepped};
 pub use storage::gguf;

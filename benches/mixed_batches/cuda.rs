@@ -45,9 +45,10 @@ const QUICK: Size = Size {
     length: 8,
 };
 
-/// Seconds since the start after which PEFT's rounds are as few as they can be, for each of its targets; and after which it
-/// is given up.
-const LATE: [u64; 2] = [58, 80];
+/// Seconds since the start after which rounds are as few as they can be: ours, and PEFT's for each of its targets; and
+/// after which PEFT is given up.
+const LATE_OF_OURS: u64 = 35;
+const LATE: [u64; 2] = [52, 78];
 const TOO_LATE: u64 = 96;
 
 const ROUNDS: usize = 5;
@@ -89,7 +90,7 @@ pub fn measure(quick: bool, ours_only: bool, start: Instant) -> Result<()> {
     let path = place::reports()?.join("mixed_batches_cuda.json");
     let mut report = Report { path, content, mixed: Vec::new() };
     head(&size, &report);
-    ours(&size, kind, device, &mut report)?;
+    ours(&size, kind, device, start + Duration::from_secs(LATE_OF_OURS), &mut report)?;
     for ((targets, peft), late) in others.into_iter().zip(LATE) {
         let late = start + Duration::from_secs(late);
         let name = format!("PEFT, LoRA of {}", targets.name());
@@ -115,7 +116,7 @@ fn head(size: &Size, report: &Report) {
     println!(
         "`loaded`: seconds in which the adapters behind the first were loaded from a directory, on our side since the line \
          above: LN adapters of {:.0} kB in f32 here, LoRA of rank 8 there, each with the function `load_adapter`. `MB`: what the \
-         device holds more than with one adapter, as its driver counts, copies for mixed batches included.\n",
+         device holds more than with one adapter, as its driver counts, after a batch has named each.\n",
         size.shape.weights() as f64 * 4. / 1e3
     );
     println!(
@@ -125,7 +126,7 @@ fn head(size: &Size, report: &Report) {
 }
 
 /// Ours with each number of resident adapters.
-fn ours(size: &Size, kind: Kind, device: Device, report: &mut Report) -> Result<()> {
+fn ours(size: &Size, kind: Kind, device: Device, late: Instant, report: &mut Report) -> Result<()> {
     let used = || -> Result<f64> {
         let memory = memory_info(device)?;
         Ok((memory.total - memory.free) as f64 / 1e6)
@@ -136,6 +137,10 @@ fn ours(size: &Size, kind: Kind, device: Device, report: &mut Report) -> Result<
     let mut before = None;
     for adapters in size.resident {
         let seconds = ours.grow(adapters)?;
+        ours.name_each()?;
+        let more = before.map_or(Ok(0.), |before: f64| used().map(|now| now - before))?;
+        report
+            .add("loading", json!({"adapters": adapters, "seconds": seconds, "megabytes": more}))?;
         let mut batches = size.growing.to_vec();
         if adapters == size.adapters {
             batches.extend(size.beside);
@@ -149,20 +154,13 @@ fn ours(size: &Size, kind: Kind, device: Device, report: &mut Report) -> Result<
             let mixes = [Mix::One, Mix::Each(adapters)];
             let asked: Vec<(usize, Mix)> =
                 (0..ways.len()).flat_map(|side| mixes.map(|mix| (side, mix))).collect();
-            let times = medians(&mut sides, &asked, (rows, size.length), ROUNDS, None)?;
-            let now = used()?;
-            let first = *before.get_or_insert(now);
-            if at == 0 {
-                let loading =
-                    json!({"adapters": adapters, "seconds": seconds, "megabytes": now - first});
-                report.add("loading", loading)?;
-            }
+            let times = medians(&mut sides, &asked, (rows, size.length), ROUNDS, Some(late))?;
             for (number, (way, both)) in ways.iter().zip(times.chunks(2)).enumerate() {
                 let [one, mixed] = [both[0], both[1]].map(|times| times.speeds(rows, size.length));
                 report.mixed.push((*way, rows, adapters, mixed));
                 let shown = at == 0 && number == 0 && adapters > 1;
                 let loading = if shown {
-                    [format!("{seconds:.2} s"), format!("{:.0}", now - first)]
+                    [format!("{seconds:.2} s"), format!("{more:.0}")]
                 } else {
                     Default::default()
                 };
@@ -174,6 +172,10 @@ fn ours(size: &Size, kind: Kind, device: Device, report: &mut Report) -> Result<
                     }),
                 )?;
             }
+        }
+        // With the memory that batches take.
+        if before.is_none() {
+            before = Some(used()?);
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Our side: a decoder with LN adapters.
 
 use anyhow::Result;
-use ln_tuning::device::{with_fused_functions_on_cuda, without_fused_functions};
+use ln_tuning::device::without_fused_functions;
 use ln_tuning::models::{Decoder, DecoderConfig, GenerateOptions, Inputs, Model, ModelConfig};
 use ln_tuning::{LnTuningConfig, LnTuningModel, LoadOptions, SaveOptions};
 use serde_json::json;
@@ -50,6 +50,18 @@ impl Ours {
         self.wait();
         self.resident = self.resident.max(wanted);
         Ok(now() - start)
+    }
+
+    /// Runs rows of each adapter, so that all stand in the buffer that mixed batches take theirs from.
+    pub fn name_each(&self) -> Result<()> {
+        let names: Vec<String> = (0..self.resident).map(|number| format!("a{number}")).collect();
+        for names in names.chunks(64) {
+            let place = (Kind::Int64, self.vs.device());
+            let ids = Tensor::f_zeros([names.len() as i64, 1], place)?;
+            let names = names.to_vec();
+            let _ = no_grad(|| self.model.logits(Inputs::new(&ids).adapter_names(&names)))?;
+        }
+        Ok(())
     }
 
     fn wait(&self) {
@@ -118,7 +130,7 @@ impl Side for Through<'_> {
     fn time(&mut self, rows: i64, length: i64, mix: Mix) -> Result<Times> {
         let timed = || self.0.timed(rows, length, mix);
         if self.1 == Way::Fused {
-            with_fused_functions_on_cuda(timed)
+            timed()
         } else {
             without_fused_functions(timed)
         }

@@ -5,10 +5,10 @@ use serde_json::{json, Value};
 use tch::Kind;
 
 /// The tokens that so many rows get each: the first by the prefill, each of the others by a step of decoding. Steps of few
-/// rows are short, so that more of them are made; on a GPU all are.
+/// rows are short, so that more of them are made; on a GPU all take as long.
 pub fn new_tokens(rows: i64) -> i64 {
-    let fewest = if crate::has("cuda") { 16 } else { 4 };
-    1 + (256 / rows).clamp(fewest, 32)
+    let steps = if crate::has("cuda") { 12 } else { (256 / rows).clamp(4, 32) };
+    1 + steps
 }
 
 /// The sizes of a llama.

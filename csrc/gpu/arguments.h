@@ -81,6 +81,27 @@ struct GatedBackwardArguments {
   Size d_stride;
 };
 
+// Logits are f32; their gradient, of the kernels' kind, may stand in their place if that is f32 too.
+struct CrossEntropyArguments {
+  Size rows, classes;
+  const float* logits;
+  // Null if it is not wanted.
+  void* gradient;
+  // Added to the logits; may be null.
+  const float* bias;
+  const long long* targets;
+  float scale;
+  // 0: none.
+  float cap;
+  float smoothing;
+  float z_loss;
+  // Per row: the largest logit, its share of the softmax, and the logit of the target.
+  float* largest;
+  float* peak;
+  float* target;
+  int vectors;
+};
+
 // Heads of one tensor: queries or keys.
 struct RopeSide {
   const void* x;

@@ -205,6 +205,17 @@ void gated_backward(const GatedBackward& from, int64_t rows, const Tensor& x) {
   launch_for(x, Kernel::gated_backward, rows_grid(rows, all.forward.size, kind, vectors, MOST_BLOCKS), &all);
 }
 
+// `all` has everything but the choice of vectors; the gradient is of the kind of `to`.
+void cross_entropy(CrossEntropyArguments all, const Tensor& to) {
+  if (all.rows == 0) return;
+  const Kind kind = kind_of_plain(to);
+  all.vectors = all.classes % 4 == 0 && (int64_t)all.logits % 16 == 0 && (int64_t)all.bias % 16 == 0 &&
+      (int64_t)all.gradient % (4 * bytes_of(kind)) == 0;
+  const int64_t pieces = divided_up(all.classes, all.vectors ? 4 : 1);
+  const int64_t threads = std::min(MOST_THREADS, WARP * divided_up(pieces, WARP));
+  launch_for(to, Kernel::cross_entropy, {std::min<int64_t>(all.rows, MOST_BLOCKS), 1, (int)threads, 1}, &all);
+}
+
 // Queries and keys in one launch; the heads of one may be 0. `batch` is theirs, `x` any of the tensors.
 void rope(const Rope& q, const Rope& k, int64_t batch, const Tensor& x) {
   RopeArguments all = {};

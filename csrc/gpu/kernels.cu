@@ -19,6 +19,7 @@
 #define NAMED(name) ln_tuning_##name##_f16
 #endif
 
+using ln_tuning::gpu::CrossEntropyArguments;
 using ln_tuning::gpu::GatedArguments;
 using ln_tuning::gpu::GatedBackwardArguments;
 using ln_tuning::gpu::NormArguments;
@@ -30,6 +31,7 @@ using ln_tuning::gpu::Size;
 #include "kinds.cuh"
 #include "rows.cuh"
 
+#include "cross_entropy.cuh"
 #include "gated.cuh"
 #include "norm.cuh"
 #include "rope.cuh"

@@ -14,7 +14,7 @@ namespace ln_tuning {
 namespace gpu {
 namespace {
 
-constexpr const char* NAMES[] = {"norm", "norm_backward", "total", "gated", "gated_backward", "rope"};
+constexpr const char* NAMES[] = {"norm", "norm_backward", "total", "gated", "gated_backward", "rope", "cross_entropy"};
 constexpr int KERNELS = sizeof(NAMES) / sizeof(NAMES[0]);
 constexpr int DEVICES = 64, KINDS = 3;
 

@@ -8,7 +8,7 @@
 namespace ln_tuning {
 namespace gpu {
 
-enum class Kernel { norm, norm_backward, total, gated, gated_backward, rope };
+enum class Kernel { norm, norm_backward, total, gated, gated_backward, rope, cross_entropy };
 
 struct Grid {
   int64_t blocks_x, blocks_y;

@@ -1,7 +1,7 @@
 //! Damage to files: to the values of JSON, to the header of safetensors, to lines, to bytes, to the directory.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use fastrand::Rng;
@@ -10,7 +10,7 @@ use serde_json::{json, Map, Value};
 /// Damages one to three things in a directory.
 pub fn directory(dir: &Path, rng: &mut Rng) -> Result<()> {
     for _ in 0..=rng.usize(..3) {
-        let files = files(dir)?;
+        let files = crate::files::of(dir)?;
         let Some(path) = pick(rng, &files) else { return Ok(()) };
         match rng.u8(..40) {
             0 => fs::remove_file(path)?,
@@ -26,21 +26,6 @@ pub fn directory(dir: &Path, rng: &mut Rng) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The files of a directory, in order.
-pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_file() {
-            files.push(path);
-        } else if path.is_dir() {
-            files.extend(self::files(&path)?);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// Damages a file as befits its name.

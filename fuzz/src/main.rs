@@ -4,6 +4,7 @@
 //! files, damages them (`damage`) and hands them to the code under test (`targets`), round after round.
 
 mod damage;
+mod files;
 mod targets;
 mod watch;
 mod worker;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::worker;
+use crate::files;
 
 /// The end of a target.
 #[derive(Debug, Clone, Copy)]
@@ -85,7 +85,7 @@ pub fn target(name: &str, seed: u64, limits: &Limits, out: &Path) -> Result<Figu
             if let Some(why) = found {
                 let place = out.join(format!("finding-{seed}-{}", figures.rounds()));
                 let _ = fs::remove_dir_all(&place);
-                worker::copy(&out.join("now"), &place)?;
+                files::copy(&out.join("now"), &place)?;
                 fs::write(place.join("finding.txt"), &why)?;
                 let line: String = why.lines().collect::<Vec<_>>().join(" ");
                 let line: String = line.chars().take(200).collect();

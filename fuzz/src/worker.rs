@@ -8,10 +8,9 @@ use std::panic::{catch_unwind, set_hook, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::Mutex;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use fastrand::Rng;
 
-use crate::damage;
 use crate::targets::{self, Target};
 
 /// The longest error, in bytes.
@@ -101,17 +100,4 @@ fn outcome(target: &dyn Target, files: &Path) -> Outcome {
         }
         Err(_) => Outcome::Found(PANIC.lock().map(|text| text.clone()).unwrap_or_default()),
     }
-}
-
-/// A directory with all that is in it, copied.
-pub fn copy(from: &Path, to: &Path) -> Result<()> {
-    for path in damage::files(from)? {
-        let copied = to.join(path.strip_prefix(from)?);
-        fs::create_dir_all(copied.parent().context("a file is in a directory")?)?;
-        fs::copy(&path, copied)?;
-    }
-    if !from.is_dir() {
-        bail!("'{}' is no directory", from.display());
-    }
-    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{ensure, Result};
-use ln_tuning::device::{memory_info, with_fused_functions_on_cuda, without_fused_functions};
+use ln_tuning::device::{memory_info, without_fused_functions};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{Decoder, DecoderConfig, Model, ModelConfig};
 use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel};
@@ -94,7 +94,7 @@ fn times(device: Device, small: bool, batch: i64, length: i64, steps: usize) -> 
             Ok(())
         };
         if fused {
-            with_fused_functions_on_cuda(go)?;
+            go()?;
         } else {
             without_fused_functions(&mut go)?;
         }

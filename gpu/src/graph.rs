@@ -1,9 +1,9 @@
-//! Training steps with a CUDA graph and without: the same bits, and the time of each; with the fused functions too.
+//! Training steps with a CUDA graph and without: the same bits, and the time of each; with libtorch's operators too.
 
 use std::time::Instant;
 
 use anyhow::{ensure, Context, Result};
-use ln_tuning::device::{set_deterministic, with_fused_functions_on_cuda};
+use ln_tuning::device::{set_deterministic, without_fused_functions};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{Decoder, DecoderConfig, Inputs, Model, ModelConfig};
 use ln_tuning::{AdamW, Decay, GraphedStep, LnTuningConfig, LnTuningModel, Schedule};
@@ -18,9 +18,9 @@ use crate::On;
 pub struct Args {
     #[arg(long)]
     device: On,
-    /// Also with the fused functions on CUDA.
+    /// Also without the fused functions.
     #[arg(long)]
-    fused: bool,
+    unfused: bool,
     /// Small layers, to try it.
     #[arg(long)]
     small: bool,
@@ -97,8 +97,8 @@ pub fn run(args: &Args) -> Result<()> {
     let device = args.device.device()?;
     println!("| 1 × 128, bf16 | ms a step |\n|---|--:|");
     half(args, device, "")?;
-    if args.fused {
-        with_fused_functions_on_cuda(|| half(args, device, ", fused functions"))?;
+    if args.unfused {
+        without_fused_functions(|| half(args, device, ", libtorch's operators"))?;
     }
     let judged = if args.dry_run { "not judged" } else { "equal, bit for bit" };
     println!("\n{COMPARED} steps with a schedule: losses and norms are {judged}");

@@ -1,6 +1,6 @@
 //! Known gradients as part of a graph, since tch has no custom autograd functions.
 
-use tch::{no_grad, Device, Kind, Tensor};
+use tch::{no_grad, Tensor};
 
 use crate::error::Result;
 
@@ -32,16 +32,4 @@ pub(crate) fn with_value(graph: Tensor, value: &Tensor) -> Result<Tensor> {
     // pass does not use the value of the root.
     no_grad(|| graph.f_copy_(value))?;
     Ok(graph)
-}
-
-/// True if autograd records operations; tch has no query for it.
-pub(crate) fn grad_is_enabled() -> Result<bool> {
-    let leaf = Tensor::f_empty([0], (Kind::Float, Device::Cpu))?.f_set_requires_grad(true)?;
-    is_recorded(&leaf)
-}
-
-/// True if a result computed from `tensor` now has a graph.
-pub(crate) fn is_recorded(tensor: &Tensor) -> Result<bool> {
-    // A view made under `no_grad` requires no gradient.
-    Ok(tensor.requires_grad() && tensor.f_alias()?.requires_grad())
 }

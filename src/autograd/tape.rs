@@ -2,9 +2,10 @@
 
 use tch::{no_grad_guard, Device, Kind, Tensor};
 
-use crate::autograd::known_gradient::{grad_is_enabled, inner_product};
+use crate::autograd::known_gradient::inner_product;
 use crate::autograd::scratch::Recorded;
 use crate::autograd::segment::{given, leaf, Segment, Way};
+use crate::device::grad_mode::grad_is_enabled;
 use crate::error::Result;
 use crate::storage::info::is_float;
 

@@ -1,15 +1,15 @@
 //! CUDA graphs: what is asked of a device is captured once, and replayed as one (`csrc/cuda_graph.cpp`).
 #![allow(unsafe_code)]
 
-use std::ffi::{c_char, c_void, CStr};
+use std::ffi::{c_char, c_void};
 use std::ptr::{null_mut, NonNull};
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use crate::error::border::checked;
 use crate::error::{refusal, refuse, Result};
 
 extern "C" {
-    fn free(memory: *mut c_void);
     fn ln_tuning_stream_new(device: i64, stream: *mut i64) -> *mut c_char;
     fn ln_tuning_stream_enter(stream: *const i64, before: *mut i64) -> *mut c_char;
     fn ln_tuning_stream_leave(stream: *const i64, before: *const i64) -> *mut c_char;
@@ -47,7 +47,7 @@ impl SideStream {
         let device = index as i64;
         let mut stream = [0; 3];
         // SAFETY: the pointer is to three numbers.
-        check(unsafe { ln_tuning_stream_new(device, stream.as_mut_ptr()) })?;
+        unsafe { checked(ln_tuning_stream_new(device, stream.as_mut_ptr())) }?;
         Ok(SideStream { device, stream })
     }
 
@@ -78,7 +78,7 @@ impl SideStream {
                     return Ok(None);
                 };
                 // SAFETY: the graph is one that is being captured. One that fails is left alone: see `cuda_graph.cpp`.
-                check(unsafe { ln_tuning_graph_end(self.0, graph.as_ptr()) })?;
+                unsafe { checked(ln_tuning_graph_end(self.0, graph.as_ptr())) }?;
                 Ok(Some(Graph(graph)))
             }
         }
@@ -91,7 +91,7 @@ impl SideStream {
         let beside = beside.map_or(null_mut(), |graph| graph.0.as_ptr());
         let mut capturing = Capturing(self.device, null_mut());
         // SAFETY: `beside` is null or a graph that was captured; the last pointer is to a live one.
-        check(unsafe { ln_tuning_graph_begin(self.device, beside, &mut capturing.1) })?;
+        unsafe { checked(ln_tuning_graph_begin(self.device, beside, &mut capturing.1)) }?;
         let made = f();
         if made.is_err() {
             // libtorch warns of a graph that is empty.
@@ -110,7 +110,7 @@ impl SideStream {
     fn enter(&self) -> Result<Entered<'_>> {
         let mut before = [0; 4];
         // SAFETY: the pointers are to as many numbers as the function reads and writes.
-        check(unsafe { ln_tuning_stream_enter(self.stream.as_ptr(), before.as_mut_ptr()) })?;
+        unsafe { checked(ln_tuning_stream_enter(self.stream.as_ptr(), before.as_mut_ptr())) }?;
         Ok(Entered(self, before))
     }
 }
@@ -118,7 +118,7 @@ impl SideStream {
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         // SAFETY: as in `enter`. It fails only where CUDA itself has failed, and then everything does.
-        let _ = check(unsafe { ln_tuning_stream_leave(self.0.stream.as_ptr(), self.1.as_ptr()) });
+        let _ = unsafe { checked(ln_tuning_stream_leave(self.0.stream.as_ptr(), self.1.as_ptr())) };
     }
 }
 
@@ -126,27 +126,13 @@ impl Graph {
     /// Asks the device for all of it, behind what was asked before.
     pub(crate) fn replay(&self) -> Result<()> {
         // SAFETY: the graph was captured, and lives.
-        check(unsafe { ln_tuning_graph_replay(self.0.as_ptr()) })
+        Ok(unsafe { checked(ln_tuning_graph_replay(self.0.as_ptr())) }?)
     }
 }
 
 impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: the graph is freed once.
-        let _ = check(unsafe { ln_tuning_graph_free(self.0.as_ptr()) });
+        let _ = unsafe { checked(ln_tuning_graph_free(self.0.as_ptr())) };
     }
-}
-
-/// The error behind a message, if there is one.
-fn check(message: *mut c_char) -> Result<()> {
-    if message.is_null() {
-        return Ok(());
-    }
-    // SAFETY: the message ends with a zero, and is ours to free.
-    let text = unsafe {
-        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
-        free(message.cast());
-        text
-    };
-    Err(TchError::Torch(text).into())
 }

@@ -15,6 +15,7 @@ pub(crate) mod copies;
 #[cfg(target_os = "linux")]
 mod dynamic;
 mod fused;
+pub(crate) mod grad_mode;
 #[cfg(all(fused, target_os = "linux"))]
 pub(crate) mod graph;
 #[cfg(not(all(fused, target_os = "linux")))]
@@ -29,9 +30,7 @@ pub(crate) mod transfer;
 
 #[cfg(fused)]
 pub(crate) use fused::fused_functions_are_on;
-#[cfg(fused_cuda)]
-pub(crate) use fused::fused_functions_are_on_for_cuda;
-pub use fused::{with_fused_functions_on_cuda, without_fused_functions};
+pub use fused::without_fused_functions;
 #[cfg(feature = "models")]
 pub(crate) use settings::apply_defaults;
 pub use settings::{allow_tf32, set_cudnn_attention, set_deterministic};

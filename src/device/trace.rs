@@ -5,7 +5,9 @@
 //! module, whatever its inputs are.
 
 use tch::kind::Element;
-use tch::{Device, Kind, Tensor};
+#[cfg(feature = "models")]
+use tch::Kind;
+use tch::{Device, Tensor};
 
 pub(crate) use super::context::is_tracing;
 use super::transfer::sent;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tch::Tensor;
 
+use crate::error::border;
+
 extern "C" {
     fn ln_c10d_free(memory: *mut c_void);
     fn ln_c10d_store_connect(
@@ -267,15 +269,8 @@ fn text(text: &str) -> Result<CString> {
 }
 
 fn checked(message: *mut c_char) -> Result<()> {
-    if message.is_null() {
-        return Ok(());
-    }
-    // SAFETY: the message ends with a zero and is ours to free.
-    unsafe {
-        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
-        ln_c10d_free(message.cast());
-        Err(text)
-    }
+    // SAFETY: it comes from `csrc`.
+    unsafe { border::text(message) }.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

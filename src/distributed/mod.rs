@@ -21,6 +21,7 @@
 //! end, so that its launcher can start all processes again.
 
 mod c10d;
+mod call;
 mod deadline;
 pub(crate) mod digest;
 mod environment;

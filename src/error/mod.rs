@@ -1,5 +1,7 @@
 //! The one opaque error of the crate, and the kinds of error to match on.
 
+#[cfg(any(feature = "kernels", feature = "distributed"))]
+pub(crate) mod border;
 mod out_of_memory;
 
 use std::borrow::Cow;

@@ -1,48 +1,21 @@
-//! Fused functions and products, each alone, for benchmarks.
+//! Fused functions and products, each alone, for benchmarks and for the checks on a GPU. A function gives `None` where
+//! libtorch's operators are used.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::fused;
-use super::fused_forms::{Attended, Gate, NormForm};
+pub use super::fused::{added_norm, gated, gated_in_one, gradients, norm, turned};
+use super::fused_forms::{Attended, CrossEntropy};
+pub use super::fused_forms::{Gate, NormForm};
+#[cfg(fused_cuda)]
+pub use super::gpu::compiled;
 use super::packed::Packed;
-use super::product;
-use crate::error::{refusal, Result};
-
-/// The sum of `x` and `added`, and its RMSNorm, or its LayerNorm where there is a bias.
-pub fn added_norm(
-    x: &Tensor,
-    added: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-) -> Result<(Tensor, Tensor)> {
-    let form = if bias.is_some() { NormForm::Layer } else { NormForm::Rms };
-    there(fused::added_norm(x, added, Some(weight), bias, form, 1e-6)?)
-}
-
-/// SiLU of `gate` times `up`.
-pub fn silu_gated(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    there(fused::gated(gate, up, Gate::Silu)?)
-}
-
-/// Queries and keys `[batch, length, heads, head_dim]`, turned by cosines and signed sines `[length, 1, head_dim]`.
-pub fn turned(both: [&Tensor; 2], angles: &(Tensor, Tensor)) -> Result<[Tensor; 2]> {
-    there(fused::turned(both, angles, false)?)
-}
+pub use super::product::{linear, linear_transposed};
+use crate::error::Result;
 
 /// Causal attention of queries `[batch, heads, length, head_dim]`; keys and values may have fewer heads.
-pub fn attended(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Tensor> {
-    let how = Attended { mask: None, causal: true, scale, cap: None };
-    there(fused::attend(q, k, v, how)?)
-}
-
-/// x · weightᵀ + bias.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    product::linear(x, weight, bias)
-}
-
-/// x · weight + bias.
-pub fn linear_transposed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    product::linear_transposed(x, weight, bias)
+pub fn attended(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<Option<Tensor>> {
+    fused::attend(q, k, v, Attended { mask: None, causal: true, scale, cap: None })
 }
 
 /// The other orders of one matrix, which a product keeps.
@@ -51,11 +24,25 @@ pub struct Orders(Packed);
 
 impl Orders {
     /// x · weightᵀ, with the weight in another order.
-    pub fn linear(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        there(self.0.product(x, weight, None, false)?)
+    pub fn linear(&self, x: &Tensor, weight: &Tensor) -> Result<Option<Tensor>> {
+        self.0.product(x, weight, None, false)
     }
 }
 
-fn there<T>(result: Option<T>) -> Result<T> {
-    result.ok_or_else(|| refusal!(Unsupported, "no function of this crate computes it here"))
+/// The cross entropy of `logits` `[rows, classes]` in f32 against `targets` `[rows, 1]`: the largest logit of each row, its
+/// share of the softmax and the target's logit, `[rows, 1]`, and the gradient of the logits in `kind`.
+pub fn cross_entropy(
+    logits: &Tensor,
+    targets: &Tensor,
+    (cap, smoothing, z_loss): (Option<f64>, f64, f64),
+    kind: Kind,
+) -> Result<Option<[Tensor; 4]>> {
+    let column = || Tensor::f_empty(targets.size(), (Kind::Float, logits.device()));
+    let columns = [column()?, column()?, column()?];
+    let gradient = Tensor::f_empty(logits.size(), (kind, logits.device()))?;
+    let into = Some(&gradient);
+    let how = CrossEntropy { bias: None, scale: 1., cap, smoothing, z_loss, wanted: true, into };
+    let done = fused::cross_entropy(logits, targets, &columns, how)?;
+    let [largest, peak, target] = columns;
+    Ok(done.then_some([largest, peak, target, gradient]))
 }

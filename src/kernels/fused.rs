@@ -1,24 +1,22 @@
-//! Fused functions of our own on the CPU, in C++ (`csrc/fused`): several operations in one pass over memory, with
-//! gradients of their own. Each gives `None` where libtorch's operators are to be used: on other devices, in other
+//! Fused functions of our own on the CPU and on CUDA, in C++ (`csrc/fused`): several operations in one pass over memory,
+//! with gradients of their own. Each gives `None` where libtorch's operators are to be used: on other devices, in other
 //! kinds, for shapes that it does not know, while a trace is recorded, and where they are turned off.
 #![allow(unsafe_code)]
 // Models use most of them.
 #![cfg_attr(not(feature = "models"), allow(dead_code))]
 
-use std::ffi::{c_char, c_void, CStr};
+use std::ffi::c_char;
 use std::ptr::{null, null_mut};
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 use super::fused_forms::{Attended, CrossEntropy, Gate, NormForm};
 use crate::device::fused_functions_are_on;
-#[cfg(fused_cuda)]
-use crate::device::fused_functions_are_on_for_cuda;
-use crate::error::Result;
+use crate::error::border::{checked, made};
+use crate::error::{refuse, Result};
 
 extern "C" {
-    fn free(memory: *mut c_void);
     fn ln_tuning_norm(
         results: *mut *mut C_tensor,
         x: *const C_tensor,
@@ -42,6 +40,13 @@ extern "C" {
         sin: *const C_tensor,
         side_by_side: i64,
     ) -> *mut c_char;
+    fn ln_tuning_products(
+        results: *mut *mut C_tensor,
+        x: *const C_tensor,
+        weights: *const *const C_tensor,
+        biases: *const *const C_tensor,
+        count: i64,
+    ) -> *mut c_char;
     fn ln_tuning_attend(
         result: *mut *mut C_tensor,
         q: *const C_tensor,
@@ -55,6 +60,7 @@ extern "C" {
     fn ln_tuning_cross_entropy(
         done: *mut i64,
         logits: *const C_tensor,
+        gradient: *const C_tensor,
         bias: *const C_tensor,
         targets: *const C_tensor,
         largest: *const C_tensor,
@@ -66,11 +72,19 @@ extern "C" {
         z_loss: f64,
         wanted: i64,
     ) -> *mut c_char;
+    fn ln_tuning_gradients(
+        results: *mut *mut C_tensor,
+        outputs: *const *const C_tensor,
+        gradients: *const *const C_tensor,
+        outputs_count: i64,
+        inputs: *const *const C_tensor,
+        inputs_count: i64,
+    ) -> *mut c_char;
 }
 
 /// The norm of `x` over its last dimension, with `weight` and `bias` of its kind: `[size]`, or of each part of `x`,
 /// `[parts…, 1…, size]`.
-pub(crate) fn norm(
+pub fn norm(
     x: &Tensor,
     weight: Option<&Tensor>,
     bias: Option<&Tensor>,
@@ -82,7 +96,7 @@ pub(crate) fn norm(
 }
 
 /// The sum of `x` and `added`, and its norm.
-pub(crate) fn added_norm(
+pub fn added_norm(
     x: &Tensor,
     added: &Tensor,
     weight: Option<&Tensor>,
@@ -106,19 +120,19 @@ fn norms(
         return Ok([None, None]);
     }
     let (added, weight, bias) = (given(added), given(weight), given(bias));
-    // SAFETY: see `made`.
-    made(|results| unsafe {
-        ln_tuning_norm(results, x.as_ptr(), added, weight, bias, form as i64, eps)
-    })
+    // SAFETY: the function reads tensors that are alive.
+    Ok(unsafe {
+        made(|results| ln_tuning_norm(results, x.as_ptr(), added, weight, bias, form as i64, eps))
+    }?)
 }
 
 /// The activation of `gate` times `up`.
-pub(crate) fn gated(gate: &Tensor, up: &Tensor, activation: Gate) -> Result<Option<Tensor>> {
+pub fn gated(gate: &Tensor, up: &Tensor, activation: Gate) -> Result<Option<Tensor>> {
     any_gated(gate, Some(up), activation)
 }
 
 /// The same of two halves, gate and up, of the last dimension.
-pub(crate) fn gated_in_one(both: &Tensor, activation: Gate) -> Result<Option<Tensor>> {
+pub fn gated_in_one(both: &Tensor, activation: Gate) -> Result<Option<Tensor>> {
     any_gated(both, None, activation)
 }
 
@@ -126,16 +140,16 @@ fn any_gated(gate: &Tensor, up: Option<&Tensor>, activation: Gate) -> Result<Opt
     if !is_for(gate)? {
         return Ok(None);
     }
-    // SAFETY: see `made`.
-    let [result] = made(|result| unsafe {
-        ln_tuning_gated(result, gate.as_ptr(), given(up), activation as i64)
-    })?;
+    // SAFETY: the function reads tensors that are alive.
+    let [result] = unsafe {
+        made(|result| ln_tuning_gated(result, gate.as_ptr(), given(up), activation as i64))
+    }?;
     Ok(result)
 }
 
 /// Queries and keys, `[batch, length, heads, head_dim]` each, turned by the tables of cosines and signed sines,
 /// `[length, 1, dims]` or `[batch, length, 1, dims]`; dimensions that have no angle stay.
-pub(crate) fn turned(
+pub fn turned(
     [q, k]: [&Tensor; 2],
     (cos, sin): &(Tensor, Tensor),
     side_by_side: bool,
@@ -143,12 +157,31 @@ pub(crate) fn turned(
     if !is_for(q)? {
         return Ok(None);
     }
-    // SAFETY: see `made`.
-    let [q, k] = made(|results| unsafe {
-        let (q, k, cos, sin) = (q.as_ptr(), k.as_ptr(), cos.as_ptr(), sin.as_ptr());
-        ln_tuning_turned(results, q, k, cos, sin, side_by_side.into())
-    })?;
+    let (q, k, cos, sin) = (q.as_ptr(), k.as_ptr(), cos.as_ptr(), sin.as_ptr());
+    // SAFETY: the function reads tensors that are alive.
+    let [q, k] =
+        unsafe { made(|results| ln_tuning_turned(results, q, k, cos, sin, side_by_side.into())) }?;
     Ok(q.zip(k).map(<[Tensor; 2]>::from))
+}
+
+/// `x · weightᵀ + bias` of each of these layers, which are frozen, with one gradient for `x`, which the products add up.
+pub(crate) fn products<const N: usize>(
+    x: &Tensor,
+    layers: [(&Tensor, Option<&Tensor>); N],
+) -> Result<Option<[Tensor; N]>> {
+    if !is_for(x)? {
+        return Ok(None);
+    }
+    let weights = layers.map(|(weight, _)| weight.as_ptr());
+    let biases = layers.map(|(_, bias)| given(bias));
+    // SAFETY: tensors are alive, `N` of each; as many new ones are made.
+    let all: [Option<Tensor>; N] = unsafe {
+        made(|results| {
+            ln_tuning_products(results, x.as_ptr(), weights.as_ptr(), biases.as_ptr(), N as i64)
+        })
+    }?;
+    let all: Vec<Tensor> = all.into_iter().flatten().collect();
+    Ok(all.try_into().ok())
 }
 
 /// Attention of queries `[batch, heads, length, dim]` to keys and values `[batch, heads, keys, dim]`, perhaps with fewer
@@ -162,47 +195,75 @@ pub(crate) fn attend(
     if !is_for(q)? {
         return Ok(None);
     }
-    // SAFETY: see `made`.
-    let [result] = made(|result| unsafe {
-        let (q, k, v, mask) = (q.as_ptr(), k.as_ptr(), v.as_ptr(), given(mask));
-        ln_tuning_attend(result, q, k, v, mask, causal.into(), scale, cap.unwrap_or(0.))
-    })?;
+    let (q, k, v, mask) = (q.as_ptr(), k.as_ptr(), v.as_ptr(), given(mask));
+    let (causal, cap) = (causal.into(), cap.unwrap_or(0.));
+    // SAFETY: the function reads tensors that are alive.
+    let [result] =
+        unsafe { made(|result| ln_tuning_attend(result, q, k, v, mask, causal, scale, cap)) }?;
     Ok(result)
 }
 
 /// Cross entropy of `logits` `[rows, classes]` against `targets` `[rows, 1]`, outside any graph. Writes the largest
-/// logit, its share of the softmax and the target's logit of each row into the columns, `[rows, 1]` in f32. False if it
-/// was not computed.
+/// logit, its share of the softmax and the target's logit of each row into the columns, `[rows, 1]` in f32. Their
+/// gradient, if it is wanted, overwrites the logits; on CUDA, where they are f32, it may go to a tensor of another kind.
+/// A target on CUDA that is no class makes the loss NaN. False if it was not computed.
 pub(crate) fn cross_entropy(
     logits: &Tensor,
     targets: &Tensor,
     [largest, peak, target]: &[Tensor; 3],
-    CrossEntropy { bias, scale, cap, smoothing, z_loss, gradient }: CrossEntropy,
+    CrossEntropy { bias, scale, cap, smoothing, z_loss, wanted, into }: CrossEntropy,
 ) -> Result<bool> {
-    if !is_for(logits)? {
+    if !is_for(logits)? || !into.map_or(Ok(true), is_for)? {
         return Ok(false);
     }
     let mut done = 0;
     // SAFETY: the tensors are alive; the logits and the columns are written, which tch allows to any handle.
-    let [] = made(|_| unsafe {
-        let [logits, targets] = [logits, targets].map(Tensor::as_ptr);
-        let [largest, peak, target] = [largest, peak, target].map(Tensor::as_ptr);
-        ln_tuning_cross_entropy(
+    unsafe {
+        checked(ln_tuning_cross_entropy(
             &mut done,
-            logits,
+            logits.as_ptr(),
+            given(into),
             given(bias),
-            targets,
-            largest,
-            peak,
-            target,
+            targets.as_ptr(),
+            largest.as_ptr(),
+            peak.as_ptr(),
+            target.as_ptr(),
             scale,
             cap.unwrap_or(0.),
             smoothing,
             z_loss,
-            gradient.into(),
-        )
-    })?;
+            wanted.into(),
+        ))
+    }?;
     Ok(done != 0)
+}
+
+/// The gradients of `inputs` from those of `outputs`.
+pub fn gradients(
+    outputs: &[Tensor],
+    gradients: &[Tensor],
+    inputs: &[&Tensor],
+) -> Result<Vec<Tensor>> {
+    if outputs.len() != gradients.len() {
+        refuse!(ShapeMismatch, "{} gradients of {} outputs", gradients.len(), outputs.len());
+    }
+    let pointers = |tensors: &[Tensor]| tensors.iter().map(Tensor::as_ptr).collect::<Vec<_>>();
+    let (outputs, given) = (pointers(outputs), pointers(gradients));
+    let inputs: Vec<_> = inputs.iter().map(|tensor| tensor.as_ptr()).collect();
+    let mut results = vec![null_mut(); inputs.len()];
+    // SAFETY: the arrays have as many pointers as is said, to tensors that are alive.
+    unsafe {
+        checked(ln_tuning_gradients(
+            results.as_mut_ptr(),
+            outputs.as_ptr(),
+            given.as_ptr(),
+            outputs.len() as i64,
+            inputs.as_ptr(),
+            inputs.len() as i64,
+        ))
+    }?;
+    // SAFETY: without a message, each is a new tensor of ours.
+    Ok(results.into_iter().map(|result| unsafe { Tensor::from_ptr(result) }).collect())
 }
 
 /// The checks that need no call; the others are made in C++.
@@ -214,35 +275,13 @@ pub(crate) fn is_for(x: &Tensor) -> Result<bool> {
     Ok(match x.device() {
         Device::Cpu => true,
         #[cfg(fused_cuda)]
-        Device::Cuda(index) => {
-            fused_functions_are_on_for_cuda() && super::gpu::is_ready(index, kind)
-        }
+        Device::Cuda(index) => super::gpu::is_ready(index, kind),
         _ => false,
     })
 }
 
 fn given(x: Option<&Tensor>) -> *const C_tensor {
     x.map_or(null(), Tensor::as_ptr)
-}
-
-/// The tensors that a function makes, or the error that it gives. Functions read the tensors that they are given, leave
-/// up to `N` new ones, and give null or the message of an error.
-fn made<const N: usize>(
-    call: impl FnOnce(*mut *mut C_tensor) -> *mut c_char,
-) -> Result<[Option<Tensor>; N]> {
-    let mut results = [null_mut(); N];
-    let message = call(results.as_mut_ptr());
-    if !message.is_null() {
-        // SAFETY: the message ends with a zero, and is ours to free.
-        let text = unsafe {
-            let text = CStr::from_ptr(message).to_string_lossy().into_owned();
-            free(message.cast());
-            text
-        };
-        return Err(TchError::Torch(text).into());
-    }
-    // SAFETY: pointers that are not null are of new tensors, which are ours.
-    Ok(results.map(|result| (!result.is_null()).then(|| unsafe { Tensor::from_ptr(result) })))
 }
 
 #[cfg(test)]

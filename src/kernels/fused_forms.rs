@@ -51,6 +51,8 @@ pub(crate) struct CrossEntropy<'a> {
     pub(crate) cap: Option<f64>,
     pub(crate) smoothing: f64,
     pub(crate) z_loss: f64,
-    /// The gradient shall overwrite the logits.
-    pub(crate) gradient: bool,
+    /// The gradient shall be computed.
+    pub(crate) wanted: bool,
+    /// The place of the gradient, `[rows, classes]` in any kind; `None`: that of the logits.
+    pub(crate) into: Option<&'a Tensor>,
 }

@@ -1,16 +1,17 @@
 //! The calls of `csrc/linear.cpp`.
 #![allow(unsafe_code)]
 
-use std::ffi::c_int;
+use std::ffi::{c_char, c_int};
 use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 use tch::{TchError, Tensor};
 use torch_sys::C_tensor;
 
-use super::number::{all_made, made, read};
+use super::number::read;
 use super::way::Way;
 use crate::device::fused_functions_are_on;
+use crate::error::border::{checked, made};
 
 extern "C" {
     fn ln_linear_graph(
@@ -22,7 +23,7 @@ extern "C" {
         packed: *mut C_tensor,
         transposed: c_int,
         way: i64,
-    );
+    ) -> *mut c_char;
     fn ln_linear_is_traced() -> c_int;
     fn ln_linear_most_rows() -> i64;
     fn ln_linear_has_blocks() -> c_int;
@@ -32,31 +33,41 @@ extern "C" {
         weight: *mut C_tensor,
         bias: *mut C_tensor,
         transposed: c_int,
-    );
+    ) -> *mut c_char;
     fn ln_linear_blocks_into(
         x: *mut C_tensor,
         weight: *mut C_tensor,
         transposed: c_int,
         out: *mut C_tensor,
-    );
+    ) -> *mut c_char;
     fn ln_linear_few_rows(
         outs: *mut *mut C_tensor,
         x: *mut C_tensor,
         weights: *const *mut C_tensor,
         biases: *const *mut C_tensor,
         count: i64,
-    );
+    ) -> *mut c_char;
 }
 
 #[cfg(feature = "models")]
 extern "C" {
-    fn ln_linear_pack(out: *mut *mut C_tensor, weight: *mut C_tensor);
+    fn ln_linear_pack(out: *mut *mut C_tensor, weight: *mut C_tensor) -> *mut c_char;
     fn ln_linear_packed(
         out: *mut *mut C_tensor,
         x: *mut C_tensor,
         packed: *mut C_tensor,
         bias: *mut C_tensor,
-    );
+    ) -> *mut c_char;
+}
+
+/// The tensor that a call makes.
+///
+/// # Safety
+/// As [`made`].
+unsafe fn one(call: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Tensor, TchError> {
+    // SAFETY: as the caller promises.
+    let [made] = unsafe { made(call) }?;
+    Ok(made.unwrap_or_default())
 }
 
 /// Null for none.
@@ -93,8 +104,8 @@ pub(super) fn with_graph(
     let (value, x, weight, bias) = (read(value), read(x), read(weight), perhaps(bias));
     let (transposed, way) = (c_int::from(back.transposed), back.way as i64);
     let packed = perhaps(back.packed);
-    // SAFETY: the tensors are read, and live longer than the call, which makes one or leaves an error.
-    made(|out| unsafe { ln_linear_graph(out, value, x, weight, bias, packed, transposed, way) })
+    // SAFETY: the tensors are read, and live longer than the call, which makes one or gives an error.
+    unsafe { one(|out| ln_linear_graph(out, value, x, weight, bias, packed, transposed, way)) }
 }
 
 /// The largest number of rows that [`few_rows`] takes; 0 on processors that it is not written for.
@@ -120,7 +131,7 @@ pub(super) fn blocks(
 ) -> Result<Tensor, TchError> {
     let (x, weight, bias) = (read(x), read(weight), perhaps(bias));
     // SAFETY: as above.
-    made(|out| unsafe { ln_linear_blocks(out, x, weight, bias, transposed.into()) })
+    unsafe { one(|out| ln_linear_blocks(out, x, weight, bias, transposed.into())) }
 }
 
 /// The same of a matrix `[rows, in]`, into `out`.
@@ -131,10 +142,9 @@ pub(super) fn blocks_into(
     out: &mut Tensor,
 ) -> Result<(), TchError> {
     // SAFETY: as above; `out` is written, and no new tensor is made.
-    let [] = all_made(|_| unsafe {
-        ln_linear_blocks_into(read(x), read(weight), transposed.into(), out.as_mut_ptr())
-    })?;
-    Ok(())
+    unsafe {
+        checked(ln_linear_blocks_into(read(x), read(weight), transposed.into(), out.as_mut_ptr()))
+    }
 }
 
 /// x · weightᵀ + bias without a graph of each of these, for contiguous weights `[out, in]` in f32 or bf16.
@@ -145,9 +155,10 @@ pub(super) fn few_rows<const N: usize>(
     let weights = layers.map(|(weight, _)| read(weight));
     let biases = layers.map(|(_, bias)| perhaps(bias));
     // SAFETY: as above; there are `N` of each.
-    all_made(|outs| unsafe {
-        ln_linear_few_rows(outs, read(x), weights.as_ptr(), biases.as_ptr(), N as i64)
-    })
+    let all = unsafe {
+        made(|outs| ln_linear_few_rows(outs, read(x), weights.as_ptr(), biases.as_ptr(), N as i64))
+    }?;
+    Ok(all.map(Option::unwrap_or_default))
 }
 
 /// A matrix `[out, in]` in f32 or bf16, in the order that oneDNN multiplies fastest with. It can only be multiplied with.
@@ -155,7 +166,7 @@ pub(super) fn few_rows<const N: usize>(
 pub(super) fn packed(weight: &Tensor) -> Result<Tensor, TchError> {
     let weight = read(weight);
     // SAFETY: as above.
-    made(|out| unsafe { ln_linear_pack(out, weight) })
+    unsafe { one(|out| ln_linear_pack(out, weight)) }
 }
 
 /// x · weightᵀ + bias without a graph, for a weight that is [`packed`].
@@ -167,5 +178,5 @@ pub(super) fn packed_product(
 ) -> Result<Tensor, TchError> {
     let (x, packed, bias) = (read(x), read(packed), perhaps(bias));
     // SAFETY: as above.
-    made(|out| unsafe { ln_linear_packed(out, x, packed, bias) })
+    unsafe { one(|out| ln_linear_packed(out, x, packed, bias)) }
 }

@@ -9,8 +9,6 @@ pub(crate) mod fused;
 #[cfg(not(fused))]
 #[path = "fused_elsewhere.rs"]
 pub(crate) mod fused;
-#[cfg(fused)]
-pub mod fused_access;
 pub(crate) mod fused_forms;
 #[cfg(fused_cuda)]
 mod gpu;

@@ -41,23 +41,15 @@ impl Drop for Number {
 }
 
 /// The tensor that a call of libtorch makes, or its error.
-pub(super) fn made(call: impl FnOnce(*mut *mut C_tensor)) -> Result<Tensor, TchError> {
-    let [tensor] = all_made(call)?;
-    Ok(tensor)
-}
-
-/// [`made`], of as many tensors.
-pub(super) fn all_made<const N: usize>(
-    call: impl FnOnce(*mut *mut C_tensor),
-) -> Result<[Tensor; N], TchError> {
-    let mut tensors = [std::ptr::null_mut(); N];
-    call(tensors.as_mut_ptr());
+fn made(call: impl FnOnce(*mut *mut C_tensor)) -> Result<Tensor, TchError> {
+    let mut tensor = std::ptr::null_mut();
+    call(&mut tensor);
     // SAFETY: the message, if there is one, ends with a zero and is ours to free; without one, the call has made the
-    // tensors, which are ours as well.
+    // tensor, which is ours as well.
     unsafe {
         let message = torch_sys::get_and_reset_last_err();
         if message.is_null() {
-            return Ok(tensors.map(|tensor| Tensor::from_ptr(tensor)));
+            return Ok(Tensor::from_ptr(tensor));
         }
         let text = CStr::from_ptr(message).to_string_lossy().into_owned();
         free(message.cast());

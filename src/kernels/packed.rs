@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tch::{no_grad, Device, Kind, Tensor};
 
-use crate::autograd::known_gradient::is_recorded;
+use crate::device::grad_mode::is_recorded;
 use crate::error::Result;
 use crate::kernels::linear_calls::{are_on, packed, packed_product, with_graph, Back};
 #[cfg(target_os = "linux")]

@@ -5,7 +5,7 @@ use tch::no_grad;
 use tch::{Device, Kind, Tensor};
 
 #[cfg(all(feature = "kernels", feature = "models"))]
-use crate::autograd::known_gradient::is_recorded;
+use crate::device::grad_mode::is_recorded;
 use crate::error::{Error, ErrorKind, Result};
 #[cfg(feature = "kernels")]
 use crate::kernels::linear_calls::{
@@ -27,16 +27,12 @@ const LEAST_FOR_BLOCKS: i64 = 64;
 const LEAST_ROWS: i64 = 4;
 
 /// x · weightᵀ + bias, for a weight `[out, in]`.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     product(x, weight, bias, false)
 }
 
 /// x · weight + bias, for a weight `[in, out]`.
-pub(crate) fn linear_transposed(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-) -> Result<Tensor> {
+pub fn linear_transposed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     product(x, weight, bias, true)
 }
 

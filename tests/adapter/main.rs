@@ -11,6 +11,7 @@ mod adapters;
 mod architectures;
 mod atomic;
 mod bad_input;
+mod bad_places;
 mod checkpoint;
 mod config;
 mod foreign_writes;
@@ -24,9 +25,12 @@ mod merge;
 mod merge_files;
 mod new_variables;
 mod non_finite;
+mod norms;
 mod patterns;
 mod peft_faults;
 mod peft_interop;
+#[cfg(feature = "models")]
+mod recipes;
 #[cfg(feature = "models")]
 mod resized;
 mod scaling;

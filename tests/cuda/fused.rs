@@ -1,8 +1,8 @@
 //! The fused functions on CUDA: NVRTC compiles them, the driver launches them, and the same text compiled for the host
 //! computes, thread by thread, what libtorch's operators do.
 
-use ln_tuning::device::{best_device, with_fused_functions_on_cuda};
-use ln_tuning::fused_functions::{compiled, gated, norm, Gate, NormForm};
+use ln_tuning::alone::{compiled, gated, norm, Gate, NormForm};
+use ln_tuning::device::{best_device, without_fused_functions};
 use tch::{Device, Kind, Tensor};
 
 use crate::counting::{self, Gpu};
@@ -14,7 +14,7 @@ const KINDS: [Kind; 3] = [Kind::BFloat16, Kind::Half, Kind::Float];
 fn is_sound(capability: i64, kind: Kind) {
     let log = compiled(capability, kind).unwrap();
     let spills: Vec<&str> = log.lines().filter(|line| line.contains("spill")).collect();
-    assert_eq!(spills.len(), 6, "a line for each kernel: {log}");
+    assert_eq!(spills.len(), 7, "a line for each kernel: {log}");
     let none = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads";
     assert!(spills.iter().all(|line| line.contains(none)), "sm_{capability}, {kind:?}: {log}");
     let words = log.to_lowercase();
@@ -36,7 +36,15 @@ fn compute_on_a_device_what_operators_compute() {
                 assert!(check.off <= 1., "{}: {}", check.name, check.off);
             }
             let counts = counting::counts();
-            for kernel in ["norm", "norm_backward", "total", "gated", "gated_backward", "rope"] {
+            for kernel in [
+                "norm",
+                "norm_backward",
+                "total",
+                "gated",
+                "gated_backward",
+                "rope",
+                "cross_entropy",
+            ] {
                 let name = format!("ln_tuning_{kernel}_");
                 assert!(counts.kernels_with(&name) > 0, "{kernel}: {:?}", counts.kernels);
             }
@@ -64,7 +72,7 @@ fn errors_of(gpu: Gpu, test: &str, variable: (&str, &str), body: impl FnOnce()) 
 fn operators_are_used() {
     let x = Tensor::ones([4, 64], (Kind::BFloat16, best_device()));
     for _ in 0..2 {
-        let none = with_fused_functions_on_cuda(|| norm(&x, None, None, NormForm::Rms, 1e-6));
+        let none = norm(&x, None, None, NormForm::Rms, 1e-6);
         assert!(none.unwrap().is_none());
     }
     assert_eq!(counting::counts().kernels_with("ln_tuning_"), 0);
@@ -89,11 +97,13 @@ fn that_cannot_be_compiled_leave_the_work_to_operators_with_a_word() {
 }
 
 #[test]
-fn are_off_by_default_and_a_launch_that_fails_is_an_error() {
+fn are_on_by_default_and_a_launch_that_fails_is_an_error() {
     Gpu::default().run(|| {
         let x = Tensor::ones([4, 64], (Kind::BFloat16, best_device()));
-        assert!(norm(&x, None, None, NormForm::Rms, 1e-6).unwrap().is_none());
-        let gate = || with_fused_functions_on_cuda(|| gated(&x, Some(&x), Gate::Silu));
+        let normed = || norm(&x, None, None, NormForm::Rms, 1e-6).unwrap();
+        assert!(normed().is_some());
+        assert!(without_fused_functions(normed).is_none());
+        let gate = || gated(&x, &x, Gate::Silu);
         assert!(gate().unwrap().is_some());
         counting::fail_launches(Some(719));
         let error = gate().unwrap_err().to_string();

@@ -1,8 +1,9 @@
 //! Each fused function beside libtorch's operators, which compute in f64 on the CPU: values and gradients.
 
 use anyhow::{Context, Result};
-use ln_tuning::device::with_fused_functions_on_cuda;
-use ln_tuning::fused_functions::{added_norm, gated, gradients, norm, turned, Gate, NormForm};
+use ln_tuning::alone::{
+    added_norm, cross_entropy, gated, gated_in_one, gradients, norm, turned, Gate, NormForm,
+};
 use tch::{Device, Kind, Tensor};
 
 /// One function, on inputs of one form and kind.
@@ -59,7 +60,7 @@ impl Place {
         let there: Vec<Tensor> = inputs.iter().map(|input| leaf(&input.there)).collect();
         let wide: Vec<Tensor> =
             inputs.iter().map(|input| leaf(&input.cpu.to_kind(Kind::Double))).collect();
-        let found = with_fused_functions_on_cuda(|| fused(&there));
+        let found = fused(&there);
         let found = found.with_context(|| name.clone())?;
         let expected = operators(&wide);
         let upstream: Vec<Input> = found.iter().map(|y| self.random(&y.size())).collect();
@@ -137,14 +138,14 @@ pub fn checks(device: Device, kind: Kind) -> Result<Vec<Check>> {
                 all.push(place.check(
                     format!("{gate:?} of {rows} × {size}"),
                     &[x, &up],
-                    |of| Ok(vec![gated(&of[0], Some(&of[1]), gate)?.context("no kernel")?]),
+                    |of| Ok(vec![gated(&of[0], &of[1], gate)?.context("no kernel")?]),
                     |of| vec![activated(&of[0], gate) * &of[1]],
                 )?);
             }
             all.push(place.check(
                 format!("{gate:?} of {rows} × {size} in one"),
                 &[&place.random(&[rows, 2 * size])],
-                |of| Ok(vec![gated(&of[0], None, gate)?.context("no kernel")?]),
+                |of| Ok(vec![gated_in_one(&of[0], gate)?.context("no kernel")?]),
                 |of| {
                     let both = of[0].chunk(2, -1);
                     vec![activated(&both[0], gate) * &both[1]]
@@ -160,6 +161,37 @@ pub fn checks(device: Device, kind: Kind) -> Result<Vec<Check>> {
                 all.extend(rotations(place, [batch, length, dim, dims], side_by_side, each_row)?);
             }
         }
+    }
+    // The counting runtime gives zeros for numbers of 8 bytes and fewer.
+    for (rows, classes) in [(3, 4096), (5, 1031), (4, 7), (0, 8)] {
+        all.extend(cross_entropies(place, rows, classes)?);
+    }
+    Ok(all)
+}
+
+/// Cross entropy of logits in f32, whose gradient is of the kind.
+fn cross_entropies(place: Place, rows: i64, classes: i64) -> Result<Vec<Check>> {
+    let wide = Place { kind: Kind::Float, ..place };
+    let mut all = Vec::new();
+    for (cap, smoothing, z_loss) in [(None, 0., 0.), (Some(3.), 0.1, 0.2)] {
+        let logits = wide.random(&[rows, classes]);
+        let targets = Tensor::randint(classes, [rows, 1], (Kind::Int64, Device::Cpu));
+        let there = targets.to_device(place.device);
+        let found = cross_entropy(&logits.there, &there, (cap, smoothing, z_loss), place.kind)?;
+        let [largest, peak, target, gradient] = found.context("no kernel")?;
+        let leaf = logits.cpu.to_kind(Kind::Double).set_requires_grad(true);
+        let x = cap.map_or(leaf.shallow_clone(), |cap| (&leaf / cap).tanh() * cap);
+        let denominator = x.logsumexp(-1, true);
+        let picked = x.gather(1, &targets, false) * (1. - smoothing)
+            + x.mean_dim(-1, true, Kind::Double) * smoothing;
+        let loss = &denominator - &picked + denominator.square() * z_loss;
+        let expected = gradients(&[loss.sum(Kind::Double)], &[Tensor::from(1f64)], &[&leaf])?;
+        let home = |x: &Tensor| x.to_device(Device::Cpu).to_kind(Kind::Double);
+        let off = wide.off(&(home(&largest) - home(&peak).log()), &denominator);
+        let off =
+            off.max(wide.off(&home(&target), &picked)).max(place.off(&gradient, &expected[0]));
+        let name = format!("cross entropy of {rows} × {classes}, cap {cap:?}, {:?}", place.kind);
+        all.push(Check { name, off });
     }
     Ok(all)
 }

@@ -2,9 +2,10 @@
 
 use std::process::Command;
 
-use ln_tuning::device::{best_device, sent, with_fused_functions_on_cuda};
+use ln_tuning::device::{best_device, sent, without_fused_functions};
 use ln_tuning::loss::LinearCrossEntropy;
-use ln_tuning::models::Inputs;
+use ln_tuning::models::{Inputs, Model, ModelConfig, Seq2Seq, Seq2SeqConfig};
+use ln_tuning::recompute::Tape;
 use ln_tuning::{
     AdamW, DynamicLossScale, GraphedStep, LnTuningConfig, LnTuningModel, Optimizer, Sgd, Stepped,
 };
@@ -49,7 +50,7 @@ fn a_replayed_step_is_one_launch_and_waits_for_nothing() {
                     })
                 };
                 let (stepped, counts) =
-                    counted(|| if fused { with_fused_functions_on_cuda(run) } else { run() });
+                    counted(|| if fused { run() } else { without_fused_functions(run) });
                 let what = format!("{kind:?}, fused {fused}, step {at}: {:?}", counts.calls);
                 assert_eq!(step.without_graph(), None, "{what}");
                 assert_eq!(stepped.replayed, at >= 2, "{what}");
@@ -233,6 +234,33 @@ fn what_cannot_be_captured_runs_one_by_one_and_says_why() {
             assert!(at < 3 || counts.launches <= 2, "{:?}", counts.kernels);
         }
         let _ = small.x.dropout(0.5, true);
+    });
+}
+
+#[test]
+fn layers_that_the_host_drops_at_random_are_not_dropped_for_good_in_a_graph() {
+    Gpu::default().run(|| {
+        let vs = VarStore::new(best_device());
+        let config = serde_json::json!({
+            "model_type": "bart", "vocab_size": 30, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2,
+            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 20, "decoder_ffn_dim": 20,
+            "max_position_embeddings": 10, "encoder_layerdrop": 0.3,
+        });
+        let config = Seq2SeqConfig::from_value(&config).unwrap();
+        let model = Seq2Seq::new(&vs.root(), &config).unwrap();
+        let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
+        let mut optimizer = tuned.optimizer(AdamW::default(), 1e-3).unwrap();
+        let mut step = GraphedStep::default();
+        let ids = Tensor::ones([1, 4], (Kind::Int64, vs.device()));
+        for at in 0..4 {
+            let stepped = step.run(&mut optimizer, &[&ids], |inputs| {
+                let inputs = Inputs::new(&inputs[0]).decoder_ids(&inputs[0]).train(true);
+                Ok(model.logits_with(inputs, &mut Tape::off())?.square().mean(Kind::Float))
+            });
+            assert!(!stepped.unwrap().replayed);
+            let reason = step.without_graph().unwrap_or_default();
+            assert_eq!(reason.contains("whether a layer is dropped"), at >= 2, "{reason}");
+        }
     });
 }
 

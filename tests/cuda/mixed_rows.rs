@@ -1,6 +1,6 @@
 //! Rows of several adapters: fused norms take a weight for each row, so that little more is launched than for one adapter.
 
-use ln_tuning::device::{best_device, with_fused_functions_on_cuda};
+use ln_tuning::device::best_device;
 use ln_tuning::loss::{LinearCrossEntropy, Reduction};
 use ln_tuning::models::{Decoder, GenerateOptions, Inputs};
 use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel, Optimizer};
@@ -56,10 +56,8 @@ fn a_token_of_a_mixed_batch_takes_the_launches_of_one_adapter() {
                 if !names.is_empty() {
                     inputs = inputs.adapter_names(names);
                 }
-                with_fused_functions_on_cuda(|| {
-                    four_tokens(|tokens| {
-                        model.generate(inputs, &options.clone().max_new_tokens(tokens))
-                    })
+                four_tokens(|tokens| {
+                    model.generate(inputs, &options.clone().max_new_tokens(tokens))
                 })
             });
             let what = format!("{kind:?}, {config}");
@@ -104,10 +102,8 @@ fn step(config: &Value, names: &[&str]) -> [Counts; 2] {
         }
         [forward, counting::counts()]
     };
-    with_fused_functions_on_cuda(|| {
-        let _ = step();
-        step()
-    })
+    let _ = step();
+    step()
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../nets/mod.rs"]
+mod nets;
 
 mod collectives;
 mod ddp;

@@ -1,12 +1,12 @@
 //! Several adapters that train at once, by one, two and four ranks: one all-reduce for all of them.
 
 use ln_tuning::loss::{LinearCrossEntropy, Reduction, IGNORE_INDEX};
-use ln_tuning::models::{Decoder, DecoderConfig, Inputs, Model, ModelConfig};
-use ln_tuning::{AdamW, ErrorKind, LnTuningConfig, LnTuningModel, Optimizer};
-use serde_json::json;
+use ln_tuning::models::{Decoder, Inputs};
+use ln_tuning::{AdamW, ErrorKind, Optimizer};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
+use crate::nets::{llama, several};
 use crate::rank::join;
 use crate::training::{figures, Found, Share, STEPS};
 
@@ -17,23 +17,7 @@ const SHORT: i64 = 3;
 
 fn model() -> (VarStore, Decoder) {
     tch::set_num_threads(1);
-    tch::manual_seed(3);
-    let config = json!({
-        "model_type": "llama", "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "max_position_embeddings": 32,
-        "initializer_range": 0.2,
-    });
-    let config = DecoderConfig::from_value(&config).unwrap();
-    let vs = VarStore::new(Device::Cpu);
-    let model = Decoder::new(&vs.root(), &config).unwrap();
-    (vs, model)
-}
-
-fn attached(vs: &VarStore) -> LnTuningModel {
-    let config = LnTuningConfig::default;
-    let mut tuned = LnTuningModel::with_adapter_name(vs, config(), NAMES[0]).unwrap();
-    NAMES[1..].iter().for_each(|name| tuned.add_adapter(name, config()).unwrap());
-    tuned
+    llama(16, 2)
 }
 
 /// Rows with different numbers of targets; one row in the fourth step.
@@ -50,7 +34,7 @@ fn batch(step: i64) -> (Tensor, Tensor) {
 
 pub fn at_once(share: &Share) -> Found {
     let (vs, model) = model();
-    let tuned = attached(&vs);
+    let tuned = several(&vs, &NAMES);
     let mut optimizers: Vec<Optimizer> = NAMES
         .iter()
         .zip([1e-2, 3e-2, 1e-1])
@@ -110,7 +94,7 @@ pub fn mismatches() {
     let group = join().unwrap();
     let other = group.rank() == 1;
     let (vs, _model) = model();
-    let mut tuned = attached(&vs);
+    let mut tuned = several(&vs, &NAMES);
     let mut made = |name: &str, joins: bool| {
         tuned.set_adapter(name).unwrap();
         let mut optimizer = tuned.optimizer_for(name, AdamW::default(), 1e-2).unwrap();

@@ -3,7 +3,11 @@
 
 use std::collections::BTreeMap;
 
+#[cfg(feature = "models")]
+use ln_tuning::models::{Decoder, DecoderConfig, Model, ModelConfig};
 use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel};
+#[cfg(feature = "models")]
+use serde_json::json;
 use tch::nn::{self, Module, VarStore};
 use tch::{Device, Kind, Tensor};
 
@@ -144,5 +148,28 @@ pub fn two(net: &Net) -> LnTuningModel {
     tuned.set_adapter("b").unwrap();
     net.train(&tuned, 3);
     tuned.set_adapter("a").unwrap();
+    tuned
+}
+
+/// A llama of 50 words, the same each time.
+#[cfg(feature = "models")]
+pub fn llama(size: i64, blocks: i64) -> (VarStore, Decoder) {
+    tch::manual_seed(3);
+    let config = json!({
+        "model_type": "llama", "vocab_size": 50, "hidden_size": size, "intermediate_size": size + size / 2,
+        "num_hidden_layers": blocks, "num_attention_heads": size / 8, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 32, "initializer_range": 0.2,
+    });
+    let config = DecoderConfig::from_value(&config).unwrap();
+    let vs = VarStore::new(Device::Cpu);
+    let model = Decoder::new(&vs.root(), &config).unwrap();
+    (vs, model)
+}
+
+/// Adapters of these names, of which the first is active.
+pub fn several(vs: &VarStore, names: &[&str]) -> LnTuningModel {
+    let config = LnTuningConfig::default;
+    let mut tuned = LnTuningModel::with_adapter_name(vs, config(), names[0]).unwrap();
+    names[1..].iter().for_each(|name| tuned.add_adapter(name, config()).unwrap());
     tuned
 }

@@ -19,6 +19,8 @@ mod mixed;
 mod new_heads;
 mod optimizer;
 mod optimizer_state;
+mod orders;
+mod parameter_groups;
 mod random;
 mod recompute;
 mod schedule;

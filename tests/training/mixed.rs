@@ -3,36 +3,21 @@
 use std::rc::Rc;
 
 use ln_tuning::loss::{LinearCrossEntropy, Reduction, IGNORE_INDEX};
-use ln_tuning::models::{Decoder, DecoderConfig, Inputs, Model, ModelConfig};
+use ln_tuning::models::Inputs;
 use ln_tuning::recompute::Recompute;
 use ln_tuning::{AdamW, DynamicLossScale, ErrorKind, LnTuningConfig, LnTuningModel, Optimizer};
-use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
+use crate::nets::{llama, several};
 use crate::random;
 
 const NAMES: [&str; 3] = ["slow", "fast", "wild"];
 const RATES: [f64; 3] = [1e-3, 1e-2, 1e30];
 
-fn model() -> (VarStore, Decoder) {
-    tch::manual_seed(3);
-    let config = json!({
-        "model_type": "llama", "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "max_position_embeddings": 32,
-        "initializer_range": 0.2,
-    });
-    let config = DecoderConfig::from_value(&config).unwrap();
-    let vs = VarStore::new(Device::Cpu);
-    let model = Decoder::new(&vs.root(), &config).unwrap();
-    (vs, model)
-}
-
 /// Three adapters, of which the second is active.
 fn attached(vs: &VarStore) -> LnTuningModel {
-    let config = LnTuningConfig::default;
-    let mut tuned = LnTuningModel::with_adapter_name(vs, config(), NAMES[0]).unwrap();
-    NAMES[1..].iter().for_each(|name| tuned.add_adapter(name, config()).unwrap());
+    let mut tuned = several(vs, &NAMES);
     tuned.set_adapter(NAMES[1]).unwrap();
     tuned
 }
@@ -50,7 +35,7 @@ const STEPS: i64 = 5;
 
 /// The weights of each adapter, and the losses, of training one after the other.
 fn alone() -> (Vec<Tensor>, Vec<Vec<f64>>) {
-    let (vs, model) = model();
+    let (vs, model) = llama(32, 3);
     let mut tuned = attached(&vs);
     let loss = LinearCrossEntropy::default().reduction(Reduction::SumOver(10));
     let (mut weights, mut losses) = (Vec::new(), Vec::new());
@@ -82,7 +67,7 @@ fn flat(tuned: &LnTuningModel, name: &str) -> Tensor {
 
 /// The same, of training at once.
 fn together(recompute: Option<&Recompute>) -> (Vec<Tensor>, Vec<Vec<f64>>) {
-    let (vs, model) = model();
+    let (vs, model) = llama(32, 3);
     let model = Rc::new(model);
     let tuned = attached(&vs);
     let rows = LinearCrossEntropy::default().reduction(Reduction::SumPerRow);
@@ -153,7 +138,7 @@ fn adapters_train_in_one_pass_as_each_would_alone_and_one_that_diverges_harms_no
 #[test]
 fn what_cannot_train_at_once_is_refused_with_the_cure() {
     let _alone = random::alone();
-    let (vs, model) = model();
+    let (vs, model) = llama(32, 3);
     let mut tuned = attached(&vs);
     let rows = LinearCrossEntropy::default().reduction(Reduction::SumPerRow);
     let (ids, labels) = batch(0);

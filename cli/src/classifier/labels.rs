@@ -12,6 +12,7 @@ use tch::{Kind, Tensor};
 use super::problem::{number, problem_type, Own, ProblemType};
 use super::rows::Rows;
 use super::settings::ClassifierData;
+use super::written::Written;
 
 #[derive(Debug, Clone)]
 pub struct Labels {
@@ -24,19 +25,6 @@ pub struct Labels {
     targets: HashMap<String, f64>,
     /// Words about labels that the head has and the data have not, or the reverse.
     note: String,
-}
-
-/// The way labels stand in the data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Written {
-    Names,
-    NamesInOtherCase,
-    /// The number of a name, from 0, as ClassLabel of datasets has it.
-    Indices,
-    /// false and true, of two names.
-    Booleans,
-    /// Numbers that are learned as such.
-    Numbers,
 }
 
 impl Labels {
@@ -242,29 +230,6 @@ impl Labels {
         }
         let names = shown(self.names.iter().map(String::as_str));
         format!("{} labels, {head}: {names}{}", self.names.len(), self.note)
-    }
-}
-
-impl Written {
-    fn index(self, label: &str, names: &[String]) -> Option<usize> {
-        match self {
-            Written::Names => names.iter().position(|name| name == label),
-            Written::NamesInOtherCase => {
-                let label = label.trim().to_lowercase();
-                let mut same =
-                    (0..names.len()).filter(|index| names[*index].to_lowercase() == label);
-                same.next().filter(|_| same.next().is_none())
-            }
-            Written::Indices => {
-                let number =
-                    number(label).filter(|number| number.fract() == 0. && *number >= 0.)?;
-                Some(number as usize).filter(|index| *index < names.len())
-            }
-            Written::Booleans if names.len() == 2 => {
-                ["false", "true"].iter().position(|word| label.trim().eq_ignore_ascii_case(word))
-            }
-            Written::Booleans | Written::Numbers => None,
-        }
     }
 }
 

@@ -10,6 +10,7 @@ mod scores;
 pub mod settings;
 mod task;
 mod texts;
+mod written;
 
 use anyhow::{ensure, Context, Result};
 use ln_tuning::pretrained::ModelFiles;

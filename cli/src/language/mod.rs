@@ -4,6 +4,7 @@ mod alpaca;
 pub mod answerer;
 mod batch;
 pub mod columns;
+mod conversation;
 mod corpus;
 pub mod document;
 pub mod encoder;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{bail, Result};
+use anyhow::{bail, ensure, Result};
 use serde_json::Value;
 
 use super::columns::Columns;
 use crate::records::keys::{is_empty, near, nearest};
+use crate::records::shown;
 
 /// The values of a row, under our names.
 pub type Fields<'c> = BTreeMap<&'c str, Value>;
@@ -87,4 +88,20 @@ pub fn shape(
         keys[0],
         keys.get(1).unwrap_or(&keys[0])
     )
+}
+
+/// A text of a row; empty if there is none.
+pub fn text(fields: &mut Fields, key: &str) -> Result<String> {
+    match fields.remove(key) {
+        None => Ok(String::new()),
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => bail!("'{key}' is {}, expected a string", shown(&other)),
+    }
+}
+
+/// A text of a row that must not be empty.
+pub fn filled(fields: &mut Fields, key: &str) -> Result<String> {
+    let text = text(fields, key)?;
+    ensure!(!text.is_empty(), "'{key}' is empty");
+    Ok(text)
 }

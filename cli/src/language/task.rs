@@ -134,10 +134,11 @@ impl Load for LanguageLoader {
         let table = |values: &[i64]| Tensor::f_from_slice(values)?.f_view(shape);
         let sent = |values: &[i64]| ln_tuning::device::sent(&table(values)?, self.device);
         let documents = packed.then(|| sent(&documents)).transpose()?;
-        // A model that sees counts the tokens of pictures on the CPU, and sends them itself.
-        let ids = if pictures.is_empty() { sent(&ids)? } else { table(&ids)? };
+        // A model that sees counts the tokens of pictures on the CPU, also where there are none, and sends them itself.
+        let sees = self.encoder.vision.is_some();
+        let ids = if sees { table(&ids)? } else { sent(&ids)? };
         // The loss leaves out what does not count, and looks for it on the CPU.
-        let stay = !self.sends_labels || job.eval || !pictures.is_empty();
+        let stay = !self.sends_labels || job.eval || sees;
         let labels = if stay { table(&labels)? } else { sent(&labels)? };
         Ok(Batch {
             inputs: TokenRows {
@@ -294,9 +295,9 @@ impl Task for LanguageTask<'_> {
     }
 
     fn graph_inputs<'b>(&self, batch: &'b Of<Self>) -> Result<Vec<&'b Tensor>, &'static str> {
-        let TokenRows { ids, documents, pictures, .. } = &batch.inputs;
-        if !pictures.is_empty() {
-            return Err("rows with pictures are taken apart on the host");
+        let TokenRows { ids, documents, .. } = &batch.inputs;
+        if self.loader.encoder.vision.is_some() {
+            return Err("a model that sees counts the tokens of pictures on the host");
         }
         Ok([ids, &batch.labels].into_iter().chain(documents).collect())
     }

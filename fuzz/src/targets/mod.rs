@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, Result};
 use fastrand::Rng;
 
-use crate::{damage, worker};
+use crate::{damage, files};
 
 /// The targets that run if none is named.
 pub const NAMES: [&str; 8] =
@@ -61,6 +61,6 @@ impl Seeds {
     /// Copies one of them.
     pub fn copy(&self, dir: &Path, rng: &mut Rng) -> Result<()> {
         let name = damage::pick(rng, &self.names).expect("there are seeds");
-        worker::copy(&self.dir.path().join(name), dir)
+        files::copy(&self.dir.path().join(name), dir)
     }
 }

@@ -63,6 +63,12 @@ impl LinearCrossEntropy {
             _ => chunk,
         };
         let buffer = Tensor::f_empty([block, vocab], (kind, device))?;
+        // CUDA's products write f32, and read a gradient in the weight's kind.
+        let writes_low = device.is_cuda() && input_kind != kind && gradients.hidden.is_some();
+        let low = match writes_low && fused::is_for(hidden)? {
+            true => Some(Tensor::f_empty([block, vocab], (input_kind, device))?),
+            false => None,
+        };
         let per_token = |tokens: i64| Tensor::f_empty([tokens, 1], (kind, device));
         let all = PerToken {
             largest: per_token(tokens)?,
@@ -78,13 +84,24 @@ impl LinearCrossEntropy {
                 None => {
                     let mut logits = buffer.f_narrow(0, 0, len)?;
                     head.logits(&rows, &mut logits)?;
-                    if self.fused(&logits, None, start, targets, &all, gradients)? {
-                        gradients.hidden.is_some().then_some(logits)
+                    let into = low.as_ref().map(|low| low.f_narrow(0, 0, len)).transpose()?;
+                    let place = (None, into.as_ref());
+                    if self.fused(&logits, place, start, targets, &all, gradients)? {
+                        gradients.hidden.is_some().then(|| into.unwrap_or(logits))
                     } else {
                         self.block(logits, start, targets, &all, gradients)?
                     }
                 }
-                Some(low) if self.fused(&low, head.bias(), start, targets, &all, gradients)? => {
+                Some(low)
+                    if self.fused(
+                        &low,
+                        (head.bias(), None),
+                        start,
+                        targets,
+                        &all,
+                        gradients,
+                    )? =>
+                {
                     gradients.hidden.is_some().then_some(low)
                 }
                 // Converted block by block to the kind of the logits; their gradient is converted back.
@@ -132,11 +149,11 @@ impl LinearCrossEntropy {
     }
 
     /// [`block`](Self::block) in one pass, which also takes logits in the weight's kind, without the bias: true if it
-    /// was computed, and the logits are their gradient if it is wanted. For a frozen head.
+    /// was computed; the logits, or the tensor beside the bias, are their gradient if it is wanted. For a frozen head.
     fn fused(
         &self,
         logits: &Tensor,
-        bias: Option<&Tensor>,
+        (bias, into): (Option<&Tensor>, Option<&Tensor>),
         start: i64,
         targets: &Targets,
         all: &PerToken,
@@ -154,7 +171,8 @@ impl LinearCrossEntropy {
             cap: self.logit_cap,
             smoothing: self.label_smoothing,
             z_loss: self.z_loss,
-            gradient: gradients.hidden.is_some(),
+            wanted: gradients.hidden.is_some(),
+            into,
         };
         fused::cross_entropy(logits, &own(&targets.classes)?, &columns, how)
     }

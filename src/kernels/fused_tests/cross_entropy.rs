@@ -29,9 +29,10 @@ fn cross_entropy_is_that_of_operators() {
                         / scale;
                 let columns =
                     [(); 3].map(|()| Tensor::zeros([rows, 1], (Kind::Float, Device::Cpu)));
-                let how = CrossEntropy { bias, scale, cap, smoothing, z_loss, gradient: true };
+                let into = None;
+                let how = CrossEntropy { bias, scale, cap, smoothing, z_loss, wanted: true, into };
                 let untouched = logits.copy();
-                let only = CrossEntropy { gradient: false, ..how };
+                let only = CrossEntropy { wanted: false, ..how };
                 assert!(cross_entropy(&logits, &targets, &columns, only).unwrap());
                 assert_eq!(logits, untouched);
                 assert!(cross_entropy(&logits, &targets, &columns, how).unwrap());
@@ -51,7 +52,8 @@ fn cross_entropy_is_that_of_operators() {
         cap: None,
         smoothing: 0.,
         z_loss: 0.,
-        gradient: true,
+        wanted: true,
+        into: None,
     };
     let outside = Tensor::from_slice2(&[[4_i64]]);
     let error = cross_entropy(&random(&[1, 4], Kind::Float), &outside, &columns, how).unwrap_err();

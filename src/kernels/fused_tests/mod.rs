@@ -3,6 +3,7 @@ mod cross_entropy;
 mod gated;
 mod norm;
 mod plain;
+mod products;
 mod rope;
 
 use std::process::Command;

@@ -9,6 +9,8 @@ use super::weight::Weight;
 use super::weights::Weights;
 use crate::error::Result;
 #[cfg(feature = "kernels")]
+use crate::kernels::fused::products;
+#[cfg(feature = "kernels")]
 use crate::kernels::product::linears;
 use crate::kernels::product::{linear, linear_transposed};
 
@@ -93,6 +95,12 @@ impl Linear {
             let parts = layers.map(|layer| (layer.weight.variable(), layer.bias.as_ref()));
             if let Some(all) = linears(x, parts)? {
                 return Ok(all);
+            }
+            // CPUs have ways of their own for each product.
+            if x.device().is_cuda() {
+                if let Some(all) = products(x, parts)? {
+                    return Ok(all);
+                }
             }
         }
         let mut all = [(); N].map(|()| Tensor::new());

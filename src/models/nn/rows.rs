@@ -38,6 +38,9 @@ struct Vectors {
     /// `[choices, numbers]`
     of_choices: Tensor,
     shape: Vec<i64>,
+    /// Of the last use that only looked at the choices: the dimensions of the parts and of what they stood beside. A token
+    /// asks for the same as the one before.
+    seen: RefCell<Option<([usize; 2], Tensor)>>,
 }
 
 thread_local! {
@@ -91,7 +94,8 @@ impl Rows {
                 columns.into_iter().zip(parts.into_iter().skip(1).step_by(2))
             {
                 let Column { variable, address, shape, .. } = column;
-                vectors.insert(address, Vectors { variable, of_choices, shape });
+                let seen = RefCell::default();
+                vectors.insert(address, Vectors { variable, of_choices, shape, seen });
             }
         }
         let at = Rc::new(Choices::new(lead, choices, adapters.len(), device)?);
@@ -163,7 +167,15 @@ impl Rows {
     /// is the same for all.
     pub(super) fn beside(&self, variable: &Tensor, x: &Tensor) -> Result<Tensor> {
         let (size, address) = (x.size(), variable.data_ptr() as usize);
-        let (of_choices, shape) = match self.weights.vectors.get(&address) {
+        let vectors = self.weights.vectors.get(&address);
+        let dims = [self.at.lead.len(), size.len()];
+        let as_they_are = self.at.index.is_none() && size.starts_with(&self.at.lead);
+        if let (Some(vectors), true) = (vectors, as_they_are) {
+            if let Some((_, own)) = vectors.seen.borrow().as_ref().filter(|(of, _)| *of == dims) {
+                return Ok(own.shallow_clone());
+            }
+        }
+        let (of_choices, shape) = match vectors {
             Some(vectors) => (vectors.of_choices.shallow_clone(), vectors.shape.clone()),
             None if self.has(variable) => {
                 let choices = self
@@ -176,7 +188,7 @@ impl Rows {
             None => return Ok(variable.shallow_clone()),
         };
         let (own, lead) = match &self.at.index {
-            None if size.starts_with(&self.at.lead) => (of_choices, self.at.lead.clone()),
+            None if as_they_are => (of_choices, self.at.lead.clone()),
             Some(index) if size.starts_with(&self.at.lead) => {
                 (of_choices.f_index_select(0, index)?, self.at.lead.clone())
             }
@@ -189,7 +201,13 @@ impl Rows {
         };
         let between = size.len().saturating_sub(lead.len() + shape.len());
         let whole = [lead, vec![1; between], shape].concat();
-        Ok(own.f_view(&whole[..])?)
+        let own = own.f_view(&whole[..])?;
+        // A view for a graph belongs to it alone.
+        if let Some(vectors) = vectors.filter(|own| as_they_are && !own.of_choices.requires_grad())
+        {
+            vectors.seen.replace(Some((dims, own.shallow_clone())));
+        }
+        Ok(own)
     }
 
     /// A variable as this adapter has it.
