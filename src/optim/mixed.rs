@@ -186,7 +186,7 @@ fn add(
                 let adapter = attachment.adapter(&this.adapter)?;
                 if adapter.flat.slots().iter().any(|slot| slot.shape.len() != 1) {
                     let all = by_slot(adapter, (&name, &choices), pass, &own, &matrices)?;
-                    return this.add_slots(attachment, &all, &factor);
+                    return this.add_slots(attachment, &all, factor);
                 }
                 let at = known.iter().position(|(slots, _)| *slots == adapter.slot_variables);
                 let (_, all) = match at {
