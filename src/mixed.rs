@@ -47,6 +47,16 @@ pub(crate) struct Pass {
     pub(crate) names: Vec<String>,
     /// The number of a variable among those of the adapters, and its vectors `[names, numbers]`.
     pub(crate) vectors: Vec<(usize, Tensor)>,
+    pub(crate) matrices: Vec<OwnMatrix>,
+}
+
+/// A matrix of one adapter in a pass.
+#[derive(Debug)]
+pub(crate) struct OwnMatrix {
+    pub(crate) adapter: String,
+    /// The number of its variable.
+    pub(crate) variable: usize,
+    pub(crate) tensor: Tensor,
 }
 
 /// Weights that differ between adapters.
@@ -86,10 +96,14 @@ pub(crate) struct Column {
 #[cfg_attr(not(feature = "models"), allow(dead_code))]
 pub(crate) struct Matrix {
     pub(crate) name: String,
+    /// The number of the variable.
+    pub(crate) variable: usize,
     /// The address of the variable's elements now; 0 if it has none, as a tied copy.
     pub(crate) address: usize,
     /// Per name; empty where a copy is tied to its original.
     pub(crate) values: Vec<Tensor>,
+    /// Per name: it trains in batches whose rows name its adapter.
+    pub(crate) train: Vec<bool>,
 }
 
 /// Makes adapters known to models as long as they are there.

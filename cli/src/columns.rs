@@ -35,3 +35,22 @@ pub fn side_by_side(texts: &[(String, String)], width: usize) -> String {
     }
     whole
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_text_moves_the_cursor_out_of_its_column() {
+        let texts = [("a", "one\ttwo\r\n\u{1b}[2Jthree"), ("b", "four")];
+        let texts = texts.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        let shown = side_by_side(&texts, 35);
+        let expected = [
+            "a                  b",
+            "────────────────   ────────────────",
+            "one    two         four",
+            "[2Jthree",
+        ];
+        assert_eq!(shown.lines().collect::<Vec<_>>(), expected);
+    }
+}

@@ -144,10 +144,7 @@ impl Attachment {
             }
         }
         self.stack = Some(stack);
-        let trains = names.iter().any(|name| {
-            let adapter = self.adapters.get(*name);
-            adapter.is_some_and(|a| a.trainable && self.trained_by_name.contains(&a.id))
-        });
+        let trains = names.iter().any(|name| self.trains_by_name(name));
         Ok(Differing { trains, stacks, rows, matrices })
     }
 
@@ -161,11 +158,22 @@ impl Attachment {
             let own = adapter(name).and_then(|adapter| adapter.storage(variable, &self.base));
             own.unwrap_or(&self.base[&variable]).shallow_clone()
         };
+        let trains = |name: &&str| {
+            let own = adapter(name).is_some_and(|a| a.slot_variables.contains(&variable));
+            own && self.trains_by_name(name)
+        };
         Some(Matrix {
             name: name.clone(),
+            variable,
             address: tensor.data_ptr() as usize,
             values: names.iter().map(value).collect(),
+            train: names.iter().map(trains).collect(),
         })
+    }
+
+    fn trains_by_name(&self, name: &str) -> bool {
+        let adapter = self.adapters.get(name);
+        adapter.is_some_and(|a| a.trainable && self.trained_by_name.contains(&a.id))
     }
 }
 

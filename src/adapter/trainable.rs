@@ -70,19 +70,7 @@ impl Attachment {
     /// Lets an adapter train in batches whose rows name it.
     pub(crate) fn train_by_name(&mut self, name: &str) -> Result<()> {
         self.check_trainable_by_name(name)?;
-        let adapter = self.adapter(name)?;
-        for (slot, variable) in adapter.flat.slots().iter().zip(&adapter.slot_variables) {
-            if slot.shape.len() != 1 {
-                refuse!(
-                    Unsupported,
-                    "adapter '{name}' trains '{}' of shape {:?}, and only vectors, such as the weights of norms, train in \
-                     batches whose rows name their adapters: train it while it is active (`optimizer`)",
-                    self.variables.get(*variable).name,
-                    slot.shape
-                );
-            }
-        }
-        let id = adapter.id;
+        let id = self.adapter(name)?.id;
         self.trained_by_name.insert(id);
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::inputs::Inputs;
 use super::nn::{Entered, Rows, Sites};
 use crate::device::trace::numbers_of;
 use crate::error::{refuse, Result};
-use crate::mixed::{self, Pass, BASE};
+use crate::mixed::{self, OwnMatrix, Pass, BASE};
 
 impl<'a> Inputs<'a> {
     /// The weights of the adapters that are named, of the model that has these variables. Those that are there already
@@ -99,9 +99,13 @@ fn rows_of_parts(
     let differing = attached.of(&distinct, &|name| sites.use_of(name))?;
     let rows = Rows::new(differing, adapters, lead, choices)?;
     let vectors = rows.trained();
-    if !vectors.is_empty() {
+    let matrices = rows.trained_matrices().into_iter().map(|(adapter, variable, tensor)| {
+        OwnMatrix { adapter: distinct[adapter].to_owned(), variable, tensor }
+    });
+    let matrices: Vec<OwnMatrix> = matrices.collect();
+    if !vectors.is_empty() || !matrices.is_empty() {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        attached.note(Pass { names, vectors });
+        attached.note(Pass { names, vectors, matrices });
     }
     Ok(Some(rows))
 }

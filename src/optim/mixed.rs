@@ -10,13 +10,14 @@ use crate::adapter::flat::copy_of;
 use crate::adapter::weights::Adapter;
 use crate::autograd::recompute::{Recompute, Tape};
 use crate::error::{refusal, refuse, Result};
-use crate::mixed::Pass;
+use crate::mixed::{OwnMatrix, Pass};
 
 impl Optimizer {
     /// Adds to each of these optimisers, of [`optimizer_for`](crate::LnTuningModel::optimizer_for), the gradient of a
     /// loss with respect to its own adapter, from one backward pass: that of a batch whose rows name the adapters
     /// (`Inputs::adapter_names`). The loss is usually the sum of those of the adapters; the gradient of each depends on
-    /// its own rows only, so that one that diverges harms no other. Each then clips and steps on its own.
+    /// its own rows only, so that one that diverges harms no other. Each then clips and steps on its own. Heads,
+    /// embeddings and other matrices of an adapter train as well, from products of its own rows.
     ///
     /// In f32 the gradients are those of each adapter alone but for rounding, about 1e-6 of them: libtorch multiplies
     /// many rows in other blocks than few, and a norm of several adapters is computed in two steps. To the bit they are
@@ -26,7 +27,7 @@ impl Optimizer {
     /// `NoGradient` if the loss is no scalar, or none of the adapters is named by the batch; `InvalidState` if the
     /// optimisers are of several models, of one adapter twice, of an active adapter alone
     /// ([`optimizer`](crate::LnTuningModel::optimizer)), or as [`backward`](Self::backward); `InvalidArgument` if their
-    /// loss scales differ or are dynamic; `Unsupported` if an adapter has weights that are no vectors, such as a head.
+    /// loss scales differ or are dynamic.
     ///
     /// ```no_run
     /// use ln_tuning::loss::{LinearCrossEntropy, Reduction};
@@ -148,8 +149,12 @@ fn take_passes(optimizers: &mut [&mut Optimizer]) -> Result<Vec<Pass>> {
 }
 
 fn tensors(passes: &[Pass]) -> Vec<Tensor> {
-    let vectors = passes.iter().flat_map(|pass| &pass.vectors);
-    vectors.map(|(_, tensor)| tensor.shallow_clone()).collect()
+    let of_pass = |pass: &Pass| {
+        let vectors = pass.vectors.iter().map(|(_, tensor)| tensor.shallow_clone());
+        let matrices = pass.matrices.iter().map(|own| own.tensor.shallow_clone());
+        vectors.chain(matrices).collect::<Vec<Tensor>>()
+    };
+    passes.iter().flat_map(of_pass).collect()
 }
 
 /// Gives each optimiser the gradients of its rows.
@@ -168,6 +173,7 @@ fn add(
     let mut found = found.into_iter();
     for pass in passes {
         let own: Vec<Tensor> = found.by_ref().take(pass.vectors.len()).collect();
+        let matrices: Vec<Tensor> = found.by_ref().take(pass.matrices.len()).collect();
         let mut known: Vec<(Vec<usize>, Tensor)> = Vec::new();
         for optimizer in optimizers.iter_mut() {
             let name = optimizer.adapter.clone();
@@ -178,6 +184,10 @@ fn add(
             }
             optimizer.with_adapter(|this, attachment| {
                 let adapter = attachment.adapter(&this.adapter)?;
+                if adapter.flat.slots().iter().any(|slot| slot.shape.len() != 1) {
+                    let all = by_slot(adapter, (&name, &choices), pass, &own, &matrices)?;
+                    return this.add_slots(attachment, &all, &factor);
+                }
                 let at = known.iter().position(|(slots, _)| *slots == adapter.slot_variables);
                 let (_, all) = match at {
                     Some(at) => &known[at],
@@ -206,6 +216,26 @@ fn in_layout(adapter: &Adapter, pass: &Pass, found: &[Tensor]) -> Result<Tensor>
     adapter.flat.gathered_rows(&slots, pass.names.len() as i64)
 }
 
+/// The gradient of each slot of an adapter with matrices, whose rows have these choices; undefined where there is none.
+fn by_slot(
+    adapter: &Adapter,
+    (name, choices): (&str, &[i64]),
+    pass: &Pass,
+    vectors: &[Tensor],
+    matrices: &[Tensor],
+) -> Result<Vec<Tensor>> {
+    let slots = adapter.slot_variables.iter().map(|variable| {
+        if let Some(at) = pass.vectors.iter().position(|(other, _)| other == variable) {
+            let all = Some(&vectors[at]).filter(|all| all.defined());
+            return all.map_or(Ok(Tensor::new()), |all| of_choices(all, choices));
+        }
+        let is_own = |own: &OwnMatrix| own.variable == *variable && own.adapter == name;
+        let at = pass.matrices.iter().position(is_own);
+        Ok(at.map_or_else(Tensor::new, |at| matrices[at].shallow_clone()))
+    });
+    slots.collect()
+}
+
 /// The sum over some rows.
 fn of_choices(all: &Tensor, choices: &[i64]) -> Result<Tensor> {
     if let [choice] = choices {
@@ -222,6 +252,20 @@ fn of_choices(all: &Tensor, choices: &[i64]) -> Result<Tensor> {
 }
 
 impl Optimizer {
+    /// Adds the gradient of each slot.
+    fn add_slots(
+        &mut self,
+        attachment: &mut Attachment,
+        found: &[Tensor],
+        factor: &Factor,
+    ) -> Result<()> {
+        let (adapter, leaves) = attachment.graded(&self.adapter)?;
+        adapter.gradients.take_in(&adapter.flat, &leaves)?;
+        adapter.gradients.add(&adapter.flat, &leaves, found, |sum| factor.unscale(sum))?;
+        self.ranks.renew();
+        Ok(())
+    }
+
     /// Adds a gradient in the layout of the adapter.
     fn add_whole(
         &mut self,

@@ -5,6 +5,7 @@ pub mod seeing;
 mod states;
 mod tables;
 mod texts;
+mod whole;
 
 use crate::nets::{self, bits, noise};
 use ln_tuning::models::{
@@ -151,7 +152,7 @@ pub fn masks() -> [Tensor; 2] {
 }
 
 /// The families of decoders that have norms to tune.
-fn families() -> Vec<&'static str> {
+pub fn families() -> Vec<&'static str> {
     let mut families = DecoderConfig::model_types();
     families.retain(|family| *family != "olmo");
     families

@@ -140,7 +140,9 @@ def make_seq2seq(directory, prompts):
         model.save_pretrained(base)
         answers[family] = [answer(model, fast, prompts)]
         for name in ("a", "b"):
-            tuned = get_peft_model(type(model).from_pretrained(base), LNTuningConfig())
+            # T5 keeps `wo` in f32 beside norms in f16.
+            targets = ["layer_norm", "wo"] if (family, name) == ("t5", "b") else None
+            tuned = get_peft_model(type(model).from_pretrained(base), LNTuningConfig(target_modules=targets))
             with torch.no_grad():
                 for parameter in tuned.parameters():
                     if parameter.requires_grad:

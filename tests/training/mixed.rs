@@ -9,15 +9,17 @@ use ln_tuning::{AdamW, DynamicLossScale, ErrorKind, LnTuningConfig, LnTuningMode
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use crate::nets::{llama, several};
+use crate::nets::llama;
 use crate::random;
 
 const NAMES: [&str; 3] = ["slow", "fast", "wild"];
 const RATES: [f64; 3] = [1e-3, 1e-2, 1e30];
 
-/// Three adapters, of which the second is active.
-fn attached(vs: &VarStore) -> LnTuningModel {
-    let mut tuned = several(vs, &NAMES);
+/// Three adapters, of which the second is active; they have these modules of their own.
+fn attached(vs: &VarStore, saved: &[&str]) -> LnTuningModel {
+    let config = || LnTuningConfig::default().modules_to_save(saved.iter().copied());
+    let mut tuned = LnTuningModel::with_adapter_name(vs, config(), NAMES[0]).unwrap();
+    NAMES[1..].iter().for_each(|name| tuned.add_adapter(name, config()).unwrap());
     tuned.set_adapter(NAMES[1]).unwrap();
     tuned
 }
@@ -34,9 +36,9 @@ fn batch(step: i64) -> (Tensor, Tensor) {
 const STEPS: i64 = 5;
 
 /// The weights of each adapter, and the losses, of training one after the other.
-fn alone() -> (Vec<Tensor>, Vec<Vec<f64>>) {
+fn alone(saved: &[&str]) -> (Vec<Tensor>, Vec<Vec<f64>>) {
     let (vs, model) = llama(32, 3);
-    let mut tuned = attached(&vs);
+    let mut tuned = attached(&vs, saved);
     let loss = LinearCrossEntropy::default().reduction(Reduction::SumOver(10));
     let (mut weights, mut losses) = (Vec::new(), Vec::new());
     for (at, name) in (0..).zip(NAMES) {
@@ -61,15 +63,15 @@ fn alone() -> (Vec<Tensor>, Vec<Vec<f64>>) {
 
 fn flat(tuned: &LnTuningModel, name: &str) -> Tensor {
     let tensors: Vec<Tensor> =
-        tuned.state_dict(name).unwrap().into_iter().map(|(_, t)| t).collect();
+        tuned.state_dict(name).unwrap().into_iter().map(|(_, t)| t.reshape([-1])).collect();
     Tensor::cat(&tensors, 0)
 }
 
 /// The same, of training at once.
-fn together(recompute: Option<&Recompute>) -> (Vec<Tensor>, Vec<Vec<f64>>) {
+fn together(saved: &[&str], recompute: Option<&Recompute>) -> (Vec<Tensor>, Vec<Vec<f64>>) {
     let (vs, model) = llama(32, 3);
     let model = Rc::new(model);
-    let tuned = attached(&vs);
+    let tuned = attached(&vs, saved);
     let rows = LinearCrossEntropy::default().reduction(Reduction::SumPerRow);
     let mut optimizers: Vec<Optimizer> = NAMES
         .iter()
@@ -113,9 +115,16 @@ fn together(recompute: Option<&Recompute>) -> (Vec<Tensor>, Vec<Vec<f64>>) {
 #[test]
 fn adapters_train_in_one_pass_as_each_would_alone_and_one_that_diverges_harms_no_other() {
     let _alone = random::alone();
-    let (weights, losses) = alone();
+    // Embeddings and a layer of their own, beside their norms.
+    for saved in [&[][..], &["embed_tokens", "q_proj"]] {
+        adapters_train_as_alone(saved);
+    }
+}
+
+fn adapters_train_as_alone(saved: &[&str]) {
+    let (weights, losses) = alone(saved);
     for recompute in [None, Some(Recompute::default())] {
-        let (ours, own) = together(recompute.as_ref());
+        let (ours, own) = together(saved, recompute.as_ref());
         for at in 0..2 {
             let apart = (&ours[at] - &weights[at]).abs().max().double_value(&[]);
             assert!(apart < 2e-5, "{}: the weights are {apart} apart", NAMES[at]);
@@ -139,7 +148,7 @@ fn adapters_train_in_one_pass_as_each_would_alone_and_one_that_diverges_harms_no
 fn what_cannot_train_at_once_is_refused_with_the_cure() {
     let _alone = random::alone();
     let (vs, model) = llama(32, 3);
-    let mut tuned = attached(&vs);
+    let mut tuned = attached(&vs, &[]);
     let rows = LinearCrossEntropy::default().reduction(Reduction::SumPerRow);
     let (ids, labels) = batch(0);
     let (ids, labels) = (ids.narrow(0, 0, 2), labels.narrow(0, 0, 2));
@@ -193,12 +202,25 @@ fn what_cannot_train_at_once_is_refused_with_the_cure() {
     let mut active = [tuned.optimizer(AdamW::default(), 1e-3).unwrap()];
     let both = loss(&["slow", "fast"]);
     refused(&mut active, &both, ErrorKind::InvalidState, "`optimizer_for`");
-    // A head is no vector.
+    // A head of their own gives no loss for each row.
     let config = LnTuningConfig::default().modules_to_save(["lm_head"]);
     tuned.add_adapter("headed", config).unwrap();
-    let error = tuned.optimizer_for("headed", AdamW::default(), 1e-3).unwrap_err();
+    let inputs = Inputs::new(&ids).adapter_names(&["headed", "slow"]).train(true);
+    let error = model.loss(inputs, &labels, &rows).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-    assert!(error.to_string().contains("'lm_head.weight'"), "{error}");
+    assert!(error.to_string().contains("`Sum` gives each adapter the gradient"), "{error}");
+    let [first, _] = pair;
+    let headed = tuned.optimizer_for("headed", AdamW::default(), 1e-3).unwrap();
+    let mut pair = [first, headed];
+    pair.iter_mut().for_each(|optimizer| optimizer.zero_grad().unwrap());
+    let sum = LinearCrossEntropy::default().reduction(Reduction::Sum);
+    Optimizer::backward_mixed(&mut pair, &model.loss(inputs, &labels, &sum).unwrap()).unwrap();
+    let gradients = pair[1].gradients().unwrap();
+    assert!(gradients.iter().any(|(name, _)| name == "lm_head.weight"));
+    for (name, gradient) in gradients {
+        let norm = gradient.unwrap().norm().double_value(&[]);
+        assert!(norm > 0. && norm.is_finite(), "{name}: {norm}");
+    }
     tuned.merge_adapter("fast").unwrap();
     assert_eq!(pair[0].step().unwrap_err().kind(), ErrorKind::InvalidState);
 }

@@ -136,9 +136,13 @@ fn generated(args: &Args) -> Result<()> {
     bar.finish_and_clear();
     let pixels = pixels(&encoder, pictures.iter().zip(grids.iter().copied()), model.kind())?;
     let pixels = pixels.map(|pixels| pixels.f_to_device(device)).transpose()?;
-    // Nothing trains.
-    let as_model = AdapterOptions::default().precision(Precision::Model);
-    let load = args.key_mapping.load_options().adapter(as_model);
+    // Nothing trains, so that no masters are needed; but an adapter without them has one kind.
+    let floats = [Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16];
+    let mut kinds = vs.variables().into_values().map(|variable| variable.kind());
+    let mixed = kinds.any(|kind| floats.contains(&kind) && kind != model.kind());
+    let precision = if mixed { Precision::Master } else { Precision::Model };
+    let load = AdapterOptions::default().precision(precision);
+    let load = args.key_mapping.load_options().adapter(load);
     let mut tuned: Option<LnTuningModel> = None;
     for (name, dir) in &adapters {
         match &mut tuned {

@@ -25,8 +25,6 @@ fn cases() -> Vec<Case> {
     let few = ["max_steps=4", "eval_interval=2", "data.eval_fraction=0.25"];
     let texts = classifier::training("bert").set(&few).set(&["data.train=train.csv"]);
     texts.write("train.csv", &classifier::csv(&classifier::rows(32), ["10 foxes", "9 pennies"]));
-    let numbers = classifier::training("bert").set(&few).set(&["data.train=train.csv"]);
-    numbers.write("train.csv", &classifier::csv(&classifier::rows(32), ["0.5", "-1.5"]));
     let images = classifier::training("vit").set(&few).set(&["data.train=images"]);
     classifier::images(&images);
     let pictures = pictures_train::training("llava").set(&few[..2]);
@@ -48,9 +46,8 @@ fn cases() -> Vec<Case> {
         Case {
             sweep: "optimizer.lr=0.01,0.1",
             runs: ["optimizer.lr=0.01", "optimizer.lr=0.1"],
-            ..case("numbers", numbers, HEAD)
+            ..case("folders of pictures", images, HEAD)
         },
-        case("folders of pictures", images, HEAD),
         case(
             "rows with pictures, packed",
             pictures,

@@ -202,8 +202,8 @@ fn by_row(
     if loss.reduction == Reduction::SumPerRow {
         refuse!(
             Unsupported,
-            "rows have heads of their own, for which there is no loss per row (`SumPerRow`): compute a loss for the rows \
-             of each adapter"
+            "rows have heads of their own, for which there is no loss per row (`SumPerRow`): `Sum` gives each adapter the \
+             gradient of its own rows all the same; or compute a loss for the rows of each"
         );
     }
     let parts = rows.lead().len() as i64;

@@ -99,6 +99,13 @@ impl Rows {
             }
         }
         let at = Rc::new(Choices::new(lead, choices, adapters.len(), device)?);
+        let mut matrices = matrices;
+        for Matrix { values, train, .. } in &mut matrices {
+            for value in values.iter_mut().zip(train).filter_map(|(value, on)| on.then_some(value))
+            {
+                *value = value.f_detach()?.f_set_requires_grad(true)?;
+            }
+        }
         let weights = Rc::new(Weights { vectors, matrices, adapters, device });
         Ok(Rows { weights, at })
     }
@@ -112,6 +119,17 @@ impl Rows {
             .collect();
         trained.sort_by_key(|(variable, _)| *variable);
         trained
+    }
+
+    /// The matrices at which gradients arrive, each with the number of its adapter and that of its variable.
+    pub(in crate::models) fn trained_matrices(&self) -> Vec<(usize, usize, Tensor)> {
+        let all = self.weights.matrices.iter().flat_map(|matrix| {
+            (0..).zip(&matrix.values).map(|(adapter, value)| (adapter, matrix.variable, value))
+        });
+        let trained = all.filter(|(.., value)| value.requires_grad());
+        trained
+            .map(|(adapter, variable, value)| (adapter, variable, value.shallow_clone()))
+            .collect()
     }
 
     /// The same adapters for the parts of something that goes with the batch, such as images, one after the other.
@@ -365,7 +383,9 @@ mod tests {
         let (base, own) = (Tensor::from_slice(&[1_i64]), Tensor::from_slice(&[2_i64]));
         let values = [&base, &own, &base, &base].map(Tensor::shallow_clone);
         let address = base.data_ptr() as usize;
-        let matrix = Matrix { name: "head".to_owned(), address, values: values.into() };
+        let (variable, train) = (0, vec![false; 4]);
+        let values = values.into();
+        let matrix = Matrix { name: "head".to_owned(), variable, address, values, train };
         let (trains, stacks, rows) = (false, Vec::new(), vec![0, 1, 2, 3]);
         let differing = Differing { trains, stacks, rows, matrices: vec![matrix] };
         let adapters = vec![0, 1, 2, 1, 3];

@@ -1,6 +1,6 @@
 //! Images have the adapter of the row that they belong to.
 
-use super::{Case, NAMES};
+use super::{whole, Case, NAMES};
 use crate::nets::{bits, noise};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{GenerateOptions, Head, ImageTextToText, Inputs, Model};
@@ -162,6 +162,14 @@ fn rows_are_those_of_set_adapter(model_type: &str, saved: &[&str], tolerance: f6
         .row_by_row(&NAMES, &|model| model.generate(inputs(false).pixel_values(&images), &options));
     let found = case.model.generate(inputs(true).pixel_values(&images), &options).unwrap();
     assert!(bits(&found) == bits(&expected), "{model_type}: {found} {expected}");
+    if saved.is_empty() {
+        // All of the model, with the line that ends a row of LLaVA-NeXT's tiles.
+        case = case.with_whole();
+        let inputs = inputs(false).pixel_values(&images);
+        case.check(&whole::NAMES, 1e-5, |model, mixed| {
+            model.logits(if mixed { inputs.adapter_names(&whole::NAMES) } else { inputs })
+        });
+    }
     let loss = LinearCrossEntropy::default();
     let both = no_grad(|| case.model.loss(inputs(true).pixel_values(&images), &ids, &loss));
     assert!(both.unwrap().double_value(&[]).is_finite());

@@ -27,9 +27,9 @@ impl Way {
         vs: &VarStore,
         tuned: &mut LnTuningModel,
     ) -> Result<Self> {
-        let alone = match apart(several) {
+        let alone = match apart(several).or_else(|| more_than_vectors(vs, tuned)) {
             Some(reason) => reason,
-            None => match by_name(several, adapters, vs, tuned)? {
+            None => match by_name(several, adapters, tuned)? {
                 Ok(mut optimizers) => match trial(several, work, adapters, vs, &mut optimizers)? {
                     Some(reason) => reason,
                     None => return Ok(Way { optimizers, alone: None }),
@@ -65,32 +65,30 @@ fn apart<D>(several: &Several<D>) -> Option<String> {
 fn by_name<D>(
     several: &Several<D>,
     adapters: &[String],
-    vs: &VarStore,
     tuned: &LnTuningModel,
 ) -> Result<Result<Vec<Optimizer>, String>> {
     let mut optimizers = Vec::with_capacity(adapters.len());
     for (adapter, member) in adapters.iter().zip(&several.members) {
         match member.run.common.optimizer_for(tuned, adapter) {
             Ok(optimizer) => optimizers.push(optimizer),
-            Err(error) if is_unsupported(&error) => return Ok(Err(more_than_vectors(vs, tuned))),
+            Err(error) if is_unsupported(&error) => {
+                return Ok(Err(format!("{}", error.root_cause())));
+            }
             Err(error) => return Err(error.context(member.name.clone())),
         }
     }
     Ok(Ok(optimizers))
 }
 
-/// The words for users: those of the library name the adapters of runs, which nobody has named.
-fn more_than_vectors(vs: &VarStore, tuned: &LnTuningModel) -> String {
+/// The reason in what trains: heads and other matrices compute the rows of each run by themselves, which gains nothing.
+fn more_than_vectors(vs: &VarStore, tuned: &LnTuningModel) -> Option<String> {
     let paths: Vec<String> =
         tuned.layer_status().into_iter().map(|layer| format!("{}.", layer.name)).collect();
-    let matrix = vs.variables().into_iter().filter(|(name, tensor)| {
+    let matrices = vs.variables().into_iter().filter(|(name, tensor)| {
         tensor.dim() != 1 && paths.iter().any(|path| name.starts_with(path.as_str()))
     });
-    let first = matrix.map(|(name, _)| name).min_by(|a, b| natural_cmp(a, b));
-    format!(
-        "'{}' trains, and only vectors, such as weights of norms, do in rows of several runs",
-        first.unwrap_or_default()
-    )
+    let first = matrices.map(|(name, _)| name).min_by(|a, b| natural_cmp(a, b))?;
+    Some(format!("'{first}' trains, and only vectors, such as weights of norms, gain by rows of several runs"))
 }
 
 fn is_unsupported(error: &anyhow::Error) -> bool {
