@@ -91,6 +91,34 @@ fn a_trace_of_a_decoder_of_any_family_follows_ids_and_masks() {
         let model = frozen::<Decoder>(&decoder(family), Head::LanguageModel, Kind::BFloat16);
         check(family, plain, &|of| model.logits(&of[0]));
     }
+    // Ropes that turn otherwise behind so many places, of which the ids have more.
+    let short: Vec<f64> = vec![1.2; 8];
+    for scaling in [
+        json!({"rope_type": "dynamic", "factor": 4.}),
+        json!({"rope_type": "yarn", "factor": 4., "original_max_position_embeddings": 4}),
+        json!({
+            "rope_type": "longrope", "short_factor": short, "long_factor": vec![2.5; 8], "factor": 4.,
+            "original_max_position_embeddings": 4,
+        }),
+    ] {
+        let mut config = decoder("llama");
+        (config["max_position_embeddings"], config["head_dim"]) = (json!(4), json!(16));
+        config["partial_rotary_factor"] = json!(null);
+        config["rope_scaling"] = scaling;
+        let model = frozen::<Decoder>(&config, Head::LanguageModel, Kind::Float);
+        check("rope", plain, &|of| model.logits(&of[0]));
+    }
+    // Rows of several documents; the label of a row's last token, which is not padding.
+    let [packed, otherwise] = [[0_i64, 0, 1, 1, 2, 2], [0, 1, 1, 1, 1, 2]]
+        .map(|row| Tensor::from_slice(&row).expand([4, 6], false).contiguous());
+    let documents = [&[ids.copy(), packed][..], &[others.copy(), otherwise]];
+    for family in ["llama", "gpt2"] {
+        let model = frozen::<Decoder>(&decoder(family), Head::LanguageModel, Kind::Float);
+        check(family, documents, &|of| model.logits(Inputs::new(&of[0]).documents(&of[1])));
+        let model = frozen::<Decoder>(&decoder(family), Head::SequenceClassification, Kind::Float);
+        let padded = [&ids, &others].map(|ids| [ids * &masks()[1]]);
+        check(family, [&padded[0], &padded[1]], &|of| model.logits(&of[0]));
+    }
     // Matrices that the crate multiplies with in ways of its own, by few rows and by many.
     let mut wide = decoder("llama");
     for (key, size) in [("hidden_size", 256), ("intermediate_size", 512), ("head_dim", 64)] {
