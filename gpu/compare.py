@@ -3,7 +3,8 @@
 An error is that of a tensor as a whole: the norm of the difference, divided by the norm of the reference. Gradients and
 weights are judged together, by the mean square of their tensors' errors; of weights, what counts is how far three steps
 have moved them. Ours may err at most 1.5 times what PEFT errs with the same model, kind and attention, in the worst of
-its cases. What may be met by luck is no measure, so
+its cases, twice that in f32, whose roundings are few; over all models together, the errors of ours in outputs and in
+gradients are at most 1.1 times PEFT's, in the geometric mean, in each kind. What may be met by luck is no measure, so
 - PEFT's error counts as the rounding of the kind at least: 2^-24, 2^-8, 2^-11 for f32, bf16, f16;
 - for a loss, which is one number, PEFT's error in the logits counts too;
 - AdamW divides a gradient by its own size: how far it moves a weight with nearly no gradient is a matter of rounding, so
@@ -25,6 +26,11 @@ import torch
 from safetensors.torch import load_file
 
 ALLOWED = 1.5
+# In f32, models of a few numbers differ by what one product adds up in another order. The mean over all shows more.
+ALLOWED_F32 = 2.0
+ALLOWED_MEAN = 1.1
+# Results of a kind that make a mean.
+MANY = 100
 # transformers keeps T5's `wo` in f32 when all else is f16.
 ALLOWED_T5_F16 = 2.0
 HALF = 0.5
@@ -108,7 +114,8 @@ def rows_of(folder, dry_run):
             floor = max(worst[quantity], ROUNDING[kind], worst["output"] if quantity == "loss" else 0.0)
             ratio = our / floor if math.isfinite(their) else our / HALF
             judged = kind == "float32" or not task["relu"] or quantity in ("output", "loss")
-            allowed = ALLOWED_T5_F16 if task["t5"] and kind == "float16" else ALLOWED
+            allowed = ALLOWED_F32 if kind == "float32" else ALLOWED
+            allowed = ALLOWED_T5_F16 if task["t5"] and kind == "float16" else allowed
             values = {"case": case, "quantity": quantity, "ours": our, "theirs": their, "ratio": ratio, "judged": judged}
             # A ratio that is no number is no success.
             yield row | values | {"ok": bool(ratio <= (allowed if math.isfinite(their) else 1.0)) or not judged}
@@ -141,9 +148,16 @@ def main():
             f"{row['ours']:>10.2e}{row['theirs']:>10.2e}{row['ratio']:>8.2f}{'' if row['ok'] else ' too large'}{'' if row['judged'] else ' not judged'}"
         )
     bad = sum(not row["ok"] for row in rows)
+    off = 0
+    for kind, quantity in sorted({(row["kind"], row["quantity"]) for row in judged if row["quantity"] in ("output", "gradients")}):
+        own = [row for row in judged if (row["kind"], row["quantity"]) == (kind, quantity)]
+        logs = [math.log(row["ours"] / row["theirs"]) for row in own if 0 < row["ours"] < math.inf and 0 < row["theirs"] < math.inf]
+        mean = math.exp(sum(logs) / max(len(logs), 1))
+        off += len(logs) >= MANY and not mean <= ALLOWED_MEAN
+        print(f"{kind}, {quantity}: ours err {mean:.3f} times what PEFT errs, the mean of {len(logs)} results")
     models = len({row["model"] for row in rows})
     print(f"\n{models} models, {len(rows)} results, {len(faults)} missing, {bad - len(faults)} errors too large")
-    sys.exit(bool(bad) or not rows)
+    sys.exit(bool(bad or off) or not rows)
 
 
 main()

@@ -108,10 +108,10 @@ def phase_b(places, options):
     held = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "COUNTING_FILL": "60"}
     # The CPU has a benchmark of its own.
     mixed = [str(places.programs / "mixed_batches"), "--out", str(places.out), *(["quick"] if small else [])]
-    graph = [str(places.programs / "gpu_check"), "graph", "--fused", "--device", device, *(["--small"] if small else [])]
+    graph = [str(places.programs / "gpu_check"), "graph", "--unfused", "--device", device, *(["--small"] if small else [])]
     return [
         *train[:2],
-        Step("graph", "Steps of 1 x 128 as a CUDA graph and without one, fused functions off and on: equal losses, and times.", 200,
+        Step("graph", "Steps of 1 x 128 as a CUDA graph and without one, with fused functions and without: equal losses, and times.", 200,
              [*graph, *(["--dry-run"] if options.dry_run else [])]),
         Step("mixed", "Rows of several adapters beside one adapter for all, and beside LoRA of PEFT.", 120,
              [*mixed, *([] if options.cpu else ["cuda"])], held if options.dry_run else {}),

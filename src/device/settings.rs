@@ -1,6 +1,7 @@
 //! Settings of libtorch that count for the whole process and that tch does not bind.
 
 use std::env;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Once;
 
 use super::context;
@@ -8,6 +9,9 @@ use crate::error::{refuse, Result};
 
 /// The values of `CUBLAS_WORKSPACE_CONFIG` with which cuBLAS promises equal results.
 const WORKSPACES: [&str; 2] = [":4096:8", ":16:8"];
+
+/// True where this crate has set `CUBLAS_WORKSPACE_CONFIG`.
+static SET_HERE: AtomicBool = AtomicBool::new(false);
 
 /// The user's word on cuDNN's attention, which libtorch reads at its first attention on CUDA.
 const CUDNN_ATTENTION: &str = "TORCH_CUDNN_SDPA_DEPRIORITIZED";
@@ -18,8 +22,10 @@ const CUDNN_ATTENTION: &str = "TORCH_CUDNN_SDPA_DEPRIORITIZED";
 ///
 /// It counts for the whole process, also for operations of your own; one that has no deterministic form then fails with
 /// an error that names it. It sets `CUBLAS_WORKSPACE_CONFIG`, if that is not set, which cuBLAS reads at its first
-/// product: call this first in `main`. New tensors stay uninitialised (`torch` would fill them, to show who reads them
-/// too early).
+/// product: call this first in `main`. While it is set, libtorch reads it anew for each product on CUDA, with a regular
+/// expression: some 50 µs of the host, which short steps feel, and replays of a [`GraphedStep`](crate::GraphedStep) do
+/// not. `set_deterministic(false)` takes away what was set here. New tensors stay uninitialised (`torch` would fill
+/// them, to show who reads them too early).
 ///
 /// Results are equal on the same kind of device with the same versions of libtorch and CUDA.
 ///
@@ -42,10 +48,16 @@ const CUDNN_ATTENTION: &str = "TORCH_CUDNN_SDPA_DEPRIORITIZED";
 pub fn set_deterministic(on: bool) -> Result<()> {
     let algorithms = context::setter_of_two("_ZN2at7Context26setDeterministicAlgorithmsEbb")?;
     let fill = context::setter("_ZN2at7Context39setDeterministicFillUninitializedMemoryEb")?;
+    let name = "CUBLAS_WORKSPACE_CONFIG";
+    if !on && SET_HERE.swap(false, Ordering::Relaxed) {
+        env::remove_var(name);
+    }
     if on {
-        let name = "CUBLAS_WORKSPACE_CONFIG";
         match env::var_os(name) {
-            None => env::set_var(name, WORKSPACES[0]),
+            None => {
+                env::set_var(name, WORKSPACES[0]);
+                SET_HERE.store(true, Ordering::Relaxed);
+            }
             Some(value) if WORKSPACES.iter().any(|known| value == *known) => (),
             Some(value) => refuse!(
                 InvalidState,

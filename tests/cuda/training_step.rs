@@ -188,10 +188,15 @@ fn with_any_settings_of_the_optimizer_and_the_loss() {
                 let mut sgd = tuned.optimizer(sgd, 1e-3).unwrap();
                 sgd.set_dynamic_loss_scale(DynamicLossScale::default()).unwrap();
                 waits_for_nothing(&what("SGD, dynamic"), || step(&mut sgd, &loss(&plain)?));
+                // libtorch reads this for each product, which takes time while it is there.
+                let workspace = || std::env::var_os("CUBLAS_WORKSPACE_CONFIG");
+                let own = workspace();
                 set_deterministic(true).unwrap();
+                assert!(workspace().is_some());
                 let _ =
                     waits_for_nothing(&what("deterministic"), || step(&mut sgd, &loss(&plain)?));
                 set_deterministic(false).unwrap();
+                assert_eq!(workspace(), own);
             }
         }
     });
