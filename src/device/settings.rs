@@ -76,7 +76,8 @@ pub fn set_deterministic(on: bool) -> Result<()> {
 
 /// Lets attention on CUDA use cuDNN, or not. On Hopper and newer, libtorch would take cuDNN before all else. It builds
 /// a plan for each new shape, which takes tens of milliseconds to a second: for each new length of a batch, and in
-/// generation for each new token. So this crate turns it off when it is first asked for a device, or first computes
+/// generation for each new token. A step of four rows of 768 tokens (Llama-3.2-3B, bf16, H100) takes 79.6 ms with it and
+/// 83.5 without. So this crate turns it off when it is first asked for a device, or first computes
 /// attention on CUDA; flash attention is used instead. Turn it on where all batches have one shape.
 ///
 /// The environment variable `TORCH_CUDNN_SDPA_DEPRIORITIZED` (0 or 1) is libtorch's own: where it is set, the crate

@@ -186,7 +186,7 @@ fn a_fused_step_of_3b_has_its_budget_of_launches_and_memory() {
         let _ = step();
         let counts = step();
         let launches = sum(&counts, |counts| counts.launches);
-        assert!(launches <= 565, "{launches} launches: {counts:#?}");
+        assert!(launches <= 510, "{launches} launches: {counts:#?}");
         assert_eq!(sum(&counts, |counts| counts.products), 404);
         assert_eq!(sum(&counts, |counts| counts.synchronisations), 0);
         let ours = |pass: usize, kernel: &str| {
