@@ -12,66 +12,8 @@ use anyhow::{bail, ensure, Context, Result};
 use crate::options::Options;
 use crate::place;
 use crate::task::{Ready, Task};
+use crate::who::Who;
 use crate::work::{Work, THREADS};
-
-/// A contender: this crate or PEFT, with its settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who {
-    Ours,
-    /// Without the feature `kernels`, as far as that can be told at run time.
-    OursUnfused,
-    /// With `base: packed`.
-    OursPacked,
-    OursRecomputed,
-    /// The matrix products of our step, alone.
-    Floor,
-    Eager,
-    Compiled,
-    /// With transformers' gradient checkpointing.
-    Checkpointed,
-}
-
-impl Who {
-    pub const ALL: [Who; 8] = [
-        Who::Ours,
-        Who::OursUnfused,
-        Who::OursPacked,
-        Who::OursRecomputed,
-        Who::Floor,
-        Who::Eager,
-        Who::Compiled,
-        Who::Checkpointed,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Who::Ours => "ours",
-            Who::OursUnfused => "ours, unfused",
-            Who::OursPacked => "ours, packed",
-            Who::OursRecomputed => "ours, checkpointed",
-            Who::Floor => "matrix products",
-            Who::Eager => "PEFT eager",
-            Who::Compiled => "PEFT compiled",
-            Who::Checkpointed => "PEFT checkpointed",
-        }
-    }
-
-    pub fn is_python(self) -> bool {
-        matches!(self, Who::Eager | Who::Compiled | Who::Checkpointed)
-    }
-
-    /// For [`Task::how`].
-    fn how(self) -> &'static str {
-        match self {
-            Who::Ours | Who::OursUnfused | Who::OursPacked => "plain",
-            Who::OursRecomputed => "recompute",
-            Who::Floor => "floor",
-            Who::Eager => "eager",
-            Who::Compiled => "compile",
-            Who::Checkpointed => "checkpoint",
-        }
-    }
-}
 
 pub struct Contender {
     pub who: Who,

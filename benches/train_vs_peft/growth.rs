@@ -6,9 +6,10 @@ use anyhow::{anyhow, Context, Result};
 use plotters::prelude::*;
 use serde_json::{json, Value};
 
-use crate::contender::{Contender, Who};
+use crate::contender::Contender;
 use crate::measure::median;
 use crate::options::Options;
+use crate::who::Who;
 use crate::work::{Batch, Shape, Weights, Work};
 
 /// Small, so that what grows is seen and all of it takes minutes.

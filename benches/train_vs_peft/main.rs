@@ -21,18 +21,20 @@ mod ours;
 mod place;
 mod report;
 mod task;
+mod who;
 mod work;
 
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
-use contender::{Contender, Who};
+use contender::Contender;
 use ln_tuning::device::{cuda_status, CudaStatus};
 use measure::{measure, median};
 use options::Options;
 use report::{line, processor, table, Report};
 use serde_json::json;
+use who::Who;
 use work::{
     Batch, Shape, Weights, Work, LLAMA_3B, LLAMA_56M, LONG_VOCABULARY, MINILM, SMALL, SMOLLM2,
     THREADS,

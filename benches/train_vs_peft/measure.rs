@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::contender::{Contender, Who};
+use crate::contender::Contender;
 use crate::options::Options;
 use crate::task::Ready;
+use crate::who::Who;
 use crate::work::Work;
 
 /// Steps that do not count, compilation among them.

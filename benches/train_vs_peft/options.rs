@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::contender::Who;
+use crate::who::Who;
 
 /// Training steps, generation and start-up beside real PEFT.
 #[derive(Debug, clap::Parser)]

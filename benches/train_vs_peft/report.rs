@@ -9,9 +9,9 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result};
 use serde_json::{json, Value};
 
-use crate::contender::Who;
 use crate::measure::{median, Measured, WARM_UP};
 use crate::options::Options;
+use crate::who::Who;
 use crate::work::{Work, THREADS};
 
 /// Files of lines, written as the results come: what is killed loses nothing.
