@@ -24,10 +24,11 @@ impl Metrics {
         let path = out.join("metrics.jsonl");
         let text = if path.exists() { regular::read(&path)? } else { Vec::new() };
         let text = String::from_utf8_lossy(&text);
-        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let kept = |line: &Value| line["step"].as_u64().is_some_and(|s| s <= step);
-        let lines: Vec<Value> = lines.filter(kept).collect();
-        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let read = |text| Some((text, serde_json::from_str(text).ok().filter(kept)?));
+        // As they are: numbers that were read may differ in their last bit.
+        let (texts, lines): (Vec<&str>, Vec<Value>) = text.lines().filter_map(read).unzip();
+        let text: String = texts.iter().map(|text| format!("{text}\n")).collect();
         atomic::write(&[(path.clone(), text.into_bytes())])?;
         let file = OpenOptions::new().append(true).open(&path);
         let file = file.with_context(|| format!("cannot write '{}'", path.display()))?;
@@ -53,5 +54,28 @@ impl Metrics {
     pub fn series(&self, key: &str) -> Vec<(f64, f64)> {
         let point = |line: &Value| Some((line["step"].as_f64()?, line.get(key)?.as_f64()?));
         self.lines.iter().filter_map(point).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_before_a_step_stay_as_they_were_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(dir.path(), 0, false).unwrap();
+        // Widened from f32, as losses are.
+        let mut losses: Vec<f64> = (1..400).map(|i| f64::from((i as f32).sqrt().ln())).collect();
+        losses[3] = 3.740_797_042_846_679_7;
+        for (step, loss) in (1..).zip(&losses) {
+            metrics.write(step, &[("loss", *loss)]).unwrap();
+        }
+        let read = || std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
+        let before = read();
+        Metrics::open(dir.path(), 399, false).unwrap();
+        assert!(read() == before);
+        Metrics::open(dir.path(), 7, false).unwrap();
+        assert!(before.starts_with(&read()) && read().lines().count() == 7);
     }
 }
