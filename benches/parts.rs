@@ -159,7 +159,7 @@ mod alone {
         random(shape, kind).set_requires_grad(true)
     }
 
-    /// What a function of this crate computes.
+    /// The result of a function of this crate.
     fn there<T>(result: ln_tuning::Result<Option<T>>) -> T {
         result.unwrap().expect("a function of this crate")
     }

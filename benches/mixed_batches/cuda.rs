@@ -54,7 +54,7 @@ const TOO_LATE: u64 = 96;
 const ROUNDS: usize = 5;
 const ROUNDS_OF_PEFT: usize = 3;
 
-/// What has been measured so far; the file is replaced with each result, so that the end of the process loses nothing.
+/// All results so far; the file is replaced with each result, so that the end of the process loses nothing.
 struct Report {
     path: PathBuf,
     content: Value,

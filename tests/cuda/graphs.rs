@@ -244,7 +244,7 @@ fn layers_that_the_host_drops_at_random_are_not_dropped_for_good_in_a_graph() {
         let config = serde_json::json!({
             "model_type": "bart", "vocab_size": 30, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2,
             "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 20, "decoder_ffn_dim": 20,
-            "max_position_embeddings": 10, "encoder_layerdrop": 0.3,
+            "max_position_embeddings": 10, "encoder_layerdrop": 1e-9,
         });
         let config = Seq2SeqConfig::from_value(&config).unwrap();
         let model = Seq2Seq::new(&vs.root(), &config).unwrap();

@@ -63,7 +63,7 @@ fn a_token_of_a_mixed_batch_takes_the_launches_of_one_adapter() {
             let what = format!("{kind:?}, {config}");
             let of_four = |[two, six]: &[Counts; 2]| six.launches - two.launches;
             assert_eq!(of_four(&mixed), of_four(&one), "{what}: {:?}", mixed[1].kernels);
-            // What is gathered for the whole text.
+            // The weights that are gathered for the whole text.
             let more = mixed[0].launches - one[0].launches;
             assert!(more <= 4, "{what}: {more} launches more for a prompt: {:?}", mixed[0].kernels);
             let norms = |counts: &Counts| counts.kernels_with("ln_tuning_norm_");

@@ -26,7 +26,7 @@ impl Metrics {
         let text = String::from_utf8_lossy(&text);
         let kept = |line: &Value| line["step"].as_u64().is_some_and(|s| s <= step);
         let read = |text| Some((text, serde_json::from_str(text).ok().filter(kept)?));
-        // As they are: numbers that were read may differ in their last bit.
+        // As they are: other programs may have written numbers in another form.
         let (texts, lines): (Vec<&str>, Vec<Value>) = text.lines().filter_map(read).unzip();
         let text: String = texts.iter().map(|text| format!("{text}\n")).collect();
         atomic::write(&[(path.clone(), text.into_bytes())])?;

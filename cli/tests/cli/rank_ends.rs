@@ -1,4 +1,4 @@
-//! Where one rank ends, by a signal or an error, all do.
+//! All ranks end if one does, by a signal or an error.
 
 use std::time::{Duration, Instant};
 

@@ -13,7 +13,7 @@ struct Case {
     runs: [&'static str; 2],
     /// The distance of losses from those of a run alone; 0: all is equal to the bit.
     apart: f64,
-    /// What is said about the way.
+    /// The words about the way.
     says: &'static str,
 }
 
