@@ -1,7 +1,7 @@
 //! A batch whose rows use different adapters: rows × resident adapters, decode and prefill, beside one adapter for all
 //! rows and beside PEFT's LoRA with `adapter_names`.
 //!
-//! `cargo bench --bench mixed_batches --features kernels`: about ten minutes. `-- quick` shows in a minute that it works;
+//! `cargo bench --bench mixed_batches --features kernels`: about a quarter of an hour. `-- quick` shows in a minute that it works;
 //! `-- ours-only` does without Python; `-- growth` and `-- beside` make one half, `-- beside deep` that of the deeper model; `-- cpu`
 //! counts the time of processors, on a machine that does other work. All run alternately on one machine with
 //! the same number of threads; printed are medians. target/bench/mixed_batches.json and .svg hold the same, or those in
