@@ -33,23 +33,15 @@ extern "C" char* ln_tuning_cross_entropy(
   return guarded([&] {
     if (!fits({logits}, logits->is_cuda()) || logits->dim() != 2 || !logits->is_contiguous()) return;
     const int64_t rows = logits->size(0), classes = logits->size(1);
-    if (classes == 0 || !is_dense(*targets, at::kLong, rows)) return;
-    if (bias && !is_dense(*bias, at::kFloat, classes)) return;
+    if (classes == 0 || !is_dense(*targets, at::kLong, rows) || targets->device() != logits->device()) return;
+    if (bias && (!is_dense(*bias, at::kFloat, classes) || bias->device() != logits->device())) return;
     for (const Tensor* column : {largest, peak, target}) {
       if (!is_plain(*column) || column->device() != logits->device() || !is_dense(*column, at::kFloat, rows)) return;
     }
-#ifdef LN_TUNING_GPU
-    if (logits->is_cuda()) {
-      Tensor* to = gradient ? gradient : logits;
-      if (logits->scalar_type() != at::kFloat || !fits({to}, true)) return;
-      if (!is_dense(*to, to->scalar_type(), rows * classes) || to->device() != logits->device()) return;
-      gpu::CrossEntropyArguments all = {};
-      all.rows = rows;
+    // The same on every device.
+    const auto shared = [&](auto& all) {
       all.classes = classes;
-      all.logits = logits->const_data_ptr<float>();
-      all.gradient = wanted ? to->mutable_data_ptr() : nullptr;
       all.bias = bias ? bias->const_data_ptr<float>() : nullptr;
-      all.targets = (const long long*)targets->const_data_ptr<int64_t>();
       all.scale = (float)scale;
       all.cap = (float)cap;
       all.smoothing = (float)smoothing;
@@ -57,6 +49,18 @@ extern "C" char* ln_tuning_cross_entropy(
       all.largest = largest->mutable_data_ptr<float>();
       all.peak = peak->mutable_data_ptr<float>();
       all.target = target->mutable_data_ptr<float>();
+    };
+#ifdef LN_TUNING_GPU
+    if (logits->is_cuda()) {
+      Tensor* to = gradient ? gradient : logits;
+      if (logits->scalar_type() != at::kFloat || !fits({to}, true)) return;
+      if (!is_dense(*to, to->scalar_type(), rows * classes) || to->device() != logits->device()) return;
+      gpu::CrossEntropyArguments all = {};
+      all.rows = rows;
+      all.logits = logits->const_data_ptr<float>();
+      all.gradient = wanted ? to->mutable_data_ptr() : nullptr;
+      all.targets = (const long long*)targets->const_data_ptr<int64_t>();
+      shared(all);
       gpu::cross_entropy(all, *to);
       *done = 1;
       return;
@@ -66,22 +70,14 @@ extern "C" char* ln_tuning_cross_entropy(
     CrossEntropy all = {};
     all.kind = *kind_of(*logits);
     all.wanted = wanted != 0;
-    all.classes = classes;
     all.logits = logits->mutable_data_ptr();
-    all.bias = bias ? bias->const_data_ptr<float>() : nullptr;
     all.targets = targets->const_data_ptr<int64_t>();
     for (int64_t row = 0; row < rows; ++row) {
       TORCH_CHECK(
           all.targets[row] >= 0 && all.targets[row] < classes,
           "the target ", all.targets[row], " is not one of ", classes, " classes");
     }
-    all.scale = (float)scale;
-    all.cap = (float)cap;
-    all.smoothing = (float)smoothing;
-    all.z_loss = (float)z_loss;
-    all.largest = largest->mutable_data_ptr<float>();
-    all.peak = peak->mutable_data_ptr<float>();
-    all.target = target->mutable_data_ptr<float>();
+    shared(all);
     for_rows(rows, 4 * classes, [&](int64_t begin, int64_t end) { loops().cross_entropy(all, begin, end); });
     *done = 1;
   });

@@ -18,7 +18,8 @@ impl LinearCrossEntropy {
     ///
     /// # Errors
     /// `ShapeMismatch`, `KindMismatch`; `InvalidArgument` for settings out of range, and for targets on the CPU that
-    /// are not in the vocabulary; `Torch`.
+    /// are not in the vocabulary; `Torch`. Targets on a GPU are not looked at from here: one that is no class and not
+    /// ignored makes the loss NaN with the fused functions there, and is libtorch's error without them.
     pub fn compute(
         &self,
         hidden: &Tensor,

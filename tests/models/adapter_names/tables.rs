@@ -1,6 +1,6 @@
 //! Tables and patches: what stands before the first block.
 
-use super::{bart, decoder, ids, image_model, masks, named, shift, t5, Case, NAMES};
+use super::{bart, decoder, ids, image_model, masks, named, shift, t5, towers, Case, NAMES};
 use crate::nets::{bits, noise, only};
 use ln_tuning::models::{
     Clip, Decoder, Dinov2, Encoder, GenerateOptions, Head, Inputs, Model, Seq2Seq, Siglip,
@@ -77,14 +77,7 @@ fn patches_and_class_tokens_of_adapters_are_those_of_their_images() {
     }
     let ids = ids();
     for model_type in ["clip", "siglip"] {
-        let text = json!({
-            "vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "intermediate_size": 16, "max_position_embeddings": 10, "eos_token_id": 2,
-        });
-        let config = json!({
-            "model_type": model_type, "text_config": text, "projection_dim": 8,
-            "vision_config": image_model(&format!("{model_type}_vision_model")),
-        });
+        let config = towers(model_type);
         Case::<TowerClassifier>::new(&config, class, Kind::Float, saved).check(
             &NAMES,
             OFF,

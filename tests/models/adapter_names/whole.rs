@@ -1,6 +1,6 @@
 //! Adapters that have all of a model: no part of it is left that rows cannot have of their own.
 
-use super::{bart, decoder, families, ids, image_model, masks, shift, t5, Case};
+use super::{bart, decoder, families, ids, image_model, masks, shift, t5, towers, Case};
 use crate::nets::noise;
 use ln_tuning::models::{
     Clip, Decoder, Dinov2, Encoder, Head, Inputs, Model, Seq2Seq, Siglip, TowerClassifier,
@@ -84,14 +84,7 @@ fn images_have_all_of_the_model_of_their_own() {
     whole::<Dinov2>(&image_model("dinov2"), class)
         .check_whole(|model, inputs| model.logits(inputs), pixels);
     for model_type in ["clip", "siglip"] {
-        let text = json!({
-            "vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "intermediate_size": 16, "max_position_embeddings": 10, "eos_token_id": 2,
-        });
-        let config = json!({
-            "model_type": model_type, "text_config": text, "projection_dim": 8,
-            "vision_config": image_model(&format!("{model_type}_vision_model")),
-        });
+        let config = towers(model_type);
         whole::<TowerClassifier>(&config, class)
             .check_whole(|model, inputs| model.logits(inputs), pixels);
         if model_type == "clip" {
