@@ -54,6 +54,8 @@ fn rows() -> Vec<(Work, Vec<Who>)> {
     let writes = || vec![Ours, OursUnfused, OursPacked, Eager];
     let long = || vec![Ours, OursUnfused, OursRecomputed, Eager, Checkpointed];
     let every = || vec![Ours, OursUnfused, Floor, Eager, Compiled, OursRecomputed, Checkpointed];
+    // Of steps that all have one shape.
+    let graphed = || [every(), vec![OursGraphed]].concat();
     let cuda =
         |name, batch| Work { batch, device: "cuda", ..work(name, LLAMA_3B, "bfloat16", 1, 1) };
     let deep = |name, kind| work(name, SMOLLM2, kind, 1, 512);
@@ -86,8 +88,8 @@ fn rows() -> Vec<(Work, Vec<Who>)> {
         (deep("step, deep and narrow, f32, 1 x 512", "float32"), all()),
         (classifier("step, the real MiniLM classifies, bf16, 16 x 128", "bfloat16"), encoder()),
         (classifier("step, the real MiniLM classifies, f32, 16 x 128", "float32"), encoder()),
-        (cuda("CUDA, 3B, bf16, 4 x 768", Batch::new(4, 768)), every()),
-        (cuda("CUDA, 3B, bf16, 1 x 128", Batch::new(1, 128)), every()),
+        (cuda("CUDA, 3B, bf16, 4 x 768", Batch::new(4, 768)), graphed()),
+        (cuda("CUDA, 3B, bf16, 1 x 128", Batch::new(1, 128)), graphed()),
         (cuda("CUDA, 3B, bf16, varying lengths", varies), every()),
         (cuda("CUDA, 3B, bf16, packed 4 x 2048", packed), every()),
         (

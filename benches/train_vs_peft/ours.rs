@@ -11,7 +11,7 @@ use ln_tuning::models::{
     Decoder, DecoderConfig, Encoder, GenerateOptions, Inputs, Load, Model, ModelConfig,
 };
 use ln_tuning::recompute::Recompute;
-use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel, Optimizer, TaskType};
+use ln_tuning::{AdamW, GraphedStep, LnTuningConfig, LnTuningModel, Optimizer, TaskType};
 use tch::nn::VarStore;
 use tch::{no_grad, Cuda, Device, Kind, Tensor};
 
@@ -102,7 +102,8 @@ fn prepare(task: &Task, device: Device) -> Result<(Step, u64)> {
     }
     let opt = tuned.optimizer(AdamW::default().wd(0.01), 1e-4)?;
     let recompute = task.how == "recompute";
-    let mut training = Training { _vs: vs, model, opt, recompute };
+    let graph = (task.how == "graph").then(|| GraphedStep::default().clip_norm(1.)).transpose()?;
+    let mut training = Training { _vs: vs, model, opt, recompute, graph };
     Ok((Box::new(move |step| training.step(step, batch, device)), weights))
 }
 
@@ -173,6 +174,7 @@ struct Training {
     model: Decoder,
     opt: Optimizer,
     recompute: bool,
+    graph: Option<GraphedStep>,
 }
 
 impl Training {
@@ -187,6 +189,16 @@ impl Training {
         });
         let inputs = || Inputs::new(&ids).documents(documents.as_ref()).train(true);
         let cross_entropy = LinearCrossEntropy::default();
+        if let Some(graph) = &mut self.graph {
+            let stepped = graph.run(opt, &[&ids], |inputs| {
+                model.loss(Inputs::new(&inputs[0]).train(true), &inputs[0], &cross_entropy)
+            })?;
+            // Steps that are not replayed must not pass for those that are.
+            if let Some(reason) = graph.without_graph() {
+                anyhow::bail!("no CUDA graph: {reason}");
+            }
+            return Ok(stepped.loss);
+        }
         if !self.recompute {
             let loss = model.loss(inputs(), &labels, &cross_entropy)?;
             opt.backward_step_clip_norm(&loss, 1.)?;

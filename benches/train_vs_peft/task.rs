@@ -15,8 +15,8 @@ pub struct Task {
     pub kind: String,
     pub device: String,
     pub threads: i32,
-    /// `plain`, `recompute`, `floor`, `generate`, `eager`, `compile` or `checkpoint`; an encoder that classifies knows `plain`,
-    /// `eager` and `compile`.
+    /// `plain`, `recompute`, `graph`, `floor`, `generate`, `eager`, `compile` or `checkpoint`; an encoder that classifies
+    /// knows `plain`, `eager` and `compile`.
     pub how: String,
     /// The way in which our frozen matrices are kept, as in `base:` of a training file.
     pub base: String,

@@ -9,6 +9,8 @@ pub enum Who {
     /// With `base: packed`.
     OursPacked,
     OursRecomputed,
+    /// With the step as a CUDA graph.
+    OursGraphed,
     /// The matrix products of our step, alone.
     Floor,
     Eager,
@@ -18,11 +20,12 @@ pub enum Who {
 }
 
 impl Who {
-    pub const ALL: [Who; 8] = [
+    pub const ALL: [Who; 9] = [
         Who::Ours,
         Who::OursUnfused,
         Who::OursPacked,
         Who::OursRecomputed,
+        Who::OursGraphed,
         Who::Floor,
         Who::Eager,
         Who::Compiled,
@@ -35,6 +38,7 @@ impl Who {
             Who::OursUnfused => "ours, unfused",
             Who::OursPacked => "ours, packed",
             Who::OursRecomputed => "ours, checkpointed",
+            Who::OursGraphed => "ours, as a CUDA graph",
             Who::Floor => "matrix products",
             Who::Eager => "PEFT eager",
             Who::Compiled => "PEFT compiled",
@@ -51,6 +55,7 @@ impl Who {
         match self {
             Who::Ours | Who::OursUnfused | Who::OursPacked => "plain",
             Who::OursRecomputed => "recompute",
+            Who::OursGraphed => "graph",
             Who::Floor => "floor",
             Who::Eager => "eager",
             Who::Compiled => "compile",
