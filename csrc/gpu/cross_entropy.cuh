@@ -73,8 +73,9 @@ INLINE void cross_entropy(const CrossEntropyArguments& a) {
       at_target[0] = __uint_as_float(0x7FC00000);
     }
     Peak peak = {NO_LOGIT, 0, 0};
+    Size at = from;
 #pragma unroll 2
-    for (Size at = from; at < a.classes; at += step) {
+    for (; at < a.classes; at += step) {
       float values[COUNT];
       logits_at<COUNT>(a, logits, at, values);
       float most = peak.most;
@@ -105,8 +106,9 @@ INLINE void cross_entropy(const CrossEntropyArguments& a) {
     const float denominator = peak.most + logf(peak.total);
     const float factor = share * (1.f + 2.f * a.z_loss * denominator);
     const float spread = a.smoothing / (float)a.classes;
+    // Back to the beginning: what was read last may still be in the cache.
 #pragma unroll 2
-    for (Size at = from; at < a.classes; at += step) {
+    for (at -= step; at >= from; at -= step) {
       float values[COUNT];
       logits_at<COUNT>(a, logits, at, values);
 #pragma unroll
@@ -120,7 +122,7 @@ INLINE void cross_entropy(const CrossEntropyArguments& a) {
   }
 }
 
-KERNEL(cross_entropy, CrossEntropyArguments, MOST_THREADS) {
+KERNEL(cross_entropy, CrossEntropyArguments, MOST_THREADS, 3) {
   if (a.vectors) {
     cross_entropy<4>(a);
   } else {

@@ -22,11 +22,13 @@ using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
 // Threads that kernels.cu is compiled for.
-constexpr int64_t MOST_THREADS = 512, ROPE_THREADS = 256, WARP = 32;
+constexpr int64_t MOST_THREADS = 512, FEW_THREADS = 256, WARP = 32;
 // Blocks that add up rows for the gradient of a weight. It does not depend on the device, and so neither do the sums.
 constexpr int64_t SUMMING_BLOCKS = 512;
 // Blocks beyond these take several rows each.
 constexpr int64_t MOST_BLOCKS = int64_t(1) << 20;
+// CUDA's own limit.
+constexpr int64_t MOST_BLOCKS_ACROSS = 65535;
 
 int64_t divided_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
@@ -115,6 +117,14 @@ void norm(
   launch_for(x, Kernel::norm, rows_grid(all.rows, all.size, kind, all.vectors, MOST_BLOCKS), &all);
 }
 
+// A thread keeps two pieces of a row, vectors or values, and its sums over rows, unless the row is too long.
+Kernel kernel_for(const NormBackwardArguments& all, const Grid& grid, Kind kind) {
+  const int64_t piece = all.vectors ? 16 / bytes_of(kind) : 1;
+  if (all.size > 2 * piece * grid.threads_x) return Kernel::norm_backward_of_long_rows;
+  const bool few = grid.threads_x * grid.threads_y <= FEW_THREADS;
+  return few && !all.bias_parts ? Kernel::norm_backward : Kernel::norm_backward_with_bias;
+}
+
 // Writes `d_x` if it is defined, and the gradients of weight and bias that are.
 void norm_backward(
     const Tensor& x,
@@ -164,7 +174,7 @@ void norm_backward(
     total.results[i] = gradients[i].numel() / all.size;
     total.parts[i] = parts / total.results[i];
   }
-  if (all.rows > 0 && (sums || d_x.defined())) launch_for(x, Kernel::norm_backward, grid, &all);
+  if (all.rows > 0 && (sums || d_x.defined())) launch_for(x, kernel_for(all, grid, kind), grid, &all);
   // Without rows, zeros.
   const int64_t results = total.results[0] + total.results[1];
   if (results > 0) launch_for(x, Kernel::total, {results * divided_up(all.size, 32), 1, 32, 8}, &total);
@@ -243,14 +253,15 @@ void rope(const Rope& q, const Rope& k, int64_t batch, const Tensor& x) {
     side.heads = from.heads;
     for (int i = 0; i < 3; ++i) side.strides[i] = from.heads > 0 ? from.x_strides[i] : 0;
     vectors = vectors && in_vectors(any.kind, {side.x, side.out}, {side.strides[0], side.strides[1], side.strides[2]});
-    heads = std::max(heads, from.heads);
+    heads += from.heads;
   }
   all.vectors = vectors;
-  const int64_t places = all.batch * all.length, items = heads * std::max<int64_t>(1, any.dim / 2);
-  if (places == 0 || heads == 0 || any.dim == 0) return;
+  const int64_t items = heads * std::max<int64_t>(1, any.dim / 2);
+  if (all.batch * all.length == 0 || heads == 0 || any.dim == 0) return;
   const int64_t many = vectors ? 16 / bytes_of(any.kind) : 1;
-  const int64_t threads = std::min(ROPE_THREADS, WARP * divided_up(divided_up(items, many), WARP));
-  launch_for(x, Kernel::rope, {std::min(places, MOST_BLOCKS), 1, (int)threads, 1}, &all);
+  const int64_t threads = std::min(FEW_THREADS, WARP * divided_up(divided_up(items, many), WARP));
+  const Grid grid = {std::min<int64_t>(all.length, MOST_BLOCKS), std::min<int64_t>(all.batch, MOST_BLOCKS_ACROSS), (int)threads, 1};
+  launch_for(x, Kernel::rope, grid, &all);
 }
 
 }  // namespace

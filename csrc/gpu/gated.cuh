@@ -48,7 +48,7 @@ INLINE void gated(const GatedArguments& a) {
   }
 }
 
-KERNEL(gated, GatedArguments, MOST_THREADS) {
+KERNEL(gated, GatedArguments, MOST_THREADS, 3) {
   if (a.vectors) {
     gated<MANY>(a);
   } else {
@@ -81,7 +81,7 @@ INLINE void gated_backward(const GatedBackwardArguments& b) {
   }
 }
 
-KERNEL(gated_backward, GatedBackwardArguments, MOST_THREADS) {
+KERNEL(gated_backward, GatedBackwardArguments, MOST_THREADS, 2) {
   if (a.forward.vectors) {
     gated_backward<MANY>(a);
   } else {

@@ -7,8 +7,9 @@
 
 #define INLINE static __device__ __forceinline__
 #ifndef ON_HOST
-#define KERNEL(name, Arguments, THREADS) \
-  extern "C" __global__ void __launch_bounds__(THREADS) NAMED(name)(const ln_tuning::gpu::Arguments a)
+// For blocks of at most so many threads, of which so many are to run on a multiprocessor at once.
+#define KERNEL(name, Arguments, THREADS, BLOCKS) \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAMED(name)(const ln_tuning::gpu::Arguments a)
 #endif
 
 #if defined(KIND_F32)

@@ -14,7 +14,10 @@ namespace ln_tuning {
 namespace gpu {
 namespace {
 
-constexpr const char* NAMES[] = {"norm", "norm_backward", "total", "gated", "gated_backward", "rope", "cross_entropy"};
+// In the order of `Kernel`.
+constexpr const char* NAMES[] = {
+    "norm", "norm_backward", "norm_backward_with_bias", "norm_backward_of_long_rows", "total", "gated", "gated_backward",
+    "rope", "cross_entropy"};
 constexpr int KERNELS = sizeof(NAMES) / sizeof(NAMES[0]);
 constexpr int DEVICES = 64, KINDS = 3;
 

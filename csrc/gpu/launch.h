@@ -8,7 +8,17 @@
 namespace ln_tuning {
 namespace gpu {
 
-enum class Kernel { norm, norm_backward, total, gated, gated_backward, rope, cross_entropy };
+enum class Kernel {
+  norm,
+  norm_backward,
+  norm_backward_with_bias,
+  norm_backward_of_long_rows,
+  total,
+  gated,
+  gated_backward,
+  rope,
+  cross_entropy
+};
 
 struct Grid {
   int64_t blocks_x, blocks_y;

@@ -123,8 +123,10 @@ struct Streams {
 
 Streams find_streams() {
   const char* const names[] = {"_ZN3c104cuda20getCurrentCUDAStreamEa", "_ZNK3c104cuda10CUDAStream6streamEv"};
-  // Loaded with libtorch_cuda, which has made the tensors.
-  return found<Streams>(RTLD_DEFAULT, "libtorch's CUDA (known: 2.11)", names);
+  // Loaded with libtorch_cuda, which has made the tensors. A program may not see it: a module of Python has libtorch for
+  // itself.
+  void* library = dlopen("libc10_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+  return found<Streams>(library ? library : RTLD_DEFAULT, "libtorch's CUDA (known: 2.11)", names);
 }
 
 }  // namespace

@@ -91,7 +91,7 @@ INLINE void norm(const NormArguments& a) {
   }
 }
 
-KERNEL(norm, NormArguments, MOST_THREADS) {
+KERNEL(norm, NormArguments, MOST_THREADS, 3) {
   if (a.vectors) {
     norm<MANY>(a);
   } else {
@@ -99,116 +99,212 @@ KERNEL(norm, NormArguments, MOST_THREADS) {
   }
 }
 
-// A row's part of the gradients of weight and bias, and its own gradient.
+// Some columns of a row: values, the gradient given to the norm, and the one that is added to the row's own.
 template <int COUNT>
-struct NormRow {
-  const NormBackwardArguments& a;
-  Size row;
-  // The place of its weight.
-  Size weight;
-  float mean, rate;
-  // Of the whole row, divided by its size.
-  Two shared;
-
-  __device__ __forceinline__ void visit(Size at, float* weights, float* biases) const {
-    float values[COUNT], given[COUNT];
-    load<COUNT>(a.x, row * a.x_stride + at, values);
-    load<COUNT>(a.d_out, row * a.size + at, given);
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      values[i] = (values[i] - mean) * rate;
-      if (a.weight_parts) weights[i] += given[i] * values[i];
-      if (a.bias_parts) biases[i] += given[i];
-    }
-    if (!a.d_x) return;
-    float factors[COUNT], more[COUNT];
-    scales<COUNT>(a.weight, a.from_one, weight + at, factors);
-    if (a.d_sum) load<COUNT>(a.d_sum, row * a.size + at, more);
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      values[i] = rate * (given[i] * factors[i] - shared.first - values[i] * shared.second);
-      if (a.d_sum) values[i] += more[i];
-    }
-    store<COUNT>(a.d_x, row * a.size + at, values);
-  }
+struct NormPiece {
+  Some<COUNT> x, given, more;
 };
 
-// A thread keeps the sums of its first columns in registers: two pieces, as many as most threads have, and no more, so
-// that more threads run at once. Those of further columns are in its row of the parts.
+// The mean of a row and one over its deviation.
+struct NormStats {
+  float mean, rate;
+};
+
+INLINE NormStats stats_of(const NormBackwardArguments& a, Size row, bool is_there) {
+  if (!is_there) return {0, 0};
+  return {a.stats[2 * row], a.stats[2 * row + 1]};
+}
+
 template <int COUNT>
-INLINE void norm_backward(const NormBackwardArguments& a) {
-  constexpr int CHUNKS = 2, REGISTERS = CHUNKS * COUNT;
-  const Size from = (Size)threadIdx.x * COUNT, step = (Size)blockDim.x * COUNT;
-  const Size part = row_at(first_row()) * a.size;
-  const unsigned of_group = gridDim.x / (unsigned)a.groups, group = blockIdx.x / of_group;
-  const Size weight = group * a.weight_stride;
-  float weights[REGISTERS], biases[REGISTERS];
+INLINE NormPiece<COUNT> piece_of(const NormBackwardArguments& a, Size row, Size at) {
+  NormPiece<COUNT> piece = {};
+  piece.x = read<COUNT>(a.x, row * a.x_stride + at);
+  piece.given = read<COUNT>(a.d_out, row * a.size + at);
+  if (a.d_sum) piece.more = read<COUNT>(a.d_sum, row * a.size + at);
+  return piece;
+}
+
+// Adds what a row's own gradient takes from all of its columns.
+template <int COUNT>
+INLINE void share(const NormPiece<COUNT>& piece, const float* factors, NormStats stats, Two* shared) {
+  float values[COUNT], given[COUNT];
+  widen(piece.x, values);
+  widen(piece.given, given);
 #pragma unroll
-  for (int i = 0; i < REGISTERS; ++i) weights[i] = biases[i] = 0;
+  for (int i = 0; i < COUNT; ++i) {
+    const float d = given[i] * factors[i];
+    shared->first += d;
+    shared->second += d * ((values[i] - stats.mean) * stats.rate);
+  }
+}
+
+// That of the whole row, divided by its size.
+INLINE Two shared_by_row(const NormBackwardArguments& a, Two own) {
+  own = over_row(own);
+  return {a.centred ? own.first / (float)a.size : 0.f, own.second / (float)a.size};
+}
+
+// Writes a row's own gradient, if it is wanted, and adds to the sums for weight and bias where there are such.
+template <int COUNT>
+INLINE void finish(
+    const NormBackwardArguments& a, const NormPiece<COUNT>& piece, const float* factors, NormStats stats, Two shared,
+    Size to, float* weights, float* biases) {
+  float values[COUNT], given[COUNT], more[COUNT];
+  widen(piece.x, values);
+  widen(piece.given, given);
+  widen(piece.more, more);
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    values[i] = (values[i] - stats.mean) * stats.rate;
+    if (weights) weights[i] += given[i] * values[i];
+    if (biases) biases[i] += given[i];
+  }
+  if (!a.d_x) return;
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    values[i] = stats.rate * (given[i] * factors[i] - shared.first - values[i] * shared.second);
+    if (a.d_sum) values[i] += more[i];
+  }
+  store<COUNT>(a.d_x, to, values);
+}
+
+// The rows of a block: those of one group, whose weight stands at `weight`.
+struct NormRows {
+  Size first, step, weight, group;
+};
+
+INLINE NormRows rows_of_block(const NormBackwardArguments& a) {
+  const unsigned of_group = gridDim.x / (unsigned)a.groups, group = blockIdx.x / of_group;
+  return {(Size)(blockIdx.x % of_group) * blockDim.y, (Size)of_group * blockDim.y, group * a.weight_stride, (Size)group};
+}
+
+// Columns of a thread, where they are so few that it keeps them, and its sums, in registers: a row is read once.
+#define NORM_PIECES 2
+
+template <int COUNT, bool BIASES>
+INLINE void short_norm_backward(const NormBackwardArguments& a) {
+  const Size from = (Size)threadIdx.x * COUNT, step = (Size)blockDim.x * COUNT;
+  const NormRows rows = rows_of_block(a);
+  float weights[NORM_PIECES * COUNT], biases[BIASES ? NORM_PIECES * COUNT : 1];
+#pragma unroll
+  for (int i = 0; i < NORM_PIECES * COUNT; ++i) {
+    weights[i] = 0;
+    if (BIASES) biases[i] = 0;
+  }
 #pragma unroll 1
-  for (Size at = from + CHUNKS * step; at < a.size; at += step) {
+  for (Size first = rows.first; first < a.rows; first += rows.step) {
+    const bool is_there = row_at(first) < a.rows;
+    const Size row = rows.group * a.rows + row_at(first);
+    NormPiece<COUNT> pieces[NORM_PIECES] = {};
+#pragma unroll
+    for (int i = 0; i < NORM_PIECES; ++i) {
+      const Size at = from + i * step;
+      if (is_there && at < a.size) pieces[i] = piece_of<COUNT>(a, row, at);
+    }
+    const NormStats stats = stats_of(a, row, is_there);
+    Two shared = {0, 0};
+    float factors[COUNT];
+    if (a.d_x) {
+#pragma unroll
+      for (int i = 0; i < NORM_PIECES; ++i) {
+        const Size at = from + i * step;
+        if (at < a.size) {
+          scales<COUNT>(a.weight, a.from_one, rows.weight + at, factors);
+          share<COUNT>(pieces[i], factors, stats, &shared);
+        }
+      }
+      shared = shared_by_row(a, shared);
+    }
+#pragma unroll
+    for (int i = 0; i < NORM_PIECES; ++i) {
+      forget(pieces[i].x);
+      forget(pieces[i].given);
+      const Size at = from + i * step;
+      if (is_there && at < a.size) {
+        scales<COUNT>(a.weight, a.from_one, rows.weight + at, factors);
+        finish<COUNT>(
+            a, pieces[i], factors, stats, shared, row * a.size + at, weights + i * COUNT,
+            BIASES ? biases + i * COUNT : nullptr);
+      }
+    }
+  }
+  const Size part = row_at(first_row()) * a.size;
+#pragma unroll
+  for (int i = 0; i < NORM_PIECES * COUNT; ++i) {
+    const Size at = from + i / COUNT * step + i % COUNT;
+    if (at < a.size && a.weight_parts) a.weight_parts[part + at] = weights[i];
+    if (BIASES && at < a.size && a.bias_parts) a.bias_parts[part + at] = biases[i];
+  }
+}
+
+// Longer rows are read twice, and their sums stand in memory.
+template <int COUNT>
+INLINE void long_norm_backward(const NormBackwardArguments& a) {
+  const Size from = (Size)threadIdx.x * COUNT, step = (Size)blockDim.x * COUNT;
+  const NormRows rows = rows_of_block(a);
+  const Size part = row_at(first_row()) * a.size;
+#pragma unroll 1
+  for (Size at = from; at < a.size; at += step) {
+#pragma unroll
     for (int i = 0; i < COUNT; ++i) {
       if (a.weight_parts) a.weight_parts[part + at + i] = 0;
       if (a.bias_parts) a.bias_parts[part + at + i] = 0;
     }
   }
 #pragma unroll 1
-  for (Size first = (Size)(blockIdx.x % of_group) * blockDim.y; first < a.rows; first += (Size)of_group * blockDim.y) {
-    const Size stop = row_at(first) < a.rows ? a.size : 0;
-    const Size row = group * a.rows + row_at(first);
-    NormRow<COUNT> one = {a, row, weight, 0, 0, {0, 0}};
-    if (stop != 0) {
-      one.mean = a.stats[2 * row];
-      one.rate = a.stats[2 * row + 1];
-    }
+  for (Size first = rows.first; first < a.rows; first += rows.step) {
+    const bool is_there = row_at(first) < a.rows;
+    const Size row = rows.group * a.rows + row_at(first), stop = is_there ? a.size : 0;
+    const NormStats stats = stats_of(a, row, is_there);
+    Two shared = {0, 0};
+    float factors[COUNT];
     if (a.d_x) {
 #pragma unroll 1
       for (Size at = from; at < stop; at += step) {
-        float values[COUNT], given[COUNT], factors[COUNT];
-        load<COUNT>(a.x, row * a.x_stride + at, values);
-        load<COUNT>(a.d_out, row * a.size + at, given);
-        scales<COUNT>(a.weight, a.from_one, weight + at, factors);
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-          const float d = given[i] * factors[i];
-          one.shared.first += d;
-          one.shared.second += d * ((values[i] - one.mean) * one.rate);
-        }
+        scales<COUNT>(a.weight, a.from_one, rows.weight + at, factors);
+        share<COUNT>(piece_of<COUNT>(a, row, at), factors, stats, &shared);
       }
-      one.shared = over_row(one.shared);
-      one.shared.first = a.centred ? one.shared.first / (float)a.size : 0.f;
-      one.shared.second /= (float)a.size;
-    }
-#pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-      const Size at = from + chunk * step;
-      if (at < stop) one.visit(at, weights + chunk * COUNT, biases + chunk * COUNT);
+      shared = shared_by_row(a, shared);
     }
 #pragma unroll 1
-    for (Size at = from + CHUNKS * step; at < stop; at += step) {
-      // Not read where they are not wanted.
-      one.visit(at, a.weight_parts + part + at, a.bias_parts + part + at);
+    for (Size at = from; at < stop; at += step) {
+      scales<COUNT>(a.weight, a.from_one, rows.weight + at, factors);
+      finish<COUNT>(
+          a, piece_of<COUNT>(a, row, at), factors, stats, shared, row * a.size + at,
+          a.weight_parts ? a.weight_parts + part + at : nullptr, a.bias_parts ? a.bias_parts + part + at : nullptr);
     }
-  }
-#pragma unroll
-  for (int i = 0; i < REGISTERS; ++i) {
-    const Size at = from + i / COUNT * step + i % COUNT;
-    if (at < a.size && a.weight_parts) a.weight_parts[part + at] = weights[i];
-    if (at < a.size && a.bias_parts) a.bias_parts[part + at] = biases[i];
   }
 }
 
-KERNEL(norm_backward, NormBackwardArguments, MOST_THREADS) {
+// Kernels of their own, since one takes as many registers as its largest part. This one is for rows that few threads
+// compute, without a bias.
+KERNEL(norm_backward, NormBackwardArguments, FEW_THREADS, 3) {
   if (a.vectors) {
-    norm_backward<MANY>(a);
+    short_norm_backward<MANY, false>(a);
   } else {
-    norm_backward<1>(a);
+    short_norm_backward<1, false>(a);
+  }
+}
+
+KERNEL(norm_backward_with_bias, NormBackwardArguments, MOST_THREADS, 1) {
+  if (a.vectors) {
+    short_norm_backward<MANY, true>(a);
+  } else {
+    short_norm_backward<1, true>(a);
+  }
+}
+
+KERNEL(norm_backward_of_long_rows, NormBackwardArguments, MOST_THREADS, 2) {
+  if (a.vectors) {
+    long_norm_backward<MANY>(a);
+  } else {
+    long_norm_backward<1>(a);
   }
 }
 
 // The sum of all parts, in an order that depends on their number alone: blockDim is 32 columns, 8 groups of rows. As many
 // blocks as there are columns compute a result; those of the weight come first.
-KERNEL(total, TotalArguments, 256) {
+KERNEL(total, TotalArguments, FEW_THREADS, 4) {
   __shared__ float groups[8][32];
   const unsigned columns = (unsigned)((a.size + 31) / 32);
   const bool first = blockIdx.x / columns < a.results[0];

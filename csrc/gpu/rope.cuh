@@ -1,4 +1,4 @@
-// Rotary embeddings: a block turns the heads of one place, queries and keys.
+// Rotary embeddings: a block turns the heads of one place at a time, queries and keys.
 
 // The two halves are turned against each other.
 template <int COUNT>
@@ -45,42 +45,59 @@ INLINE void turn_pairs(const RopeArguments& a, const Value* x, Value* out, const
   for (int i = 0; i < COUNT; i += READ) store<READ>(out, at + i, values + i);
 }
 
-KERNEL(rope, RopeArguments, 256) {
+// A head at a place.
+struct RopeHead {
+  const Value* x;
+  Value* out;
+};
+
+// Those of keys come after those of queries.
+INLINE RopeHead rope_head(const RopeArguments& a, int batch, int at_length, int head) {
+  const int queries = (int)a.sides[0].heads;
+  // Not by an index, for which the arguments would be copied.
+  const bool is_query = head < queries;
+  const RopeSide &q = a.sides[0], &k = a.sides[1];
+  if (!is_query) head -= queries;
+  const Size place = batch * a.length + at_length;
+  const Size from = batch * (is_query ? q.strides[0] : k.strides[0]) +
+      at_length * (is_query ? q.strides[1] : k.strides[1]) + head * (is_query ? q.strides[2] : k.strides[2]);
+  const Size to = (place * (is_query ? q.heads : k.heads) + head) * a.dim;
+  return {(const Value*)(is_query ? q.x : k.x) + from, (Value*)(is_query ? q.out : k.out) + to};
+}
+
+// A row of blocks for each batch: a division by the length would take as long as the turning.
+KERNEL(rope, RopeArguments, FEW_THREADS, 4) {
+  const int heads = (int)(a.sides[0].heads + a.sides[1].heads), length = (int)a.length;
+  const int count = a.vectors ? MANY : a.side_by_side ? 2 : 1;
+  const int pieces = (a.side_by_side ? a.turned : a.turned / 2) / count, rest = a.dim - a.turned;
 #pragma unroll 1
-  for (Size place = blockIdx.x; place < a.batch * a.length; place += gridDim.x) {
-    const Size batch = place / a.length, at_length = place % a.length;
-    const Size table = batch * a.table_strides[0] + at_length * a.table_strides[1];
-    const Value* cos = (const Value*)a.cos + table;
-    const Value* sin = (const Value*)a.sin + table;
-    const int count = a.vectors ? MANY : a.side_by_side ? 2 : 1;
-    const int pieces = (a.side_by_side ? a.turned : a.turned / 2) / count, rest = a.dim - a.turned;
-#pragma unroll
-    for (int which = 0; which < 2; ++which) {
-      const RopeSide& side = a.sides[which];
-      const Value* x = (const Value*)side.x + batch * side.strides[0] + at_length * side.strides[1];
-      Value* out = (Value*)side.out + place * side.heads * a.dim;
-      const int heads = (int)side.heads;
+  for (int batch = blockIdx.y; batch < (int)a.batch; batch += gridDim.y) {
+#pragma unroll 1
+    for (int at_length = blockIdx.x; at_length < length; at_length += gridDim.x) {
+      const Size table = batch * a.table_strides[0] + at_length * a.table_strides[1];
+      const Value* cos = (const Value*)a.cos + table;
+      const Value* sin = (const Value*)a.sin + table;
 #pragma unroll 1
       for (int item = threadIdx.x; item < heads * pieces; item += blockDim.x) {
-        const int head = item / pieces, at = item % pieces * count;
-        const Value* own = x + head * side.strides[2];
-        Value* to = out + (Size)head * a.dim;
+        const RopeHead head = rope_head(a, batch, at_length, item / pieces);
+        const int at = item % pieces * count;
         if (a.side_by_side) {
           if (a.vectors) {
-            turn_pairs<MANY>(a, own, to, cos, sin, at);
+            turn_pairs<MANY>(a, head.x, head.out, cos, sin, at);
           } else {
-            turn_pairs<2>(a, own, to, cos, sin, at);
+            turn_pairs<2>(a, head.x, head.out, cos, sin, at);
           }
         } else if (a.vectors) {
-          turn_halves<MANY>(a, own, to, cos, sin, at);
+          turn_halves<MANY>(a, head.x, head.out, cos, sin, at);
         } else {
-          turn_halves<1>(a, own, to, cos, sin, at);
+          turn_halves<1>(a, head.x, head.out, cos, sin, at);
         }
       }
 #pragma unroll 1
       for (int item = threadIdx.x; item < heads * rest; item += blockDim.x) {
-        const int head = item / rest, at = a.turned + item % rest;
-        out[(Size)head * a.dim + at] = x[head * side.strides[2] + at];
+        const RopeHead head = rope_head(a, batch, at_length, item / rest);
+        const int at = a.turned + item % rest;
+        head.out[at] = head.x[at];
       }
     }
   }

@@ -1,6 +1,7 @@
 // Rows: a block computes blockDim.y of them at a time, each by blockDim.x threads, which are whole warps.
 
 #define MOST_THREADS 512
+#define FEW_THREADS 256
 
 // The row of this thread, where a block begins with `first`.
 INLINE Size row_at(Size first) { return first + threadIdx.y; }

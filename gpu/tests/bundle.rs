@@ -89,6 +89,9 @@ fn every_step_of_the_bundle_reaches_its_end_without_a_gpu() {
     assert!(text.starts_with("# Checks and measurements: dry run"), "{text}");
     assert!(text.contains("No figure below is a measurement."), "{text}");
     assert!(text.contains("2 models, 12 results, 0 missing"), "{text}");
+    // In a Python, which keeps libtorch for itself, the library finds its functions too.
+    let profile = std::fs::read_to_string(out.join("profile.log")).unwrap();
+    assert!(profile.contains("| ours:") && !profile.contains("warning"), "{profile}");
     // Both sides of the mixed batches, in lines without a failure.
     for line in ["| ours | 6 | 3 |", "| PEFT, LoRA of q, v | 6 | 3 |", "of all-linear | 6 | 3 |"] {
         assert!(!made || text.contains(line), "'{line}' is not in {text}");

@@ -53,9 +53,8 @@ fn global() -> Result<*mut std::ffi::c_void> {
 /// `T` is a function pointer of the symbol's type.
 #[cfg(unix)]
 unsafe fn symbol<T: Copy>(name: &str) -> Result<T> {
-    // SAFETY: as the caller promises. libtorch is never unloaded: the program is linked with it.
-    let found = unsafe { libloading::os::unix::Library::this().get::<T>(name) };
-    found.map(|found| *found).map_err(|_| missing(name))
+    // SAFETY: as the caller promises.
+    unsafe { super::symbols::symbol(name) }.map_err(|_| missing(name))
 }
 
 #[cfg(not(unix))]

@@ -7,9 +7,9 @@
 
 use std::ffi::{c_char, c_int, c_uint, CStr};
 
-use libloading::os::unix::Library;
 use tch::{Device, Kind, Tensor};
 
+use super::symbols::symbol;
 use crate::error::{refusal, refuse, Result};
 
 /// `cudaStreamNonBlocking`: it does not wait for the default stream, which libtorch computes on.
@@ -70,7 +70,6 @@ struct Place {
 
 impl Calls {
     fn found() -> Result<Self> {
-        let process = Library::this();
         // SAFETY: cudaGetDevice(int *), cudaSetDevice(int), cudaGetErrorString(cudaError_t),
         // cudaStreamCreateWithFlags(cudaStream_t *, unsigned), cudaStreamDestroy(cudaStream_t),
         // cudaStreamSynchronize(cudaStream_t), cudaEventCreateWithFlags(cudaEvent_t *, unsigned),
@@ -81,19 +80,19 @@ impl Calls {
         // pointers, as wide as usize. libtorch's runtime is never unloaded.
         unsafe {
             Ok(Calls {
-                get_device: found(&process, "cudaGetDevice")?,
-                set_device: found(&process, "cudaSetDevice")?,
-                words: found(&process, "cudaGetErrorString")?,
-                create_stream: found(&process, "cudaStreamCreateWithFlags")?,
-                destroy_stream: found(&process, "cudaStreamDestroy")?,
-                finish_stream: found(&process, "cudaStreamSynchronize")?,
-                create_event: found(&process, "cudaEventCreateWithFlags")?,
-                destroy_event: found(&process, "cudaEventDestroy")?,
-                record: found(&process, "cudaEventRecord")?,
-                wait: found(&process, "cudaStreamWaitEvent")?,
-                copy: found(&process, "cudaMemcpyAsync")?,
-                pin: found(&process, "cudaHostRegister")?,
-                unpin: found(&process, "cudaHostUnregister")?,
+                get_device: found("cudaGetDevice")?,
+                set_device: found("cudaSetDevice")?,
+                words: found("cudaGetErrorString")?,
+                create_stream: found("cudaStreamCreateWithFlags")?,
+                destroy_stream: found("cudaStreamDestroy")?,
+                finish_stream: found("cudaStreamSynchronize")?,
+                create_event: found("cudaEventCreateWithFlags")?,
+                destroy_event: found("cudaEventDestroy")?,
+                record: found("cudaEventRecord")?,
+                wait: found("cudaStreamWaitEvent")?,
+                copy: found("cudaMemcpyAsync")?,
+                pin: found("cudaHostRegister")?,
+                unpin: found("cudaHostUnregister")?,
             })
         }
     }
@@ -130,10 +129,9 @@ impl Calls {
 
 /// # Safety
 /// `T` is a function pointer of the symbol's type.
-unsafe fn found<T: Copy>(process: &Library, name: &str) -> Result<T> {
+unsafe fn found<T: Copy>(name: &str) -> Result<T> {
     // SAFETY: as the caller promises.
-    let symbol = unsafe { process.get::<T>(name.as_bytes()) };
-    symbol.map(|symbol| *symbol).map_err(|_| {
+    unsafe { symbol(name) }.map_err(|_| {
         refusal!(
             Unsupported,
             "this process has no symbol '{name}' of the CUDA runtime, which streaming needs: link libtorch dynamically"

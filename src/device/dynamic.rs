@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 use super::status::CudaStatus;
+use super::symbols::symbol;
 
 type Counter = unsafe extern "C" fn(*mut c_int) -> c_int;
 
@@ -92,11 +93,10 @@ pub(super) fn devices_of_driver() -> Result<usize, CudaStatus> {
 
 /// Asks the CUDA runtime that comes with libtorch: it refuses a driver that is older than itself.
 fn ask_runtime() -> Result<(), CudaStatus> {
-    let process = Library::this();
     // SAFETY: cudaError_t cudaGetDeviceCount(int *count) and const char *cudaGetErrorString(cudaError_t) keep these
     // signatures in every version; the pointer is to a live int, the string is static and ends with a zero.
     unsafe {
-        let Ok(count) = process.get::<Counter>(b"cudaGetDeviceCount\0") else {
+        let Ok(count) = symbol::<Counter>("cudaGetDeviceCount") else {
             return Ok(()); // linked into libtorch_cuda and not visible: nothing more to learn
         };
         let mut devices = 0;
@@ -104,8 +104,7 @@ fn ask_runtime() -> Result<(), CudaStatus> {
         if code == 0 {
             return Ok(());
         }
-        let text =
-            process.get::<unsafe extern "C" fn(c_int) -> *const c_char>(b"cudaGetErrorString\0");
+        let text = symbol::<unsafe extern "C" fn(c_int) -> *const c_char>("cudaGetErrorString");
         let text = text.map(|text| text(code)).unwrap_or(std::ptr::null());
         Err(failed("cudaGetDeviceCount", code, string(text)))
     }
@@ -118,15 +117,14 @@ fn ask_runtime() -> Result<(), CudaStatus> {
 pub(super) fn memory_of(device: usize) -> Result<(u64, u64), String> {
     let asked = std::thread::Builder::new().spawn(move || {
         let index = c_int::try_from(device).map_err(|error| error.to_string())?;
-        let process = Library::this();
         let (mut free, mut total) = (0_usize, 0_usize);
         // SAFETY: cudaError_t cudaSetDevice(int) and cudaError_t cudaMemGetInfo(size_t *free, size_t *total) keep these
         // signatures in every version; the pointers are to live numbers of that size.
         let codes = unsafe {
-            let set = process.get::<unsafe extern "C" fn(c_int) -> c_int>(b"cudaSetDevice\0");
+            let set = symbol::<unsafe extern "C" fn(c_int) -> c_int>("cudaSetDevice");
             let set = set.map_err(|error| words(&error))?;
-            let ask = process
-                .get::<unsafe extern "C" fn(*mut usize, *mut usize) -> c_int>(b"cudaMemGetInfo\0");
+            let ask =
+                symbol::<unsafe extern "C" fn(*mut usize, *mut usize) -> c_int>("cudaMemGetInfo");
             let ask = ask.map_err(|error| words(&error))?;
             [("cudaSetDevice", set(index)), ("cudaMemGetInfo", ask(&mut free, &mut total))]
         };

@@ -12,6 +12,7 @@
 mod context;
 #[cfg(all(target_os = "linux", feature = "models"))]
 pub(crate) mod copies;
+pub(crate) mod cudnn;
 #[cfg(target_os = "linux")]
 mod dynamic;
 mod fused;
@@ -25,15 +26,16 @@ mod settings;
 #[cfg(target_os = "linux")]
 mod start;
 mod status;
+#[cfg(unix)]
+mod symbols;
 pub(crate) mod trace;
 pub(crate) mod transfer;
 
+pub use cudnn::set_cudnn_attention;
 #[cfg(fused)]
 pub(crate) use fused::fused_functions_are_on;
 pub use fused::without_fused_functions;
-#[cfg(feature = "models")]
-pub(crate) use settings::apply_defaults;
-pub use settings::{allow_tf32, set_cudnn_attention, set_deterministic};
+pub use settings::{allow_tf32, set_deterministic};
 pub use status::CudaStatus;
 pub use transfer::sent;
 
@@ -54,7 +56,7 @@ use crate::error::{refuse, Error, ErrorKind, Result};
 /// [`ErrorKind::Unsupported`] for a CPU build of libtorch, one linked statically, and systems other than Linux;
 /// [`ErrorKind::MissingFile`] if the dynamic loader refuses the library. The message is that of [`CudaStatus`].
 pub fn load_cuda() -> Result<()> {
-    settings::apply_defaults();
+    cudnn::apply_defaults();
     loaded().as_ref().map_err(|status| {
         let kind = match status {
             CudaStatus::LibraryNotLoaded { .. } => ErrorKind::MissingFile,
@@ -98,7 +100,7 @@ pub fn best_device() -> Device {
 #[doc(alias = "why_no_cuda")]
 #[doc(alias = "is_available")]
 pub fn cuda_status() -> CudaStatus {
-    settings::apply_defaults();
+    cudnn::apply_defaults();
     let loaded = loaded();
     // Only now, since libtorch keeps its first answer to this question.
     match usize::try_from(Cuda::device_count()) {

@@ -2,7 +2,6 @@
 
 use std::env;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Once;
 
 use super::context;
 use crate::error::{refuse, Result};
@@ -12,9 +11,6 @@ const WORKSPACES: [&str; 2] = [":4096:8", ":16:8"];
 
 /// True where this crate has set `CUBLAS_WORKSPACE_CONFIG`.
 static SET_HERE: AtomicBool = AtomicBool::new(false);
-
-/// The user's word on cuDNN's attention, which libtorch reads at its first attention on CUDA.
-const CUDNN_ATTENTION: &str = "TORCH_CUDNN_SDPA_DEPRIORITIZED";
 
 /// Equal results from equal inputs, bit for bit, on CUDA too: sums whose order is left to chance there, such as those
 /// in the backward pass of attention, are computed in a fixed order, which takes longer. The default is that of
@@ -74,31 +70,6 @@ pub fn set_deterministic(on: bool) -> Result<()> {
     Ok(())
 }
 
-/// Lets attention on CUDA use cuDNN, or not. On Hopper and newer, libtorch would take cuDNN before all else. It builds
-/// a plan for each new shape, which takes tens of milliseconds to a second: for each new length of a batch, and in
-/// generation for each new token. A step of four rows of 768 tokens (Llama-3.2-3B, bf16, H100) takes 79.6 ms with it and
-/// 83.5 without. So this crate turns it off when it is first asked for a device, or first computes
-/// attention on CUDA; flash attention is used instead. Turn it on where all batches have one shape.
-///
-/// The environment variable `TORCH_CUDNN_SDPA_DEPRIORITIZED` (0 or 1) is libtorch's own: where it is set, the crate
-/// leaves the choice to it until this function is called. It counts for the whole process, at any time.
-///
-/// # Errors
-/// `Unsupported` if libtorch is linked statically, or names its methods in another way.
-///
-/// ```
-/// ln_tuning::device::set_cudnn_attention(true)?;
-/// # Ok::<(), ln_tuning::Error>(())
-/// ```
-#[doc(alias = "enable_cudnn_sdp")]
-pub fn set_cudnn_attention(on: bool) -> Result<()> {
-    let set = context::setter("_ZN2at7Context14setSDPUseCuDNNEb")?;
-    // The default must not come later and undo this.
-    DEFAULTS.call_once(|| ());
-    set(on);
-    Ok(())
-}
-
 /// Lets CUDA multiply f32 matrices in TF32, with 10 bits of mantissa and several times the speed, on Ampere and newer.
 /// Products in bf16 and f16, and on the CPU, do not change. It counts for the whole process, at any time.
 ///
@@ -113,18 +84,4 @@ pub fn set_cudnn_attention(on: bool) -> Result<()> {
 pub fn allow_tf32() -> Result<()> {
     context::setter("_ZN2at7Context18setAllowTF32CuBLASEb")?(true);
     Ok(())
-}
-
-static DEFAULTS: Once = Once::new();
-
-/// The settings of this crate, once: before its first attention on CUDA.
-pub(crate) fn apply_defaults() {
-    DEFAULTS.call_once(|| {
-        if env::var_os(CUDNN_ATTENTION).is_none() {
-            // A libtorch without this method is only slower.
-            if let Ok(set) = context::setter("_ZN2at7Context14setSDPUseCuDNNEb") {
-                set(false);
-            }
-        }
-    });
 }

@@ -52,9 +52,19 @@ pub(crate) fn send_into(to: &Tensor, from: &Tensor) -> Result<()> {
     Ok(())
 }
 
+/// True in a step that is captured.
+pub(crate) fn is_captured() -> bool {
+    KEPT.with_borrow(|kept| kept.as_ref().is_some_and(|kept| kept.complete))
+}
+
+/// True in a step like one that is captured later, and in that one.
+pub(crate) fn is_to_be_captured() -> bool {
+    KEPT.with_borrow(Option::is_some)
+}
+
 /// Refuses what the host decides anew in each step while one is captured: its replays would decide as it does.
 pub(crate) fn check_not_captured(what: &str) -> Result<()> {
-    if KEPT.with_borrow(|kept| kept.as_ref().is_some_and(|kept| kept.complete)) {
+    if is_captured() {
         refuse!(
             Unsupported,
             "the host decides in each step {what}, and a step that is captured would repeat it"

@@ -3,7 +3,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::device::apply_defaults;
+use crate::device::cudnn::{apply_defaults, where_it_pays};
 use crate::error::Result;
 use crate::kernels::fused;
 use crate::kernels::fused_forms::Attended;
@@ -72,8 +72,16 @@ pub(crate) fn fused(
     scale: f64,
 ) -> Result<Tensor> {
     let (heads, grouped) = (q.size4()?.1, q.size4()?.1 != k.size4()?.1);
+    let compute = |q: &Tensor, k: &Tensor, v: &Tensor| -> Result<Tensor> {
+        Ok(Tensor::f_scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale, grouped)?)
+    };
     if q.device().is_cuda() {
         apply_defaults();
+        if mask.is_none() && dropout == 0. {
+            if let Some(_cudnn) = where_it_pays([q, k, v], causal, compute)? {
+                return compute(q, k, v);
+            }
+        }
         // Not all kernels know groups of heads. All scores at once would take far more memory than repeated keys.
         let choice =
             || Tensor::f_internal_fused_sdp_choice(q, k, v, mask, dropout, causal, scale, true);
@@ -85,7 +93,7 @@ pub(crate) fn fused(
             return fused(q, &k, &v, mask, dropout, causal, scale);
         }
     }
-    Ok(Tensor::f_scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale, grouped)?)
+    compute(q, k, v)
 }
 
 /// Scaled dot-product attention of queries `[batch, heads, length, head_dim]`; keys and values may have fewer heads.

@@ -159,7 +159,7 @@ uint16_t float_as_half(float x) {
   return sign | (uint16_t)(steps + ((exponent + 14) << 10));
 }
 
-#define KERNEL(name, Arguments, THREADS)                                                            \
+#define KERNEL(name, Arguments, THREADS, BLOCKS)                                                    \
   void NAMED(name##_body)(const void* a);                                                           \
   void NAMED(name##_with)(const ln_tuning::gpu::Arguments& a);                                      \
   extern "C" __attribute__((visibility("default"))) void NAMED(name)(void** values, unsigned sizes[4]) { \
