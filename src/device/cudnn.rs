@@ -186,3 +186,31 @@ fn set(shape: Shape, state: State) {
     choice.has_begun |= state == State::Planned;
     choice.shapes.get_or_insert_default().insert(shape, state);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_made_for_shapes_that_come_often_and_the_first_one_waits_longest() {
+        let shape = |length| (tch::Device::Cpu, Kind::BFloat16, [length; 12], true);
+        let calls = |shape| {
+            let counted = (1..).find(|_| {
+                let (state, worth) = come(shape);
+                matches!(state, State::Seen(count) if count >= worth)
+            });
+            counted.unwrap()
+        };
+        assert_eq!(calls(shape(1)), WORTH_FIRST);
+        set(shape(1), State::Planned);
+        assert_eq!(come(shape(1)).0, State::Planned);
+        assert_eq!(calls(shape(2)), WORTH);
+        set(shape(2), State::Refused);
+        // Shapes that never come again do not push plans out.
+        for length in 3..2 * MOST_SHAPES as i64 {
+            come(shape(length));
+        }
+        assert_eq!([1, 2].map(|length| come(shape(length)).0), [State::Planned, State::Refused]);
+        assert!(choice().shapes.as_ref().unwrap().len() <= MOST_SHAPES);
+    }
+}

@@ -3,7 +3,7 @@
 use ln_tuning::device::{best_device, set_cudnn_attention, set_deterministic};
 use ln_tuning::loss::LinearCrossEntropy;
 use ln_tuning::models::{Decoder, DecoderConfig, GenerateOptions, Inputs, Model, ModelConfig};
-use ln_tuning::{AdamW, LnTuningConfig, LnTuningModel};
+use ln_tuning::{AdamW, GraphedStep, LnTuningConfig, LnTuningModel};
 use serde_json::{json, Value};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -162,6 +162,39 @@ fn a_deterministic_step_computes_attention_in_a_fixed_order_and_nothing_else_ref
         let options = GenerateOptions::default().max_new_tokens(3).repetition_penalty(1.2);
         for options in [options.clone(), options.temperature(0.8).top_p(0.9)] {
             drop(model.generate(&ids, &options).unwrap());
+        }
+    });
+}
+
+#[test]
+fn a_step_that_is_captured_takes_flash_where_cudnn_has_no_plan() {
+    Gpu::default().run(|| {
+        let device = best_device();
+        // Plans are for the longer ones.
+        for length in [128, 256] {
+            let mut vs = VarStore::new(device);
+            vs.set_kind(Kind::BFloat16);
+            let mut config = config("llama", 2, 64);
+            config["max_position_embeddings"] = json!(length);
+            let model =
+                Decoder::new(&vs.root(), &DecoderConfig::from_value(&config).unwrap()).unwrap();
+            let tuned = LnTuningModel::new(&vs, LnTuningConfig::default()).unwrap();
+            let mut optimizer = tuned.optimizer(AdamW::default(), 1e-3).unwrap();
+            let ids = Tensor::zeros([2, length], (Kind::Int64, device));
+            let loss = LinearCrossEntropy::default();
+            let mut graphed = GraphedStep::default();
+            counting::reset();
+            for at in 0..4 {
+                let stepped = graphed.run(&mut optimizer, &[&ids], |inputs| {
+                    model.loss(Inputs::new(&inputs[0]).train(true), &inputs[0], &loss)
+                });
+                assert_eq!(stepped.unwrap().replayed, at >= 2);
+            }
+            let counts = counting::counts();
+            // Two steps one by one; the third is captured. The counting runtime has no cuDNN.
+            let forward = counts.kernels_with("flash_fwd_kernel");
+            assert_eq!(forward, 2 * LAYERS, "{length}: {:?}", counts.kernels);
+            assert_eq!(graphed.without_graph(), None);
         }
     });
 }
