@@ -102,8 +102,12 @@ mod mixed;
 pub mod models;
 mod names;
 mod optim;
+#[cfg(all(target_os = "linux", feature = "models"))]
+mod pages;
 pub mod pretrained;
 mod quantised;
+#[doc(hidden)] // For the program.
+pub mod regular;
 mod storage;
 
 pub use adapter::{
@@ -123,5 +127,5 @@ pub use optim::{Algorithm, Decay, DynamicLossScale, GraphedStep, Optimizer, Sche
 pub use storage::gguf;
 pub use storage::info::VariableInfo;
 #[doc(hidden)] // For the program.
-pub use storage::{atomic, regular, yaml};
+pub use storage::{atomic, yaml};
 pub use tch::nn::{AdamW, Sgd};

@@ -18,8 +18,9 @@ use crate::pretrained::files::ModelFiles;
 use crate::pretrained::json::object;
 use crate::pretrained::load::place_of;
 use crate::pretrained::Head;
+use crate::regular;
 use crate::storage::atomic::Contents;
-use crate::storage::{regular, safetensors};
+use crate::storage::safetensors;
 
 const CONFIG: &str = "adapter_config.json";
 const SAFETENSORS: &str = "adapter_model.safetensors";
