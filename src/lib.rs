@@ -15,7 +15,8 @@
 //! | show a model images beside texts | [`models::ImageTextToText`]; [`LnTuningConfig::recipe`] is a setting of the method's paper |
 //! | train with a large vocabulary | [`loss::LinearCrossEntropy`]: no logits of the whole batch |
 //! | train on long inputs | [`recompute`]: block checkpointing |
-//! | keep a large base in few bits | [`pretrained::Frozen`]: GGUF blocks, int8, NF4; chosen by [`models::Load::frozen`] |
+//! | keep a large base in few bits, or off the device | [`pretrained::Frozen`]: GGUF blocks, int8, NF4, streamed; chosen by [`models::Load::frozen`] |
+//! | read and write GGUF files | [`gguf`]; [`pretrained::to_gguf`] makes one of a directory |
 //! | read an adapter without a model | [`SavedAdapter`] |
 //!
 //! Every fallible operation returns an [`Error`]. Match on its [`kind`](Error::kind).

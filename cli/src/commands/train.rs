@@ -330,7 +330,7 @@ mod tests {
                     &Given::read(None, &[format!("tasks=[{{name: a, {key}: 0}}]")]).unwrap(),
                 );
                 let own = task.map_err(|error| error.to_string()).err();
-                assert_eq!(tasks::OWN.contains(&key), own.is_none(), "{key}: {own:?}");
+                assert_eq!(tasks::allowed().contains(&key), own.is_none(), "{key}: {own:?}");
             }
         }
     }
