@@ -4,17 +4,17 @@ In f32 the tokens must be the same; in bf16 the tokens per second are compared. 
 if it is not there. With --dry-run nothing is judged.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import torch
 import transformers
+
+import shape_model
 
 PROMPT = [(31 * place + 17) % 600 + 3 for place in range(24)]
 
@@ -55,21 +55,14 @@ def ours(folder, device, kind, tokens):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--shape", default="3b")
-    parser.add_argument("--device", required=True)
+    parser = shape_model.parser(__doc__)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    if not (options.model / "config.json").exists():
-        maker = Path(__file__).with_name("make_models.py")
-        made = ["--only", "--shape", options.shape, "--device", options.device]
-        subprocess.run([sys.executable, str(maker), "models", *made], check=True)
-        options.model = Path("models") / f"shape-{options.shape}"
+    options.model = shape_model.folder(options)
     tokens = 8 if options.dry_run else options.tokens
     print("| model, kind | ours, tokens/s | transformers eager | times | ours loads, s | transformers |")
     print("|---|--:|--:|--:|--:|--:|")

@@ -4,18 +4,17 @@ torch.profiler records what this process does: PEFT's steps, then ours, which th
 kernels that take longest; traces for a browser (chrome://tracing) lie in the working directory.
 """
 
-import argparse
 import ctypes
-import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import torch
 import transformers
 from peft import LNTuningConfig, get_peft_model
 from torch.profiler import ProfilerActivity, profile
+
+import shape_model
 
 WARM_UP, STEPS = 3, 3
 
@@ -86,11 +85,8 @@ def measured(name, step, device, shown):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
+    parser = shape_model.parser(__doc__)
     parser.add_argument("--library", required=True)
-    parser.add_argument("--shape", default="3b")
-    parser.add_argument("--device", required=True)
     parser.add_argument("--rows", type=int, default=15, help="kernels that the tables show")
     parser.add_argument("--ours-only", action="store_true")
     options = parser.parse_args()
@@ -98,11 +94,7 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     batch, length = (4, 768) if options.shape == "3b" else (2, 32)
-    if not (options.model / "config.json").exists():
-        maker = Path(__file__).with_name("make_models.py")
-        made = ["--only", "--shape", options.shape, "--device", options.device]
-        subprocess.run([sys.executable, str(maker), "models", *made], check=True)
-        options.model = Path("models") / f"shape-{options.shape}"
+    options.model = shape_model.folder(options)
     how = (options.model, options.device, batch, length)
     if not options.ours_only:
         measured("PEFT", peft_step(*how), options.device, options.rows)

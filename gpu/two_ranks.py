@@ -5,7 +5,6 @@ ranks must have the same weights, bit for bit. With two GPUs the ranks use NCCL.
 they go through the host's memory, and a group of one rank shows NCCL by itself. MODEL is made if it is not there.
 """
 
-import argparse
 import json
 import os
 import socket
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+import shape_model
 
 # Of losses near 10, and of weights near 1 that steps of 1e-3 move.
 ALLOWED = {"float32": 1e-4}
@@ -49,19 +50,11 @@ def most(one, other):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--shape", default="3b")
-    parser.add_argument("--device", required=True)
+    parser = shape_model.parser(__doc__)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--kinds", default="float32,bfloat16")
     options = parser.parse_args()
-    if not (options.model / "config.json").exists():
-        maker = Path(__file__).with_name("make_models.py")
-        made = ["--only", "--shape", options.shape, "--device", options.device]
-        subprocess.run([sys.executable, str(maker), "models", *made], check=True)
-        options.model = Path("models") / f"shape-{options.shape}"
-    options.model = options.model.resolve()
+    options.model = shape_model.folder(options).resolve()
     quiet = {"OMP_NUM_THREADS": "1"} if options.device == "cpu" else {}
     devices = torch.cuda.device_count() if options.device == "cuda" else 0
     wrong, sizes = [], "350 KB | 1.4 MB | 100 MB"

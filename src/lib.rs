@@ -15,7 +15,8 @@
 //! | show a model images beside texts | [`models::ImageTextToText`]; [`LnTuningConfig::recipe`] is a setting of the method's paper |
 //! | train with a large vocabulary | [`loss::LinearCrossEntropy`]: no logits of the whole batch |
 //! | train on long inputs | [`recompute`]: block checkpointing |
-//! | keep a large base in few bits | [`pretrained::Frozen`]: GGUF blocks, int8, NF4; chosen by [`models::Load::frozen`] |
+//! | keep a large base in few bits, or off the device | [`pretrained::Frozen`]: GGUF blocks, int8, NF4, streamed; chosen by [`models::Load::frozen`] |
+//! | read and write GGUF files | [`gguf`]; [`pretrained::to_gguf`] makes one of a directory |
 //! | read an adapter without a model | [`SavedAdapter`] |
 //!
 //! Every fallible operation returns an [`Error`]. Match on its [`kind`](Error::kind).
@@ -102,8 +103,12 @@ mod mixed;
 pub mod models;
 mod names;
 mod optim;
+#[cfg(all(target_os = "linux", feature = "models"))]
+mod pages;
 pub mod pretrained;
 mod quantised;
+#[doc(hidden)] // For the program.
+pub mod regular;
 mod storage;
 
 pub use adapter::{
@@ -123,5 +128,5 @@ pub use optim::{Algorithm, Decay, DynamicLossScale, GraphedStep, Optimizer, Sche
 pub use storage::gguf;
 pub use storage::info::VariableInfo;
 #[doc(hidden)] // For the program.
-pub use storage::{atomic, regular, yaml};
+pub use storage::{atomic, yaml};
 pub use tch::nn::{AdamW, Sgd};

@@ -9,7 +9,7 @@ use crate::adapter::recipe::Recipe;
 use crate::adapter::task_type::{TaskType, TASK_TYPES};
 use crate::error::{refusal, refuse, Result};
 use crate::names::nearest::listed;
-use crate::storage::regular;
+use crate::regular;
 use crate::storage::unique_keys::{Strict, DUPLICATE};
 use crate::storage::yaml;
 

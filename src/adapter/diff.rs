@@ -56,6 +56,19 @@ impl LnTuningModel {
     ///
     /// # Errors
     /// `UnknownAdapter`.
+    ///
+    /// ```
+    /// # use tch::{nn, Device};
+    /// # use ln_tuning::{LnTuningConfig, LnTuningModel};
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # nn::layer_norm(vs.root() / "norm", vec![4], Default::default());
+    /// let mut tuned = LnTuningModel::with_adapter_name(&vs, LnTuningConfig::default(), "poetry")?;
+    /// tuned.add_adapter("prose", LnTuningConfig::default())?;
+    /// println!("{}", tuned.diff("poetry", None)?); // against the base
+    /// let moved = tuned.diff("poetry", "prose")?.tensors.iter().any(|tensor| tensor.max_abs > 0.);
+    /// assert!(!moved, "neither has been trained");
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
     pub fn diff<'a>(
         &self,
         adapter: &str,

@@ -56,6 +56,12 @@ pub struct MergeReport {
 /// not fit; `NonFinite` for weights that the model's kind cannot hold; `InvalidArgument` if `out` is in the model
 /// directory; `Io`, also if `out` exists and is not empty; `Unsupported` for what a copy of a GGUF file cannot hold
 /// exactly. Then no file is left behind.
+///
+/// ```no_run
+/// let report = ln_tuning::merge("Llama-3.2-1B", "my-adapter", "merged", |_, _| ())?;
+/// println!("{} tensors replaced, {} bytes written", report.merged.len(), report.bytes);
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
 pub fn merge(
     base: impl AsRef<Path>,
     adapter: impl AsRef<Path>,

@@ -75,8 +75,9 @@ impl LnTuningModel {
     /// PEFT does not know the type, every norm is tuned that is recognised by name and shape.
     ///
     /// # Errors
-    /// `EmptyVarStore`; those of [`Selection::new`](crate::Selection::new); `UnsupportedVariable` or `TiedTensors` if a selected tensor cannot
-    /// be trained; `InvalidState` if adapters of another handle are attached. The variables are then as before.
+    /// `EmptyVarStore`; those of [`Selection::new`](crate::Selection::new); `UnsupportedVariable` or `TiedTensors` if a
+    /// selected tensor cannot be trained; `InvalidState` if adapters of another handle are attached. The variables are
+    /// then as before.
     #[doc(alias = "get_peft_model")]
     pub fn new(vs: &VarStore, config: LnTuningConfig) -> Result<Self> {
         Self::with_adapter_name(vs, config, DEFAULT_ADAPTER)

@@ -48,6 +48,15 @@ impl AdapterOptions {
 }
 
 /// The options of loading an adapter. The default is strict, and for inference, as in PEFT.
+///
+/// ```no_run
+/// use ln_tuning::{LnTuningModel, LoadOptions};
+/// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+/// // To train it further; it was saved from a model that torch.compile had wrapped.
+/// let options = LoadOptions::default().is_trainable(true).key_mapping([(r"^_orig_mod\.", "")]);
+/// let (tuned, report) = LnTuningModel::from_pretrained_with(&vs, "my-adapter", "mine", &options)?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
     pub(crate) adapter: AdapterOptions,
@@ -113,6 +122,15 @@ pub enum SaveKind {
 }
 
 /// The options of saving adapters.
+///
+/// ```no_run
+/// use ln_tuning::{LnTuningConfig, LnTuningModel, SaveKind, SaveOptions};
+/// # let vs = tch::nn::VarStore::new(tch::Device::Cpu);
+/// let tuned = LnTuningModel::new(&vs, LnTuningConfig::default())?;
+/// let options = SaveOptions::default().kind(SaveKind::Model).selected_adapters(["default"]);
+/// tuned.save_pretrained_with("my-adapter", &options)?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct SaveOptions {
     pub(crate) kind: SaveKind,

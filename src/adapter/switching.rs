@@ -22,6 +22,21 @@ impl LnTuningModel {
     ///
     /// # Errors
     /// `UnknownAdapter`; `InvalidState` while an adapter is merged.
+    ///
+    /// ```
+    /// # use tch::{nn, Device};
+    /// # use ln_tuning::{LnTuningConfig, LnTuningModel};
+    /// # let vs = nn::VarStore::new(Device::Cpu);
+    /// # nn::layer_norm(vs.root() / "norm", vec![4], Default::default());
+    /// let mut tuned = LnTuningModel::with_adapter_name(&vs, LnTuningConfig::default(), "poetry")?;
+    /// tuned.add_adapter("prose", LnTuningConfig::default())?;
+    /// tuned.set_adapter("prose")?; // the model computes with it from here on
+    /// tuned.with_disabled(|| { /* here with the base */ })?;
+    /// tuned.merge_adapter("prose")?; // its weights stand in the base's place …
+    /// tuned.unmerge_adapter()?; // … and the base is back
+    /// assert_eq!(tuned.active_adapter().as_deref(), Some("prose"));
+    /// # Ok::<(), ln_tuning::Error>(())
+    /// ```
     pub fn set_adapter(&mut self, name: &str) -> Result<()> {
         self.change(|attachment| {
             attachment.adapter(name)?;

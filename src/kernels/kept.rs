@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::storage::regular;
+use crate::regular;
 
 /// Variables that change what the libraries below libtorch do on a processor.
 const SETTINGS: [&str; 5] = [

@@ -8,7 +8,7 @@ use crate::device::grad_mode::is_recorded;
 use crate::error::Result;
 use crate::kernels::linear_calls::{are_on, packed, packed_product, with_graph, Back};
 #[cfg(target_os = "linux")]
-use crate::storage::pages::{file_maps, Pages};
+use crate::pages::{file_maps, Pages};
 
 /// Smaller matrices are multiplied with as they are.
 const LEAST: usize = 1 << 16;

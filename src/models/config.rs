@@ -6,7 +6,7 @@ use serde_json::{json, Map, Value};
 
 use crate::error::{refuse, Error, ErrorKind, Result};
 use crate::pretrained::{with_class_of, Head};
-use crate::storage::regular;
+use crate::regular;
 
 /// The shape and the options of a model, as a `config.json` of transformers says them.
 pub trait ModelConfig: Sized + Clone + std::fmt::Debug {

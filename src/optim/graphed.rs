@@ -25,10 +25,11 @@ const WARM_UP: u32 = 2;
 /// another adapter, a model that has moved) leads to two steps without a graph and a new one.
 ///
 /// All that changes from step to step must be among the inputs, as tensors: for other values, shapes apart, the function
-/// is not called again. A function that waits for the device, copies values to it that differ between steps, or
-/// drops layers of a model at random, cannot be captured; then, and on the CPU, steps run one by one, and [`without_graph`](Self::without_graph) gives the reason.
-/// So does a step at a learning rate of 0. Labels belong on the device, and dropout draws what it would draw without a
-/// graph.
+/// is not called again. A function that waits for the device, copies values to it that differ between steps, or drops
+/// layers of a model at random, cannot be captured. Then steps run one by one, as on the CPU, in a group of processes and
+/// with an optimiser of [`optimizer_for`](crate::LnTuningModel::optimizer_for), and
+/// [`without_graph`](Self::without_graph) gives the reason. A step at a learning rate of 0 runs by itself too. Labels
+/// belong on the device, and dropout draws what it would draw without a graph.
 ///
 /// A graph keeps its own memory, about that of one step. Graphs of several shapes share it.
 ///

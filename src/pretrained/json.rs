@@ -6,7 +6,7 @@ use regex::{Captures, Regex};
 use serde_json::{json, Value};
 
 use crate::error::{refusal, refuse, Result};
-use crate::storage::regular;
+use crate::regular;
 
 pub(crate) fn json(path: &Path) -> Result<Value> {
     let bytes = regular::read(path)?;

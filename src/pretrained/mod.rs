@@ -1,4 +1,5 @@
-//! A Hugging Face model directory: `config.json` and `model.safetensors`, or shards with their index.
+//! A Hugging Face model directory (`config.json` and `model.safetensors`, or shards with their index) or a GGUF file, and
+//! how frozen weights of it are kept ([`Frozen`]).
 
 mod base_bytes;
 pub(crate) mod files;

@@ -11,7 +11,7 @@ use super::files::ModelFiles;
 use super::json::json;
 use super::opened::INDEX;
 use crate::error::{refuse, Error, Result};
-use crate::storage::regular;
+use crate::regular;
 use crate::storage::staging::is_staging;
 
 /// The files beside the weights, by their paths in the directory, sorted.

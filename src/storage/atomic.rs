@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 #[cfg(target_os = "linux")]
 use super::exchange;
 use super::mapped::MappedFile;
-use super::regular::check_replaceable;
 use super::staging::{self, sync, try_lock, Files, Staging};
 use crate::error::{refuse, Error, Result};
+use crate::regular::check_replaceable;
 
 /// The files to write: paths and bytes.
 pub(crate) type Contents = Vec<(PathBuf, Vec<u8>)>;

@@ -4,8 +4,8 @@
 use std::ops::Deref;
 use std::path::Path;
 
-use super::regular;
 use crate::error::{Error, Result};
+use crate::regular;
 
 /// The bytes of a file, read from disk on first access.
 #[derive(Debug)]

@@ -8,10 +8,7 @@ pub mod gguf;
 pub(crate) mod info;
 mod mapped;
 #[cfg(all(target_os = "linux", feature = "models"))]
-pub(crate) mod pages;
-#[cfg(all(target_os = "linux", feature = "models"))]
 pub(crate) mod read_ahead;
-pub mod regular;
 pub(crate) mod safetensors;
 pub(crate) mod shard;
 pub(crate) mod staging;

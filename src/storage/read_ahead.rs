@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 
 use tch::Tensor;
 
-use super::pages::{file_maps, Pages};
 use crate::error::{refusal, refuse, Result};
+use crate::pages::{file_maps, Pages};
 
 const NONE: usize = usize::MAX;
 

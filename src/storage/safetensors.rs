@@ -10,7 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{refusal, refuse, Error, Result};
-use crate::storage::regular;
+use crate::regular;
 use crate::storage::unique_keys::{Strict, DUPLICATE};
 
 /// The longest name of a tensor, in bytes.

@@ -8,10 +8,10 @@ use safetensors::tensor::Dtype;
 use serde_json::{json, Map, Value};
 use tch::{no_grad, Kind};
 
-use super::regular;
 use super::safetensors::{bytes_of, kind_of};
 use super::stored::{Stored, StoredTensors};
 use crate::error::{Error, Result};
+use crate::regular;
 
 /// The new file.
 #[derive(Debug)]

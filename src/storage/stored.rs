@@ -7,12 +7,12 @@ use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
 use super::gguf::{GgufFile, GgufTensor};
-use super::regular;
 use super::safetensors::{check_finite, dtype_of, kind_of, to_tensor, views};
 use crate::error::{refusal, refuse, Error, Result};
 #[cfg(feature = "models")]
 use crate::quantised::BlockType;
 use crate::quantised::Quantised;
+use crate::regular;
 use crate::storage::mapped::MappedFile;
 
 /// The place of a tensor in its file.

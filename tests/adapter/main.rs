@@ -33,6 +33,7 @@ mod peft_interop;
 mod recipes;
 #[cfg(feature = "models")]
 mod resized;
+mod saved_keys;
 mod scaling;
 mod selection;
 mod special_files;

@@ -13,6 +13,7 @@ mod door;
 mod encoders;
 mod few_bits;
 mod frozen;
+mod frozen_words;
 mod generation;
 mod generation_config;
 mod gguf;

@@ -1,4 +1,5 @@
-//! The plan of the house, read off the `use` lines: arrows run downward, and no two files import each other.
+//! The plan of the house, read off the `use` lines: arrows run downward, no two files import each other, and no rooms
+//! form a circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -39,7 +40,7 @@ const NEVER: &[(&str, &[&str])] = &[
 type Sources = BTreeMap<String, String>;
 
 #[test]
-fn arrows_run_downward_and_no_two_files_import_each_other() {
+fn arrows_run_downward_and_neither_two_files_nor_rooms_import_each_other() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = 0;
     for src in ["src", "cli/src"].map(|src| root.join(src)) {
@@ -88,6 +89,11 @@ fn a_planted_violation_is_found() {
             "optim/mod.rs and optim/schedule.rs import each other",
         ),
         ("kernels/product.rs", "// use crate::adapter::flat::FlatParams;\n", ""),
+        (
+            "kernels/way.rs",
+            "use crate::storage::info;\n",
+            "these rooms form a circle: kernels, quantised, storage",
+        ),
     ] {
         let faults = planted(file, line);
         let expected: Vec<&str> = [fault].into_iter().filter(|fault| !fault.is_empty()).collect();
@@ -104,7 +110,6 @@ fn faults(sources: &Sources) -> Vec<String> {
             }
         }
     }
-    let room = |file: &str| file.split(['/', '.']).next().unwrap_or_default().to_owned();
     let forbidden = |from: &str, to: &str| {
         let never = NEVER.iter().find(|(name, _)| *name == room(from));
         (to == "lib.rs" && from != "main.rs")
@@ -119,7 +124,35 @@ fn faults(sources: &Sources) -> Vec<String> {
             faults.push(format!("{from} and {to} import each other"));
         }
     }
+    let allowed = arrows.iter().filter(|(from, to)| !forbidden(from, to));
+    let circle = circle(allowed.map(|(from, to)| (room(from), room(to))).collect());
+    if !circle.is_empty() {
+        faults.push(format!("these rooms form a circle: {}", circle.join(", ")));
+    }
     faults
+}
+
+/// The folder or the file below `src` that a file belongs to.
+fn room(file: &str) -> String {
+    file.split(['/', '.']).next().unwrap_or_default().to_owned()
+}
+
+/// The rooms that are left when those without an arrow in, or without one out, are taken away again and again.
+fn circle(mut arrows: BTreeSet<(String, String)>) -> Vec<String> {
+    arrows.retain(|(from, to)| from != to);
+    loop {
+        let ends = |room: &String| {
+            arrows.iter().all(|(from, _)| from != room) || arrows.iter().all(|(_, to)| to != room)
+        };
+        let left: BTreeSet<_> =
+            arrows.iter().filter(|(from, to)| !ends(from) && !ends(to)).cloned().collect();
+        if left.len() == arrows.len() {
+            let mut rooms: Vec<String> = left.into_iter().map(|(from, _)| from).collect();
+            rooms.dedup();
+            return rooms;
+        }
+        arrows = left;
+    }
 }
 
 /// The paths that a file imports or names from the root, without its unit tests.

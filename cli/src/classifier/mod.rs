@@ -16,7 +16,7 @@ use anyhow::{ensure, Context, Result};
 use ln_tuning::pretrained::ModelFiles;
 use ln_tuning::{LnTuningModel, DEFAULT_ADAPTER};
 
-use crate::train::settings::RunSettings;
+use crate::train::run_settings::RunSettings;
 use crate::train::several::{self, Several, Weights, Work};
 use crate::train::shift::{Asked, Shift};
 use crate::train::start::{start, Mode};

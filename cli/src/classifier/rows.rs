@@ -16,7 +16,7 @@ use crate::records::keys::{left, near, KeyCounts};
 use crate::records::{self, refuse_data_set, shown, Documents, Records};
 use crate::train::data::Bad;
 use crate::train::order;
-use crate::train::settings::RunSettings;
+use crate::train::run_settings::RunSettings;
 
 #[derive(Debug, Clone)]
 pub struct Row {

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::problem::ProblemType;
 use crate::records::format::Format;
-use crate::train::settings::DataSettings;
+use crate::train::run_settings::DataSettings;
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct ClassifierData {

@@ -19,7 +19,7 @@ use super::texts::Texts;
 use crate::pictures::{picture, Processor};
 use crate::train::batches::Job;
 use crate::train::example::Example;
-use crate::train::settings::RunSettings;
+use crate::train::run_settings::RunSettings;
 use crate::train::task::{numbers, Batch, Load, Of, Scores, Task};
 
 pub struct ClassifierTask<'m> {

@@ -10,7 +10,8 @@ use crate::language::settings::LanguageData;
 use crate::progress;
 use crate::train::lock::Lock;
 use crate::train::ranks::{alone_among, Ranks};
-use crate::train::settings::{RunSettings, TaskName};
+use crate::train::run_settings::RunSettings;
+use crate::train::settings::TaskName;
 use crate::train::several::grid::{self, Named};
 use crate::train::several::{tasks, Purpose, Several};
 use crate::train::start::Mode;
@@ -329,7 +330,7 @@ mod tests {
                     &Given::read(None, &[format!("tasks=[{{name: a, {key}: 0}}]")]).unwrap(),
                 );
                 let own = task.map_err(|error| error.to_string()).err();
-                assert_eq!(tasks::OWN.contains(&key), own.is_none(), "{key}: {own:?}");
+                assert_eq!(tasks::allowed().contains(&key), own.is_none(), "{key}: {own:?}");
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::records::keys::KeyCounts;
 use crate::records::Records;
 use crate::train::data::Bad;
 use crate::train::order;
-use crate::train::settings::RunSettings;
+use crate::train::run_settings::RunSettings;
 
 /// Documents that make several pieces are kept, since the pieces come one after another.
 const KEPT: usize = 16;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::columns::Columns;
 use crate::records::format::Format;
 use crate::records::Documents;
-use crate::train::settings::DataSettings;
+use crate::train::run_settings::DataSettings;
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct LanguageData {

@@ -21,7 +21,7 @@ use super::settings::LanguageData;
 use super::sizes::Sizes;
 use crate::text::files::TextFiles;
 use crate::train::example::Example;
-use crate::train::settings::RunSettings;
+use crate::train::run_settings::RunSettings;
 use crate::train::task::{numbers, Extent, Of, OfRun, Scores, Task};
 
 pub struct LanguageTask<'m> {

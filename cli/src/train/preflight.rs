@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use super::batches::Job;
 use super::memory;
 use super::report::Report;
-use super::settings::{Checkpointing, Settings};
+use super::settings::Settings;
 use super::task::{backward, Load, Task};
 
 /// Reports what trains, on which data and where.
@@ -73,8 +73,7 @@ fn base(vs: &VarStore, settings: &Settings, report: &mut Report) -> Result<()> {
     let bytes = BaseBytes::of(vs)?;
     report.set("base", memory::base(base, bytes));
     let mut line = memory::base_in_words(base, bytes);
-    let none = matches!(&settings.checkpointing, Checkpointing::Named(name) if name == "none");
-    if none && base.is_streamed() {
+    if settings.checkpointing.is_none() && base.is_streamed() {
         line += "; blocks are checkpointed, since their weights are fetched again for the backward pass";
     }
     if base.is_streamed() && settings.accumulation > 1 {

@@ -6,90 +6,20 @@ use anyhow::{bail, ensure, Context, Result};
 use clap::ValueEnum;
 use ln_tuning::device::{allow_tf32, set_deterministic};
 use ln_tuning::pretrained::Frozen;
-use ln_tuning::recompute::{Blocks, Recompute};
+use ln_tuning::recompute::Recompute;
 use ln_tuning::{
     AdamW, AdapterOptions, Decay, Layers, LnTuningConfig, LnTuningModel, Norms, Optimizer,
     Precision, Recipe, Schedule,
 };
-use serde::de::DeserializeOwned;
 use serde::Deserialize;
 use serde_json::Value;
 use tch::Device;
 
 use super::batches::Share;
 use super::by_place::ByPlace;
-use super::data::Data;
+use super::checkpointing::Checkpointing;
 use super::ranks::Ranks;
-use super::yaml::Tree;
 use crate::device::{self, ModelKind};
-
-/// The settings of a run: `data` holds those of the task's data.
-pub struct RunSettings<D> {
-    pub common: Settings,
-    pub files: Data,
-    pub data: D,
-    /// All of them, as they are kept in checkpoints.
-    pub all: Value,
-    pub ranks: Ranks,
-}
-
-/// The settings of a task's data.
-pub trait DataSettings: DeserializeOwned {
-    fn check(&self) -> Result<()>;
-}
-
-impl<D: DataSettings> RunSettings<D> {
-    /// The settings of one of `ranks`.
-    pub fn new(tree: &Tree, ranks: &Ranks) -> Result<Self> {
-        let sizes: BatchSizes = tree.parse("")?;
-        let mut of_rank = tree.clone();
-        of_rank.all["batch_size"] = sizes.of_rank(ranks.size())?.into();
-        let run = RunSettings {
-            common: of_rank.parse("")?,
-            files: tree.parse("data")?,
-            data: tree.parse::<D>("data")?,
-            all: tree.to_json()?,
-            ranks: ranks.clone(),
-        };
-        run.common.check()?;
-        run.common.check_cuda_graph(ranks)?;
-        run.data.check()?;
-        run.files.check()?;
-        Ok(run)
-    }
-}
-
-/// The settings that say how many rows a step has.
-#[derive(Deserialize)]
-struct BatchSizes {
-    batch_size: Option<usize>,
-    global_batch_size: Option<usize>,
-    accumulation: usize,
-}
-
-impl BatchSizes {
-    /// Rows in a batch of one of `ranks`.
-    fn of_rank(&self, ranks: usize) -> Result<usize> {
-        let accumulation = self.accumulation;
-        let global = match (self.batch_size, self.global_batch_size) {
-            (Some(size), None) => return Ok(size),
-            (None, Some(global)) => global,
-            (Some(_), Some(_)) => {
-                bail!("both 'batch_size' and 'global_batch_size' are set: leave out one")
-            }
-            (None, None) => {
-                bail!("neither 'batch_size' nor 'global_batch_size' is set: set one, such as batch_size: 8")
-            }
-        };
-        let parts = ranks * accumulation.max(1);
-        ensure!(
-            global > 0 && global.is_multiple_of(parts),
-            "'global_batch_size' is {global}, expected a multiple of {parts}: {ranks} ranks, each with 'accumulation' \
-             {accumulation}"
-        );
-        Ok(global / parts)
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -162,14 +92,6 @@ pub struct ScheduleSettings {
 
 /// That of the samples. It gives way to `warmup_steps`.
 const WARMUP_RATIO: f64 = 0.03;
-
-/// `none`, `all`, or n: every n-th block.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
-pub enum Checkpointing {
-    Every(usize),
-    Named(String),
-}
 
 /// A number, or `dynamic`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -339,12 +261,11 @@ impl Settings {
 
     /// True if all blocks keep their activations.
     pub fn keeps_activations(&self) -> bool {
-        let none = matches!(&self.checkpointing, Checkpointing::Named(name) if name == "none");
-        none && !self.base.is_streamed()
+        self.checkpointing.is_none() && !self.base.is_streamed()
     }
 
     /// Refuses what no step that is captured has, by the name of the setting.
-    fn check_cuda_graph(&self, ranks: &Ranks) -> Result<()> {
+    pub(super) fn check_cuda_graph(&self, ranks: &Ranks) -> Result<()> {
         if !self.cuda_graph {
             return Ok(());
         }
@@ -381,27 +302,9 @@ impl Settings {
         device.is_cuda() && (self.cuda_graph || self.deterministic)
     }
 
-    /// The blocks that are run twice, if any: all of them beside a base that is streamed, whose weights are elsewhere
-    /// by the time of the backward pass. Beside one in few bits, there is a tape without such blocks too: it computes the
-    /// values again that a graph would keep.
+    /// The blocks that are run twice, if any.
     pub fn recompute(&self) -> Result<Option<Recompute>> {
-        match &self.checkpointing {
-            Checkpointing::Named(name) if name == "none" && self.base.is_streamed() => {
-                Ok(Some(Recompute::default()))
-            }
-            Checkpointing::Named(name) if name == "none" && self.base.is_quantised() => {
-                Ok(Some(Recompute::new(Blocks::First(0))))
-            }
-            Checkpointing::Every(n) if *n > 1 && self.base.is_streamed() => bail!(
-                "'checkpointing' is {n} and 'base' {}: a base that is streamed needs all blocks checkpointed. Set \
-                 'checkpointing' to all",
-                self.base
-            ),
-            Checkpointing::Named(name) if name == "none" => Ok(None),
-            Checkpointing::Named(name) if name == "all" => Ok(Some(Recompute::default())),
-            Checkpointing::Every(n) if *n > 0 => Ok(Some(Recompute::new(Blocks::EveryNth(*n)))),
-            other => bail!("'checkpointing' is {other:?}, expected none, all or a number above 0"),
-        }
+        self.checkpointing.recompute(self.base)
     }
 }
 

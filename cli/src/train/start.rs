@@ -9,7 +9,7 @@ use super::batches::Plan;
 use super::begun::{load, Begun};
 use super::preflight::{describe, measure};
 use super::report::Report;
-use super::settings::RunSettings;
+use super::run_settings::RunSettings;
 use super::task::Task;
 use super::trainer::Ready;
 use super::{checkpoint, lr_finder, trainer};

@@ -2,7 +2,7 @@
 
 use serde_json::{json, Value};
 
-use crate::chat::{message, theirs, tokenizer, Case};
+use crate::conversations::{message, theirs, tokenizer, Case};
 use crate::text::chat::{ChatTemplate, Conversation};
 use crate::text::files::TextFiles;
 

@@ -8,6 +8,7 @@ mod classifier;
 mod commands;
 #[path = "../../../tests/common/mod.rs"]
 mod common;
+mod conversations;
 #[path = "../../../tests/cuda/counting/mod.rs"]
 mod counting;
 mod cuda;

@@ -2,7 +2,7 @@
 
 use serde_json::{json, Value};
 
-use crate::chat::{conversations, message, template, theirs, with_template, Case};
+use crate::conversations::{conversations, message, template, theirs, with_template, Case};
 use crate::program::texts;
 use crate::text::chat::ChatTemplate;
 use crate::text::files::TextFiles;

@@ -18,8 +18,9 @@ use crate::pretrained::files::ModelFiles;
 use crate::pretrained::json::object;
 use crate::pretrained::load::place_of;
 use crate::pretrained::Head;
+use crate::regular;
 use crate::storage::atomic::Contents;
-use crate::storage::{regular, safetensors};
+use crate::storage::safetensors;
 
 const CONFIG: &str = "adapter_config.json";
 const SAFETENSORS: &str = "adapter_model.safetensors";
@@ -27,6 +28,15 @@ const PICKLE: &str = "adapter_model.bin";
 const CARD: &str = "README.md";
 
 /// An adapter as saved on disk, readable without a model.
+///
+/// ```no_run
+/// let adapter = ln_tuning::SavedAdapter::open("my-adapter")?;
+/// println!("an adapter of {:?}", adapter.config.base_model_name_or_path);
+/// for (key, tensor) in &adapter.tensors {
+///     println!("{key} {:?} {:?}", tensor.kind(), tensor.size());
+/// }
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SavedAdapter {

@@ -32,6 +32,26 @@ use crate::names::nearest::{listed, nearest, sample};
 use crate::storage::info::{is_float, VariableInfo};
 
 /// The modules that an adapter replaces, and the settings with which PEFT selects the same.
+///
+/// ```
+/// use ln_tuning::{LnTuningConfig, Norms, Selection, VariableInfo};
+/// let variable = |name: &str, shape: &[i64]| VariableInfo {
+///     name: name.to_owned(),
+///     shape: shape.to_vec(),
+///     kind: tch::Kind::Float,
+///     is_parameter: true,
+/// };
+/// let variables = [
+///     variable("layers.0.norm.weight", &[8]),
+///     variable("layers.0.norm.bias", &[8]),
+///     variable("layers.0.linear.weight", &[8, 8]),
+/// ];
+/// let config = LnTuningConfig::default();
+/// let selection = Selection::new(&variables, &config, None, Norms::Peft)?;
+/// let names: Vec<&str> = selection.variables().collect();
+/// assert_eq!(names, ["layers.0.norm.weight", "layers.0.norm.bias"]);
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Selection {
     modules: Vec<SelectedModule>,

@@ -15,6 +15,7 @@ mod norm;
 mod order;
 mod rope;
 mod rope_tables;
+mod row_groups;
 mod rows;
 mod run;
 mod scores;

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::rc::Rc;
 
 use tch::{Device, Tensor};
@@ -10,7 +9,7 @@ use tch::{Device, Tensor};
 use super::choices::Choices;
 use crate::device::trace::sent_numbers;
 use crate::error::{refuse, Result};
-use crate::mixed::{back, groups, Column, Differing, Groups, Matrix, Stack};
+use crate::mixed::{Column, Differing, Matrix, Stack};
 
 /// The weights of the adapters that a batch names, and the part of the batch that each belongs to.
 ///
@@ -259,24 +258,15 @@ impl Rows {
         Some(matrix.values[adapter].shallow_clone()).filter(|own| own.numel() > 0)
     }
 
-    /// Of each adapter, the first that has the same of these variables: the base's, for instance. Vectors stand in rows
-    /// of each adapter's own, so that adapters with one share nothing.
-    pub(super) fn sharing<'t>(
-        &self,
-        variables: impl IntoIterator<Item = Option<&'t Tensor>>,
-    ) -> Vec<usize> {
-        let variables: Vec<usize> =
-            variables.into_iter().flatten().map(|variable| variable.data_ptr() as usize).collect();
-        self.sharing_by(|adapter| {
-            let own = variables.iter().map(|address| {
-                if self.weights.vectors.contains_key(address) {
-                    return 1 + adapter;
-                }
-                let matrix = self.weights.matrices.iter().find(|matrix| matrix.is_at(*address));
-                matrix.map_or(0, |matrix| matrix.values[adapter].data_ptr() as usize)
-            });
-            own.collect::<Vec<usize>>()
-        })
+    /// The same number for adapters with the same of this variable. Vectors stand in rows of each adapter's own, so that
+    /// adapters with one share nothing.
+    pub(super) fn identity(&self, variable: &Tensor, adapter: usize) -> usize {
+        let (address, weights) = (variable.data_ptr() as usize, &*self.weights);
+        if weights.vectors.contains_key(&address) {
+            return 1 + adapter;
+        }
+        let matrix = weights.matrices.iter().find(|matrix| matrix.is_at(address));
+        matrix.map_or(0, |matrix| matrix.values[adapter].data_ptr() as usize)
     }
 
     /// The number of adapters.
@@ -284,81 +274,21 @@ impl Rows {
         self.weights.adapters.iter().max().map_or(0, |last| last + 1)
     }
 
-    /// Of each adapter, the first with the same key.
-    pub(in crate::models) fn sharing_by<K: Eq + Hash>(
-        &self,
-        key: impl Fn(usize) -> K,
-    ) -> Vec<usize> {
-        let mut first = HashMap::new();
-        (0..self.adapters()).map(|adapter| *first.entry(key(adapter)).or_insert(adapter)).collect()
-    }
-
-    /// Calls `f` for the parts of `x` of adapters that share these variables, with the number of one of them, and puts
-    /// the results in order.
-    pub(in crate::models) fn grouped<'t>(
-        &self,
-        x: &Tensor,
-        variables: impl IntoIterator<Item = Option<&'t Tensor>>,
-        f: impl Fn(&Tensor, usize) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        self.grouped_by(x, &self.sharing(variables), f)
-    }
-
-    /// [`grouped`](Self::grouped) where `sharing` gives, for each adapter, the first that shares with it.
-    pub(in crate::models) fn grouped_by(
-        &self,
-        x: &Tensor,
-        sharing: &[usize],
-        f: impl Fn(&Tensor, usize) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        // The function has the weights of one adapter.
-        let _one = Rows::enter(None);
-        let size = x.size();
-        let (choices, lead) = self.at.of(&size)?;
+    /// The adapter of each part of something of this size, and the shape of the parts.
+    pub(super) fn adapters_of(&self, size: &[i64]) -> Result<(Vec<usize>, Vec<i64>)> {
+        let (choices, lead) = self.at.of(size)?;
         let adapters = choices.iter().map(|choice| self.weights.adapters[*choice]);
-        let groups = groups(adapters.map(|adapter| sharing[adapter]));
-        if let [(adapter, _)] = groups[..] {
-            return f(x, adapter);
-        }
-        let flat = x.f_flatten(0, lead.len() as i64 - 1)?;
-        let place = |places: &[i64]| sent_numbers(places, x.device());
-        let mut results = Vec::with_capacity(groups.len());
-        for (adapter, places) in &groups {
-            results.push(f(&flat.f_index_select(0, &place(places)?)?, *adapter)?);
-        }
-        let all = Tensor::f_cat(&results, 0)?.f_index_select(0, &place(&back(&groups))?)?;
-        let whole = [&lead[..], &all.size()[1..]].concat();
-        Ok(all.f_view(&whole[..])?)
+        Ok((adapters.collect(), lead))
     }
 
-    /// The result of `f` for the adapter of each part of `x`, `[parts…, …]`: once for each adapter.
-    pub(in crate::models) fn of_each(
-        &self,
-        x: &Tensor,
-        f: impl Fn(usize) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let _one = Rows::enter(None);
-        let (choices, lead) = self.at.of(&x.size())?;
-        let groups = groups(choices.iter().map(|choice| self.weights.adapters[*choice]));
-        let values = groups.iter().map(|(adapter, _)| f(*adapter)).collect::<Result<Vec<_>>>()?;
-        let mut index = vec![0_i64; choices.len()];
-        for (number, (_, parts)) in (0..).zip(&groups) {
-            parts.iter().for_each(|part| index[*part as usize] = number);
-        }
-        let all = Tensor::f_stack(&values, 0)?;
-        let all = all.f_index_select(0, &sent_numbers(&index, all.device())?)?;
-        let whole = [&lead[..], &all.size()[1..]].concat();
-        Ok(all.f_view(&whole[..])?)
+    /// The number of parts.
+    pub(super) fn parts(&self) -> usize {
+        self.at.of_parts.len()
     }
 
     /// The number of the adapter of a part.
     pub(in crate::models) fn adapter(&self, part: usize) -> usize {
         self.weights.adapters[self.at.of_parts[part]]
-    }
-
-    /// The parts of adapters that share, `[rows]` or `[rows · places]`, by the number of one of them.
-    pub(in crate::models) fn groups(&self, sharing: &[usize]) -> Groups<usize> {
-        groups(self.at.of_parts.iter().map(|choice| sharing[self.weights.adapters[*choice]]))
     }
 
     /// The shape of the parts.
@@ -370,33 +300,5 @@ impl Rows {
 impl Matrix {
     fn is_at(&self, address: usize) -> bool {
         address != 0 && self.address == address
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// One product for all rows whose adapters have no head of their own, and one for each that has.
-    #[test]
-    fn adapters_that_share_a_matrix_are_computed_together() {
-        let (base, own) = (Tensor::from_slice(&[1_i64]), Tensor::from_slice(&[2_i64]));
-        let values = [&base, &own, &base, &base].map(Tensor::shallow_clone);
-        let address = base.data_ptr() as usize;
-        let (variable, train) = (0, vec![false; 4]);
-        let values = values.into();
-        let matrix = Matrix { name: "head".to_owned(), variable, address, values, train };
-        let (trains, stacks, rows) = (false, Vec::new(), vec![0, 1, 2, 3]);
-        let differing = Differing { trains, stacks, rows, matrices: vec![matrix] };
-        let adapters = vec![0, 1, 2, 1, 3];
-        let rows = Rows::new(differing, adapters, vec![5], (0..5).collect()).unwrap();
-        let x = Tensor::from_slice(&[10_i64, 20, 30, 40, 50]);
-        let calls = std::cell::Cell::new(0);
-        let found = rows.grouped(&x, [Some(&base)], |x, adapter| {
-            calls.set(calls.get() + 1);
-            Ok(x + rows.of(&base, adapter)?)
-        });
-        assert_eq!(Vec::<i64>::try_from(found.unwrap()).unwrap(), [11, 22, 31, 42, 51]);
-        assert_eq!(calls.get(), 2);
     }
 }

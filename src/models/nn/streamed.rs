@@ -8,7 +8,7 @@ use super::order::Order;
 use crate::device::copies::Copies;
 use crate::device::trace::check_not_traced;
 use crate::error::{refuse, Result};
-use crate::storage::pages::{is_mapped, Pages};
+use crate::pages::{is_mapped, Pages};
 use crate::storage::read_ahead::ReadAhead;
 
 /// The start of a matrix in a tile is a multiple of so many bytes, as kernels like it.

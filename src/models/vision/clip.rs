@@ -7,8 +7,9 @@ use tch::{Kind, Tensor};
 
 use super::clip_config::ClipConfig;
 use super::clip_tower::{ClipText, ClipVision};
+use super::pair::{self, cosines};
 use crate::autograd::recompute::Tape;
-use crate::error::{refusal, Result};
+use crate::error::Result;
 use crate::kernels::number::WithNumber;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
@@ -19,6 +20,15 @@ use crate::models::nn::{Linear, Sites, Weights};
 /// Variables are named as in transformers: `text_model.encoder.layers.0.layer_norm1.weight`, …. Those that the
 /// `VarStore` holds already are used. Hidden states are those of the texts or of the images, whichever the inputs have;
 /// logits tell how well each image goes with each text, `[images, texts]`.
+///
+/// ```no_run
+/// use ln_tuning::models::{Clip, Inputs, Model};
+/// # let ids = tch::Tensor::from_slice2(&[[1_i64, 2]]);
+/// # let images = tch::Tensor::zeros([1, 3, 224, 224], (tch::Kind::Float, tch::Device::Cpu));
+/// let (_vs, model) = Clip::from_pretrained("clip-vit-base-patch32", tch::Device::Cpu, None)?;
+/// let logits = model.logits(Inputs::new(&ids).pixel_values(&images))?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
 #[derive(Debug)]
 #[doc(alias = "CLIPModel")]
 pub struct Clip {
@@ -59,23 +69,14 @@ impl Model for Clip {
     }
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
-        match (inputs.ids, inputs.pixel_values) {
-            (Some(_), None) => self.text.hidden_states_with(inputs, tape),
-            (None, Some(_)) => self.vision.hidden_states_with(inputs, tape),
-            _ => Err(refusal!(
-                InvalidArgument,
-                "each tower has hidden states of its own: give input_ids or pixel_values, not both"
-            )),
-        }
+        pair::hidden_states(&self.text, &self.vision, inputs, tape)
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("clip", &["input_ids", "attention_mask", "pixel_values"])?;
         let rows = inputs.named_pairs(&self.sites)?;
-        let inputs = inputs.with_rows(rows.as_ref());
-        let images = Inputs { ids: None, attention_mask: None, ..inputs };
+        let (texts, images) = pair::parted(inputs.with_rows(rows.as_ref()));
         let images = self.image_features_with(images, tape)?;
-        let texts = Inputs { pixel_values: None, ..inputs };
         self.logits_per_image(&images, &self.text_features_with(texts, tape)?)
     }
 }
@@ -148,10 +149,4 @@ impl Clip {
         let cosines = cosines(image_features, text_features)?;
         Ok(cosines.f_mul(&self.logit_scale.f_exp()?)?)
     }
-}
-
-/// The cosines `[n, m]` between vectors `[n, size]` and `[m, size]`.
-pub(super) fn cosines(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let unit = |x: &Tensor| x.f_div(&x.f_lengths()?);
-    Ok(unit(a)?.f_matmul(&unit(b)?.f_tr()?)?)
 }

@@ -8,6 +8,7 @@ mod dinov2;
 mod image_tower;
 mod packed;
 mod packed_config;
+mod pair;
 mod patch_mask;
 mod patches;
 mod pooling;

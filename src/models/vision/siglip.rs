@@ -5,11 +5,11 @@ use std::sync::Arc;
 use tch::nn::Init;
 use tch::{Kind, Tensor};
 
-use super::clip::cosines;
+use super::pair::{self, cosines};
 use super::siglip_config::SiglipConfig;
 use super::siglip_tower::{SiglipText, SiglipVision};
 use crate::autograd::recompute::Tape;
-use crate::error::{refusal, Result};
+use crate::error::Result;
 use crate::models::inputs::Inputs;
 use crate::models::model::Model;
 use crate::models::nn::{Sites, Weights};
@@ -19,6 +19,15 @@ use crate::models::nn::{Sites, Weights};
 /// Variables are named as in transformers: `text_model.encoder.layers.0.layer_norm1.weight`, …. Those that the
 /// `VarStore` holds already are used. Hidden states are those of the texts or of the images, whichever the inputs have;
 /// logits tell how well each image goes with each text, `[images, texts]`: their sigmoids are probabilities.
+///
+/// ```no_run
+/// use ln_tuning::models::{Inputs, Model, Siglip};
+/// # let ids = tch::Tensor::from_slice2(&[[1_i64, 2]]);
+/// # let images = tch::Tensor::zeros([1, 3, 224, 224], (tch::Kind::Float, tch::Device::Cpu));
+/// let (_vs, model) = Siglip::from_pretrained("siglip-base-patch16-224", tch::Device::Cpu, None)?;
+/// let logits = model.logits(Inputs::new(&ids).pixel_values(&images))?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
 #[derive(Debug)]
 #[doc(alias = "SiglipModel")]
 pub struct Siglip {
@@ -55,23 +64,14 @@ impl Model for Siglip {
     }
 
     fn hidden_states_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
-        match (inputs.ids, inputs.pixel_values) {
-            (Some(_), None) => self.text.hidden_states_with(inputs, tape),
-            (None, Some(_)) => self.vision.hidden_states_with(inputs, tape),
-            _ => Err(refusal!(
-                InvalidArgument,
-                "each tower has hidden states of its own: give input_ids or pixel_values, not both"
-            )),
-        }
+        pair::hidden_states(&self.text, &self.vision, inputs, tape)
     }
 
     fn logits_with<'m>(&'m self, inputs: Inputs, tape: &mut Tape<'m>) -> Result<Tensor> {
         inputs.check("siglip", &["input_ids", "attention_mask", "pixel_values"])?;
         let rows = inputs.named_pairs(&self.sites)?;
-        let inputs = inputs.with_rows(rows.as_ref());
-        let images = Inputs { ids: None, attention_mask: None, ..inputs };
+        let (texts, images) = pair::parted(inputs.with_rows(rows.as_ref()));
         let images = self.image_features_with(images, tape)?;
-        let texts = Inputs { pixel_values: None, ..inputs };
         self.logits_per_image(&images, &self.text_features_with(texts, tape)?)
     }
 }

@@ -69,6 +69,15 @@ impl ModelConfig for ViTConfig {
 /// An image classifier: patches, blocks with LayerNorm in front of attention and MLP, a linear head on `[CLS]`.
 ///
 /// Variables are named as in transformers 5: `vit.layers.0.layernorm_before.weight`, …, `classifier.bias`.
+///
+/// ```no_run
+/// use ln_tuning::models::{Load, Model, ViTForImageClassification};
+/// # let images = tch::Tensor::zeros([1, 3, 224, 224], (tch::Kind::Float, tch::Device::Cpu));
+/// let load = Load::on(tch::Device::Cpu).labels(["cat", "dog"]);
+/// let (vs, model) = ViTForImageClassification::from_pretrained_with("vit-base", &load)?;
+/// let classes = model.logits(&images)?.argmax(-1, false);
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct ViTForImageClassification {
     config: ViTConfig,

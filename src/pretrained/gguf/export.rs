@@ -33,8 +33,16 @@ const TYPES: [(BlockType, u32); 4] =
 /// `Unsupported` for other types of models than llama, mistral, qwen2 and qwen3, for other heads than that of a
 /// language model, and for what such a file cannot say: other ropes than the default one, linear, YaRN's and, for
 /// llama and mistral, that of Llama 3; windows, other activations than SiLU; `UnexpectedKeys` for a tensor without a
-/// name there; `InvalidConfig` for a missing size. Writing gives `NonFinite` for a weight that the new type cannot
-/// hold.
+/// name there; `InvalidConfig` for a missing size; `InvalidArgument` for another type of matrices. Writing gives
+/// `NonFinite` for a weight that the new type cannot hold.
+///
+/// ```no_run
+/// use ln_tuning::gguf::BlockType;
+/// use ln_tuning::pretrained::{to_gguf, ModelFiles};
+/// let files = ModelFiles::open("Llama-3.2-1B")?;
+/// to_gguf(&files, BlockType::Q8_0)?.write("Llama-3.2-1B.Q8_0.gguf")?;
+/// # Ok::<(), ln_tuning::Error>(())
+/// ```
 pub fn to_gguf(files: &ModelFiles, matrices: BlockType) -> Result<GgufWriter<'_>> {
     let source = Source { files, config: files.config() };
     let architecture = source.architecture()?;

@@ -6,7 +6,7 @@ use anyhow::{ensure, Context, Result};
 use tch::Tensor;
 
 use crate::train::ranks::Ranks;
-use crate::train::settings::{DataSettings, RunSettings};
+use crate::train::run_settings::{DataSettings, RunSettings};
 use crate::train::yaml::Tree;
 
 /// The runs, and what is of all of them.

@@ -3,7 +3,7 @@
 use anyhow::{bail, ensure, Context, Result};
 use serde_yaml::Value;
 
-use super::grid::Named;
+use super::grid::{Named, SWEPT};
 use crate::train::yaml::Given;
 
 /// The key of the list.
@@ -36,22 +36,10 @@ const SHARED: [&str; 22] = [
     "tasks",
 ];
 
-/// Settings that a task may have of its own.
-pub const OWN: [&str; 13] = [
-    "data",
-    "optimizer",
-    "schedule",
-    "clip_norm",
-    "loss_scale",
-    "seed",
-    "batch_size",
-    "accumulation",
-    "global_batch_size",
-    "epochs",
-    "max_steps",
-    "eval_interval",
-    "save_interval",
-];
+/// Settings that a task may have of its own: those of a sweep's run, and these.
+pub fn allowed() -> Vec<&'static str> {
+    [&["data"][..], &SWEPT, &["eval_interval", "save_interval"]].concat()
+}
 
 /// The tasks, with all settings of each; none if it is one run.
 ///
@@ -89,7 +77,7 @@ pub fn runs(given: &Given) -> Result<Vec<Named>> {
                 !SHARED.contains(&key),
                 "{place}: '{key}' is of all tasks, which share one base and train the same tensors: set it beside \
                  '{TASKS}'. What a task may set: {}",
-                OWN.join(", ")
+                allowed().join(", ")
             );
         }
         let given = given.within(TASKS, place, Value::Mapping(own))?;
