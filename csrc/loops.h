@@ -27,6 +27,8 @@ struct Norm {
   int64_t rows_together;
   const float* weight;
   int64_t weight_stride;
+  // So many weights, one after the other, belong to rows in turn.
+  int64_t heads;
   const float* bias;
   int64_t bias_stride;
   // Per row, its mean and one over its deviation.
@@ -43,6 +45,7 @@ struct NormBackward {
   int64_t rows_together;
   const float* weight;
   int64_t weight_stride;
+  int64_t heads;
   const void* d_out;
   // Added to the gradient; may be null.
   const void* d_sum;

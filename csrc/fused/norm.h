@@ -20,17 +20,26 @@ int64_t parts_of(const Tensor& weight, int64_t size) {
   return weight.defined() && weight.dim() > 1 && size > 0 ? weight.numel() / size : 1;
 }
 
-// True for one weight [size] for all rows of x, or one for each of its parts, [parts..., 1..., size].
-bool suits(const Tensor& weight, const Tensor& x) {
-  if (weight.dim() == 0 || weight.size(-1) != x.size(-1)) return false;
-  if (weight.dim() == 1) return true;
-  if (weight.dim() != x.dim()) return false;
+// True for one vector [size] for all rows of x, or one for each of its parts, [parts..., 1..., size].
+bool suits(const Tensor& vector, const Tensor& x) {
+  if (vector.dim() == 0 || vector.size(-1) != x.size(-1)) return false;
+  if (vector.dim() == 1) return true;
+  if (vector.dim() != x.dim()) return false;
   bool same = true;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) {
-    same = same && weight.size(d) == x.size(d);
-    if (!same && weight.size(d) != 1) return false;
+    same = same && vector.size(d) == x.size(d);
+    if (!same && vector.size(d) != 1) return false;
   }
   return true;
+}
+
+// The number of weights that rows of x take in turn: [heads, size], or [parts..., 1..., heads, size]. 1 for those that
+// suit already, 0 for others that do not.
+int64_t heads_of(const Tensor& weight, const Tensor& x) {
+  if (!weight.defined() || suits(weight, x)) return 1;
+  if (weight.dim() < 2 || x.dim() < 2 || weight.size(-2) != x.size(-2) || x.size(-2) == 0) return 0;
+  if (weight.dim() > 2 && !suits(weight.select(-2, 0), x.select(-2, 0))) return 0;
+  return weight.size(-1) == x.size(-1) ? weight.size(-2) : 0;
 }
 
 Tensor norm_of_operators(const Tensor& x, const Tensor& weight, const Tensor& bias, Form form, double eps) {
@@ -74,7 +83,8 @@ struct AddNorm : Function<AddNorm> {
           vectors_of(bias.value_or(Tensor())), for_gpu(Form(form)), eps, sum, out, stats);
 #endif
     } else {
-      on_cpu(rows, more, added.has_value(), weight, bias, Form(form), eps, sum, out, stats);
+      const int64_t heads = heads_of(weight.value_or(Tensor()), x);
+      on_cpu(rows, more, added.has_value(), weight, bias, heads, Form(form), eps, sum, out, stats);
     }
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({added ? sum : x, weight.value_or(Tensor()), bias.value_or(Tensor()), stats});
@@ -123,7 +133,7 @@ struct AddNorm : Function<AddNorm> {
 #endif
       } else {
         const auto [weights, biases] =
-            back_on_cpu(rows, stats, weight, bias, form, given, also, d_x, wants_weight, wants_bias);
+            back_on_cpu(rows, stats, weight, bias, heads_of(weight, x), form, given, also, d_x, wants_weight, wants_bias);
         if (wants_weight) d_weight = total(weights, weight);
         if (wants_bias) d_bias = total(biases, bias);
       }
@@ -149,6 +159,7 @@ struct AddNorm : Function<AddNorm> {
       bool added,
       const MaybeTensor& weight,
       const MaybeTensor& bias,
+      int64_t heads,
       Form form,
       double eps,
       const Tensor& sum,
@@ -156,7 +167,7 @@ struct AddNorm : Function<AddNorm> {
       const Tensor& stats) {
     const Tensor wide = in_f32(weight, form, rows.size);
     const Tensor wide_bias = bias ? bias->to(at::kFloat).contiguous() : Tensor();
-    const int64_t weights = parts_of(wide, rows.size), biases = parts_of(wide_bias, rows.size);
+    const int64_t weights = parts_of(wide, rows.size) / heads, biases = parts_of(wide_bias, rows.size);
     Norm all = {};
     all.kind = *kind_of(out);
     all.centred = form == Form::layer;
@@ -170,7 +181,8 @@ struct AddNorm : Function<AddNorm> {
     all.out = out.mutable_data_ptr();
     all.rows_together = std::max<int64_t>(1, rows.count / std::max<int64_t>(1, std::max(weights, biases)));
     all.weight = wide.const_data_ptr<float>();
-    all.weight_stride = weights > 1 ? rows.size : 0;
+    all.weight_stride = weights > 1 ? heads * rows.size : 0;
+    all.heads = heads;
     all.bias_stride = biases > 1 ? rows.size : 0;
     all.bias = bias ? wide_bias.const_data_ptr<float>() : nullptr;
     all.stats = stats.mutable_data_ptr<float>();
@@ -183,6 +195,7 @@ struct AddNorm : Function<AddNorm> {
       const Tensor& stats,
       const Tensor& weight,
       const Tensor& bias,
+      int64_t heads,
       Form form,
       const Tensor& d_out,
       const Tensor& d_sum,
@@ -190,12 +203,14 @@ struct AddNorm : Function<AddNorm> {
       bool wants_weight,
       bool wants_bias) {
     const Tensor wide = in_f32(weight.defined() ? MaybeTensor(weight) : std::nullopt, form, rows.size);
-    const int64_t parts = std::max(parts_of(weight, rows.size), parts_of(bias, rows.size));
+    const int64_t own = parts_of(weight, rows.size) / heads, parts = std::max(own, parts_of(bias, rows.size));
     const int64_t together = std::max<int64_t>(1, rows.count / std::max<int64_t>(1, parts));
-    const int64_t of_part = (together + ROWS_TOGETHER - 1) / ROWS_TOGETHER;
-    const int64_t groups = rows.count / together * of_part;
-    const auto sums = [&](bool wanted) { return wanted ? at::zeros({groups, rows.size}, at::kFloat) : Tensor(); };
-    const Tensor weights = sums(wants_weight), biases = sums(wants_bias);
+    const int64_t of_group = ROWS_TOGETHER * heads, of_part = (together + of_group - 1) / of_group;
+    const int64_t groups = rows.count / together * of_part, of_weight = heads * rows.size;
+    const auto sums = [&](bool wanted, int64_t size) {
+      return wanted ? at::zeros({groups, size}, at::kFloat) : Tensor();
+    };
+    const Tensor weights = sums(wants_weight, of_weight), biases = sums(wants_bias, rows.size);
     NormBackward all = {};
     all.kind = *kind_of(d_out);
     all.centred = form == Form::layer;
@@ -205,17 +220,18 @@ struct AddNorm : Function<AddNorm> {
     all.stats = stats.const_data_ptr<float>();
     all.rows_together = together;
     all.weight = wide.const_data_ptr<float>();
-    all.weight_stride = parts_of(weight, rows.size) > 1 ? rows.size : 0;
+    all.weight_stride = own > 1 ? of_weight : 0;
+    all.heads = heads;
     all.d_out = d_out.const_data_ptr();
     all.d_sum = d_sum.defined() ? d_sum.const_data_ptr() : nullptr;
     all.d_x = d_x.defined() ? d_x.mutable_data_ptr() : nullptr;
     float* to_weights = weights.defined() ? weights.mutable_data_ptr<float>() : nullptr;
     float* to_biases = biases.defined() ? biases.mutable_data_ptr<float>() : nullptr;
-    for_rows(groups, rows.size * ROWS_TOGETHER, [&](int64_t begin, int64_t end) {
+    for_rows(groups, rows.size * of_group, [&](int64_t begin, int64_t end) {
       for (int64_t group = begin; group < end; ++group) {
-        const int64_t part = group / of_part * together, from = part + group % of_part * ROWS_TOGETHER;
-        const int64_t to = std::min(from + ROWS_TOGETHER, part + together);
-        float* w = to_weights ? to_weights + group * rows.size : nullptr;
+        const int64_t part = group / of_part * together, from = part + group % of_part * of_group;
+        const int64_t to = std::min(from + of_group, part + together);
+        float* w = to_weights ? to_weights + group * of_weight : nullptr;
         float* b = to_biases ? to_biases + group * rows.size : nullptr;
         loops().norm_backward(all, from, to, w, b);
       }
@@ -226,7 +242,7 @@ struct AddNorm : Function<AddNorm> {
   // The sums over the groups of each part, in halves: an order that depends on their number alone.
   static Tensor total(Tensor groups, const Tensor& like) {
     if (groups.numel() == 0) return at::zeros_like(like, at::MemoryFormat::Contiguous);
-    const int64_t size = groups.size(1), parts = parts_of(like, size), of_part = groups.size(0) / parts;
+    const int64_t size = groups.size(1), parts = like.numel() / size, of_part = groups.size(0) / parts;
     for (int64_t part = 0; part < parts; ++part) {
       float* numbers = groups.mutable_data_ptr<float>() + part * of_part * size;
       for (int64_t count = of_part; count > 1;) {
@@ -248,7 +264,7 @@ struct AddNorm : Function<AddNorm> {
 }  // namespace
 
 // The norm of `x`, or of x + added, which is then the first of the two results. Weight and bias are those of all rows,
-// or of each part.
+// or of each part; on the CPU, weights without a bias may also be those of each head, which rows take in turn.
 extern "C" char* ln_tuning_norm(
     Tensor** results,
     const Tensor* x,
@@ -259,10 +275,8 @@ extern "C" char* ln_tuning_norm(
     double eps) {
   return guarded([&] {
     if (!fits_anywhere({x, added, weight, bias}) || x->dim() == 0) return;
-    const int64_t size = x->size(-1);
-    for (const Tensor* w : {weight, bias}) {
-      if (w && !suits(*w, *x)) return;
-    }
+    const int64_t size = x->size(-1), heads = weight ? heads_of(*weight, *x) : 1;
+    if (heads == 0 || (heads > 1 && (bias || !x->is_cpu())) || (bias && !suits(*bias, *x))) return;
     const int64_t weights = weight ? parts_of(*weight, size) : 1, biases = bias ? parts_of(*bias, size) : 1;
     if (weights != biases && weights > 1 && biases > 1) return;
     if (added && added->sizes() != x->sizes()) return;

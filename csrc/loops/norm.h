@@ -76,6 +76,12 @@ INLINE float sum_of_squares(const typename K::Stored* x, int64_t size) {
   return total;
 }
 
+// The place of a row's head among the vectors of its part.
+template <class A>
+INLINE int64_t head_at(const A& a, int64_t row) {
+  return a.heads > 1 ? row % a.heads * a.size : 0;
+}
+
 template <class K>
 void norm(const Norm& a, int64_t begin, int64_t end) {
   typedef typename K::Stored T;
@@ -101,7 +107,7 @@ void norm(const Norm& a, int64_t begin, int64_t end) {
     } else {
       rate = 1.f / __builtin_sqrtf(sum_of_squares<K>(x, a.size) / (float)a.size + (float)a.eps);
     }
-    const float* weight = a.weight + row / a.rows_together * a.weight_stride;
+    const float* weight = a.weight + row / a.rows_together * a.weight_stride + head_at(a, row);
     a.stats[2 * row] = mean;
     a.stats[2 * row + 1] = rate;
     T* out = (T*)a.out + row * a.size;
@@ -126,12 +132,13 @@ void norm_backward(const NormBackward& a, int64_t begin, int64_t end, float* d_w
   for (int64_t row = begin; row < end; ++row) {
     const T* x = (const T*)a.x + row * a.x_stride;
     const T* d_out = (const T*)a.d_out + row * a.size;
-    const float* weight = a.weight + row / a.rows_together * a.weight_stride;
+    const float* weight = a.weight + row / a.rows_together * a.weight_stride + head_at(a, row);
     const float mean = a.stats[2 * row], rate = a.stats[2 * row + 1];
     if (d_weight) {
+      float* own = d_weight + head_at(a, row);
       each(a.size, [&](int64_t i, auto how) {
         const F normed = (load<K>(x + i, how) - mean) * rate;
-        store<Float>(d_weight + i, load<Float>(d_weight + i, how) + load<K>(d_out + i, how) * normed, how);
+        store<Float>(own + i, load<Float>(own + i, how) + load<K>(d_out + i, how) * normed, how);
       });
     }
     if (d_bias) {

@@ -1,33 +1,13 @@
 //! Attention: libtorch's fused kernels, and plain matrix products with all scores at once, which are faster for short
 //! sequences than a fused kernel whose products are slow.
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use crate::device::cudnn::{apply_defaults, where_it_pays};
 use crate::error::Result;
 use crate::kernels::fused;
 use crate::kernels::fused_forms::Attended;
 use crate::kernels::number::WithNumber;
-use crate::kernels::processor::{mkl_is_slow, multiplies_fast};
-
-/// The longest sequence. Scores are kept for the backward pass and grow with the square of the length: up to here they
-/// are a small part of what a block keeps.
-const LONGEST: i64 = 512;
-const SHORTEST: i64 = 32;
-
-/// True if the fused kernel is slow with these queries: it gives products in bf16 to MKL, which converts them to f32 on
-/// processors that are not Intel's.
-pub(crate) fn fused_is_slow(q: &Tensor) -> Result<bool> {
-    Ok(q.device() == Device::Cpu && q.f_kind()? == Kind::BFloat16 && mkl_is_slow())
-}
-
-/// True if [`attend`] is faster than a slow fused kernel.
-pub(crate) fn pays(q: &Tensor, k: &Tensor) -> Result<bool> {
-    let (length, keys) = (q.size4()?.2, k.size4()?.2);
-    Ok(length == keys
-        && (SHORTEST..=LONGEST).contains(&length)
-        && multiplies_fast(Kind::BFloat16, Device::Cpu))
-}
 
 /// The number of the kernel that libtorch takes where no fused one fits.
 const MATH: i64 = 0;
@@ -151,6 +131,8 @@ pub(crate) fn attend(
 
 #[cfg(test)]
 mod tests {
+    use tch::{Device, Kind};
+
     use super::*;
 
     #[test]

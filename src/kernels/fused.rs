@@ -83,7 +83,8 @@ extern "C" {
 }
 
 /// The norm of `x` over its last dimension, with `weight` and `bias` of its kind: `[size]`, or of each part of `x`,
-/// `[parts…, 1…, size]`.
+/// `[parts…, 1…, size]`. On the CPU, without a bias, `weight` may be of each head too, the last dimension but one of `x`:
+/// `[heads, size]` or `[parts…, 1…, heads, size]`.
 pub fn norm(
     x: &Tensor,
     weight: Option<&Tensor>,

@@ -4,6 +4,9 @@
 pub mod alone;
 #[cfg(feature = "models")]
 pub(crate) mod attention;
+#[cfg(feature = "models")]
+pub(crate) mod attention_choice;
+mod choice;
 #[cfg(fused)]
 pub(crate) mod fused;
 #[cfg(not(fused))]
@@ -15,10 +18,10 @@ mod gpu;
 mod kept;
 #[cfg(feature = "kernels")]
 mod linear_calls;
-mod measured;
 pub(crate) mod number;
 #[cfg(all(feature = "kernels", feature = "models"))]
 pub(crate) mod packed;
 pub(crate) mod processor;
 pub(crate) mod product;
+mod product_choice;
 pub(crate) mod way;

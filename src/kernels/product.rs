@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::linear_calls::{
     are_on, blocks, blocks_into, few_rows, most_rows, with_graph, Back,
 };
-use crate::kernels::measured::fastest;
+use crate::kernels::product_choice::fastest;
 use crate::kernels::way::Way;
 
 /// Weights of at most this many elements stay in the cache while they are reordered for oneDNN.

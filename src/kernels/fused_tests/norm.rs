@@ -121,10 +121,42 @@ fn parts_of_a_batch_have_weights_of_their_own() {
             }
         }
         let weight = |shape: &[i64]| random(shape, kind);
-        for shape in [&[2, 1, 1, 13][..], &[3, 1, 2, 13], &[3, 13], &[1, 70, 1, 13]] {
+        for shape in [&[2, 1, 1, 13][..], &[3, 13], &[1, 70, 1, 13], &[1, 70, 2, 13], &[70, 2, 13]]
+        {
             let declined = norm(&x, Some(&weight(shape)), None, NormForm::Rms, 1e-6).unwrap();
             assert!(declined.is_none(), "{shape:?}");
         }
+    }
+}
+
+/// Rows take the weights in turn; parts of a batch may have others.
+#[test]
+fn heads_have_weights_of_their_own() {
+    tch::manual_seed(12);
+    for kind in KINDS {
+        for x in layouts(&[3, 70, 2, 13], kind) {
+            for form in FORMS {
+                for weight in [&[2, 13][..], &[1, 1, 2, 13], &[3, 1, 2, 13]] {
+                    check(&x, form, [Some(weight), None]);
+                }
+            }
+        }
+        for (shape, weight) in
+            [([1, 1, 5, 64], [5, 64]), ([2, 0, 5, 8], [5, 8]), ([2, 3, 1, 8], [1, 8])]
+        {
+            check(&random(&shape, kind), NormForm::Layer, [Some(&weight), None]);
+        }
+        let x = random(&[3, 70, 2, 13], kind);
+        // Each head is what it is alone, to the bit.
+        let weight = random(&[2, 13], kind);
+        let all = norm(&x, Some(&weight), None, NormForm::Layer, 1e-6).unwrap().unwrap();
+        for head in 0..2 {
+            let own = x.select(2, head).contiguous();
+            let one = norm(&own, Some(&weight.i(head)), None, NormForm::Layer, 1e-6);
+            assert_eq!(all.select(2, head), one.unwrap().unwrap(), "{kind:?}");
+        }
+        let bias = random(&[13], kind);
+        assert!(norm(&x, Some(&weight), Some(&bias), NormForm::Layer, 1e-6).unwrap().is_none());
     }
 }
 

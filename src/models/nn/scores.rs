@@ -5,12 +5,10 @@ use tch::{Kind, Tensor};
 use super::mask::Mask;
 use crate::error::Result;
 use crate::kernels::attention as kernels;
+use crate::kernels::attention_choice::{in_f32, way, AttentionWay};
 use crate::kernels::fused;
 use crate::kernels::fused_forms::Attended;
 use crate::kernels::number::WithNumber;
-
-/// From so many keys on, one query's attention in f32 is worth their conversion where the fused kernel is slow.
-const MANY_KEYS: i64 = 64;
 
 /// From queries and keys to weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -61,18 +59,14 @@ fn attend_heads(
     };
     let fused =
         |q: &Tensor, k: &Tensor, v: &Tensor| kernels::fused(q, k, v, given, dropout, causal, scale);
-    if !matches!(mask, Mask::Added(_)) && dropout == 0. && kernels::fused_is_slow(q)? {
-        if kernels::pays(q, k)? {
-            return kernels::attend(q, k, v, given, causal, scale);
-        }
-        if one && k.size4()?.2 >= MANY_KEYS {
-            let kind = q.f_kind()?;
-            let wide = |x: &Tensor| x.f_to_kind(Kind::Float);
-            let (q, k, v) = (wide(q)?, wide(k)?, wide(v)?);
-            return Ok(fused(&q, &k, &v)?.f_to_kind(kind)?);
-        }
+    if matches!(mask, Mask::Added(_)) || dropout > 0. {
+        return fused(q, k, v);
     }
-    fused(q, k, v)
+    match way(q, k, one)? {
+        AttentionWay::Fused => fused(q, k, v),
+        AttentionWay::Products => kernels::attend(q, k, v, given, causal, scale),
+        AttentionWay::InF32 => in_f32([q, k, v], fused),
+    }
 }
 
 /// The fused kernels have no cap on the scores.
