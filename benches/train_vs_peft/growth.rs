@@ -144,7 +144,8 @@ fn panel_of(
     curve: &[Measured],
     quantity: Quantity,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let most = curve.iter().map(quantity).fold(0., f64::max) * 1.1;
+    // With room for the names above the curves.
+    let most = curve.iter().map(quantity).fold(0., f64::max) * 1.35;
     let last = axis.values[axis.values.len() - 1] as f64;
     let mut chart = ChartBuilder::on(panel)
         .margin(10)
