@@ -91,13 +91,6 @@ pub(crate) fn linears<const N: usize>(
     Ok(Some(few_rows(x, layers)?))
 }
 
-/// True if [`linear`] is libtorch's own product here, and not another way to it.
-#[cfg(all(feature = "kernels", feature = "models"))]
-pub(crate) fn is_libtorchs(x: &Tensor, weight: &Tensor) -> Result<bool> {
-    let count = rows_of(x);
-    Ok(!takes_few_rows(x, weight, count, false)? && way(count, weight)? == Way::Libtorch)
-}
-
 fn rows_of(x: &Tensor) -> i64 {
     x.size().split_last().map_or(0, |(_, outer)| outer.iter().product())
 }
