@@ -33,7 +33,7 @@ const SHORTEST: i64 = 256;
 const MOST_SHAPES: usize = 4096;
 
 /// Device, kind, sizes of queries, keys and values, causal: what a plan is for, as far as calls differ in it.
-type Shape = (tch::Device, Kind, [i64; 12], bool);
+type Shape = (tch::Device, Kind, [(i64, i64, i64, i64); 3], bool);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum State {
@@ -138,12 +138,8 @@ pub(crate) fn where_it_pays(
     if ![q, k, v].into_iter().map(is_recorded).collect::<Result<Vec<_>>>()?.contains(&true) {
         return Ok(None);
     }
-    let mut sizes = [0; 12];
-    for (tensor, sizes) in [q, k, v].into_iter().zip(sizes.chunks_mut(4)) {
-        let (batch, heads, length, dim) = tensor.size4()?;
-        sizes.copy_from_slice(&[batch, heads, length, dim]);
-    }
-    if sizes[2] < SHORTEST {
+    let sizes = [q.size4()?, k.size4()?, v.size4()?];
+    if sizes[0].2 < SHORTEST {
         return Ok(None);
     }
     let shape = (q.device(), kind, sizes, causal);
@@ -195,7 +191,7 @@ mod tests {
 
     #[test]
     fn plans_are_made_for_shapes_that_come_often_and_the_first_one_waits_longest() {
-        let shape = |length| (tch::Device::Cpu, Kind::BFloat16, [length; 12], true);
+        let shape = |n| (tch::Device::Cpu, Kind::BFloat16, [(n, n, n, n); 3], true);
         let calls = |shape| {
             let counted = (1..).find(|_| {
                 let (state, worth) = come(shape);
