@@ -12,7 +12,7 @@ use tch::{no_grad, Kind, Tensor};
 use super::context;
 use super::grad_mode::is_recorded;
 use super::transfer::{is_captured, is_to_be_captured};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The user's word on cuDNN's attention, which libtorch reads at its first attention on CUDA.
 const VARIABLE: &str = "TORCH_CUDNN_SDPA_DEPRIORITIZED";
@@ -152,7 +152,7 @@ pub(crate) fn where_it_pays(
     let Some(turned) = Turned::on() else { return Ok(None) };
     // Apart from the step, whose backward pass must not find out that cuDNN has no plan.
     let plans = || -> Result<()> {
-        let apart = |x: &Tensor| Ok::<_, crate::Error>(x.f_detach()?.f_set_requires_grad(true)?);
+        let apart = |x: &Tensor| Ok::<_, Error>(x.f_detach()?.f_set_requires_grad(true)?);
         let all = [apart(q)?, apart(k)?, apart(v)?];
         let y = attend(&all[0], &all[1], &all[2])?;
         let sum = no_grad(|| y.f_ones_like())?.f_mul(&y)?.f_sum(Kind::Float)?;
